@@ -1,0 +1,1 @@
+"""An arm64 crash lab: see, break and measure kexec and kdump."""

@@ -1,0 +1,1 @@
+"""The second kernel's side of a crash."""

@@ -1,0 +1,59 @@
+"""Every error that a caller of kexecemu can meet, with one sentence each on when.
+
+What happens *inside* the guest is data, never an exception: a store that faults, a purgatory that finds damage, a
+CPU that hangs are results (see kexecemu.machine.cpu and kexecemu.faults.outcome).
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+__all__ = ["BusError", "FormatError", "InputError", "KexecError", "KexecemuError", "MachineError"]
+
+
+class KexecemuError(Exception):
+    """The base of all errors that kexecemu raises on purpose."""
+
+
+class InputError(KexecemuError, ValueError):
+    """Something that the user gave cannot be used: a file, an option, a scenario key or a target."""
+
+
+class FormatError(InputError):
+    """Bytes do not have the format that they should have: an Image, an ELF object, a core, a device tree."""
+
+
+class MachineError(KexecemuError):
+    """The emulated machine was asked for something that it cannot do, or the engine under it failed."""
+
+
+class BusError(MachineError):
+    """A physical address range that is not RAM was read or written from the host or by a DMA master."""
+
+    def __init__(self, phys: int, length: int) -> None:
+        super().__init__(f"no RAM at physical {phys:#x}, length {length:#x}")
+        self.phys = phys
+        self.length = length
+
+
+class KexecError(KexecemuError, OSError):
+    """A system call of the model kernel failed; carries what a real one would return, and why.
+
+    errno is positive (EINVAL is 22); step is the kernel function that refused; reason is one clause in the
+    kernel's own terms.
+    """
+
+    def __init__(self, errno: int, step: str, reason: str) -> None:
+        # OSError fills .errno and .strerror from two arguments.
+        super().__init__(errno, reason)
+        self.step = step
+        self.reason = reason
+
+    @property
+    def name(self) -> str:
+        """The errno's symbolic name, for example "EADDRNOTAVAIL"."""
+        # ENOTSUPP is kernel-internal and has no userspace name.
+        return "ENOTSUPP" if self.errno == 524 else _errno.errorcode.get(self.errno or 0, str(self.errno))
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.name} from {self.step})"

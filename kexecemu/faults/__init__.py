@@ -1,0 +1,1 @@
+"""Stray writes: what, where, when, and what came of them."""

@@ -1,0 +1,1 @@
+"""A board: RAM, CPUs, page tables, exceptions, devices. Knows no Linux."""

@@ -1,0 +1,1 @@
+"""Timelines and outcomes as text and JSON."""

@@ -1,0 +1,1 @@
+"""A TOML file in; a timeline and a verdict out."""

@@ -1,0 +1,1 @@
+"""The purgatory: guest code that checks a loaded crash image. Its object is data for Python."""

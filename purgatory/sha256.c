@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * SHA-256 (FIPS 180-4) for a CPU whose MMU is off.
+ *
+ * All memory is Device memory then, so each access costs a trip to DRAM and has
+ * to be aligned. Eight working variables and the message schedule as a ring of
+ * 16 words fit into the 31 general registers, provided that every index into
+ * the ring is a constant: 16 rounds are written out, and done four times.
+ */
+#include "sha256.h"
+
+static const u32 sha256_k[64] = {
+	0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5,
+	0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+	0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
+	0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+	0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc,
+	0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+	0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+	0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+	0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13,
+	0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+	0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
+	0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+	0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5,
+	0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+	0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
+	0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+};
+
+static inline u32 ror32(u32 word, u32 shift)
+{
+	return (word >> shift) | (word << (32 - shift));
+}
+
+/* The functions of FIPS 180-4 section 4.1.2, by the names used there. */
+#define Ch(x, y, z)	((z) ^ ((x) & ((y) ^ (z))))
+#define Maj(x, y, z)	(((x) & (y)) | ((z) & ((x) | (y))))
+#define SIGMA0(x)	(ror32(x, 2) ^ ror32(x, 13) ^ ror32(x, 22))
+#define SIGMA1(x)	(ror32(x, 6) ^ ror32(x, 11) ^ ror32(x, 25))
+#define sigma0(x)	(ror32(x, 7) ^ ror32(x, 18) ^ ((x) >> 3))
+#define sigma1(x)	(ror32(x, 17) ^ ror32(x, 19) ^ ((x) >> 10))
+
+/* Instead of moving eight variables up by one, rename them from call to call. */
+#define ROUND(a, b, c, d, e, f, g, h, i) do {				\
+	u32 t1 = h + SIGMA1(e) + Ch(e, f, g) + k[i] + w[i];		\
+									\
+	d += t1;							\
+	h = t1 + SIGMA0(a) + Maj(a, b, c);				\
+} while (0)
+
+#define ROUNDS8(i) do {							\
+	ROUND(a, b, c, d, e, f, g, h, (i) + 0);				\
+	ROUND(h, a, b, c, d, e, f, g, (i) + 1);				\
+	ROUND(g, h, a, b, c, d, e, f, (i) + 2);				\
+	ROUND(f, g, h, a, b, c, d, e, (i) + 3);				\
+	ROUND(e, f, g, h, a, b, c, d, (i) + 4);				\
+	ROUND(d, e, f, g, h, a, b, c, (i) + 5);				\
+	ROUND(c, d, e, f, g, h, a, b, (i) + 6);				\
+	ROUND(b, c, d, e, f, g, h, a, (i) + 7);				\
+} while (0)
+
+/* Replace word t of the schedule, in its place, by word t + 16. */
+#define EXPAND(t)							\
+	(w[t] += sigma0(w[((t) + 1) % 16]) + w[((t) + 9) % 16] +	\
+		 sigma1(w[((t) + 14) % 16]))
+
+#define EXPAND4(t) do {							\
+	EXPAND((t) + 0);						\
+	EXPAND((t) + 1);						\
+	EXPAND((t) + 2);						\
+	EXPAND((t) + 3);						\
+} while (0)
+
+/* One big-endian word; the bytewise way is for regions at odd addresses. */
+static inline u32 load_word(const u8 *p, u32 aligned)
+{
+	if (aligned)
+		return __builtin_bswap32(*(const u32 *)p);
+	return (u32)p[0] << 24 | (u32)p[1] << 16 | (u32)p[2] << 8 | p[3];
+}
+
+static void sha256_transform(u32 *state, const u8 *block)
+{
+	u32 a = state[0], b = state[1], c = state[2], d = state[3];
+	u32 e = state[4], f = state[5], g = state[6], h = state[7];
+	u32 aligned = !((u64)block % 4);
+	const u32 *k = sha256_k;
+	u32 w[16];
+	int i;
+
+	for (i = 0; i < 16; i++)
+		w[i] = load_word(block + 4 * i, aligned);
+
+	for (;;) {
+		ROUNDS8(0);
+		ROUNDS8(8);
+		k += 16;
+		if (k == sha256_k + 64)
+			break;
+		EXPAND4(0);
+		EXPAND4(4);
+		EXPAND4(8);
+		EXPAND4(12);
+	}
+
+	state[0] += a;
+	state[1] += b;
+	state[2] += c;
+	state[3] += d;
+	state[4] += e;
+	state[5] += f;
+	state[6] += g;
+	state[7] += h;
+}
+
+void sha256_init(struct sha256_state *sctx)
+{
+	sctx->state[0] = 0x6a09e667;
+	sctx->state[1] = 0xbb67ae85;
+	sctx->state[2] = 0x3c6ef372;
+	sctx->state[3] = 0xa54ff53a;
+	sctx->state[4] = 0x510e527f;
+	sctx->state[5] = 0x9b05688c;
+	sctx->state[6] = 0x1f83d9ab;
+	sctx->state[7] = 0x5be0cd19;
+	sctx->count = 0;
+}
+
+/* Unlike the kernel's, len is 64 bits wide: a region may be larger than 4 GiB. */
+void sha256_update(struct sha256_state *sctx, const u8 *data, u64 len)
+{
+	u8 *buf = (u8 *)sctx->buf;
+	u32 used = sctx->count % SHA256_BLOCK_SIZE;
+
+	sctx->count += len;
+	while (len) {
+		if (!used && len >= SHA256_BLOCK_SIZE) {
+			sha256_transform(sctx->state, data);
+			data += SHA256_BLOCK_SIZE;
+			len -= SHA256_BLOCK_SIZE;
+			continue;
+		}
+		buf[used++] = *data++;
+		len--;
+		if (used == SHA256_BLOCK_SIZE) {
+			sha256_transform(sctx->state, buf);
+			used = 0;
+		}
+	}
+}
+
+void sha256_final(struct sha256_state *sctx, u8 out[SHA256_DIGEST_SIZE])
+{
+	static const u8 end_mark = 0x80, zero = 0;
+	u64 bits = sctx->count * 8;
+	u8 length[8];
+	int i;
+
+	for (i = 0; i < 8; i++)
+		length[i] = bits >> (56 - 8 * i);
+
+	sha256_update(sctx, &end_mark, 1);
+	while (sctx->count % SHA256_BLOCK_SIZE != SHA256_BLOCK_SIZE - sizeof(length))
+		sha256_update(sctx, &zero, 1);
+	sha256_update(sctx, length, sizeof(length));
+
+	for (i = 0; i < SHA256_DIGEST_SIZE; i++)
+		out[i] = sctx->state[i / 4] >> (24 - 8 * (i % 4));
+}

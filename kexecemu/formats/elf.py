@@ -1,0 +1,210 @@
+"""What the ELF readers share: file header, sections, strings and symbols of ELF64 little endian aarch64.
+
+The kinds of file are read by elfrel (purgatory.ro), elfimage (vmlinux) and elfcore (/proc/vmcore). Every
+offset that a file gives is checked before it is followed, so that a damaged file ends in FormatError and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kexecemu.errors import FormatError
+
+__all__ = [
+    "EHDR_SIZE",
+    "ELFMAG",
+    "EM_AARCH64",
+    "ET_CORE",
+    "ET_EXEC",
+    "ET_REL",
+    "PHDR_SIZE",
+    "SHDR_SIZE",
+    "SHF_ALLOC",
+    "SHF_EXECINSTR",
+    "SHF_WRITE",
+    "SHN_ABS",
+    "SHN_COMMON",
+    "SHN_UNDEF",
+    "SHT_NOBITS",
+    "SHT_NOTE",
+    "SHT_NULL",
+    "SHT_PROGBITS",
+    "SHT_REL",
+    "SHT_RELA",
+    "SHT_STRTAB",
+    "SHT_SYMTAB",
+    "STB_GLOBAL",
+    "STB_LOCAL",
+    "STB_WEAK",
+    "STT_FILE",
+    "STT_FUNC",
+    "STT_NOTYPE",
+    "STT_OBJECT",
+    "STT_SECTION",
+    "ElfHeader",
+    "Section",
+    "Symbol",
+    "read_header",
+    "read_sections",
+    "read_symbols",
+]
+
+ELFMAG = b"\x7fELF"
+ELFCLASS64 = 2
+ELFDATA2LSB = 1
+EV_CURRENT = 1
+ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
+EM_AARCH64 = 183
+
+SHT_NULL, SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA = 0, 1, 2, 3, 4
+SHT_NOTE, SHT_NOBITS, SHT_REL = 7, 8, 9
+SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
+SHN_UNDEF, SHN_ABS, SHN_COMMON = 0, 0xFFF1, 0xFFF2
+STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
+STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE = 0, 1, 2, 3, 4
+
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_SHDR = struct.Struct("<IIQQQQIIQQ")
+_SYM = struct.Struct("<IBBHQQ")
+EHDR_SIZE = _EHDR.size
+SHDR_SIZE = _SHDR.size
+PHDR_SIZE = 56
+
+
+@dataclass(frozen=True, slots=True)
+class ElfHeader:
+    """The fields of Elf64_Ehdr that differ between files; phoff and shoff are file offsets in bytes."""
+
+    type: int
+    entry: int
+    phoff: int
+    shoff: int
+    phentsize: int
+    phnum: int
+    shentsize: int
+    shnum: int
+    shstrndx: int
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section: Elf64_Shdr in file order, and its bytes (none for SHT_NOBITS and SHT_NULL)."""
+
+    index: int
+    name: str
+    type: int
+    flags: int
+    addr: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    align: int
+    entsize: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """One symbol; value is an offset into section shndx in ET_REL, a virtual address in ET_EXEC."""
+
+    name: str
+    value: int
+    size: int
+    binding: int
+    type: int
+    shndx: int
+
+
+def read_header(data: bytes, what: str, elf_type: int) -> ElfHeader:
+    """Read and check the file header; `what` begins every message of a FormatError."""
+    if len(data) < EHDR_SIZE:
+        raise FormatError(f"{what}: {len(data)} bytes are too short for an ELF header of {EHDR_SIZE}")
+    (
+        ident,
+        kind,
+        machine,
+        version,
+        entry,
+        phoff,
+        shoff,
+        _,
+        ehsize,
+        phentsize,
+        phnum,
+        shentsize,
+        shnum,
+        shstrndx,
+    ) = _EHDR.unpack_from(data)
+    if ident[:4] != ELFMAG:
+        raise FormatError(f"{what}: no ELF magic at offset 0")
+    if ident[4] != ELFCLASS64 or ident[5] != ELFDATA2LSB:
+        raise FormatError(f"{what}: not 64-bit little endian (class {ident[4]}, data {ident[5]} at offset 4)")
+    if ident[6] != EV_CURRENT or version != EV_CURRENT:
+        raise FormatError(f"{what}: unknown ELF version {version} at offset 0x14")
+    if kind != elf_type:
+        raise FormatError(f"{what}: ELF type {kind} at offset 0x10, not {elf_type}")
+    if machine != EM_AARCH64:
+        raise FormatError(f"{what}: ELF machine {machine} at offset 0x12, not aarch64 ({EM_AARCH64})")
+    if ehsize != EHDR_SIZE:
+        raise FormatError(f"{what}: ELF header size {ehsize} at offset 0x34, not {EHDR_SIZE}")
+    return ElfHeader(kind, entry, phoff, shoff, phentsize, phnum, shentsize, shnum, shstrndx)
+
+
+def string_at(table: bytes, index: int, what: str) -> str:
+    """The NUL-terminated string at `index` of a string table."""
+    end = table.find(b"\0", index) if index < len(table) else -1
+    if end < 0:
+        raise FormatError(f"{what}: bad string index {index:#x} in a table of {len(table):#x} bytes")
+    # ELF says nothing about the encoding of names; every byte string must survive.
+    return table[index:end].decode("utf-8", "backslashreplace")
+
+
+def read_sections(data: bytes, header: ElfHeader, what: str) -> tuple[Section, ...]:
+    """All sections with their names and bytes, in the order of the table; () for a file without a table."""
+    if header.shnum == 0:
+        return ()
+    if header.shentsize != SHDR_SIZE:
+        raise FormatError(f"{what}: section header size {header.shentsize} at offset 0x3a, not {SHDR_SIZE}")
+    if header.shoff + header.shnum * SHDR_SIZE > len(data):
+        raise FormatError(f"{what}: {header.shnum} section headers at {header.shoff:#x} are truncated")
+    raw: list[tuple[int, ...]] = [
+        _SHDR.unpack_from(data, header.shoff + i * SHDR_SIZE) for i in range(header.shnum)
+    ]
+    contents = [_contents(data, index, fields, what) for index, fields in enumerate(raw)]
+    if header.shstrndx >= header.shnum:
+        raise FormatError(f"{what}: section name table {header.shstrndx} at offset 0x3e does not exist")
+    names = contents[header.shstrndx]
+    sections: list[Section] = []
+    for index, (name_index, kind, flags, addr, offset, size, link, info, align, entsize) in enumerate(raw):
+        # Without a name table (index 0, SHN_UNDEF) no section has a name.
+        name = string_at(names, name_index, what) if header.shstrndx else ""
+        sections.append(
+            Section(index, name, kind, flags, addr, offset, size, link, info, align, entsize, contents[index])
+        )
+    return tuple(sections)
+
+
+def _contents(data: bytes, index: int, fields: tuple[int, ...], what: str) -> bytes:
+    kind, offset, size = fields[1], fields[4], fields[5]
+    if kind in (SHT_NULL, SHT_NOBITS):
+        return b""
+    if offset + size > len(data):
+        raise FormatError(f"{what}: section {index} at {offset:#x}, size {size:#x}, is outside the file")
+    return data[offset : offset + size]
+
+
+def read_symbols(sections: Sequence[Section], table: Section, what: str) -> tuple[Symbol, ...]:
+    """All entries of the symbol table `table`, whose sh_link says where the names are."""
+    if len(table.data) % _SYM.size:
+        raise FormatError(f"{what}: symbol table {table.index}, size {len(table.data):#x}, is truncated")
+    if table.link >= len(sections):
+        raise FormatError(f"{what}: string table {table.link} of symbol table {table.index} does not exist")
+    names = sections[table.link].data
+    return tuple(
+        Symbol(string_at(names, name, what), value, size, info >> 4, info & 15, shndx)
+        for name, info, _, shndx, value, size in _SYM.iter_unpack(table.data)
+    )

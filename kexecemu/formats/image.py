@@ -1,0 +1,96 @@
+"""The 64-byte header of an arm64 Image, as Documentation/arch/arm64/booting.rst lays it out.
+
+Only the bytes are read here. Which of a header's values a kernel refuses, and with what errno, is a matter
+of the loader (image_probe() and image_load() of the kernel), not of the format.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from kexecemu.errors import FormatError
+
+__all__ = ["HEADER_SIZE", "IMAGE_MAGIC", "MAGIC_OFFSET", "ImageHeader", "build", "has_magic", "parse"]
+
+HEADER_SIZE = 64
+IMAGE_MAGIC = b"ARM\x64"
+MAGIC_OFFSET = 56
+
+_HEADER = struct.Struct("<IIQQQQQQ4sI")
+
+_FLAG_BIG_ENDIAN = 1 << 0
+_FLAG_PAGE_SIZE_SHIFT = 1
+_FLAG_PAGE_SIZE_MASK = 3
+_FLAG_PHYS_ANYWHERE = 1 << 3
+# The two-bit page size field: unspecified, 4 KiB, 16 KiB, 64 KiB.
+_PAGE_SIZES = (0, 4096, 16384, 65536)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """struct arm64_image_header: text_offset, image_size in bytes; pe_offset (res5) is a file offset."""
+
+    code0: int
+    code1: int
+    text_offset: int
+    image_size: int
+    flags: int
+    pe_offset: int
+
+    @property
+    def big_endian(self) -> bool:
+        """True if the kernel runs big endian. The header itself is little endian always."""
+        return bool(self.flags & _FLAG_BIG_ENDIAN)
+
+    @property
+    def page_size(self) -> int:
+        """The page size in bytes that the kernel was built for; 0 where the header does not say."""
+        return _PAGE_SIZES[self.flags >> _FLAG_PAGE_SIZE_SHIFT & _FLAG_PAGE_SIZE_MASK]
+
+    @property
+    def placement_anywhere(self) -> bool:
+        """True if the 2 MiB aligned base may be anywhere in RAM, not only near its start."""
+        return bool(self.flags & _FLAG_PHYS_ANYWHERE)
+
+
+def has_magic(data: bytes | bytearray | memoryview) -> bool:
+    """True if `data` is long enough for a header and has the magic in it: what image_probe() looks at."""
+    return len(data) >= HEADER_SIZE and bytes(data[MAGIC_OFFSET : MAGIC_OFFSET + 4]) == IMAGE_MAGIC
+
+
+def parse(data: bytes | bytearray | memoryview) -> ImageHeader:
+    """Read the header at the start of an Image.
+
+    Raises FormatError if `data` is shorter than a header or has another magic.
+    """
+    if len(data) < HEADER_SIZE:
+        raise FormatError(f"arm64 Image: {len(data)} bytes are too short for the {HEADER_SIZE}-byte header")
+    code0, code1, text_offset, image_size, flags, _, _, _, magic, pe_offset = _HEADER.unpack_from(data)
+    if magic != IMAGE_MAGIC:
+        raise FormatError(
+            f"arm64 Image: magic at offset {MAGIC_OFFSET:#x} is {magic.hex()}, not {IMAGE_MAGIC.hex()}"
+        )
+    return ImageHeader(code0, code1, text_offset, image_size, flags, pe_offset)
+
+
+def build(
+    *,
+    image_size: int,
+    text_offset: int = 0,
+    code0: int = 0,
+    code1: int = 0,
+    big_endian: bool = False,
+    page_size: int = 4096,
+    placement_anywhere: bool = True,
+    pe_offset: int = 0,
+) -> bytes:
+    """The 64 bytes of a header, the reserved fields zero.
+
+    image_size and text_offset are in bytes; page_size is 0 (unspecified), 4096, 16384 or 65536, anything
+    else is a ValueError.
+    """
+    flags = _PAGE_SIZES.index(page_size) << _FLAG_PAGE_SIZE_SHIFT
+    flags |= _FLAG_BIG_ENDIAN if big_endian else 0
+    flags |= _FLAG_PHYS_ANYWHERE if placement_anywhere else 0
+    return _HEADER.pack(code0, code1, text_offset, image_size, flags, 0, 0, 0, IMAGE_MAGIC, pe_offset)

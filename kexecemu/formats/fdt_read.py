@@ -1,0 +1,157 @@
+"""Reading a flattened device tree: nodes, properties and their values."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from kexecemu.errors import FormatError
+from kexecemu.formats.fdt_blob import FDT_BEGIN_NODE, FDT_END_NODE, FDT_NOP, FDT_PROP, FdtBlob, Property
+
+__all__ = ["Fdt", "Node"]
+
+_MAX_CELLS = 4
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+
+
+class Node(NamedTuple):
+    """A node: its offset in the structure block, its depth (the root's is 0), its name with unit address."""
+
+    offset: int
+    depth: int
+    name: str
+
+
+class Fdt(FdtBlob):
+    """A device tree to read.
+
+    Nodes are named by their offset in the structure block, as in libfdt; the root's is 0. Raises FormatError
+    for anything but a sound tree, and from any method that is given an offset where no node begins.
+    """
+
+    # Nodes.
+
+    def nodes(self, top: int = 0) -> Iterator[Node]:
+        """The node at `top`, whose depth counts as 0, and all below it, in the order of the blob."""
+        depth = 0
+        offset = top
+        self.first_tag(top)
+        while True:
+            tag, following = self.next_tag(offset)
+            if tag == FDT_BEGIN_NODE:
+                yield Node(offset, depth, self.name_at(offset))
+                depth += 1
+            elif tag == FDT_END_NODE:
+                depth -= 1
+                if depth == 0:
+                    return
+            offset = following
+
+    def first_tag(self, node: int) -> int:
+        """The offset of the first tag inside a node; FormatError if no node begins at `node`."""
+        tag, following = self.next_tag(node)
+        if tag != FDT_BEGIN_NODE:
+            raise FormatError(f"device tree: no node begins at structure offset {node:#x}")
+        return following
+
+    def name(self, node: int) -> str:
+        """The name of a node with its unit address; empty for the root."""
+        self.first_tag(node)
+        return self.name_at(node)
+
+    def subnodes(self, parent: int) -> Iterator[Node]:
+        """The direct children of a node."""
+        return (node for node in self.nodes(parent) if node.depth == 1)
+
+    def subnode_offset(self, parent: int, name: str) -> int | None:
+        """The first child of that name; a name without a unit address matches one that has it, too."""
+        for node in self.subnodes(parent):
+            if node.name == name or ("@" not in name and node.name.partition("@")[0] == name):
+                return node.offset
+        return None
+
+    def path_offset(self, path: str) -> int | None:
+        """The node at an absolute path or at one that begins with an alias; None if there is none."""
+        node: int | None = 0
+        if not path.startswith("/"):
+            alias, _, path = path.partition("/")
+            aliases = self.path_offset("/aliases")
+            value = None if aliases is None else self.getprop(aliases, alias)
+            # An alias must be absolute: one that names another alias could go round for ever.
+            if value is None or not value.startswith(b"/"):
+                return None
+            node = self.path_offset(value.split(b"\0", 1)[0].decode("latin-1"))
+        for part in filter(None, path.split("/")):
+            if node is None:
+                return None
+            node = self.subnode_offset(node, part)
+        return node
+
+    # Properties.
+
+    def properties(self, node: int) -> Iterator[Property]:
+        """The properties of a node, in the order of the blob."""
+        offset = self.first_tag(node)
+        while True:
+            tag, following = self.next_tag(offset)
+            if tag == FDT_PROP:
+                yield self.property_at(offset)
+            elif tag != FDT_NOP:
+                return
+            offset = following
+
+    def get_property(self, node: int, name: str) -> Property | None:
+        """The first property of that name."""
+        return next((prop for prop in self.properties(node) if prop.name == name), None)
+
+    def getprop(self, node: int, name: str) -> bytes | None:
+        """The value of a property; None if the node has no such property."""
+        prop = self.get_property(node, name)
+        return None if prop is None else prop.value
+
+    def get_u32(self, node: int, name: str) -> int | None:
+        """A property of one cell; FormatError if it has another length."""
+        values = self.get_cells(node, name)
+        if values is not None and len(values) != 1:
+            raise FormatError(f"device tree: {name} has {4 * len(values)} bytes, not 4")
+        return None if values is None else values[0]
+
+    def get_u64(self, node: int, name: str) -> int | None:
+        """A property of 64 bits; FormatError if it has another length."""
+        value = self.getprop(node, name)
+        if value is not None and len(value) != _U64.size:
+            raise FormatError(f"device tree: {name} has {len(value)} bytes, not 8")
+        return None if value is None else int.from_bytes(value, "big")
+
+    def get_cells(self, node: int, name: str) -> list[int] | None:
+        """A property as 32-bit cells; FormatError if its length is not a multiple of 4."""
+        value = self.getprop(node, name)
+        if value is not None and len(value) % _U32.size:
+            raise FormatError(f"device tree: {name} has {len(value)} bytes, not whole cells")
+        return None if value is None else [cell for (cell,) in _U32.iter_unpack(value)]
+
+    def get_strings(self, node: int, name: str) -> list[str] | None:
+        """A property as a list of strings; bytes that are not UTF-8 are shown as escapes."""
+        value = self.getprop(node, name)
+        if value is None:
+            return None
+        return [part.decode("utf-8", "backslashreplace") for part in value.removesuffix(b"\0").split(b"\0")]
+
+    def address_cells(self, node: int) -> int:
+        """#address-cells of a node, 2 if it has none (fdt_address_cells()); FormatError if not 1 to 4."""
+        count = self._cell_count(node, "#address-cells", 2)
+        if count == 0:
+            raise FormatError("device tree: #address-cells is 0")
+        return count
+
+    def size_cells(self, node: int) -> int:
+        """#size-cells of a node, 1 if it has none (fdt_size_cells()); FormatError if it is above 4."""
+        return self._cell_count(node, "#size-cells", 1)
+
+    def _cell_count(self, node: int, name: str, default: int) -> int:
+        count = self.get_u32(node, name)
+        if count is not None and count > _MAX_CELLS:
+            raise FormatError(f"device tree: {name} is {count}, at most {_MAX_CELLS} is allowed")
+        return default if count is None else count

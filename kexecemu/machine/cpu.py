@@ -1,0 +1,310 @@
+"""One CPU: registers, power, running to an exact stop, and exceptions delivered as the architecture does it.
+
+Unicorn never delivers an exception; it calls a hook. Here the hook only stops the engine, and everything else
+is done between two stretches of guest execution: no guest state is ever changed under running code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from unicorn.unicorn_const import (
+    UC_ERR_FETCH_PROT,
+    UC_ERR_FETCH_UNMAPPED,
+    UC_ERR_READ_UNMAPPED,
+    UC_ERR_WRITE_UNMAPPED,
+)
+from unicorn.unicorn_py3.unicorn import uclib
+
+from kexecemu.errors import MachineError
+from kexecemu.machine import abort, exceptions
+from kexecemu.machine.counter import NO_DEADLINE, Why
+from kexecemu.machine.engine import MmioDevice
+from kexecemu.machine.exceptions import ExceptionKind, GuestFault, Pstate
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.registers import Registers
+
+__all__ = ["Cpu", "Stop", "StopKind"]
+
+SLICE: Final = 50_000_000
+"""Instructions between two looks at Python's pending signals: a fraction of a second."""
+
+NO_PROGRESS: Final = 32
+"""An exception that recurs this often in a row, with little done in between, is an endless recursion."""
+NO_PROGRESS_WITHIN: Final = 1000
+
+# Unicorn's exception numbers (QEMU's EXCP_*).
+EXCP_SWI: Final = 2
+EXCP_PREFETCH_ABORT: Final = 3
+EXCP_HVC: Final = 11
+EXCP_SMC: Final = 13
+
+PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
+
+_OFFSETS: Final[dict[ExceptionKind, int]] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
+
+
+class StopKind(StrEnum):
+    """Why Cpu.run() returned."""
+
+    BREAKPOINT = "breakpoint"
+    LEFT = "left"
+    DEADLINE = "deadline"
+    IDLE = "idle"
+    POWER = "power"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How one Cpu.run() ended: why, at which virtual PC, after how many instructions of this run.
+
+    fault is set for FAULT, power ("cpu_off", "system_off" or "system_reset") for POWER.
+    """
+
+    kind: StopKind
+    pc: int
+    instructions: int
+    fault: GuestFault | None = None
+    power: str | None = None
+
+    def __str__(self) -> str:
+        detail = f": {self.fault}" if self.fault else f" ({self.power})" if self.power else ""
+        return f"{self.kind} at {self.pc:#x} after {self.instructions} instructions{detail}"
+
+
+class Cpu(Registers):
+    """A CPU of a board, off until reset() is called (by the board's owner, or by PSCI CPU_ON).
+
+    clock() gives the board's time for the faults recorded; hypercall(cpu) answers an HVC whose arguments are
+    in x0 to x7 and returns what power event it was, if any.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        ram: Ram,
+        devices: Sequence[MmioDevice] = (),
+        *,
+        clock: Callable[[], int] | None = None,
+        hypercall: Callable[[Cpu], str | None] | None = None,
+    ) -> None:
+        super().__init__(index, ram, devices)
+        self.powered = False
+        self.exceptions: list[GuestFault] = []
+        """Every exception taken or reported, in order; supervisor calls that were delivered are left out."""
+        self._clock = clock
+        self._hypercall = hypercall
+        self._seen_generation = -1
+        # For telling an endless recursion of exceptions from progress.
+        self._entered_at = -1
+        self._repeats = 0
+
+    @property
+    def instructions(self) -> int:
+        """Instructions retired by this CPU in all its runs; another thread may read it while the CPU runs."""
+        return self._engine.counter.total if self._created is not None else 0
+
+    def reset(self, entry_phys: int, x0: int = 0) -> None:
+        """Power on as PSCI CPU_ON does: EL1h, all interrupts masked, MMU and caches off, at physical
+        entry_phys.
+
+        Every other register is zero or at its reset value; what was retired and recorded so far is kept.
+        """
+        self._engine.reset()
+        self.set_sysreg("VMPIDR_EL2", self.mpidr)
+        self.pstate = Pstate.EL1H | Pstate.DAIF
+        self.set_x(0, x0)
+        self.pc = entry_phys
+        self.powered = True
+        self._entered_at = -1
+        self._repeats = 0
+
+    def power_off(self) -> None:
+        """Stop for good until the next reset(); registers can still be read."""
+        self.powered = False
+
+    def run(
+        self,
+        *,
+        stops: Collection[int] = (),
+        within: range | None = None,
+        limit: int | None = None,
+        deliver: bool = True,
+    ) -> Stop:
+        """Run until something exact ends it. See StopKind; all addresses are virtual.
+
+        stops: a block that starts at one of these ends the run before it is executed (BREAKPOINT), except for
+        the first block of this run, so that a run can go on from a stop. A block starts after a branch, at a
+        page boundary and after an exception; an address in the middle of straight code is not a stop. within:
+        a block that starts outside it, the first one too, is not executed (LEFT). limit: no block is started
+        once so many instructions have retired in this run (DEADLINE). deliver: exceptions enter the guest's
+        own vectors; with False the first one ends the run (FAULT), with PC at the return address and no
+        exception register changed. One that cannot be delivered ends the run either way. WFI ends it (IDLE)
+        with PC behind the WFI, and so does an HVC that switches power (POWER). Raises MachineError when the
+        CPU is off or the engine fails, and whatever a device's code raises.
+        """
+        if not self.powered:
+            raise MachineError(f"cpu{self.index} is off: reset() it first")
+        engine, counter = self._engine, self._engine.counter
+        counter.arm(stops, within)
+        begin = counter.total
+        end = NO_DEADLINE if limit is None else begin + limit
+
+        def stop(kind: StopKind, *, fault: GuestFault | None = None, power: str | None = None) -> Stop:
+            return Stop(kind, self.pc, counter.total - begin, fault, power)
+
+        while True:
+            self._see_foreign_writes()
+            counter.start(min(end, counter.total + SLICE))
+            error = engine.run()
+            why = counter.why
+            fault: GuestFault | None = None
+            if error:
+                fault = self._external_abort(error)
+            elif why is Why.NOTHING:
+                return stop(StopKind.IDLE)
+            elif why is Why.STOP:
+                return stop(StopKind.BREAKPOINT)
+            elif why is Why.LEFT:
+                return stop(StopKind.LEFT)
+            elif why is Why.DEADLINE:
+                if counter.total >= end:
+                    return stop(StopKind.DEADLINE)
+            elif why is Why.MISALIGNED:
+                fault = self._fault(exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, far=self.pc)
+            elif counter.state.interrupt == EXCP_HVC:
+                power = self._call_firmware()
+                if power is not None:
+                    return stop(StopKind.POWER, power=power)
+            else:
+                fault = self._exception(counter.state.interrupt)
+            if fault is not None:
+                # A block at the vector or behind a mended fault is not the first of this run any more.
+                counter.state.first = 0
+                if not self._take(fault, deliver):
+                    return stop(StopKind.FAULT, fault=self.exceptions[-1])
+
+    def enter_exception(self, kind: ExceptionKind, esr: int = 0, far: int | None = None) -> None:
+        """Take an exception to EL1 from where PC is, as the architecture does; far of None leaves FAR_EL1
+        alone.
+
+        esr is written for a synchronous exception and an SError only. NZCV and PAN are kept as they were.
+        """
+        pstate, pc = self.pstate, self.pc
+        if not pstate & Pstate.EL_MASK:
+            base = 0x400  # from EL0; an AArch32 EL0 (0x600) does not exist here
+        else:
+            base = 0x200 if pstate & Pstate.SP_ELX else 0
+        # PSTATE first: it switches to SP_EL1, and only a system register write makes the engine look at it
+        # again.
+        self.pstate = Pstate.EL1H | Pstate.DAIF | pstate & (Pstate.NZCV | Pstate.PAN)
+        if kind in ("sync", "serror"):
+            self.set_sysreg("ESR_EL1", esr)
+        if far is not None:
+            self.set_sysreg("FAR_EL1", far)
+        self.set_sysreg("ELR_EL1", pc)
+        self.set_sysreg("SPSR_EL1", pstate)
+        self.pc = self.sysreg("VBAR_EL1") + base + _OFFSETS[kind] & (1 << 64) - 1
+
+    def deliver_irq(self) -> bool:
+        """Take an interrupt now if PSTATE.I allows it; False, and nothing changed, when it is masked."""
+        if not self.powered:
+            raise MachineError(f"cpu{self.index} is off: no interrupt can be delivered to it")
+        if self.pstate & Pstate.I:
+            return False
+        self.exceptions.append(self._record("irq", 0, 0))
+        self.enter_exception("irq")
+        return True
+
+    def _see_foreign_writes(self) -> None:
+        """Drop translated code when the host, DMA or another CPU may have written it."""
+        ram = self.ram
+        if self._seen_generation != ram.generation or ram.last_runner is not self:
+            self._engine.flush_code()
+            self._seen_generation = ram.generation
+            ram.last_runner = self
+
+    def _call_firmware(self) -> str | None:
+        if self._hypercall is None:
+            self.set_x(0, PSCI_NOT_SUPPORTED)
+            return None
+        return self._hypercall(self)
+
+    def _record(self, kind: ExceptionKind, esr: int, far: int) -> GuestFault:
+        when = self._clock() if self._clock is not None else self.instructions
+        pstate = self.pstate
+        return GuestFault(self.index, when, kind, esr, far, self.pc, pstate >> 2 & 3, pstate)
+
+    def _fault(self, esr: int, far: int = 0) -> GuestFault:
+        return self._record("sync", esr, far)
+
+    def _exception(self, number: int) -> GuestFault:
+        """The synchronous exception that the engine just met, with the instruction count put right."""
+        esr, far = self._engine.syndrome()
+        if number == EXCP_SMC:
+            # No EL3 firmware on this board (PSCI is by HVC): SMC is undefined. Unicorn leaves PC behind it.
+            self.pc -= 4
+            esr = exceptions.EC_UNKNOWN << 26
+        if (
+            number != EXCP_PREFETCH_ABORT
+        ):  # nothing of the new block was started, and the last one is complete
+            self._engine.counter.uncount_from(self.pc)
+        if esr >> 26 == exceptions.EC_UNKNOWN:
+            esr = exceptions.ESR_IL  # Unicorn forgets IL for some trapped system register accesses
+        fault = self._fault(esr)
+        return fault if not fault.is_data_abort and not fault.is_instruction_abort else self._fault(esr, far)
+
+    def _external_abort(self, error: int) -> GuestFault:
+        """A load, store or fetch of a physical address where nothing is."""
+        same_el = 1 if self.pstate & Pstate.EL_MASK else 0
+        if error in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
+            ec = exceptions.EC_IABT_LOWER + same_el
+            return self._fault(ec << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL, self.pc)
+        if error not in (UC_ERR_READ_UNMAPPED, UC_ERR_WRITE_UNMAPPED):
+            text = uclib.uc_strerror(error).decode("ascii")
+            raise MachineError(
+                f"the engine failed on cpu{self.index} at pc {self.pc:#x}: {text} (Unicorn error {error})"
+            )
+        self._engine.counter.uncount_from(self.pc)
+        esr = (exceptions.EC_DABT_LOWER + same_el) << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL
+        if error == UC_ERR_WRITE_UNMAPPED:
+            esr |= exceptions.ISS_WNR
+        # The engine gives the physical address; FAR wants the virtual one, which only the instruction knows.
+        far = abort.faulting_virt(self, self._engine.unmapped_phys)
+        return self._fault(esr | exceptions.ISS_FNV) if far is None else self._fault(esr, far)
+
+    def _take(self, fault: GuestFault, deliver: bool) -> bool:
+        """Deliver the fault to the guest's vectors and record it; False when it ends the run instead."""
+        delivered = deliver and self._makes_progress(fault)
+        if not delivered:
+            fault = GuestFault(
+                fault.cpu,
+                fault.when,
+                fault.kind,
+                fault.esr,
+                fault.far,
+                fault.pc,
+                fault.el,
+                fault.pstate,
+                False,
+            )
+        if not (delivered and fault.ec == exceptions.EC_SVC64):
+            self.exceptions.append(fault)
+        if delivered:
+            self.enter_exception("sync", fault.esr, fault.far if fault.has_far else None)
+            self._entered_at = self._engine.counter.total
+        return delivered
+
+    def _makes_progress(self, fault: GuestFault) -> bool:
+        """False when taking the fault would only lead to the same fault again."""
+        since = self._engine.counter.total - self._entered_at
+        if self._entered_at >= 0 and since == 0:
+            return False  # the vector's very first instruction faults
+        # A handler that faults always at the same place comes back with the ELR and ESR of the time before.
+        again = fault.pc == self.sysreg("ELR_EL1") and fault.esr == self.sysreg("ESR_EL1")
+        self._repeats = self._repeats + 1 if again and since < NO_PROGRESS_WITHIN else 0
+        return self._repeats < NO_PROGRESS

@@ -1,0 +1,189 @@
+"""One Unicorn engine set up as an AArch64 CPU at EL1, and the facts about Unicorn 2.1.4 that this needs.
+
+Everything here was measured; tests/machine/test_engine.py holds a test for each fact, so that an upgrade of
+Unicorn that changes one is noticed there and not in a scenario.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from unicorn.arm64_const import UC_ARM64_REG_PC, UC_CPU_ARM64_A57
+from unicorn.unicorn_const import (
+    UC_ARCH_ARM64,
+    UC_CTL_IO_WRITE,
+    UC_CTL_TLB_FLUSH,
+    UC_HOOK_INTR,
+    UC_HOOK_MEM_FETCH_UNMAPPED,
+    UC_HOOK_MEM_READ_UNMAPPED,
+    UC_HOOK_MEM_WRITE_UNMAPPED,
+    UC_MODE_ARM,
+    UC_PROT_ALL,
+)
+from unicorn.unicorn_py3.arch.arm64 import UcAArch64
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError
+
+from kexecemu.errors import MachineError
+from kexecemu.machine.counter import BlockCounter
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.machine.sysregs import SYSREGS
+
+__all__ = ["Engine", "MmioDevice", "Syndrome"]
+
+# NS and HCE (else HVC is undefined) and RW. Without RW here and in HCR_EL2, Unicorn walks EL1's tables as
+# AArch32.
+SCR_EL3 = 1 | 1 << 8 | 1 << 10
+HCR_EL2 = 1 << 31
+
+PHYS_END = 1 << 64
+
+
+class MmioDevice(Protocol):
+    """Registers in a page of physical address space; offsets in bytes from phys.start, size 1 to 8 bytes."""
+
+    @property
+    def phys(self) -> PhysRange:
+        """Where the device is: whole pages of 4 KiB, not in RAM."""
+
+    def read(self, offset: int, size: int) -> int:
+        """A load from the device."""
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A store to the device."""
+
+
+class Syndrome(NamedTuple):
+    """What the CPU noted about the last exception."""
+
+    esr: int
+    far: int
+
+
+class _ExceptionState(ctypes.Structure):
+    """CPUARMState.exception inside a saved context."""
+
+    _fields_ = (
+        ("syndrome", ctypes.c_uint32),
+        ("fsr", ctypes.c_uint32),
+        ("vaddress", ctypes.c_uint64),
+        ("target_el", ctypes.c_uint32),
+    )
+
+
+def _open() -> UcAArch64:
+    uc = UcAArch64(UC_ARCH_ARM64, UC_MODE_ARM, cpu=UC_CPU_ARM64_A57)
+    # With no exit address at all, nothing is looked up once a run has ended. With one, Unicorn fetches from
+    # it when a run ends, and where that does not translate, the exception overwrites the syndrome that we are
+    # after.
+    uc.ctl_exits_enabled(True)
+    return uc
+
+
+def _context_address(context: UcContext) -> int:
+    address = ctypes.cast(context.context, ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+@functools.cache
+def syndrome_offset() -> int:
+    """Where a saved context keeps the last syndrome; found by running a BRK whose syndrome is known."""
+    uc = _open()
+    uc.mem_map(0, 0x1000)
+    uc.mem_write(0, (0xD4200000 | 0x5A5A << 5).to_bytes(4, "little"))
+    uc.hook_add(UC_HOOK_INTR, lambda uc, number, _: uc.emu_stop())
+    uc.emu_start(0, 0)
+    context = uc.context_save()
+    raw = ctypes.string_at(_context_address(context), context.size)
+    mark = (0xF2005A5A).to_bytes(4, "little")
+    if raw.count(mark) != 1:
+        raise MachineError(
+            f"the engine keeps an exception's syndrome in {raw.count(mark)} places, expected one"
+        )
+    return raw.index(mark)
+
+
+class Engine:
+    """A Unicorn engine with the board's RAM and devices mapped and its block counter hooked."""
+
+    def __init__(self, ram: Ram, devices: Sequence[MmioDevice]) -> None:
+        self.uc = _open()
+        self._ram = ram  # keeps the mapping alive as long as the engine may touch it
+        for bank in ram.mapped:
+            self.uc.mem_map_ptr(bank.phys.start, bank.phys.size, UC_PROT_ALL, bank.host_address)
+        for device in devices:
+            self._map_device(device)
+        self.counter = BlockCounter(self.uc)
+        # A memory hook over RAM would put every store on the engine's slow path, so these lie around it.
+        unmapped = UC_HOOK_MEM_READ_UNMAPPED | UC_HOOK_MEM_WRITE_UNMAPPED | UC_HOOK_MEM_FETCH_UNMAPPED
+        for gap in subtract([PhysRange(0, PHYS_END)], ram.banks):
+            self.uc.hook_add(unmapped, self._on_unmapped, begin=gap.start, end=gap.last)
+        self.unmapped_phys = 0
+        """The physical address of the last access to nothing."""
+        self.write_sysreg("SCR_EL3", SCR_EL3)
+        self.write_sysreg("HCR_EL2", HCR_EL2)
+        self._pristine = self.uc.context_save()
+        self._scratch = self.uc.context_save()
+        self._exception = _ExceptionState.from_address(_context_address(self._scratch) + syndrome_offset())
+
+    def _map_device(self, device: MmioDevice) -> None:
+        # The callbacks must not stop the engine: the store would run again. They only read and write the
+        # device.
+        def load(uc: Uc, offset: int, size: int, _: object) -> int:
+            return device.read(offset, size)
+
+        def store(uc: Uc, offset: int, size: int, value: int, _: object) -> None:
+            device.write(offset, size, value)
+
+        self.uc.mmio_map(device.phys.start, device.phys.size, load, None, store, None)
+
+    def _on_unmapped(self, uc: Uc, access: int, phys: int, size: int, value: int, _: object) -> bool:
+        self.unmapped_phys = phys
+        return False
+
+    def reset(self) -> None:
+        """Put all registers back to their reset values and forget all translations."""
+        self.uc.context_restore(self._pristine)
+        self.flush_tlb()
+        self.flush_code()
+
+    def run(self) -> int:
+        """Run from PC until the counter, an exception, WFI or an error ends it; the Unicorn error number, or
+        0.
+
+        Whatever a device's Python code raised is raised here.
+        """
+        uc = self.uc
+        try:
+            uc.emu_start(uc.reg_read(UC_ARM64_REG_PC), 0)
+        except UcError as error:
+            # The binding reports the engine's error first and would forget what a callback raised.
+            if uc._hook_exception is not None:
+                raise uc._hook_exception from None
+            return int(error.errno)
+        return 0
+
+    def syndrome(self) -> Syndrome:
+        """The last exception's ESR and FAR as the CPU would have set them; valid right after run()."""
+        self.uc.context_update(self._scratch)
+        return Syndrome(self._exception.syndrome, self._exception.vaddress)
+
+    def flush_code(self) -> None:
+        """Drop translated code: needed after anybody but this engine's own guest may have written code."""
+        self.uc.ctl_flush_tb()
+
+    def flush_tlb(self) -> None:
+        """Drop all cached address translations, as TLBI VMALLE1 does."""
+        self.uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
+
+    def read_sysreg(self, name: str) -> int:
+        """A system register by its architectural name."""
+        return int(self.uc.cpr_read(*SYSREGS[name]))
+
+    def write_sysreg(self, name: str, value: int) -> None:
+        """Set a system register by its architectural name. Also makes the engine look at PSTATE anew."""
+        self.uc.cpr_write(*SYSREGS[name], value)

@@ -1,0 +1,115 @@
+"""PSCI 1.0 by HVC, the firmware of the board: switching CPUs and the system on and off (Arm DEN 0022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from kexecemu.machine.cpu import Cpu
+
+__all__ = ["Psci"]
+
+SMCCC_VERSION: Final = 0x80000000
+SMCCC_ARCH_FEATURES: Final = 0x80000001
+PSCI_VERSION: Final = 0x84000000
+CPU_OFF: Final = 0x84000002
+CPU_ON: Final = 0x84000003
+AFFINITY_INFO: Final = 0x84000004
+MIGRATE_INFO_TYPE: Final = 0x84000006
+SYSTEM_OFF: Final = 0x84000008
+SYSTEM_RESET: Final = 0x84000009
+PSCI_FEATURES: Final = 0x8400000A
+
+SMC64: Final = 1 << 30
+"""Set in a function identifier whose arguments are 64 bits wide."""
+
+SUCCESS: Final = 0
+NOT_SUPPORTED: Final = -1
+INVALID_PARAMETERS: Final = -2
+ALREADY_ON: Final = -4
+
+TOS_NOT_PRESENT_MP: Final = 2
+"""MIGRATE_INFO_TYPE: no trusted OS, so none that would have to move."""
+
+AFFINITY_ON, AFFINITY_OFF = 0, 1
+
+_HAS_SMC64: Final = frozenset((CPU_ON, AFFINITY_INFO))
+_FUNCTIONS: Final = frozenset(
+    (
+        PSCI_VERSION,
+        CPU_OFF,
+        CPU_ON,
+        AFFINITY_INFO,
+        MIGRATE_INFO_TYPE,
+        SYSTEM_OFF,
+        SYSTEM_RESET,
+        PSCI_FEATURES,
+        SMCCC_VERSION,
+    )
+)
+
+AFFINITY_MASK: Final = 0xFF00FFFFFF
+
+
+class Psci:
+    """Answers the hypercalls of all CPUs of one board. Anything unknown gets NOT_SUPPORTED."""
+
+    def __init__(self, cpus: Sequence[Cpu]) -> None:
+        self._cpus = cpus
+
+    def call(self, cpu: Cpu) -> str | None:
+        """Do what x0 asks for and put the answer into x0; "cpu_off", "system_off" or "system_reset" if it was
+        that.
+
+        A power-down call does not return to the guest: the CPU (or all of them) is off, its registers as they
+        were.
+        """
+        function = cpu.x(0) & 0xFFFFFFFF
+        wide = bool(function & SMC64)
+        plain = function & ~SMC64
+        if wide and plain not in _HAS_SMC64:
+            plain = -1
+        if plain == CPU_OFF:
+            cpu.power_off()
+            return "cpu_off"
+        if plain in (SYSTEM_OFF, SYSTEM_RESET):
+            for each in self._cpus:
+                each.power_off()
+            return "system_off" if plain == SYSTEM_OFF else "system_reset"
+        mask = (1 << 64) - 1 if wide else (1 << 32) - 1
+        cpu.set_x(0, self._answer(plain, *(cpu.x(n) & mask for n in (1, 2, 3))))
+        return None
+
+    def _answer(self, function: int, first: int, second: int, third: int) -> int:
+        match function:
+            case 0x84000000:
+                return 0x00010000  # PSCI 1.0
+            case 0x80000000:
+                return 0x00010001  # SMCCC 1.1, the first that has the function
+            case 0x80000001:
+                return SUCCESS if first in (SMCCC_VERSION, SMCCC_ARCH_FEATURES) else NOT_SUPPORTED
+            case 0x8400000A:
+                known = first in _FUNCTIONS or (first & SMC64 and first & ~SMC64 in _HAS_SMC64)
+                return 0 if known else NOT_SUPPORTED
+            case 0x84000006:
+                return TOS_NOT_PRESENT_MP
+            case 0x84000003:
+                return self._cpu_on(first, second, third)
+            case 0x84000004:
+                target = self._find(first)
+                if target is None or second != 0:
+                    return INVALID_PARAMETERS
+                return AFFINITY_ON if target.powered else AFFINITY_OFF
+        return NOT_SUPPORTED
+
+    def _cpu_on(self, mpidr: int, entry_phys: int, context_id: int) -> int:
+        target = self._find(mpidr)
+        if target is None:
+            return INVALID_PARAMETERS
+        if target.powered:
+            return ALREADY_ON
+        target.reset(entry_phys, context_id)
+        return SUCCESS
+
+    def _find(self, mpidr: int) -> Cpu | None:
+        return next((cpu for cpu in self._cpus if cpu.mpidr & AFFINITY_MASK == mpidr), None)

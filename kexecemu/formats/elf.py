@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kexecemu.errors import FormatError
 
@@ -67,6 +67,8 @@ STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE = 0, 1, 2, 3, 4
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+# Names longer than this are damage; they may overlap, and together fill all memory.
+_NAME_MAX = 4096
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _SYM = struct.Struct("<IBBHQQ")
 EHDR_SIZE = _EHDR.size
@@ -104,7 +106,15 @@ class Section:
     info: int
     align: int
     entsize: int
-    data: bytes
+    # Sections may overlap in a hostile file, so none is copied before it is asked for.
+    file: bytes = field(repr=False, compare=False)
+
+    @property
+    def data(self) -> bytes:
+        """The section's bytes in the file."""
+        if self.type in (SHT_NULL, SHT_NOBITS):
+            return b""
+        return self.file[self.offset : self.offset + self.size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +166,7 @@ def read_header(data: bytes, what: str, elf_type: int) -> ElfHeader:
 
 def string_at(table: bytes, index: int, what: str) -> str:
     """The NUL-terminated string at `index` of a string table."""
-    end = table.find(b"\0", index) if index < len(table) else -1
+    end = table.find(b"\0", index, index + _NAME_MAX)
     if end < 0:
         raise FormatError(f"{what}: bad string index {index:#x} in a table of {len(table):#x} bytes")
     # ELF says nothing about the encoding of names; every byte string must survive.
@@ -174,33 +184,29 @@ def read_sections(data: bytes, header: ElfHeader, what: str) -> tuple[Section, .
     raw: list[tuple[int, ...]] = [
         _SHDR.unpack_from(data, header.shoff + i * SHDR_SIZE) for i in range(header.shnum)
     ]
-    contents = [_contents(data, index, fields, what) for index, fields in enumerate(raw)]
+    for index, (_, kind, _, _, offset, size, *_) in enumerate(raw):
+        if kind not in (SHT_NULL, SHT_NOBITS) and offset + size > len(data):
+            raise FormatError(f"{what}: section {index} at {offset:#x}, size {size:#x}, is outside the file")
+    if sum(fields[5] for fields in raw if fields[1] in (SHT_SYMTAB, SHT_RELA)) > len(data):
+        raise FormatError(f"{what}: symbol and relocation tables overlap")
     if header.shstrndx >= header.shnum:
         raise FormatError(f"{what}: section name table {header.shstrndx} at offset 0x3e does not exist")
-    names = contents[header.shstrndx]
+    _, _, _, _, names_offset, names_size, *_ = raw[header.shstrndx]
+    names = data[names_offset : names_offset + names_size]
     sections: list[Section] = []
     for index, (name_index, kind, flags, addr, offset, size, link, info, align, entsize) in enumerate(raw):
         # Without a name table (index 0, SHN_UNDEF) no section has a name.
         name = string_at(names, name_index, what) if header.shstrndx else ""
         sections.append(
-            Section(index, name, kind, flags, addr, offset, size, link, info, align, entsize, contents[index])
+            Section(index, name, kind, flags, addr, offset, size, link, info, align, entsize, data)
         )
     return tuple(sections)
 
 
-def _contents(data: bytes, index: int, fields: tuple[int, ...], what: str) -> bytes:
-    kind, offset, size = fields[1], fields[4], fields[5]
-    if kind in (SHT_NULL, SHT_NOBITS):
-        return b""
-    if offset + size > len(data):
-        raise FormatError(f"{what}: section {index} at {offset:#x}, size {size:#x}, is outside the file")
-    return data[offset : offset + size]
-
-
 def read_symbols(sections: Sequence[Section], table: Section, what: str) -> tuple[Symbol, ...]:
     """All entries of the symbol table `table`, whose sh_link says where the names are."""
-    if len(table.data) % _SYM.size:
-        raise FormatError(f"{what}: symbol table {table.index}, size {len(table.data):#x}, is truncated")
+    if table.size % _SYM.size:
+        raise FormatError(f"{what}: symbol table {table.index}, size {table.size:#x}, is truncated")
     if table.link >= len(sections):
         raise FormatError(f"{what}: string table {table.link} of symbol table {table.index} does not exist")
     names = sections[table.link].data

@@ -93,7 +93,7 @@ def parse(data: bytes | bytearray | memoryview) -> RelocatableObject:
 
 
 def _read_rela(section: Section) -> tuple[Rela, ...]:
-    if len(section.data) % _RELA.size:
+    if section.size % _RELA.size:
         raise FormatError(f"{_WHAT}: relocation table {section.index}, size {section.size:#x}, is truncated")
     return tuple(
         Rela(offset, info >> 32, info & 0xFFFFFFFF, addend)

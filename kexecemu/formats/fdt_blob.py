@@ -76,6 +76,7 @@ class FdtBlob:
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self.data: bytes | bytearray = bytes(data)
         self._struct_limit = 0
+        self._last_string_end = -1
         self._check_header()
         self.data = self.data[: self.totalsize]
         self.mem_reservations()
@@ -111,6 +112,8 @@ class FdtBlob:
         self._struct_limit = struct_size
 
     def _check_structure(self) -> None:
+        strings = self.off_dt_strings
+        self._last_string_end = self.data.rfind(b"\0", strings, strings + self.size_dt_strings)
         depth = 0
         offset = 0
         while True:
@@ -128,7 +131,7 @@ class FdtBlob:
             elif tag == FDT_PROP:
                 if depth == 0:
                     raise FormatError(f"device tree: property outside a node at structure offset {offset:#x}")
-                self.property_at(offset)
+                self._check_property_name(offset)
             elif tag == FDT_END:
                 if depth:
                     raise FormatError(
@@ -138,6 +141,13 @@ class FdtBlob:
                     self._struct_limit = following
                 return
             offset = following
+
+    def _check_property_name(self, offset: int) -> None:
+        name = self.u32(self.off_dt_struct + offset + 8)
+        # Any string is ended by the last NUL at the latest; looking for each one's own end would be
+        # quadratic.
+        if self.off_dt_strings + name > self._last_string_end:
+            raise FormatError(f"device tree: bad string offset {name:#x} of the property at {offset:#x}")
 
     # The three blocks.
 

@@ -42,24 +42,24 @@ def _no_space(needed: int, available: int) -> FormatError:
 
 
 class FdtEditor(Fdt):
-    """A device tree that can be changed; make one with open_into().
+    """A device tree that can be changed: a copy of `blob` in a buffer of bufsize bytes (fdt_open_into()).
 
-    A change moves what lies behind it: an offset got before is good only for nodes in front of the change.
-    Every method that needs room raises FormatError where libfdt returns FDT_ERR_NOSPACE, with nothing
-    changed.
+    Without bufsize the buffer is as large as the blob says that it is. Blocks in the usual order stay where
+    they are, gaps included; others are laid out anew. A change moves what lies behind it: an offset got
+    before is good only for nodes in front of the change. Every method that needs room raises FormatError
+    where libfdt returns FDT_ERR_NOSPACE, with nothing changed.
     """
 
     data: bytearray
 
-    @classmethod
-    def open_into(cls, blob: bytes | bytearray | memoryview, bufsize: int | None = None) -> FdtEditor:
-        """A copy of `blob` in a buffer of bufsize bytes, if None as large as the blob says (fdt_open_into()).
+    def __init__(self, blob: bytes | bytearray | memoryview, bufsize: int | None = None) -> None:
+        super().__init__(blob)
+        self._open(self.totalsize if bufsize is None else bufsize)
 
-        Blocks in the usual order stay where they are, gaps included; others are laid out anew.
-        """
-        editor = cls(blob)
-        editor._open(editor.totalsize if bufsize is None else bufsize)
-        return editor
+    @classmethod
+    def open_into(cls, blob: bytes | bytearray | memoryview, bufsize: int) -> FdtEditor:
+        """The constructor under the name by which users of libfdt look for it."""
+        return cls(blob, bufsize)
 
     def _open(self, bufsize: int) -> None:
         source = bytes(self.data)
@@ -69,10 +69,10 @@ class FdtEditor(Fdt):
             and self.off_dt_struct >= self.off_mem_rsvmap + reservations
             and self.off_dt_strings >= self.off_dt_struct + self.size_dt_struct
         )
-        needed = len(source) if in_order else HEADER_SIZE + len(b"".join(self._blocks()))
+        blocks = self._blocks()
+        needed = len(source) if in_order else HEADER_SIZE + sum(map(len, blocks))
         if bufsize < needed:
             raise _no_space(needed, bufsize)
-        blocks = self._blocks()
         boot_cpuid = self.boot_cpuid_phys
         self.data = bytearray(bufsize)
         if in_order:

@@ -93,18 +93,26 @@ class Fdt(FdtBlob):
 
     def properties(self, node: int) -> Iterator[Property]:
         """The properties of a node, in the order of the blob."""
+        return (self.property_at(offset) for offset in self._property_offsets(node))
+
+    def _property_offsets(self, node: int) -> Iterator[int]:
         offset = self.first_tag(node)
         while True:
             tag, following = self.next_tag(offset)
             if tag == FDT_PROP:
-                yield self.property_at(offset)
+                yield offset
             elif tag != FDT_NOP:
                 return
             offset = following
 
     def get_property(self, node: int, name: str) -> Property | None:
         """The first property of that name."""
-        return next((prop for prop in self.properties(node) if prop.name == name), None)
+        wanted = name.encode("latin-1") + b"\0"
+        for offset in self._property_offsets(node):
+            string = self.off_dt_strings + self.u32(self.off_dt_struct + offset + 8)
+            if self.data.startswith(wanted, string):
+                return self.property_at(offset)
+        return None
 
     def getprop(self, node: int, name: str) -> bytes | None:
         """The value of a property; None if the node has no such property."""

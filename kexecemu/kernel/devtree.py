@@ -138,7 +138,8 @@ def _delete_ima_buffer(fdt: FdtEditor, chosen: int) -> None:
     value = fdt.getprop(chosen, "linux,ima-kexec-buffer")
     if value is None:
         return
-    address_size = 4 * fdt.address_cells(0)
-    phys, size = _read_number(value[:address_size]), _read_number(value[address_size:])
+    split = 4 * fdt.address_cells(0)
+    end = split + 4 * fdt.size_cells(0)
     fdt.delprop(chosen, "linux,ima-kexec-buffer")
-    _delete_reservation(fdt, phys, size)
+    if len(value) >= end:
+        _delete_reservation(fdt, _read_number(value[:split]), _read_number(value[split:end]))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kexecemu.formats.elf import EHDR_SIZE, PHDR_SIZE
 from kexecemu.formats.elfcore import PF_RWX, PT_LOAD, PT_NOTE, ProgramHeader, build_elfcorehdr
 from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["prepare_elf_headers"]
 
-_EHDR_SIZE = 64
-_PHDR_SIZE = 56
 _ALIGN = 4096  # ELF_CORE_HEADER_ALIGN
 
 
@@ -38,7 +37,7 @@ def prepare_elf_headers(
     ranges = subtract(memory, exclude)
     headers += [_load(linear_virt(part.start), part.start, part.size) for part in ranges]
     # One header for each CPU that could be, VMCOREINFO, each range and the kernel text.
-    room = _EHDR_SIZE + (possible_cpus + 1 + len(ranges) + 1) * _PHDR_SIZE
+    room = EHDR_SIZE + (possible_cpus + 1 + len(ranges) + 1) * PHDR_SIZE
     return build_elfcorehdr(headers, size=(room + _ALIGN - 1) & -_ALIGN)
 
 

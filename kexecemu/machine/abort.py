@@ -30,7 +30,7 @@ def _decoder() -> Any:
 
 
 def faulting_virt(cpu: Registers, phys: int) -> int | None:
-    """The virtual address of the access to unmapped `phys` by the instruction at PC; None if that is unclear."""
+    """The virtual address with which the instruction at PC reached `phys`; None if that is unclear."""
     if not cpu.sysreg("SCTLR_EL1") & 1:
         return phys
     code_phys = cpu.translate(cpu.pc)

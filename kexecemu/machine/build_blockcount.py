@@ -46,8 +46,11 @@ def build(architecture: str, output: Path) -> None:
     """Compile blockcount.c for one host architecture (x86_64 or aarch64) into `output`."""
     subprocess.run(
         # The glibc version only decides which symbols may be linked against; there are none.
-        (sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-gnu.2.17", *FLAGS)
-        + ("-o", str(output.resolve()), "blockcount.c"),
+        (
+            *(sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-gnu.2.17"),
+            *FLAGS,
+            *("-o", str(output.resolve()), "blockcount.c"),
+        ),
         cwd=HERE,
         check=True,
     )

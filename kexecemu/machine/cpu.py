@@ -7,8 +7,7 @@ is done between two stretches of guest execution: no guest state is ever changed
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import replace
 from typing import Final
 
 from unicorn.unicorn_const import (
@@ -26,6 +25,7 @@ from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.exceptions import ExceptionKind, GuestFault, Pstate
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.registers import Registers
+from kexecemu.machine.stop import Stop, StopKind
 
 __all__ = ["Cpu", "Stop", "StopKind"]
 
@@ -45,35 +45,6 @@ EXCP_SMC: Final = 13
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
 _OFFSETS: Final[dict[ExceptionKind, int]] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
-
-
-class StopKind(StrEnum):
-    """Why Cpu.run() returned."""
-
-    BREAKPOINT = "breakpoint"
-    LEFT = "left"
-    DEADLINE = "deadline"
-    IDLE = "idle"
-    POWER = "power"
-    FAULT = "fault"
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """How one Cpu.run() ended: why, at which virtual PC, after how many instructions of this run.
-
-    fault is set for FAULT, power ("cpu_off", "system_off" or "system_reset") for POWER.
-    """
-
-    kind: StopKind
-    pc: int
-    instructions: int
-    fault: GuestFault | None = None
-    power: str | None = None
-
-    def __str__(self) -> str:
-        detail = f": {self.fault}" if self.fault else f" ({self.power})" if self.power else ""
-        return f"{self.kind} at {self.pc:#x} after {self.instructions} instructions{detail}"
 
 
 class Cpu(Registers):
@@ -195,10 +166,8 @@ class Cpu(Registers):
         esr is written for a synchronous exception and an SError only. NZCV and PAN are kept as they were.
         """
         pstate, pc = self.pstate, self.pc
-        if not pstate & Pstate.EL_MASK:
-            base = 0x400  # from EL0; an AArch32 EL0 (0x600) does not exist here
-        else:
-            base = 0x200 if pstate & Pstate.SP_ELX else 0
+        # Same level with SP_EL0, same level, lower level in AArch64 (an AArch32 EL0 does not exist here).
+        group = 0x400 if not pstate & Pstate.EL_MASK else 0x200 if pstate & Pstate.SP_ELX else 0
         # PSTATE first: it switches to SP_EL1, and only a system register write makes the engine look at it
         # again.
         self.pstate = Pstate.EL1H | Pstate.DAIF | pstate & (Pstate.NZCV | Pstate.PAN)
@@ -208,7 +177,7 @@ class Cpu(Registers):
             self.set_sysreg("FAR_EL1", far)
         self.set_sysreg("ELR_EL1", pc)
         self.set_sysreg("SPSR_EL1", pstate)
-        self.pc = self.sysreg("VBAR_EL1") + base + _OFFSETS[kind] & (1 << 64) - 1
+        self.pc = self.sysreg("VBAR_EL1") + group + _OFFSETS[kind] & (1 << 64) - 1
 
     def deliver_irq(self) -> bool:
         """Take an interrupt now if PSTATE.I allows it; False, and nothing changed, when it is masked."""
@@ -281,17 +250,7 @@ class Cpu(Registers):
         """Deliver the fault to the guest's vectors and record it; False when it ends the run instead."""
         delivered = deliver and self._makes_progress(fault)
         if not delivered:
-            fault = GuestFault(
-                fault.cpu,
-                fault.when,
-                fault.kind,
-                fault.esr,
-                fault.far,
-                fault.pc,
-                fault.el,
-                fault.pstate,
-                False,
-            )
+            fault = replace(fault, delivered=False)
         if not (delivered and fault.ec == exceptions.EC_SVC64):
             self.exceptions.append(fault)
         if delivered:

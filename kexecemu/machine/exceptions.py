@@ -121,7 +121,7 @@ class GuestFault:
 
     @property
     def dfsc(self) -> int:
-        """The fault status code of a data or instruction abort, ISS bits 5:0; 4 to 7 are translation faults."""
+        """The fault status code of an abort, ISS bits 5:0; 4 to 7 are translation faults at level 0 to 3."""
         return self.iss & 0x3F
 
     @property

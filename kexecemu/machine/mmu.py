@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.descriptors import (
@@ -19,6 +18,7 @@ from kexecemu.machine.descriptors import (
     AP_RO,
     ATTR_IDX,
     CONT,
+    DBM,
     ENTRY_SIZE,
     NG,
     PXN,
@@ -30,6 +30,7 @@ from kexecemu.machine.descriptors import (
     TableFormat,
 )
 from kexecemu.machine.ram import Ram
+from kexecemu.machine.walk import Leaf, TableReader, Walk
 
 __all__ = [
     "AF",
@@ -37,6 +38,7 @@ __all__ = [
     "AP_RO",
     "ATTR_IDX",
     "CONT",
+    "DBM",
     "NG",
     "PXN",
     "SH_INNER",
@@ -51,58 +53,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """One walk of the tables: the descriptors passed, and where it ended.
-
-    steps are (level, physical address of the entry, descriptor) from the root on; level and descriptor are
-    the last step's. phys is None when that one maps nothing.
-    """
-
-    steps: tuple[tuple[int, int, int], ...]
-    phys: int | None
-
-    @property
-    def level(self) -> int:
-        """The level at which the walk ended."""
-        return self.steps[-1][0]
-
-    @property
-    def entry_phys(self) -> int:
-        """The physical address of the last descriptor read."""
-        return self.steps[-1][1]
-
-    @property
-    def descriptor(self) -> int:
-        """The last descriptor read, valid or not."""
-        return self.steps[-1][2]
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """What one stretch of virtual addresses leads to: one leaf, or a hole (descriptor 0) of any size.
-
-    A descriptor without its valid bit but not zero (a page whose mapping was taken away) is a leaf with valid
-    False.
-    """
-
-    virt: int
-    size: int
-    level: int
-    descriptor: int
-
-    @property
-    def valid(self) -> bool:
-        """True if the MMU finds memory here."""
-        return bool(self.descriptor & VALID)
-
-    @property
-    def contiguous(self) -> bool:
-        """The contiguous bit."""
-        return bool(self.descriptor & CONT)
-
-
-class PageTables:
+class PageTables(TableReader):
     """One set of tables in `ram`: a root at root_phys, further tables from alloc().
 
     alloc() returns the physical address of a fresh, zeroed table of one granule. Virtual addresses may have
@@ -111,23 +62,12 @@ class PageTables:
 
     def __init__(self, ram: Ram, fmt: TableFormat, root_phys: int, alloc: Callable[[], int]) -> None:
         """Use the root table at root_phys as it is; the caller has zeroed it, or it is live already."""
-        self.ram = ram
-        self.fmt = fmt
-        self.root_phys = root_phys
+        super().__init__(ram, fmt, root_phys)
         self.tables: list[int] = []
         """Physical addresses of the tables that alloc() gave, in order; the root is not among them."""
         self.entries_written = 0
         """Descriptors written so far by map(), update() and split(), tables and leaves alike."""
         self._alloc = alloc
-
-    @classmethod
-    def existing(cls, ram: Ram, fmt: TableFormat, root_phys: int) -> PageTables:
-        """Tables that somebody else built, to walk or edit; a map() or split() that needs a table fails."""
-
-        def refuse() -> int:
-            raise MachineError(f"the page tables at {root_phys:#x} were opened without memory for new tables")
-
-        return cls(ram, fmt, root_phys, refuse)
 
     def map(
         self, virt: int, phys: int, size: int, attributes: int, *, blocks: bool, contiguous: bool
@@ -240,65 +180,6 @@ class PageTables:
                     f"break before make: the live entry {before:#x} at {at:#x}, level {level}, "
                     f"would become {after:#x} without an invalid one in between"
                 )
-
-    def _entries(self, phys: int, count: int) -> array[int]:
-        """`count` descriptors from physical address `phys`."""
-        entries = array("Q")
-        entries.frombytes(self.ram.view(phys, count * ENTRY_SIZE))
-        return entries
-
-    def walk(self, virt: int) -> Walk:
-        """Translate virt as the MMU does, from the root; permissions and the access flag play no part."""
-        fmt = self.fmt
-        table = self.root_phys
-        steps: list[tuple[int, int, int]] = []
-        for level in range(fmt.start_level, 4):
-            entry_phys = table + ENTRY_SIZE * fmt.index(virt, level)
-            descriptor = self.ram.read_u64(entry_phys)
-            steps.append((level, entry_phys, descriptor))
-            if fmt.is_leaf(descriptor, level):
-                offset = virt & (fmt.entry_size(level) - 1)
-                return Walk(tuple(steps), fmt.address(descriptor, level) | offset)
-            if not fmt.is_table(descriptor, level):
-                break
-            table = fmt.table_address(descriptor)
-        return Walk(tuple(steps), None)
-
-    def leaves(self, start_virt: int, end_virt: int) -> Iterator[Leaf]:
-        """All leaves and holes that touch [start_virt, end_virt), in order, each with its whole extent.
-
-        Adjacent empty entries of one table make one hole. Addresses keep start_virt's upper bits.
-        """
-        if end_virt > start_virt:
-            mask = (1 << self.fmt.va_bits) - 1
-            last = end_virt - 1
-            yield from self._leaves(
-                self.fmt.start_level, self.root_phys, start_virt & ~mask, start_virt & mask, last & mask
-            )
-
-    def _leaves(self, level: int, table: int, base: int, first: int, last: int) -> Iterator[Leaf]:
-        """The leaves of one table; first and last are the first and last address wanted below base."""
-        fmt = self.fmt
-        size = fmt.entry_size(level)
-        low, high = fmt.index(first, level), fmt.index(last, level)
-        start = (first & -size) + base
-        hole = 0
-        for number, descriptor in enumerate(self._entries(table + ENTRY_SIZE * low, high - low + 1)):
-            virt = start + number * size
-            if descriptor == 0:
-                hole += size
-                continue
-            if hole:
-                yield Leaf(virt - hole, hole, level, 0)
-                hole = 0
-            if fmt.is_table(descriptor, level):
-                here = virt - base
-                below = max(first, here), min(last, here + size - 1)
-                yield from self._leaves(level + 1, fmt.table_address(descriptor), base, *below)
-            else:
-                yield Leaf(virt, size, level, descriptor)
-        if hole:
-            yield Leaf(start + (high - low + 1) * size - hole, hole, level, 0)
 
     def update(self, virt: int, size: int, set_bits: int = 0, clear_bits: int = 0) -> None:
         """Clear, then set bits in the page leaves of [virt, virt + size), as apply_to_page_range() walks

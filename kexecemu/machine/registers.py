@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from unicorn import arm64_const as uc64
 
 from kexecemu.errors import MachineError
+from kexecemu.machine.descriptors import Granule, TableFormat
 from kexecemu.machine.engine import Engine, MmioDevice
 from kexecemu.machine.exceptions import Pstate
-from kexecemu.machine.mmu import Granule, PageTables, TableFormat, Walk
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.sysregs import SYSREGS, TRANSLATION
+from kexecemu.machine.walk import TableReader, Walk
 
 __all__ = ["Registers"]
 
@@ -20,7 +21,8 @@ TCR_TG0 = {0: Granule.K4, 1: Granule.K64, 2: Granule.K16}
 TCR_TG1 = {1: Granule.K16, 2: Granule.K4, 3: Granule.K64}
 
 # Unicorn numbers x29 and x30 apart from the others.
-_X = tuple(range(uc64.UC_ARM64_REG_X0, uc64.UC_ARM64_REG_X0 + 29)) + (
+_X = (
+    *range(uc64.UC_ARM64_REG_X0, uc64.UC_ARM64_REG_X0 + 29),
     uc64.UC_ARM64_REG_X29,
     uc64.UC_ARM64_REG_X30,
 )
@@ -149,14 +151,17 @@ class Registers:
             return None
         tcr = self.sysreg("TCR_EL1")
         upper = virt >> 55 & 1
+        if tcr >> (38 if upper else 37) & 1:  # TBI1, TBI0: the top byte is a tag
+            virt = virt | 0xFF << 56 if upper else virt & (1 << 56) - 1
         granule = TCR_TG1.get(tcr >> 30 & 3) if upper else TCR_TG0.get(tcr >> 14 & 3)
         va_bits = 64 - (tcr >> 16 & 63 if upper else tcr & 63)
-        if granule is None or not 25 <= va_bits <= 48:
+        disabled = tcr >> (23 if upper else 7) & 1  # EPD1, EPD0
+        if granule is None or disabled or not 25 <= va_bits <= 48:
             return None
         if virt >> va_bits != (MASK64 >> va_bits if upper else 0):
             return None
         root_phys = self.sysreg("TTBR1_EL1" if upper else "TTBR0_EL1") & 0xFFFFFFFFFFFE
-        return PageTables.existing(self.ram, TableFormat(granule, va_bits), root_phys).walk(virt)
+        return TableReader(self.ram, TableFormat(granule, va_bits), root_phys).walk(virt)
 
     def translate(self, virt: int) -> int | None:
         """The physical address that virt has now by the tables in RAM; virt itself while the MMU is off."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,23 +256,20 @@ def write_vmcore(
     """Write the core to `path`, sparse, and only complete: a reader sees the old file or the whole new one.
 
     ram_view(phys, length) gives memory; data_ranges(range) yields the parts of a range that may hold
-    anything but zeros, in any order; the rest becomes holes.
+    anything but zeros, in any order; the rest becomes holes. Raises OSError if the file cannot be written, as
+    when a damaged header speaks of exabytes.
     """
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(layout.header + layout.notes)
             for load in layout.loads:
                 for part in data_ranges(PhysRange.of(load.phys, load.size)):
                     file.seek(load.file_offset + part.start - load.phys)
                     file.write(ram_view(part.start, part.size))
             file.truncate(layout.size)
-        # mkstemp makes the file private; a core gets what open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise

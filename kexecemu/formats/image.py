@@ -90,6 +90,8 @@ def build(
     image_size and text_offset are in bytes; page_size is 0 (unspecified), 4096, 16384 or 65536, anything
     else is a ValueError.
     """
+    if page_size not in _PAGE_SIZES:
+        raise ValueError(f"page size {page_size}: arm64 has none such")
     flags = _PAGE_SIZES.index(page_size) << _FLAG_PAGE_SIZE_SHIFT
     flags |= _FLAG_BIG_ENDIAN if big_endian else 0
     flags |= _FLAG_PHYS_ANYWHERE if placement_anywhere else 0

@@ -26,11 +26,11 @@ def parse_size(size: str | int) -> int:
     if isinstance(size, int):
         value = size
     else:
-        match = re.fullmatch(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*([KMGT]?)(?:iB)?\s*", size, re.IGNORECASE)
+        match = re.fullmatch(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", size, re.IGNORECASE)
         if match is None:
             raise InputError(f"not a size: {size!r} (write for example 1G, 768M or 0x40000000)")
         number = match[1]
-        value = int(number, 16 if number[:2] in ("0x", "0X") else 10) * _SUFFIXES[match[2].upper()]
+        value = int(number, 16 if number[:2] in ("0x", "0X") else 10) * _SUFFIXES[(match[2] or "").upper()]
     if value <= 0:
         raise InputError(f"not a size: {size!r} is not more than zero")
     return value

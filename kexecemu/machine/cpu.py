@@ -73,6 +73,7 @@ class Cpu(Registers):
         # For telling an endless recursion of exceptions from progress.
         self._entered_at = -1
         self._repeats = 0
+        self._last_far = self._last_sp = -1
 
     @property
     def instructions(self) -> int:
@@ -263,7 +264,17 @@ class Cpu(Registers):
         since = self._engine.counter.total - self._entered_at
         if self._entered_at >= 0 and since == 0:
             return False  # the vector's very first instruction faults
-        # A handler that faults always at the same place comes back with the ELR and ESR of the time before.
-        again = fault.pc == self.sysreg("ELR_EL1") and fault.esr == self.sysreg("ESR_EL1")
-        self._repeats = self._repeats + 1 if again and since < NO_PROGRESS_WITHIN else 0
+        # A handler that faults always at the same place comes back with the ELR and ESR of the time before, and
+        # deeper in its stack if it moved SP; one that returns to the cause without mending it, with the same FAR.
+        # Demand paging at one instruction has another FAR each time, a handler that skips has moved ELR, and the
+        # return address of an SVC is no fault at all.
+        again = (
+            fault.ec != exceptions.EC_SVC64
+            and fault.pc == self.sysreg("ELR_EL1")
+            and fault.esr == self.sysreg("ESR_EL1")
+            and (fault.far == self._last_far or self.sp < self._last_sp)
+            and since < NO_PROGRESS_WITHIN
+        )
+        self._last_far, self._last_sp = fault.far, self.sp
+        self._repeats = self._repeats + 1 if again else 0
         return self._repeats < NO_PROGRESS

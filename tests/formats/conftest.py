@@ -1,4 +1,4 @@
-"""Bytes of a real kernel's run: Linux 6.1.192, QEMU virt, 768 MiB, 2 CPUs, crashkernel=96M, kexec_file_load."""
+"""Bytes of a real kernel: Linux 6.1.192, QEMU virt, 768 MiB, 2 CPUs, crashkernel=96M, kexec_file_load."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _memory(notes: dict[int, bytes]) -> Callable[[int, int], bytes]:
 
 
 def _real_layout(real: Real) -> VmcoreLayout:
-    """The notes as they lay in the real first kernel's memory: each in its own buffer, a zero header behind."""
+    """The notes as they lay in the first kernel's memory: each in its buffer, a zero header behind."""
     notes = real("vmcore.head")[0x1000:]
     cpu = 12 + 8 + 392
     memory = {
@@ -96,7 +96,8 @@ def test_the_second_real_vmcore_s_program_headers_are_those_that_readelf_printed
     ours = elfcore.parse_core_header(real("kaslr-vmcore.head")).program_headers
     assert len(theirs) == 3
     assert [(h.type, h.offset, h.vaddr, h.paddr, h.filesz, h.memsz) for h in ours] == [
-        ({"NOTE": PT_NOTE, "LOAD": PT_LOAD}[kind], *(int(value, 16) for value in values)) for kind, *values in theirs
+        ({"NOTE": PT_NOTE, "LOAD": PT_LOAD}[kind], *(int(value, 16) for value in values))
+        for kind, *values in theirs
     ]
 
 
@@ -123,7 +124,9 @@ def test_the_vmcoreinfo_note_has_the_size_that_sysfs_shows() -> None:
         (0x38, 73, "73 program headers at 0x40 are truncated"),
     ],
 )
-def test_a_header_that_the_kernel_refuses_is_refused(real: Real, offset: int, value: int, message: str) -> None:
+def test_a_header_that_the_kernel_refuses_is_refused(
+    real: Real, offset: int, value: int, message: str
+) -> None:
     data = bytearray(real("elf-segment.bin"))
     data[offset] = value
     with pytest.raises(FormatError, match=message):
@@ -178,14 +181,18 @@ def test_an_empty_note_buffer_leaves_no_trace() -> None:
         ([_note_header(0, 12), _load_header((1 << 64) - 4096, 8192)], "wraps around"),
     ],
 )
-def test_no_vmcore_is_made_of_a_header_that_makes_no_sense(headers: list[ProgramHeader], message: str) -> None:
+def test_no_vmcore_is_made_of_a_header_that_makes_no_sense(
+    headers: list[ProgramHeader], message: str
+) -> None:
     with pytest.raises(FormatError, match=message):
         VmcoreLayout(build_elfcorehdr(headers), _memory({0: bytes(12)}))
 
 
 def _write(path: Path, ram: bytes) -> VmcoreLayout:
     note = Note("CORE", 1, elfcore.prstatus(7, range(34))).pack() + bytes(12)
-    core = build_elfcorehdr([_note_header(0, len(note)), _load_header(0x1000, 0x1800), _load_header(0x4000, 0x4000)])
+    core = build_elfcorehdr(
+        [_note_header(0, len(note)), _load_header(0x1000, 0x1800), _load_header(0x4000, 0x4000)]
+    )
     layout = VmcoreLayout(core, lambda phys, length: note)
 
     def data_ranges(within: PhysRange) -> Iterator[PhysRange]:
@@ -193,7 +200,9 @@ def _write(path: Path, ram: bytes) -> VmcoreLayout:
             if any(ram[page : page + 4096]):
                 yield PhysRange.of(page, 4096)
 
-    elfcore.write_vmcore(path, layout, lambda phys, length: memoryview(ram)[phys : phys + length], data_ranges)
+    elfcore.write_vmcore(
+        path, layout, lambda phys, length: memoryview(ram)[phys : phys + length], data_ranges
+    )
     return layout
 
 
@@ -251,7 +260,11 @@ def test_any_bytes_give_notes_or_a_format_error(data: bytes) -> None:
     assert sum(len(n.pack()) for n in notes) <= len(data) + 3
 
 
-@given(st.lists(st.tuples(st.text(st.characters(codec="latin-1", exclude_characters="\0")), st.binary()), max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.text(st.characters(codec="latin-1", exclude_characters="\0")), st.binary()), max_size=5
+    )
+)
 def test_notes_that_are_packed_are_read_back(parts: list[tuple[str, bytes]]) -> None:
     notes = [Note(name, kind, desc) for kind, (name, desc) in enumerate(parts)]
     assert list(elfcore.iterate_notes(b"".join(n.pack() for n in notes))) == notes

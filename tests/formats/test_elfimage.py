@@ -95,7 +95,9 @@ def test_a_damaged_kernel_is_refused_with_what_and_where(data: bytes, message: s
 SMALL = VMLINUX[:0x28] + bytes(8) + VMLINUX[0x30:0x3A] + bytes(6) + VMLINUX[0x40:0x2000]
 
 
-@given(st.lists(st.tuples(st.integers(0, 0x400), st.integers(0, 255)), max_size=8), st.integers(0, len(SMALL)))
+@given(
+    st.lists(st.tuples(st.integers(0, 0x400), st.integers(0, 255)), max_size=8), st.integers(0, len(SMALL))
+)
 def test_any_damage_gives_a_kernel_or_a_format_error(damage: list[tuple[int, int]], length: int) -> None:
     blob = bytearray(SMALL[:length])
     for place, value in damage:

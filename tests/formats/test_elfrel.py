@@ -52,7 +52,8 @@ def test_relocations_are_those_that_pyelftools_reads() -> None:
     assert theirs and [ours.sections[i].name for i in ours.relocations] == [s.name for s in theirs]
     for entries, section in zip(ours.relocations.values(), theirs, strict=True):
         assert [(r.offset, r.symbol, r.type, r.addend) for r in entries] == [
-            (r["r_offset"], r["r_info_sym"], r["r_info_type"], r["r_addend"]) for r in section.iter_relocations()
+            (r["r_offset"], r["r_info_sym"], r["r_info_type"], r["r_addend"])
+            for r in section.iter_relocations()
         ]
 
 

@@ -122,7 +122,7 @@ def test_every_instruction_can_run_with_the_mmu_off(elf: ELFFile) -> None:
 
 
 def test_the_stack_has_room_for_the_deepest_call(elf: ELFFile) -> None:
-    """All frames together fit twice; the one function that recurses does so for 10 digits of a number at most."""
+    """All frames together fit twice; the one function that recurses does so for 10 digits at most."""
     code = elf.get_section_by_name(".text").data()
     text = "\n".join(f"{i.mnemonic} {i.op_str}" for i in Cs(CS_ARCH_ARM64, CS_MODE_ARM).disasm(code, 0))
     frames = [int(size, 0) for size in re.findall(r"(?:sub sp, sp, #|\[sp, #-)(\w+)(?:\]!)?$", text, re.M)]

@@ -168,6 +168,13 @@ def test_a_note_that_exceeds_its_buffer_is_dropped_with_those_behind_it() -> Non
     assert layout.program_headers == (ProgramHeader(PT_NOTE, 0, 0x1000, 0, 0, 2 * len(good), 2 * len(good)),)
 
 
+def test_a_note_that_fills_its_buffer_exactly_is_kept() -> None:
+    note = Note("CORE", 1, b"abcd").pack()
+    layout = VmcoreLayout(build_elfcorehdr([_note_header(0, len(note))]), _memory({0: note}))
+    assert layout.notes == note.ljust(4096, b"\0")
+    assert layout.dropped_notes == 0
+
+
 def test_an_empty_note_buffer_leaves_no_trace() -> None:
     layout = VmcoreLayout(build_elfcorehdr([_note_header(0, 424)]), _memory({0: bytes(424)}))
     assert layout.notes == b"" and layout.size == 0x1000

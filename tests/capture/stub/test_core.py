@@ -1,4 +1,4 @@
-"""The core header and what it points at: a real crash is described as the real kernel did, garbage refused."""
+"""The core header and what it leads to: a real crash is described as the real kernel did, garbage refused."""
 
 from __future__ import annotations
 

@@ -1,1 +1,76 @@
-"""An arm64 crash lab: see, break and measure kexec and kdump."""
+"""An arm64 crash lab: see, break and measure kexec and kdump.
+
+    from kexecemu import Board, Kernel, KernelConfig
+
+    board = Board(ram="1G", cpus=2)
+    kernel = Kernel.boot(board, KernelConfig("6.4", purgatory=True), cmdline="crashkernel=256M")
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kexecemu.errors import InputError, KexecemuError, KexecError
+    from kexecemu.faults.fault import By, Fault, When
+    from kexecemu.faults.outcome import Outcome
+    from kexecemu.kernel.config import Era, KernelConfig, Protection
+    from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD
+    from kexecemu.machine.board import Board
+    from kexecemu.scenario.lab import End, Kernel
+    from kexecemu.scenario.runner import run_scenario
+    from kexecemu.scenario.schema import Scenario, read_scenario
+
+_HOMES = {
+    "Board": "kexecemu.machine.board",
+    "By": "kexecemu.faults.fault",
+    "End": "kexecemu.scenario.lab",
+    "Era": "kexecemu.kernel.config",
+    "Fault": "kexecemu.faults.fault",
+    "InputError": "kexecemu.errors",
+    "KEXEC_FILE_NO_INITRAMFS": "kexecemu.kernel.kimage",
+    "KEXEC_FILE_ON_CRASH": "kexecemu.kernel.kimage",
+    "KEXEC_FILE_UNLOAD": "kexecemu.kernel.kimage",
+    "Kernel": "kexecemu.scenario.lab",
+    "KernelConfig": "kexecemu.kernel.config",
+    "KexecError": "kexecemu.errors",
+    "KexecemuError": "kexecemu.errors",
+    "Outcome": "kexecemu.faults.outcome",
+    "Protection": "kexecemu.kernel.config",
+    "Scenario": "kexecemu.scenario.schema",
+    "When": "kexecemu.faults.fault",
+    "read_scenario": "kexecemu.scenario.schema",
+    "run_scenario": "kexecemu.scenario.runner",
+}
+
+__all__ = [
+    "KEXEC_FILE_NO_INITRAMFS",
+    "KEXEC_FILE_ON_CRASH",
+    "KEXEC_FILE_UNLOAD",
+    "Board",
+    "By",
+    "End",
+    "Era",
+    "Fault",
+    "InputError",
+    "Kernel",
+    "KernelConfig",
+    "KexecError",
+    "KexecemuError",
+    "Outcome",
+    "Protection",
+    "Scenario",
+    "When",
+    "read_scenario",
+    "run_scenario",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

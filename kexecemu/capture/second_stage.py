@@ -1,0 +1,197 @@
+"""From the jump out of the first kernel to the capture kernel's end: what ran, and how each part ended.
+
+Everything here is read from the machine: where the CPU stopped and why, and the records that purgatory and capture
+stub leave in memory. Nothing depends on a clock; a code that gets nowhere is ended by a budget of instructions.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kexecemu.capture.stub import CaptureRecord, CaptureState, read_record
+from kexecemu.capture.verdict import Verdict, VerdictState, read_verdict
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.machine.cpu import Cpu, Stop, StopKind
+from kexecemu.machine.exceptions import GuestFault, Pstate
+
+__all__ = [
+    "CaptureEnd",
+    "CaptureRun",
+    "Progress",
+    "PurgatoryEnd",
+    "PurgatoryRun",
+    "run_capture",
+    "run_purgatory",
+]
+
+# Called with (instructions done, instructions expected); the second is a guess.
+Progress = Callable[[int, int], None]
+
+_SLICE = 20_000_000
+_BRANCH_TO_SELF = 0x14000000
+# The slowest purgatory worth waiting for takes about 60 instructions a byte (kexec-tools' at -Os takes 50).
+_BUDGET_PER_BYTE = 100
+_BUDGET_BASE = 20_000_000
+_CAPTURE_BUDGET = 200_000_000
+_USUAL_PER_BYTE = 35
+
+
+class PurgatoryEnd(enum.StrEnum):
+    """How a purgatory ended."""
+
+    KERNEL = "kernel"  # it jumped to the kernel's entry
+    MISMATCH = "mismatch"  # it stopped, because the digests differ
+    ELSEWHERE = "elsewhere"  # it jumped somewhere that is neither the kernel's entry nor itself
+    TRAPPED = "trapped"  # it met an exception
+    HUNG = "hung"  # it used up its budget, or stopped without a verdict
+
+
+@dataclass(frozen=True)
+class PurgatoryRun:
+    """One run of a purgatory: its end, the physical PC there, and the record that it left (None: it keeps none)."""
+
+    end: PurgatoryEnd
+    pc: int
+    instructions: int
+    verdict: Verdict | None
+    fault: GuestFault | None = None
+
+
+def _hashed_bytes(image: Kimage) -> int:
+    return sum(region.size for region in image.sha_regions)
+
+
+def run_purgatory(
+    kernel: Kernel, image: Kimage, purgatory: LoadedPurgatory, progress: Progress | None = None
+) -> PurgatoryRun:
+    """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself."""
+    cpu = kernel.board.boot_cpu
+    area = purgatory.segment.area
+    size = _hashed_bytes(image)
+    stop, used = _run_sliced(
+        cpu,
+        range(area.start, area.end),
+        _BUDGET_BASE + _BUDGET_PER_BYTE * size,
+        _USUAL_PER_BYTE * size,
+        progress,
+        deliver=False,
+    )
+    verdict = read_verdict(kernel.ram, purgatory)
+    return PurgatoryRun(
+        _purgatory_end(kernel, image, purgatory, stop, verdict), stop.pc, used, verdict, stop.fault
+    )
+
+
+def _run_sliced(
+    cpu: Cpu, within: range, budget: int, expected: int, progress: Progress | None, *, deliver: bool
+) -> tuple[Stop, int]:
+    used = 0
+    while True:
+        stop = cpu.run(within=within, limit=min(_SLICE, budget - used), deliver=deliver)
+        used += stop.instructions
+        if stop.kind is not StopKind.DEADLINE or used >= budget or _spins(cpu, stop):
+            return stop, used
+        if progress is not None:
+            progress(used, max(expected, used))
+
+
+def _spins(cpu: Cpu, stop: Stop) -> bool:
+    """The CPU stands at a branch to itself, which nothing can end with interrupts masked."""
+    return (
+        cpu.translate(stop.pc) is not None
+        and cpu.ram.read_u32(stop.pc) == _BRANCH_TO_SELF
+        and bool(cpu.pstate & Pstate.I)
+    )
+
+
+def _purgatory_end(
+    kernel: Kernel, image: Kimage, purgatory: LoadedPurgatory, stop: Stop, verdict: Verdict | None
+) -> PurgatoryEnd:
+    if stop.kind is StopKind.FAULT:
+        return PurgatoryEnd.TRAPPED
+    if stop.kind is StopKind.LEFT:
+        return PurgatoryEnd.KERNEL if stop.pc == image.kernel_entry else PurgatoryEnd.ELSEWHERE
+    if purgatory.has_symbol("purgatory_verdict"):
+        if verdict is not None and verdict.state is VerdictState.MISMATCH:
+            return PurgatoryEnd.MISMATCH
+        return PurgatoryEnd.HUNG
+    # A foreign purgatory keeps no record. Those that are known end a mismatch in an endless loop of one branch, or
+    # wait for an interrupt that is masked.
+    stopped = stop.kind is StopKind.IDLE or _spins(kernel.board.boot_cpu, stop)
+    return PurgatoryEnd.MISMATCH if stopped else PurgatoryEnd.HUNG
+
+
+class CaptureEnd(enum.StrEnum):
+    """How the capture kernel ended."""
+
+    DONE = "done"  # the stub went through the dump and powered off
+    ENTERED = "entered"  # a kernel that is not the stub: stopped at its first instruction, contract kept
+    NO_DUMP = "no dump"  # device tree or core header lead to no dump
+    BAD_ENTRY = "bad entry"  # the entry contract was broken
+    TRAPPED = "trapped"
+    ELSEWHERE = "elsewhere"
+    HUNG = "hung"
+
+
+@dataclass(frozen=True)
+class CaptureRun:
+    """One run of a capture kernel; record is the stub's own account, None for another kernel."""
+
+    end: CaptureEnd
+    pc: int
+    instructions: int
+    record: CaptureRecord | None
+    fault: GuestFault | None = None
+
+
+def entry_violations(cpu: Cpu, image: Kimage) -> list[str]:
+    """What of arm64's boot protocol is not met where the CPU stands, in words; [] when all is well."""
+    wrong = []
+    if cpu.x(0) != image.dtb_mem:
+        wrong.append(f"x0 is {cpu.x(0):#x}, not the device tree at {image.dtb_mem:#x}")
+    wrong += [f"x{number} is {cpu.x(number):#x}, not 0" for number in (1, 2, 3) if cpu.x(number)]
+    if cpu.sysreg("SCTLR_EL1") & 1:
+        wrong.append("the MMU is on")
+    if cpu.pstate & Pstate.DAIF != Pstate.DAIF:
+        wrong.append("exceptions are not all masked")
+    return wrong
+
+
+def run_capture(kernel: Kernel, image: Kimage) -> CaptureRun:
+    """Run the capture kernel from its entry, where the boot CPU stands.
+
+    The stub runs to its end. Of any other kernel only the entry contract is checked.
+    """
+    cpu = kernel.board.boot_cpu
+    segment = image.segment("kernel")
+    assert segment is not None
+    if read_record(kernel.ram, segment.mem) is None and CaptureRecord.magic_in(segment.buf) is False:
+        wrong = entry_violations(cpu, image)
+        return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
+    before = len(cpu.exceptions)
+    within = range(segment.mem, segment.mem + segment.memsz)
+    stop, used = _run_sliced(cpu, within, _CAPTURE_BUDGET, _CAPTURE_BUDGET, None, deliver=True)
+    record = read_record(kernel.ram, segment.mem)
+    fault = cpu.exceptions[-1] if len(cpu.exceptions) > before else None
+    return CaptureRun(_capture_end(stop, record, fault), stop.pc, used, record, fault)
+
+
+def _capture_end(stop: Stop, record: CaptureRecord | None, fault: GuestFault | None) -> CaptureEnd:
+    # The stub's own probing loads may abort and are expected; only an exception that ended it counts.
+    if stop.kind is StopKind.FAULT or (record is not None and record.state is CaptureState.TRAPPED):
+        return CaptureEnd.TRAPPED
+    if stop.kind is StopKind.LEFT:
+        return CaptureEnd.TRAPPED if fault is not None else CaptureEnd.ELSEWHERE
+    if record is None or stop.kind is StopKind.DEADLINE:
+        return CaptureEnd.HUNG
+    if record.state is CaptureState.DONE:
+        return CaptureEnd.BAD_ENTRY if record.violations else CaptureEnd.DONE
+    if record.state is CaptureState.NO_DUMP:
+        return CaptureEnd.NO_DUMP
+    if record.state is CaptureState.CONTRACT_VIOLATED:
+        return CaptureEnd.BAD_ENTRY
+    return CaptureEnd.HUNG

@@ -1,0 +1,49 @@
+"""The dump: /proc/vmcore as the capture kernel would show it, from the crashed machine's memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from kexecemu.formats.elfcore import VmcoreLayout, write_vmcore
+from kexecemu.formats.fdt import Fdt
+from kexecemu.machine.board import Board
+
+__all__ = ["Vmcore"]
+
+
+@dataclass(frozen=True)
+class Vmcore:
+    """The dump of a board, found the way a capture kernel finds it.
+
+    dtb_phys is where the capture kernel's device tree lies; its linux,elfcorehdr leads to the core header.
+    """
+
+    board: Board
+    dtb_phys: int
+
+    def layout(self) -> VmcoreLayout:
+        """Header, notes and the place of every load; FormatError where a kernel would give no /proc/vmcore."""
+        ram = self.board.ram
+        size = int.from_bytes(ram.read(self.dtb_phys + 4, 4), "big")
+        tree = Fdt(ram.read(self.dtb_phys, size))
+        chosen = tree.path_offset("/chosen")
+        cells = tree.get_cells(chosen, "linux,elfcorehdr") if chosen is not None else None
+        width = tree.address_cells(0)
+        numbers = cells or []
+        start = _number(numbers[:width])
+        length = _number(numbers[width:])
+        return VmcoreLayout(ram.read(start, length), ram.read)
+
+    def write(self, path: str | os.PathLike[str]) -> int:
+        """Write the dump to a file, sparse and atomically; returns its size in bytes."""
+        layout = self.layout()
+        write_vmcore(path, layout, self.board.ram.view, self.board.ram.data_ranges)
+        return layout.size
+
+
+def _number(cells: list[int]) -> int:
+    value = 0
+    for cell in cells:
+        value = value << 32 | cell
+    return value

@@ -1,0 +1,297 @@
+"""The command line: kexecemu run, crash and load.
+
+Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kexecemu.errors import InputError, KexecemuError, KexecError
+
+if TYPE_CHECKING:
+    from kexecemu.faults.fault import By, Fault
+    from kexecemu.scenario.runner import Result
+    from kexecemu.scenario.setup import Setup
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="See, break and measure kexec and kdump on arm64.",
+)
+
+_AS_EXPECTED, _NOT_AS_EXPECTED, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
+
+KernelOption = Annotated[
+    Path | None, typer.Option("--kernel", help="Image of the crash kernel (default: the capture stub).")
+]
+InitrdOption = Annotated[
+    Path | None, typer.Option("--initrd", help="Its initrd (default: a small one; 'none' for none).")
+]
+AppendOption = Annotated[str | None, typer.Option("--append", help="Its command line.")]
+RamOption = Annotated[str | None, typer.Option("--ram", help="RAM of the board, for example 1G.")]
+CpusOption = Annotated[int | None, typer.Option("--cpus", help="Number of CPUs.")]
+CmdlineOption = Annotated[
+    str | None, typer.Option("--cmdline", help="The first kernel's command line, with crashkernel=.")
+]
+DtbOption = Annotated[Path | None, typer.Option("--dtb", help="A device tree that describes another board.")]
+EraOption = Annotated[str, typer.Option("--era", help="6.1, 6.4 or 6.12.")]
+ProtectionOption = Annotated[
+    str | None, typer.Option("--protection", help="none, pte, readonly or bbml2 (default: the era's own).")
+]
+ConfigOption = Annotated[
+    list[str] | None, typer.Option("--config", help="A Kconfig option, for example ZONE_DMA=n; repeatable.")
+]
+PurgatoryOption = Annotated[str, typer.Option("--purgatory", help="default, none or a purgatory object.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all randomness.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+TimelineOption = Annotated[Path | None, typer.Option("--timeline", help="Write the events as JSON lines.")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a report as one HTML file.")]
+VmcoreOption = Annotated[Path | None, typer.Option("--vmcore", help="Write the dump.")]
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="A TOML file, or the name of a scenario that ships.")],
+    json: JsonOption = False,
+    seed: SeedOption = None,
+    timeline: TimelineOption = None,
+    html: HtmlOption = None,
+    vmcore: VmcoreOption = None,
+) -> None:
+    """Run a scenario and say what came of it."""
+    from kexecemu.report.progress import progress_bar
+    from kexecemu.scenario.runner import run_scenario
+    from kexecemu.scenario.schema import find_scenario, read_scenario
+
+    path = find_scenario(scenario)
+    parsed = read_scenario(path)
+    _check_outputs(timeline, html, vmcore)
+    with progress_bar() as progress:
+        result = run_scenario(parsed, path.parent, seed=seed, progress=progress)
+    _deliver(result, json, timeline, html, vmcore)
+
+
+@app.command()
+def crash(
+    kernel: KernelOption = None,
+    initrd: InitrdOption = None,
+    append: AppendOption = None,
+    ram: RamOption = None,
+    cpus: CpusOption = None,
+    cmdline: CmdlineOption = None,
+    dtb: DtbOption = None,
+    era: EraOption = "6.4",
+    protection: ProtectionOption = None,
+    config: ConfigOption = None,
+    purgatory: PurgatoryOption = "default",
+    capture: Annotated[str, typer.Option("--capture", help="stub or linux.")] = "stub",
+    write: Annotated[
+        list[str] | None, typer.Option("--write", help="TARGET=HEX: a stray write by the CPU; repeatable.")
+    ] = None,
+    dma: Annotated[
+        list[str] | None, typer.Option("--dma", help="TARGET=HEX: a stray write by DMA; repeatable.")
+    ] = None,
+    expect: Annotated[
+        str | None, typer.Option("--expect", help="The outcome to expect; any other exits with 1.")
+    ] = None,
+    seed: SeedOption = None,
+    json: JsonOption = False,
+    timeline: TimelineOption = None,
+    html: HtmlOption = None,
+    vmcore: VmcoreOption = None,
+) -> None:
+    """Load a crash image, write astray, panic, and say what came of it."""
+    from kexecemu.faults.fault import By
+    from kexecemu.faults.outcome import Outcome
+    from kexecemu.report.progress import progress_bar
+    from kexecemu.scenario.runner import crash as crash_now
+    from kexecemu.scenario.schema import Expect
+
+    if capture not in ("stub", "linux"):
+        raise InputError(f"--capture is stub or linux, not {capture!r}")
+    if capture == "linux":
+        raise InputError(
+            "--capture linux is not there yet: a real kernel is followed to its first instruction only"
+        )
+    faults = [_fault(text, By.CPU) for text in write or []] + [_fault(text, By.DMA) for text in dma or []]
+    wanted = None
+    if expect is not None:
+        if expect not in {outcome.value for outcome in Outcome}:
+            raise InputError(f"--expect {expect!r} is no outcome; they are {', '.join(Outcome)}")
+        wanted = Expect(outcome=Outcome(expect))
+    setup = _setup(kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, seed)
+    _check_outputs(timeline, html, vmcore)
+    with progress_bar() as progress:
+        result = crash_now("a crash from the command line", setup, faults, expect=wanted, progress=progress)
+    _deliver(result, json, timeline, html, vmcore)
+
+
+@app.command()
+def load(
+    kernel: KernelOption = None,
+    initrd: InitrdOption = None,
+    append: AppendOption = None,
+    ram: RamOption = None,
+    cpus: CpusOption = None,
+    cmdline: CmdlineOption = None,
+    dtb: DtbOption = None,
+    era: EraOption = "6.4",
+    protection: ProtectionOption = None,
+    config: ConfigOption = None,
+    purgatory: PurgatoryOption = "default",
+    seed: SeedOption = None,
+    dump_segments: Annotated[
+        Path | None, typer.Option("--dump-segments", help="Write each segment as loaded to DIR/NAME.bin.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Load a crash image, print where everything lies, and stop."""
+    from rich.console import Console
+
+    from kexecemu.files import replace_file
+    from kexecemu.report.json import load_object, to_text
+    from kexecemu.report.text import print_layout
+    from kexecemu.scenario.setup import prepare
+
+    setup = _setup(kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, seed)
+    booted, image = prepare(setup)
+    if dump_segments is not None:
+        try:
+            dump_segments.mkdir(parents=True, exist_ok=True)
+            for segment in image.segments:
+                replace_file(
+                    dump_segments / f"{segment.name}.bin", booted.ram.read(segment.mem, segment.memsz)
+                )
+        except OSError as error:
+            raise InputError(f"--dump-segments {dump_segments}: {error.strerror or error}") from error
+    if json:
+        sys.stdout.write(to_text(load_object(booted, image, setup.seed)))
+    else:
+        print_layout(Console(), booted, image)
+
+
+def _setup(
+    kernel: Path | None,
+    initrd: Path | None,
+    append: str | None,
+    ram: str | None,
+    cpus: int | None,
+    cmdline: str | None,
+    dtb: Path | None,
+    era: str,
+    protection: str | None,
+    config: list[str] | None,
+    purgatory: str,
+    seed: int | None,
+) -> Setup:
+    from kexecemu.scenario.setup import DEFAULT_APPEND, Setup
+
+    options: dict[str, str] = {}
+    for item in config or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
+        options[name.strip()] = value.strip()
+    no_initrd = initrd is not None and str(initrd) == "none"
+    return Setup(
+        kernel=kernel,
+        initrd=None if no_initrd else initrd,
+        no_initrd=no_initrd,
+        append=DEFAULT_APPEND if append is None else append,
+        ram=ram,
+        cpus=cpus,
+        cmdline=cmdline,
+        dtb=dtb,
+        era=era,
+        protection=protection,
+        purgatory=purgatory,
+        options=options,
+        seed=seed or 0,
+    )
+
+
+def _fault(text: str, by: By) -> Fault:
+    from kexecemu.faults.fault import Fault, parse_hex
+
+    option = "--dma" if by == "dma" else "--write"
+    target, equals, digits = text.rpartition("=")
+    if not equals:
+        raise InputError(f"{option} {text!r}: write TARGET=HEX, for example initrd+0x1000=ff")
+    return Fault(target, write=parse_hex(digits, f"{option} {text!r}"), by=by)
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Say at once, not after the run, that an output cannot be written."""
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}")
+
+
+def _deliver(
+    result: Result, json: bool, timeline: Path | None, html: Path | None, vmcore: Path | None
+) -> None:
+    from kexecemu.files import replace_file
+
+    try:
+        if timeline is not None:
+            replace_file(timeline, result.end.timeline.as_jsonl().encode())
+        written = None
+        if vmcore is not None and result.end.vmcore is not None:
+            result.end.vmcore.write(vmcore)
+            written = vmcore
+        if html is not None:
+            from kexecemu.report.html import render
+
+            replace_file(html, render(result).encode())
+    except OSError as error:
+        raise InputError(f"{error.filename or 'output'}: {error.strerror or error}") from error
+    if json:
+        from kexecemu.report.json import result_object, to_text
+
+        sys.stdout.write(to_text(result_object(result, written)))
+    else:
+        from rich.console import Console
+
+        from kexecemu.report.text import print_result
+
+        print_result(Console(), result)
+        if vmcore is not None and written is None:
+            print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
+    raise typer.Exit(_AS_EXPECTED if result.as_expected else _NOT_AS_EXPECTED)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        status = app(arguments, standalone_mode=False)
+    except (InputError, KexecError) as error:
+        print(f"kexecemu: {' '.join(str(error).split())}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("kexecemu: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except KexecemuError:
+        raise
+    except Exception as error:
+        # Wrong usage: typer carries click's exceptions, of its own or of the library, depending on its version.
+        if hasattr(error, "format_message"):
+            print(f"kexecemu: {' '.join(error.format_message().split())}", file=sys.stderr)
+            return _BAD_INPUT
+        raise
+    return status if isinstance(status, int) else _AS_EXPECTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Where the files that ship with kexecemu are: beside the package in a checkout, inside it once installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["fixture_path", "purgatory_path"]
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _find(folder: str, name: str) -> Path:
+    installed = _PACKAGE / folder / name
+    return installed if installed.exists() else _PACKAGE.parent / folder / name
+
+
+def fixture_path(name: str) -> Path:
+    """The path of a shipped guest, board or scenario, for example fixture_path("guests/capture-Image")."""
+    return _find("fixtures", name)
+
+
+def purgatory_path() -> Path:
+    """The path of the purgatory object that ships, purgatory.ro."""
+    return _find("purgatory", "purgatory.ro")

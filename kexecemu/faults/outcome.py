@@ -1,0 +1,102 @@
+"""What came of a crash with faults in it, judged from the machine's state alone."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.capture.verdict import VerdictState
+from kexecemu.faults.damage import Damage
+from kexecemu.faults.fault import Injection
+from kexecemu.machine.ram import Ram
+
+__all__ = ["Outcome", "judge"]
+
+
+class Outcome(enum.StrEnum):
+    """The end of a crash. The strings are relied on from outside."""
+
+    CAPTURED = "captured"
+    PREVENTED = "prevented"
+    DETECTED = "detected"
+    MASKED = "masked"
+    LATENT = "latent"
+    SILENT = "silent"
+    TRAPPED = "trapped"
+    MISBOOT = "misboot"
+    HUNG = "hung"
+    ERROR = "error"
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for people."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Outcome.CAPTURED: "nothing was harmed and the dump was taken",
+    Outcome.PREVENTED: "the write faulted, memory is intact and the dump was taken",
+    Outcome.DETECTED: "the purgatory found that the loaded image is not as loaded",
+    Outcome.MASKED: "the write changed nothing and the dump was taken",
+    Outcome.LATENT: "bytes changed that nobody checks or reads; the dump was taken",
+    Outcome.SILENT: "corrupt bytes reached the capture kernel and nobody noticed",
+    Outcome.TRAPPED: "an exception ended the purgatory or the capture kernel",
+    Outcome.MISBOOT: "control left the code that it should be in",
+    Outcome.HUNG: "no verdict and no dump within the budget of instructions",
+    Outcome.ERROR: "kexecemu itself failed",
+}
+
+_PURGATORY_ENDS = {
+    PurgatoryEnd.MISMATCH: Outcome.DETECTED,
+    PurgatoryEnd.ELSEWHERE: Outcome.MISBOOT,
+    PurgatoryEnd.TRAPPED: Outcome.TRAPPED,
+    PurgatoryEnd.HUNG: Outcome.HUNG,
+}
+_CAPTURE_ENDS = {
+    CaptureEnd.TRAPPED: Outcome.TRAPPED,
+    CaptureEnd.ELSEWHERE: Outcome.MISBOOT,
+    CaptureEnd.BAD_ENTRY: Outcome.MISBOOT,
+    CaptureEnd.HUNG: Outcome.HUNG,
+}
+
+
+def judge(
+    ram: Ram,
+    injections: Sequence[Injection],
+    damage: Sequence[Damage],
+    purgatory: PurgatoryRun | None,
+    capture: CaptureRun | None,
+) -> Outcome:
+    """The outcome of a crash that got as far as the jump out of the first kernel.
+
+    damage is what differs from the loaded image: in the purgatory as it was when it was entered, in the other
+    segments as they are when the capture kernel starts. Where several faults were injected the worst that came of
+    them counts.
+    """
+    if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
+        return _PURGATORY_ENDS[purgatory.end]
+    if (
+        purgatory is not None
+        and purgatory.verdict is not None
+        and purgatory.verdict.state is VerdictState.MISMATCH
+    ):
+        return Outcome.DETECTED  # found, reported, and booted all the same
+    if capture is None:
+        return Outcome.HUNG
+    if capture.end in _CAPTURE_ENDS:
+        return _CAPTURE_ENDS[capture.end]
+    if any(one.segment != "purgatory" for one in damage):
+        return Outcome.SILENT
+    if capture.end is CaptureEnd.NO_DUMP:
+        return Outcome.HUNG
+    if damage or any(ram.read(one.phys, len(one.before)) != one.before for one in _executed(injections)):
+        return Outcome.LATENT
+    if any(one.exception is not None for one in injections):
+        return Outcome.PREVENTED
+    return Outcome.MASKED if injections else Outcome.CAPTURED
+
+
+def _executed(injections: Sequence[Injection]) -> list[Injection]:
+    """The writes that changed something when they were made."""
+    return [one for one in injections if one.changed]

@@ -1,0 +1,86 @@
+"""Where a fault hits: names first, so that a scenario stays right when addresses move.
+
+initrd+0x1000                            a segment (kernel, elfcorehdr, initrd, dtb, purgatory) and an offset
+purgatory:purgatory_sha256_digest+4      a symbol of the loaded purgatory
+vmlinux:crash_notes                      a symbol of the first kernel
+crashkernel+0x1000                       from the start of the crash region
+crashkernel-free+0x1000                  from the start of its largest part that nothing uses
+0x7ea00010                               a physical address
+"""
+
+from __future__ import annotations
+
+import re
+
+from kexecemu.errors import InputError, KexecError
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.model import Kernel
+from kexecemu.machine.ranges import PhysRange, subtract
+
+__all__ = ["resolve"]
+
+_TARGET = re.compile(r"(?P<base>[A-Za-z_][\w:.-]*?)(?P<offset>[+](?:0[xX][0-9a-fA-F]+|\d+))?\Z")
+_NUMBER = re.compile(r"(?:0[xX][0-9a-fA-F]+|\d+)\Z")
+
+
+def _free_area(kernel: Kernel, image: Kimage) -> PhysRange:
+    """The largest part of the crash region that holds neither a segment nor a control page."""
+    assert kernel.crashk_res is not None
+    used = [segment.area for segment in image.segments] + image.control_pages
+    return max(subtract([kernel.crashk_res], used), key=lambda area: area.size)
+
+
+def _area(kernel: Kernel, base: str) -> PhysRange:
+    image = kernel.image
+    if base.startswith("vmlinux:"):
+        name = base.removeprefix("vmlinux:")
+        if name not in kernel.guest.vmlinux.elf.symbols:
+            raise InputError(f"target {base}: the first kernel has no symbol {name}")
+        return PhysRange(kernel.guest.phys(name), kernel.guest.area.end)
+    if image is None or kernel.crashk_res is None:
+        raise InputError(f"target {base}: no crash image is loaded")
+    if base == "crashkernel":
+        return kernel.crashk_res
+    if base == "crashkernel-free":
+        return _free_area(kernel, image)
+    if base.startswith("purgatory:"):
+        name = base.removeprefix("purgatory:")
+        purgatory = kernel.kexec.purgatory
+        if purgatory is None:
+            raise InputError(f"target {base}: no purgatory is loaded")
+        try:
+            return PhysRange(purgatory.symbol_phys(name), purgatory.segment.area.end)
+        except KexecError:
+            raise InputError(f"target {base}: the purgatory has no symbol {name}") from None
+    segment = image.segment(base)
+    if segment is None:
+        known = ", ".join(one.name for one in image.segments)
+        raise InputError(
+            f"target {base}: no such segment or symbol; there are {known}, crashkernel, crashkernel-free, "
+            "purgatory:SYMBOL, vmlinux:SYMBOL and physical addresses"
+        )
+    return segment.area
+
+
+def resolve(kernel: Kernel, target: str, length: int) -> int:
+    """The physical address of a target, of which `length` bytes will be written.
+
+    Raises InputError when there is no such thing, or when the bytes would not fit into it.
+    """
+    target = target.strip()
+    if _NUMBER.match(target):
+        phys = int(target, 0)
+        if not any(bank.covers(PhysRange.of(phys, length)) for bank in kernel.ram.banks):
+            raise InputError(f"target {target}: no RAM at physical {phys:#x}")
+        return phys
+    match = _TARGET.match(target)
+    if not match:
+        raise InputError(f"target {target!r} is neither NAME, NAME+OFFSET nor a physical address")
+    area = _area(kernel, match["base"])
+    offset = int(match["offset"] or "0", 0)
+    if offset + length > area.size:
+        raise InputError(
+            f"target {target}: {length} byte{'s' if length != 1 else ''} at offset {offset:#x} do not fit in the "
+            f"{area.size:#x} bytes of {match['base']}"
+        )
+    return area.start + offset

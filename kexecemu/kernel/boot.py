@@ -1,0 +1,152 @@
+"""From the boot loader to an idle kernel: the order of setup_arch() on arm64 (section A.2 of the boot).
+
+setup_machine_fdt, arm64_memblock_init, (early reservation before 6.4), paging_init, bootmem_init with the memory map
+and the CMA area, then the (late) reservation. Everything that is allocated on the way is allocated from memblock in
+the kernel's order, because that decides where a late crashkernel reservation comes to lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel.address_space import AddressSpace
+from kexecemu.kernel.cmdline import memparse, parameter
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.crashkernel import CrashReservation, Print, reserve_crashkernel
+from kexecemu.kernel.firmware import initrd_range, memory_ranges, reg_ranges
+from kexecemu.kernel.linear_map import (
+    LinearMapPlan,
+    build_linear_map,
+    defer_reserve_crashkernel,
+    plan_linear_map,
+)
+from kexecemu.kernel.memblock import Memblock
+from kexecemu.kernel.zones import arm64_dma_phys_limit
+from kexecemu.machine.mmu import PageTables
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
+
+_STRUCT_PAGE_SIZE = 64
+_CMA_ALIGN = 4 << 20  # pageblock_nr_pages and MAX_ORDER of a 4K kernel
+_SECTION_SIZE_BITS = {4096: 27, 16384: 27, 65536: 29}
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """Physical addresses inside the kernel image that memory setup looks at."""
+
+    text: int  # _text
+    stext: int  # _stext
+    init_begin: int  # __init_begin
+    end: int  # _end
+
+
+@dataclass(frozen=True)
+class ArchSetup:
+    """What setup_arch() has decided and built."""
+
+    memblock: Memblock
+    reservation: CrashReservation
+    plan: LinearMapPlan
+    dma_phys_limit: int
+
+
+def arm64_memblock_init(
+    dtb: Fdt, dtb_phys: int, cmdline: str, space: AddressSpace, layout: TextLayout, config: KernelConfig
+) -> Memblock:
+    """RAM from the memory nodes, and what is taken before any allocation: kernel, initrd, device tree, reservations."""
+    memblock = Memblock()
+    page = config.page_size
+    for area in memory_ranges(dtb):
+        start, end = -(-area.start // page) * page, area.end // page * page
+        if start < end:
+            memblock.add(PhysRange(start, end))
+    memblock.reserve(PhysRange.of(dtb_phys, dtb.totalsize))
+    top = 1 << 64
+    memblock.remove(PhysRange(space.memstart + space.linear_region_size, top))
+    memblock.remove(PhysRange(0, space.memstart))
+    limit = parameter(cmdline, "mem")
+    if limit:
+        _cap_memory(memblock, memparse(limit)[0] // page * page)
+    initrd = initrd_range(dtb)
+    if initrd is not None:
+        memblock.reserve(PhysRange(initrd.start // page * page, -(-initrd.end // page) * page))
+    kernel_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
+    memblock.reserve(PhysRange(kernel_start, layout.end))
+    for entry in dtb.mem_reservations():
+        memblock.reserve(PhysRange.of(entry.phys, entry.size))
+    _scan_reserved_memory(dtb, memblock)
+    return memblock
+
+
+def _cap_memory(memblock: Memblock, limit: int) -> None:
+    """memblock_mem_limit_remove_map(): keep the first `limit` bytes of RAM."""
+    left = limit
+    for area in list(memblock.memory):
+        keep = min(left, area.size)
+        memblock.remove(PhysRange(area.start + keep, area.end))
+        left -= keep
+
+
+def _scan_reserved_memory(dtb: Fdt, memblock: Memblock) -> None:
+    """early_init_fdt_scan_reserved_mem(): /reserved-memory nodes with a reg; no-map ones stay out of the linear map."""
+    parent = dtb.path_offset("/reserved-memory")
+    if parent is None:
+        return
+    for node in dtb.subnodes(parent):
+        if dtb.getprop(node.offset, "reg") is None:
+            continue  # dynamic placement (size only) is not modelled
+        for area in reg_ranges(dtb, node.offset, parent):
+            if dtb.getprop(node.offset, "no-map") is not None:
+                memblock.mark_nomap(area)
+            memblock.reserve(area)
+
+
+def _alloc_memory_map(memblock: Memblock, page_size: int) -> None:
+    """sparse_init(): one struct page for each page of every section that has memory, in one allocation."""
+    section = 1 << _SECTION_SIZE_BITS[page_size]
+    sections = {
+        number for area in memblock.memory for number in range(area.start // section, -(-area.end // section))
+    }
+    map_size = section // page_size * _STRUCT_PAGE_SIZE
+    map_align = max(page_size, map_size)
+    # Where the map of all sections does not fit in one piece the kernel allocates section by section.
+    if not memblock.phys_alloc_range(len(sections) * map_size, map_align):
+        for _ in sections:
+            memblock.phys_alloc_range(map_size, map_align)
+
+
+def setup_memory(
+    memblock: Memblock,
+    cmdline: str,
+    config: KernelConfig,
+    space: AddressSpace,
+    layout: TextLayout,
+    tables: PageTables,
+    log: Print,
+) -> ArchSetup:
+    """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
+
+    `tables` is swapper_pg_dir; its allocator must take pages from `memblock`. log gets the kernel's messages.
+    """
+
+    def reserve() -> CrashReservation:
+        limit = arm64_dma_phys_limit(config, memblock)
+        return reserve_crashkernel(config.release, cmdline, memblock, limit, config.page_size, log)
+
+    deferred = defer_reserve_crashkernel(config)
+    reservation = CrashReservation() if deferred else reserve()
+    alias_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
+    text = PhysRange(alias_start, layout.init_begin)
+    plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
+    build_linear_map(tables, space, plan)
+    _alloc_memory_map(memblock, config.page_size)
+    dma_limit = arm64_dma_phys_limit(config, memblock)
+    cma = config.number("CMA_SIZE_MBYTES") << 20
+    if cma:
+        memblock.phys_alloc_range(cma, _CMA_ALIGN, 0, dma_limit)
+    if deferred:
+        reservation = reserve()
+    return ArchSetup(memblock, reservation, plan, dma_limit)

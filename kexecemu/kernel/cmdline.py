@@ -1,0 +1,165 @@
+"""The kernel command line: memparse(), early parameters and the grammar of crashkernel=.
+
+Followed: lib/cmdline.c and kernel/crash_core.c (6.1), kernel/crash_reserve.c (6.12).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EINVAL, ENOENT
+
+__all__ = ["CrashkernelOption", "memparse", "parameter", "parse_crashkernel_option"]
+
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
+_SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
+_U64 = (1 << 64) - 1
+_RAM_ROUNDING = 128 << 20
+_NAME = "crashkernel="
+
+Warn = Callable[[str], None]
+
+
+def memparse(text: str) -> tuple[int, str]:
+    """Read a number (decimal, 0x hex or 0 octal) with an optional K, M, G, T, P or E; return it in bytes and the rest.
+
+    Nothing readable gives (0, text), as memparse() leaves its end pointer at the start.
+    """
+    match = _NUMBER.match(text)
+    if not match:
+        return 0, text
+    digits, rest = match.group(), text[match.end() :]
+    hexadecimal = digits[:2] in ("0x", "0X")
+    value = int(digits, 16 if hexadecimal else 8 if digits[0] == "0" else 10)
+    if rest and (shift := _SHIFTS.get(rest[0].lower())) is not None:
+        value, rest = value << shift, rest[1:]
+    return value & _U64, rest
+
+
+def parameter(cmdline: str, name: str) -> str | None:
+    """The value of the last `name=value` on the command line, "" for a bare `name`, None if it is not there."""
+    found = None
+    for word in cmdline.split():
+        key, _, value = word.partition("=")
+        if key == name:
+            found = value
+    return found
+
+
+@dataclass(frozen=True)
+class CrashkernelOption:
+    """One parsed crashkernel= option: bytes, a physical base (0: anywhere), or an errno (positive) in `error`."""
+
+    size: int = 0
+    base: int = 0
+    error: int = 0
+
+
+def _last_option(cmdline: str, suffix: str | None) -> str | None:
+    """get_last_crashkernel(): the last option with this suffix; without one, the last that has neither."""
+    found = None
+    at = cmdline.find(_NAME)
+    while at >= 0:
+        word = cmdline[at:].split(" ", 1)[0]
+        matches = word.endswith(suffix) if suffix else not word.endswith((",high", ",low"))
+        if matches:
+            found = cmdline[at + len(_NAME) :]
+        at = cmdline.find(_NAME, at + 1)
+    return found
+
+
+def _parse_ranges(text: str, system_ram: int, warn: Warn) -> CrashkernelOption:
+    """parse_crashkernel_mem(): start-[end]:size[,...][@offset]; the first range that holds system_ram wins."""
+    # Firmware keeps some RAM for itself; rounding lets users write 4G where they see 3.9G.
+    system_ram = -(-system_ram // _RAM_ROUNDING) * _RAM_ROUNDING
+    rest, size = text, 0
+
+    def fail(reason: str) -> CrashkernelOption:
+        warn(f"crashkernel: {reason}")
+        return CrashkernelOption(error=EINVAL)
+
+    while True:
+        start, after = memparse(rest)
+        if after == rest:
+            return fail("Memory value expected")
+        if after[:1] != "-":
+            return fail("'-' expected")
+        rest, end = after[1:], _U64
+        if rest[:1] != ":":
+            end, after = memparse(rest)
+            if after == rest:
+                return fail("Memory value expected")
+            if end <= start:
+                return fail("end <= start")
+            rest = after
+        if rest[:1] != ":":
+            return fail("':' expected")
+        rest = rest[1:]
+        this_size, after = memparse(rest)
+        if after == rest:
+            return fail("Memory value expected")
+        rest = after
+        if this_size >= system_ram:
+            return fail("invalid size")
+        if start <= system_ram < end:
+            size = this_size
+            break
+        if rest[:1] != ",":
+            break
+        rest = rest[1:]
+    if not size:
+        warn("crashkernel size resulted in zero bytes")
+        return CrashkernelOption()
+    offset = re.match(r"[^ @]*@", rest)
+    if not offset:
+        return CrashkernelOption(size)
+    base, after = memparse(rest[offset.end() :])
+    if after == rest[offset.end() :]:
+        return fail("Memory value expected after '@'")
+    return CrashkernelOption(size, base)
+
+
+def _parse_simple(text: str, warn: Warn) -> CrashkernelOption:
+    """parse_crashkernel_simple(): size[@offset]."""
+    size, rest = memparse(text)
+    if rest == text:
+        warn("crashkernel: memory value expected")
+        return CrashkernelOption(error=EINVAL)
+    if rest[:1] == "@":
+        return CrashkernelOption(size, memparse(rest[1:])[0])
+    if rest[:1] not in (" ", ""):
+        warn(f"crashkernel: unrecognized char: {rest[0]}")
+        return CrashkernelOption(error=EINVAL)
+    return CrashkernelOption(size)
+
+
+def _parse_suffix(text: str, suffix: str, warn: Warn) -> CrashkernelOption:
+    """parse_crashkernel_suffix(): size,high or size,low."""
+    size, rest = memparse(text)
+    if rest == text:
+        warn("crashkernel: memory value expected")
+        return CrashkernelOption(error=EINVAL)
+    tail = rest.removeprefix(suffix) if rest.startswith(suffix) else rest
+    if not rest.startswith(suffix) or tail[:1] not in (" ", ""):
+        warn(f"crashkernel: unrecognized char: {tail[0]}")
+        return CrashkernelOption(error=EINVAL)
+    return CrashkernelOption(size)
+
+
+def parse_crashkernel_option(
+    cmdline: str, system_ram: int, suffix: str | None = None, warn: Warn = lambda text: None
+) -> CrashkernelOption:
+    """__parse_crashkernel(): read the last crashkernel= option of the kind that `suffix` (",high", ",low") names.
+
+    system_ram is in bytes. error is ENOENT when there is no such option, EINVAL when it cannot be read; warn gets
+    the kernel's warning.
+    """
+    text = _last_option(cmdline, suffix)
+    if text is None:
+        return CrashkernelOption(error=ENOENT)
+    if suffix:
+        return _parse_suffix(text, suffix, warn)
+    if ":" in text.split(" ", 1)[0]:
+        return _parse_ranges(text, system_ram, warn)
+    return _parse_simple(text, warn)

@@ -1,0 +1,177 @@
+"""Which kernel the model is: its era, its build options and the way it protects a loaded crash image."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kexecemu.errors import InputError
+
+__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "Protection"]
+
+
+class Era(enum.Enum):
+    """A stretch of arm64 history with the same rules; the value is the release that stands for it.
+
+    6.1  before the series of April 2023: the loaded segments lose PTE_VALID, and crashkernel= may force the whole
+         linear map down to base pages
+    6.4  right after the series (commits 0d124e96051b, 04a2a7af3d97, 504cae453f82): no protection, late reservation
+    6.12 the generic reservation of 6.7 (commit fdc268232dbb) with fallbacks and a default low size
+    """
+
+    V6_1 = "6.1"
+    V6_4 = "6.4"
+    V6_12 = "6.12"
+
+    @property
+    def protects_by_pte(self) -> bool:
+        """arch_kexec_protect_crashkres() exists (dropped by 0d124e96051b)."""
+        return self is Era.V6_1
+
+    @property
+    def generic_reservation(self) -> bool:
+        """reserve_crashkernel_generic() is used (fdc268232dbb)."""
+        return self is Era.V6_12
+
+    @property
+    def top_down_skips_last_page(self) -> bool:
+        """locate_mem_hole_top_down() starts at end - size with an inclusive end and so wastes the last page."""
+        return self is not Era.V6_12
+
+    @property
+    def text_alias_starts_at_text(self) -> bool:
+        """The read-only alias of the kernel text in the linear map starts at _text instead of _stext."""
+        return self is Era.V6_12
+
+    @property
+    def elfcorehdr_notes_for_possible_cpus(self) -> bool:
+        """One PT_NOTE per possible CPU instead of per present CPU (6.6)."""
+        return self is Era.V6_12
+
+    @property
+    def file_load_flags(self) -> int:
+        """KEXEC_FILE_FLAGS: UNLOAD 1, ON_CRASH 2, NO_INITRAMFS 4; 6.8 added DEBUG 8."""
+        return 0xF if self is Era.V6_12 else 0x7
+
+    @property
+    def uname_release(self) -> str:
+        """What the model calls itself: the guest image is one and the same for all eras."""
+        return "6.1.0-kexecemu"
+
+
+class Protection(enum.Enum):
+    """How the loaded crash image is protected from stray writes through the linear map."""
+
+    NONE = "none"
+    PTE = "pte"
+    READONLY = "readonly"
+    BBML2 = "bbml2"
+
+
+# Kconfig names that change what the model does, with their defaults (arm64 defconfig unless said).
+KNOWN_OPTIONS: Mapping[str, str] = {
+    "ARM64_4K_PAGES": "y",
+    "ARM64_16K_PAGES": "n",
+    "ARM64_64K_PAGES": "n",
+    "CMA_SIZE_MBYTES": "0",  # Debian has 64; 0 keeps small machines simple
+    "DEBUG_PAGEALLOC_ENABLE_DEFAULT": "n",
+    "KEXEC_FILE": "y",
+    "KFENCE": "n",
+    "KFENCE_SAMPLE_INTERVAL": "100",
+    "PANIC_ON_OOPS": "n",
+    "RODATA_FULL_DEFAULT_ENABLED": "y",
+    "ZONE_DMA": "y",
+    "ZONE_DMA32": "y",  # follows ZONE_DMA unless given: a kernel without the one has seldom the other
+}
+
+
+def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in given.items():
+        short = name.removeprefix("CONFIG_")
+        if short not in KNOWN_OPTIONS:
+            known = ", ".join(sorted(KNOWN_OPTIONS))
+            raise InputError(f"config option {name} is not one that the model knows; known are {known}")
+        number = KNOWN_OPTIONS[short].isdigit()
+        if number and not value.isdigit():
+            raise InputError(f"config option {name} takes a number, not {value!r}")
+        if not number and value not in ("y", "n"):
+            raise InputError(f"config option {name} is y or n, not {value!r}")
+        options[short] = value
+    if "ZONE_DMA" in options:
+        options.setdefault("ZONE_DMA32", options["ZONE_DMA"])
+    page_sizes = ("ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES")
+    chosen = [name for name in page_sizes if options.get(name) == "y"]
+    if len(chosen) > 1:
+        raise InputError(f"config options {' and '.join(chosen)} exclude each other")
+    if chosen:
+        options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
+    return {**KNOWN_OPTIONS, **options}
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """One kernel build.
+
+    era         "6.1", "6.4" or "6.12"
+    protection  None: what the era does by itself (pte before 6.4, none after); else a Protection or its name
+    purgatory   False/None: none, as arm64 has it today; True or "default": the one that ships; else an object's path
+    options     Kconfig names (with or without CONFIG_) to "y", "n" or a number
+    rng_ready   the random number generator is initialised when a load builds its device tree
+    """
+
+    era: Era | str = Era.V6_4
+    protection: Protection | str | None = None
+    purgatory: bool | str | Path | None = True
+    options: Mapping[str, str] = field(default_factory=dict)
+    rng_ready: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.era, Era):
+            try:
+                object.__setattr__(self, "era", Era(self.era))
+            except ValueError:
+                known = ", ".join(era.value for era in Era)
+                raise InputError(f"era {self.era!r} is not modelled; known are {known}") from None
+        if isinstance(self.protection, str):
+            try:
+                object.__setattr__(self, "protection", Protection(self.protection))
+            except ValueError:
+                known = ", ".join(way.value for way in Protection)
+                raise InputError(f"protection {self.protection!r} is not known; known are {known}") from None
+        object.__setattr__(self, "options", _parse_options(self.options))
+
+    @property
+    def release(self) -> Era:
+        """The era, as an Era whatever was given."""
+        assert isinstance(self.era, Era)
+        return self.era
+
+    @property
+    def way(self) -> Protection:
+        """The protection in force: the one asked for, else what the era does."""
+        if isinstance(self.protection, Protection):
+            return self.protection
+        return Protection.PTE if self.release.protects_by_pte else Protection.NONE
+
+    def enabled(self, option: str) -> bool:
+        """IS_ENABLED(CONFIG_option)."""
+        return self.options[option] == "y"
+
+    def number(self, option: str) -> int:
+        """The value of a numeric option."""
+        return int(self.options[option])
+
+    @property
+    def page_size(self) -> int:
+        """PAGE_SIZE in bytes."""
+        if self.enabled("ARM64_64K_PAGES"):
+            return 65536
+        return 16384 if self.enabled("ARM64_16K_PAGES") else 4096
+
+    @property
+    def has_dma_zones(self) -> bool:
+        """CONFIG_ZONE_DMA or CONFIG_ZONE_DMA32: what defer_reserve_crashkernel() asked before 6.4."""
+        return self.enabled("ZONE_DMA") or self.enabled("ZONE_DMA32")

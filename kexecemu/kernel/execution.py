@@ -1,0 +1,139 @@
+"""Running the first kernel's guest code: its own way through boot and crash, and functions called from outside.
+
+The CPU executes; whenever it is about to enter a host function the model does that function's work (host_calls.py)
+and lets it go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from kexecemu.kernel.vmlinux import GuestKernel
+from kexecemu.machine.board import Board
+from kexecemu.machine.cpu import Cpu, Stop, StopKind
+
+__all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Call", "Execution"]
+
+CALL_LIMIT = (
+    50_000_000  # instructions that a stretch of the first kernel's code may take before it counts as hung
+)
+SYSRQ_MESSAGE = "sysrq triggered crash"
+_THREAD_SIZE = 16384
+_STRAY_BUFFER_SIZE = 4096
+_SOFT_RESTART_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a call of a guest function ended: it returned, or its task died in an oops, or `stop` says what else."""
+
+    returned: bool
+    died: bool
+    stop: Stop
+
+
+class Execution:
+    """The CPUs of a board as the first kernel uses them.
+
+    host maps virtual addresses (physical, for what runs before the MMU is on) to what the model does there.
+    """
+
+    def __init__(self, board: Board, guest: GuestKernel, host: Mapping[int, Callable[[Cpu], None]]) -> None:
+        self._board = board
+        self._guest = guest
+        self._host = host
+
+    def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
+        """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
+
+        until are virtual addresses (block starts) that end the run; limit is in instructions.
+        """
+        stops = [*self._host, *until]
+        left = limit
+        while True:
+            stop = cpu.run(stops=stops, limit=left)
+            if left is not None:
+                left = max(left - stop.instructions, 0)
+            if stop.kind is not StopKind.BREAKPOINT or stop.pc in until:
+                return stop
+            self._host[stop.pc](cpu)
+
+    def call(self, function: str, *arguments: int, task: str, until: Collection[int] = ()) -> Call:
+        """Call a C function of the guest in a task's context on the boot CPU, and put the idle loop back after it.
+
+        arguments are register values. Virtual addresses in `until` end the call early, and leave the CPU there.
+        """
+        cpu, guest = self._board.boot_cpu, self._guest
+        idle = [cpu.x(number) for number in range(31)]
+        idle_sp, idle_pc, idle_task, idle_pstate = cpu.sp, cpu.pc, cpu.sysreg("SP_EL0"), cpu.pstate
+        task_virt = guest.vmlinux.virt(task)
+        stack = guest.read(task, guest.vmlinux.offsetof("task_struct", "stack"))
+        self._switch_to(task_virt)
+        cpu.set_sysreg("SP_EL0", task_virt)
+        cpu.sp = stack + _THREAD_SIZE - guest.vmlinux.sizeof("pt_regs")
+        for number, value in enumerate(arguments):
+            cpu.set_x(number, value)
+        cpu.set_x(29, 0)
+        cpu.set_x(30, guest.vmlinux.virt("host_return"))
+        cpu.pc = guest.vmlinux.virt(function)
+        returned, died = guest.vmlinux.virt("host_return"), guest.vmlinux.virt("make_task_dead")
+        stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT)
+        if stop.kind is StopKind.BREAKPOINT and stop.pc in (returned, died):
+            self._switch_to(idle_task)
+            for number, value in enumerate(idle):
+                cpu.set_x(number, value)
+            cpu.sp, cpu.pc, cpu.pstate = idle_sp, idle_pc, idle_pstate
+            cpu.set_sysreg("SP_EL0", idle_task)
+        return Call(stop.pc == returned, stop.pc == died, stop)
+
+    def _switch_to(self, task_virt: int) -> None:
+        """The scheduler's view of who is on the boot CPU: rq->curr, on_cpu."""
+        guest, layout, space = self._guest, self._guest.vmlinux, self._guest.space
+        rq_virt = layout.virt("runqueues") + guest.read("__per_cpu_offset")
+        curr_phys = space.virt_to_phys(rq_virt % (1 << 64)) + layout.offsetof("rq", "curr")
+        on_cpu = layout.offsetof("task_struct", "on_cpu")
+        before_virt = guest.ram.read_u64(curr_phys)
+        if before_virt:
+            guest.ram.write_u32(space.virt_to_phys(before_virt) + on_cpu, 0)
+        guest.ram.write_u64(curr_phys, task_virt)
+        guest.ram.write_u32(space.virt_to_phys(task_virt) + on_cpu, 1)
+
+    def stray_write(self, virt: int, data: bytes, width: int = 1) -> bool:
+        """Store bytes at a kernel virtual address by really executing stores of `width` bytes in kworker context.
+
+        False when a store faulted and its task died in the guest's own oops. Long data is written in pieces; the
+        first that faults ends the write.
+        """
+        guest = self._guest
+        source = guest.vmlinux.virt("stray_buffer")
+        for at in range(0, len(data), _STRAY_BUFFER_SIZE):
+            piece = data[at : at + _STRAY_BUFFER_SIZE]
+            guest.ram.write(guest.phys("stray_buffer"), piece)
+            if not self.call(
+                "stray_write", virt + at, source, len(piece), width, task="task_kworker"
+            ).returned:
+                return False
+        return True
+
+    def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
+        """panic() and everything after it, up to the first instruction outside the kernel.
+
+        The returned stop is LEFT with PC at the physical address that machine_kexec() jumped to (MMU off), or
+        BREAKPOINT at panic_no_kexec when no crash image is loaded. DEADLINE, FAULT or IDLE mean that the crash path
+        itself went wrong.
+        """
+        guest = self._guest
+        restart = guest.phys("cpu_soft_restart")
+        ends = {restart, guest.vmlinux.virt("panic_no_kexec")}
+        if message == SYSRQ_MESSAGE:
+            stop = self.call("write_sysrq_trigger", task="task_bash", until=ends).stop
+        else:
+            guest.ram.write(guest.phys("panic_request"), message.encode()[:255] + b"\0")
+            why = guest.vmlinux.virt("panic_request")
+            stop = self.call("panic_on_request", why, task="task_bash", until=ends).stop
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != restart:
+            return stop
+        # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
+        idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
+        return self._board.boot_cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)

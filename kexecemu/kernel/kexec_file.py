@@ -1,0 +1,212 @@
+"""The system call: kexec_file_load(), in the kernel's order, each refusal with its errno (kernel/kexec_file.c).
+
+What the running kernel must lend to it (its memory, its device tree, its tables) is the protocol RunningKernel, so
+that this file reads like the one it follows.
+"""
+
+from __future__ import annotations
+
+from errno import EBADF, EBUSY, EFBIG, EINVAL, ENOSYS, EPERM
+from typing import Protocol
+
+from kexecemu.errors import KexecError
+from kexecemu.formats import elfrel
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
+from kexecemu.kernel.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
+from kexecemu.kernel.kexec_image import CrashFiles, LoadContext, image_load, image_probe
+from kexecemu.kernel.kimage import (
+    KEXEC_FILE_NO_INITRAMFS,
+    KEXEC_FILE_ON_CRASH,
+    KEXEC_FILE_UNLOAD,
+    Kimage,
+)
+from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["KEXEC_FILE_SIZE_MAX", "KexecFile", "RunningKernel"]
+
+KEXEC_FILE_SIZE_MAX = 4 << 30
+_KEXEC_CONTROL_PAGE_SIZE = 4096
+
+
+class RunningKernel(Protocol):
+    """What kexec_file_load() needs of the kernel that it runs in."""
+
+    @property
+    def config(self) -> KernelConfig:
+        """The running kernel's build."""
+
+    @property
+    def ram(self) -> Ram:
+        """Physical memory."""
+
+    @property
+    def crashk_res(self) -> PhysRange | None:
+        """The physical range that is reserved for the crash kernel."""
+
+    @property
+    def page_size(self) -> int:
+        """PAGE_SIZE in bytes."""
+
+    @property
+    def total_ram_pages(self) -> int:
+        """totalram_pages()."""
+
+    @property
+    def console_phys(self) -> int:
+        """Physical address of the PL011 that is the console, 0 for none."""
+
+    def elf_headers(self) -> bytes:
+        """prepare_elf_headers(): the core's header, whole pages."""
+
+    def crash_device_tree(
+        self, initrd: PhysRange | None, elfcorehdr: PhysRange, cmdline: str | None
+    ) -> bytes:
+        """of_kexec_alloc_and_setup_fdt() and fdt_pack(); initrd is the exact range of its bytes."""
+
+    def copy_vmcoreinfo(self, safecopy: PhysRange) -> None:
+        """crash_update_vmcoreinfo_safecopy()."""
+
+    def protect(self, image: Kimage) -> None:
+        """arch_kexec_protect_crashkres()."""
+
+    def unprotect(self, image: Kimage) -> None:
+        """arch_kexec_unprotect_crashkres()."""
+
+    def publish(self, image: Kimage | None) -> None:
+        """The exchange of kexec_crash_image in the kernel's own memory."""
+
+    def say(self, kind: str, text: str, **facts: int | str | bool | None) -> None:
+        """Record an event on the timeline."""
+
+
+class KexecFile:
+    """The state behind the system call: the lock, the loaded crash image and its purgatory."""
+
+    def __init__(self, kernel: RunningKernel, purgatory: elfrel.RelocatableObject | None) -> None:
+        self._kernel = kernel
+        self._purgatory_object = purgatory
+        self.locked = False  # __kexec_lock: held by a load under way
+        self.load_disabled = False  # sysctl kernel.kexec_load_disabled
+        self.crash_image: Kimage | None = None
+        self.purgatory: LoadedPurgatory | None = None
+
+    def load(
+        self,
+        kernel: bytes | None,
+        initrd: bytes | None,
+        cmdline: bytes | None,
+        flags: int,
+        *,
+        capable: bool = True,
+    ) -> Kimage | None:
+        """kexec_file_load(2). kernel and initrd are the files' bytes (None: a bad descriptor).
+
+        cmdline is what the caller passes, with its NUL; None or b"" is a length of 0 and deletes bootargs. capable
+        is CAP_SYS_BOOT. Returns the image, None after an unload; raises KexecError with the syscall's errno.
+        """
+        step = "kexec_file_load"
+        if not self._kernel.config.enabled("KEXEC_FILE"):
+            raise KexecError(ENOSYS, step, "the kernel is built without CONFIG_KEXEC_FILE")
+        if not capable or self.load_disabled:
+            raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
+        if flags & ~self._kernel.config.release.file_load_flags:
+            raise KexecError(EINVAL, step, f"unknown flags {flags:#x}")
+        if not flags & KEXEC_FILE_ON_CRASH:
+            raise KexecError(EINVAL, step, "only a crash image can be loaded: normal kexec is not modelled")
+        if self.locked:
+            raise KexecError(EBUSY, step, "another load is under way")
+        self.locked = True
+        try:
+            return self._exchange(kernel, initrd, cmdline, flags)
+        finally:
+            if self.crash_image is not None:
+                self._kernel.protect(self.crash_image)
+            self.locked = False
+
+    def _exchange(
+        self, kernel: bytes | None, initrd: bytes | None, cmdline: bytes | None, flags: int
+    ) -> Kimage | None:
+        if self.crash_image is not None:
+            self._kernel.unprotect(self.crash_image)
+        # The old image goes before the new one is known to be good: a failed reload leaves no crash kernel.
+        self._publish(None, None)
+        if flags & KEXEC_FILE_UNLOAD:
+            self._kernel.say("unload", "the crash image is unloaded")
+            return None
+        image, purgatory = self._prepare(kernel, initrd, cmdline, flags)
+        for segment in image.segments:
+            # kimage_load_crash_segment(): the buffer, then zeros to memsz.
+            self._kernel.ram.write(segment.mem, segment.buf)
+            self._kernel.ram.fill(segment.mem + segment.bufsz, segment.memsz - segment.bufsz)
+        self._publish(image, purgatory)
+        return image
+
+    def _publish(self, image: Kimage | None, purgatory: LoadedPurgatory | None) -> None:
+        self.crash_image, self.purgatory = image, purgatory
+        self._kernel.publish(image)
+
+    def _prepare(
+        self, kernel: bytes | None, initrd: bytes | None, cmdline: bytes | None, flags: int
+    ) -> tuple[Kimage, LoadedPurgatory | None]:
+        """kimage_file_alloc_init(): everything up to the copy."""
+        running = self._kernel
+        crashk_res = running.crashk_res
+        kernel = _read_file("kernel", kernel)
+        image_probe(kernel)
+        initrd = None if flags & KEXEC_FILE_NO_INITRAMFS else _read_file("initrd", initrd)
+        text = _command_line(cmdline)
+        image = Kimage(control_page=crashk_res.start if crashk_res else 0)
+        context = LoadContext(
+            running.config.release,
+            running.page_size,
+            crashk_res,
+            self._purgatory_object,
+            running.console_phys,
+        )
+        files = CrashFiles(
+            kernel,
+            initrd,
+            running.elf_headers(),
+            lambda initrd_area, core: running.crash_device_tree(initrd_area, core, text),
+        )
+        purgatory = image_load(image, files, context)
+        sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
+        assert crashk_res is not None  # nothing could have been placed otherwise
+        size = max(_KEXEC_CONTROL_PAGE_SIZE, running.page_size)
+        code = alloc_crash_control_pages(image, crashk_res, size, "control_code_buffer")
+        image.control_code_page = code.start
+        safecopy = alloc_crash_control_pages(image, crashk_res, running.page_size, "vmcoreinfo copy buffer")
+        image.vmcoreinfo_safecopy = safecopy.start
+        running.copy_vmcoreinfo(safecopy)
+        if purgatory is not None:
+            self._store_digests(image, purgatory)
+        return image, purgatory
+
+    def _store_digests(self, image: Kimage, purgatory: LoadedPurgatory) -> None:
+        """kexec_calculate_store_digests(): into the purgatory's buffer, before it is copied to memory."""
+        image.digest, image.sha_regions = calculate_digest(image.segments)
+        purgatory.set_symbol("purgatory_sha_regions", pack_sha_regions(image.sha_regions))
+        purgatory.set_symbol("purgatory_sha256_digest", image.digest)
+
+
+def _read_file(name: str, data: bytes | None) -> bytes:
+    """kernel_read_file_from_fd(), as far as bytes can tell."""
+    step = "kernel_read_file_from_fd"
+    if data is None:
+        raise KexecError(EBADF, step, f"{name}: bad file descriptor")
+    if not data:
+        raise KexecError(EINVAL, step, f"{name}: the file is empty")
+    if len(data) > KEXEC_FILE_SIZE_MAX:
+        raise KexecError(EFBIG, step, f"{name}: larger than 4 GiB")
+    return data
+
+
+def _command_line(cmdline: bytes | None) -> str | None:
+    if not cmdline:
+        return None
+    if cmdline[-1] != 0:
+        raise KexecError(EINVAL, "kimage_file_prepare_segments", "the command line does not end in NUL")
+    return cmdline.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")

@@ -1,0 +1,81 @@
+"""struct kimage and struct kexec_segment, as far as a model needs them as objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = [
+    "KEXEC_ARCH_AARCH64",
+    "KEXEC_FILE_DEBUG",
+    "KEXEC_FILE_NO_INITRAMFS",
+    "KEXEC_FILE_ON_CRASH",
+    "KEXEC_FILE_UNLOAD",
+    "KEXEC_SEGMENT_MAX",
+    "Kimage",
+    "Segment",
+]
+
+KEXEC_FILE_UNLOAD = 1
+KEXEC_FILE_ON_CRASH = 2
+KEXEC_FILE_NO_INITRAMFS = 4
+KEXEC_FILE_DEBUG = 8
+KEXEC_ARCH_AARCH64 = 183 << 16
+KEXEC_SEGMENT_MAX = 16
+
+
+@dataclass
+class Segment:
+    """One piece of a crash image: `buf` is loaded to physical `mem` and padded with zeros to `memsz` bytes.
+
+    name is the model's (kernel, elfcorehdr, initrd, dtb, purgatory); a real kernel has none. The real one frees buf
+    after the load; here it stays, so that what is in memory later can be compared with what was loaded.
+    """
+
+    name: str
+    buf: bytes | bytearray
+    mem: int
+    memsz: int
+
+    @property
+    def bufsz(self) -> int:
+        """Bytes that come from the buffer; the rest of memsz is zeros."""
+        return len(self.buf)
+
+    @property
+    def area(self) -> PhysRange:
+        """The physical range that the segment fills."""
+        return PhysRange.of(self.mem, self.memsz)
+
+    def content(self) -> bytes:
+        """What memory holds right after the load: the buffer and zeros, memsz bytes."""
+        return bytes(self.buf) + bytes(self.memsz - len(self.buf))
+
+
+@dataclass
+class Kimage:
+    """A crash image: segments in kimage order and where it starts.
+
+    start is image->start, the physical address that machine_kexec() jumps to: the purgatory's entry, or the
+    kernel's where there is no purgatory. control_page is where the search for the next control page begins.
+    """
+
+    control_page: int
+    segments: list[Segment] = field(default_factory=list)
+    start: int = 0
+    kernel_entry: int = 0
+    dtb_mem: int = 0
+    control_pages: list[PhysRange] = field(default_factory=list)
+    control_code_page: int = 0
+    vmcoreinfo_safecopy: int = 0
+    sha_regions: list[PhysRange] = field(default_factory=list)
+    digest: bytes | None = None
+
+    def segment(self, name: str) -> Segment | None:
+        """The segment of that name, None if the image has none."""
+        return next((one for one in self.segments if one.name == name), None)
+
+    def segment_at(self, phys: int) -> Segment | None:
+        """The segment that holds a physical address, None if none does."""
+        return next((one for one in self.segments if phys in one.area), None)

@@ -1,0 +1,138 @@
+"""The linear map of the first kernel: by blocks or by base pages, and what crashkernel= did to that.
+
+Followed: map_mem() in arch/arm64/mm/mmu.c before and after commit 04a2a7af3d97. The decision is a plain value
+(`plan_linear_map`), the map itself is page tables in guest RAM (`build_linear_map`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kexecemu.kernel.address_space import AddressSpace
+from kexecemu.kernel.cmdline import memparse, parameter
+from kexecemu.kernel.config import KernelConfig, Protection
+from kexecemu.kernel.memblock import Memblock
+from kexecemu.machine.descriptors import AF, AP_RO, ATTR_IDX, DBM, PXN, SH_INNER, UXN
+from kexecemu.machine.mmu import PageTables
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
+__all__ += ["build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel", "plan_linear_map"]
+
+# Memory types as arm64 Linux numbers them in MAIR_EL1: normal, normal tagged, normal non-cacheable, nGnRnE, nGnRE.
+# Without MTE the tagged type is plain normal memory.
+MAIR_VALUE = 0x04_00_44_FF_FF
+_MT_NORMAL, _MT_NORMAL_TAGGED = 0, 1
+
+_PROT = AF | SH_INNER | UXN | PXN
+# DBM is PTE_WRITE in the kernel's tables: writable and, without AP_RO, also written by hardware's leave.
+PAGE_KERNEL = _PROT | DBM | ATTR_IDX(_MT_NORMAL)
+PAGE_KERNEL_TAGGED = _PROT | DBM | ATTR_IDX(_MT_NORMAL_TAGGED)
+PAGE_KERNEL_RO = _PROT | AP_RO | ATTR_IDX(_MT_NORMAL)
+PAGE_KERNEL_ROX = (_PROT & ~PXN) | AP_RO | ATTR_IDX(_MT_NORMAL)
+
+
+def rodata_full(config: KernelConfig, cmdline: str) -> bool:
+    """rodata_full: CONFIG_RODATA_FULL_DEFAULT_ENABLED, overridden by rodata=on, off or full."""
+    asked = parameter(cmdline, "rodata")
+    if asked is None:
+        return config.enabled("RODATA_FULL_DEFAULT_ENABLED")
+    return asked == "full"
+
+
+def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
+    """can_set_direct_map(): the linear map's permissions may change page by page, so it must be base pages."""
+    if rodata_full(config, cmdline):
+        return True
+    pagealloc = parameter(cmdline, "debug_pagealloc")
+    if pagealloc == "on" or (pagealloc is None and config.enabled("DEBUG_PAGEALLOC_ENABLE_DEFAULT")):
+        return True
+    if not config.enabled("KFENCE"):
+        return False
+    # kfence_early_init: a pool set up at boot gets pages of its own; only a late one needs the whole map in pages.
+    asked = parameter(cmdline, "kfence.sample_interval")
+    interval = config.number("KFENCE_SAMPLE_INTERVAL") if asked is None else memparse(asked)[0]
+    return not interval
+
+
+def pre_series_map(config: KernelConfig) -> bool:
+    """map_mem() treats the crashkernel region specially: before 6.4, or when `pte` protection is asked for."""
+    return config.way is Protection.PTE
+
+
+def defer_reserve_crashkernel(config: KernelConfig) -> bool:
+    """Whether the reservation waits for the DMA zones (always since 504cae453f82)."""
+    return config.has_dma_zones if config.release.protects_by_pte else True
+
+
+@dataclass(frozen=True)
+class MapPiece:
+    """A physical range of the linear map with one attribute set and one policy for large mappings."""
+
+    area: PhysRange
+    attributes: int
+    blocks: bool
+    contiguous: bool
+
+
+@dataclass(frozen=True)
+class LinearMapPlan:
+    """What map_mem() will map, in its order, and in one clause why."""
+
+    pieces: tuple[MapPiece, ...]
+    reason: str
+
+
+def plan_linear_map(
+    config: KernelConfig,
+    cmdline: str,
+    memblock: Memblock,
+    text: PhysRange,
+    crashk_res: PhysRange | None,
+) -> LinearMapPlan:
+    """Decide the linear map's pieces as map_mem() does.
+
+    text is the physical range that gets the read-only alias; crashk_res the crash region if it is reserved already
+    (it is not when the reservation is deferred).
+    """
+    pages_only = can_set_direct_map(config, cmdline)
+    reason = "rodata=full, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
+    special = None
+    if pre_series_map(config) and parameter(cmdline, "crashkernel") is not None:
+        if defer_reserve_crashkernel(config):
+            pages_only = True
+            reason = (
+                "crashkernel= is reserved too late to be mapped apart, so all RAM is mapped by base pages"
+            )
+        elif crashk_res is not None:
+            special = crashk_res
+            reason = "blocks, and base pages for the crash region alone"
+    elif config.way is Protection.BBML2:
+        reason = "blocks that can be split live (FEAT_BBM level 2)" if not pages_only else reason
+    memblock.mark_nomap(text)
+    if special is not None:
+        memblock.mark_nomap(special)
+    pieces = [
+        MapPiece(area, PAGE_KERNEL_TAGGED, blocks=not pages_only, contiguous=not pages_only)
+        for area in memblock.mappable()
+    ]
+    # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
+    pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=not pages_only, contiguous=False))
+    memblock.clear_nomap(text)
+    if special is not None:
+        pieces.append(MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))
+        memblock.clear_nomap(special)
+    return LinearMapPlan(tuple(pieces), reason)
+
+
+def build_linear_map(tables: PageTables, space: AddressSpace, plan: LinearMapPlan) -> None:
+    """Write the planned map into the page tables that the emulated MMU walks."""
+    for piece in plan.pieces:
+        tables.map(
+            space.linear_virt(piece.area.start),
+            piece.area.start,
+            piece.area.size,
+            piece.attributes,
+            blocks=piece.blocks,
+            contiguous=piece.contiguous,
+        )

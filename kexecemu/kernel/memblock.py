@@ -1,0 +1,99 @@
+"""memblock: the boot-time allocator, memory and reservations as sorted ranges (mm/memblock.c)."""
+
+from __future__ import annotations
+
+from kexecemu.machine.ranges import PhysRange, subtract
+
+__all__ = ["Memblock", "merge"]
+
+_ANYWHERE = 1 << 64
+_FIRST_PAGE = 4096  # memblock never hands out page 0: its address means failure
+
+
+def merge(ranges: list[PhysRange]) -> list[PhysRange]:
+    """Sorted, with touching and overlapping ranges joined."""
+    joined: list[PhysRange] = []
+    for one in sorted(ranges):
+        if not one.size:
+            continue
+        if joined and one.start <= joined[-1].end:
+            joined[-1] = PhysRange(joined[-1].start, max(joined[-1].end, one.end))
+        else:
+            joined.append(one)
+    return joined
+
+
+class Memblock:
+    """Physical memory as the kernel sees it before the buddy allocator lives.
+
+    memory is all RAM, reserved what is taken, nomap the part of memory that the linear map must skip for now.
+    """
+
+    def __init__(self) -> None:
+        self.memory: list[PhysRange] = []
+        self.reserved: list[PhysRange] = []
+        self.nomap: list[PhysRange] = []
+
+    def add(self, area: PhysRange) -> None:
+        """memblock_add(): there is RAM at these physical addresses."""
+        self.memory = merge([*self.memory, area])
+
+    def remove(self, area: PhysRange) -> None:
+        """memblock_remove(): forget RAM at these physical addresses."""
+        self.memory = subtract(self.memory, [area])
+
+    def reserve(self, area: PhysRange) -> None:
+        """memblock_reserve(): nobody may be given these physical addresses."""
+        self.reserved = merge([*self.reserved, area])
+
+    def free(self, area: PhysRange) -> None:
+        """memblock_phys_free(): undo a reservation."""
+        self.reserved = subtract(self.reserved, [area])
+
+    def mark_nomap(self, area: PhysRange) -> None:
+        """memblock_mark_nomap(): leave this RAM out of for_each_mem_range()."""
+        self.nomap = merge([*self.nomap, area])
+
+    def clear_nomap(self, area: PhysRange) -> None:
+        """memblock_clear_nomap()."""
+        self.nomap = subtract(self.nomap, [area])
+
+    @property
+    def phys_mem_size(self) -> int:
+        """memblock_phys_mem_size(): all RAM, in bytes."""
+        return sum(area.size for area in self.memory)
+
+    @property
+    def start_of_dram(self) -> int:
+        """memblock_start_of_DRAM(): the first physical address of RAM."""
+        return self.memory[0].start
+
+    @property
+    def end_of_dram(self) -> int:
+        """memblock_end_of_DRAM(): one past the last physical address of RAM."""
+        return self.memory[-1].end
+
+    def mappable(self) -> list[PhysRange]:
+        """for_each_mem_range(): memory without the parts that are marked nomap."""
+        return subtract(self.memory, self.nomap)
+
+    def free_ranges(self) -> list[PhysRange]:
+        """Memory that is neither reserved nor nomap, ascending."""
+        return subtract(self.mappable(), self.reserved)
+
+    def phys_alloc_range(self, size: int, align: int, start: int = 0, end: int = 0) -> int:
+        """memblock_phys_alloc_range(): reserve `size` bytes below `end` (0: anywhere), the highest that fit.
+
+        align is a power of two in bytes. Returns the physical address, or 0 when nothing fits.
+        """
+        start = max(start, _FIRST_PAGE)
+        end = end or _ANYWHERE
+        for area in reversed(self.free_ranges()):
+            low, high = max(area.start, start), min(area.end, end)
+            if high < low or high - low < size:
+                continue
+            candidate = (high - size) & ~(align - 1)
+            if candidate >= low:
+                self.reserve(PhysRange.of(candidate, size))
+                return candidate
+        return 0

@@ -1,0 +1,378 @@
+"""The first kernel as an object: boot it on a board, load a crash image, write where one should not, panic.
+
+The methods follow the life of a kernel from top to bottom. What the CPU can see is guest memory; what is kept here is
+what a kernel computes once (memblock, the reservation, the address space, the tables' builder).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Self
+
+from kexecemu.data import purgatory_path
+from kexecemu.errors import FormatError, InputError, MachineError
+from kexecemu.formats import elfrel
+from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel import firmware
+from kexecemu.kernel.address_space import AddressSpace, memstart_addr
+from kexecemu.kernel.boot import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.cmdline import parameter
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.environment import KexecEnvironment
+from kexecemu.kernel.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
+from kexecemu.kernel.host_calls import HOST_CALLS
+from kexecemu.kernel.kexec_file import KexecFile
+from kexecemu.kernel.kimage import (
+    KEXEC_FILE_NO_INITRAMFS,
+    KEXEC_FILE_ON_CRASH,
+    Kimage,
+)
+from kexecemu.kernel.paging import EarlyTables
+from kexecemu.kernel.printk import Printk
+from kexecemu.kernel.purgatory import parse_purgatory
+from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.vmcoreinfo import VMCOREINFO_BYTES, vmcoreinfo_text, write_note
+from kexecemu.kernel.vmlinux import GuestKernel, Vmlinux, load_vmlinux
+from kexecemu.machine.board import Board
+from kexecemu.machine.cpu import Cpu, Stop, StopKind
+from kexecemu.machine.mmu import PageTables
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["Kernel"]
+
+_NR_CPUS = 64
+
+
+class Kernel:
+    """A booted first kernel. Use Kernel.boot()."""
+
+    def __init__(
+        self,
+        board: Board,
+        config: KernelConfig,
+        dtb: bytes,
+        vmlinux: Vmlinux,
+        purgatory: elfrel.RelocatableObject | None,
+        seed: int,
+    ) -> None:
+        self.random = Random(seed)
+        self.board = board
+        self.config = config
+        self.ram = board.ram
+        tree = Fdt(dtb)
+        places = firmware.choose_places(board.ram, vmlinux.size, tree)
+        self.dtb_phys = places.dtb_phys
+        self.space = AddressSpace(
+            memstart_addr(board.ram.banks[0].start, config.page_size),
+            vmlinux.virt("_text"),
+            places.kernel_phys,
+            vmlinux.size,
+        )
+        self.guest = GuestKernel(vmlinux, board.ram, self.space)
+        self.guest.load()
+        board.ram.write(self.dtb_phys, dtb)
+        self.printk = Printk(self.guest, board.uart)
+        self.early = EarlyTables(self.guest, config.page_size)
+        self._environment = KexecEnvironment(self)
+        self.kexec = KexecFile(self._environment, purgatory)
+        self.affinities = firmware.cpu_affinities(tree)[: len(board.cpus)]
+        self.machine_model = self._model_name(tree)
+        self._console_phys = firmware.console_phys(tree)
+        self._arch: ArchSetup | None = None
+        self._execution = Execution(board, self.guest, self._host_functions())
+
+    def _host_functions(self) -> dict[int, Callable[[Cpu], None]]:
+        """Where the CPU stops for the model to think."""
+        host = {
+            self.guest.vmlinux.virt(name): partial(function, self) for name, function in HOST_CALLS.items()
+        }
+        # The one that is called before the MMU is on, at its physical address.
+        early = "__create_page_tables"
+        host[self.guest.phys(early)] = host[self.guest.vmlinux.virt(early)]
+        return host
+
+    # -- boot ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def boot(
+        cls,
+        board: Board,
+        config: KernelConfig | None = None,
+        *,
+        cmdline: str | None = "crashkernel=256M",
+        dtb: bytes | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Boot the model kernel on a board and return it idle.
+
+        cmdline is the first kernel's command line; None takes the one in dtb. dtb describes the board (default: the
+        board's own tree). seed feeds the kernel's random numbers, once config.rng_ready. Raises InputError when the
+        pieces do not fit together, KexecError(ENOEXEC) when config.purgatory is no usable object.
+        """
+        config = config or KernelConfig()
+        if dtb is None:
+            dtb = virt_device_tree(board.ram.banks, len(board.cpus), board.uart.phys.start)
+        try:
+            if cmdline is not None:
+                dtb = firmware.set_bootargs(dtb, cmdline)
+            described = firmware.memory_ranges(Fdt(dtb))
+        except FormatError as error:
+            raise InputError(f"device tree: {error}") from error
+        if not described:
+            raise InputError("device tree: no memory node")
+        if len(board.cpus) > _NR_CPUS:
+            raise InputError(f"the model kernel runs on at most {_NR_CPUS} CPUs, not {len(board.cpus)}")
+        kernel = cls(board, config, dtb, load_vmlinux(), _purgatory_object(config), seed)
+        kernel._start()
+        return kernel
+
+    def _start(self) -> None:
+        boot_cpu = self.board.boot_cpu
+        boot_cpu.reset(self.guest.phys("primary_entry"), x0=self.dtb_phys)
+        self.say(
+            "boot",
+            f"the boot loader starts the kernel at {self.guest.phys('primary_entry'):#x}, device tree at "
+            f"{self.dtb_phys:#x}",
+            entry_phys=self.guest.phys("primary_entry"),
+            dtb_phys=self.dtb_phys,
+        )
+        stop = self.run(boot_cpu, limit=CALL_LIMIT)
+        if stop.kind is not StopKind.IDLE:
+            raise MachineError(f"the first kernel did not come up: {stop}")
+        self.say(
+            "booted",
+            f"the first kernel is idle on {len(self.board.cpus)} CPU"
+            f"{'s' if len(self.board.cpus) > 1 else ''}; linear map: {self.arch.plan.reason}",
+            table_pages=len(self.tables.tables),
+        )
+
+    @staticmethod
+    def _model_name(tree: Fdt) -> str:
+        names = tree.get_strings(0, "model")
+        return names[0] if names else "unknown"
+
+    def create_page_tables(self) -> None:
+        """__create_page_tables(): the identity map and the kernel's own mapping, before the MMU is on."""
+        self.early.create()
+
+    def setup_arch(self) -> None:
+        """setup_arch(): device tree, memblock, reservation and linear map; the boot messages of that part."""
+        guest = self.guest
+        tree = Fdt(self.initial_boot_params)
+        chosen = tree.path_offset("/chosen")
+        bootargs = (tree.get_strings(chosen, "bootargs") or [""])[0] if chosen is not None else ""
+        self.log(f"Machine model: {self.machine_model}")
+        guest.ram.write(guest.phys("boot_command_line"), bootargs.encode()[:2047] + b"\0")
+        guest.ram.write(
+            guest.space.virt_to_phys(self.board.boot_cpu.x(0)),
+            struct.pack("<Q", guest.vmlinux.virt("boot_command_line")),
+        )
+        guest.write("memstart_addr", self.space.memstart)
+        layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
+        memblock = arm64_memblock_init(tree, self.dtb_phys, bootargs, self.space, layout, self.config)
+        page = self.config.page_size
+
+        def alloc_table() -> int:
+            phys = memblock.phys_alloc_range(page, page)
+            if not phys:
+                raise InputError("RAM is too small for the page tables of its own linear map")
+            self.ram.fill(phys, page)
+            return phys
+
+        self.early.use(alloc_table)
+        self._arch = setup_memory(
+            memblock, bootargs, self.config, self.space, layout, self.early.swapper, self.log
+        )
+        self._publish_resources()
+        self.log(f"Kernel command line: {bootargs}")
+        count = len(self.affinities)
+        mask = (1 << count) - 1
+        guest.write("__cpu_present_mask", mask)
+        guest.write("__cpu_possible_mask", mask)
+        guest.write_u32("nr_cpu_ids", count)
+        for index, affinity in enumerate(self.affinities):
+            guest.write("cpu_logical_map", affinity, 8 * index)
+        oops = parameter(bootargs, "oops")
+        guest.write_u32("panic_on_oops", int(oops == "panic" or self.config.enabled("PANIC_ON_OOPS")))
+
+    def kernel_init_freeable(self) -> None:
+        """The rest of the boot: crash_save_vmcoreinfo_init()."""
+        granule_t1sz = 64 - self.space.va_bits
+        text = vmcoreinfo_text(self.guest, self.config.page_size, self.space.memstart, granule_t1sz)
+        self.store_vmcoreinfo(text)
+        write_note(self.guest, text)
+
+    def _publish_resources(self) -> None:
+        """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
+        reservation = self.arch.reservation
+        for name, area in (
+            ("crashk_res", reservation.crashk_res),
+            ("crashk_low_res", reservation.crashk_low_res),
+        ):
+            self.guest.write(name, area.start if area else 0, self._resource("start"))
+            self.guest.write(name, area.last if area else 0, self._resource("end"))
+        area = reservation.crashk_res
+        if area is not None:
+            self.say(
+                "crashkernel",
+                f"crashkernel reserved at {area} ({area.size >> 20} MiB)",
+                start_phys=area.start,
+                end_phys=area.last,
+            )
+
+    def _resource(self, member: str) -> int:
+        return self.guest.vmlinux.offsetof("resource", member)
+
+    # -- what the rest of the kernel asks ------------------------------------------------------------------------
+
+    @property
+    def arch(self) -> ArchSetup:
+        """What setup_arch() left; MachineError before it has run."""
+        if self._arch is None:
+            raise MachineError("the kernel has not booted yet")
+        return self._arch
+
+    @property
+    def tables(self) -> PageTables:
+        """swapper_pg_dir."""
+        return self.early.swapper
+
+    @property
+    def crashk_res(self) -> PhysRange | None:
+        """The crash kernel's physical range, None when nothing is reserved."""
+        return self.arch.reservation.crashk_res
+
+    @property
+    def crashk_low_res(self) -> PhysRange | None:
+        """The low part of a high reservation, None when there is none."""
+        return self.arch.reservation.crashk_low_res
+
+    @property
+    def console_phys(self) -> int:
+        """Physical address of the console's PL011 (0: none)."""
+        return self._console_phys
+
+    @property
+    def image(self) -> Kimage | None:
+        """kexec_crash_image."""
+        return self.kexec.crash_image
+
+    @property
+    def protected(self) -> list[PhysRange]:
+        """Physical ranges that stray writes through the linear map cannot change now."""
+        return list(self._environment.protected)
+
+    @property
+    def initial_boot_params(self) -> bytes:
+        """The device tree that this kernel was booted with, as it is in memory now."""
+        size = struct.unpack(">I", self.ram.read(self.dtb_phys + 4, 4))[0]
+        return self.ram.read(self.dtb_phys, size)
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time since power on: one nanosecond an instruction."""
+        return self.board.instructions
+
+    @property
+    def safecopy_phys(self) -> int:
+        """Physical address of the crash image's copy of vmcoreinfo, 0 without an image."""
+        return self.image.vmcoreinfo_safecopy if self.image else 0
+
+    def log(self, text: str) -> None:
+        """printk(): into the ring in guest memory and to the console."""
+        self.printk.log(text, self.now_ns)
+
+    def say(self, kind: str, text: str, **facts: int | str | bool | None) -> None:
+        """Record an event on the board's timeline."""
+        self.board.timeline.record(kind, text, **facts)
+
+    def vmcoreinfo(self) -> bytes:
+        """vmcoreinfo_data as it is in guest memory."""
+        phys = self.space.virt_to_phys(self.guest.read("vmcoreinfo_data"))
+        return self.ram.read(phys, self.guest.read("vmcoreinfo_size"))
+
+    def store_vmcoreinfo(self, text: bytes) -> None:
+        """Set vmcoreinfo_data and vmcoreinfo_size in guest memory."""
+        phys = self.space.virt_to_phys(self.guest.read("vmcoreinfo_data"))
+        self.ram.write(phys, text.ljust(VMCOREINFO_BYTES, b"\0"))
+        self.guest.write("vmcoreinfo_size", len(text))
+
+    def crash_notes_phys(self, cpu: int) -> int:
+        """per_cpu_ptr_to_phys(per_cpu_ptr(crash_notes, cpu))."""
+        virt = self.guest.read("crash_notes") + self.guest.read("__per_cpu_offset", 8 * cpu)
+        return self.space.virt_to_phys(virt % (1 << 64))
+
+    # -- kexec ---------------------------------------------------------------------------------------------------
+
+    def kexec_file_load(
+        self,
+        kernel: bytes | None,
+        initrd: bytes | None = None,
+        cmdline: str | bytes | None = None,
+        flags: int = KEXEC_FILE_ON_CRASH,
+        *,
+        capable: bool = True,
+    ) -> Kimage | None:
+        """kexec_file_load(2) as user space calls it; a str command line gets its NUL.
+
+        Without an initrd KEXEC_FILE_NO_INITRAMFS is added, as kexec-tools does. Raises KexecError; returns the image
+        (None after an unload). A failed load leaves no crash kernel at all.
+        """
+        if isinstance(cmdline, str):
+            cmdline = cmdline.encode() + b"\0" if cmdline else None
+        if initrd is None:
+            flags |= KEXEC_FILE_NO_INITRAMFS
+        image = self.kexec.load(kernel, initrd, cmdline, flags, capable=capable)
+        if image is not None:
+            for segment in image.segments:
+                self.say(
+                    "segment",
+                    f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)",
+                    segment=segment.name,
+                    mem_phys=segment.mem,
+                    memsz=segment.memsz,
+                    bufsz=segment.bufsz,
+                )
+            digest = f", digest {image.digest.hex()}" if image.digest else ", no purgatory and so no digest"
+            self.say(
+                "loaded",
+                f"crash image loaded, entry {image.start:#x}{digest}",
+                entry_phys=image.start,
+                digest=image.digest.hex() if image.digest else None,
+            )
+        return image
+
+    # -- running guest code --------------------------------------------------------------------------------------
+
+    def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
+        """Run a CPU of this kernel until something other than a host function stops it; see Execution.run()."""
+        return self._execution.run(cpu, until, limit)
+
+    def stray_write_virt(self, virt: int, data: bytes, width: int = 1) -> bool:
+        """A stray write by the CPU at a kernel virtual address; False when it faulted. See Execution.stray_write()."""
+        return self._execution.stray_write(virt, data, width)
+
+    def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
+        """Panic, up to the first instruction outside this kernel; see Execution.crash()."""
+        self.say("panic", f"panic: {message}", message=message)
+        stop = self._execution.crash(message)
+        if stop.kind is StopKind.LEFT:
+            self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
+        return stop
+
+
+def _purgatory_object(config: KernelConfig) -> elfrel.RelocatableObject | None:
+    """The purgatory that the configuration names, None for none; InputError when its file cannot be read."""
+    wanted = config.purgatory
+    if wanted in (None, False, "none"):
+        return None
+    path = purgatory_path() if wanted is True or wanted == "default" else Path(str(wanted))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"purgatory {path}: {error.strerror or error}") from error
+    return parse_purgatory(data)

@@ -1,0 +1,73 @@
+"""The ways of protecting a loaded crash image from stray writes, as edits of the page tables in guest RAM.
+
+pte       arch_kexec_protect_crashkres() of arm64 before 6.4: set_memory_valid(segment, 0), segments only
+readonly  what x86 and s390 do, on arm64's tables: the whole crash region read-only, but the control pages
+bbml2     pte, where blocks may be split live (FEAT_BBM level 2, 6.18): only the blocks around the segments are split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kexecemu.errors import InputError, MachineError
+from kexecemu.kernel.address_space import AddressSpace
+from kexecemu.kernel.config import Protection
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.descriptors import AP_RO, DBM, VALID
+from kexecemu.machine.mmu import PageTables
+from kexecemu.machine.ranges import PhysRange, subtract
+
+__all__ = ["protect_crashkres", "unprotect_crashkres"]
+
+
+def _areas(way: Protection, image: Kimage, crashk_res: PhysRange) -> list[PhysRange]:
+    """The physical ranges that this way of protecting covers."""
+    if way is Protection.READONLY:
+        return subtract([crashk_res], image.control_pages)
+    return [segment.area for segment in image.segments]
+
+
+def _update(
+    tables: PageTables, space: AddressSpace, areas: Iterable[PhysRange], set_bits: int, clear_bits: int
+) -> None:
+    for area in areas:
+        try:
+            tables.update(space.linear_virt(area.start), area.size, set_bits, clear_bits)
+        except MachineError as error:
+            raise InputError(
+                f"protection is impossible here: the linear map of {area} is not base pages ({error}); "
+                "boot with rodata=full, or with crashkernel= known before the map is built"
+            ) from error
+
+
+def protect_crashkres(
+    way: Protection, tables: PageTables, space: AddressSpace, image: Kimage, crashk_res: PhysRange
+) -> list[PhysRange]:
+    """arch_kexec_protect_crashkres(): take access away; the caller must invalidate the TLB afterwards.
+
+    Returns the physical ranges that are protected now. Raises InputError where the linear map cannot express it.
+    """
+    if way is Protection.NONE:
+        return []
+    areas = _areas(way, image, crashk_res)
+    if way is Protection.BBML2:
+        for area in areas:
+            tables.split(space.linear_virt(area.start), area.size)
+    if way is Protection.READONLY:
+        _update(tables, space, areas, AP_RO, DBM)
+    else:
+        _update(tables, space, areas, 0, VALID)
+    return areas
+
+
+def unprotect_crashkres(
+    way: Protection, tables: PageTables, space: AddressSpace, image: Kimage, crashk_res: PhysRange
+) -> None:
+    """arch_kexec_unprotect_crashkres(): give access back before a reload or an unload."""
+    if way is Protection.NONE:
+        return
+    areas = _areas(way, image, crashk_res)
+    if way is Protection.READONLY:
+        _update(tables, space, areas, DBM, AP_RO)
+    else:
+        _update(tables, space, areas, VALID, 0)

@@ -1,0 +1,75 @@
+"""A run or a load as the one JSON object that --json prints; programs rely on its keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.lab import Kernel
+from kexecemu.scenario.runner import Result
+
+__all__ = ["load_object", "result_object", "to_text"]
+
+
+def _range(area: PhysRange | None) -> dict[str, int] | None:
+    return {"start": area.start, "end": area.last} if area is not None else None
+
+
+def _image(kernel: Kernel, image: Kimage) -> dict[str, Any]:
+    return {
+        "crashkernel": _range(kernel.crashk_res),
+        "crashkernel_low": _range(kernel.crashk_low_res),
+        "segments": [
+            {"name": one.name, "mem": one.mem, "memsz": one.memsz, "bufsz": one.bufsz}
+            for one in image.segments
+        ],
+        "entry": image.start,
+        "digest": image.digest.hex() if image.digest else None,
+    }
+
+
+def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
+    """What `kexecemu load --json` prints. Addresses are physical, as integers; ends are inclusive."""
+    return {
+        **_image(kernel, image),
+        "console": kernel.board.uart.text,
+        "instructions": kernel.board.instructions,
+        "seed": seed,
+        "vmlinux": str(kernel.guest.vmlinux.path),
+    }
+
+
+def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
+    """What `kexecemu run --json` and `kexecemu crash --json` print."""
+    end = result.end
+    verdict = end.verdict
+    return {
+        "outcome": end.outcome.value,
+        "as_expected": result.as_expected,
+        **_image(result.kernel, result.image),
+        "damage": [
+            {"segment": one.segment, "offset": one.offset, "length": one.length} for one in end.damage
+        ],
+        "console": end.console,
+        "instructions": end.instructions,
+        "seed": result.seed,
+        "vmlinux": str(result.kernel.guest.vmlinux.path),
+        "vmcore": str(vmcore) if vmcore is not None else None,
+        "verdict": None
+        if verdict is None
+        else {
+            "state": verdict.state.name.lower(),
+            "bytes_hashed": verdict.bytes_hashed,
+            "expected": verdict.expected.hex(),
+            "found": verdict.found.hex(),
+        },
+        "mismatches": result.mismatches,
+    }
+
+
+def to_text(value: dict[str, Any]) -> str:
+    """The object as indented JSON with a final newline."""
+    return json.dumps(value, indent=2) + "\n"

@@ -1,0 +1,98 @@
+"""A run told to people: what happened, in order, with addresses and symbols."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kexecemu.faults.outcome import Outcome
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.scenario.lab import Kernel
+from kexecemu.scenario.runner import Result
+
+__all__ = ["print_layout", "print_result"]
+
+_STYLES = {
+    Outcome.CAPTURED: "bold green",
+    Outcome.PREVENTED: "bold green",
+    Outcome.DETECTED: "bold yellow",
+    Outcome.MASKED: "bold cyan",
+    Outcome.LATENT: "bold cyan",
+    Outcome.SILENT: "bold red",
+}
+_BAD_STYLE = "bold magenta"
+
+
+def _print(console: Console, text: str = "") -> None:
+    """One line, never folded: addresses are copied from here."""
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def print_layout(console: Console, kernel: Kernel, image: Kimage) -> None:
+    """The crash region and what was loaded where."""
+    region = kernel.crashk_res
+    assert region is not None
+    _print(
+        console, f"[bold]crashkernel[/]  {region.start:#012x}-{region.last:#012x}  {region.size >> 20} MiB"
+    )
+    if kernel.crashk_low_res is not None:
+        low = kernel.crashk_low_res
+        _print(console, f"[bold]low part[/]     {low.start:#012x}-{low.last:#012x}  {low.size >> 20} MiB")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("segment", "first", "last", "in memory", "from file"):
+        table.add_column(heading, justify="left" if heading == "segment" else "right", no_wrap=True)
+    for segment in image.segments:
+        area = segment.area
+        table.add_row(
+            segment.name, f"{area.start:#x}", f"{area.last:#x}", f"{segment.memsz:#x}", f"{segment.bufsz:#x}"
+        )
+    console.print(table)
+    _print(console, f"[bold]entry[/]        {image.start:#x}")
+    _print(
+        console,
+        f"[bold]digest[/]       {image.digest.hex() if image.digest else 'none: there is no purgatory'}",
+    )
+
+
+def _setting(result: Result) -> str:
+    kernel = result.kernel
+    board, config = kernel.board, kernel.config
+    size = board.ram.size
+    ram = f"{size >> 30} GiB" if size % (1 << 30) == 0 else f"{size >> 20} MiB"
+    cpus = f"{len(board.cpus)} CPU{'s' if len(board.cpus) > 1 else ''}"
+    purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
+    return (
+        f"{ram}, {cpus}; kernel of the {config.release.value} era, protection {config.way.value}, "
+        f"purgatory {purgatory}; seed {result.seed}"
+    )
+
+
+def print_result(console: Console, result: Result) -> None:
+    """The whole account of a run: setting, events, console since the panic, damage, outcome."""
+    end = result.end
+    _print(console, f"[bold]{escape(result.name)}[/]")
+    _print(console, escape(_setting(result)))
+    _print(console)
+    _print(console, "[dim]instructions  event[/]")
+    for event in end.timeline:
+        _print(console, f"{event.when:12,}  [cyan]{event.kind:<14}[/] {escape(event.text)}")
+    _print(console)
+    _print(console, "[dim]console, from the panic on[/]")
+    for line in _console_since_panic(end.console):
+        _print(console, f"  {escape(line)}")
+    _print(console)
+    for damage in end.damage:
+        _print(console, f"[bold]damage[/]       {escape(str(damage))}")
+    style = _STYLES.get(end.outcome, _BAD_STYLE)
+    _print(console, f"[bold]outcome[/]      [{style}]{end.outcome.value}[/]: {escape(end.reason)}")
+    for mismatch in result.mismatches:
+        _print(console, f"[bold red]unexpected[/]   {escape(mismatch)}")
+
+
+def _console_since_panic(text: str) -> list[str]:
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if "sysrq: " in line or "Kernel panic" in line or "Unable to handle" in line:
+            return lines[number:]
+    return lines

@@ -1,0 +1,215 @@
+"""One crash from end to end, as a library: the kernel that can be written to, and the End of its panic.
+
+board  = Board(ram="1G", cpus=2)
+kernel = Kernel.boot(board, KernelConfig("6.4", purgatory=True), cmdline="crashkernel=256M")
+kernel.kexec_file_load(image, initrd, cmdline="console=ttyAMA0")
+kernel.stray_write("initrd+0x1000", b"\\xff")
+end = kernel.panic("sysrq triggered crash")
+end.outcome, end.damage, end.console, end.timeline, end.vmcore
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kexecemu.capture.second_stage import (
+    CaptureEnd,
+    CaptureRun,
+    Progress,
+    PurgatoryEnd,
+    PurgatoryRun,
+    run_capture,
+    run_purgatory,
+)
+from kexecemu.capture.verdict import Verdict
+from kexecemu.capture.vmcore import Vmcore
+from kexecemu.faults.damage import Damage, find_damage
+from kexecemu.faults.fault import By, Fault, Injection, When, inject
+from kexecemu.faults.outcome import Outcome, judge
+from kexecemu.formats.elfrel import RelocatableObject
+from kexecemu.kernel import model
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.vmlinux import Vmlinux
+from kexecemu.machine.board import Board
+from kexecemu.machine.cpu import Stop, StopKind
+from kexecemu.machine.timeline import Timeline
+
+__all__ = ["End", "Kernel"]
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of one crash.
+
+    outcome as the machine's state says; damage what differed from the loaded image; console everything that was
+    printed; vmcore the dump, None where no capture kernel got far enough to take one; instructions of all CPUs.
+    """
+
+    outcome: Outcome
+    reason: str
+    damage: list[Damage]
+    injections: list[Injection]
+    console: str
+    timeline: Timeline
+    instructions: int
+    purgatory: PurgatoryRun | None = None
+    capture: CaptureRun | None = None
+    vmcore: Vmcore | None = field(default=None, repr=False)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the purgatory's record says; None without one."""
+        return self.purgatory.verdict if self.purgatory else None
+
+
+class Kernel(model.Kernel):
+    """A first kernel whose memory can be written astray, and whose panic is followed to its end."""
+
+    def __init__(
+        self,
+        board: Board,
+        config: KernelConfig,
+        dtb: bytes,
+        vmlinux: Vmlinux,
+        purgatory: RelocatableObject | None,
+        seed: int,
+    ) -> None:
+        super().__init__(board, config, dtb, vmlinux, purgatory, seed)
+        self._pending: list[Fault] = []  # faults that wait for their moment
+        self._injections: list[Injection] = []  # those that have happened
+
+    def inject(self, fault: Fault) -> Injection | None:
+        """Make a fault happen: now, or later when its moment is after the check (then None)."""
+        if fault.when is When.AFTER_CHECK:
+            self._pending.append(fault)
+            return None
+        injection = inject(self, fault)
+        self._injections.append(injection)
+        return injection
+
+    def stray_write(self, at: str, data: bytes, *, width: int = 1) -> Injection:
+        """A CPU stores `data` at a target through the linear map; stores are `width` bytes wide."""
+        injection = self.inject(Fault(at, write=data, width=width))
+        assert injection is not None
+        return injection
+
+    def dma_write(self, at: str, data: bytes, when: When = When.AFTER_LOAD) -> Injection | None:
+        """A DMA master writes `data` at a target, behind the MMU."""
+        return self.inject(Fault(at, write=data, by=By.DMA, when=when))
+
+    def flip(self, at: str, mask: int = 1, *, by: By = By.CPU) -> Injection | None:
+        """Invert the bits of `mask` in the byte at a target."""
+        return self.inject(Fault(at, flip=mask, by=by))
+
+    def panic(self, message: str = "sysrq triggered crash", *, progress: Progress | None = None) -> End:
+        """Panic, and follow the machine through purgatory and capture kernel to the end.
+
+        progress is called now and then while the purgatory hashes. Raises MachineError when the engine fails.
+        """
+        stop = self.crash(message)
+        image = self.image
+        if image is None or stop.kind is not StopKind.LEFT:
+            return self._never_left(stop, image)
+        damage = find_damage(self.ram, image, purgatory=True)
+        purgatory = None
+        if stop.pc != image.start:
+            # The kernel's own crash path went wrong: its kimage was damaged.
+            self.say(
+                "misboot",
+                f"the first kernel jumped to {stop.pc:#x} instead of {image.start:#x}",
+                pc_phys=stop.pc,
+            )
+            damage += find_damage(self.ram, image, purgatory=False)
+            return self._end(Outcome.MISBOOT, "the first kernel did not jump to the image's entry", damage)
+        if self.kexec.purgatory is not None:
+            purgatory = run_purgatory(self, image, self.kexec.purgatory, progress)
+            self._tell_purgatory(purgatory, image)
+        capture = None
+        if purgatory is None or purgatory.end is PurgatoryEnd.KERNEL:
+            for fault in self._pending:
+                self._injections.append(inject(self, fault))
+            damage += find_damage(self.ram, image, purgatory=False)
+            self.say(
+                "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry
+            )
+            capture = run_capture(self, image)
+            self._tell_capture(capture)
+        else:
+            damage += find_damage(self.ram, image, purgatory=False)
+        outcome = judge(self.ram, self._injections, damage, purgatory, capture)
+        return self._end(outcome, outcome.meaning, damage, purgatory, capture)
+
+    def _never_left(self, stop: Stop, image: Kimage | None) -> End:
+        if image is None:
+            reason = "no crash image is loaded: panic() goes on without a dump"
+            return self._end(Outcome.HUNG, reason, [])
+        trapped = stop.kind is StopKind.FAULT
+        self.say("lost", f"the crash path did not get out of the first kernel: {stop}", pc_virt=stop.pc)
+        damage = find_damage(self.ram, image, purgatory=True) + find_damage(self.ram, image, purgatory=False)
+        return self._end(
+            Outcome.TRAPPED if trapped else Outcome.HUNG,
+            "the crash path did not get out of the first kernel",
+            damage,
+        )
+
+    def _tell_purgatory(self, run: PurgatoryRun, image: Kimage) -> None:
+        words = {
+            PurgatoryEnd.KERNEL: f"the purgatory is content and jumps to the kernel at {image.kernel_entry:#x}",
+            PurgatoryEnd.MISMATCH: "the purgatory finds that the digests differ, and stops",
+            PurgatoryEnd.ELSEWHERE: f"the purgatory jumps to {run.pc:#x}, which is not the kernel",
+            PurgatoryEnd.TRAPPED: f"the purgatory is ended by an exception: {run.fault}",
+            PurgatoryEnd.HUNG: f"the purgatory gets nowhere (pc {run.pc:#x})",
+        }
+        verdict = run.verdict
+        self.say(
+            "purgatory",
+            words[run.end],
+            end=run.end.value,
+            pc_phys=run.pc,
+            instructions=run.instructions,
+            expected=verdict.expected.hex() if verdict else None,
+            found=verdict.found.hex() if verdict else None,
+        )
+
+    def _tell_capture(self, run: CaptureRun) -> None:
+        words = {
+            CaptureEnd.DONE: "the capture kernel has gone through the dump and powers off",
+            CaptureEnd.ENTERED: "a real kernel stands at its first instruction, the entry contract is met",
+            CaptureEnd.NO_DUMP: "the capture kernel finds no dump: device tree or core header are damaged",
+            CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
+            CaptureEnd.TRAPPED: f"the capture kernel is ended by an exception: {run.fault}",
+            CaptureEnd.ELSEWHERE: f"the capture kernel runs away to {run.pc:#x}",
+            CaptureEnd.HUNG: f"the capture kernel gets nowhere (pc {run.pc:#x})",
+        }
+        self.say("captured", words[run.end], end=run.end.value, pc_phys=run.pc, instructions=run.instructions)
+
+    def _end(
+        self,
+        outcome: Outcome,
+        reason: str,
+        damage: Sequence[Damage],
+        purgatory: PurgatoryRun | None = None,
+        capture: CaptureRun | None = None,
+    ) -> End:
+        self.say("outcome", f"{outcome.value}: {reason}", outcome=outcome.value)
+        vmcore = None
+        if (
+            self.image is not None
+            and capture is not None
+            and capture.end in (CaptureEnd.DONE, CaptureEnd.ENTERED)
+        ):
+            vmcore = Vmcore(self.board, self.image.dtb_mem)
+        return End(
+            outcome,
+            reason,
+            list(damage),
+            list(self._injections),
+            self.board.uart.text,
+            self.board.timeline,
+            self.board.instructions,
+            purgatory,
+            capture,
+            vmcore,
+        )

@@ -1,0 +1,111 @@
+"""Run a scenario: set up, write astray, crash, compare with what was expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kexecemu.capture.second_stage import Progress
+from kexecemu.faults.fault import Fault, When
+from kexecemu.faults.outcome import Outcome
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.scenario.lab import End, Kernel
+from kexecemu.scenario.schema import Expect, Scenario
+from kexecemu.scenario.setup import Setup, prepare
+
+__all__ = ["Result", "crash", "run_scenario", "scenario_setup"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: the kernel and its image for whoever wants to look, and the end.
+
+    mismatches says in words what was not as expected; [] when all was, or nothing was expected.
+    """
+
+    name: str
+    seed: int
+    kernel: Kernel
+    image: Kimage
+    end: End
+    mismatches: list[str]
+
+    @property
+    def as_expected(self) -> bool:
+        """Nothing was expected, or all of it came true."""
+        return not self.mismatches
+
+
+def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Setup:
+    """The setup that a scenario describes; relative paths start at `folder`, seed overrides the file's."""
+
+    def path(name: str | None) -> Path | None:
+        return folder / name if name is not None else None
+
+    purgatory = scenario.kernel.purgatory
+    if isinstance(purgatory, str) and purgatory not in ("default", "none"):
+        purgatory = str(folder / purgatory)
+    no_initrd = scenario.load.initrd == "none"
+    return Setup(
+        kernel=path(scenario.load.kernel),
+        initrd=None if no_initrd else path(scenario.load.initrd),
+        no_initrd=no_initrd,
+        append=scenario.load.append,
+        ram=scenario.machine.ram,
+        cpus=scenario.machine.cpus,
+        cmdline=scenario.kernel.cmdline,
+        dtb=path(scenario.machine.dtb),
+        era=scenario.kernel.era,
+        protection=scenario.kernel.protection,
+        purgatory=purgatory,
+        options=scenario.kernel.config,
+        rng_ready=scenario.kernel.rng_ready,
+        seed=scenario.seed if seed is None else seed,
+    )
+
+
+def crash(
+    name: str,
+    setup: Setup,
+    faults: list[Fault],
+    message: str = "sysrq triggered crash",
+    expect: Expect | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Load, make every fault happen at its moment, panic, and follow the machine to the end."""
+    kernel, image = prepare(setup)
+    for moment in (When.AFTER_LOAD, When.BEFORE_PANIC, When.AFTER_CHECK):
+        for fault in faults:
+            if fault.when is moment:
+                kernel.inject(fault)
+    end = kernel.panic(message, progress=progress)
+    return Result(name, setup.seed, kernel, image, end, _mismatches(end, expect))
+
+
+def run_scenario(
+    scenario: Scenario, folder: Path, *, seed: int | None = None, progress: Progress | None = None
+) -> Result:
+    """Run a scenario that was read from a file in `folder`."""
+    return crash(
+        scenario.name,
+        scenario_setup(scenario, folder, seed),
+        [table.fault() for table in scenario.fault],
+        scenario.crash.message,
+        scenario.expect,
+        progress,
+    )
+
+
+def _mismatches(end: End, expect: Expect | None) -> list[str]:
+    if expect is None:
+        return []
+    wrong = []
+    if end.outcome is not expect.outcome:
+        wrong.append(f"outcome is {end.outcome.value}, expected {expect.outcome.value}")
+    if expect.segment is not None and all(one.segment != expect.segment for one in end.damage):
+        damaged = ", ".join(dict.fromkeys(one.segment for one in end.damage)) or "nothing"
+        wrong.append(f"damaged is {damaged}, expected {expect.segment}")
+    wrong += [f"the console does not say {text!r}" for text in expect.console if text not in end.console]
+    if expect.outcome is Outcome.ERROR:
+        wrong.append("no scenario can expect error: that is a failure of kexecemu itself")
+    return wrong

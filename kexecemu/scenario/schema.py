@@ -1,0 +1,125 @@
+"""The form of a scenario file: TOML, read strictly, so that a misspelt key is refused and not ignored."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from kexecemu.data import fixture_path
+from kexecemu.errors import InputError
+from kexecemu.faults.fault import By, Fault, When, parse_hex
+from kexecemu.faults.outcome import Outcome
+
+__all__ = ["Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
+
+
+class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A table in which every key must be known."""
+
+
+class Machine(_Table, frozen=True):
+    """[machine]: ram in bytes or as "1G"; cpus; dtb a device tree blob that describes another board."""
+
+    ram: str | int | None = None
+    cpus: int | None = None
+    dtb: str | None = None
+
+
+class KernelTable(_Table, frozen=True):
+    """[kernel]: the first kernel. config holds Kconfig names, values "y", "n" or a number as a string."""
+
+    era: str = "6.4"
+    cmdline: str | None = None
+    protection: str | None = None
+    purgatory: str | bool = "default"
+    config: dict[str, str] = {}
+    rng_ready: bool = False
+
+
+class Load(_Table, frozen=True):
+    """[load]: what is loaded for the crash; paths are relative to the scenario file; "none" is no initrd."""
+
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
+    capture: Literal["stub", "linux"] = "stub"
+
+
+class FaultTable(_Table, frozen=True):
+    """[[fault]]: one stray write; write is hex digits, flip a mask of bits in one byte."""
+
+    at: str
+    by: By = By.CPU
+    write: str | None = None
+    flip: int | None = None
+    when: When = When.AFTER_LOAD
+    width: int = 1
+
+    def fault(self) -> Fault:
+        """The fault that the table describes; InputError when it is none."""
+        data = parse_hex(self.write, f"fault at {self.at}: write") if self.write is not None else None
+        return Fault(self.at, data, self.flip, self.by, self.when, self.width)
+
+
+class Crash(_Table, frozen=True):
+    """[crash]: the panic message."""
+
+    message: str = "sysrq triggered crash"
+
+
+class Expect(_Table, frozen=True):
+    """[expect]: the outcome, and optionally a damaged segment and pieces of text that the console must hold."""
+
+    outcome: Outcome
+    segment: str | None = None
+    console: list[str] = []
+
+
+class Scenario(_Table, frozen=True):
+    """A whole scenario file. `source` is not part of the file: where it came from."""
+
+    schema: Literal[1]
+    name: str
+    seed: int = 0
+    machine: Machine = Machine()
+    kernel: KernelTable = KernelTable()
+    load: Load = Load()
+    fault: list[FaultTable] = []
+    crash: Crash = Crash()
+    expect: Expect | None = None
+
+
+def shipped_scenarios() -> list[str]:
+    """Names of the scenarios that ship, sorted."""
+    return sorted(path.stem for path in fixture_path("scenarios").glob("*.toml"))
+
+
+def find_scenario(name: str) -> Path:
+    """The path of a scenario: a TOML file, or the name of one that ships. InputError when there is neither."""
+    path = Path(name)
+    if path.suffix == ".toml" or "/" in name:
+        return path
+    shipped = fixture_path(f"scenarios/{name}.toml")
+    if not shipped.is_file():
+        raise InputError(f"no scenario {name}: give a .toml file or one of {', '.join(shipped_scenarios())}")
+    return shipped
+
+
+def read_scenario(path: Path) -> Scenario:
+    """Read and check a scenario file. Raises InputError that names the file and the key."""
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"scenario {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"scenario {path}: {error}") from error
+    try:
+        scenario = msgspec.convert(data, Scenario)
+    except msgspec.ValidationError as error:
+        raise InputError(f"scenario {path}: {error}") from error
+    for table in scenario.fault:
+        table.fault()
+    return scenario

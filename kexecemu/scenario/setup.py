@@ -1,0 +1,109 @@
+"""From options to a kernel with a crash image loaded: the part that scenarios and the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kexecemu.data import fixture_path
+from kexecemu.errors import FormatError, InputError
+from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.firmware import cpu_affinities, memory_ranges
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.board import Board
+from kexecemu.scenario.lab import Kernel
+
+__all__ = ["Setup", "prepare", "read_input"]
+
+DEFAULT_CMDLINE = "crashkernel=256M"
+DEFAULT_APPEND = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
+DEFAULT_RAM = "1G"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that decides a load.
+
+    kernel, initrd and dtb are paths; None means the fixture that ships (for dtb: the board's own tree), and initrd
+    "none" means none at all. ram is a size, None: 1G or what the device tree says. cmdline None: what the device
+    tree says, else crashkernel=256M.
+    """
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    no_initrd: bool = False
+    append: str = DEFAULT_APPEND
+    ram: str | int | None = None
+    cpus: int | None = None
+    cmdline: str | None = None
+    dtb: Path | None = None
+    era: str = "6.4"
+    protection: str | None = None
+    purgatory: bool | str | Path | None = "default"
+    options: Mapping[str, str] = field(default_factory=dict)
+    rng_ready: bool = False
+    seed: int = 0
+
+
+def read_input(path: Path, what: str) -> bytes:
+    """A file's bytes; InputError that names the file for anything that stands in the way."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{what} {path}: is a directory")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{what} {path}: {error.strerror or error}") from error
+
+
+def _board(setup: Setup, dtb: bytes | None) -> Board:
+    if dtb is None:
+        return Board(setup.ram or DEFAULT_RAM, setup.cpus or 1)
+    try:
+        tree = Fdt(dtb)
+        banks, affinities = memory_ranges(tree), cpu_affinities(tree)
+    except FormatError as error:
+        raise InputError(f"device tree {setup.dtb}: {error}") from error
+    if setup.ram is not None:
+        raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
+    if not banks:
+        raise InputError(f"device tree {setup.dtb}: no memory node")
+    return Board(banks, setup.cpus or len(affinities) or 1)
+
+
+def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
+    """Boot the first kernel and load the crash image.
+
+    Raises InputError for files and options that cannot be used, KexecError when the load is refused.
+    """
+    config = KernelConfig(
+        setup.era,
+        protection=setup.protection,
+        purgatory=setup.purgatory,
+        options=setup.options,
+        rng_ready=setup.rng_ready,
+    )
+    # All files are read before anything runs: bad input costs no time.
+    image = read_input(setup.kernel or fixture_path("guests/capture-Image"), "kernel")
+    initrd = None
+    if not setup.no_initrd:
+        initrd = read_input(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
+    dtb = read_input(setup.dtb, "device tree") if setup.dtb else None
+    cmdline = setup.cmdline
+    if cmdline is None and dtb is None:
+        cmdline = DEFAULT_CMDLINE
+    kernel = Kernel.boot(_board(setup, dtb), config, cmdline=cmdline, dtb=dtb, seed=setup.seed)
+    if kernel.crashk_res is None:
+        raise InputError(_no_reservation(kernel))
+    loaded = kernel.kexec_file_load(image, initrd, setup.append)
+    assert loaded is not None
+    return kernel, loaded
+
+
+def _no_reservation(kernel: Kernel) -> str:
+    """Why there is no crash memory, in the kernel's own words where it said any."""
+    said = [line for line in kernel.board.uart.text.splitlines() if "crashkernel" in line]
+    words = [line.split("] ", 1)[-1] for line in said if "Kernel command line" not in line]
+    reason = words[-1] if words else "the first kernel's command line has no crashkernel= that asks for any"
+    return f"no crashkernel memory is reserved: {reason}"

@@ -18,7 +18,7 @@ def fault_of(guest, **kwargs):
     return stop.fault
 
 
-# -- what is reported, with the return address of each ------------------------------------------------------------
+# -- what is reported, with the return address of each ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_misaligned_exclusive_is_an_alignment_fault(guest, a64):
     assert (fault.esr, fault.far) == (0x96000021, a64.RAM_BASE + 0x100001)
 
 
-# -- external aborts: addresses where nothing is -------------------------------------------------------------------
+# -- external aborts: addresses where nothing is ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(("is_write", "esr"), [(False, 0x96000010), (True, 0x96000050)])
@@ -229,7 +229,7 @@ def test_an_unreachable_instruction_leaves_far_invalid_and_says_so(guest, a64):
     assert not fault.has_far
 
 
-# -- delivery --------------------------------------------------------------------------------------------------------
+# -- delivery --------------------------------------------------------------------------------------------
 
 
 def test_a_guest_handles_a_fault_and_goes_on(guest, a64):
@@ -338,7 +338,7 @@ def test_an_interrupt_waits_for_its_mask(guest, a64):
     assert [fault.kind for fault in cpu.exceptions] == ["irq"]
 
 
-# -- exceptions that lead nowhere -----------------------------------------------------------------------------------
+# -- exceptions that lead nowhere ------------------------------------------------------------------------
 
 
 def test_without_vectors_a_fault_ends_the_run(guest, a64):

@@ -72,6 +72,18 @@ class Board:
         self.timeline = Timeline(lambda: self.instructions)
         self._psci = Psci(self.cpus)
 
+    def close(self) -> None:
+        """Give the host's memory back; the board cannot be used afterwards."""
+        for cpu in self.cpus:
+            cpu.close()
+        self.ram.close()
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def boot_cpu(self) -> Cpu:
         """CPU 0, the one that firmware starts."""

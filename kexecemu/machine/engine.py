@@ -11,7 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from unicorn.arm64_const import UC_ARM64_REG_PC, UC_CPU_ARM64_A57
+from unicorn.arm64_const import UC_ARM64_REG_CP_REG, UC_ARM64_REG_PC, UC_CPU_ARM64_A57
 from unicorn.unicorn_const import (
     UC_ARCH_ARM64,
     UC_CTL_IO_WRITE,
@@ -23,8 +23,8 @@ from unicorn.unicorn_const import (
     UC_MODE_ARM,
     UC_PROT_ALL,
 )
-from unicorn.unicorn_py3.arch.arm64 import UcAArch64
-from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError
+from unicorn.unicorn_py3.arch.arm64 import UcAArch64, UcRegCP64
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.counter import BlockCounter
@@ -112,6 +112,9 @@ class Engine:
 
     def __init__(self, ram: Ram, devices: Sequence[MmioDevice]) -> None:
         self.uc = _open()
+        self._handle = self.uc._uch
+        self._value = ctypes.c_uint64()
+        self._sysregs: dict[str, UcRegCP64] = {}
         self._ram = ram  # keeps the mapping alive as long as the engine may touch it
         for bank in ram.mapped:
             self.uc.mem_map_ptr(bank.phys.start, bank.phys.size, UC_PROT_ALL, bank.host_address)
@@ -130,9 +133,15 @@ class Engine:
         self._scratch = self.uc.context_save()
         self._exception = _ExceptionState.from_address(_context_address(self._scratch) + syndrome_offset())
 
+    def close(self) -> None:
+        """Let go of the engine's memory now; it must not be used afterwards."""
+        # The callbacks that the binding keeps refer back to the engine: without this it would stay until the
+        # garbage collector comes by.
+        self.uc._callbacks.clear()
+        self.uc._mmio_callbacks.clear()
+
     def _map_device(self, device: MmioDevice) -> None:
-        # The callbacks must not stop the engine: the store would run again. They only read and write the
-        # device.
+        # The callbacks must not stop the engine: the store would run again. They only touch the device.
         def load(uc: Uc, offset: int, size: int, _: object) -> int:
             return device.read(offset, size)
 
@@ -152,14 +161,13 @@ class Engine:
         self.flush_code()
 
     def run(self) -> int:
-        """Run from PC until the counter, an exception, WFI or an error ends it; the Unicorn error number, or
-        0.
+        """Run from PC until something ends it (counter, exception, WFI, error); the Unicorn error number, or 0.
 
         Whatever a device's Python code raised is raised here.
         """
         uc = self.uc
         try:
-            uc.emu_start(uc.reg_read(UC_ARM64_REG_PC), 0)
+            uc.emu_start(self.get(UC_ARM64_REG_PC), 0)
         except UcError as error:
             # The binding reports the engine's error first and would forget what a callback raised.
             if uc._hook_exception is not None:
@@ -180,10 +188,38 @@ class Engine:
         """Drop all cached address translations, as TLBI VMALLE1 does."""
         self.uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
 
+    # The binding's own register access looks for the value's type on every call, which costs more than all the
+    # rest of delivering an exception.
+
+    def get(self, register: int) -> int:
+        """A 64-bit register by its UC_ARM64_REG_ number."""
+        if uclib.uc_reg_read(self._handle, register, ctypes.byref(self._value)):
+            raise MachineError(f"the engine has no register number {register}")
+        return self._value.value
+
+    def put(self, register: int, value: int) -> None:
+        """Set a 64-bit register by its UC_ARM64_REG_ number."""
+        self._value.value = value
+        if uclib.uc_reg_write(self._handle, register, ctypes.byref(self._value)):
+            raise MachineError(f"the engine has no register number {register}")
+
+    def _sysreg(self, name: str) -> UcRegCP64:
+        found = self._sysregs.get(name)
+        if found is None:
+            op0, op1, crn, crm, op2 = SYSREGS[name]
+            found = self._sysregs[name] = UcRegCP64(crn, crm, op0, op1, op2, 0)
+        return found
+
     def read_sysreg(self, name: str) -> int:
         """A system register by its architectural name."""
-        return int(self.uc.cpr_read(*SYSREGS[name]))
+        register = self._sysreg(name)
+        if uclib.uc_reg_read(self._handle, UC_ARM64_REG_CP_REG, ctypes.byref(register)):
+            raise MachineError(f"the engine cannot read {name}")
+        return int(register.val)
 
     def write_sysreg(self, name: str, value: int) -> None:
         """Set a system register by its architectural name. Also makes the engine look at PSTATE anew."""
-        self.uc.cpr_write(*SYSREGS[name], value)
+        register = self._sysreg(name)
+        register.val = value
+        if uclib.uc_reg_write(self._handle, UC_ARM64_REG_CP_REG, ctypes.byref(register)):
+            raise MachineError(f"the engine cannot write {name}")

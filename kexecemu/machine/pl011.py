@@ -50,8 +50,8 @@ class Pl011:
 
     @property
     def text(self) -> str:
-        """The output as text; what is not UTF-8 shows as U+FFFD."""
-        return self.output.decode("utf-8", errors="replace")
+        """The output as text, with lines that end in a line feed alone; what is not UTF-8 shows as U+FFFD."""
+        return self.output.decode("utf-8", errors="replace").replace("\r\n", "\n")
 
     def transmit(self, data: bytes) -> None:
         """Send bytes: what a store to DR does, for those who write to the console from the host."""

@@ -45,54 +45,60 @@ class Registers:
             self._created = Engine(self.ram, self._devices)
         return self._created
 
+    def close(self) -> None:
+        """Let go of the engine; its registers are lost, and a later use starts a new one."""
+        if self._created is not None:
+            self._created.close()
+            self._created = None
+
     def x(self, number: int) -> int:
         """General register x0 to x30."""
-        return int(self._engine.uc.reg_read(_X[number]))
+        return self._engine.get(_X[number])
 
     def set_x(self, number: int, value: int) -> None:
         """Set general register x0 to x30; bits above 63 are dropped."""
-        self._engine.uc.reg_write(_X[number], value & MASK64)
+        self._engine.put(_X[number], value & MASK64)
 
     @property
     def pc(self) -> int:
         """The program counter: virtual once the MMU is on. Set it only while the CPU does not run."""
-        return int(self._engine.uc.reg_read(uc64.UC_ARM64_REG_PC))
+        return self._engine.get(uc64.UC_ARM64_REG_PC)
 
     @pc.setter
     def pc(self, virt: int) -> None:
-        self._engine.uc.reg_write(uc64.UC_ARM64_REG_PC, virt & MASK64)
+        self._engine.put(uc64.UC_ARM64_REG_PC, virt & MASK64)
 
     @property
     def sp(self) -> int:
         """The stack pointer that PSTATE selects."""
-        return int(self._engine.uc.reg_read(uc64.UC_ARM64_REG_SP))
+        return self._engine.get(uc64.UC_ARM64_REG_SP)
 
     @sp.setter
     def sp(self, virt: int) -> None:
-        self._engine.uc.reg_write(uc64.UC_ARM64_REG_SP, virt & MASK64)
+        self._engine.put(uc64.UC_ARM64_REG_SP, virt & MASK64)
 
     @property
     def pstate(self) -> int:
         """PSTATE in the layout of SPSR_EL1: NZCV 31:28, DAIF 9:6, exception level 3:2, SPSel 0."""
-        return int(self._engine.uc.reg_read(uc64.UC_ARM64_REG_PSTATE)) & 0xFFFFFFFF
+        return self._engine.get(uc64.UC_ARM64_REG_PSTATE) & 0xFFFFFFFF
 
     @pstate.setter
     def pstate(self, value: int) -> None:
         if value & Pstate.EL_MASK not in (0, 1 << 2):
             raise MachineError(f"PSTATE {value:#x} is neither EL0 nor EL1")
         before, after = self._sp_bank(self.pstate), self._sp_bank(value)
-        uc = self._engine.uc
+        engine = self._engine
         # The engine keeps the selected stack pointer in one place and the banked ones in others, and swaps
         # them only in its own exception entry and return.
         if before != after:
-            uc.reg_write(before, self.sp)
-            incoming = uc.reg_read(after)
-        uc.reg_write(uc64.UC_ARM64_REG_PSTATE, value)
+            engine.put(before, self.sp)
+            incoming = engine.get(after)
+        engine.put(uc64.UC_ARM64_REG_PSTATE, value)
         if before != after:
-            uc.reg_write(uc64.UC_ARM64_REG_SP, incoming)
+            engine.put(uc64.UC_ARM64_REG_SP, incoming)
         # Writing PSTATE alone leaves what the engine derived from the old one; any system register write
         # renews it.
-        self._engine.write_sysreg("SPSR_EL1", self._engine.read_sysreg("SPSR_EL1"))
+        engine.write_sysreg("SPSR_EL1", engine.read_sysreg("SPSR_EL1"))
 
     @staticmethod
     def _sp_bank(pstate: int) -> int:
@@ -106,7 +112,7 @@ class Registers:
         """
         if name in ("SP_EL0", "SP_EL1"):
             bank = uc64.UC_ARM64_REG_SP_EL0 if name == "SP_EL0" else uc64.UC_ARM64_REG_SP_EL1
-            return self.sp if bank == self._sp_bank(self.pstate) else int(self._engine.uc.reg_read(bank))
+            return self.sp if bank == self._sp_bank(self.pstate) else self._engine.get(bank)
         if name not in SYSREGS:
             raise MachineError(f"no system register {name!r} is known")
         return self._engine.read_sysreg(name)
@@ -122,7 +128,7 @@ class Registers:
             if bank == self._sp_bank(self.pstate):
                 self.sp = value
             else:
-                self._engine.uc.reg_write(bank, value)
+                self._engine.put(bank, value)
             return
         if name not in SYSREGS:
             raise MachineError(f"no system register {name!r} is known")

@@ -40,7 +40,8 @@ class Printk:
         """Store and print one line; ns is its time stamp in nanoseconds of virtual time."""
         self._store(text.encode(), ns, level)
         stamp = f"[{ns // 1_000_000_000:5d}.{ns // 1000 % 1_000_000:06d}] "
-        self._uart.transmit((stamp + text + "\n").encode())
+        # A serial console gets a carriage return before each line feed (uart_console_write()).
+        self._uart.transmit((stamp + text + "\r\n").encode())
 
     def _store(self, text: bytes, ns: int, level: int) -> None:
         guest, layout, ram = self._guest, self._guest.vmlinux, self._guest.ram

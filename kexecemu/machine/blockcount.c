@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Counts the instructions that an emulated CPU starts, and stops it exactly.
+ * Counts the instructions that an emulated CPU starts, stops it exactly, and makes
+ * the guest's clock of them.
  *
  * Unicorn calls blockcount_block() at the start of each translated block (a
  * straight run of instructions inside one page). uc_emu_stop() called from there
@@ -17,6 +18,9 @@ typedef unsigned long long u64;
 typedef unsigned int u32;
 
 #define FILTER_BITS 4096
+
+/* The generic timer ticks at 62.5 MHz (CNTFRQ_EL0), so this is a CPU of 125 MIPS. */
+#define INSTRUCTIONS_PER_TICK 2
 
 enum why {
 	WHY_NOTHING,	/* the engine ended by itself: WFI, or an error */
@@ -37,6 +41,8 @@ struct blockcount {
 	const u64 *stops;	/* virtual addresses, ascending */
 	u64 nr_stops;
 	int (*emu_stop)(void *uc);
+	int (*reg_write)(void *uc, int reg, const void *value);
+	u64 elsewhere;		/* instructions that all other CPUs have retired */
 	u32 why;
 	u32 interrupt;
 	u32 first;		/* set: the next block may start at a stop address */
@@ -104,4 +110,28 @@ void blockcount_interrupt(void *uc, u32 number, struct blockcount *bc)
 {
 	bc->interrupt = number;
 	stop(uc, bc, WHY_INTERRUPT);
+}
+
+/* uc_arm64_cp_reg: the system register that an MRS or MSR names */
+struct cp_reg {
+	u32 crn, crm, op0, op1, op2;
+	u64 val;
+};
+
+/*
+ * UC_HOOK_INSN for MRS: CNTPCT_EL0 and CNTVCT_EL0 count instructions. Unicorn's
+ * own read the host's clock, and no two runs would be the same. Everything else
+ * is left to Unicorn (returns 0).
+ */
+u32 blockcount_mrs(void *uc, int reg, const struct cp_reg *cp, struct blockcount *bc)
+{
+	u64 ticks;
+
+	if (cp->crn != 14 || cp->crm != 0 || cp->op0 != 3 || cp->op1 != 3 ||
+	    (cp->op2 != 1 && cp->op2 != 2))
+		return 0;
+
+	ticks = (bc->elsewhere + bc->total) / INSTRUCTIONS_PER_TICK;
+	bc->reg_write(uc, reg, &ticks);
+	return 1;
 }

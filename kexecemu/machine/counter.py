@@ -17,7 +17,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INTR
+from unicorn.arm64_const import UC_ARM64_INS_MRS
+from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN, UC_HOOK_INTR
+from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import MachineError
@@ -25,6 +27,8 @@ from kexecemu.errors import MachineError
 __all__ = ["BlockCounter", "Why", "library_path"]
 
 FILTER_BITS = 4096
+INSTRUCTIONS_PER_TICK = 2
+"""Of CNTPCT_EL0 and CNTVCT_EL0; CNTFRQ_EL0 says 62.5 MHz, so a CPU does 125 million instructions a second."""
 NO_DEADLINE = (1 << 64) - 1
 ANYWHERE = (0, (1 << 64) - 1)
 
@@ -53,6 +57,8 @@ class BlockCount(ctypes.Structure):
         ("stops", ctypes.c_void_p),
         ("nr_stops", ctypes.c_uint64),
         ("emu_stop", ctypes.c_void_p),
+        ("reg_write", ctypes.c_void_p),
+        ("elsewhere", ctypes.c_uint64),
         ("why", ctypes.c_uint32),
         ("interrupt", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
@@ -86,6 +92,7 @@ class BlockCounter:
         self.state.deadline = NO_DEADLINE
         self.state.within, self.state.within_size = ANYWHERE
         self.state.emu_stop = ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p).value
+        self.state.reg_write = ctypes.cast(uclib.uc_reg_write, ctypes.c_void_p).value
         self._stops: frozenset[int] = frozenset()
         self._stop_array: ctypes.Array[ctypes.c_uint64] | None = None
         library = _load()
@@ -93,11 +100,13 @@ class BlockCounter:
         if library is not None:
             self._hook(UC_HOOK_BLOCK, library.blockcount_block)
             self._hook(UC_HOOK_INTR, library.blockcount_interrupt)
+            self._hook(UC_HOOK_INSN, library.blockcount_mrs, UC_ARM64_INS_MRS)
         else:
             uc.hook_add(UC_HOOK_BLOCK, self._on_block)
             uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
+            uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS)
 
-    def _hook(self, kind: int, function: Any) -> None:
+    def _hook(self, kind: int, function: Any, *aux: int) -> None:
         """Hook a native function with the state as its user data; the binding would put Python in between."""
         handle = ctypes.c_size_t()
         error = uclib.uc_hook_add(
@@ -108,6 +117,7 @@ class BlockCounter:
             ctypes.c_void_p(ctypes.addressof(self.state)),
             ctypes.c_uint64(1),  # begin after end: everywhere
             ctypes.c_uint64(0),
+            *(ctypes.c_int(each) for each in aux),
         )
         if error:
             raise MachineError(f"the engine refused the block hook (Unicorn error {error})")
@@ -178,3 +188,9 @@ class BlockCounter:
     def _on_interrupt(self, uc: Uc, number: int, _: object) -> None:
         self.state.interrupt = number
         self._stop(Why.INTERRUPT)
+
+    def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
+        if (named.op0, named.op1, named.crn, named.crm) != (3, 3, 14, 0) or named.op2 not in (1, 2):
+            return 0
+        uc.reg_write(register, (self.state.elsewhere + self.state.total) // INSTRUCTIONS_PER_TICK)
+        return 1

@@ -123,6 +123,8 @@ class Cpu(Registers):
             raise MachineError(f"cpu{self.index} is off: reset() it first")
         engine, counter = self._engine, self._engine.counter
         counter.arm(stops, within)
+        if self._clock is not None:
+            counter.state.elsewhere = self._clock() - counter.total
         begin = counter.total
         end = NO_DEADLINE if limit is None else begin + limit
 

@@ -2,6 +2,12 @@
 
 Everything here was measured; tests/machine/test_engine.py holds a test for each fact, so that an upgrade of
 Unicorn that changes one is noticed there and not in a scenario.
+
+What the emulated CPU does not do, so that no result may rest on it: caches (everything is coherent, whatever the
+attributes); alignment faults on Device memory, which all memory is while the MMU is off; faults of SP alignment and of
+trapped floating point; an external abort on a table walk (a table outside RAM reads as zeros: a translation fault);
+CNTKCTL_EL1's refusal of the counters to EL0; timer interrupts; debug exceptions other than BRK. LSE atomics, PAC and
+PAN do not exist: the CPU is a Cortex-A57.
 """
 
 from __future__ import annotations

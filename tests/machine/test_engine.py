@@ -288,3 +288,26 @@ def test_an_exclusive_store_fails_when_another_cpu_changed_the_word(new_guest, a
 
 def test_the_syndrome_lies_at_one_place_in_a_context():
     assert engine.syndrome_offset() > 0
+
+
+# -- what is not modelled; when one of these fails, the list in kexecemu.machine.engine must change --------------------
+
+
+def test_an_unaligned_access_to_device_memory_does_not_fault(guest, a64):
+    guest.start(a64.mov(1, a64.RAM_BASE + 0x10001), 0xF8000022, a64.WFI)  # stur x2, [x1]; the MMU is off
+    assert guest.cpu.run(deliver=False).kind is StopKind.IDLE
+
+
+def test_a_table_outside_ram_reads_as_zeros(guest, a64):
+    guest.start(a64.NOP)
+    guest.mmu_on(guest.tables(TableFormat(Granule.K4)), TableFormat(Granule.K4))
+    guest.cpu.set_sysreg("TTBR0_EL1", 0x90000000)
+    fault = guest.cpu.run(deliver=False).fault
+    assert fault.esr == 0x86000004, "hardware: an external abort on the walk, 0x86000014"
+
+
+def test_floating_point_is_never_trapped(guest, a64):
+    guest.start(0x1E604020, a64.WFI)  # fmov d0, d1
+    assert guest.cpu.sysreg("CPACR_EL1") >> 20 & 3 == 0, "trapped at EL1, by the register"
+    guest.cpu.set_sysreg("CPACR_EL1", 0)
+    assert guest.cpu.run(deliver=False).kind is StopKind.IDLE

@@ -39,6 +39,7 @@ NO_PROGRESS_WITHIN: Final = 1000
 # Unicorn's exception numbers (QEMU's EXCP_*).
 EXCP_SWI: Final = 2
 EXCP_PREFETCH_ABORT: Final = 3
+EXCP_DATA_ABORT: Final = 4
 EXCP_HVC: Final = 11
 EXCP_SMC: Final = 13
 
@@ -81,8 +82,7 @@ class Cpu(Registers):
         return self._engine.counter.total if self._created is not None else 0
 
     def reset(self, entry_phys: int, x0: int = 0) -> None:
-        """Power on as PSCI CPU_ON does: EL1h, all interrupts masked, MMU and caches off, at physical
-        entry_phys.
+        """Power on as PSCI CPU_ON does: EL1h, interrupts masked, MMU and caches off, PC at physical entry_phys.
 
         Every other register is zero or at its reset value; what was retired and recorded so far is kept.
         """
@@ -109,15 +109,18 @@ class Cpu(Registers):
     ) -> Stop:
         """Run until something exact ends it. See StopKind; all addresses are virtual.
 
-        stops: a block that starts at one of these ends the run before it is executed (BREAKPOINT), except for
-        the first block of this run, so that a run can go on from a stop. A block starts after a branch, at a
-        page boundary and after an exception; an address in the middle of straight code is not a stop. within:
-        a block that starts outside it, the first one too, is not executed (LEFT). limit: no block is started
-        once so many instructions have retired in this run (DEADLINE). deliver: exceptions enter the guest's
-        own vectors; with False the first one ends the run (FAULT), with PC at the return address and no
-        exception register changed. One that cannot be delivered ends the run either way. WFI ends it (IDLE)
-        with PC behind the WFI, and so does an HVC that switches power (POWER). Raises MachineError when the
-        CPU is off or the engine fails, and whatever a device's code raises.
+        stops: a block that starts at one of these ends the run before it is executed (BREAKPOINT), except for the
+            first block of this run, so that a run can go on from a stop. A block starts after a branch, at a page
+            boundary and after an exception; an address in the middle of straight code is not a stop.
+        within: a block that starts outside it, the first one too, is not executed (LEFT). A branch to where nothing
+            can be fetched is a fault first, and leaves at the vector.
+        limit: no block is started once so many instructions have retired in this run (DEADLINE).
+        deliver: exceptions enter the guest's own vectors; with False the first one ends the run (FAULT), with PC at
+            the return address and no exception register changed. One that cannot be delivered, or that comes again
+            and again without progress, ends the run either way.
+
+        WFI ends it (IDLE) with PC behind the WFI, and so does an HVC that switches power (POWER).
+        Raises MachineError when the CPU is off or the engine fails, and whatever a device's code raises.
         """
         if not self.powered:
             raise MachineError(f"cpu{self.index} is off: reset() it first")
@@ -125,6 +128,7 @@ class Cpu(Registers):
         counter.arm(stops, within)
         if self._clock is not None:
             counter.state.elsewhere = self._clock() - counter.total
+        self._entered_at = -1  # the host may have put PC anywhere since the last run
         begin = counter.total
         end = NO_DEADLINE if limit is None else begin + limit
 
@@ -163,16 +167,15 @@ class Cpu(Registers):
                     return stop(StopKind.FAULT, fault=self.exceptions[-1])
 
     def enter_exception(self, kind: ExceptionKind, esr: int = 0, far: int | None = None) -> None:
-        """Take an exception to EL1 from where PC is, as the architecture does; far of None leaves FAR_EL1
-        alone.
+        """Take an exception to EL1 from where PC is, as the architecture does.
 
-        esr is written for a synchronous exception and an SError only. NZCV and PAN are kept as they were.
+        far of None leaves FAR_EL1 alone; esr is written for a synchronous exception and an SError only. NZCV and
+        PAN are kept as they were.
         """
         pstate, pc = self.pstate, self.pc
         # Same level with SP_EL0, same level, lower level in AArch64 (an AArch32 EL0 does not exist here).
         group = 0x400 if not pstate & Pstate.EL_MASK else 0x200 if pstate & Pstate.SP_ELX else 0
-        # PSTATE first: it switches to SP_EL1, and only a system register write makes the engine look at it
-        # again.
+        # PSTATE first: setting it switches to SP_EL1.
         self.pstate = Pstate.EL1H | Pstate.DAIF | pstate & (Pstate.NZCV | Pstate.PAN)
         if kind in ("sync", "serror"):
             self.set_sysreg("ESR_EL1", esr)
@@ -221,14 +224,12 @@ class Cpu(Registers):
             # No EL3 firmware on this board (PSCI is by HVC): SMC is undefined. Unicorn leaves PC behind it.
             self.pc -= 4
             esr = exceptions.EC_UNKNOWN << 26
-        if (
-            number != EXCP_PREFETCH_ABORT
-        ):  # nothing of the new block was started, and the last one is complete
+        # A fetch that fails has started no block, and the last one is complete.
+        if number != EXCP_PREFETCH_ABORT:
             self._engine.counter.uncount_from(self.pc)
         if esr >> 26 == exceptions.EC_UNKNOWN:
             esr = exceptions.ESR_IL  # Unicorn forgets IL for some trapped system register accesses
-        fault = self._fault(esr)
-        return fault if not fault.is_data_abort and not fault.is_instruction_abort else self._fault(esr, far)
+        return self._fault(esr, far if number in (EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT) else 0)
 
     def _external_abort(self, error: int) -> GuestFault:
         """A load, store or fetch of a physical address where nothing is."""

@@ -1,5 +1,4 @@
-"""The stage 1 translation table format of AArch64: granules, levels, descriptors, attributes (48-bit
-addresses).
+"""The stage 1 translation table format of AArch64 with 48-bit addresses: granules, levels, descriptors.
 
 A table holds 8-byte descriptors. Bits 1:0 tell the kind: 0b11 a table (levels 0 to 2) or a page (level 3),
 0b01 a block, bit 0 clear invalid, whatever else is set. Names of attributes are the architecture's; Linux's

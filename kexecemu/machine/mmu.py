@@ -182,8 +182,7 @@ class PageTables(TableReader):
                 )
 
     def update(self, virt: int, size: int, set_bits: int = 0, clear_bits: int = 0) -> None:
-        """Clear, then set bits in the page leaves of [virt, virt + size), as apply_to_page_range() walks
-        them.
+        """Clear, then set bits in the page leaves of [virt, virt + size), walked as by apply_to_page_range().
 
         A page whose valid bit was cleared before is still a leaf. Raises MachineError, with nothing changed,
         on a block (it must be split first) and on a hole. TLBs are not invalidated.
@@ -216,12 +215,12 @@ class PageTables(TableReader):
             virt += count * page
 
     def split(self, virt: int, size: int) -> None:
-        """Turn the blocks that cover [virt, virt + size) into pages, attributes kept, contiguous runs
-        dissolved.
+        """Turn the blocks that cover [virt, virt + size) into pages.
 
-        What a larger block covers outside the range becomes blocks of the next size down. A new table is
-        filled before it is linked, so that at no time is there nothing; whether a CPU may see the change
-        without a break is FEAT_BBM's affair. Raises MachineError on a hole. TLBs are not invalidated.
+        Attributes are kept, contiguous runs dissolved. What a larger block covers outside the range becomes
+        blocks of the next size down. A new table is filled before it is linked, so that at no time is there
+        nothing; whether a CPU may see the change without a break is FEAT_BBM's affair. Raises MachineError on a
+        hole. TLBs are not invalidated.
         """
         end = virt + size
         while virt < end:

@@ -58,11 +58,10 @@ class Psci:
         self._cpus = cpus
 
     def call(self, cpu: Cpu) -> str | None:
-        """Do what x0 asks for and put the answer into x0; "cpu_off", "system_off" or "system_reset" if it was
-        that.
+        """Do what x0 asks for and put the answer into x0.
 
-        A power-down call does not return to the guest: the CPU (or all of them) is off, its registers as they
-        were.
+        Returns "cpu_off", "system_off" or "system_reset" if it was that, else None. A power-down call does not
+        return to the guest: the CPU (or all of them) is off, its registers as they were.
         """
         function = cpu.x(0) & 0xFFFFFFFF
         wide = bool(function & SMC64)

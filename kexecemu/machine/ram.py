@@ -173,10 +173,10 @@ class Ram:
         return bank.map[offset : end if nul < 0 else nul]
 
     def data_ranges(self, within: PhysRange) -> Iterator[PhysRange]:
-        """The parts of `within` (which may span banks and gaps) that were ever touched, in host pages, in
-        order.
+        """The parts of `within` that were ever touched, in host pages and in order.
 
-        All RAM outside them is zero. A page that a guest merely loaded from counts as touched.
+        `within` may span banks and gaps. All RAM outside them is zero. A page that a guest merely loaded from
+        counts as touched.
         """
         for bank in self.mapped:
             position = max(within.start, bank.phys.start) - bank.phys.start

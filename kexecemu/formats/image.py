@@ -11,13 +11,26 @@ from dataclasses import dataclass
 
 from kexecemu.errors import FormatError
 
-__all__ = ["HEADER_SIZE", "IMAGE_MAGIC", "MAGIC_OFFSET", "ImageHeader", "build", "has_magic", "parse"]
+__all__ = [
+    "HEADER_SIZE",
+    "IMAGE_MAGIC",
+    "MAGIC_OFFSET",
+    "ImageHeader",
+    "build",
+    "has_magic",
+    "missing_bytes",
+    "parse",
+]
 
 HEADER_SIZE = 64
 IMAGE_MAGIC = b"ARM\x64"
 MAGIC_OFFSET = 56
 
 _HEADER = struct.Struct("<IIQQQQQQ4sI")
+
+_OPCODE_B = 0b000101
+_COFF_SIZE = 20
+_SECTION_SIZE = 40
 
 _FLAG_BIG_ENDIAN = 1 << 0
 _FLAG_PAGE_SIZE_SHIFT = 1
@@ -96,3 +109,41 @@ def build(
     flags |= _FLAG_BIG_ENDIAN if big_endian else 0
     flags |= _FLAG_PHYS_ANYWHERE if placement_anywhere else 0
     return _HEADER.pack(code0, code1, text_offset, image_size, flags, 0, 0, 0, IMAGE_MAGIC, pe_offset)
+
+
+def missing_bytes(data: bytes | bytearray | memoryview) -> int:
+    """How many bytes at least an Image lacks at its end, 0 where nothing tells.
+
+    The header has no file size (image_size counts the bss too). But the branch in code0 or code1 leads to the entry,
+    and the PE header of an EFI kernel says where its sections end; both must be inside the file. Anything that is no
+    Image gives 0: that is for parse() to say.
+    """
+    if not has_magic(data):
+        return 0
+    header = parse(data)
+    end = max(_branch_target(header.code0, 0), _branch_target(header.code1, 4), _pe_end(data, header.pe_offset))
+    return max(end - len(data), 0)
+
+
+def _branch_target(word: int, at: int) -> int:
+    """One past the instruction that an unconditional branch forward at offset `at` leads to; 0 for anything else."""
+    if word >> 26 != _OPCODE_B or word & 1 << 25:
+        return 0
+    return at + (word & (1 << 25) - 1) * 4 + 4
+
+
+def _pe_end(data: bytes | bytearray | memoryview, pe_offset: int) -> int:
+    """One past the last byte of a section's raw data; 0 without a PE header that can be read."""
+    if bytes(data[:2]) != b"MZ" or pe_offset < HEADER_SIZE:
+        return 0
+    coff = pe_offset + 4
+    if coff + _COFF_SIZE > len(data):
+        return coff + _COFF_SIZE
+    if bytes(data[pe_offset:coff]) != b"PE\0\0":
+        return 0
+    sections, optional_size = struct.unpack_from("<2xH12xH", data, coff)
+    table = coff + _COFF_SIZE + optional_size
+    if table + sections * _SECTION_SIZE > len(data):
+        return table + sections * _SECTION_SIZE
+    raw = (struct.unpack_from("<16xII", data, table + index * _SECTION_SIZE) for index in range(sections))
+    return max((pointer + size for size, pointer in raw), default=0)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kexecemu.errors import InputError
 from kexecemu.kernel.address_space import AddressSpace
 from kexecemu.kernel.cmdline import memparse, parameter
 from kexecemu.kernel.config import KernelConfig, Protection
 from kexecemu.kernel.memblock import Memblock
-from kexecemu.machine.descriptors import AF, AP_RO, ATTR_IDX, DBM, PXN, SH_INNER, UXN
+from kexecemu.machine.descriptors import AF, AP_RO, ATTR_IDX, DBM, ENTRY_SIZE, PXN, SH_INNER, UXN
 from kexecemu.machine.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
 __all__ += ["build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel", "plan_linear_map"]
+
+_TABLES_LIMIT = 512 << 20
 
 # Memory types as arm64 Linux numbers them in MAIR_EL1: normal, normal tagged, normal non-cacheable, nGnRnE, nGnRE.
 # Without MTE the tagged type is plain normal memory.
@@ -56,8 +59,8 @@ def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
 
 
 def pre_series_map(config: KernelConfig) -> bool:
-    """map_mem() treats the crashkernel region specially: before 6.4, or when `pte` protection is asked for."""
-    return config.way is Protection.PTE
+    """map_mem() treats the crashkernel region specially: before 6.4, or for a protection that changes single pages."""
+    return config.way in (Protection.PTE, Protection.READONLY)
 
 
 def defer_reserve_crashkernel(config: KernelConfig) -> bool:
@@ -126,7 +129,16 @@ def plan_linear_map(
 
 
 def build_linear_map(tables: PageTables, space: AddressSpace, plan: LinearMapPlan) -> None:
-    """Write the planned map into the page tables that the emulated MMU walks."""
+    """Write the planned map into the page tables that the emulated MMU walks.
+
+    Raises InputError for a map by base pages that is too large to be built entry by entry (512 MiB of tables).
+    """
+    paged = sum(piece.area.size for piece in plan.pieces if not piece.blocks)
+    if paged // tables.fmt.granule.size * ENTRY_SIZE > _TABLES_LIMIT:
+        raise InputError(
+            f"a linear map of {paged >> 30} GiB by base pages is more than is built here; with rodata=on and no "
+            "protection it is built of blocks"
+        )
     for piece in plan.pieces:
         tables.map(
             space.linear_virt(piece.area.start),

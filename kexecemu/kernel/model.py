@@ -375,4 +375,4 @@ def _purgatory_object(config: KernelConfig) -> elfrel.RelocatableObject | None:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"purgatory {path}: {error.strerror or error}") from error
-    return parse_purgatory(data)
+    return parse_purgatory(data, str(path))

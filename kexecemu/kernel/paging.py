@@ -57,13 +57,9 @@ class EarlyTables:
 
     def _static_tables(self) -> Iterator[int]:
         """Physical addresses of zeroed tables inside the image's bss."""
-        if "init_pg_dir" not in self._guest.vmlinux.elf.symbols:
-            yield from range(
-                self._guest.phys("idmap_pg_dir") + self._page_size,
-                self._guest.phys("idmap_pg_dir") + 0x10000,
-                self._page_size,
-            )
-        yield from range(self._guest.phys("init_pg_dir"), self._guest.phys("init_pg_end"), self._page_size)
+        start = self._guest.phys("init_pg_dir")
+        size = self._guest.vmlinux.elf.symbol_table["init_pg_dir"].size
+        yield from range(start, start + size, self._page_size)
 
     def _next_static(self) -> int:
         table = next(self._static, None)

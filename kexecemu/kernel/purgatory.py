@@ -29,12 +29,12 @@ def _align_up(value: int, align: int) -> int:
     return -(-value // align) * align
 
 
-def parse_purgatory(data: bytes) -> elfrel.RelocatableObject:
+def parse_purgatory(data: bytes, name: str = "purgatory") -> elfrel.RelocatableObject:
     """Read a purgatory object; raises KexecError(ENOEXEC) with the reason when it is none for aarch64."""
     try:
         return elfrel.parse(data)
     except FormatError as error:
-        raise KexecError(ENOEXEC, "kexec_load_purgatory", f"purgatory: {error}") from error
+        raise KexecError(ENOEXEC, "kexec_load_purgatory", f"{name}: {error}") from error
 
 
 class LoadedPurgatory:

@@ -120,6 +120,9 @@ def read_scenario(path: Path) -> Scenario:
         scenario = msgspec.convert(data, Scenario)
     except msgspec.ValidationError as error:
         raise InputError(f"scenario {path}: {error}") from error
-    for table in scenario.fault:
-        table.fault()
+    try:
+        for table in scenario.fault:
+            table.fault()
+    except InputError as error:
+        raise InputError(f"scenario {path}: {error}") from error
     return scenario

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kexecemu.data import fixture_path
-from kexecemu.errors import FormatError, InputError
+from kexecemu.errors import FormatError, InputError, KexecError
 from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.image import missing_bytes
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.firmware import cpu_affinities, memory_ranges
 from kexecemu.kernel.kimage import Kimage
@@ -59,7 +60,7 @@ def read_input(path: Path, what: str) -> bytes:
 
 def _board(setup: Setup, dtb: bytes | None) -> Board:
     if dtb is None:
-        return Board(setup.ram or DEFAULT_RAM, setup.cpus or 1)
+        return Board(DEFAULT_RAM if setup.ram is None else setup.ram, 1 if setup.cpus is None else setup.cpus)
     try:
         tree = Fdt(dtb)
         banks, affinities = memory_ranges(tree), cpu_affinities(tree)
@@ -69,7 +70,7 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
     if not banks:
         raise InputError(f"device tree {setup.dtb}: no memory node")
-    return Board(banks, setup.cpus or len(affinities) or 1)
+    return Board(banks, (len(affinities) or 1) if setup.cpus is None else setup.cpus)
 
 
 def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
@@ -85,7 +86,11 @@ def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
         rng_ready=setup.rng_ready,
     )
     # All files are read before anything runs: bad input costs no time.
-    image = read_input(setup.kernel or fixture_path("guests/capture-Image"), "kernel")
+    kernel_path = setup.kernel or fixture_path("guests/capture-Image")
+    image = read_input(kernel_path, "kernel")
+    missing = missing_bytes(image)
+    if missing:
+        raise InputError(f"kernel {kernel_path}: truncated: at least {missing:#x} bytes are missing at its end")
     initrd = None
     if not setup.no_initrd:
         initrd = read_input(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
@@ -96,9 +101,21 @@ def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
     kernel = Kernel.boot(_board(setup, dtb), config, cmdline=cmdline, dtb=dtb, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError(_no_reservation(kernel))
-    loaded = kernel.kexec_file_load(image, initrd, setup.append)
+    try:
+        loaded = kernel.kexec_file_load(image, initrd, setup.append)
+    except KexecError as error:
+        raise _with_paths(error, setup) from error
     assert loaded is not None
     return kernel, loaded
+
+
+def _with_paths(error: KexecError, setup: Setup) -> KexecError:
+    """The same refusal, with the name of the file that it is about."""
+    what, colon, rest = error.reason.partition(":")
+    path = {"kernel": setup.kernel, "initrd": setup.initrd}.get(what)
+    if not colon or path is None:
+        return error
+    return KexecError(error.errno or 0, error.step, f"{what} {path}:{rest}")
 
 
 def _no_reservation(kernel: Kernel) -> str:

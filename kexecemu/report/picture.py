@@ -1,0 +1,300 @@
+"""Where everything lies, as the geometry of a drawing: RAM, the crash region in it, and the segments in that.
+
+Three bars stand side by side, lowest address on top as in /proc/iomem. The first two are to scale. In the third the
+segments are to scale among themselves on top of a height in which a name can be read, and what is unused is folded
+away; thin lines join each segment with its true place. This module only computes; templates/picture.svg draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kexecemu.faults.damage import Damage
+from kexecemu.faults.fault import Injection
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.ranges import PhysRange, subtract
+
+__all__ = ["Bar", "Box", "Marker", "Picture", "Piece", "draw", "effect_of", "merge", "size_text"]
+
+WIDTH = 410
+TOP = 52  # below the headings
+_FOOT = 20
+
+_NAME_ROW, _ADDRESS_ROW, _FAULT_ROW, _PADDING = 16, 14, 14, 9
+_SHARE = 130  # height that the segments divide by size, beyond what each needs for its label
+_ROWS_SHOWN = 6  # a segment that is hit more often says how many more there are
+_BANK_GAP = 14  # height of the hole between two banks of RAM, whatever its size
+_LEAST = 2.5  # a mark is never thinner than this
+_ABREAST = 4  # markers at one place stand side by side, up to so many
+_MARKER = 15
+
+
+@dataclass(frozen=True)
+class Box:
+    """A stretch of a bar: from y on, height down; kind says how it looks, title what it is."""
+
+    y: float
+    height: float
+    kind: str
+    title: str
+
+    @property
+    def bottom(self) -> float:
+        """The y of its lower edge."""
+        return round(self.y + self.height, 2)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A stray write: number as in the list of writes, y on its bar, column counted away from the bar."""
+
+    number: int
+    by: str
+    effect: str
+    y: float
+    column: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One of the two bars that are to scale, with the addresses at its ends (first and last, inclusive)."""
+
+    first: str
+    last: str
+    boxes: list[Box]
+    markers: list[Marker] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the third bar: a segment, the control pages, or a part that nothing uses.
+
+    y and height place it; true_y and true_height are its place on the bar that is to scale. stored is the height of
+    what came from the file, the rest of a segment is zeros. protected, hashed and damage are parts of it.
+    """
+
+    area: PhysRange
+    kind: str
+    name: str
+    size: str
+    y: float
+    height: float
+    true_y: float
+    true_height: float
+    stored: float
+    protected: list[Box]
+    hashed: list[Box]
+    damage: list[Box]
+    markers: list[Marker]
+
+    @property
+    def rows(self) -> list[Marker]:
+        """The writes that are named beside the piece, the rest is counted in `more`."""
+        return self.markers[:_ROWS_SHOWN]
+
+    @property
+    def more(self) -> int:
+        """How many writes are not named beside the piece."""
+        return max(0, len(self.markers) - _ROWS_SHOWN)
+
+    @property
+    def bottom(self) -> float:
+        """The y of its lower edge."""
+        return round(self.y + self.height, 2)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Everything that is drawn. zoom is the crash region's place on the bar of RAM."""
+
+    width: int
+    height: float
+    top: float
+    bottom: float
+    ram: Bar
+    region: Bar
+    zoom: Box
+    pieces: list[Piece]
+
+
+def size_text(size: int) -> str:
+    """A size in bytes for people: "172 KiB", "125.8 MiB", "4 bytes"."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << shift:
+            return f"{size / (1 << shift):.1f}".removesuffix(".0") + f" {unit}"
+    return f"{size} byte{'s' if size != 1 else ''}"
+
+
+def effect_of(injection: Injection) -> str:
+    """What came of a write at its moment: stopped, partly, changed or same."""
+    if injection.exception is not None:
+        return "partly" if injection.changed else "stopped"
+    return "changed" if injection.changed else "same"
+
+
+def merge(areas: Iterable[PhysRange]) -> list[PhysRange]:
+    """The same bytes as ranges that neither touch nor overlap, sorted."""
+    merged: list[PhysRange] = []
+    for area in sorted(areas):
+        if merged and area.start <= merged[-1].end:
+            merged[-1] = PhysRange(merged[-1].start, max(merged[-1].end, area.end))
+        else:
+            merged.append(area)
+    return merged
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece before it has a place."""
+
+    area: PhysRange
+    kind: str
+    name: str
+    stored: int
+
+    def least_height(self, hits: int) -> float:
+        """The height in which its label can be read."""
+        addresses = _ADDRESS_ROW if self.kind != "unused" else 0
+        rows = min(hits, _ROWS_SHOWN) + (hits > _ROWS_SHOWN)
+        return _PADDING + _NAME_ROW + addresses + _FAULT_ROW * rows
+
+
+def _parts(image: Kimage, region: PhysRange) -> list[_Part]:
+    parts = [_Part(one.area, one.name, one.name, one.bufsz) for one in image.segments]
+    control = merge(image.control_pages)
+    parts += [
+        _Part(area, "control", f"control page{'s' if area.size > 4096 else ''}", area.size)
+        for area in control
+    ]
+    used = [part.area for part in parts]
+    parts += [_Part(area, "unused", "unused", area.size) for area in subtract([region], used)]
+    return sorted((part for part in parts if part.area.size), key=lambda part: part.area)
+
+
+def _scale(area: PhysRange, y: float, height: float) -> Callable[[PhysRange], tuple[float, float]]:
+    """A function from a range to (y, height) on a bar that shows `area`; marks are clipped to it."""
+
+    def place(part: PhysRange) -> tuple[float, float]:
+        first = y + height * (max(part.start, area.start) - area.start) / area.size
+        last = y + height * (min(part.end, area.end) - area.start) / area.size
+        tall = min(max(last - first, _LEAST), height)
+        return round(min(first, y + height - tall), 2), round(tall, 2)
+
+    return place
+
+
+def _boxes(parts: Iterable[PhysRange], piece: PhysRange, y: float, height: float, kind: str) -> list[Box]:
+    """The parts that lie in a piece, as boxes on it."""
+    place = _scale(piece, y, height)
+    return [Box(*place(part), kind, f"{kind}: {part}") for part in parts if part.overlaps(piece)]
+
+
+def _markers(
+    hits: Sequence[tuple[int, Injection]], y_of: Callable[[PhysRange], tuple[float, float]]
+) -> list[Marker]:
+    """Markers of writes; those that would lie on one another stand side by side."""
+    placed: list[Marker] = []
+    for number, injection in hits:
+        fault = injection.fault
+        top, tall = y_of(PhysRange.of(injection.phys, fault.length))
+        y = round(top + tall / 2, 2)
+        taken = {other.column for other in placed if abs(other.y - y) < _MARKER}
+        column = min(set(range(_ABREAST)) - taken, default=_ABREAST - 1)
+        title = f"write {number}: {fault.by.value} at {fault.at} ({injection.phys:#x}): {effect_of(injection)}"
+        placed.append(Marker(number, fault.by.value, effect_of(injection), y, column, title))
+    return placed
+
+
+def _ram_bar(
+    banks: Sequence[PhysRange],
+    marks: Sequence[tuple[PhysRange, str, str]],
+    hits: Sequence[tuple[int, Injection]],
+    height: float,
+) -> tuple[Bar, list[Box]]:
+    """The bar of RAM, and the boxes of `marks` in their order (a mark lies in one bank)."""
+    total = sum(bank.size for bank in banks)
+    room = height - _BANK_GAP * (len(banks) - 1)
+    y = float(TOP)
+    boxes: list[Box] = []
+    places: list[Box] = [Box(TOP, height, kind, title) for _, kind, title in marks]
+    markers: list[Marker] = []
+    for bank in banks:
+        tall = round(room * bank.size / total, 2)
+        boxes.append(Box(round(y, 2), tall, "bank", f"RAM {bank}"))
+        place = _scale(bank, y, tall)
+        for index, (area, kind, title) in enumerate(marks):
+            if area.overlaps(bank):
+                places[index] = Box(*place(area), kind, f"{title} {area}")
+        markers += _markers([hit for hit in hits if hit[1].phys in bank], place)
+        y += tall + _BANK_GAP
+    return Bar(f"{banks[0].start:#x}", f"{banks[-1].last:#x}", boxes + places, markers), places
+
+
+def draw(
+    image: Kimage,
+    region: PhysRange,
+    banks: Sequence[PhysRange],
+    others: Sequence[tuple[PhysRange, str, str]],
+    protected: Sequence[PhysRange],
+    injections: Sequence[Injection],
+    damage: Sequence[Damage],
+) -> Picture:
+    """Place everything. region is crashk_res; others are further areas to show in RAM, as (area, kind, title).
+
+    All ranges are physical. Writes into the region are marked on the third bar, all others on the bar of RAM.
+    """
+    numbered = list(enumerate(injections, 1))
+    parts = _parts(image, region)
+    inside = {part.area: [hit for hit in numbered if hit[1].phys in part.area] for part in parts}
+    loaded = sum(part.area.size for part in parts if part.kind not in ("unused", "control"))
+    heights = [
+        part.least_height(len(inside[part.area]))
+        + (_SHARE * part.area.size / loaded if part.kind not in ("unused", "control") else 0)
+        for part in parts
+    ]
+    height = round(sum(heights), 2)
+    true_place = _scale(region, TOP, height)
+    harmed = [
+        (PhysRange.of(segment.mem + one.offset, one.length))
+        for one in damage
+        if (segment := image.segment(one.segment)) is not None
+    ]
+    pieces: list[Piece] = []
+    y = float(TOP)
+    for part, tall in zip(parts, heights, strict=True):
+        area, at = part.area, round(y, 2)
+        tall = round(tall, 2)
+        true_y, true_height = true_place(area)
+        pieces.append(
+            Piece(
+                area,
+                part.kind,
+                part.name,
+                size_text(area.size),
+                at,
+                tall,
+                true_y,
+                true_height,
+                round(tall * part.stored / area.size, 2),
+                _boxes(merge(protected), area, at, tall, "protected"),
+                _boxes(image.sha_regions, area, at, tall, "hashed"),
+                _boxes(harmed, area, at, tall, "damage"),
+                _markers(inside[area], _scale(area, at, tall)),
+            )
+        )
+        y += tall
+    outside = [hit for hit in numbered if hit[1].phys not in region]
+    ram, places = _ram_bar(banks, [*others, (region, "region", "crash region")], outside, height)
+    to_scale = [Box(one.true_y, one.true_height, one.kind, f"{one.name} {one.area}") for one in pieces]
+    return Picture(
+        WIDTH,
+        round(TOP + height + _FOOT, 2),
+        TOP,
+        round(TOP + height, 2),
+        ram,
+        Bar(f"{region.start:#x}", f"{region.last:#x}", [box for box in to_scale if box.kind != "unused"]),
+        places[-1],
+        pieces,
+    )

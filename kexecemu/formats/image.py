@@ -141,9 +141,14 @@ def _pe_end(data: bytes | bytearray | memoryview, pe_offset: int) -> int:
         return coff + _COFF_SIZE
     if bytes(data[pe_offset:coff]) != b"PE\0\0":
         return 0
+    sections: int
+    optional_size: int
     sections, optional_size = struct.unpack_from("<2xH12xH", data, coff)
     table = coff + _COFF_SIZE + optional_size
     if table + sections * _SECTION_SIZE > len(data):
         return table + sections * _SECTION_SIZE
-    raw = (struct.unpack_from("<16xII", data, table + index * _SECTION_SIZE) for index in range(sections))
-    return max((pointer + size for size, pointer in raw), default=0)
+    ends = [0]
+    for index in range(sections):
+        size, pointer = struct.unpack_from("<16xII", data, table + index * _SECTION_SIZE)
+        ends.append(size + pointer)
+    return max(ends)

@@ -24,14 +24,15 @@ Warn = Callable[[str], None]
 def memparse(text: str) -> tuple[int, str]:
     """Read a number (decimal, 0x hex or 0 octal) with an optional K, M, G, T, P or E; return it in bytes and the rest.
 
-    Nothing readable gives (0, text), as memparse() leaves its end pointer at the start.
+    Nothing readable gives (0, text), as memparse() leaves its end pointer at the start. A suffix alone is readable:
+    it is looked for where the number ends, whether there was one or not, so that crashkernel=M asks for 0 bytes.
     """
     match = _NUMBER.match(text)
-    if not match:
-        return 0, text
-    digits, rest = match.group(), text[match.end() :]
-    hexadecimal = digits[:2] in ("0x", "0X")
-    value = int(digits, 16 if hexadecimal else 8 if digits[0] == "0" else 10)
+    digits = match.group() if match else ""
+    value, rest = 0, text[len(digits) :]
+    if digits:
+        hexadecimal = digits[:2] in ("0x", "0X")
+        value = int(digits, 16 if hexadecimal else 8 if digits[0] == "0" else 10)
     if rest and (shift := _SHIFTS.get(rest[0].lower())) is not None:
         value, rest = value << shift, rest[1:]
     return value & _U64, rest

@@ -87,7 +87,7 @@ class Kernel:
 
     def _host_functions(self) -> dict[int, Callable[[Cpu], None]]:
         """Where the CPU stops for the model to think."""
-        host = {
+        host: dict[int, Callable[[Cpu], None]] = {
             self.guest.vmlinux.virt(name): partial(function, self) for name, function in HOST_CALLS.items()
         }
         # The one that is called before the MMU is on, at its physical address.

@@ -7,18 +7,18 @@ explain stand in the template, the words that depend on the run are chosen here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
 from kexecemu.capture.verdict import VerdictState
-from kexecemu.faults.fault import By, Injection, When
+from kexecemu.faults.fault import Injection
 from kexecemu.faults.outcome import Outcome
-from kexecemu.kernel.config import Protection
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.kernel.kimage import Segment
+from kexecemu.machine.timeline import Event
 from kexecemu.report.picture import Picture, draw, effect_of, size_text
+from kexecemu.report.steps import steps_of
 from kexecemu.scenario.runner import Result
 
 __all__ = ["render"]
@@ -34,31 +34,6 @@ _TONES = {
 # A guest's console may hold anything; HTML may not. Control characters are shown by their pictures.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
-_PROTECTIONS = {
-    Protection.NONE: "The page tables do not protect it.",
-    Protection.PTE: "The pages of the segments were then made invalid in the linear map (PTE_VALID cleared).",
-    Protection.READONLY: "The crash region was then made read-only in the linear map.",
-    Protection.BBML2: "The blocks around the segments were then split and their pages made invalid.",
-}
-_CAPTURES = {
-    CaptureEnd.DONE: ("good", "It finds the old kernel's memory"),
-    CaptureEnd.ENTERED: ("good", "A real kernel stands at its first instruction, entered as the boot protocol wants."),
-    CaptureEnd.NO_DUMP: ("bad", "It starts, but device tree or core header lead it to no dump."),
-    CaptureEnd.BAD_ENTRY: ("bad", "It is entered against the boot protocol."),
-    CaptureEnd.TRAPPED: ("bad", "An exception ends it."),
-    CaptureEnd.ELSEWHERE: ("bad", "Control leaves its code."),
-    CaptureEnd.HUNG: ("bad", "It gets nowhere within its budget of instructions."),
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step on the way of a crash: tone is good, caught, quiet, bad or none (not reached)."""
-
-    title: str
-    tone: str
-    text: str
-
 
 @dataclass(frozen=True)
 class Write:
@@ -68,6 +43,16 @@ class Write:
     injection: Injection
     effect: str
     where: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A segment as the table shows it; damage as offset and length in words."""
+
+    segment: Segment
+    protected: bool
+    hashed: bool
+    damage: list[str]
 
 
 @dataclass(frozen=True)
@@ -91,13 +76,14 @@ def render(result: Result) -> str:
     """The report of a run as one HTML document. The same run gives the same text."""
     kernel, end = result.kernel, result.end
     booted = end.timeline.of("booted")
+    tone = _TONES.get(end.outcome, "bad")
     page = _environment().get_template("run.html")
     document = page.render(
         result=result,
         end=end,
-        tone=_TONES.get(end.outcome, "bad"),
+        tone=tone,
         setting=_setting(result),
-        steps=_steps(result),
+        steps=steps_of(result),
         picture=_picture(result),
         writes=_writes(result),
         digests=_digests(result),
@@ -107,11 +93,25 @@ def render(result: Result) -> str:
         map_reason=kernel.arch.plan.reason,
         granule=kernel.config.page_size,
         ram_size=kernel.ram.size,
-        protected=kernel.protected,
         console=_console(end.console),
-        damaged=_damaged(result),
+        rows=_rows(result),
+        event_tone=partial(_event_tone, tone),
     )
     return document.translate(_VISIBLE)
+
+
+def _event_tone(outcome_tone: str, event: Event) -> str:
+    """How a line of the timeline is marked: as good, caught, quiet or bad, or "" for not at all."""
+    facts = event.facts
+    if event.kind == "outcome":
+        return outcome_tone
+    if event.kind == "fault":
+        return "bad" if facts["changed"] else "good" if facts["trapped"] else "quiet"
+    if event.kind == "purgatory":
+        return {"kernel": "good", "mismatch": "caught"}.get(str(facts["end"]), "bad")
+    if event.kind == "captured":
+        return "good" if facts["end"] in ("done", "entered") else "bad"
+    return {"oops": "caught", "protect": "good", "lost": "bad", "misboot": "bad"}.get(event.kind, "")
 
 
 @cache
@@ -125,10 +125,6 @@ def _environment() -> Environment:
     )
     environment.filters["size"] = size_text
     return environment
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'s' if number != 1 else ''}"
 
 
 def _program_version() -> str:
@@ -158,89 +154,6 @@ def _setting(result: Result) -> list[tuple[str, str]]:
     return setting
 
 
-# -- the way of the crash --------------------------------------------------------------------------------------------
-
-
-def _steps(result: Result) -> list[Step]:
-    early = [one for one in result.end.injections if one.fault.when is not When.AFTER_CHECK]
-    late = [one for one in result.end.injections if one.fault.when is When.AFTER_CHECK]
-    steps = [_load_step(result), _write_step("Stray writes", early), _panic_step(result), _purgatory_step(result)]
-    if late:
-        steps.append(_write_step("Writes after the check", late))
-    return [*steps, _capture_step(result)]
-
-
-def _load_step(result: Result) -> Step:
-    image, config = result.image, result.kernel.config
-    hashed = sum(area.size for area in image.sha_regions)
-    digest = f", a digest over {size_text(hashed)} is stored with them" if image.digest else ", no digest is stored"
-    protection = _PROTECTIONS[config.way]
-    return Step("Load", "good", f"{_count(len(image.segments), 'segment')} are copied{digest}. {protection}")
-
-
-def _write_step(title: str, injections: list[Injection]) -> Step:
-    if not injections:
-        return Step(title, "good", "None: nobody writes where they should not.")
-    effects = [effect_of(one) for one in injections]
-    words = {"stopped": "stopped by the MMU", "partly": "stopped halfway"}
-    words |= {"changed": "changed memory", "same": "wrote what was there already"}
-    told = [
-        f"{effects.count(effect)} {text}" if len(effects) > 1 else text
-        for effect, text in words.items()
-        if effect in effects
-    ]
-    who = _count(sum(one.fault.by is By.CPU for one in injections), "CPU store")
-    dma = _count(sum(one.fault.by is By.DMA for one in injections), "DMA write")
-    parts = [text for text in (who, dma) if not text.startswith("0 ")]
-    harmed = "changed" in effects or "partly" in effects
-    return Step(title, "bad" if harmed else "good", f"{' and '.join(parts)}: {', '.join(told)}.")
-
-
-def _panic_step(result: Result) -> Step:
-    jumps = result.end.timeline.of("jump")
-    if not jumps:
-        return Step("Panic", "bad", "The crash path does not get out of the first kernel.")
-    others = len(result.end.timeline.of("cpu_off"))
-    stopped = f"{_count(others, 'other CPU')} switched off, " if others else ""
-    where = f"{jumps[0].facts['pc_phys']:#x}"
-    return Step("Panic", "good", f"Registers saved, {stopped}MMU off, jump to {where}.")
-
-
-def _purgatory_step(result: Result) -> Step:
-    run, verdict = result.end.purgatory, result.end.verdict
-    title = "Purgatory"
-    if result.image.segment("purgatory") is None:
-        return Step(title, "quiet", "There is none: nothing is checked.")
-    if run is None:
-        return Step(title, "none", "Not reached.")
-    if run.end is PurgatoryEnd.KERNEL:
-        if verdict is None or verdict.state is VerdictState.MATCH:
-            return Step(title, "good", "It hashes the segments, finds the digest it expects, and jumps on.")
-        if verdict.state is VerdictState.MISMATCH:
-            return Step(title, "caught", "It finds that the digests differ, and jumps on all the same.")
-        return Step(title, "bad", "It jumps to the kernel without having finished its check.")
-    if run.end is PurgatoryEnd.MISMATCH:
-        return Step(title, "caught", "It hashes the segments, finds another digest than it expects, and stops.")
-    ends = {
-        PurgatoryEnd.ELSEWHERE: f"It jumps to {run.pc:#x}, which is not the kernel.",
-        PurgatoryEnd.TRAPPED: f"An exception ends it at {run.pc:#x}: {run.fault.description if run.fault else ''}.",
-    }
-    return Step(title, "bad", ends.get(run.end, "It gives no verdict within its budget of instructions."))
-
-
-def _capture_step(result: Result) -> Step:
-    run = result.end.capture
-    title = "Capture kernel"
-    if run is None:
-        return Step(title, "none", "Not reached: there is no dump.")
-    tone, text = _CAPTURES[run.end]
-    if run.end is CaptureEnd.DONE and run.record is not None:
-        text += f" and goes through a dump of {size_text(run.record.vmcore_bytes)}."
-    if result.end.outcome is Outcome.SILENT:
-        tone, text = "bad", f"{text} Yet it runs on corrupt bytes, and does not know."
-    return Step(title, tone, text)
-
-
 # -- the pieces ------------------------------------------------------------------------------------------------------
 
 
@@ -251,9 +164,7 @@ def _picture(result: Result) -> Picture:
     others = [(kernel.guest.area, "first", "first kernel's image")]
     if kernel.crashk_low_res is not None:
         others.append((kernel.crashk_low_res, "low", "low crash memory"))
-    return draw(
-        result.image, region, kernel.ram.banks, others, kernel.protected, end.injections, end.damage
-    )
+    return draw(result.image, region, kernel.ram.banks, others, kernel.protected, end.injections, end.damage)
 
 
 def _writes(result: Result) -> list[Write]:
@@ -288,12 +199,22 @@ def _where(result: Result, injection: Injection) -> str:
     return f"{place}; {watched[protected, hashed]}"
 
 
-def _damaged(result: Result) -> dict[str, list[str]]:
-    """Damage by segment, as "0x1000, 4 bytes"."""
-    damaged: dict[str, list[str]] = {}
-    for one in result.end.damage:
-        damaged.setdefault(one.segment, []).append(f"{one.offset:#x}, {size_text(one.length)}")
-    return damaged
+def _rows(result: Result) -> list[Row]:
+    """The segments in kimage order."""
+    protected, hashed = result.kernel.protected, result.image.sha_regions
+    return [
+        Row(
+            segment,
+            any(area.covers(segment.area) for area in protected),
+            any(area.covers(segment.area) for area in hashed),
+            [
+                f"{one.offset:#x}, {size_text(one.length)}"
+                for one in result.end.damage
+                if one.segment == segment.name
+            ],
+        )
+        for segment in result.image.segments
+    ]
 
 
 def _digests(result: Result) -> list[Digest]:
@@ -313,11 +234,15 @@ def _digests(result: Result) -> list[Digest]:
 def _verdict_text(result: Result) -> str:
     stored, verdict, run = result.image.digest, result.end.verdict, result.end.purgatory
     if stored is None:
-        return "There is no purgatory, so nothing was hashed at the load and nothing is compared at the crash."
+        return (
+            "There is no purgatory, so nothing was hashed at the load and nothing is compared at the crash."
+        )
     if run is None:
         return "The purgatory was not reached: nothing was compared."
     if verdict is None:
-        return "The purgatory left no record of what it compared: it keeps none, or the record was overwritten."
+        return (
+            "The purgatory left no record of what it compared: it keeps none, or the record was overwritten."
+        )
     if verdict.state is VerdictState.MATCH:
         return f"The digests match: {size_text(verdict.bytes_hashed)} in memory are as they were loaded."
     if verdict.state is VerdictState.MISMATCH:
@@ -335,7 +260,9 @@ def _verdict_text(result: Result) -> str:
 def _phases(result: Result) -> list[Phase]:
     """How many instructions each part of the run took."""
     end = result.end
-    marks = {kind: events[0].when for kind in ("booted", "panic", "jump") if (events := end.timeline.of(kind))}
+    marks = {
+        kind: events[0].when for kind in ("booted", "panic", "jump") if (events := end.timeline.of(kind))
+    }
     parts: list[tuple[str, int]] = []
     if "booted" in marks:
         parts.append(("first kernel boots", marks["booted"]))
@@ -357,8 +284,3 @@ def _console(text: str) -> list[tuple[str, str]]:
         who = line.split(":", 1)[0]
         lines.append((who if who in ("purgatory", "capture") else "first", line))
     return lines
-
-
-def overlapping(areas: list[PhysRange], area: PhysRange) -> bool:
-    """True if any of `areas` shares a byte with `area`."""
-    return any(one.overlaps(area) for one in areas)

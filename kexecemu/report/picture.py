@@ -202,7 +202,9 @@ def _markers(
         y = round(top + tall / 2, 2)
         taken = {other.column for other in placed if abs(other.y - y) < _MARKER}
         column = min(set(range(_ABREAST)) - taken, default=_ABREAST - 1)
-        title = f"write {number}: {fault.by.value} at {fault.at} ({injection.phys:#x}): {effect_of(injection)}"
+        title = (
+            f"write {number}: {fault.by.value} at {fault.at} ({injection.phys:#x}): {effect_of(injection)}"
+        )
         placed.append(Marker(number, fault.by.value, effect_of(injection), y, column, title))
     return placed
 

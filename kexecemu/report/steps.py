@@ -1,0 +1,139 @@
+"""The way of one crash as a few steps, each told in a sentence: what happened there, and whether it went well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
+from kexecemu.capture.verdict import VerdictState
+from kexecemu.faults.fault import By, Injection, When
+from kexecemu.faults.outcome import Outcome
+from kexecemu.kernel.config import Protection
+from kexecemu.report.picture import effect_of, size_text
+from kexecemu.scenario.runner import Result
+
+__all__ = ["Step", "steps_of"]
+
+_PROTECTIONS = {
+    Protection.NONE: "The page tables do not protect it.",
+    Protection.PTE: "The pages of the segments were then made invalid in the linear map (PTE_VALID cleared).",
+    Protection.READONLY: "The crash region was then made read-only in the linear map.",
+    Protection.BBML2: "The blocks around the segments were then split and their pages made invalid.",
+}
+_CAPTURES = {
+    CaptureEnd.DONE: ("good", "It finds the old kernel's memory"),
+    CaptureEnd.ENTERED: (
+        "good",
+        "A real kernel stands at its first instruction, entered as the boot protocol wants.",
+    ),
+    CaptureEnd.NO_DUMP: ("bad", "It starts, but device tree or core header lead it to no dump."),
+    CaptureEnd.BAD_ENTRY: ("bad", "It is entered against the boot protocol."),
+    CaptureEnd.TRAPPED: ("bad", "An exception ends it."),
+    CaptureEnd.ELSEWHERE: ("bad", "Control leaves its code."),
+    CaptureEnd.HUNG: ("bad", "It gets nowhere within its budget of instructions."),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step on the way of a crash: tone is good, caught, quiet, bad or none (not reached)."""
+
+    title: str
+    tone: str
+    text: str
+
+
+def steps_of(result: Result) -> list[Step]:
+    """The steps of a run, from the load to the capture kernel, whether reached or not."""
+    early = [one for one in result.end.injections if one.fault.when is not When.AFTER_CHECK]
+    late = [one for one in result.end.injections if one.fault.when is When.AFTER_CHECK]
+    steps = [
+        _load_step(result),
+        _write_step("Stray writes", early),
+        _panic_step(result),
+        _purgatory_step(result),
+    ]
+    if late:
+        steps.append(_write_step("Writes after the check", late))
+    return [*steps, _capture_step(result)]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}"
+
+
+def _load_step(result: Result) -> Step:
+    image, config = result.image, result.kernel.config
+    hashed = sum(area.size for area in image.sha_regions)
+    digest = (
+        f", a digest over {size_text(hashed)} is stored with them"
+        if image.digest
+        else ", no digest is stored"
+    )
+    protection = _PROTECTIONS[config.way]
+    return Step("Load", "good", f"{_count(len(image.segments), 'segment')} are copied{digest}. {protection}")
+
+
+def _write_step(title: str, injections: list[Injection]) -> Step:
+    if not injections:
+        return Step(title, "good", "None: nobody writes where they should not.")
+    effects = [effect_of(one) for one in injections]
+    words = {"stopped": "stopped by the MMU", "partly": "stopped halfway"}
+    words |= {"changed": "changed memory", "same": "wrote what was there already"}
+    told = [
+        f"{effects.count(effect)} {text}" if len(effects) > 1 else text
+        for effect, text in words.items()
+        if effect in effects
+    ]
+    who = _count(sum(one.fault.by is By.CPU for one in injections), "CPU store")
+    dma = _count(sum(one.fault.by is By.DMA for one in injections), "DMA write")
+    parts = [text for text in (who, dma) if not text.startswith("0 ")]
+    harmed = "changed" in effects or "partly" in effects
+    return Step(title, "bad" if harmed else "good", f"{' and '.join(parts)}: {', '.join(told)}.")
+
+
+def _panic_step(result: Result) -> Step:
+    jumps = result.end.timeline.of("jump")
+    if not jumps:
+        return Step("Panic", "bad", "The crash path does not get out of the first kernel.")
+    others = len(result.end.timeline.of("cpu_off"))
+    stopped = f"{_count(others, 'other CPU')} switched off, " if others else ""
+    where = f"{jumps[0].facts['pc_phys']:#x}"
+    return Step("Panic", "good", f"Registers saved, {stopped}MMU off, jump to {where}.")
+
+
+def _purgatory_step(result: Result) -> Step:
+    run, verdict = result.end.purgatory, result.end.verdict
+    title = "Purgatory"
+    if result.image.segment("purgatory") is None:
+        return Step(title, "quiet", "There is none: nothing is checked.")
+    if run is None:
+        return Step(title, "none", "Not reached.")
+    if run.end is PurgatoryEnd.KERNEL:
+        if verdict is None or verdict.state is VerdictState.MATCH:
+            return Step(title, "good", "It hashes the segments, finds the digest it expects, and jumps on.")
+        if verdict.state is VerdictState.MISMATCH:
+            return Step(title, "caught", "It finds that the digests differ, and jumps on all the same.")
+        return Step(title, "bad", "It jumps to the kernel without having finished its check.")
+    if run.end is PurgatoryEnd.MISMATCH:
+        return Step(
+            title, "caught", "It hashes the segments, finds another digest than it expects, and stops."
+        )
+    ends = {
+        PurgatoryEnd.ELSEWHERE: f"It jumps to {run.pc:#x}, which is not the kernel.",
+        PurgatoryEnd.TRAPPED: f"An exception ends it at {run.pc:#x}: {run.fault.description if run.fault else ''}.",
+    }
+    return Step(title, "bad", ends.get(run.end, "It gives no verdict within its budget of instructions."))
+
+
+def _capture_step(result: Result) -> Step:
+    run = result.end.capture
+    title = "Capture kernel"
+    if run is None:
+        return Step(title, "none", "Not reached: there is no dump.")
+    tone, text = _CAPTURES[run.end]
+    if run.end is CaptureEnd.DONE and run.record is not None:
+        text += f" and goes through a dump of {size_text(run.record.vmcore_bytes)}."
+    if result.end.outcome is Outcome.SILENT:
+        tone, text = "bad", f"{text} Yet it runs on corrupt bytes, and does not know."
+    return Step(title, tone, text)

@@ -1,0 +1,74 @@
+"""What makes a kernel build, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from kexecemu.errors import InputError
+from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig, Protection
+
+
+@pytest.mark.parametrize(
+    ("era", "way", "flags"),
+    [("6.1", Protection.PTE, 7), ("6.4", Protection.NONE, 7), ("6.12", Protection.NONE, 15)],
+)
+def test_an_era_brings_its_own_protection_and_load_flags(era: str, way: Protection, flags: int) -> None:
+    config = KernelConfig(era)
+    assert (config.way, config.release.file_load_flags) == (way, flags)
+
+
+def test_a_protection_that_is_asked_for_wins_over_the_era_s() -> None:
+    assert KernelConfig("6.1", protection="none").way is Protection.NONE
+    assert KernelConfig(Era.V6_12, protection=Protection.PTE).way is Protection.PTE
+
+
+@pytest.mark.parametrize(
+    ("options", "page_size"),
+    [
+        ({}, 4096),
+        ({"ARM64_16K_PAGES": "y"}, 16384),
+        ({"CONFIG_ARM64_64K_PAGES": "y"}, 65536),
+        ({"ARM64_4K_PAGES": "y", "ARM64_64K_PAGES": "n"}, 4096),
+    ],
+)
+def test_one_page_size_excludes_the_others(options: dict[str, str], page_size: int) -> None:
+    assert KernelConfig(options=options).page_size == page_size
+
+
+@pytest.mark.parametrize(
+    ("options", "zones"),
+    [
+        ({}, True),
+        ({"ZONE_DMA": "n"}, False),
+        ({"ZONE_DMA": "n", "ZONE_DMA32": "y"}, True),
+        ({"ZONE_DMA32": "n"}, True),
+    ],
+)
+def test_dma32_follows_dma_unless_it_is_given(options: dict[str, str], zones: bool) -> None:
+    assert KernelConfig(options=options).has_dma_zones is zones
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"era": "5.10"}, "era '5.10' is not modelled; known are 6.1, 6.4, 6.12"),
+        ({"protection": "pkeys"}, "protection 'pkeys' is not known"),
+        ({"options": {"ZONE_DAM": "n"}}, "config option ZONE_DAM is not one that the model knows"),
+        ({"options": {"ZONE_DMA": "m"}}, "config option ZONE_DMA is y or n, not 'm'"),
+        ({"options": {"CMA_SIZE_MBYTES": "y"}}, "config option CMA_SIZE_MBYTES takes a number, not 'y'"),
+        (
+            {"options": {"ARM64_4K_PAGES": "y", "ARM64_64K_PAGES": "y"}},
+            "ARM64_4K_PAGES and ARM64_64K_PAGES exclude",
+        ),
+    ],
+)
+def test_what_makes_no_kernel_is_refused_in_one_clear_line(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        KernelConfig(**arguments)  # type: ignore[arg-type]
+    assert words in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_unknown_option_is_answered_with_all_known_ones() -> None:
+    with pytest.raises(InputError) as refusal:
+        KernelConfig(options={"CONFIG_NUMA": "y"})
+    assert all(name in str(refusal.value) for name in KNOWN_OPTIONS)

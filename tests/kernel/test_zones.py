@@ -1,0 +1,52 @@
+"""The limit of DMA-able memory, which decides what low crash memory is."""
+
+from __future__ import annotations
+
+import pytest
+
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.memblock import Memblock
+from kexecemu.kernel.zones import arm64_dma_phys_limit
+from kexecemu.machine.ranges import PhysRange
+
+GIB = 1 << 30
+ALL = (1 << 64) - 1
+PHYS_MASK_END = 1 << 48
+
+
+def limit(start: int, end: int, options: dict[str, str] | None = None, max_cpu_address: int = ALL) -> int:
+    memblock = Memblock()
+    memblock.add(PhysRange(start, end))
+    return arm64_dma_phys_limit(KernelConfig("6.1", options=options or {}), memblock, max_cpu_address)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (GIB, 2 * GIB, 2 * GIB),  # all RAM below 4 GiB: the end of DRAM
+        (GIB, 4 * GIB, 4 * GIB),
+        (GIB, 16 * GIB, 4 * GIB),
+        (0, 3 * GIB, 3 * GIB),
+        (8 * GIB, 24 * GIB, 24 * GIB),  # no RAM below 4 GiB at all: no limit but the end of DRAM
+    ],
+)
+def test_with_zones_the_limit_is_4_gib_or_the_end_of_ram(start: int, end: int, expected: int) -> None:
+    assert limit(start, end) == expected
+    assert limit(start, end, {"ZONE_DMA": "n", "ZONE_DMA32": "y"}) == expected
+
+
+def test_a_raspberry_pi_4_s_devices_reach_30_bits_only() -> None:
+    assert limit(0, 8 * GIB, max_cpu_address=0x3FFFFFFF) == GIB
+
+
+def test_dma32_alone_does_not_care_what_the_devices_reach() -> None:
+    options = {"ZONE_DMA": "n", "ZONE_DMA32": "y"}
+    assert limit(0, 8 * GIB, options, max_cpu_address=0x3FFFFFFF) == 4 * GIB
+
+
+def test_ram_that_starts_beyond_the_devices_reach_falls_back_to_32_bits() -> None:
+    assert limit(2 * GIB, 8 * GIB, max_cpu_address=0x3FFFFFFF) == 4 * GIB
+
+
+def test_without_zones_every_physical_address_is_low() -> None:
+    assert limit(GIB, 16 * GIB, {"ZONE_DMA": "n"}) == PHYS_MASK_END

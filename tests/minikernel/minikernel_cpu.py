@@ -34,6 +34,7 @@ class Cpu:
         self.guest = guest
         self.index = index
         self.stopped = ""
+        self.exceptions = 0
         self.uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
         self.uc.ctl_set_cpu_model(arm64.UC_CPU_ARM64_A57)
         self.uc.mem_map_ptr(guest.ram.phys, guest.ram.size, 7, guest.ram.host_address)
@@ -106,6 +107,11 @@ class Cpu:
     def _interrupt(self, uc: Uc, number: int, _data: object) -> None:
         if number == HVC:
             self.guest.psci(self)
+            return
+        self.exceptions += 1
+        if self.exceptions > 20:
+            self.guest.failure = AssertionError(f"exceptions without end, the last at {self.pc:#x}")
+            self.stop("failed")
             return
         syndrome, _fsr, virt, _el = struct.unpack_from("<IIQI", bytes(uc.context_save()), syndrome_offset())
         # A fault that has no syndrome of its own is an undefined instruction.

@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import pytest
 
-DAIF_I = 0x80
+DAIF = 0x3C0
 EL1H = 5
 
 
-def test_the_boot_ends_idle_with_interrupts_unmasked(guest):
-    assert not guest.boot_cpu.pstate & DAIF_I
-    assert guest.boot_cpu.pstate & 0xF == EL1H
+def test_the_boot_ends_idle_with_nothing_masked(start_guest):
+    guest = start_guest(cpus=2)
+    assert guest.boot() == "idle"
+    for cpu in guest.cpus.values():
+        assert not cpu.pstate & DAIF
+        assert cpu.pstate & 0xF == EL1H
+
+
+def test_the_boot_asks_the_model_in_this_order(guest):
     assert guest.called() == [
         "__create_page_tables",
         "_printk",

@@ -68,6 +68,7 @@ def test_drgn_lists_the_tasks(prog):
 
     tasks = [(task.pid.value_(), task.comm.string_().decode()) for task in for_each_task(prog)]
     assert tasks == [(1, "init"), (2, "kthreadd"), (9, "kworker/0:1"), (57, "bash")]
+    assert [find_task(prog, pid).comm.string_().decode() for pid, _ in tasks] == [name for _, name in tasks]
     assert find_task(prog, 57).parent.comm.string_() == b"init"
 
 

@@ -107,3 +107,34 @@ def test_a_vector_that_nothing_should_use_panics(guest, vector):
     guest.boot_cpu.deliver(vector, 0, 0)
     assert guest.boot_cpu.run(guest.boot_cpu.pc) == "panic_no_kexec"
     assert guest.console.endswith("Kernel panic - not syncing: bad mode\n")
+
+
+def test_a_backtrace_by_frame_pointers_goes_through_the_exception(guest):
+    """Function names by frame records, from panic() back to the caller of the store that faulted."""
+    symbols = sorted((virt, name) for name, virt in guest.elf.symbols.items() if not name.startswith("$"))
+
+    def name_of(virt):
+        return max(entry for entry in symbols if entry[0] <= virt)[1]
+
+    names = []
+
+    def dump_stack(cpu):
+        names.append(name_of(cpu.x(30) - 4))
+        frame = cpu.x(29)
+        while frame:
+            frame, virt = guest.u64(frame), guest.u64(frame + 8)
+            names.append(name_of(virt - 4))
+
+    guest.handlers["dump_stack"] = dump_stack
+    guest.set_u32("panic_on_oops", 1)
+    assert guest.call("stray_write", UNMAPPED, guest.virt("stray_buffer"), 1, 1) == "panic_no_kexec"
+    assert names == [
+        "panic",
+        "die",
+        "die_kernel_fault",
+        "do_mem_abort",
+        "el1h_64_sync_handler",
+        "el1h_64_sync",
+        "stray_write",
+        "host_call",
+    ]

@@ -67,12 +67,17 @@ def arm64_memblock_init(
     top = 1 << 64
     memblock.remove(PhysRange(space.memstart + space.linear_region_size, top))
     memblock.remove(PhysRange(0, space.memstart))
-    limit = parameter(cmdline, "mem")
+    limit = memparse(parameter(cmdline, "mem") or "")[0] // page * page
     if limit:
-        _cap_memory(memblock, memparse(limit)[0] // page * page)
+        _cap_memory(memblock, limit)
+        memblock.add(PhysRange(layout.text, layout.end))
     initrd = initrd_range(dtb)
-    if initrd is not None:
-        memblock.reserve(PhysRange(initrd.start // page * page, -(-initrd.end // page) * page))
+    if initrd is not None and initrd.start >= memblock.start_of_dram:
+        # mem= must not make it inaccessible, so it is added back.
+        pages = PhysRange(initrd.start // page * page, -(-initrd.end // page) * page)
+        memblock.add(pages)
+        memblock.clear_nomap(pages)
+        memblock.reserve(pages)
     kernel_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
     memblock.reserve(PhysRange(kernel_start, layout.end))
     for entry in dtb.mem_reservations():

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EINVAL, ENOENT
 
-__all__ = ["CrashkernelOption", "memparse", "parameter", "parse_crashkernel_option"]
+__all__ = [
+    "CrashkernelOption",
+    "memparse",
+    "parameter",
+    "parameters",
+    "parse_crashkernel_option",
+    "strtobool",
+]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 _SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
@@ -38,14 +45,22 @@ def memparse(text: str) -> tuple[int, str]:
     return value & _U64, rest
 
 
+def strtobool(text: str) -> bool | None:
+    """strtobool(): y, Y, 1 and on, n, N, 0 and off, by their first letters; None for anything else."""
+    key = text[:2].lower() if text[:1] in ("o", "O") else text[:1].lower()
+    return {"y": True, "1": True, "on": True, "n": False, "0": False, "of": False}.get(key)
+
+
+def parameters(cmdline: str, name: str) -> list[str]:
+    """The values of all `name=value` on the command line in order, "" for a bare `name`."""
+    words = (word.partition("=") for word in cmdline.split())
+    return [value for key, _, value in words if key == name]
+
+
 def parameter(cmdline: str, name: str) -> str | None:
     """The value of the last `name=value` on the command line, "" for a bare `name`, None if it is not there."""
-    found = None
-    for word in cmdline.split():
-        key, _, value = word.partition("=")
-        if key == name:
-            found = value
-    return found
+    found = parameters(cmdline, name)
+    return found[-1] if found else None
 
 
 @dataclass(frozen=True)

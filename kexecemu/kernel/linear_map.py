@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.address_space import AddressSpace
-from kexecemu.kernel.cmdline import memparse, parameter
+from kexecemu.kernel.cmdline import memparse, parameter, parameters, strtobool
 from kexecemu.kernel.config import KernelConfig, Protection
 from kexecemu.kernel.memblock import Memblock
 from kexecemu.machine.descriptors import AF, AP_RO, ATTR_IDX, DBM, ENTRY_SIZE, PXN, SH_INNER, UXN
@@ -36,26 +36,51 @@ PAGE_KERNEL_ROX = (_PROT & ~PXN) | AP_RO | ATTR_IDX(_MT_NORMAL)
 
 
 def rodata_full(config: KernelConfig, cmdline: str) -> bool:
-    """rodata_full: CONFIG_RODATA_FULL_DEFAULT_ENABLED, overridden by rodata=on, off or full."""
-    asked = parameter(cmdline, "rodata")
-    if asked is None:
-        return config.enabled("RODATA_FULL_DEFAULT_ENABLED")
-    return asked == "full"
+    """rodata_full: CONFIG_RODATA_FULL_DEFAULT_ENABLED, overridden by the last rodata= that is on, off or full."""
+    full = config.enabled("RODATA_FULL_DEFAULT_ENABLED")
+    for asked in parameters(cmdline, "rodata"):
+        if asked in ("on", "off", "full"):
+            full = asked == "full"
+    return full
+
+
+def _debug_pagealloc_enabled(config: KernelConfig, cmdline: str) -> bool:
+    """debug_pagealloc_enabled(): CONFIG_DEBUG_PAGEALLOC_ENABLE_DEFAULT, overridden by debug_pagealloc=."""
+    enabled = config.enabled("DEBUG_PAGEALLOC_ENABLE_DEFAULT")
+    for asked in parameters(cmdline, "debug_pagealloc"):
+        value = strtobool(asked)
+        enabled = enabled if value is None else value
+    return enabled
+
+
+def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
+    """arm64_kfence_can_set_direct_map(): a pool set up at boot gets pages of its own, a late one needs them all."""
+    if not config.enabled("KFENCE"):
+        return False
+    interval = config.number("KFENCE_SAMPLE_INTERVAL")
+    for asked in parameters(cmdline, "kfence.sample_interval"):
+        value, rest = memparse(asked)
+        interval = interval if rest == asked else value
+    return not interval
 
 
 def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
     """can_set_direct_map(): the linear map's permissions may change page by page, so it must be base pages."""
-    if rodata_full(config, cmdline):
-        return True
-    pagealloc = parameter(cmdline, "debug_pagealloc")
-    if pagealloc == "on" or (pagealloc is None and config.enabled("DEBUG_PAGEALLOC_ENABLE_DEFAULT")):
-        return True
-    if not config.enabled("KFENCE"):
-        return False
-    # kfence_early_init: a pool set up at boot gets pages of its own; only a late one needs the whole map in pages.
-    asked = parameter(cmdline, "kfence.sample_interval")
-    interval = config.number("KFENCE_SAMPLE_INTERVAL") if asked is None else memparse(asked)[0]
-    return not interval
+    return (
+        rodata_full(config, cmdline)
+        or _debug_pagealloc_enabled(config, cmdline)
+        or _late_kfence(config, cmdline)
+    )
+
+
+def force_pte_mapping(config: KernelConfig, cmdline: str) -> bool:
+    """Whether map_mem() must use base pages: can_set_direct_map(), but for a CPU that can split blocks live.
+
+    That is what a166563e7ec3 made of it; debug_pagealloc changes pages where no lock may be taken to split.
+    """
+    if config.way is Protection.BBML2:
+        return _debug_pagealloc_enabled(config, cmdline)
+    return can_set_direct_map(config, cmdline)
 
 
 def pre_series_map(config: KernelConfig) -> bool:
@@ -98,7 +123,7 @@ def plan_linear_map(
     text is the physical range that gets the read-only alias; crashk_res the crash region if it is reserved already
     (it is not when the reservation is deferred).
     """
-    pages_only = can_set_direct_map(config, cmdline)
+    pages_only = force_pte_mapping(config, cmdline)
     reason = "rodata=full, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
     special = None
     if pre_series_map(config) and parameter(cmdline, "crashkernel") is not None:
@@ -120,7 +145,8 @@ def plan_linear_map(
         for area in memblock.mappable()
     ]
     # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
-    pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=not pages_only, contiguous=False))
+    # Its flags are NO_CONT_MAPPINGS and nothing else, so it may have blocks where all other RAM is base pages.
+    pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))
     memblock.clear_nomap(text)
     if special is not None:
         pieces.append(MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))

@@ -11,9 +11,8 @@ from kexecemu.data import fixture_path
 from kexecemu.kernel.config import KernelConfig, Protection
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.board import Board
-from kexecemu.machine.descriptors import AF, AP_RO, PXN, SH_INNER, UXN
+from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.walk import TableReader
 
 DATA = Path(__file__).parents[1] / "data" / "kernel"
 REAL = Path(__file__).parents[1] / "data" / "linux-6.1.192"
@@ -57,25 +56,62 @@ def arm64_image(size: int, *, text_offset: int = 0, image_size: int | None = Non
     return header + bytes(size - len(header))
 
 
-def ptdump(tables: TableReader, start_virt: int, end_virt: int) -> list[list[str]]:
-    """The lines of the kernel's ptdump as words: runs of equal leaves or holes, one a line."""
-    runs: list[tuple[int, int, list[str]]] = []
-    for leaf in tables.leaves(start_virt, end_virt):
-        words = ["PGD", "PUD", "PMD", "PTE"][leaf.level : leaf.level + 1]
-        if leaf.descriptor:
-            assert leaf.descriptor & (SH_INNER | AF) == SH_INNER | AF
-            words += [] if leaf.valid else ["F"]
-            words += ["ro" if leaf.descriptor & AP_RO else "RW"]
-            words += ["NX" if leaf.descriptor & PXN else "x", "SHD", "AF"]
-            words += ["CON"] if leaf.contiguous else []
-            words += ["BLK"] if leaf.level < 3 else []
-            words += ["UXN"] if leaf.descriptor & UXN else []
-            words += ["MEM/NORMAL-TAGGED" if leaf.descriptor >> 2 & 7 == 1 else "MEM/NORMAL"]
-        if runs and runs[-1][1] == leaf.virt and runs[-1][2] == words:
-            runs[-1] = (runs[-1][0], leaf.virt + leaf.size, words)
+_ADDRESS = (1 << 48) - 1 & ~0xFFF
+_VALID, _TABLE, _READ_ONLY, _SHARED, _ACCESSED, _CONTIGUOUS = 1, 2, 1 << 7, 3 << 8, 1 << 10, 1 << 52
+_PXN, _UXN = 1 << 53, 1 << 54
+_LEVELS = ("PGD", "PUD", "PMD", "PTE")
+
+
+def ptdump(ram: Ram, root_phys: int, virt_to_phys: int) -> list[list[str]]:
+    """The kernel's ptdump of the linear map (4K pages, 48 bits), as words: runs of equal leaves or holes, one a line.
+
+    Walks the tables' bytes by itself. Every leaf must lead to its virtual address plus virt_to_phys.
+    """
+    runs: list[tuple[int, int, int, int]] = []  # virt, end, level, attributes
+    _walk(ram, root_phys, 0, 0xFFFF000000000000, 256, virt_to_phys, runs)
+    return [[f"{virt:#018x}-{end:#018x}", _size(end - virt), *_words(*what)] for virt, end, *what in runs]
+
+
+def _walk(
+    ram: Ram, table: int, level: int, virt: int, count: int, shift: int, runs: list[tuple[int, int, int, int]]
+) -> None:
+    step = 1 << 39 - 9 * level
+    entries = struct.unpack(f"<{count}Q", ram.read(table, 8 * count))
+    at = 0
+    while at < count:
+        entry = entries[at]
+        if level < 3 and entry & (_VALID | _TABLE) == _VALID | _TABLE:
+            _walk(ram, entry & _ADDRESS, level + 1, virt + at * step, 512, shift, runs)
+            at += 1
+            continue
+        last = at + 1
+        attributes = entry & ~_ADDRESS
+        while (
+            last < count and entries[last] & ~_ADDRESS == attributes and (entry == 0) == (entries[last] == 0)
+        ):
+            last += 1
+        first_virt, end = virt + at * step, virt + last * step
+        if entry:
+            expected = range(first_virt + shift, end + shift, step)
+            assert [one & _ADDRESS for one in entries[at:last]] == list(expected)
+        if runs and runs[-1][1:] == (first_virt, level, attributes):
+            runs[-1] = (runs[-1][0], end, level, attributes)
         else:
-            runs.append((leaf.virt, leaf.virt + leaf.size, words))
-    return [[f"{first:#018x}-{last:#018x}", _size(last - first), *words] for first, last, words in runs]
+            runs.append((first_virt, end, level, attributes))
+        at = last
+
+
+def _words(level: int, attributes: int) -> list[str]:
+    words = [_LEVELS[level]]
+    if not attributes:
+        return words
+    assert attributes & (_SHARED | _ACCESSED) == _SHARED | _ACCESSED
+    words += [] if attributes & _VALID else ["F"]
+    words += ["ro" if attributes & _READ_ONLY else "RW", "NX" if attributes & _PXN else "x", "SHD", "AF"]
+    words += ["CON"] if attributes & _CONTIGUOUS else []
+    words += ["BLK"] if level < 3 else []
+    words += ["UXN"] if attributes & _UXN else []
+    return [*words, "MEM/NORMAL-TAGGED" if attributes >> 2 & 7 == 1 else "MEM/NORMAL"]
 
 
 def _size(size: int) -> str:

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexecemu.kernel.cmdline import CrashkernelOption, memparse, parameter, parse_crashkernel_option
+from kexecemu.kernel.cmdline import (
+    CrashkernelOption,
+    memparse,
+    parameter,
+    parse_crashkernel_option,
+    strtobool,
+)
 
 MIB, GIB = 1 << 20, 1 << 30
 RAM = 4 * GIB
@@ -274,3 +280,15 @@ def test_no_command_line_makes_the_parser_do_anything_but_answer(value: str, ram
         assert option.error in (0, EINVAL, ENOENT)
         assert (option.error == EINVAL) <= bool(warnings)
         assert not option.error or option == CrashkernelOption(error=option.error)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, True) for text in ("y", "Y", "1", "on", "On", "oN", "yes")),
+        *((text, False) for text in ("n", "N", "0", "off", "OF", "no")),
+        *((text, None) for text in ("", "o", "ox", "2", "t", "full")),
+    ],
+)
+def test_a_boolean_is_read_by_its_first_letters(text: str, value: bool | None) -> None:
+    assert strtobool(text) is value

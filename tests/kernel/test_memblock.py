@@ -29,7 +29,7 @@ def ranges_of(numbers: set[int]) -> list[PhysRange]:
 
 
 areas = st.builds(
-    lambda start, size: PhysRange.of(start * PAGE, size * PAGE), st.integers(0, PAGES - 1), st.integers(0, 16)
+    lambda start, size: PhysRange.of(start * PAGE, size * PAGE), st.integers(0, PAGES - 1), st.integers(1, 16)
 )
 page_sets = st.sets(st.integers(0, PAGES - 1))
 operations = st.lists(

@@ -17,7 +17,7 @@ from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["Bar", "Box", "Marker", "Picture", "Piece", "draw", "effect_of", "merge", "size_text"]
 
-WIDTH = 410
+WIDTH = 392
 TOP = 52  # below the headings
 _FOOT = 20
 
@@ -154,6 +154,11 @@ class _Part:
     name: str
     stored: int
 
+    @property
+    def is_segment(self) -> bool:
+        """It was loaded, and is neither the kernel's own nor unused."""
+        return self.kind not in ("control", "unused")
+
     def least_height(self, hits: int) -> float:
         """The height in which its label can be read."""
         addresses = _ADDRESS_ROW if self.kind != "unused" else 0
@@ -191,15 +196,11 @@ def _boxes(parts: Iterable[PhysRange], piece: PhysRange, y: float, height: float
     return [Box(*place(part), kind, f"{kind}: {part}") for part in parts if part.overlaps(piece)]
 
 
-def _markers(
-    hits: Sequence[tuple[int, Injection]], y_of: Callable[[PhysRange], tuple[float, float]]
-) -> list[Marker]:
-    """Markers of writes; those that would lie on one another stand side by side."""
+def _markers(hits: Iterable[tuple[int, Injection, float]]) -> list[Marker]:
+    """Markers of writes on one bar, from (number, write, y); where they would cover each other they go abreast."""
     placed: list[Marker] = []
-    for number, injection in hits:
+    for number, injection, y in hits:
         fault = injection.fault
-        top, tall = y_of(PhysRange.of(injection.phys, fault.length))
-        y = round(top + tall / 2, 2)
         taken = {other.column for other in placed if abs(other.y - y) < _MARKER}
         column = min(set(range(_ABREAST)) - taken, default=_ABREAST - 1)
         title = (
@@ -207,6 +208,12 @@ def _markers(
         )
         placed.append(Marker(number, fault.by.value, effect_of(injection), y, column, title))
     return placed
+
+
+def _hit_y(injection: Injection, area: PhysRange, y: float, height: float) -> float:
+    """Where on a bar that shows `area` a write lies: the middle of its bytes."""
+    top, tall = _scale(area, y, height)(PhysRange.of(injection.phys, injection.fault.length))
+    return round(top + tall / 2, 2)
 
 
 def _ram_bar(
@@ -221,7 +228,7 @@ def _ram_bar(
     y = float(TOP)
     boxes: list[Box] = []
     places: list[Box] = [Box(TOP, height, kind, title) for _, kind, title in marks]
-    markers: list[Marker] = []
+    marked: list[tuple[int, Injection, float]] = []
     for bank in banks:
         tall = round(room * bank.size / total, 2)
         boxes.append(Box(round(y, 2), tall, "bank", f"RAM {bank}"))
@@ -229,9 +236,18 @@ def _ram_bar(
         for index, (area, kind, title) in enumerate(marks):
             if area.overlaps(bank):
                 places[index] = Box(*place(area), kind, f"{title} {area}")
-        markers += _markers([hit for hit in hits if hit[1].phys in bank], place)
+        marked += [(number, hit, _hit_y(hit, bank, y, tall)) for number, hit in hits if hit.phys in bank]
         y += tall + _BANK_GAP
-    return Bar(f"{banks[0].start:#x}", f"{banks[-1].last:#x}", boxes + places, markers), places
+    return Bar(f"{banks[0].start:#x}", f"{banks[-1].last:#x}", boxes + places, _markers(marked)), places
+
+
+def _heights(parts: Sequence[_Part], hits: Sequence[int]) -> list[float]:
+    """The height of each piece; `hits` counts the writes that its label names."""
+    loaded = sum(part.area.size for part in parts if part.is_segment)
+    return [
+        round(part.least_height(count) + (_SHARE * part.area.size / loaded if part.is_segment else 0), 2)
+        for part, count in zip(parts, hits, strict=True)
+    ]
 
 
 def draw(
@@ -249,44 +265,41 @@ def draw(
     """
     numbered = list(enumerate(injections, 1))
     parts = _parts(image, region)
-    inside = {part.area: [hit for hit in numbered if hit[1].phys in part.area] for part in parts}
-    loaded = sum(part.area.size for part in parts if part.kind not in ("unused", "control"))
-    heights = [
-        part.least_height(len(inside[part.area]))
-        + (_SHARE * part.area.size / loaded if part.kind not in ("unused", "control") else 0)
-        for part in parts
-    ]
+    inside = [[hit for hit in numbered if hit[1].phys in part.area] for part in parts]
+    heights = _heights(parts, [len(hits) for hits in inside])
     height = round(sum(heights), 2)
     true_place = _scale(region, TOP, height)
+    tops = [round(TOP + sum(heights[:index]), 2) for index in range(len(parts))]
+    markers = _markers(
+        (number, hit, _hit_y(hit, part.area, top, tall))
+        for part, top, tall, hits in zip(parts, tops, heights, inside, strict=True)
+        for number, hit in hits
+    )
     harmed = [
-        (PhysRange.of(segment.mem + one.offset, one.length))
+        PhysRange.of(segment.mem + one.offset, one.length)
         for one in damage
         if (segment := image.segment(one.segment)) is not None
     ]
     pieces: list[Piece] = []
-    y = float(TOP)
-    for part, tall in zip(parts, heights, strict=True):
-        area, at = part.area, round(y, 2)
-        tall = round(tall, 2)
-        true_y, true_height = true_place(area)
+    for part, top, tall, hits in zip(parts, tops, heights, inside, strict=True):
+        area = part.area
+        numbers = {number for number, _ in hits}
         pieces.append(
             Piece(
                 area,
                 part.kind,
                 part.name,
                 size_text(area.size),
-                at,
+                top,
                 tall,
-                true_y,
-                true_height,
-                round(tall * part.stored / area.size, 2),
-                _boxes(merge(protected), area, at, tall, "protected"),
-                _boxes(image.sha_regions, area, at, tall, "hashed"),
-                _boxes(harmed, area, at, tall, "damage"),
-                _markers(inside[area], _scale(area, at, tall)),
+                *true_place(area),
+                stored=round(tall * part.stored / area.size, 2),
+                protected=_boxes(merge(protected), area, top, tall, "protected"),
+                hashed=_boxes(image.sha_regions, area, top, tall, "hashed"),
+                damage=_boxes(harmed, area, top, tall, "damage"),
+                markers=[one for one in markers if one.number in numbers],
             )
         )
-        y += tall
     outside = [hit for hit in numbered if hit[1].phys not in region]
     ram, places = _ram_bar(banks, [*others, (region, "region", "crash region")], outside, height)
     to_scale = [Box(one.true_y, one.true_height, one.kind, f"{one.name} {one.area}") for one in pieces]

@@ -44,34 +44,11 @@ def test_busybox_itself_unpacks_the_archive_that_it_is_in(
 
 @pytest.mark.skipif(QEMU is None, reason="qemu-system-aarch64 is not installed")
 def test_a_real_kernel_boots_to_its_init_and_powers_off(initramfs: Path, debian_kernel: Path) -> None:
-    machine = [
-        str(QEMU),
-        "-M",
-        "virt",
-        "-cpu",
-        "cortex-a57",
-        "-m",
-        "512M",
-        "-display",
-        "none",
-        "-nic",
-        "none",
-    ]
+    machine = ["-M", "virt", "-cpu", "cortex-a57", "-m", "512M", "-nic", "none", "-no-reboot"]
+    console = ["-display", "none", "-serial", "stdio", "-monitor", "none"]
+    boot = ["-kernel", str(debian_kernel), "-initrd", str(initramfs), "-append", "console=ttyAMA0 panic=-1"]
     done = subprocess.run(
-        [
-            *machine,
-            "-serial",
-            "stdio",
-            "-monitor",
-            "none",
-            "-no-reboot",
-            "-kernel",
-            str(debian_kernel),
-            "-initrd",
-            str(initramfs),
-            "-append",
-            "console=ttyAMA0 panic=-1",
-        ],
+        [str(QEMU), *machine, *console, *boot],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -1,0 +1,285 @@
+"""The report of one run: whole, well-formed, safe, and the same each time."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from time import process_time
+
+import pytest
+
+from kexecemu.faults.fault import By, Fault, When
+from kexecemu.report.html import render
+from kexecemu.scenario.runner import Result, crash
+from kexecemu.scenario.schema import Expect, Outcome, shipped_scenarios
+from kexecemu.scenario.setup import Setup
+
+_VOID = {"meta", "br", "link", "img", "hr", "input"}
+_SVG_EMPTY = {"rect", "circle", "path", "polygon"}
+_BLOCKS = {"p", "div", "li", "dt", "dd", "td", "th", "h1", "h2", "h3", "ul", "text", "summary"}
+_FETCHING = {"script", "link", "img", "iframe", "object", "embed", "audio", "video", "source", "base", "form"}
+
+
+class _Page(HTMLParser):
+    """The page as Python's own parser sees it: text, tags with attributes, and what was not closed in order."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.misnested: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: list[tuple[str, str]] = []
+        self.feed(document)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in _BLOCKS:
+            self.pieces.append(("", " "))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        # Only foreign elements may close themselves: HTML ignores the slash.
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _SVG_EMPTY:
+            self.misnested.append(f"<{tag}/>")
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.misnested.append(f"</{tag}>")
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append((self.open[-1] if self.open else "", data))
+
+    @property
+    def text(self) -> str:
+        """All text that a reader sees, white space folded."""
+        return " ".join("".join(data for tag, data in self.pieces if tag != "style").split())
+
+    def inside(self, tag: str) -> str:
+        """The text directly inside elements of one kind."""
+        return "".join(data for here, data in self.pieces if here == tag)
+
+
+def _pairs_text(page: _Page) -> str:
+    return re.sub(r"\s", "", page.text)
+
+
+@pytest.mark.parametrize("name", shipped_scenarios())
+def test_every_shipped_scenario_gives_a_well_formed_page(run, name):
+    page = _Page(render(run(name)))
+    assert page.misnested == []
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("name", ["golden", "dma-under-pte", "purgatory-code-stamped"])
+def test_the_page_asks_for_nothing_from_outside_and_has_no_script(run, name):
+    document = render(run(name))
+    page = _Page(document)
+    assert not _FETCHING & {tag for tag, _ in page.tags}
+    assert "http" not in document.lower()
+    assert "@import" not in document
+    assert set(re.findall(r"url\(([^)]*)\)", document)) == {"#hatch"}
+    for _, attributes in page.tags:
+        assert not {"src", "href", "xlink:href"} & attributes.keys()
+        assert not [key for key in attributes if key.startswith("on")]
+
+
+@pytest.mark.parametrize("name", shipped_scenarios())
+def test_outcome_meaning_and_setting_are_there(run, name):
+    result = run(name)
+    page = _Page(render(result))
+    assert page.inside("h1") == result.name
+    assert ("span", {"class": "badge " + _tone(page)}) in page.tags
+    assert result.end.outcome.value in page.inside("span")
+    assert result.end.outcome.meaning[1:] in page.text
+    assert "As expected" in page.text
+    assert "first kernel's command line crashkernel=128M" in page.text
+    for said in ("RAM 1 GiB", "CPUs 2", "seed 1", f"kernel era {result.kernel.config.release.value}"):
+        assert said in page.text
+
+
+def _tone(page: _Page) -> str:
+    badges = [
+        str(attributes.get("class")) for _, attributes in page.tags if "badge" in str(attributes.get("class"))
+    ]
+    assert len(badges) == 1
+    return badges[0].removeprefix("badge ")
+
+
+@pytest.mark.parametrize(
+    ("name", "tone"),
+    [
+        ("golden", "good"),
+        ("stamped-under-pte", "good"),
+        ("initrd-stamped", "caught"),
+        ("same-value-write", "quiet"),
+        ("free-memory-stamped", "quiet"),
+        ("stamped-without-purgatory", "bad"),
+        ("purgatory-code-stamped", "bad"),
+    ],
+)
+def test_the_badge_says_how_bad_it_is(run, name, tone):
+    assert _tone(_Page(render(run(name)))) == tone
+
+
+@pytest.mark.parametrize("name", ["golden", "write-after-check", "stamped-under-pte"])
+def test_every_event_and_every_console_line_is_there(run, name):
+    result = run(name)
+    page = _Page(render(result))
+    cells = [data for tag, data in page.pieces if tag == "td"]
+    for event in result.end.timeline:
+        assert f"{event.when:,}" in cells
+        assert event.kind in cells
+        assert event.text in cells
+    console = "".join(
+        data for tag, data in page.pieces if tag in ("pre", "span")
+    )  # the second kernel's lines are in spans
+    for line in result.end.console.splitlines():
+        assert line in console
+    assert f"{result.end.instructions:,} in the end" in page.text
+
+
+@pytest.mark.parametrize("name", ["golden", "stamped-under-pte"])
+def test_every_segment_is_there_with_its_addresses_and_sizes(run, name):
+    result = run(name)
+    cells = [data for tag, data in _Page(render(result)).pieces if tag in ("td", "strong")]
+    for segment in result.image.segments:
+        at = cells.index(segment.name, cells.index("kernel"))
+        first, last = f"{segment.mem:#x}", f"{segment.mem + segment.memsz - 1:#x}"
+        assert cells[at + 1 : at + 5] == [first, last, f"{segment.bufsz:#x}", f"{segment.memsz:#x}"]
+        covered = "yes" if segment.area in result.kernel.protected else "no"
+        hashed = "yes" if segment.area in result.image.sha_regions else "no"
+        assert cells[at + 5 : at + 7] == [covered, hashed]
+
+
+def test_the_price_in_page_tables_is_the_timelines(run):
+    result = run("stamped-under-pte")
+    (booted,) = result.end.timeline.of("booted")
+    text = _Page(render(result)).text
+    assert f"take {booted.facts['table_pages']} pages" in text
+    assert "crashkernel= is reserved too late to be mapped apart" in text
+
+
+def test_expected_and_found_digest_are_there_when_they_differ(run):
+    result = run("initrd-stamped")
+    page = _Page(render(result))
+    text = _pairs_text(page)
+    verdict = result.end.verdict
+    assert "expectedbythepurgatory" + verdict.expected.hex() in text
+    assert "foundbythepurgatory" + verdict.found.hex() in text
+    assert "The digests differ: memory is not as it was loaded." in page.text
+    # Each byte that differs is marked.
+    marked = [attributes for _, attributes in page.tags if attributes.get("class") == "differs"]
+    assert len(marked) == sum(a != b for a, b in zip(verdict.expected, verdict.found, strict=True)) > 20
+
+
+def test_a_damaged_digest_is_told_from_a_damaged_image(run):
+    page = _Page(render(run("digest-stamped")))
+    assert "A false alarm" in page.text
+    assert len([1 for _, attributes in page.tags if attributes.get("class") == "differs"]) == 4
+
+
+def test_without_a_purgatory_no_digest_is_shown(run):
+    page = _Page(render(run("stamped-without-purgatory")))
+    assert "There is no purgatory" in page.text
+    assert "stored by the load" not in page.text
+
+
+def test_a_write_says_who_where_when_and_what_came_of_it(run):
+    result = run("stamped-under-pte")
+    (injection,) = result.end.injections
+    text = _Page(render(result)).text
+    assert "The MMU stopped the store, memory is intact." in text
+    assert (
+        f"CPU at initrd+0x1000 (physical {injection.phys:#x}), after the load: initrd, 0x1000 bytes in"
+        in text
+    )
+    assert "protected, not hashed" in text
+    assert f"Memory before {injection.before.hex()}, after {injection.before.hex()}." in text
+    assert "data abort, translation fault level 3, write" in text
+    result = run("write-after-check")
+    (injection,) = result.end.injections
+    text = _Page(render(result)).text
+    assert f"DMA at initrd+0x1000 (physical {injection.phys:#x}), after the purgatory's check" in text
+    assert f"Memory before {injection.before.hex()}, after a5a5a5a5." in text
+    assert "Writes after the check" in text
+
+
+def test_the_steps_end_where_the_run_ends(run):
+    def steps(name: str) -> list[str]:
+        page = _Page(render(run(name)))
+        tones = {"good", "caught", "quiet", "bad", "none"}
+        return [str(a.get("class")) for tag, a in page.tags if tag == "li" and a.get("class") in tones]
+
+    assert steps("golden") == ["good"] * 5
+    assert steps("initrd-stamped") == ["good", "bad", "good", "caught", "none"]
+    assert steps("stamped-without-purgatory") == ["good", "bad", "good", "quiet", "bad"]
+    assert steps("write-after-check") == ["good", "good", "good", "good", "bad", "bad"]
+    assert steps("purgatory-code-stamped") == ["good", "bad", "good", "bad", "none"]
+
+
+def test_what_was_not_as_expected_is_told():
+    result = crash("a crash", Setup(), [], expect=Expect(outcome=Outcome.DETECTED))
+    text = _Page(render(result)).text
+    assert "Not as expected outcome is captured, expected detected" in text
+    assert "As expected" not in text
+
+
+def test_many_writes_are_all_told(crashed):
+    faults = [Fault(f"initrd+{number:#x}", write=b"\xff", by=By.DMA) for number in range(0, 0x3000, 0x400)]
+    page = _Page(render(crashed(*faults)))
+    assert len(faults) == 12
+    for fault in faults:
+        assert f"DMA at {fault.at} (physical" in page.text
+    assert "and 4 more" in page.text  # in the list
+    assert "and 6 more" in page.text  # in the picture
+
+
+_HOSTILE = (
+    '</title></h1></style><script>alert(1)</script><img src=x onerror="alert(2)"> & \' " ]]> '
+    "{{ 7*7 }} {% raw %}"
+)
+
+
+def test_a_hostile_name_is_text_and_nothing_else(crashed):
+    page = _Page(render(crashed(name=_HOSTILE)))
+    assert page.inside("h1") == _HOSTILE
+    assert page.inside("title").startswith(f"captured: {_HOSTILE}")
+    assert page.misnested == []
+    assert not _FETCHING & {tag for tag, _ in page.tags}
+
+
+def test_a_hostile_command_line_is_text_in_setting_and_console(crashed):
+    words = "crashkernel=128M note=<script>alert(1)</script> </pre>"
+    page = _Page(render(crashed(cmdline=words)))
+    assert words in page.inside("dd")
+    assert f"Kernel command line: {words}" in page.inside("pre")
+    assert page.misnested == []
+    assert not _FETCHING & {tag for tag, _ in page.tags}
+
+
+def test_control_characters_are_shown_and_not_passed_on(crashed):
+    document = render(crashed(name="a\x00b\x1b[31mc\rd\x7f"))
+    assert "<h1>a\u2400b\u241b[31mc\u240dd\u2421</h1>" in document
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", document)
+
+
+def test_the_same_run_gives_the_same_bytes(run, crashed):
+    fault = Fault("initrd+0x1000", write=b"\xa5", by=By.DMA, when=When.BEFORE_PANIC)
+    once, again = (render(crashed(fault, protection="readonly", cpus=3, seed=7)) for _ in range(2))
+    assert once.encode() == again.encode()
+    assert render(run("golden")) == render(run("golden"))
+
+
+def test_rendering_takes_no_time_worth_mentioning(run):
+    result: Result = run("dma-under-pte")
+    took = []
+    for _ in range(3):
+        start = process_time()
+        render(result)
+        took.append(process_time() - start)
+    assert min(took) < 0.3

@@ -46,7 +46,14 @@ def test_busybox_itself_unpacks_the_archive_that_it_is_in(
 def test_a_real_kernel_boots_to_its_init_and_powers_off(initramfs: Path, debian_kernel: Path) -> None:
     machine = ["-M", "virt", "-cpu", "cortex-a57", "-m", "512M", "-nic", "none", "-no-reboot"]
     console = ["-display", "none", "-serial", "stdio", "-monitor", "none"]
-    boot = ["-kernel", str(debian_kernel), "-initrd", str(initramfs), "-append", "console=ttyAMA0 panic=-1"]
+    boot = [
+        "-kernel",
+        str(debian_kernel),
+        "-initrd",
+        str(initramfs),
+        "-append",
+        "console=ttyAMA0 quiet panic=-1",
+    ]
     done = subprocess.run(
         [str(QEMU), *machine, *console, *boot],
         stdin=subprocess.DEVNULL,

@@ -50,6 +50,9 @@ ConfigOption = Annotated[
     list[str] | None, typer.Option("--config", help="A Kconfig option, for example ZONE_DMA=n; repeatable.")
 ]
 PurgatoryOption = Annotated[str, typer.Option("--purgatory", help="default, none or a purgatory object.")]
+SyscallOption = Annotated[
+    str, typer.Option("--syscall", help="kexec_file_load, or kexec_load (kexec-tools' way).")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 TimelineOption = Annotated[Path | None, typer.Option("--timeline", help="Write the events as JSON lines.")]
@@ -92,6 +95,7 @@ def crash(
     protection: ProtectionOption = None,
     config: ConfigOption = None,
     purgatory: PurgatoryOption = "default",
+    syscall: SyscallOption = "kexec_file_load",
     capture: Annotated[str, typer.Option("--capture", help="stub or linux.")] = "stub",
     write: Annotated[
         list[str] | None, typer.Option("--write", help="TARGET=HEX: a stray write by the CPU; repeatable.")
@@ -127,7 +131,9 @@ def crash(
         if expect not in {outcome.value for outcome in Outcome}:
             raise InputError(f"--expect {expect!r} is no outcome; they are {', '.join(Outcome)}")
         wanted = Expect(outcome=Outcome(expect))
-    setup = _setup(kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, seed)
+    setup = _setup(
+        kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, syscall, seed
+    )
     _check_outputs(timeline, html, vmcore)
     with progress_bar() as progress:
         result = crash_now("a crash from the command line", setup, faults, expect=wanted, progress=progress)
@@ -147,6 +153,7 @@ def load(
     protection: ProtectionOption = None,
     config: ConfigOption = None,
     purgatory: PurgatoryOption = "default",
+    syscall: SyscallOption = "kexec_file_load",
     seed: SeedOption = None,
     dump_segments: Annotated[
         Path | None, typer.Option("--dump-segments", help="Write each segment as loaded to DIR/NAME.bin.")
@@ -161,7 +168,9 @@ def load(
     from kexecemu.report.text import print_layout
     from kexecemu.scenario.setup import prepare
 
-    setup = _setup(kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, seed)
+    setup = _setup(
+        kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, syscall, seed
+    )
     booted, image = prepare(setup)
     if dump_segments is not None:
         try:
@@ -190,6 +199,7 @@ def _setup(
     protection: str | None,
     config: list[str] | None,
     purgatory: str,
+    syscall: str,
     seed: int | None,
 ) -> Setup:
     from kexecemu.scenario.setup import DEFAULT_APPEND, Setup
@@ -215,6 +225,7 @@ def _setup(
         purgatory=purgatory,
         options=options,
         seed=seed or 0,
+        syscall=syscall,
     )
 
 
@@ -290,6 +301,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"kexecemu: {' '.join(error.format_message().split())}", file=sys.stderr)
             return _BAD_INPUT
         raise
+    if status == _INTERRUPTED:
+        # typer has caught Ctrl-C itself.
+        print("kexecemu: interrupted", file=sys.stderr)
     return status if isinstance(status, int) else _AS_EXPECTED
 
 

@@ -6,6 +6,8 @@ that this file reads like the one it follows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from errno import EBADF, EBUSY, EFBIG, EINVAL, ENOSYS, EPERM
 from typing import Protocol
 
@@ -25,7 +27,7 @@ from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["KEXEC_FILE_SIZE_MAX", "KexecFile", "RunningKernel"]
+__all__ = ["KEXEC_FILE_SIZE_MAX", "KexecFile", "Prepared", "RunningKernel", "add_control_pages"]
 
 KEXEC_FILE_SIZE_MAX = 4 << 30
 _KEXEC_CONTROL_PAGE_SIZE = 4096
@@ -82,15 +84,27 @@ class RunningKernel(Protocol):
         """Record an event on the timeline."""
 
 
-class KexecFile:
-    """The state behind the system call: the lock, the loaded crash image and its purgatory."""
+Prepare = Callable[[], "Prepared"]
 
-    def __init__(self, kernel: RunningKernel, purgatory: elfrel.RelocatableObject | None) -> None:
-        self._kernel = kernel
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image that is ready to be copied to its place, and the purgatory in it (None without one)."""
+
+    image: Kimage
+    purgatory: LoadedPurgatory | None = None
+
+
+class KexecFile:
+    """The state behind the system calls: the lock, the loaded crash image and its purgatory."""
+
+    def __init__(self, running: RunningKernel, purgatory: elfrel.RelocatableObject | None) -> None:
+        self.running = running
         self._purgatory_object = purgatory
         self.locked = False  # __kexec_lock: held by a load under way
         self.load_disabled = False  # sysctl kernel.kexec_load_disabled
         self.crash_image: Kimage | None = None
+        self.reboot_image: Kimage | None = None
         self.purgatory: LoadedPurgatory | None = None
 
     def load(
@@ -108,51 +122,55 @@ class KexecFile:
         is CAP_SYS_BOOT. Returns the image, None after an unload; raises KexecError with the syscall's errno.
         """
         step = "kexec_file_load"
-        if not self._kernel.config.enabled("KEXEC_FILE"):
+        if not self.running.config.enabled("KEXEC_FILE"):
             raise KexecError(ENOSYS, step, "the kernel is built without CONFIG_KEXEC_FILE")
         if not capable or self.load_disabled:
             raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
-        if flags & ~self._kernel.config.release.file_load_flags:
+        if flags & ~self.running.config.release.file_load_flags:
             raise KexecError(EINVAL, step, f"unknown flags {flags:#x}")
         if not flags & KEXEC_FILE_ON_CRASH:
             raise KexecError(EINVAL, step, "only a crash image can be loaded: normal kexec is not modelled")
+        if flags & KEXEC_FILE_UNLOAD:
+            return self.exchange(None)
+        return self.exchange(lambda: self._prepare(kernel, initrd, cmdline, flags))
+
+    def exchange(self, prepare: Prepare | None) -> Kimage | None:
+        """The common part of both system calls for a crash image, under the lock; prepare is None for an unload.
+
+        Raises KexecError(EBUSY) while another load is under way, and whatever prepare() raises.
+        """
         if self.locked:
-            raise KexecError(EBUSY, step, "another load is under way")
+            raise KexecError(EBUSY, "kexec_trylock", "another load is under way")
         self.locked = True
         try:
-            return self._exchange(kernel, initrd, cmdline, flags)
+            if self.crash_image is not None:
+                self.running.unprotect(self.crash_image)
+            # The old image goes before the new one is known to be good: a failed reload leaves no crash kernel.
+            self._publish(None, None)
+            if prepare is None:
+                self.running.say("unload", "the crash image is unloaded")
+                return None
+            prepared = prepare()
+            for segment in prepared.image.segments:
+                # kimage_load_crash_segment(): the buffer, then zeros to memsz.
+                self.running.ram.write(segment.mem, segment.buf)
+                self.running.ram.fill(segment.mem + segment.bufsz, segment.memsz - segment.bufsz)
+            self._publish(prepared.image, prepared.purgatory)
+            return prepared.image
         finally:
             if self.crash_image is not None:
-                self._kernel.protect(self.crash_image)
+                self.running.protect(self.crash_image)
             self.locked = False
-
-    def _exchange(
-        self, kernel: bytes | None, initrd: bytes | None, cmdline: bytes | None, flags: int
-    ) -> Kimage | None:
-        if self.crash_image is not None:
-            self._kernel.unprotect(self.crash_image)
-        # The old image goes before the new one is known to be good: a failed reload leaves no crash kernel.
-        self._publish(None, None)
-        if flags & KEXEC_FILE_UNLOAD:
-            self._kernel.say("unload", "the crash image is unloaded")
-            return None
-        image, purgatory = self._prepare(kernel, initrd, cmdline, flags)
-        for segment in image.segments:
-            # kimage_load_crash_segment(): the buffer, then zeros to memsz.
-            self._kernel.ram.write(segment.mem, segment.buf)
-            self._kernel.ram.fill(segment.mem + segment.bufsz, segment.memsz - segment.bufsz)
-        self._publish(image, purgatory)
-        return image
 
     def _publish(self, image: Kimage | None, purgatory: LoadedPurgatory | None) -> None:
         self.crash_image, self.purgatory = image, purgatory
-        self._kernel.publish(image)
+        self.running.publish(image)
 
     def _prepare(
         self, kernel: bytes | None, initrd: bytes | None, cmdline: bytes | None, flags: int
-    ) -> tuple[Kimage, LoadedPurgatory | None]:
+    ) -> Prepared:
         """kimage_file_alloc_init(): everything up to the copy."""
-        running = self._kernel
+        running = self.running
         crashk_res = running.crashk_res
         kernel = _read_file("kernel", kernel)
         image_probe(kernel)
@@ -174,22 +192,27 @@ class KexecFile:
         )
         purgatory = image_load(image, files, context)
         sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
-        assert crashk_res is not None  # nothing could have been placed otherwise
-        size = max(_KEXEC_CONTROL_PAGE_SIZE, running.page_size)
-        code = alloc_crash_control_pages(image, crashk_res, size, "control_code_buffer")
-        image.control_code_page = code.start
-        safecopy = alloc_crash_control_pages(image, crashk_res, running.page_size, "vmcoreinfo copy buffer")
-        image.vmcoreinfo_safecopy = safecopy.start
-        running.copy_vmcoreinfo(safecopy)
+        add_control_pages(running, image)
         if purgatory is not None:
             self._store_digests(image, purgatory)
-        return image, purgatory
+        return Prepared(image, purgatory)
 
     def _store_digests(self, image: Kimage, purgatory: LoadedPurgatory) -> None:
         """kexec_calculate_store_digests(): into the purgatory's buffer, before it is copied to memory."""
         image.digest, image.sha_regions = calculate_digest(image.segments)
         purgatory.set_symbol("purgatory_sha_regions", pack_sha_regions(image.sha_regions))
         purgatory.set_symbol("purgatory_sha256_digest", image.digest)
+
+
+def add_control_pages(running: RunningKernel, image: Kimage) -> None:
+    """The pages of the crash region that are no segments: for the control code, and for the copy of vmcoreinfo."""
+    crashk_res = running.crashk_res
+    assert crashk_res is not None  # no segment could have been placed otherwise
+    size = max(_KEXEC_CONTROL_PAGE_SIZE, running.page_size)
+    image.control_code_page = alloc_crash_control_pages(image, crashk_res, size, "control_code_buffer").start
+    safecopy = alloc_crash_control_pages(image, crashk_res, running.page_size, "vmcoreinfo copy buffer")
+    image.vmcoreinfo_safecopy = safecopy.start
+    running.copy_vmcoreinfo(safecopy)
 
 
 def _read_file(name: str, data: bytes | None) -> bytes:

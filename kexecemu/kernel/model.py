@@ -9,15 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Self
 
-from kexecemu.data import purgatory_path
 from kexecemu.errors import FormatError, InputError, MachineError
 from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel import firmware
+from kexecemu.kernel import firmware, syscalls
 from kexecemu.kernel.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.boot import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
 from kexecemu.kernel.cmdline import parameter
@@ -27,13 +25,12 @@ from kexecemu.kernel.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
 from kexecemu.kernel.host_calls import HOST_CALLS
 from kexecemu.kernel.kexec_file import KexecFile
 from kexecemu.kernel.kimage import (
-    KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
     Kimage,
 )
 from kexecemu.kernel.paging import EarlyTables
 from kexecemu.kernel.printk import Printk
-from kexecemu.kernel.purgatory import parse_purgatory
+from kexecemu.kernel.syscalls import purgatory_object
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.kernel.vmcoreinfo import VMCOREINFO_BYTES, vmcoreinfo_text, write_note
 from kexecemu.kernel.vmlinux import GuestKernel, Vmlinux, load_vmlinux
@@ -77,8 +74,8 @@ class Kernel:
         board.ram.write(self.dtb_phys, dtb)
         self.printk = Printk(self.guest, board.uart)
         self.early = EarlyTables(self.guest, config.page_size)
-        self._environment = KexecEnvironment(self)
-        self.kexec = KexecFile(self._environment, purgatory)
+        self.environment = KexecEnvironment(self)
+        self.kexec = KexecFile(self.environment, purgatory)
         self.affinities = firmware.cpu_affinities(tree)[: len(board.cpus)]
         self.machine_model = self._model_name(tree)
         self._console_phys = firmware.console_phys(tree)
@@ -126,7 +123,7 @@ class Kernel:
             raise InputError("device tree: no memory node")
         if len(board.cpus) > _NR_CPUS:
             raise InputError(f"the model kernel runs on at most {_NR_CPUS} CPUs, not {len(board.cpus)}")
-        kernel = cls(board, config, dtb, load_vmlinux(), _purgatory_object(config), seed)
+        kernel = cls(board, config, dtb, load_vmlinux(), purgatory_object(config), seed)
         kernel._start()
         return kernel
 
@@ -264,7 +261,7 @@ class Kernel:
     @property
     def protected(self) -> list[PhysRange]:
         """Physical ranges that stray writes through the linear map cannot change now."""
-        return list(self._environment.protected)
+        return list(self.environment.protected)
 
     @property
     def initial_boot_params(self) -> bytes:
@@ -317,34 +314,12 @@ class Kernel:
         *,
         capable: bool = True,
     ) -> Kimage | None:
-        """kexec_file_load(2) as user space calls it; a str command line gets its NUL.
+        """kexec_file_load(2) as user space calls it; see syscalls.kexec_file_load()."""
+        return syscalls.kexec_file_load(self, kernel, initrd, cmdline, flags, capable=capable)
 
-        Without an initrd KEXEC_FILE_NO_INITRAMFS is added, as kexec-tools does. Raises KexecError; returns the image
-        (None after an unload). A failed load leaves no crash kernel at all.
-        """
-        if isinstance(cmdline, str):
-            cmdline = cmdline.encode() + b"\0" if cmdline else None
-        if initrd is None:
-            flags |= KEXEC_FILE_NO_INITRAMFS
-        image = self.kexec.load(kernel, initrd, cmdline, flags, capable=capable)
-        if image is not None:
-            for segment in image.segments:
-                self.say(
-                    "segment",
-                    f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)",
-                    segment=segment.name,
-                    mem_phys=segment.mem,
-                    memsz=segment.memsz,
-                    bufsz=segment.bufsz,
-                )
-            digest = f", digest {image.digest.hex()}" if image.digest else ", no purgatory and so no digest"
-            self.say(
-                "loaded",
-                f"crash image loaded, entry {image.start:#x}{digest}",
-                entry_phys=image.start,
-                digest=image.digest.hex() if image.digest else None,
-            )
-        return image
+    def kexec_tools_load(self, kernel: bytes, initrd: bytes | None = None, cmdline: str = "") -> Kimage:
+        """`kexec -c -p`: kexec-tools prepares everything in user space and calls kexec_load(2)."""
+        return syscalls.kexec_tools_load(self, self.environment, kernel, initrd, cmdline)
 
     # -- running guest code --------------------------------------------------------------------------------------
 
@@ -363,16 +338,3 @@ class Kernel:
         if stop.kind is StopKind.LEFT:
             self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
         return stop
-
-
-def _purgatory_object(config: KernelConfig) -> elfrel.RelocatableObject | None:
-    """The purgatory that the configuration names, None for none; InputError when its file cannot be read."""
-    wanted = config.purgatory
-    if wanted in (None, False, "none"):
-        return None
-    path = purgatory_path() if wanted is True or wanted == "default" else Path(str(wanted))
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"purgatory {path}: {error.strerror or error}") from error
-    return parse_purgatory(data, str(path))

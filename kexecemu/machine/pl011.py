@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from kexecemu.machine.ranges import PhysRange
@@ -29,6 +30,9 @@ IDENTITY = bytes((0x11, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
 STORED = {0x024: 0, 0x028: 0, 0x02C: 0, 0x030: 0x300, 0x034: 0x12, IMSC: 0, 0x048: 0}
 
 
+_LINE_END = re.compile(r"\r\n|\n\r")
+
+
 class Pl011:
     """The UART at base_phys. Everything sent is kept in `output`; listeners hear of each chunk as it is sent.
 
@@ -50,8 +54,12 @@ class Pl011:
 
     @property
     def text(self) -> str:
-        """The output as text, with lines that end in a line feed alone; what is not UTF-8 shows as U+FFFD."""
-        return self.output.decode("utf-8", errors="replace").replace("\r\n", "\n")
+        """The output as text, with lines that end in a line feed alone; what is not UTF-8 shows as U+FFFD.
+
+        The carriage return that goes with a line feed may stand on either side of it: kexec-tools' purgatory sends it
+        after.
+        """
+        return _LINE_END.sub("\n", self.output.decode("utf-8", errors="replace"))
 
     def transmit(self, data: bytes) -> None:
         """Send bytes: what a store to DR does, for those who write to the console from the host."""

@@ -61,6 +61,7 @@ def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) ->
         options=scenario.kernel.config,
         rng_ready=scenario.kernel.rng_ready,
         seed=scenario.seed if seed is None else seed,
+        syscall=scenario.load.syscall,
     )
 
 

@@ -40,12 +40,16 @@ class KernelTable(_Table, frozen=True):
 
 
 class Load(_Table, frozen=True):
-    """[load]: what is loaded for the crash; paths are relative to the scenario file; "none" is no initrd."""
+    """[load]: what is loaded for the crash, and by which system call.
+
+    Paths are relative to the scenario file; initrd "none" is no initrd. With kexec_load it is kexec-tools that places
+    the segments and brings the purgatory.
+    """
 
     kernel: str | None = None
     initrd: str | None = None
     append: str = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
-    capture: Literal["stub", "linux"] = "stub"
+    syscall: Literal["kexec_file_load", "kexec_load"] = "kexec_file_load"
 
 
 class FaultTable(_Table, frozen=True):

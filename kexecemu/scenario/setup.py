@@ -21,6 +21,7 @@ __all__ = ["Setup", "prepare", "read_input"]
 DEFAULT_CMDLINE = "crashkernel=256M"
 DEFAULT_APPEND = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
 DEFAULT_RAM = "1G"
+SYSCALLS = ("kexec_file_load", "kexec_load")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Setup:
 
     kernel, initrd and dtb are paths; None means the fixture that ships (for dtb: the board's own tree), and initrd
     "none" means none at all. ram is a size, None: 1G or what the device tree says. cmdline None: what the device
-    tree says, else crashkernel=256M.
+    tree says, else crashkernel=256M. syscall is kexec_file_load, or kexec_load for kexec-tools' way.
     """
 
     kernel: Path | None = None
@@ -46,6 +47,7 @@ class Setup:
     options: Mapping[str, str] = field(default_factory=dict)
     rng_ready: bool = False
     seed: int = 0
+    syscall: str = "kexec_file_load"
 
 
 def read_input(path: Path, what: str) -> bytes:
@@ -85,12 +87,16 @@ def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
         options=setup.options,
         rng_ready=setup.rng_ready,
     )
+    if setup.syscall not in SYSCALLS:
+        raise InputError(f"system call {setup.syscall!r} is not known; known are {', '.join(SYSCALLS)}")
     # All files are read before anything runs: bad input costs no time.
     kernel_path = setup.kernel or fixture_path("guests/capture-Image")
     image = read_input(kernel_path, "kernel")
     missing = missing_bytes(image)
     if missing:
-        raise InputError(f"kernel {kernel_path}: truncated: at least {missing:#x} bytes are missing at its end")
+        raise InputError(
+            f"kernel {kernel_path}: truncated: at least {missing:#x} bytes are missing at its end"
+        )
     initrd = None
     if not setup.no_initrd:
         initrd = read_input(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
@@ -102,7 +108,11 @@ def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
     if kernel.crashk_res is None:
         raise InputError(_no_reservation(kernel))
     try:
-        loaded = kernel.kexec_file_load(image, initrd, setup.append)
+        loaded: Kimage | None
+        if setup.syscall == "kexec_load":
+            loaded = kernel.kexec_tools_load(image, initrd, setup.append)
+        else:
+            loaded = kernel.kexec_file_load(image, initrd, setup.append)
     except KexecError as error:
         raise _with_paths(error, setup) from error
     assert loaded is not None

@@ -1,0 +1,76 @@
+"""The older system call: kexec_load(2) for a crash image (kernel/kexec.c, section B.11).
+
+User space brings the segments, a purgatory among them, and says where to start. The kernel checks that they fit into
+the crash region, copies them and protects them; it knows nothing of kernels, device trees or digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from errno import EADDRNOTAVAIL, EINVAL, EPERM
+
+from kexecemu.errors import KexecError
+from kexecemu.kernel.kexec_core import sanity_check_segment_list
+from kexecemu.kernel.kexec_file import KexecFile, Prepared, add_control_pages
+from kexecemu.kernel.kimage import KEXEC_SEGMENT_MAX, Kimage, Segment
+
+__all__ = ["KEXEC_ARCH_AARCH64", "KEXEC_ON_CRASH", "KexecLoadArguments", "kexec_load"]
+
+KEXEC_ON_CRASH = 1
+_KEXEC_PRESERVE_CONTEXT = 2  # not among arm64's flags: EINVAL there
+KEXEC_ARCH_MASK = 0xFFFF0000
+KEXEC_ARCH_DEFAULT = 0
+KEXEC_ARCH_AARCH64 = 183 << 16
+
+
+@dataclass(frozen=True)
+class KexecLoadArguments:
+    """entry is a physical address; flags as in the system call, the architecture in the upper half."""
+
+    entry: int
+    segments: Sequence[Segment]
+    flags: int = KEXEC_ON_CRASH | KEXEC_ARCH_AARCH64
+
+
+def kexec_load(
+    kexec: KexecFile, arguments: KexecLoadArguments, *, capable: bool = True, lockdown: bool = False
+) -> Kimage | None:
+    """kexec_load(2): each check with its errno, in the kernel's order.
+
+    capable is CAP_SYS_BOOT, lockdown that LOCKDOWN_KEXEC is in force. An empty segment list unloads and returns None.
+    Raises KexecError; a failed load leaves no crash kernel.
+    """
+    step = "kexec_load"
+    flags = arguments.flags
+    if not capable or kexec.load_disabled:
+        raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
+    if lockdown:
+        raise KexecError(EPERM, "security_locked_down", "kexec of unsigned images is locked down")
+    if flags & ~KEXEC_ARCH_MASK & ~KEXEC_ON_CRASH:
+        raise KexecError(EINVAL, step, f"unknown flags {flags & ~KEXEC_ARCH_MASK:#x}")
+    if len(arguments.segments) > KEXEC_SEGMENT_MAX:
+        raise KexecError(EINVAL, step, f"{len(arguments.segments)} segments, {KEXEC_SEGMENT_MAX} at most")
+    if flags & KEXEC_ARCH_MASK not in (KEXEC_ARCH_AARCH64, KEXEC_ARCH_DEFAULT):
+        raise KexecError(EINVAL, step, f"flags {flags:#x} are for another architecture")
+    if not flags & KEXEC_ON_CRASH:
+        raise KexecError(
+            EINVAL, step, "only a crash image can be loaded this way: use kexec_file_load for a reboot"
+        )
+    return kexec.exchange(None if not arguments.segments else lambda: _prepare(kexec, arguments))
+
+
+def _prepare(kexec: KexecFile, arguments: KexecLoadArguments) -> Prepared:
+    """kimage_alloc_init(): the image object and its checks."""
+    running = kexec.running
+    crashk_res = running.crashk_res
+    if crashk_res is None or arguments.entry not in crashk_res:
+        raise KexecError(
+            EADDRNOTAVAIL,
+            "kimage_alloc_init",
+            f"entry {arguments.entry:#x} is not inside crashkernel {crashk_res}",
+        )
+    image = Kimage(control_page=crashk_res.start, segments=list(arguments.segments), start=arguments.entry)
+    sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
+    add_control_pages(running, image)
+    return Prepared(image)

@@ -1,0 +1,122 @@
+"""Loading a crash image as user space does it, by either system call, with an account on the timeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.errors import InputError
+from kexecemu.formats import elfrel
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.kexec_load import KexecLoadArguments, kexec_load
+from kexecemu.kernel.kexec_tools import MachineView, core_header_size, prepare_crash_load
+from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
+from kexecemu.kernel.purgatory import parse_purgatory
+
+if TYPE_CHECKING:
+    from kexecemu.kernel.environment import KexecEnvironment
+    from kexecemu.kernel.model import Kernel
+
+__all__ = ["kexec_file_load", "kexec_tools_load", "kexec_tools_purgatory", "purgatory_object"]
+
+
+def _read_purgatory(path: Path) -> elfrel.RelocatableObject:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"purgatory {path}: {error.strerror or error}") from error
+    return parse_purgatory(data, str(path))
+
+
+def purgatory_object(config: KernelConfig) -> elfrel.RelocatableObject | None:
+    """The purgatory inside the kernel that the configuration names, None for none.
+
+    Raises InputError when its file cannot be read, KexecError(ENOEXEC) when it is no object for aarch64.
+    """
+    wanted = config.purgatory
+    if wanted in (None, False, "none"):
+        return None
+    return _read_purgatory(purgatory_path() if wanted in (True, "default") else Path(str(wanted)))
+
+
+def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
+    """The purgatory of user space: a stand-in with kexec-tools' interface, or the object that the caller names."""
+    wanted = config.purgatory
+    if wanted in (None, False, "none", True, "default"):
+        return _read_purgatory(fixture_path("guests/kexec-tools-purgatory.ro"))
+    return _read_purgatory(Path(str(wanted)))
+
+
+def kexec_file_load(
+    kernel: Kernel,
+    image_file: bytes | None,
+    initrd: bytes | None,
+    cmdline: str | bytes | None,
+    flags: int,
+    *,
+    capable: bool,
+) -> Kimage | None:
+    """kexec_file_load(2) as user space calls it; a str command line gets its NUL.
+
+    Without an initrd KEXEC_FILE_NO_INITRAMFS is added, as kexec-tools does. Raises KexecError; returns the image
+    (None after an unload). A failed load leaves no crash kernel at all.
+    """
+    if isinstance(cmdline, str):
+        cmdline = cmdline.encode() + b"\0" if cmdline else None
+    if initrd is None:
+        flags |= KEXEC_FILE_NO_INITRAMFS
+    image = kernel.kexec.load(image_file, initrd, cmdline, flags, capable=capable)
+    if image is not None:
+        _tell_loaded(kernel, image, "kexec_file_load")
+    return image
+
+
+def kexec_tools_load(
+    kernel: Kernel, environment: KexecEnvironment, image_file: bytes, initrd: bytes | None, cmdline: str
+) -> Kimage:
+    """`kexec -c -p`: kexec-tools prepares everything in user space, and kexec_load(2) copies it.
+
+    Raises InputError for what kexec-tools refuses, KexecError for what the kernel does.
+    """
+    region = kernel.crashk_res
+    if region is None:
+        raise InputError("kexec-tools: memory for crashkernel is not reserved")
+    headers = environment.core_program_headers()
+    view = MachineView(
+        crash_kernel=region,
+        device_tree=kernel.initial_boot_params,
+        core_header=environment.elf_headers()[: core_header_size(headers)],
+        sink_phys=kernel.console_phys,
+        page_size=kernel.config.page_size,
+    )
+    prepared = prepare_crash_load(view, image_file, initrd, cmdline, kexec_tools_purgatory(kernel.config))
+    image = kexec_load(kernel.kexec, KexecLoadArguments(prepared.entry, prepared.segments))
+    assert image is not None
+    # What user space knows and the kernel does not; whoever judges the crash needs it.
+    image.kernel_entry = prepared.kernel_entry
+    image.dtb_mem = prepared.dtb_phys
+    image.digest, image.sha_regions = prepared.digest, prepared.regions
+    kernel.kexec.purgatory = prepared.purgatory
+    _tell_loaded(kernel, image, "kexec_load")
+    return image
+
+
+def _tell_loaded(kernel: Kernel, image: Kimage, call: str) -> None:
+    for segment in image.segments:
+        kernel.say(
+            "segment",
+            f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)",
+            segment=segment.name,
+            mem_phys=segment.mem,
+            memsz=segment.memsz,
+            bufsz=segment.bufsz,
+        )
+    digest = f"digest {image.digest.hex()}" if image.digest else "no purgatory and so no digest"
+    kernel.say(
+        "loaded",
+        f"{call}: crash image loaded, entry {image.start:#x}, {digest}",
+        call=call,
+        entry_phys=image.start,
+        digest=image.digest.hex() if image.digest else None,
+    )

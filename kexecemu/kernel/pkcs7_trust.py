@@ -1,0 +1,116 @@
+"""Does a trusted key vouch for a message? (crypto/asymmetric_keys/pkcs7_trust.c)
+
+A key vouches for a signer if it is the signer's, or that of any certificate above it in the message, or if it signed
+the topmost of them. It is looked up by names alone: a certificate that does not name its authority is found only if
+it is in the keyring itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from errno import EKEYREJECTED, ENOKEY, ENOPKG
+
+from kexecemu.errors import KexecError
+from kexecemu.kernel.keyring import Key, Keyring
+from kexecemu.kernel.pkcs7 import MessageCertificate, MessageSigner, Pkcs7Message
+from kexecemu.kernel.public_key import CryptoModules, Signature, public_key_verify_signature
+
+__all__ = ["validate_trust"]
+
+_STEP = "pkcs7_validate_trust_one"
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A trusted key, the signature that it must have made, and the topmost certificate that it makes good."""
+
+    key: Key
+    signature: Signature | None
+    certificate: MessageCertificate | None
+
+
+def validate_trust(message: Pkcs7Message, keyring: Keyring, crypto: CryptoModules) -> Key:
+    """pkcs7_validate_trust(): the key that vouches for a signer, the last one's if there are several.
+
+    The message must have been verified. Raises KexecError: EKEYREJECTED a key was found and it did not make the
+    signature that it should have made; ENOPKG signers could not be checked; ENOKEY no key was found.
+    """
+    for certificate in message.certificates:
+        certificate.seen = False
+    verified: dict[int, Key] = {}  # certificates by id(), for signers that share some
+    trusted: Key | None = None
+    failure = KexecError(ENOKEY, "pkcs7_validate_trust", f"no key in {keyring.name} vouches for the signer")
+    for signer in message.signers:
+        try:
+            trusted = _validate_trust_one(signer, keyring, crypto, verified)
+        except KexecError as error:
+            if error.errno == ENOPKG and failure.errno == ENOKEY:
+                failure = error
+            elif error.errno not in (ENOPKG, ENOKEY):
+                raise
+    if trusted is None:
+        raise failure
+    return trusted
+
+
+def _validate_trust_one(
+    signer: MessageSigner, keyring: Keyring, crypto: CryptoModules, verified: dict[int, Key]
+) -> Key:
+    """pkcs7_validate_trust_one()."""
+    if signer.unsupported_crypto:
+        raise KexecError(ENOPKG, _STEP, "a signature that this kernel cannot check")
+    match = _climb(signer, keyring, verified)
+    if isinstance(match, Key):
+        return match
+    if match.signature is None:
+        raise KexecError(EKEYREJECTED, _STEP, "a signature that this kernel cannot check")
+    try:
+        public_key_verify_signature(match.key.certificate.public_key, match.signature, crypto)
+    except KexecError as error:
+        reason = f"{match.key.certificate.subject_text!r} is trusted, but: {error.reason}"
+        raise KexecError(EKEYREJECTED, _STEP, reason) from error
+    if match.certificate is not None:
+        current = signer.certificate
+        verified[id(match.certificate)] = match.key
+        while current is not None and current is not match.certificate:
+            verified[id(current)] = match.key
+            current = current.signer
+    return match.key
+
+
+def _climb(signer: MessageSigner, keyring: Keyring, verified: dict[int, Key]) -> _Match | Key:
+    """Go up the chain to the first certificate that the keyring has to do with; a Key if that is settled already."""
+    signature = signer.signature
+    last: MessageCertificate | None = None
+    current = signer.certificate
+    while current is not None:
+        if current.seen:
+            if id(current) in verified:
+                return verified[id(current)]
+            raise KexecError(ENOKEY, _STEP, "the chain is known to end in no trusted key")
+        current.seen = True
+        # The certificate itself may be trusted; then the trusted copy must have signed what lies below it.
+        key = _find(keyring, current.certificate.id, current.certificate.skid)
+        if key is not None:
+            return _Match(key, signature, current)
+        if current.signer is current:
+            raise KexecError(ENOKEY, _STEP, "an unknown self-signed certificate")
+        last, signature, current = current, current.signature, current.signer
+    if last is not None:
+        authority = last.certificate.authority_id, last.certificate.authority_skid
+        if authority != (None, None):
+            try:
+                return _Match(keyring.find_asymmetric_key(*authority), signature, last)
+            except KexecError as error:
+                if error.errno != ENOKEY:
+                    raise
+    # As a last resort, a trusted key that is the signer's own, for a message without its certificate.
+    return _Match(keyring.find_asymmetric_key(signer.info.signer_id), signature, None)
+
+
+def _find(keyring: Keyring, id_0: bytes, id_1: bytes | None) -> Key | None:
+    """A key, or None for any reason, as this is no more than one attempt."""
+    try:
+        return keyring.find_asymmetric_key(id_0, id_1)
+    except KexecError:
+        return None

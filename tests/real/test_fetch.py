@@ -99,9 +99,12 @@ def test_the_cache_is_where_the_environment_says(
     assert fetch_module.cache_folder() == Path("/k")
 
 
-def test_a_name_that_is_no_target_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_no_target_is_refused_with_those_that_are(
+    tmp_path: Path, fetch_module: ModuleType
+) -> None:
     done = run(tmp_path, "vmlinuz")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(
-        "there is no 'vmlinuz' to fetch; there are kernel, busybox, dumptools"
-    )
+    said = done.stderr.splitlines()[-1]
+    assert "there is no 'vmlinuz' to fetch" in said
+    assert said.endswith(f"there are {', '.join(fetch_module.TARGETS)}")
+    assert {"kernel", "busybox", "dumptools"} <= set(fetch_module.TARGETS)

@@ -1,0 +1,298 @@
+"""The Image loader: its probe, its header checks, and where it places a whole crash image."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from dataclasses import dataclass
+from errno import EADDRNOTAVAIL, EINVAL
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_bench import DATA, IMAGE, MIB, arm64_image, real
+
+from kexecemu.data import purgatory_path
+from kexecemu.errors import KexecError
+from kexecemu.kernel.config import Era
+from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
+from kexecemu.kernel.kexec_image import CrashFiles, LoadContext, image_load, image_probe
+from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.machine.ranges import PhysRange
+
+REGION = PhysRange(0x6A000000, 0x70000000)
+PURGATORY = parse_purgatory(purgatory_path().read_bytes())
+
+
+@dataclass
+class Loaded:
+    """A crash image after image_load()."""
+
+    image: Kimage
+    purgatory: LoadedPurgatory | None
+    asked: list[tuple[PhysRange | None, PhysRange]]  # what make_dtb was told
+
+    def layout(self) -> dict[str, tuple[int, int]]:
+        return {one.name: (one.mem, one.memsz) for one in self.image.segments}
+
+
+def load(
+    kernel: bytes = IMAGE,
+    initrd: bytes | None = None,
+    *,
+    dtb: bytes = bytes(0x800),
+    elfcorehdr: bytes = bytes(0x1000),
+    era: Era = Era.V6_1,
+    region: PhysRange | None = REGION,
+    purgatory: bool = False,
+    page_size: int = 4096,
+) -> Loaded:
+    asked: list[tuple[PhysRange | None, PhysRange]] = []
+
+    def make_dtb(initrd_area: PhysRange | None, core: PhysRange) -> bytes:
+        asked.append((initrd_area, core))
+        return dtb
+
+    image = Kimage(control_page=region.start if region else 0)
+    context = LoadContext(era, page_size, region, PURGATORY if purgatory else None, 0x9000000)
+    return Loaded(image, image_load(image, CrashFiles(kernel, initrd, elfcorehdr, make_dtb), context), asked)
+
+
+def refused(kernel: bytes, **arguments: object) -> KexecError:
+    with pytest.raises(KexecError) as refusal:
+        load(kernel, **arguments)  # type: ignore[arg-type]
+    return refusal.value
+
+
+# -- probe and header ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        IMAGE[:63],
+        b"\x7fELF" + bytes(100),
+        gzip.compress(IMAGE, mtime=0),
+        IMAGE[:56] + b"ARMd"[::-1] + IMAGE[60:],
+        bytes(4096),
+    ],
+    ids=["empty", "truncated", "elf", "gzip", "magic reversed", "zeros"],
+)
+def test_a_file_that_is_no_arm64_image_is_refused_by_the_probe(data: bytes) -> None:
+    with pytest.raises(KexecError, match="not an arm64 Image") as refusal:
+        image_probe(data)
+    assert (refusal.value.errno, refusal.value.step) == (EINVAL, "image_probe")
+
+
+def test_a_header_alone_passes_the_probe() -> None:
+    image_probe(arm64_image(64))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (arm64_image(4096, image_size=0), "image_size is 0"),
+        (arm64_image(4096, flags=0xB), "big-endian"),
+    ],
+)
+def test_a_header_that_no_kernel_boots_is_refused(image: bytes, words: str) -> None:
+    error = refused(image)
+    assert (error.errno, error.step) == (EINVAL, "image_load") and words in error.reason
+
+
+@pytest.mark.parametrize("flags", [0x0, 0x2, 0x4, 0x6, 0x8])
+def test_every_page_size_and_none_is_accepted(flags: int) -> None:
+    assert load(arm64_image(4096, flags=flags)).image.start == REGION.start
+
+
+# -- placement: the reference machine --------------------------------------------------------------------------
+
+
+def test_every_segment_lies_where_a_real_kernel_put_it() -> None:
+    """Linux 6.1.192, 768 MiB, crashkernel=96M, once as it is and once with a purgatory of 12 KiB."""
+    kernel = arm64_image(0x50B200, image_size=0x550000)
+    expected = {
+        "kernel": (0x6A000000, 0x550000),
+        "elfcorehdr": (0x6FFF0000, 0x1000),
+        "initrd": (0x6A550000, 0x27E000),
+        "dtb": (0x6FE00000, 0x2000),
+    }
+    loaded = load(kernel, bytes(0x27D4D1), dtb=bytes(8043))
+    assert loaded.layout() == expected
+    assert (loaded.image.start, loaded.image.kernel_entry, loaded.image.dtb_mem) == (
+        0x6A000000,
+        0x6A000000,
+        0x6FE00000,
+    )
+    assert list(loaded.layout()) == ["kernel", "elfcorehdr", "initrd", "dtb"]
+    checked = load(kernel, bytes(0x27D4D1), dtb=bytes(8043), purgatory=True)
+    assert checked.layout() == expected | {"purgatory": (0x6FFFC000, 0x3000)}
+    assert checked.image.start == 0x6FFFC000 and checked.image.kernel_entry == 0x6A000000
+
+
+def test_the_device_tree_is_built_for_the_initrd_s_exact_bytes_and_the_core_header_s_pages() -> None:
+    loaded = load(IMAGE, b"x" * 5000)
+    initrd, core = loaded.image.segment("initrd"), loaded.image.segment("elfcorehdr")
+    assert initrd is not None and core is not None
+    assert loaded.asked == [(PhysRange.of(initrd.mem, 5000), core.area)]
+    assert load(IMAGE).asked[0][0] is None
+
+
+def test_the_regions_that_a_real_kernel_gave_its_purgatory_are_packed_the_same() -> None:
+    """purgatory_sha_regions of the loaded segment of Linux 6.1.192; in kimage order, the rest zero."""
+    segment = gzip.decompress((DATA / "purgatory-segment.bin.gz").read_bytes())
+    kernel = arm64_image(0x50B200, image_size=0x550000)
+    loaded = load(kernel, bytes(0x27D4D1), dtb=bytes(8043), purgatory=True)
+    _, regions = calculate_digest(loaded.image.segments)
+    assert pack_sha_regions(regions) == segment[0xF80:0x1080]
+
+
+def test_a_segment_s_contents_are_the_ones_that_a_real_kernel_hashed() -> None:
+    """SHA-256 of two segments of that load over memsz bytes, computed from the real machine's memory."""
+    for name, memsz, expected in (
+        ("elf-segment.bin", 0x1000, "9826cfd66a2edea03fedd10e954f421f3daf0ce4076f6919db7ea5a02b8c67fa"),
+        ("dtb-segment.bin", 0x2000, "208db4ec96a8aa458eee4f8b13d078c7f16727cc713d6ae89d6f55dab42dfb8c"),
+    ):
+        digest, regions = calculate_digest([Segment(name, real(name), 0x6FE00000, memsz)])
+        assert digest.hex() == expected
+        assert regions == [PhysRange.of(0x6FE00000, memsz)]
+
+
+# -- placement: rules ------------------------------------------------------------------------------------------
+
+
+def test_a_text_offset_moves_the_entry_and_shortens_the_segment() -> None:
+    loaded = load(arm64_image(0x4000, text_offset=0x80000, image_size=0x10000))
+    assert loaded.layout()["kernel"] == (REGION.start + 0x80000, 0x10000)
+    assert loaded.image.start == REGION.start + 0x80000
+
+
+def test_the_purgatory_is_entered_first_and_told_where_the_kernel_is() -> None:
+    loaded = load(arm64_image(0x4000, text_offset=0x80000, image_size=0x10000), purgatory=True)
+    purgatory = loaded.purgatory
+    assert purgatory is not None
+    assert loaded.image.start == purgatory.entry == purgatory.symbol_phys("purgatory_start")
+    assert loaded.image.kernel_entry == REGION.start + 0x80000
+    for name, value in (
+        ("purgatory_kernel_entry", loaded.image.kernel_entry),
+        ("purgatory_uart_base", 0x9000000),
+    ):
+        at = purgatory.symbol_phys(name) - purgatory.segment.mem
+        assert struct.unpack_from("<Q", purgatory.buf, at) == (value,)
+
+
+def test_a_purgatory_moves_none_of_the_other_segments() -> None:
+    without, having = load(IMAGE, bytes(50000)).layout(), load(IMAGE, bytes(50000), purgatory=True).layout()
+    assert {name: place for name, place in having.items() if name != "purgatory"} == without
+    assert list(having)[-1] == "purgatory"
+
+
+@pytest.mark.parametrize(
+    ("size", "missing"),
+    [
+        (4 * MIB, "kernel needs"),
+        (10 * MIB, "initrd needs"),
+        (14 * MIB, "dtb needs"),
+    ],
+)
+def test_what_does_not_fit_is_named_whatever_the_loader_tried_after_it(size: int, missing: str) -> None:
+    """The retry for the kernel's place ends without a place; the first refusal says what stood in the way."""
+    region = PhysRange.of(REGION.start, size)
+    error = refused(arm64_image(0x1000, image_size=6 * MIB), initrd=bytes(6 * MIB + 1), region=region)
+    assert (error.errno, error.step) == (EADDRNOTAVAIL, "kexec_add_buffer")
+    assert missing in error.reason
+
+
+def test_without_a_reservation_nothing_can_be_placed() -> None:
+    assert refused(IMAGE, region=None).errno == EADDRNOTAVAIL
+
+
+def test_a_file_longer_than_its_image_size_is_placed_and_left_to_the_sanity_check() -> None:
+    loaded = load(arm64_image(0x3000, image_size=0x1000))
+    kernel = loaded.image.segments[0]
+    assert (kernel.bufsz, kernel.memsz) == (0x3000, 0x1000)
+
+
+def test_a_device_tree_that_cannot_be_built_is_not_tried_again_elsewhere() -> None:
+    calls = 0
+
+    def make_dtb(initrd: PhysRange | None, core: PhysRange) -> bytes:
+        nonlocal calls
+        calls += 1
+        raise KexecError(EINVAL, "create_dtb", "Preparing for new dtb failed")
+
+    image = Kimage(control_page=REGION.start)
+    files = CrashFiles(IMAGE, None, bytes(4096), make_dtb)
+    with pytest.raises(KexecError, match="Preparing for new dtb failed"):
+        image_load(image, files, LoadContext(Era.V6_4, 4096, REGION, None, 0))
+    assert calls == 1
+
+
+sizes = st.integers(1, 40 * MIB)
+
+
+@given(
+    start=st.integers(0x200, 0x1000).map(lambda number: number * 2 * MIB),
+    mib=st.integers(1, 64),
+    image_size=sizes,
+    text_offset=st.integers(0, 0x40).map(lambda number: number * 0x10000),
+    initrd=st.one_of(st.none(), st.integers(1, 1 * MIB)),
+    era=st.sampled_from(list(Era)),
+    purgatory=st.booleans(),
+    page_size=st.sampled_from([4096, 16384, 65536]),
+)
+def test_a_load_is_in_the_region_in_order_and_disjoint_or_is_refused_for_want_of_room(
+    start: int,
+    mib: int,
+    image_size: int,
+    text_offset: int,
+    initrd: int | None,
+    era: Era,
+    purgatory: bool,
+    page_size: int,
+) -> None:
+    region = PhysRange.of(start, mib * MIB)
+    kernel = arm64_image(64, text_offset=text_offset, image_size=image_size)
+    try:
+        loaded = load(
+            kernel,
+            bytes(initrd) if initrd else None,
+            elfcorehdr=bytes(page_size),
+            era=era,
+            region=region,
+            purgatory=purgatory,
+            page_size=page_size,
+        )
+    except KexecError as error:
+        assert (error.errno, error.step) == (EADDRNOTAVAIL, "kexec_add_buffer")
+        return
+    segments = loaded.image.segments
+    names = [
+        "kernel",
+        "elfcorehdr",
+        *(["initrd"] if initrd else []),
+        "dtb",
+        *(["purgatory"] if purgatory else []),
+    ]
+    assert [one.name for one in segments] == names
+    for index, one in enumerate(segments):
+        assert region.covers(one.area) and one.memsz % page_size == 0
+        assert not any(one.area.overlaps(other.area) for other in segments[:index])
+    first = segments[0]
+    assert (first.mem - text_offset) % (2 * MIB) == 0
+    assert all(one.mem >= first.area.end for one in segments[1:])
+    by_name = {one.name: one for one in segments}
+    assert by_name["elfcorehdr"].mem % 0x10000 == 0 and by_name["dtb"].mem % (2 * MIB) == 0
+
+
+@given(st.binary(min_size=64, max_size=64))
+def test_no_header_makes_the_loader_do_anything_but_load_or_refuse(header: bytes) -> None:
+    data = header[:56] + b"ARM\x64" + header[60:]
+    try:
+        loaded = load(data, bytes(4096), purgatory=True)
+    except KexecError as error:
+        assert error.errno in (EINVAL, EADDRNOTAVAIL)
+    else:
+        assert all(REGION.covers(one.area) for one in loaded.image.segments)

@@ -7,7 +7,7 @@ sizes first, then a place, then section addresses, then relocations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EINVAL, ENOEXEC
+from errno import EINVAL, ENOEXEC, ENOMEM
 
 from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats import elfrel
@@ -16,10 +16,12 @@ from kexecemu.kernel.relocate import relocate
 
 __all__ = ["LoadedPurgatory", "parse_purgatory"]
 
-_SHT_SYMTAB, _SHT_RELA, _SHT_NOBITS, _SHT_REL = 2, 4, 8, 9
+_SHT_NULL, _SHT_RELA, _SHT_NOBITS, _SHT_REL = 0, 4, 8, 9
 _SHF_ALLOC, _SHF_EXECINSTR = 2, 4
 _SHN_UNDEF, _SHN_ABS, _SHN_COMMON = 0, 0xFFF1, 0xFFF2
 _STT_FILE, _STT_SECTION = 4, 3
+
+_BUFFER_MAX = 1 << 30  # alignments may ask for any size; a purgatory has pages
 
 Place = Callable[[bytearray, int, int], Segment]
 
@@ -55,7 +57,7 @@ class LoadedPurgatory:
         self._relocate()
 
     def _allocated(self) -> list[elfrel.Section]:
-        return [section for section in self._obj.sections if section.flags & _SHF_ALLOC]
+        return [one for one in self._obj.sections if one.flags & _SHF_ALLOC and one.type != _SHT_NULL]
 
     def _measure(self) -> tuple[int, int, int]:
         """kexec_purgatory_setup_kbuf(): sizes of the buffer and in memory, and the alignment, all in bytes."""
@@ -72,6 +74,12 @@ class LoadedPurgatory:
         if not bufsz:
             raise KexecError(EINVAL, "kexec_load_purgatory", "purgatory: nothing in it is to be loaded")
         bufsz = _align_up(bufsz, bss_align)
+        if bufsz > _BUFFER_MAX:
+            raise KexecError(
+                ENOMEM,
+                "kexec_load_purgatory",
+                f"purgatory: its sections and alignments take {bufsz:#x} bytes",
+            )
         return bufsz, bufsz + bss_size, max(buf_align, bss_align)
 
     def _lay_out(self) -> int:

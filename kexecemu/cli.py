@@ -187,6 +187,21 @@ def load(
         print_layout(Console(), booted, image)
 
 
+@app.command("verify-image")
+def verify_image(
+    image: Annotated[Path, typer.Argument(help="A signed arm64 Image.")],
+    ca: Annotated[
+        list[Path],
+        typer.Option("--ca", help="A trusted certificate, PEM (one or several) or DER; repeatable."),
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Verify an Image's signature as kexec_file_load would: exit status 0 if it is good, 1 if it is refused."""
+    from kexecemu.commands.verify_image import verify_image_command
+
+    verify_image_command(image, ca, json)
+
+
 def _setup(
     kernel: Path | None,
     initrd: Path | None,

@@ -7,6 +7,7 @@ arch_kexec_protect_crashkres(), and struct kimage in guest memory, which the gue
 from __future__ import annotations
 
 import struct
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from kexecemu.formats.elfcore import parse_core_header
@@ -15,6 +16,7 @@ from kexecemu.kernel.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.elfcorehdr import prepare_elf_headers
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.protection import protect_crashkres, unprotect_crashkres
+from kexecemu.kernel.relocation import Relocation, load_normal_segments, prepare_relocation
 from kexecemu.kernel.vmcoreinfo import VMCOREINFO_BYTES, VMCOREINFO_NOTE_SIZE
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["KexecEnvironment"]
 
 _CRASH_NOTE_SIZE = 424
-_IND_DONE = 4
 
 
 class KexecEnvironment:
@@ -34,6 +35,7 @@ class KexecEnvironment:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.protected: list[PhysRange] = []
+        self._relocation: Relocation | None = None
 
     @property
     def config(self) -> KernelConfig:
@@ -65,6 +67,10 @@ class KexecEnvironment:
         """Physical address of the console's PL011 (0: none)."""
         return self._kernel.console_phys
 
+    def log(self, text: str) -> None:
+        """printk()."""
+        self._kernel.log(text)
+
     def say(self, kind: str, text: str, **facts: int | str | bool | None) -> None:
         """Record an event on the board's timeline."""
         self._kernel.say(kind, text, **facts)
@@ -94,10 +100,16 @@ class KexecEnvironment:
         """How many program headers elf_headers() has."""
         return len(parse_core_header(self.elf_headers()).program_headers)
 
-    def crash_device_tree(
-        self, initrd: PhysRange | None, elfcorehdr: PhysRange, cmdline: str | None
+    @property
+    def free_memory(self) -> list[PhysRange]:
+        """for_each_free_mem_range(): physical memory that memblock has not reserved, ascending."""
+        return self._kernel.arch.memblock.free_ranges()
+
+    def next_device_tree(
+        self, initrd: PhysRange | None, elfcorehdr: PhysRange | None, cmdline: str | None
     ) -> bytes:
         """of_kexec_alloc_and_setup_fdt() on this kernel's own device tree."""
+        reservation = self._kernel.arch.reservation
         random = self._kernel.random if self.config.rng_ready else None
         if random is None:
             self._kernel.log('RNG is not initialised: omitting "kaslr-seed" property')
@@ -107,9 +119,9 @@ class KexecEnvironment:
             old_dtb_phys=self._kernel.dtb_phys,
             initrd=(initrd.start, initrd.size) if initrd else None,
             cmdline=cmdline,
-            elfcorehdr=(elfcorehdr.start, elfcorehdr.size),
-            crashk_res=self._kernel.arch.reservation.crashk_res,
-            crashk_low_res=self._kernel.arch.reservation.crashk_low_res,
+            elfcorehdr=(elfcorehdr.start, elfcorehdr.size) if elfcorehdr else None,
+            crashk_res=reservation.crashk_res if elfcorehdr else None,
+            crashk_low_res=reservation.crashk_low_res if elfcorehdr else None,
             kaslr_seed=random.getrandbits(64) if random else None,
             rng_seed=random.randbytes(RNG_SEED_SIZE) if random else None,
         )
@@ -148,21 +160,37 @@ class KexecEnvironment:
 
     def publish(self, image: Kimage | None) -> None:
         """xchg(&kexec_crash_image, image): struct kimage in the guest's memory, for its crash path and for tools."""
+        self._write_kimage("kexec_crash_image", "crash_kimage_storage", image, {})
+
+    def publish_reboot(self, image: Kimage | None) -> None:
+        """xchg(&kexec_image, image)."""
+        relocation = self._relocation
+        arch = asdict(relocation) if relocation is not None else {}
+        self._write_kimage("kexec_image", "kimage_storage", image, arch)
+
+    def _write_kimage(self, pointer: str, storage: str, image: Kimage | None, arch: dict[str, int]) -> None:
         guest, layout = self._kernel.guest, self._kernel.guest.vmlinux
         if image is None:
-            guest.write("kexec_crash_image", 0)
+            guest.write(pointer, 0)
             return
-        storage = "crash_kimage_storage"
-        offset = {
-            name: layout.offsetof("kimage", name) for name in ("head", "start", "nr_segments", "segment")
-        }
-        arch = layout.offsetof("kimage", "arch") + layout.offsetof("kimage_arch", "dtb_mem")
         guest.ram.fill(guest.phys(storage), layout.sizeof("kimage"))
-        guest.write(storage, _IND_DONE, offset["head"])  # a crash image has no list of pages to move
-        guest.write(storage, image.start, offset["start"])
-        guest.write(storage, len(image.segments), offset["nr_segments"])
+        members = {"head": image.head, "start": image.start, "nr_segments": len(image.segments)}
+        for name, value in members.items():
+            guest.write(storage, value, layout.offsetof("kimage", name))
         for index, segment in enumerate(image.segments):
             packed = struct.pack("<4Q", 0, segment.bufsz, segment.mem, segment.memsz)
-            guest.ram.write(guest.phys(storage) + offset["segment"] + index * len(packed), packed)
-        guest.write(storage, image.dtb_mem, arch)
-        guest.write("kexec_crash_image", layout.virt(storage))
+            at = guest.phys(storage) + layout.offsetof("kimage", "segment") + index * len(packed)
+            guest.ram.write(at, packed)
+        for name, value in {**arch, "dtb_mem": image.dtb_mem}.items():
+            guest.write(
+                storage, value, layout.offsetof("kimage", "arch") + layout.offsetof("kimage_arch", name)
+            )
+        guest.write(pointer, layout.virt(storage))
+
+    def load_normal(self, image: Kimage) -> None:
+        """kimage_load_normal_segment() for every segment, then machine_kexec_post_load()."""
+        guest, memblock = self._kernel.guest, self._kernel.arch.memblock
+        pages = load_normal_segments(guest, image, memblock.free_ranges(), self.page_size)
+        self._relocation = prepare_relocation(
+            guest, image, pages, memblock.mappable(), self._kernel.tables.fmt
+        )

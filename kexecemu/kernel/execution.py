@@ -22,6 +22,7 @@ SYSRQ_MESSAGE = "sysrq triggered crash"
 _THREAD_SIZE = 16384
 _STRAY_BUFFER_SIZE = 4096
 _SOFT_RESTART_LIMIT = 1000
+_RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image
 
 
 @dataclass(frozen=True)
@@ -137,3 +138,14 @@ class Execution:
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
         return self._board.boot_cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
+
+    def kexec(self, control_page: range) -> Stop:
+        """reboot(LINUX_REBOOT_CMD_KEXEC): up to the first instruction outside the relocation code.
+
+        control_page are the physical addresses of that code. The returned stop is LEFT with PC at the physical address
+        that the code jumped to (MMU off); anything else went wrong on the way.
+        """
+        stop = self.call("kernel_kexec", task="task_bash", until={control_page.start}).stop
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != control_page.start:
+            return stop
+        return self._board.boot_cpu.run(within=control_page, limit=_RELOCATION_LIMIT)

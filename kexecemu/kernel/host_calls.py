@@ -110,6 +110,15 @@ def crash_smp_send_stop(kernel: Kernel, cpu: Cpu) -> None:
         kernel.log(f"SMP: failed to stop secondary CPUs {','.join(late)}")
 
 
+def smp_send_stop(kernel: Kernel, cpu: Cpu) -> None:
+    """smp_send_stop(): an IPI to every other CPU that is up; each goes off."""
+    others = [other for other in kernel.board.cpus if other is not cpu and other.powered]
+    kernel.guest.write_u32("waiting_for_stop_ipi", len(others))
+    for other in others:
+        if other.deliver_irq() and kernel.run(other).kind is StopKind.POWER:
+            kernel.say("cpu_off", f"cpu{other.index} is off", cpu=other.index)
+
+
 def report_kernel_fault(kernel: Kernel, cpu: Cpu) -> None:
     """report_kernel_fault(addr, esr, regs): "Unable to handle kernel ..." and what the tables say."""
     for line in oops.fault_report(kernel.guest, kernel.tables, cpu.x(0), cpu.x(1)):
@@ -154,6 +163,7 @@ HOST_CALLS: dict[str, HostCall] = {
     "crash_save_vmcoreinfo": crash_save_vmcoreinfo,
     "crash_smp_send_stop": crash_smp_send_stop,
     "crash_save_cpu": crash_save_cpu,
+    "smp_send_stop": smp_send_stop,
     "machine_kexec_mask_interrupts": nothing,
     "report_kernel_fault": report_kernel_fault,
     "report_die": report_die,

@@ -91,9 +91,12 @@ def add_buffer(
     page_size: int,
     buf_min: int = 0,
     buf_max: int = _ULONG_MAX,
+    free_memory: Sequence[PhysRange] = (),
 ) -> Segment:
-    """kexec_add_buffer() for a crash image: give the buffer a place in crashk_res and append it as a segment.
+    """kexec_add_buffer(): give the buffer a place and append it as a segment.
 
+    A crash image gets places in `region`, which is crashk_res, an ordinary one in `free_memory`: what memblock has not
+    reserved, in ascending order (kexec_walk_memblock()). Addresses are physical, sizes in bytes.
     Raises KexecError(EINVAL) for a 17th segment, KexecError(EADDRNOTAVAIL) when nothing is reserved or no hole fits.
     """
     if len(image.segments) >= KEXEC_SEGMENT_MAX:
@@ -102,28 +105,36 @@ def add_buffer(
         )
     memsz = _align_up(memsz, page_size)
     align = max(align, page_size)
-    if region is None:
+    if not image.crash:
+        regions = list(reversed(free_memory) if top_down else free_memory)
+        where = "free memory"
+    elif region is not None:
+        regions, where = [region], f"crashkernel {region}"
+    else:
         raise KexecError(
             EADDRNOTAVAIL, "kexec_add_buffer", f"{name} has no place: no crashkernel memory is reserved"
         )
-    mem = find_hole(
-        region,
-        image.segments,
-        memsz,
-        align,
-        top_down=top_down,
-        era=era,
-        page_size=page_size,
-        buf_min=buf_min,
-        buf_max=buf_max,
-    )
-    if mem is None:
-        largest = _largest_hole(region, image.segments, buf_min)
+    for one in regions:
+        mem = find_hole(
+            one,
+            image.segments,
+            memsz,
+            align,
+            top_down=top_down,
+            era=era,
+            page_size=page_size,
+            buf_min=buf_min,
+            buf_max=buf_max,
+        )
+        if mem is not None:
+            break
+    else:
+        largest = max((_largest_hole(one, image.segments, buf_min) for one in regions), default=0)
         raise KexecError(
             EADDRNOTAVAIL,
             "kexec_add_buffer",
-            f"crash image does not fit: {name} needs {memsz:#x} bytes aligned to {align:#x}, "
-            f"largest hole in crashkernel {region} is {largest:#x}",
+            f"{'crash image' if image.crash else 'image'} does not fit: {name} needs {memsz:#x} bytes aligned to "
+            f"{align:#x}, largest hole in {where} is {largest:#x}",
         )
     segment = Segment(name, buf, mem, memsz)
     image.segments.append(segment)
@@ -159,7 +170,7 @@ def sanity_check_segment_list(
     pages = [-(-one.memsz // page_size) for one in image.segments]
     if any(count > total_ram_pages // 2 for count in pages) or sum(pages) > total_ram_pages // 2:
         raise KexecError(EINVAL, step, f"the image takes {sum(pages)} pages, more than half of all RAM")
-    for one in image.segments:
+    for one in image.segments if image.crash else ():
         if crashk_res is None or not crashk_res.covers(one.area):
             raise KexecError(
                 EADDRNOTAVAIL, step, f"{one.name} at {one.area} is not inside crashkernel {crashk_res}"

@@ -6,7 +6,7 @@ that this file reads like the one it follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import EBADF, EBUSY, EFBIG, EINVAL, ENOSYS, EPERM
 from typing import Protocol
@@ -63,10 +63,23 @@ class RunningKernel(Protocol):
     def elf_headers(self) -> bytes:
         """prepare_elf_headers(): the core's header, whole pages."""
 
-    def crash_device_tree(
-        self, initrd: PhysRange | None, elfcorehdr: PhysRange, cmdline: str | None
+    @property
+    def free_memory(self) -> Sequence[PhysRange]:
+        """for_each_free_mem_range(): physical memory that memblock has not reserved, ascending."""
+
+    def next_device_tree(
+        self, initrd: PhysRange | None, elfcorehdr: PhysRange | None, cmdline: str | None
     ) -> bytes:
-        """of_kexec_alloc_and_setup_fdt() and fdt_pack(); initrd is the exact range of its bytes."""
+        """of_kexec_alloc_and_setup_fdt() and fdt_pack(); initrd is the exact range of its bytes.
+
+        elfcorehdr is None for an ordinary image.
+        """
+
+    def load_normal(self, image: Kimage) -> None:
+        """kimage_load_normal_segment() for all segments, and machine_kexec_post_load()."""
+
+    def publish_reboot(self, image: Kimage | None) -> None:
+        """The exchange of kexec_image in the kernel's own memory."""
 
     def copy_vmcoreinfo(self, safecopy: PhysRange) -> None:
         """crash_update_vmcoreinfo_safecopy()."""
@@ -80,8 +93,18 @@ class RunningKernel(Protocol):
     def publish(self, image: Kimage | None) -> None:
         """The exchange of kexec_crash_image in the kernel's own memory."""
 
+    def log(self, text: str) -> None:
+        """printk()."""
+
     def say(self, kind: str, text: str, **facts: int | str | bool | None) -> None:
         """Record an event on the timeline."""
+
+
+class SignaturePolicy(Protocol):
+    """What decides whether a kernel may be loaded: kexecemu.kernel.policy.KexecSignaturePolicy, or a test's own."""
+
+    def check(self, image: bytes, log: Callable[[str], None]) -> None:
+        """kimage_validate_signature(): return if it may be loaded, raise KexecError if not."""
 
 
 Prepare = Callable[[], "Prepared"]
@@ -103,8 +126,10 @@ class KexecFile:
         self._purgatory_object = purgatory
         self.locked = False  # __kexec_lock: held by a load under way
         self.load_disabled = False  # sysctl kernel.kexec_load_disabled
+        self.signature_policy: SignaturePolicy | None = None  # None: CONFIG_KEXEC_SIG is off
         self.crash_image: Kimage | None = None
         self.reboot_image: Kimage | None = None
+        self.reboot_purgatory: LoadedPurgatory | None = None
         self.purgatory: LoadedPurgatory | None = None
 
     def load(
@@ -128,11 +153,10 @@ class KexecFile:
             raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
         if flags & ~self.running.config.release.file_load_flags:
             raise KexecError(EINVAL, step, f"unknown flags {flags:#x}")
-        if not flags & KEXEC_FILE_ON_CRASH:
-            raise KexecError(EINVAL, step, "only a crash image can be loaded: normal kexec is not modelled")
+        exchange = self.exchange if flags & KEXEC_FILE_ON_CRASH else self.exchange_reboot
         if flags & KEXEC_FILE_UNLOAD:
-            return self.exchange(None)
-        return self.exchange(lambda: self._prepare(kernel, initrd, cmdline, flags))
+            return exchange(None)
+        return exchange(lambda: self._prepare(kernel, initrd, cmdline, flags))
 
     def exchange(self, prepare: Prepare | None) -> Kimage | None:
         """The common part of both system calls for a crash image, under the lock; prepare is None for an unload.
@@ -162,6 +186,22 @@ class KexecFile:
                 self.running.protect(self.crash_image)
             self.locked = False
 
+    def exchange_reboot(self, prepare: Prepare | None) -> Kimage | None:
+        """The common part for an ordinary image: the old one stays until the new one is complete."""
+        if self.locked:
+            raise KexecError(EBUSY, "kexec_trylock", "another load is under way")
+        self.locked = True
+        try:
+            prepared = prepare() if prepare is not None else None
+            if prepared is not None:
+                self.running.load_normal(prepared.image)
+            self.reboot_image = prepared.image if prepared else None
+            self.reboot_purgatory = prepared.purgatory if prepared else None
+            self.running.publish_reboot(self.reboot_image)
+            return self.reboot_image
+        finally:
+            self.locked = False
+
     def _publish(self, image: Kimage | None, purgatory: LoadedPurgatory | None) -> None:
         self.crash_image, self.purgatory = image, purgatory
         self.running.publish(image)
@@ -174,25 +214,30 @@ class KexecFile:
         crashk_res = running.crashk_res
         kernel = _read_file("kernel", kernel)
         image_probe(kernel)
+        if self.signature_policy is not None:
+            self.signature_policy.check(kernel, running.log)
         initrd = None if flags & KEXEC_FILE_NO_INITRAMFS else _read_file("initrd", initrd)
         text = _command_line(cmdline)
-        image = Kimage(control_page=crashk_res.start if crashk_res else 0)
+        crash = bool(flags & KEXEC_FILE_ON_CRASH)
+        image = Kimage(control_page=crashk_res.start if crashk_res and crash else 0, crash=crash)
         context = LoadContext(
             running.config.release,
             running.page_size,
             crashk_res,
             self._purgatory_object,
             running.console_phys,
+            tuple(running.free_memory),
         )
         files = CrashFiles(
             kernel,
             initrd,
-            running.elf_headers(),
-            lambda initrd_area, core: running.crash_device_tree(initrd_area, core, text),
+            running.elf_headers() if crash else None,
+            lambda initrd_area, core: running.next_device_tree(initrd_area, core, text),
         )
         purgatory = image_load(image, files, context)
         sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
-        add_control_pages(running, image)
+        if crash:
+            add_control_pages(running, image)
         if purgatory is not None:
             self._store_digests(image, purgatory)
         return Prepared(image, purgatory)

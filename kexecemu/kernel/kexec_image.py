@@ -30,7 +30,8 @@ _INITRD_WINDOW = 32 << 30
 class LoadContext:
     """What the loader needs of the running kernel: where it may place things, and how it builds the rest.
 
-    uart_phys is the console's physical address for the purgatory's report (0: silent).
+    uart_phys is the console's physical address for the purgatory's report (0: silent). free_memory is where an ordinary
+    image may lie: physical ranges in ascending order.
     """
 
     era: Era
@@ -38,20 +39,21 @@ class LoadContext:
     crashk_res: PhysRange | None
     purgatory: elfrel.RelocatableObject | None
     uart_phys: int
+    free_memory: tuple[PhysRange, ...] = ()
 
 
 @dataclass(frozen=True)
 class CrashFiles:
     """The bytes to load.
 
-    make_dtb(initrd, elfcorehdr) builds the device tree once it is known where these two lie (physical; the initrd's
-    range is its exact length, None without one).
+    elfcorehdr is None for an ordinary image. make_dtb(initrd, elfcorehdr) builds the device tree once it is known where
+    these two lie (physical; the initrd's range is its exact length; None without one).
     """
 
     kernel: bytes
     initrd: bytes | None
-    elfcorehdr: bytes
-    make_dtb: Callable[[PhysRange | None, PhysRange], bytes]
+    elfcorehdr: bytes | None
+    make_dtb: Callable[[PhysRange | None, PhysRange | None], bytes]
 
 
 def image_probe(kernel: bytes) -> None:
@@ -103,6 +105,7 @@ class _Loader:
             page_size=self.context.page_size,
             buf_min=buf_min,
             buf_max=buf_max,
+            free_memory=self.context.free_memory,
         )
 
     def load_other_segments(self, kernel_phys: int, kernel_size: int) -> LoadedPurgatory | None:
@@ -115,7 +118,10 @@ class _Loader:
         buf_min = kernel_phys + kernel_size
         kept = len(self.image.segments)
         try:
-            core = self.add("elfcorehdr", files.elfcorehdr, len(files.elfcorehdr), _ELFCOREHDR_ALIGN, buf_min)
+            core = None
+            if files.elfcorehdr is not None:
+                size = len(files.elfcorehdr)
+                core = self.add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
             initrd = None
             if files.initrd is not None:
                 limit = (kernel_phys & ~(_1G - 1)) + _INITRD_WINDOW
@@ -128,7 +134,9 @@ class _Loader:
                     top_down=False,
                     buf_max=limit,
                 )
-            dtb = files.make_dtb(PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None, core.area)
+            dtb = files.make_dtb(
+                PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None, core.area if core else None
+            )
             segment = self.add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min)
             if context.purgatory is None:
                 loaded = None

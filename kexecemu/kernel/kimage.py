@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = [
+    "IND_DESTINATION",
+    "IND_DONE",
+    "IND_INDIRECTION",
+    "IND_SOURCE",
     "KEXEC_ARCH_AARCH64",
     "KEXEC_FILE_DEBUG",
     "KEXEC_FILE_NO_INITRAMFS",
@@ -23,6 +27,9 @@ KEXEC_FILE_NO_INITRAMFS = 4
 KEXEC_FILE_DEBUG = 8
 KEXEC_ARCH_AARCH64 = 183 << 16
 KEXEC_SEGMENT_MAX = 16
+
+# Flags in the low bits of a kimage_entry_t.
+IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8
 
 
 @dataclass
@@ -55,7 +62,10 @@ class Segment:
 
 @dataclass
 class Kimage:
-    """A crash image: segments in kimage order and where it starts.
+    """An image to kexec: segments in kimage order and where it starts.
+
+    crash is False for an ordinary image (KEXEC_TYPE_DEFAULT), whose pages are moved to their places at reboot; head is
+    then the first entry of the list of pages (relocation.py). A crash image lies where it runs, its head is IND_DONE.
 
     start is image->start, the physical address that machine_kexec() jumps to: the purgatory's entry, or the
     kernel's where there is no purgatory. control_page is where the search for the next control page begins.
@@ -71,6 +81,8 @@ class Kimage:
     vmcoreinfo_safecopy: int = 0
     sha_regions: list[PhysRange] = field(default_factory=list)
     digest: bytes | None = None
+    crash: bool = True
+    head: int = IND_DONE
 
     def segment(self, name: str) -> Segment | None:
         """The segment of that name, None if the image has none."""

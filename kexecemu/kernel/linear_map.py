@@ -162,8 +162,8 @@ def build_linear_map(tables: PageTables, space: AddressSpace, plan: LinearMapPla
     paged = sum(piece.area.size for piece in plan.pieces if not piece.blocks)
     if paged // tables.fmt.granule.size * ENTRY_SIZE > _TABLES_LIMIT:
         raise InputError(
-            f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here; with rodata=on and no "
-            "protection it is built of blocks"
+            f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here; "
+            "with rodata=on and no protection it is built of blocks"
         )
     for piece in plan.pieces:
         tables.map(

@@ -331,6 +331,18 @@ class Kernel:
         """A stray write by the CPU at a kernel virtual address; False when it faulted. See Execution.stray_write()."""
         return self._execution.stray_write(virt, data, width)
 
+    def reboot(self) -> Stop:
+        """kexec into the image that was loaded without KEXEC_FILE_ON_CRASH; see Execution.kexec()."""
+        image = self.kexec.reboot_image
+        if image is None:
+            raise InputError("no image is loaded for a reboot: kexec_file_load() one with flags=0")
+        self.say("reboot", "reboot by kexec")
+        page = range(image.control_code_page, image.control_code_page + self.config.page_size)
+        stop = self._execution.kexec(page)
+        if stop.kind is StopKind.LEFT:
+            self.say("jump", f"the relocation code jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
+        return stop
+
     def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
         """Panic, up to the first instruction outside this kernel; see Execution.crash()."""
         self.say("panic", f"panic: {message}", message=message)

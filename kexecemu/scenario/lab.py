@@ -36,7 +36,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.timeline import Timeline
 
-__all__ = ["End", "Kernel"]
+__all__ = ["End", "Kernel", "Reboot"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,18 @@ class End:
     def verdict(self) -> Verdict | None:
         """What the purgatory's record says; None without one."""
         return self.purgatory.verdict if self.purgatory else None
+
+
+@dataclass(frozen=True)
+class Reboot:
+    """The end of an ordinary kexec: how the purgatory ended (None without one) and how the new kernel was entered.
+
+    stop says where the relocation code went; kernel is None when the new kernel was never reached.
+    """
+
+    stop: Stop
+    purgatory: PurgatoryRun | None = None
+    kernel: CaptureRun | None = None
 
 
 class Kernel(model.Kernel):
@@ -140,6 +152,26 @@ class Kernel(model.Kernel):
             damage += find_damage(self.ram, image, purgatory=False)
         outcome = judge(self.ram, self._injections, damage, purgatory, capture)
         return self._end(outcome, outcome.meaning, damage, purgatory, capture)
+
+    def reboot_by_kexec(self, *, progress: Progress | None = None) -> Reboot:
+        """reboot(LINUX_REBOOT_CMD_KEXEC) into the image that was loaded with flags=0, and follow it.
+
+        The stub finds no dump then and says so. Raises InputError without such an image.
+        """
+        stop = self.reboot()
+        image = self.kexec.reboot_image
+        assert image is not None
+        if stop.kind is not StopKind.LEFT or stop.pc != image.start:
+            return Reboot(stop)
+        purgatory = None
+        if self.kexec.reboot_purgatory is not None:
+            purgatory = run_purgatory(self, image, self.kexec.reboot_purgatory, progress)
+            self._tell_purgatory(purgatory, image)
+            if purgatory.end is not PurgatoryEnd.KERNEL:
+                return Reboot(stop, purgatory)
+        run = run_capture(self, image)
+        self._tell_capture(run)
+        return Reboot(stop, purgatory, run)
 
     def _never_left(self, stop: Stop, image: Kimage | None) -> End:
         if image is None:

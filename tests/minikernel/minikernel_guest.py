@@ -155,6 +155,7 @@ class Guest:
     def load_crash_image(self) -> None:
         """Make the kernel believe that a crash image is loaded."""
         image = self.virt("crash_kimage_storage")
+        self.set_u64(image + self.member("kimage", "head"), 4)  # IND_DONE
         self.set_u64(image + self.member("kimage", "start"), ENTRY_PHYS)
         dtb_mem = self.member("kimage", "arch") + self.member("kimage_arch", "dtb_mem")
         self.set_u64(image + dtb_mem, DTB_PHYS)

@@ -222,6 +222,26 @@ def test_the_steps_end_where_the_run_ends(run):
     assert steps("purgatory-code-stamped") == ["good", "bad", "good", "bad", "none"]
 
 
+@pytest.mark.parametrize(
+    ("name", "marked"),
+    [
+        ("golden", ["good", "good", "good"]),  # purgatory, captured, outcome
+        ("initrd-stamped", ["bad", "caught", "caught"]),  # fault, purgatory, outcome
+        (
+            "stamped-under-pte",
+            ["good", "caught", "good", "good", "good"],
+        ),  # protect, oops, fault, captured, outcome
+        ("same-value-write", ["quiet", "good", "good", "quiet"]),  # fault, purgatory, captured, outcome
+        ("purgatory-code-stamped", ["bad", "bad", "bad"]),  # fault, purgatory, outcome
+    ],
+)
+def test_the_timeline_marks_faults_and_verdicts(run, name, marked):
+    page = _Page(render(run(name)))
+    assert [
+        attributes["class"] for tag, attributes in page.tags if tag == "tr" and "class" in attributes
+    ] == marked
+
+
 def test_what_was_not_as_expected_is_told():
     result = crash("a crash", Setup(), [], expect=Expect(outcome=Outcome.DETECTED))
     text = _Page(render(result)).text

@@ -137,14 +137,6 @@ class KexecEnvironment:
             self.config.way, self._kernel.tables, self._kernel.space, image, self.crashk_res
         )
         self._flush_tlb_kernel_range()
-        if self.protected:
-            self.say(
-                "protect",
-                f"protection {self.config.way.value}: "
-                + ", ".join(str(area) for area in self.protected)
-                + " cannot be written through the linear map",
-                protection=self.config.way.value,
-            )
 
     def unprotect(self, image: Kimage) -> None:
         """arch_kexec_unprotect_crashkres()."""

@@ -120,3 +120,11 @@ def _tell_loaded(kernel: Kernel, image: Kimage, call: str) -> None:
         entry_phys=image.start,
         digest=image.digest.hex() if image.digest else None,
     )
+    if kernel.protected:
+        way = kernel.config.way.value
+        areas = ", ".join(str(area) for area in kernel.protected)
+        kernel.say(
+            "protect",
+            f"protection {way}: {areas} cannot be written through the linear map",
+            protection=way,
+        )

@@ -10,6 +10,7 @@ What Linux 6.1 does not look at is not looked at here either: key usage, basic c
 from __future__ import annotations
 
 import calendar
+import warnings
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -86,8 +87,10 @@ class Certificate:
 
     def _name(self, *, subject: bool) -> str:
         try:
-            certificate = x509.load_der_x509_certificate(self.encoded)
-            return (certificate.subject if subject else certificate.issuer).rfc4514_string()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns of certificates that are odd and readable
+                certificate = x509.load_der_x509_certificate(self.encoded)
+                return (certificate.subject if subject else certificate.issuer).rfc4514_string()
         except ValueError:
             return self.subject_text if subject else self.issuer_text
 

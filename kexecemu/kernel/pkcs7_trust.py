@@ -39,15 +39,15 @@ def validate_trust(message: Pkcs7Message, keyring: Keyring, crypto: CryptoModule
         certificate.seen = False
     verified: dict[int, Key] = {}  # certificates by id(), for signers that share some
     trusted: Key | None = None
-    failure = KexecError(ENOKEY, "pkcs7_validate_trust", f"no key in {keyring.name} vouches for the signer")
+    failure = KexecError(ENOKEY, "pkcs7_validate_trust", "no signer")
     for signer in message.signers:
         try:
             trusted = _validate_trust_one(signer, keyring, crypto, verified)
         except KexecError as error:
-            if error.errno == ENOPKG and failure.errno == ENOKEY:
-                failure = error
-            elif error.errno not in (ENOPKG, ENOKEY):
+            if error.errno not in (ENOPKG, ENOKEY):
                 raise
+            if failure.errno == ENOKEY:
+                failure = error
     if trusted is None:
         raise failure
     return trusted
@@ -94,7 +94,7 @@ def _climb(signer: MessageSigner, keyring: Keyring, verified: dict[int, Key]) ->
         if key is not None:
             return _Match(key, signature, current)
         if current.signer is current:
-            raise KexecError(ENOKEY, _STEP, "an unknown self-signed certificate")
+            raise KexecError(ENOKEY, _STEP, f"{_subject(current)} is self-signed, and not in {keyring.name}")
         last, signature, current = current, current.signature, current.signer
     if last is not None:
         authority = last.certificate.authority_id, last.certificate.authority_skid
@@ -105,7 +105,24 @@ def _climb(signer: MessageSigner, keyring: Keyring, verified: dict[int, Key]) ->
                 if error.errno != ENOKEY:
                     raise
     # As a last resort, a trusted key that is the signer's own, for a message without its certificate.
-    return _Match(keyring.find_asymmetric_key(signer.info.signer_id), signature, None)
+    try:
+        return _Match(keyring.find_asymmetric_key(signer.info.signer_id), signature, None)
+    except KexecError as error:
+        raise KexecError(ENOKEY, _STEP, _why_no_key(last, keyring)) from error
+
+
+def _why_no_key(last: MessageCertificate | None, keyring: Keyring) -> str:
+    if last is None:
+        return f"the message carries no certificate of its signer, and {keyring.name} has no such key"
+    certificate = last.certificate
+    authority = certificate.authority_skid or certificate.authority_id
+    if authority is None:
+        return f"{_subject(last)} names no authority (authorityKeyIdentifier), and is not in {keyring.name} itself"
+    return f"{_subject(last)} is vouched for by {certificate.issuer_text!r} ({authority.hex()}), not in {keyring.name}"
+
+
+def _subject(one: MessageCertificate) -> str:
+    return repr(one.certificate.subject_text)
 
 
 def _find(keyring: Keyring, id_0: bytes, id_1: bytes | None) -> Key | None:

@@ -1,0 +1,156 @@
+"""kexecemu verify-image: exit statuses, the two outputs, certificates in all forms, bad input in one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import signing
+import typer
+
+from kexecemu.commands.verify_image import verify_image_command
+from kexecemu.errors import InputError
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Images and certificates by name."""
+    for name, data in {
+        "signed": signing.good().data,
+        "tampered": signing.BAD_IMAGES["tampered"](),
+        "unsigned": signing.pe_image(),
+        "ca.pem": signing.pem_of(signing.CA),
+        "ca.der": signing.der_of(signing.CA),
+        "bundle.pem": signing.pem_of(signing.STRANGER, signing.CA),
+        "stranger.pem": signing.pem_of(signing.STRANGER),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def command(image: Path, *certificates: Path, json_output: bool = False) -> int:
+    """The exit status."""
+    with pytest.raises(typer.Exit) as exit_:
+        verify_image_command(image, list(certificates), json_output)
+    return exit_.value.exit_code
+
+
+def report(capsys: pytest.CaptureFixture[str], image: Path, *certificates: Path) -> dict[str, Any]:
+    command(image, *certificates, json_output=True)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("certificate", ["ca.pem", "ca.der", "bundle.pem"])
+def test_a_good_image_exits_with_0(files: Path, certificate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(files / "signed", files / certificate) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] == "verified"
+    assert "signer:     CN=kexecemu test signer" in said
+    assert "issuer:     CN=kexecemu test CA" in said
+    assert "signed at:  2026-11-24T12:30:59Z" in said
+    assert "digest:     sha256" in said
+    assert f"PE digest:  {signing.authenticode_digest(signing.pe_image()).hex()}" in said
+    assert "trusted by: CN=kexecemu test CA" in said
+
+
+def test_certificates_of_several_files_are_all_trusted(files: Path) -> None:
+    assert command(files / "signed", files / "stranger.pem", files / "ca.der") == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "certificate", "errno"),
+    [
+        ("signed", "stranger.pem", "ENOKEY"),
+        ("tampered", "ca.pem", "EKEYREJECTED"),
+        ("unsigned", "ca.pem", "ENODATA"),
+    ],
+)
+def test_a_refused_image_exits_with_1(
+    files: Path, image: str, certificate: str, errno: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(files / image, files / certificate) == 1
+    assert f"({errno} from " in capsys.readouterr().out.splitlines()[0]
+
+
+def test_json_has_it_all(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digest = signing.authenticode_digest(signing.pe_image()).hex()
+    assert report(capsys, files / "signed", files / "ca.pem") == {
+        "verified": True,
+        "signer": "CN=kexecemu test signer",
+        "issuer": "CN=kexecemu test CA",
+        "serial": "2000",
+        "signing_time": "2026-11-24T12:30:59Z",
+        "digest_algorithm": "sha256",
+        "signed_digest": digest,
+        "pe_digest": digest,
+        "trusted_by": "CN=kexecemu test CA",
+        "error": None,
+    }
+
+
+def test_json_of_a_refusal_says_which_step_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, files / "tampered", files / "ca.pem")
+    assert found["verified"] is False
+    assert found["trusted_by"] is None
+    assert found["signed_digest"] == signing.authenticode_digest(signing.pe_image()).hex()
+    assert found["pe_digest"] != found["signed_digest"]
+    assert found["error"] == {
+        "errno": "EKEYREJECTED",
+        "number": 129,
+        "step": "pefile_digest_pe",
+        "reason": "digest mismatch",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(signing.BAD_IMAGES))
+def test_every_bad_image_is_refused_in_both_outputs(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, certificate = tmp_path / "Image", tmp_path / "ca.pem"
+    image.write_bytes(signing.BAD_IMAGES[name]())
+    certificate.write_bytes(signing.pem_of(signing.CA))
+    assert command(image, certificate) == 1
+    assert capsys.readouterr().out.startswith("refused: ")
+    assert report(capsys, image, certificate)["error"]["number"] > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "neither an arm64 Image nor a PE file"),
+        (b"text", "neither an arm64 Image nor a PE file"),
+        (gzip.compress(b"an Image"), "compressed with gzip"),
+        (b"\x7fELF" + bytes(100), "neither an arm64 Image nor a PE file"),
+    ],
+)
+def test_a_file_that_is_no_image_is_bad_input(files: Path, data: bytes, why: str) -> None:
+    (files / "other").write_bytes(data)
+    with pytest.raises(InputError, match=why):
+        verify_image_command(files / "other", [files / "ca.pem"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"text",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----\n",
+        signing.der_of(signing.CA)[:-1],
+    ],
+)
+def test_a_file_that_is_no_certificate_is_bad_input(files: Path, data: bytes) -> None:
+    (files / "other").write_bytes(data)
+    with pytest.raises(InputError, match="no certificate") as error:
+        verify_image_command(files / "signed", [files / "other"])
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read_are_bad_input(files: Path) -> None:
+    for image, certificate in (("missing", "ca.pem"), ("signed", "missing"), (".", "ca.pem")):
+        with pytest.raises(InputError, match=r"No such file|Is a directory"):
+            verify_image_command(files / image, [files / certificate])

@@ -17,13 +17,13 @@ from kexecemu.kernel.crashkernel import CrashReservation, Print, reserve_crashke
 from kexecemu.kernel.firmware import initrd_range, memory_ranges, reg_ranges
 from kexecemu.kernel.linear_map import (
     LinearMapPlan,
+    MapTarget,
     build_linear_map,
     defer_reserve_crashkernel,
     plan_linear_map,
 )
 from kexecemu.kernel.memblock import Memblock
 from kexecemu.kernel.zones import arm64_dma_phys_limit
-from kexecemu.machine.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
@@ -129,12 +129,13 @@ def setup_memory(
     config: KernelConfig,
     space: AddressSpace,
     layout: TextLayout,
-    tables: PageTables,
+    tables: MapTarget,
     log: Print,
 ) -> ArchSetup:
     """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
 
-    `tables` is swapper_pg_dir; its allocator must take pages from `memblock`. log gets the kernel's messages.
+    `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
+    `memblock`, because that decides where a late reservation comes to lie. log gets the kernel's messages.
     """
 
     def reserve() -> CrashReservation:

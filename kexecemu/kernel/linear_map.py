@@ -7,18 +7,25 @@ Followed: map_mem() in arch/arm64/mm/mmu.c before and after commit 04a2a7af3d97.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.address_space import AddressSpace
 from kexecemu.kernel.cmdline import memparse, parameter, parameters, strtobool
 from kexecemu.kernel.config import KernelConfig, Protection
 from kexecemu.kernel.memblock import Memblock
-from kexecemu.machine.descriptors import AF, AP_RO, ATTR_IDX, DBM, ENTRY_SIZE, PXN, SH_INNER, UXN
+from kexecemu.machine.descriptors import AF, AP_RO, ATTR_IDX, DBM, ENTRY_SIZE, PXN, SH_INNER, UXN, TableFormat
 from kexecemu.machine.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
-__all__ += ["build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel", "plan_linear_map"]
+__all__ += [
+    "MapTarget",
+    "build_linear_map",
+    "can_set_direct_map",
+    "defer_reserve_crashkernel",
+    "plan_linear_map",
+]
 
 _TABLES_LIMIT = 512 << 20
 
@@ -154,13 +161,27 @@ def plan_linear_map(
     return LinearMapPlan(tuple(pieces), reason)
 
 
-def build_linear_map(tables: PageTables, space: AddressSpace, plan: LinearMapPlan) -> None:
+class MapTarget(Protocol):
+    """What a plan is mapped into: PageTables in guest RAM, or CountedTables, which only reckon (linear_price)."""
+
+    @property
+    def fmt(self) -> TableFormat:
+        """The granule and the size of the address space."""
+
+    def map(
+        self, virt: int, phys: int, size: int, attributes: int, *, blocks: bool, contiguous: bool
+    ) -> None:
+        """As PageTables.map()."""
+
+
+def build_linear_map(tables: MapTarget, space: AddressSpace, plan: LinearMapPlan) -> None:
     """Write the planned map into the page tables that the emulated MMU walks.
 
     Raises InputError for a map by base pages that is too large to be built entry by entry (512 MiB of tables).
     """
     paged = sum(piece.area.size for piece in plan.pieces if not piece.blocks)
-    if paged // tables.fmt.granule.size * ENTRY_SIZE > _TABLES_LIMIT:
+    in_ram = isinstance(tables, PageTables)
+    if in_ram and paged // tables.fmt.granule.size * ENTRY_SIZE > _TABLES_LIMIT:
         raise InputError(
             f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here; "
             "with rodata=on and no protection it is built of blocks"

@@ -97,3 +97,20 @@ class Memblock:
                 self.reserve(PhysRange.of(candidate, size))
                 return candidate
         return 0
+
+    def phys_alloc_pages(self, count: int, page_size: int) -> int:
+        """As `count` calls of phys_alloc_range(page_size, page_size), all at once; returns how many succeeded.
+
+        The highest free pages go whatever the order in which they are asked for, so terabytes of page tables need
+        not be allocated one by one.
+        """
+        left = count
+        for area in reversed(self.free_ranges()):
+            first = -(-max(area.start, _FIRST_PAGE) // page_size) * page_size
+            end = area.end // page_size * page_size
+            taken = min(left, max(0, end - first) // page_size)
+            self.reserve(PhysRange(end - taken * page_size, end))
+            left -= taken
+            if not left:
+                break
+        return count - left

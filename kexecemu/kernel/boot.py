@@ -23,14 +23,13 @@ from kexecemu.kernel.linear_map import (
     plan_linear_map,
 )
 from kexecemu.kernel.memblock import Memblock
+from kexecemu.kernel.sparsemem import MemoryMap, alloc_memory_map
 from kexecemu.kernel.zones import arm64_dma_phys_limit
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
 
-_STRUCT_PAGE_SIZE = 64
 _CMA_ALIGN = 4 << 20  # pageblock_nr_pages and MAX_ORDER of a 4K kernel
-_SECTION_SIZE_BITS = {4096: 27, 16384: 27, 65536: 29}
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class ArchSetup:
     reservation: CrashReservation
     plan: LinearMapPlan
     dma_phys_limit: int
+    memory_map: MemoryMap
 
 
 def arm64_memblock_init(
@@ -109,20 +109,6 @@ def _scan_reserved_memory(dtb: Fdt, memblock: Memblock) -> None:
             memblock.reserve(area)
 
 
-def _alloc_memory_map(memblock: Memblock, page_size: int) -> None:
-    """sparse_init(): one struct page for each page of every section that has memory, in one allocation."""
-    section = 1 << _SECTION_SIZE_BITS[page_size]
-    sections = {
-        number for area in memblock.memory for number in range(area.start // section, -(-area.end // section))
-    }
-    map_size = section // page_size * _STRUCT_PAGE_SIZE
-    map_align = max(page_size, map_size)
-    # Where the map of all sections does not fit in one piece the kernel allocates section by section.
-    if not memblock.phys_alloc_range(len(sections) * map_size, map_align):
-        for _ in sections:
-            memblock.phys_alloc_range(map_size, map_align)
-
-
 def setup_memory(
     memblock: Memblock,
     cmdline: str,
@@ -148,11 +134,11 @@ def setup_memory(
     text = PhysRange(alias_start, layout.init_begin)
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
     build_linear_map(tables, space, plan)
-    _alloc_memory_map(memblock, config.page_size)
+    memory_map = alloc_memory_map(memblock, config.page_size)
     dma_limit = arm64_dma_phys_limit(config, memblock)
     cma = config.number("CMA_SIZE_MBYTES") << 20
     if cma:
         memblock.phys_alloc_range(cma, _CMA_ALIGN, 0, dma_limit)
     if deferred:
         reservation = reserve()
-    return ArchSetup(memblock, reservation, plan, dma_limit)
+    return ArchSetup(memblock, reservation, plan, dma_limit, memory_map)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kexecemu.formats.elfnote import crash_note
 from kexecemu.kernel import oops
+from kexecemu.kernel.timekeeping import ktime_get_real_seconds, update_wall_time
 from kexecemu.kernel.vmcoreinfo import append_crashtime, write_note
 from kexecemu.machine.cpu import Cpu, StopKind
 
@@ -22,7 +23,6 @@ __all__ = ["HOST_CALLS", "HostCall"]
 
 HostCall = Callable[["Kernel", Cpu], None]
 
-_NS_PER_SECOND = 1_000_000_000
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
 
 
@@ -70,7 +70,8 @@ def crash_save_vmcoreinfo(kernel: Kernel, cpu: Cpu) -> None:
         if safecopy:
             guest.write("vmcoreinfo_data", guest.space.linear_virt(safecopy))
             text = guest.ram.read(safecopy, guest.read("vmcoreinfo_size"))
-    text = append_crashtime(text, kernel.now_ns // _NS_PER_SECOND)
+    update_wall_time(guest, kernel.now_ns)
+    text = append_crashtime(text, ktime_get_real_seconds(guest))
     kernel.store_vmcoreinfo(text)
     write_note(guest, text)
 

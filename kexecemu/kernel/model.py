@@ -28,9 +28,11 @@ from kexecemu.kernel.kimage import (
     KEXEC_FILE_ON_CRASH,
     Kimage,
 )
+from kexecemu.kernel.mm_init import mm_init
 from kexecemu.kernel.paging import EarlyTables
 from kexecemu.kernel.printk import Printk
 from kexecemu.kernel.syscalls import purgatory_object
+from kexecemu.kernel.timekeeping import timekeeping_init
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.kernel.vmcoreinfo import VMCOREINFO_BYTES, vmcoreinfo_text, write_note
 from kexecemu.kernel.vmlinux import GuestKernel, Vmlinux, load_vmlinux
@@ -184,6 +186,7 @@ class Kernel:
         self._arch = setup_memory(
             memblock, bootargs, self.config, self.space, layout, self.early.swapper, self.log
         )
+        mm_init(guest, self.arch, self.config, self.early.fmt)
         self._publish_resources()
         self.log(f"Kernel command line: {bootargs}")
         count = len(self.affinities)
@@ -197,7 +200,8 @@ class Kernel:
         guest.write_u32("panic_on_oops", int(oops == "panic" or self.config.enabled("PANIC_ON_OOPS")))
 
     def kernel_init_freeable(self) -> None:
-        """The rest of the boot: crash_save_vmcoreinfo_init()."""
+        """The rest of the boot: timekeeping_init() and crash_save_vmcoreinfo_init()."""
+        timekeeping_init(self.guest, self.now_ns)
         granule_t1sz = 64 - self.space.va_bits
         text = vmcoreinfo_text(self.guest, self.config.page_size, self.space.memstart, granule_t1sz)
         self.store_vmcoreinfo(text)

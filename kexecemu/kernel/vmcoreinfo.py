@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from kexecemu.formats.elfnote import vmcoreinfo_note
+from kexecemu.kernel.address_space import AddressSpace
+from kexecemu.kernel.sparsemem import MAX_PHYSMEM_BITS, nr_section_roots, section_size_bits, vmemmap_range
 from kexecemu.kernel.vmlinux import GuestKernel
 
 __all__ = ["VMCOREINFO_BYTES", "VMCOREINFO_NOTE_SIZE", "append_crashtime", "vmcoreinfo_text", "write_note"]
@@ -11,7 +13,15 @@ VMCOREINFO_BYTES = 4096
 VMCOREINFO_NOTE_SIZE = 0x1024
 _LINE_LIMIT = 0x50  # vmcoreinfo_append_str() formats into a buffer of this size
 
-_U64 = 1 << 64
+_N_ONLINE, _NODEMASK_SIZE = 1, 8  # node_online_map is node_states[N_ONLINE]
+_MODULES_VSIZE = 128 << 20
+_VMALLOC_GAP = 256 << 20  # between the end of the vmalloc area and VMEMMAP_START
+
+# Lengths that have a name of their own.
+_LENGTHS = {
+    "printk_info_subsystem": "dev_printk_info.subsystem",
+    "printk_info_device": "dev_printk_info.device",
+}
 
 # (kind, names) in the kernel's order; lines whose symbol or structure the guest lacks are left out.
 _LINES: tuple[tuple[str, str], ...] = (
@@ -21,13 +31,20 @@ _LINES: tuple[tuple[str, str], ...] = (
     ("SYMBOL", "swapper_pg_dir"),
     ("SYMBOL", "_stext"),
     ("SYMBOL", "vmap_area_list"),
-    ("ARRAY", "mem_section"),
+    ("SYMBOL", "mem_map"),
+    ("SYMBOL", "contig_page_data"),
+    ("SYMBOL", "mem_section"),
+    ("LENGTH", "mem_section"),
     ("SIZE", "mem_section"),
     ("OFFSET", "mem_section.section_mem_map"),
-    ("NUMBER", "SECTION_SIZE_BITS=27"),
-    ("NUMBER", "MAX_PHYSMEM_BITS=48"),
+    ("NUMBER", "SECTION_SIZE_BITS"),
+    ("NUMBER", f"MAX_PHYSMEM_BITS={MAX_PHYSMEM_BITS}"),
     ("SIZE", "page"),
+    ("SIZE", "pglist_data"),
+    ("SIZE", "zone"),
+    ("SIZE", "free_area"),
     ("SIZE", "list_head"),
+    ("SIZE", "nodemask_t"),
     ("OFFSET", "page.flags"),
     ("OFFSET", "page._refcount"),
     ("OFFSET", "page.mapping"),
@@ -37,8 +54,20 @@ _LINES: tuple[tuple[str, str], ...] = (
     ("OFFSET", "page.compound_dtor"),
     ("OFFSET", "page.compound_order"),
     ("OFFSET", "page.compound_head"),
+    ("OFFSET", "pglist_data.node_zones"),
+    ("OFFSET", "pglist_data.nr_zones"),
+    ("OFFSET", "pglist_data.node_start_pfn"),
+    ("OFFSET", "pglist_data.node_spanned_pages"),
+    ("OFFSET", "pglist_data.node_id"),
+    ("OFFSET", "zone.free_area"),
+    ("OFFSET", "zone.vm_stat"),
+    ("OFFSET", "zone.spanned_pages"),
+    ("OFFSET", "free_area.free_list"),
     ("OFFSET", "list_head.next"),
     ("OFFSET", "list_head.prev"),
+    ("OFFSET", "vmap_area.va_start"),
+    ("OFFSET", "vmap_area.list"),
+    ("LENGTH", "zone.free_area"),
     ("SYMBOL", "prb"),
     ("SYMBOL", "printk_rb_static"),
     ("SYMBOL", "clear_seq"),
@@ -66,9 +95,9 @@ _LINES: tuple[tuple[str, str], ...] = (
     ("OFFSET", "printk_info.dev_info"),
     ("SIZE", "dev_printk_info"),
     ("OFFSET", "dev_printk_info.subsystem"),
-    ("LENGTH", "printk_info_subsystem=16"),
+    ("LENGTH", "printk_info_subsystem"),
     ("OFFSET", "dev_printk_info.device"),
-    ("LENGTH", "printk_info_device=48"),
+    ("LENGTH", "printk_info_device"),
     ("SIZE", "prb_data_ring"),
     ("OFFSET", "prb_data_ring.size_bits"),
     ("OFFSET", "prb_data_ring.data"),
@@ -78,6 +107,8 @@ _LINES: tuple[tuple[str, str], ...] = (
     ("OFFSET", "atomic_long_t.counter"),
     ("SIZE", "latched_seq"),
     ("OFFSET", "latched_seq.val"),
+    ("LENGTH", "free_area.free_list"),
+    ("NUMBER", "NR_FREE_PAGES=0"),
     ("NUMBER", "PG_lru=4"),
     ("NUMBER", "PG_private=13"),
     ("NUMBER", "PG_swapcache=10"),
@@ -88,24 +119,54 @@ _LINES: tuple[tuple[str, str], ...] = (
 )
 
 
-def _line(guest: GuestKernel, kind: str, what: str) -> str | None:
-    vmlinux = guest.vmlinux
-    structs = vmlinux.layout["structs"]
+def _symbol(guest: GuestKernel, name: str) -> int | None:
+    """What SYMBOL(name) is, None where the guest has no such symbol."""
+    symbols = guest.vmlinux.elf.symbols
+    if name == "mem_section":
+        # VMCOREINFO_SYMBOL_ARRAY takes a name for an array's address: of a pointer that is its value.
+        return guest.read(name) if name in symbols else None
+    if name == "node_online_map":
+        return symbols["node_states"] + _N_ONLINE * _NODEMASK_SIZE if "node_states" in symbols else None
+    return symbols.get(name)
+
+
+def _line(guest: GuestKernel, page_size: int, kind: str, what: str) -> str | None:
+    """One line; None where the guest lacks what it is about."""
+    structs = guest.vmlinux.layout["structs"]
+    struct, _, member = _LENGTHS.get(what, what).partition(".")
+    value: int | str | None
     if kind == "SYMBOL":
-        return f"SYMBOL({what})={vmlinux.virt(what):x}" if what in vmlinux.elf.symbols else None
-    if kind == "SIZE":
-        return f"SIZE({what})={vmlinux.sizeof(what)}" if what in structs else None
-    if kind == "OFFSET":
-        struct, member = what.split(".")
-        known = struct in structs and member in structs[struct]["members"]
-        return f"OFFSET({what})={vmlinux.offsetof(struct, member)}" if known else None
-    if kind == "ARRAY":
-        # SYMBOL(mem_section) is the value of the pointer, not the variable's address (VMCOREINFO_SYMBOL_ARRAY).
-        if "mem_section" not in vmlinux.elf.symbols:
-            return None
-        return f"SYMBOL({what})={guest.read(what):x}\nLENGTH({what})=8192"
-    name, value = what.split("=")
-    return f"{kind}({name})={value}"
+        address = _symbol(guest, what)
+        value = None if address is None else f"{address:x}"
+    elif kind == "SIZE":
+        value = structs[what]["size"] if what in structs else None
+    elif what == "mem_section":
+        value = nr_section_roots(page_size)
+    elif kind in ("OFFSET", "LENGTH"):
+        value = structs.get(struct, {}).get("members" if kind == "OFFSET" else "lengths", {}).get(member)
+    elif what == "SECTION_SIZE_BITS":
+        value = section_size_bits(page_size)
+    else:
+        what, _, value = what.partition("=")
+    return None if value is None else f"{kind}({what})={value}"
+
+
+def _arm64_lines(space: AddressSpace, page_size: int) -> list[str]:
+    """arch_crash_save_vmcoreinfo(), up to VMEMMAP_END: the address space of 6.1, in which the guest is linked."""
+    vmemmap_start, vmemmap_end = vmemmap_range(space, page_size)
+    modules_end = space.page_end + _MODULES_VSIZE
+    ranges = {
+        "MODULES_VADDR": space.page_end,
+        "MODULES_END": modules_end,
+        "VMALLOC_START": modules_end,
+        "VMALLOC_END": vmemmap_start - _VMALLOC_GAP,
+        "VMEMMAP_START": vmemmap_start,
+        "VMEMMAP_END": vmemmap_end,
+    }
+    return [
+        f"NUMBER(VA_BITS)={space.va_bits}",
+        *(f"NUMBER({name})={virt:#x}" for name, virt in ranges.items()),
+    ]
 
 
 def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: int) -> bytes:
@@ -119,9 +180,9 @@ def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: 
         f"BUILD-ID={guest.vmlinux.build_id}",
         f"PAGESIZE={page_size}",
     ]
-    lines += [line for kind, what in _LINES if (line := _line(guest, kind, what)) is not None]
+    lines += [line for kind, what in _LINES if (line := _line(guest, page_size, kind, what)) is not None]
     lines += [
-        f"NUMBER(VA_BITS)={space.va_bits}",
+        *_arm64_lines(space, page_size),
         f"NUMBER(kimage_voffset)={space.kimage_voffset:#x}",
         f"NUMBER(PHYS_OFFSET)={phys_offset:#x}",
         f"NUMBER(TCR_EL1_T1SZ)={t1sz:#x}",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from kexecemu.errors import InputError, KexecError
+from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.ranges import PhysRange, subtract
@@ -48,10 +48,11 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
         purgatory = kernel.kexec.purgatory
         if purgatory is None:
             raise InputError(f"target {base}: no purgatory is loaded")
-        try:
-            return PhysRange(purgatory.symbol_phys(name), purgatory.segment.area.end)
-        except KexecError:
-            raise InputError(f"target {base}: the purgatory has no symbol {name}") from None
+        # Local symbols too: a stray write does not ask for linkage.
+        symbol = purgatory.symbol_table().get(name)
+        if symbol is None:
+            raise InputError(f"target {base}: the purgatory has no symbol {name}")
+        return PhysRange(symbol[0], purgatory.segment.area.end)
     segment = image.segment(base)
     if segment is None:
         known = ", ".join(one.name for one in image.segments)

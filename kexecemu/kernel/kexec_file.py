@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from errno import EBADF, EBUSY, EFBIG, EINVAL, ENOSYS, EPERM
+from errno import EBUSY, EINVAL, ENOSYS, EPERM
 from typing import Protocol
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import elfrel
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
+from kexecemu.kernel.files import OpenFile, kernel_read_file
 from kexecemu.kernel.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.kexec_image import CrashFiles, LoadContext, image_load, image_probe
 from kexecemu.kernel.kimage import (
@@ -27,9 +28,8 @@ from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["KEXEC_FILE_SIZE_MAX", "KexecFile", "Prepared", "RunningKernel", "add_control_pages"]
+__all__ = ["KexecFile", "Prepared", "RunningKernel", "add_control_pages"]
 
-KEXEC_FILE_SIZE_MAX = 4 << 30
 _KEXEC_CONTROL_PAGE_SIZE = 4096
 
 
@@ -134,14 +134,14 @@ class KexecFile:
 
     def load(
         self,
-        kernel: bytes | None,
-        initrd: bytes | None,
+        kernel: OpenFile | bytes | None,
+        initrd: OpenFile | bytes | None,
         cmdline: bytes | None,
         flags: int,
         *,
         capable: bool = True,
     ) -> Kimage | None:
-        """kexec_file_load(2). kernel and initrd are the files' bytes (None: a bad descriptor).
+        """kexec_file_load(2). kernel and initrd are open files, or just their bytes (None: a bad descriptor).
 
         cmdline is what the caller passes, with its NUL; None or b"" is a length of 0 and deletes bootargs. capable
         is CAP_SYS_BOOT. Returns the image, None after an unload; raises KexecError with the syscall's errno.
@@ -207,16 +207,20 @@ class KexecFile:
         self.running.publish(image)
 
     def _prepare(
-        self, kernel: bytes | None, initrd: bytes | None, cmdline: bytes | None, flags: int
+        self,
+        kernel: OpenFile | bytes | None,
+        initrd: OpenFile | bytes | None,
+        cmdline: bytes | None,
+        flags: int,
     ) -> Prepared:
         """kimage_file_alloc_init(): everything up to the copy."""
         running = self.running
         crashk_res = running.crashk_res
-        kernel = _read_file("kernel", kernel)
-        image_probe(kernel)
+        image_file = kernel_read_file("kernel", kernel)
+        image_probe(image_file)
         if self.signature_policy is not None:
-            self.signature_policy.check(kernel, running.log)
-        initrd = None if flags & KEXEC_FILE_NO_INITRAMFS else _read_file("initrd", initrd)
+            self.signature_policy.check(image_file, running.log)
+        ramdisk = None if flags & KEXEC_FILE_NO_INITRAMFS else kernel_read_file("initrd", initrd)
         text = _command_line(cmdline)
         crash = bool(flags & KEXEC_FILE_ON_CRASH)
         image = Kimage(control_page=crashk_res.start if crashk_res and crash else 0, crash=crash)
@@ -229,8 +233,8 @@ class KexecFile:
             tuple(running.free_memory),
         )
         files = CrashFiles(
-            kernel,
-            initrd,
+            image_file,
+            ramdisk,
             running.elf_headers() if crash else None,
             lambda initrd_area, core: running.next_device_tree(initrd_area, core, text),
         )
@@ -258,18 +262,6 @@ def add_control_pages(running: RunningKernel, image: Kimage) -> None:
     safecopy = alloc_crash_control_pages(image, crashk_res, running.page_size, "vmcoreinfo copy buffer")
     image.vmcoreinfo_safecopy = safecopy.start
     running.copy_vmcoreinfo(safecopy)
-
-
-def _read_file(name: str, data: bytes | None) -> bytes:
-    """kernel_read_file_from_fd(), as far as bytes can tell."""
-    step = "kernel_read_file_from_fd"
-    if data is None:
-        raise KexecError(EBADF, step, f"{name}: bad file descriptor")
-    if not data:
-        raise KexecError(EINVAL, step, f"{name}: the file is empty")
-    if len(data) > KEXEC_FILE_SIZE_MAX:
-        raise KexecError(EFBIG, step, f"{name}: larger than 4 GiB")
-    return data
 
 
 def _command_line(cmdline: bytes | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Self
@@ -20,8 +21,10 @@ from kexecemu.kernel.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.boot import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
 from kexecemu.kernel.cmdline import parameter
 from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.crashkernel import CrashReservation
 from kexecemu.kernel.environment import KexecEnvironment
 from kexecemu.kernel.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
+from kexecemu.kernel.files import OpenFile
 from kexecemu.kernel.host_calls import HOST_CALLS
 from kexecemu.kernel.kexec_file import KexecFile
 from kexecemu.kernel.kimage import (
@@ -225,6 +228,12 @@ class Kernel:
                 end_phys=area.last,
             )
 
+    def set_crashk_res(self, reservation: CrashReservation, freed: PhysRange) -> None:
+        """A part of the crash region goes back to the system (kexec_crash_size); guest memory and memblock follow."""
+        self._arch = replace(self.arch, reservation=reservation)
+        self.arch.memblock.free(freed)
+        self._publish_resources()
+
     def _resource(self, member: str) -> int:
         return self.guest.vmlinux.offsetof("resource", member)
 
@@ -311,8 +320,8 @@ class Kernel:
 
     def kexec_file_load(
         self,
-        kernel: bytes | None,
-        initrd: bytes | None = None,
+        kernel: OpenFile | bytes | None,
+        initrd: OpenFile | bytes | None = None,
         cmdline: str | bytes | None = None,
         flags: int = KEXEC_FILE_ON_CRASH,
         *,

@@ -9,6 +9,7 @@ from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats import elfrel
 from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.files import OpenFile
 from kexecemu.kernel.kexec_load import KexecLoadArguments, kexec_load
 from kexecemu.kernel.kexec_tools import MachineView, core_header_size, prepare_crash_load
 from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
@@ -50,8 +51,8 @@ def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
 
 def kexec_file_load(
     kernel: Kernel,
-    image_file: bytes | None,
-    initrd: bytes | None,
+    image_file: OpenFile | bytes | None,
+    initrd: OpenFile | bytes | None,
     cmdline: str | bytes | None,
     flags: int,
     *,

@@ -1,0 +1,60 @@
+"""An open file as the kernel sees it, as far as kernel_read_file_from_fd() can refuse it (fs/kernel_read_file.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from errno import EACCES, EBADF, EFBIG, EINVAL, EIO, ETXTBSY
+
+from kexecemu.errors import KexecError
+
+__all__ = ["KEXEC_FILE_SIZE_MAX", "OpenFile", "kernel_read_file"]
+
+KEXEC_FILE_SIZE_MAX = 4 << 30
+_STEP = "kernel_read_file_from_fd"
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """One open file.
+
+    readable        FMODE_READ: it was not opened O_WRONLY
+    regular         it is a regular file, no directory, pipe or device
+    open_for_write  somebody has it open for writing
+    size            what the inode says in bytes, where that is not what can be read (None: len(data))
+    lsm_denies      a security module refuses to let the kernel read it (security_kernel_read_file())
+    """
+
+    data: bytes
+    readable: bool = True
+    regular: bool = True
+    open_for_write: bool = False
+    size: int | None = None
+    lsm_denies: bool = False
+
+
+def kernel_read_file(name: str, file: OpenFile | bytes | None, limit: int = KEXEC_FILE_SIZE_MAX) -> bytes:
+    """The contents of a file that user space passed by descriptor; None is a descriptor that is not open.
+
+    limit is in bytes. Raises KexecError with the errno of the first thing wrong, in the kernel's order: EBADF, EINVAL
+    (no regular file), ETXTBSY, EACCES, EINVAL (empty), EFBIG, EIO (fewer bytes than the inode promised).
+    """
+    if file is None:
+        raise KexecError(EBADF, _STEP, f"{name}: bad file descriptor")
+    if not isinstance(file, OpenFile):
+        file = OpenFile(file)
+    if not file.readable:
+        raise KexecError(EBADF, _STEP, f"{name}: the descriptor is not open for reading")
+    if not file.regular:
+        raise KexecError(EINVAL, _STEP, f"{name}: not a regular file")
+    if file.open_for_write:
+        raise KexecError(ETXTBSY, _STEP, f"{name}: the file is open for writing")
+    if file.lsm_denies:
+        raise KexecError(EACCES, "security_kernel_read_file", f"{name}: a security module refuses the file")
+    size = len(file.data) if file.size is None else file.size
+    if size <= 0:
+        raise KexecError(EINVAL, _STEP, f"{name}: the file is empty")
+    if size > limit:
+        raise KexecError(EFBIG, _STEP, f"{name}: {size:#x} bytes, {limit:#x} at most")
+    if len(file.data) < size:
+        raise KexecError(EIO, _STEP, f"{name}: only {len(file.data):#x} of {size:#x} bytes could be read")
+    return file.data

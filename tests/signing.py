@@ -38,7 +38,7 @@ HASHES: dict[str, hashes.HashAlgorithm] = {
 
 @cache
 def private_key(name: str) -> PrivateKey:
-    """A test key by its file's name: ca, intermediate, signer, stranger (RSA, 2048 bits), ec (P-256)."""
+    """A test key by its file's name: ca, intermediate, signer, stranger (RSA, 2048 bits), odd (1280), ec (P-256)."""
     key = serialization.load_pem_private_key((DATA / f"{name}.key").read_bytes(), None)
     assert isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
     return key

@@ -186,12 +186,7 @@ class Pkcs7Message:
         while current is not None:
             current.seen = True
             if current.blacklisted:
-                # So is all that depends on it.
                 signer.blacklisted = True
-                below = signer.certificate
-                while below is not None and below is not current:
-                    below.blacklisted = True
-                    below = below.signer
                 return
             if current.self_signed:
                 if current.signature is not None:

@@ -7,7 +7,6 @@ it is in the keyring itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from errno import EKEYREJECTED, ENOKEY, ENOPKG
 
 from kexecemu.errors import KexecError
@@ -20,15 +19,6 @@ __all__ = ["validate_trust"]
 _STEP = "pkcs7_validate_trust_one"
 
 
-@dataclass(frozen=True)
-class _Match:
-    """A trusted key, the signature that it must have made, and the topmost certificate that it makes good."""
-
-    key: Key
-    signature: Signature | None
-    certificate: MessageCertificate | None
-
-
 def validate_trust(message: Pkcs7Message, keyring: Keyring, crypto: CryptoModules) -> Key:
     """pkcs7_validate_trust(): the key that vouches for a signer, the last one's if there are several.
 
@@ -37,12 +27,11 @@ def validate_trust(message: Pkcs7Message, keyring: Keyring, crypto: CryptoModule
     """
     for certificate in message.certificates:
         certificate.seen = False
-    verified: dict[int, Key] = {}  # certificates by id(), for signers that share some
     trusted: Key | None = None
     failure = KexecError(ENOKEY, "pkcs7_validate_trust", "no signer")
     for signer in message.signers:
         try:
-            trusted = _validate_trust_one(signer, keyring, crypto, verified)
+            trusted = _validate_trust_one(signer, keyring, crypto)
         except KexecError as error:
             if error.errno not in (ENOPKG, ENOKEY):
                 raise
@@ -53,46 +42,38 @@ def validate_trust(message: Pkcs7Message, keyring: Keyring, crypto: CryptoModule
     return trusted
 
 
-def _validate_trust_one(
-    signer: MessageSigner, keyring: Keyring, crypto: CryptoModules, verified: dict[int, Key]
-) -> Key:
+def _validate_trust_one(signer: MessageSigner, keyring: Keyring, crypto: CryptoModules) -> Key:
     """pkcs7_validate_trust_one()."""
     if signer.unsupported_crypto:
         raise KexecError(ENOPKG, _STEP, "a signature that this kernel cannot check")
-    match = _climb(signer, keyring, verified)
-    if isinstance(match, Key):
-        return match
-    if match.signature is None:
+    key, signature = _climb(signer, keyring)
+    if signature is None:
         raise KexecError(EKEYREJECTED, _STEP, "a signature that this kernel cannot check")
     try:
-        public_key_verify_signature(match.key.certificate.public_key, match.signature, crypto)
+        public_key_verify_signature(key.certificate.public_key, signature, crypto)
     except KexecError as error:
-        reason = f"{match.key.certificate.subject_text!r} is trusted, but: {error.reason}"
+        reason = f"{key.certificate.subject_text!r} is trusted, but: {error.reason}"
         raise KexecError(EKEYREJECTED, _STEP, reason) from error
-    if match.certificate is not None:
-        current = signer.certificate
-        verified[id(match.certificate)] = match.key
-        while current is not None and current is not match.certificate:
-            verified[id(current)] = match.key
-            current = current.signer
-    return match.key
+    return key
 
 
-def _climb(signer: MessageSigner, keyring: Keyring, verified: dict[int, Key]) -> _Match | Key:
-    """Go up the chain to the first certificate that the keyring has to do with; a Key if that is settled already."""
+def _climb(signer: MessageSigner, keyring: Keyring) -> tuple[Key, Signature | None]:
+    """Go up the chain to the first certificate that a trusted key vouches for.
+
+    The key, and the signature that it must have made. KexecError(ENOKEY) if there is none.
+    """
     signature = signer.signature
     last: MessageCertificate | None = None
     current = signer.certificate
     while current is not None:
         if current.seen:
-            if id(current) in verified:
-                return verified[id(current)]
-            raise KexecError(ENOKEY, _STEP, "the chain is known to end in no trusted key")
+            # The kernel takes the earlier signer's verdict over; a good one has decided about the message already.
+            raise KexecError(ENOKEY, _STEP, "the chain is an earlier signer's")
         current.seen = True
         # The certificate itself may be trusted; then the trusted copy must have signed what lies below it.
         key = _find(keyring, current.certificate.id, current.certificate.skid)
         if key is not None:
-            return _Match(key, signature, current)
+            return key, signature
         if current.signer is current:
             raise KexecError(ENOKEY, _STEP, f"{_subject(current)} is self-signed, and not in {keyring.name}")
         last, signature, current = current, current.signature, current.signer
@@ -100,13 +81,13 @@ def _climb(signer: MessageSigner, keyring: Keyring, verified: dict[int, Key]) ->
         authority = last.certificate.authority_id, last.certificate.authority_skid
         if authority != (None, None):
             try:
-                return _Match(keyring.find_asymmetric_key(*authority), signature, last)
+                return keyring.find_asymmetric_key(*authority), signature
             except KexecError as error:
                 if error.errno != ENOKEY:
                     raise
     # As a last resort, a trusted key that is the signer's own, for a message without its certificate.
     try:
-        return _Match(keyring.find_asymmetric_key(signer.info.signer_id), signature, None)
+        return keyring.find_asymmetric_key(signer.info.signer_id), signature
     except KexecError as error:
         raise KexecError(ENOKEY, _STEP, _why_no_key(last, keyring)) from error
 

@@ -71,6 +71,16 @@ def test_sections_are_digested_in_the_order_of_their_bytes() -> None:
     assert ranges[3:] == [(0x180, 0x180 + 64), (0x180 + 64, 0x180 + 96)]
 
 
+def test_the_order_is_that_of_the_file_and_not_of_the_memory() -> None:
+    image = bytearray(signing.pe_image())
+    first = signing.OPTIONAL_OFFSET + 112 + 6 * 8
+    struct.pack_into("<I", image, first + 12, 0x2000)
+    struct.pack_into("<I", image, first + 40 + 12, 0x1000)
+    file = pe.parse(bytes(image))
+    assert pe.digest_ranges(file) == pe.digest_ranges(pe.parse(signing.pe_image()))
+    assert pe.digest(file, "sha256") == signing.authenticode_digest(bytes(image))
+
+
 def test_bytes_between_the_sections_and_the_certificates_are_digested() -> None:
     image = signing.pe_image() + b"left over"
     signed = signing.attach(image, b"message!")

@@ -108,6 +108,23 @@ def test_a_serial_number_without_an_issuer_names_no_authority() -> None:
     assert x509.parse(signing.der_of(one)).authority_id is None
 
 
+def test_bit_strings_must_be_whole_bytes() -> None:
+    data = signing.der_of(signing.SIGNER)
+    assert data[-261:-256] == b"\x03\x82\x01\x01\x00"
+    with pytest.raises(Asn1Error, match="certificate's signature: not whole bytes"):
+        x509.parse(signing.patch(data, len(data) - 257, b"\x01"))
+
+
+def test_a_subject_key_identifier_must_be_one_octet_string() -> None:
+    data = signing.der_of(signing.SIGNER)
+    skid = x509.parse(data).skid
+    assert skid is not None
+    at = data.index(b"\x04\x16\x04\x14" + skid) + 2
+    for header in (b"\x04\x13", b"\x04\x15", b"\x03\x14"):
+        with pytest.raises(Asn1Error, match="subjectKeyIdentifier"):
+            x509.parse(signing.patch(data, at, header))
+
+
 def test_the_key_is_described_as_in_the_kernels_log() -> None:
     # 6.1.192: "Loaded X.509 cert 'kexecemu test CA: d21e...'", a name and the subjectKeyIdentifier.
     read = x509.parse(signing.der_of(signing.CA))

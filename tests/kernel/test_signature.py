@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import signing
 from cryptography import x509 as reference
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 from signing import CA, EC_SIGNER, SIGNER, STRANGER, der_of, good, pe_image, signed
@@ -375,6 +376,8 @@ def test_a_wrapper_shorter_than_itself_wraps_around_as_unsigned_numbers_do() -> 
     message = signing.message(pe_image())
     verify(wrapped(4, message))
     refused(wrapped(8, message), EKEYREJECTED)
+    # A real kernel would read on behind the file.
+    refused(wrapped(4, b"\x30\x82\xff\x00"), ELIBBAD)
 
 
 def test_a_message_of_more_than_64_kib_is_refused() -> None:
@@ -484,6 +487,26 @@ def test_an_rsa_value_gives_the_errno_of_the_step_that_it_fails(block: bytes, er
 
 def test_an_rsa_value_that_is_not_below_the_modulus_is_invalid() -> None:
     refused(with_signature(lambda _: b"\xff" * 256), EINVAL)
+    # A good value plus the modulus comes to the same block; for some signing times the sum has no more bytes.
+    public = signing.private_key("signer").public_key().public_numbers()
+    assert isinstance(public, rsa.RSAPublicNumbers)
+    for second in range(200):
+        image = signed(
+            pe_image(), signed_at=signing.SIGNED_AT.replace(second=second % 60, minute=second // 60)
+        )
+        end = good().message_offset + good().message_size
+        value = int.from_bytes(image[end - 256 : end], "big") + public.n
+        if value.bit_length() <= 2048:
+            verify(image)
+            error = refused(signing.patch(image, end - 256, value.to_bytes(256, "big")), EINVAL)
+            assert "not below the modulus" in error.reason
+            return
+    raise AssertionError("no signing time gives a value that is small enough")
+
+
+def test_an_rsa_key_of_an_odd_length_cannot_be_used() -> None:
+    odd = signing.certificate("odd", "odd", "kexecemu test CA", "ca", serial=15)
+    assert refused(signed(pe_image(), odd, "odd"), EINVAL).step == "rsa_set_pub_key"
 
 
 def test_an_rsa_value_of_another_length_is_invalid() -> None:

@@ -141,6 +141,35 @@ def test_a_self_signed_certificate_with_a_bad_signature_spoils_the_message() -> 
     assert refused(image, EINVAL, CA).step == "pkcs1pad_verify"
 
 
+def test_a_self_signed_certificate_must_be_its_own_authority_by_both_names() -> None:
+    skid = x509.parse(der_of(STRANGER)).skid
+    names = [reference.DirectoryName(signing.name("self"))]
+    for key_id, serial, errno in ((skid, 6, 0), (skid, 5, EKEYREJECTED), (b"x" * 20, 6, EKEYREJECTED)):
+        akid = reference.AuthorityKeyIdentifier(key_id, names, serial)
+        made = signing.certificate("self", "stranger", "self", "stranger", serial=6, akid=akid)
+        image = signed(pe_image(), certificates=[der_of(SIGNER), der_of(made)])
+        if errno:
+            assert refused(image, errno, CA).step == "x509_check_for_self_signed"
+        else:
+            verify(image, CA)
+
+
+def test_a_certificate_that_names_another_key_of_its_own_name_is_not_self_signed() -> None:
+    # A new key of the same authority, which the old key vouches for.
+    renewed = signing.certificate(
+        "kexecemu test CA", "intermediate", "kexecemu test CA", "ca", serial=12, ca=True
+    )
+    leaf = signing.certificate("leaf", "signer", "kexecemu test CA", "intermediate", serial=13)
+    image = signed(pe_image(), leaf, "signer", certificates=[der_of(leaf), der_of(renewed)])
+    assert trusted_by(image, CA) == "kexecemu test CA"
+
+
+def test_a_certificate_of_its_own_name_cannot_be_signed_with_another_kind_of_key() -> None:
+    made = signing.certificate("x", "ec", "x", "ca", serial=14, akid=False)
+    image = signed(pe_image(), certificates=[der_of(SIGNER), der_of(made)])
+    assert refused(image, EKEYREJECTED, CA).step == "x509_check_for_self_signed"
+
+
 def test_certificates_that_sign_each_other_end_the_chain() -> None:
     def made(subject: str, key: str, issuer: str, issuer_key: str, serial: int) -> reference.Certificate:
         return signing.certificate(subject, key, issuer, issuer_key, serial=serial)

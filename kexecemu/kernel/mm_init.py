@@ -125,6 +125,7 @@ def _sparse_init(guest: GuestKernel, memory_map: MemoryMap, page: int, alloc_pag
     size = guest.vmlinux.sizeof("mem_section")
     encoded = vmemmap_base(guest.space, page) | _SECTION_FLAGS
     roots_phys = guest.space.virt_to_phys(guest.read("mem_section"))
+    guest.write("__highest_present_section_nr", max(memory_map, default=0))
     for root in sorted({number // per_root for number in memory_map}):
         pointer_phys = roots_phys + 8 * root
         # sparse_index_alloc(). The one for the lowest addresses is in the image, made for pages of 4 KiB.

@@ -13,10 +13,10 @@ What the series of April 2023 saved, as `kexecemu linear-map --cmdline "crashker
 below the root; 4K pages, DMA zones, the kernel that ships):
 
     RAM          before (6.1)   after (6.4)
-    1 GiB                 514             3
-    4 GiB                2052             4
-    256 GiB            131330             4
-    4 TiB             2101265            13
+    1G                    514             3
+    4G                  2,053             3
+    256G              131,329             3
+    4T              2,101,256            10
 
 With rodata=full, which is the default, it saved nothing: that alone asks for base pages, before and after.
 """

@@ -1,0 +1,250 @@
+"""kexecemu linear-map: the first kernel's linear map as it would be built, and its price before and after 6.4."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from kexecemu.errors import InputError
+from kexecemu.kernel.cmdline import memparse
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.linear_price import LinearMapPrice
+from kexecemu.kernel.linear_survey import LinearMapSurvey, survey_linear_map
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["linear_map_command"]
+
+_RAM_BASE = 0x40000000
+_RAM_LIMIT = 1 << 48
+_HOST_PAGE = 4096
+_BEFORE, _AFTER = "6.1", "6.4"
+
+
+def linear_map_command(
+    ram: Annotated[str, typer.Option("--ram", help="RAM of the board, for example 1G or 4T.")] = "1G",
+    era: Annotated[str, typer.Option("--era", help="6.1, 6.4 or 6.12.")] = "6.4",
+    cmdline: Annotated[
+        str, typer.Option("--cmdline", help="The first kernel's command line, with crashkernel= and rodata=.")
+    ] = "crashkernel=256M",
+    protection: Annotated[
+        str | None,
+        typer.Option("--protection", help="none, pte, readonly or bbml2 (default: the era's own)."),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("--config", help="A Kconfig option, for example ZONE_DMA=n; repeatable."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text",
+            help="START-END: physical range of the kernel's read-only text (default: the kernel that ships).",
+        ),
+    ] = None,
+    loaded: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--loaded",
+            help="NAME=PHYS+SIZE: a segment, protected as after a load; repeatable.",
+        ),
+    ] = None,
+    ptdump: Annotated[
+        bool, typer.Option("--ptdump", help="Print the map in the format of the kernel's own dump.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the first kernel's linear map as it would be built, and what it costs; nothing is run."""
+    if ptdump and json:
+        raise InputError("--ptdump and --json exclude each other")
+    if not cmdline.isascii():
+        raise InputError(f"--cmdline {cmdline!r}: a kernel command line is ASCII")
+    bank = _bank(ram)
+    kernel = KernelConfig(era, protection=protection, options=_options(config or []))
+    text_range = None if text is None else _text_range(text)
+    segments = [_segment(one) for one in loaded] if loaded else None
+    asked = survey_linear_map([bank], kernel, cmdline, text=text_range, loaded=segments, ptdump=ptdump)
+    if asked.ptdump is not None:
+        sys.stdout.write(asked.ptdump)
+        return
+    # Both sides as history had them, each with its own era's protection, whatever --protection says.
+    sides = {
+        name: survey_linear_map([bank], KernelConfig(name, options=kernel.options), cmdline, text=text_range)
+        for name in (_BEFORE, _AFTER)
+    }
+    if json:
+        sys.stdout.write(json_module.dumps(_object(bank, asked, sides), indent=2) + "\n")
+    else:
+        sys.stdout.write(_account(bank, asked, sides))
+
+
+# -- options ---------------------------------------------------------------------------------------------------
+
+
+def _number(text: str, what: str) -> int:
+    """A number as the kernel reads it: decimal, hex or octal, with a suffix; InputError for anything else."""
+    value, rest = memparse(text.strip())
+    if rest or not text.strip()[:1].isdigit():
+        raise InputError(
+            f"{what}: {text!r} is not a number of bytes (write for example 1G, 768M or 0x40000000)"
+        )
+    return value
+
+
+def _bank(text: str) -> PhysRange:
+    size = _number(text, "--ram")
+    if not size or size % _HOST_PAGE:
+        raise InputError(f"--ram {text}: not made of whole pages of {_HOST_PAGE:#x} bytes")
+    if _RAM_BASE + size > _RAM_LIMIT:
+        raise InputError(f"--ram {text}: physical addresses have 48 bits, and RAM starts at {_RAM_BASE:#x}")
+    return PhysRange.of(_RAM_BASE, size)
+
+
+def _options(given: Sequence[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
+        options[name.strip()] = value.strip()
+    return options
+
+
+def _text_range(text: str) -> PhysRange:
+    first, dash, last = text.partition("-")
+    if not dash:
+        raise InputError(f"--text {text!r}: write START-END, for example 0x40210000-0x405b0000")
+    start, end = _number(first, "--text"), _number(last, "--text")
+    # /proc/iomem and this program's own output have inclusive ends; the end of whole pages tells which it is.
+    end += (end + 1) % _HOST_PAGE == 0
+    if start >= end:
+        raise InputError(f"--text {text!r}: ends before it starts")
+    return PhysRange(start, end)
+
+
+def _segment(text: str) -> Segment:
+    name, equals, place = text.partition("=")
+    phys, plus, size = place.partition("+")
+    if not name or not equals or not plus:
+        raise InputError(f"--loaded {text!r}: write NAME=PHYS+SIZE, for example initrd=0x77150000+0x27e000")
+    segment = Segment(name, b"", _number(phys, f"--loaded {name}"), _number(size, f"--loaded {name}"))
+    if not segment.memsz:
+        raise InputError(f"--loaded {text!r}: a segment of no bytes")
+    return segment
+
+
+# -- what is printed -------------------------------------------------------------------------------------------
+
+
+def _size(size: int) -> str:
+    """4K, 64K, 2M, 1G: the largest unit that leaves a whole number."""
+    unit = 0
+    while size and size % 1024 == 0 and unit < 4:
+        size, unit = size // 1024, unit + 1
+    return f"{size}{('', 'K', 'M', 'G', 'T')[unit]}"
+
+
+def _range(area: PhysRange | None) -> dict[str, int] | None:
+    return {"start": area.start, "end": area.last} if area is not None else None
+
+
+def _price(price: LinearMapPrice) -> dict[str, Any]:
+    return {
+        "table_pages": price.table_pages,
+        "table_bytes": price.table_bytes,
+        "entries": price.entries,
+        "blocks": {_size(size): count for size, count in price.leaves.items()},
+        "contiguous": {_size(size): count for size, count in price.contiguous.items()},
+    }
+
+
+def _object(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, LinearMapSurvey]) -> dict[str, Any]:
+    """The --json object. Addresses are physical, as integers, with inclusive ends; sizes are in bytes."""
+    return {
+        "era": asked.config.release.value,
+        "protection": asked.config.way.value,
+        "page_size": asked.config.page_size,
+        "ram": bank.size,
+        "text": _range(asked.text),
+        "crashkernel": _range(asked.reservation.crashk_res),
+        "crashkernel_low": _range(asked.reservation.crashk_low_res),
+        "messages": list(asked.messages),
+        "reason": asked.reason,
+        "method": asked.method,
+        **_price(asked.price),
+        "load": None
+        if asked.load is None
+        else {"table_pages": asked.load.table_pages, "entries": asked.load.entries},
+        "before": _price(sides[_BEFORE].price),
+        "after": _price(sides[_AFTER].price),
+    }
+
+
+def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, LinearMapSurvey]) -> str:
+    """The map told to people."""
+    config, reservation = asked.config, asked.reservation
+    lines = [
+        f"linear map of {_size(bank.size)} RAM at {bank}, {_size(config.page_size)} pages",
+        f"kernel of the {config.release.value} era, protection {config.way.value}",
+        "",
+        f"how built     {asked.reason}",
+        f"kernel text   {asked.text}, read-only alias",
+        f"crashkernel   {_area(reservation.crashk_res)}",
+    ]
+    if reservation.crashk_low_res is not None:
+        lines.append(f"  low part    {_area(reservation.crashk_low_res)}")
+    lines += [f"kernel says   {message}" for message in asked.messages]
+    if asked.load is not None:
+        lines.append(
+            f"after a load  {asked.load.entries:,} entries written again to protect the segments, "
+            f"{asked.load.table_pages:,} more table pages"
+        )
+    columns = {
+        "this kernel": asked.price,
+        f"before ({_BEFORE})": sides[_BEFORE].price,
+        f"after ({_AFTER})": sides[_AFTER].price,
+    }
+    lines += ["", *_table(columns), "", _saving(sides), _METHODS[asked.method]]
+    return "\n".join(lines) + "\n"
+
+
+_METHODS = {
+    "built": "counted in the page tables, built in guest memory",
+    "formula": "reckoned by the exact formula: this is too much RAM to build its tables here",
+}
+
+
+def _area(area: PhysRange | None) -> str:
+    return "none" if area is None else f"{area}, {_size(area.size)}"
+
+
+def _table(columns: Mapping[str, LinearMapPrice]) -> list[str]:
+    prices = list(columns.values())
+    rows = [
+        ("", list(columns)),
+        ("table pages", [f"{one.table_pages:,}" for one in prices]),
+        ("  bytes", [f"{one.table_bytes:,}" for one in prices]),
+        ("entries", [f"{one.entries:,}" for one in prices]),
+    ]
+    for size in sorted({size for one in prices for size in one.leaves}):
+        rows.append((f"{_size(size)} leaves", [f"{one.leaves.get(size, 0):,}" for one in prices]))
+        if any(size in one.contiguous for one in prices):
+            rows.append(("  contiguous", [f"{one.contiguous.get(size, 0):,}" for one in prices]))
+    return [f"{label:<14}" + "".join(f"{cell:>18}" for cell in cells) for label, cells in rows]
+
+
+def _saving(sides: Mapping[str, LinearMapSurvey]) -> str:
+    """What the series saved on this machine, or why nothing."""
+    before, after = sides[_BEFORE].price, sides[_AFTER].price
+    saved = before.table_pages - after.table_pages
+    if saved:
+        return (
+            f"the series saved {saved:,} table pages here ({before.table_bytes - after.table_bytes:,} bytes)"
+        )
+    if set(after.leaves) == {sides[_AFTER].config.page_size}:
+        return f"the series saved nothing here: {sides[_AFTER].reason} after it as well (try rodata=on)"
+    return "the series saved nothing here: the map is the same before and after it"

@@ -1,0 +1,200 @@
+"""The first kernel's linear map for a machine that need not run: what it would be, what it costs, what it prints.
+
+The boot is followed as far as the linear map and the crashkernel reservation go, by the very functions that a booted
+kernel uses: the boot loader's places, arm64_memblock_init(), setup_memory(). No CPU is needed, so no engine is loaded.
+Up to a few GiB the tables are built in guest RAM and read back; above that they are reckoned, which comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kexecemu.errors import InputError, KexecError, MachineError
+from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel import firmware
+from kexecemu.kernel.address_space import AddressSpace, memstart_addr
+from kexecemu.kernel.boot import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.crashkernel import CrashReservation
+from kexecemu.kernel.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
+from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.linear_price import CountedTables, LinearMapPrice, measure_linear_map
+from kexecemu.kernel.paging import granule_of
+from kexecemu.kernel.protection import protect_crashkres
+from kexecemu.kernel.ptdump import ptdump_linear_map
+from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.vmlinux import load_vmlinux
+from kexecemu.machine.mmu import PageTables, TableFormat
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["BUILT_UP_TO", "LinearMapSurvey", "LoadPrice", "survey_linear_map"]
+
+BUILT_UP_TO = 4 << 30
+"""Bytes of RAM up to which the tables are built in any case."""
+
+_UART_PHYS = 0x09000000
+_TOO_SMALL = "RAM is too small for the page tables of its own linear map"
+
+
+@dataclass(frozen=True)
+class LoadPrice:
+    """What protecting a loaded image adds: tables that split blocks need, and entries that are written."""
+
+    table_pages: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class LinearMapSurvey:
+    """The linear map of one machine as one kernel would build it.
+
+    text is the physical range of the read-only alias; messages what the kernel would print about its reservation;
+    method "built" if the tables were in guest RAM, "formula" if they were reckoned. load and ptdump are there if
+    they were asked for.
+    """
+
+    config: KernelConfig
+    text: PhysRange
+    reason: str
+    reservation: CrashReservation
+    messages: tuple[str, ...]
+    price: LinearMapPrice
+    method: str
+    load: LoadPrice | None = None
+    ptdump: str | None = None
+
+
+def survey_linear_map(
+    banks: Sequence[PhysRange],
+    config: KernelConfig,
+    cmdline: str,
+    *,
+    text: PhysRange | None = None,
+    loaded: Sequence[Segment] | None = None,
+    ptdump: bool = False,
+    build: bool | None = None,
+) -> LinearMapSurvey:
+    """Work out the linear map of a board with this RAM (physical banks) under this command line.
+
+    text is the physical range that gets the read-only alias (default: that of the kernel that ships, where a boot
+    loader puts it). It is then taken for the whole kernel image: what lies behind it is not known. loaded segments
+    are protected as after a load, which does not change the price. build says whether to build the tables or to
+    reckon; by default they are built up to BUILT_UP_TO bytes of RAM, and wherever loaded or ptdump needs them.
+    Raises InputError for a machine that cannot boot, a text outside RAM, segments that a kernel would not take, a
+    protection that this map cannot express, and a map that is too large to be built.
+    """
+    if text is not None:
+        _check_text(banks, text, config.page_size)
+    if build is None:
+        build = ptdump or loaded is not None or sum(bank.size for bank in banks) <= BUILT_UP_TO
+    # Reckoning needs no RAM but for the boot loader, and that looks no further than the start of the first bank.
+    first = banks[0]
+    backed = banks if build else [PhysRange.of(first.start, min(first.size, BUILT_UP_TO))]
+    try:
+        ram = Ram(backed)
+    except MachineError as error:
+        raise InputError(str(error)) from error
+    try:
+        return _survey(ram, banks, config, cmdline, text, loaded, ptdump, build)
+    finally:
+        ram.close()
+
+
+def _survey(
+    ram: Ram,
+    banks: Sequence[PhysRange],
+    config: KernelConfig,
+    cmdline: str,
+    text: PhysRange | None,
+    loaded: Sequence[Segment] | None,
+    ptdump: bool,
+    build: bool,
+) -> LinearMapSurvey:
+    dtb = Fdt(firmware.set_bootargs(virt_device_tree(banks, 1, _UART_PHYS), cmdline))
+    layout, dtb_phys = _layout(ram, dtb, text)
+    memstart = memstart_addr(banks[0].start, config.page_size)
+    space = AddressSpace(memstart, load_vmlinux().virt("_text"), layout.text, layout.end - layout.text)
+    memblock = arm64_memblock_init(dtb, dtb_phys, cmdline, space, layout, config)
+    fmt = TableFormat(granule_of(config.page_size), space.va_bits)
+    page = config.page_size
+
+    def alloc_tables(count: int) -> None:
+        if memblock.phys_alloc_pages(count, page) < count:
+            raise InputError(_TOO_SMALL)
+
+    def alloc_table() -> int:
+        phys = memblock.phys_alloc_range(page, page)
+        if not phys:
+            raise InputError(_TOO_SMALL)
+        return phys
+
+    # The root is static in the kernel image. Nothing of the image is in RAM here, so its first page of text will do.
+    tables = PageTables(ram, fmt, layout.stext, alloc_table)
+    counted = CountedTables(fmt, alloc_tables)
+    messages: list[str] = []
+    arch = setup_memory(
+        memblock, cmdline, config, space, layout, tables if build else counted, messages.append
+    )
+    price = measure_linear_map(tables, space) if build else counted.price
+    load = None if loaded is None else _protect(loaded, config, arch, tables, space, messages)
+    alias_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
+    return LinearMapSurvey(
+        config,
+        PhysRange(alias_start, layout.init_begin),
+        arch.plan.reason,
+        arch.reservation,
+        tuple(messages),
+        price,
+        "built" if build else "formula",
+        load,
+        ptdump_linear_map(tables, space) if ptdump else None,
+    )
+
+
+def _check_text(banks: Sequence[PhysRange], text: PhysRange, page: int) -> None:
+    if not text.size or text.start % page or text.end % page:
+        raise InputError(
+            f"kernel text {text.start:#x}-{text.end:#x} is not made of whole pages of {page:#x} bytes"
+        )
+    if not any(bank.covers(text) for bank in banks):
+        raise InputError(f"kernel text {text} is outside RAM ({', '.join(str(bank) for bank in banks)})")
+
+
+def _layout(ram: Ram, dtb: Fdt, text: PhysRange | None) -> tuple[TextLayout, int]:
+    """Where the kernel image's parts are, and the device tree: physical addresses."""
+    vmlinux = load_vmlinux()
+    if text is not None:
+        places = firmware.choose_places(ram, 0, dtb)
+        return TextLayout(text.start, text.start, text.end, text.end), places.dtb_phys
+    places = firmware.choose_places(ram, vmlinux.size, dtb)
+    offset = places.kernel_phys - vmlinux.virt("_text")
+    names = ("_text", "_stext", "__init_begin", "_end")
+    return TextLayout(*(vmlinux.virt(name) + offset for name in names)), places.dtb_phys
+
+
+def _protect(
+    loaded: Sequence[Segment],
+    config: KernelConfig,
+    arch: ArchSetup,
+    tables: PageTables,
+    space: AddressSpace,
+    messages: Sequence[str],
+) -> LoadPrice:
+    """Protect the segments as a load does at its end; InputError for an image that a kernel would have refused."""
+    crashk_res = arch.reservation.crashk_res
+    if crashk_res is None:
+        words = messages[-1] if messages else "the command line has no crashkernel= that asks for any"
+        raise InputError(f"nothing can be loaded: no crashkernel memory is reserved: {words}")
+    image = Kimage(control_page=crashk_res.start, segments=list(loaded))
+    page = config.page_size
+    try:
+        sanity_check_segment_list(image, crashk_res, arch.memblock.phys_mem_size // page, page)
+        for what in ("control_code_buffer", "vmcoreinfo copy buffer"):
+            alloc_crash_control_pages(image, crashk_res, page, what)
+    except KexecError as error:
+        raise InputError(f"these segments cannot have been loaded: {error.reason}") from error
+    pages_before, entries_before = len(tables.tables), tables.entries_written
+    protect_crashkres(config.way, tables, space, image, crashk_res)
+    return LoadPrice(len(tables.tables) - pages_before, tables.entries_written - entries_before)

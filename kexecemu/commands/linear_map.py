@@ -199,9 +199,10 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
         lines.append(f"  low part    {_area(reservation.crashk_low_res)}")
     lines += [f"kernel says   {message}" for message in asked.messages]
     if asked.load is not None:
+        pages = asked.load.table_pages
         lines.append(
-            f"after a load  {asked.load.entries:,} entries written again to protect the segments, "
-            f"{asked.load.table_pages:,} more table pages"
+            f"after a load  {asked.load.entries:,} entries written to protect the segments, "
+            f"{pages:,} more table page{'' if pages == 1 else 's'}"
         )
     columns = {
         "this kernel": asked.price,

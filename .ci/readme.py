@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def output_of(command: str) -> str:
     """What a marked command prints."""
     if command == "scenarios":
         return _scenarios()
-    program, *arguments = command.split()
+    program, *arguments = shlex.split(command)
     assert program == "kexecemu", command
     run = [sys.executable, "-m", "kexecemu", *arguments]
     return subprocess.run(run, capture_output=True, text=True, check=True).stdout

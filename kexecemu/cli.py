@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kexecemu.commands.linear_map import linear_map_command
 from kexecemu.errors import InputError, KexecemuError, KexecError
 
 if TYPE_CHECKING:
@@ -200,6 +201,9 @@ def verify_image(
     from kexecemu.commands.verify_image import verify_image_command
 
     verify_image_command(image, ca, json)
+
+
+app.command("linear-map")(linear_map_command)
 
 
 def _setup(

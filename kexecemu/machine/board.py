@@ -17,6 +17,7 @@ from kexecemu.machine.timeline import Timeline
 __all__ = ["Board", "parse_size"]
 
 MAX_CPUS = 256
+PHYS_LIMIT = 1 << 44  # Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits
 
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -63,6 +64,8 @@ class Board:
         for bank in ram:
             if bank.overlaps(self.uart.phys):
                 raise InputError(f"RAM {bank} covers the UART at {uart_base:#x}")
+            if bank.end > PHYS_LIMIT:
+                raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
         self.ram = Ram(ram)
         self.cpus: tuple[Cpu, ...] = tuple(
             Cpu(index, self.ram, (self.uart,), clock=lambda: self.instructions, hypercall=self._hypercall)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kexecemu.data import fixture_path
-from kexecemu.errors import FormatError, InputError, KexecError
+from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import missing_bytes
 from kexecemu.kernel.config import KernelConfig
@@ -72,7 +72,10 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
     if not banks:
         raise InputError(f"device tree {setup.dtb}: no memory node")
-    return Board(banks, (len(affinities) or 1) if setup.cpus is None else setup.cpus)
+    try:
+        return Board(banks, (len(affinities) or 1) if setup.cpus is None else setup.cpus)
+    except MachineError as error:
+        raise InputError(f"device tree {setup.dtb}: {error}") from error
 
 
 def prepare(setup: Setup) -> tuple[Kernel, Kimage]:

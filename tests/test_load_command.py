@@ -1,0 +1,150 @@
+"""`kexecemu load` for the machines of real kernels and for machines of other shapes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.image import build
+from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.machine.ranges import PhysRange
+
+DATA = Path(__file__).resolve().parent / "data" / "linux-6.1.192"
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+def load(folder: Path, *options: str) -> dict[str, object]:
+    command = [
+        sys.executable,
+        "-m",
+        "kexecemu",
+        "load",
+        "--json",
+        "--dump-segments",
+        str(folder / "segments"),
+        *options,
+    ]
+    return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+def segment(folder: Path, name: str) -> bytes:
+    return (folder / "segments" / f"{name}.bin").read_bytes()
+
+
+def bootargs(dtb: bytes) -> str:
+    tree = Fdt(dtb)
+    chosen = tree.path_offset("/chosen")
+    assert chosen is not None
+    strings = tree.get_strings(chosen, "bootargs")
+    assert strings
+    return strings[0]
+
+
+def test_the_real_machine_gets_the_real_kernels_layout_and_device_tree(tmp_path: Path) -> None:
+    # 768 MiB, 2 CPUs, crashkernel=96M: Image 0x50b200 bytes (image_size 0x550000), initrd 0x27d4d1.
+    (tmp_path / "main.dtb").write_bytes(gzip.decompress((DATA / "main.dtb.gz").read_bytes()))
+    real = gzip.decompress((DATA / "dtb-segment.bin.gz").read_bytes())
+    (tmp_path / "Image").write_bytes(build(image_size=0x550000) + bytes(0x50B200 - 64))
+    (tmp_path / "initrd").write_bytes(bytes(0x27D4D1))
+    value = load(
+        tmp_path,
+        *("--kernel", str(tmp_path / "Image"), "--initrd", str(tmp_path / "initrd")),
+        *(
+            "--dtb",
+            str(tmp_path / "main.dtb"),
+            "--era",
+            "6.1",
+            "--config",
+            "ZONE_DMA=n",
+            "--purgatory",
+            "none",
+        ),
+        *("--append", bootargs(real)),
+    )
+    assert value["crashkernel"] == {"start": 0x6A000000, "end": 0x6FFFFFFF}
+    assert [(one["name"], one["mem"], one["memsz"], one["bufsz"]) for one in value["segments"]] == [  # type: ignore[attr-defined, index]
+        ("kernel", 0x6A000000, 0x550000, 0x50B200),
+        ("elfcorehdr", 0x6FFF0000, 0x1000, 0x1000),
+        ("initrd", 0x6A550000, 0x27E000, 0x27D4D1),
+        ("dtb", 0x6FE00000, 0x2000, 0x1F6B),
+    ]
+    assert value["entry"] == 0x6A000000
+    assert segment(tmp_path, "dtb").rstrip(b"\0") == real.rstrip(b"\0")
+    headers = parse_core_header(segment(tmp_path, "elfcorehdr")).program_headers
+    loads = [(one.paddr, one.memsz) for one in headers if one.type == PT_LOAD]
+    assert loads[1:] == [(0x40000000, 0x2A000000)]
+    assert sum(one.type != PT_LOAD for one in headers) == 2 + 1
+
+
+MACHINES = {
+    "eight CPUs": ([(GIB, 512 * MIB)], 8, "crashkernel=64M", (0x5C000000, 0x5FFFFFFF), None),
+    "an offset": ([(GIB, GIB)], 1, "crashkernel=128M@0x50000000", (0x50000000, 0x57FFFFFF), None),
+    # 6.1 tries low memory only, and high memory only with ,high.
+    "RAM above 4 GiB": (
+        [(GIB, 2 * GIB), (0x880000000, 2 * GIB)],
+        4,
+        "crashkernel=256M",
+        (0x8F0000000, 0x8FFFFFFFF),
+        None,
+    ),
+    "high and low": (
+        [(GIB, 2 * GIB), (0x880000000, 2 * GIB)],
+        4,
+        "crashkernel=512M,high crashkernel=64M,low",
+        (0x8E0000000, 0x8FFFFFFFF),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_without_zones_the_region_is_the_top_of_ram_or_where_it_was_asked_for(
+    name: str, tmp_path: Path
+) -> None:
+    # Without DMA zones before 6.4 all memory is low, and nothing is allocated before the reservation.
+    banks, cpus, cmdline, crash, low = MACHINES[name]
+    ranges = [PhysRange.of(start, size) for start, size in banks]
+    (tmp_path / "dtb").write_bytes(virt_device_tree(ranges, cpus, 0x09000000, cmdline=f"quiet {cmdline}"))
+    value = load(tmp_path, "--dtb", str(tmp_path / "dtb"), "--era", "6.1", "--config", "ZONE_DMA=n")
+    assert value["crashkernel"] == {"start": crash[0], "end": crash[1]}
+    assert value["crashkernel_low"] == low
+    headers = parse_core_header(segment(tmp_path, "elfcorehdr")).program_headers
+    assert sum(one.type != PT_LOAD for one in headers) == cpus + 1
+    covered = sum(one.memsz for one in headers[cpus + 2 :])
+    assert covered == sum(size for _, size in banks) - (crash[1] + 1 - crash[0])
+
+
+def test_with_zones_a_high_region_has_its_low_part_last_in_the_tree(tmp_path: Path) -> None:
+    ranges = [PhysRange.of(GIB, 2 * GIB), PhysRange.of(0x880000000, 2 * GIB)]
+    (tmp_path / "dtb").write_bytes(
+        virt_device_tree(ranges, 2, 0x09000000, cmdline="crashkernel=512M,high crashkernel=64M,low rodata=on")
+    )
+    value = load(tmp_path, "--dtb", str(tmp_path / "dtb"), "--era", "6.12")
+    high, low = value["crashkernel"], value["crashkernel_low"]
+    assert isinstance(high, dict)
+    assert isinstance(low, dict)
+    assert high["start"] >= 0x880000000
+    assert low["end"] < 0x100000000
+    assert low["end"] + 1 - low["start"] == 64 * MIB
+    tree = Fdt(segment(tmp_path, "dtb"))
+    chosen = tree.path_offset("/chosen")
+    assert chosen is not None
+    cells = tree.get_cells(chosen, "linux,usable-memory-range")
+    assert cells is not None
+    numbers = [cells[at] << 32 | cells[at + 1] for at in range(0, 8, 2)]
+    assert numbers == [high["start"], high["end"] + 1 - high["start"], low["start"], 64 * MIB]
+
+
+def test_the_command_line_in_the_tree_can_be_replaced(tmp_path: Path) -> None:
+    ranges = [PhysRange.of(GIB, 512 * MIB)]
+    (tmp_path / "dtb").write_bytes(virt_device_tree(ranges, 1, 0x09000000, cmdline="crashkernel=64M"))
+    value = load(tmp_path, "--dtb", str(tmp_path / "dtb"), "--cmdline", "crashkernel=32M@0x50000000")
+    assert value["crashkernel"] == {"start": 0x50000000, "end": 0x51FFFFFF}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from errno import EBUSY, EINVAL, ENOSYS, EPERM
 from typing import Protocol
 
-from kexecemu.errors import KexecError
+from kexecemu.errors import InputError, KexecError
 from kexecemu.formats import elfrel
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
@@ -182,9 +182,20 @@ class KexecFile:
             self._publish(prepared.image, prepared.purgatory)
             return prepared.image
         finally:
-            if self.crash_image is not None:
-                self.running.protect(self.crash_image)
-            self.locked = False
+            try:
+                self._protect()
+            finally:
+                self.locked = False
+
+    def _protect(self) -> None:
+        """Protect what is loaded; an image that this kernel's linear map cannot protect is not left half protected."""
+        if self.crash_image is None:
+            return
+        try:
+            self.running.protect(self.crash_image)
+        except InputError:
+            self._publish(None, None)
+            raise
 
     def exchange_reboot(self, prepare: Prepare | None) -> Kimage | None:
         """The common part for an ordinary image: the old one stays until the new one is complete."""

@@ -1,274 +1,229 @@
-"""kexec_file_load(2), sections B.1, B.2, B.8 and B.10: each check and errno in the kernel's order, and what remains."""
+"""kexec_file_load(): what it refuses and with what errno, and the life of an image."""
 
 from __future__ import annotations
 
-from errno import EACCES, EBADF, EBUSY, EFBIG, EINVAL, EIO, EKEYREJECTED, ENOENT, ENOSYS, EPERM, ETXTBSY
+from errno import EADDRNOTAVAIL, EBADF, EBUSY, EINVAL, ENOEXEC, ENOSYS, EPERM
+from pathlib import Path
 
 import pytest
+from kernel_bench import IMAGE, INITRD, MIB, arm64_image, boot, small
 
-from kexecemu import KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD, Board, Kernel, KernelConfig, KexecError
-from kexecemu.data import fixture_path
+from kexecemu.data import purgatory_path
+from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import build
-from kexecemu.kernel.crash_size import crash_shrink_memory
-from kexecemu.kernel.files import OpenFile
-from kexecemu.kernel.kimage import IND_DONE
-from kexecemu.kernel.procfs import proc_iomem, sysfs
+from kexecemu.kernel.kexec_file import KexecFile
+from kexecemu.kernel.kimage import (
+    KEXEC_FILE_NO_INITRAMFS,
+    KEXEC_FILE_ON_CRASH,
+    KEXEC_FILE_UNLOAD,
+    Kimage,
+)
+from kexecemu.kernel.model import Kernel
 
-STUB = fixture_path("guests/capture-Image").read_bytes()
-MIB = 1 << 20
-DEBUG = 8
-
-
-def booted(era: str = "6.1", cmdline: str = "crashkernel=64M", **config: object) -> Kernel:
-    return Kernel.boot(Board("256M"), KernelConfig(era, **config), cmdline=cmdline)  # type: ignore[arg-type]
+CMDLINE = "console=ttyAMA0 nr_cpus=1 panic=5"
 
 
 @pytest.fixture
 def kernel() -> Kernel:
-    return booted()
+    return small()
 
 
-def refused(kernel: Kernel, image: OpenFile | bytes | None = STUB, **arguments: object) -> int:
-    with pytest.raises(KexecError) as refusal:
-        kernel.kexec_file_load(image, **arguments)  # type: ignore[arg-type]
-    assert refusal.value.errno is not None
-    return refusal.value.errno
-
-
-def test_b1_without_the_capability_or_once_disabled_it_is_eperm(kernel: Kernel) -> None:
-    assert refused(kernel, None, flags=0x1000, capable=False) == EPERM  # before any other check
-    kernel.kexec.load_disabled = True
-    assert refused(kernel) == EPERM
-    assert sysfs(kernel)["/proc/sys/kernel/kexec_load_disabled"] == "1\n"
-    # Even an unload, as the real kernel said.
-    assert refused(kernel, flags=KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD) == EPERM
-
-
-def test_b1_a_kernel_without_kexec_file_has_no_such_call() -> None:
-    assert refused(booted(options={"KEXEC_FILE": "n"})) == ENOSYS
-
-
-@pytest.mark.parametrize(
-    ("era", "flags"), [("6.1", DEBUG), ("6.4", DEBUG), ("6.12", 0x10), ("6.1", 0x80000000)]
-)
-def test_b1_unknown_flags_are_einval(era: str, flags: int) -> None:
-    assert refused(booted(era), flags=KEXEC_FILE_ON_CRASH | flags) == EINVAL
-
-
-def test_b1_the_debug_flag_is_known_to_6_12() -> None:
-    assert booted("6.12").kexec_file_load(STUB, flags=KEXEC_FILE_ON_CRASH | DEBUG) is not None
-
-
-def test_b1_a_second_load_at_the_same_time_is_ebusy(kernel: Kernel) -> None:
-    kernel.kexec.locked = True
-    assert refused(kernel) == EBUSY
-    assert refused(kernel, flags=0) == EBUSY
-    assert kernel.kexec.locked  # it is not ours to release
-
-
-@pytest.mark.parametrize("bad", [b"", b"no Image at all" * 10, STUB[:63]])
-def test_b1_a_failed_reload_leaves_no_crash_kernel_and_nothing_protected(kernel: Kernel, bad: bytes) -> None:
-    kernel.kexec_file_load(STUB, bytes(100))
-    assert kernel.protected
-    assert refused(kernel, bad) == EINVAL
-    assert kernel.image is None
-    assert kernel.guest.read("kexec_crash_image") == 0
-    assert kernel.protected == []
-    assert sysfs(kernel)["/sys/kernel/kexec_crash_loaded"] == "0\n"
+def refusal(kernel: Kernel, *arguments: object, **named: object) -> KexecError:
+    """The error of a load that must fail; it must leave nothing loaded and the lock free."""
+    with pytest.raises(KexecError) as caught:
+        kernel.kexec_file_load(*arguments, **named)  # type: ignore[arg-type]
     assert not kernel.kexec.locked
+    return caught.value
 
 
-def test_b1_while_a_load_is_under_way_no_crash_kernel_is_loaded(kernel: Kernel) -> None:
-    kernel.kexec_file_load(STUB)
-    seen: list[object] = []
-
-    class Spy:
-        def check(self, image: bytes, log: object) -> None:
-            seen.append((kernel.image, kernel.guest.read("kexec_crash_image"), kernel.protected))
-
-    kernel.kexec.signature_policy = Spy()
-    kernel.kexec_file_load(STUB)
-    assert seen == [(None, 0, [])]
-    assert kernel.image is not None
+# -- arguments -------------------------------------------------------------------------------------------------
 
 
-def test_b1_unload_ignores_everything_else_and_succeeds_on_nothing(kernel: Kernel) -> None:
-    unload = KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD
-    assert kernel.kexec_file_load(None, None, b"no NUL", flags=unload) is None
-    kernel.kexec_file_load(STUB)
-    assert kernel.kexec_file_load(None, flags=unload) is None
-    assert kernel.image is None
+def test_without_the_capability_or_when_disabled_a_load_is_eperm_before_anything_else(kernel: Kernel) -> None:
+    assert refusal(kernel, None, None, None, 0x100, capable=False).errno == EPERM
+    kernel.kexec.load_disabled = True
+    assert refusal(kernel, IMAGE, INITRD, CMDLINE).errno == EPERM
 
 
-def test_b10_an_unload_leaves_the_memory_as_it_is(kernel: Kernel) -> None:
-    image = kernel.kexec_file_load(STUB, bytes(range(256)))
-    assert image is not None
-    kernel.kexec_file_load(None, flags=KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD)
-    assert all(kernel.ram.read(one.mem, one.memsz) == one.content() for one in image.segments)
-    # And everyone may write there again.
-    assert kernel.stray_write(hex(image.segments[0].mem), b"\x01").exception is None
+def test_a_disabled_load_leaves_what_is_loaded_alone(kernel: Kernel) -> None:
+    image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+    kernel.kexec.load_disabled = True
+    assert refusal(kernel, None, flags=KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD).errno == EPERM
+    assert kernel.image is image is not None
 
 
-@pytest.mark.parametrize("which", ["kernel", "initrd"])
+@pytest.mark.parametrize(("era", "flag"), [("6.1", 8), ("6.4", 8), ("6.12", 16), ("6.4", 1 << 31)])
+def test_a_flag_that_the_era_does_not_know_is_einval(era: str, flag: int) -> None:
+    kernel = small(era)
+    assert refusal(kernel, IMAGE, INITRD, CMDLINE, KEXEC_FILE_ON_CRASH | flag).errno == EINVAL
+
+
+def test_the_debug_flag_is_accepted_by_the_era_that_has_it() -> None:
+    assert small("6.12").kexec_file_load(IMAGE, INITRD, CMDLINE, KEXEC_FILE_ON_CRASH | 8) is not None
+
+
+def test_a_kernel_without_the_system_call_says_enosys() -> None:
+    assert refusal(small(options={"KEXEC_FILE": "n"}), IMAGE).errno == ENOSYS
+
+
+def test_a_load_during_another_is_ebusy_and_harms_neither(kernel: Kernel) -> None:
+    image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+    kernel.kexec.locked = True
+    with pytest.raises(KexecError) as caught:
+        kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+    assert caught.value.errno == EBUSY
+    assert kernel.kexec.locked and kernel.image is image
+
+
+def direct(kernel: Kernel) -> KexecFile:
+    """The system call without the convenience of adding KEXEC_FILE_NO_INITRAMFS."""
+    return kernel.kexec
+
+
 @pytest.mark.parametrize(
-    ("change", "errno"),
+    ("image", "initrd", "cmdline", "errno", "step"),
     [
-        ({"readable": False}, EBADF),
-        ({"regular": False}, EINVAL),
-        ({"open_for_write": True}, ETXTBSY),
-        ({"lsm_denies": True}, EACCES),
-        ({"data": b""}, EINVAL),
-        ({"size": (4 << 30) + 1}, EFBIG),
-        ({"size": 1 << 20}, EIO),
+        (None, INITRD, b"a\0", EBADF, "kernel_read_file_from_fd"),
+        (b"", INITRD, b"a\0", EINVAL, "kernel_read_file_from_fd"),
+        (b"MZ" * 100, INITRD, b"a\0", EINVAL, "image_probe"),
+        (IMAGE, None, b"a\0", EBADF, "kernel_read_file_from_fd"),
+        (IMAGE, b"", b"a\0", EINVAL, "kernel_read_file_from_fd"),
+        (IMAGE, INITRD, b"a", EINVAL, "kimage_file_prepare_segments"),
+        (IMAGE, INITRD, b"a\0b", EINVAL, "kimage_file_prepare_segments"),
+        (arm64_image(4096, image_size=0), INITRD, b"a\0", EINVAL, "image_load"),
+        (arm64_image(4096, flags=0xB), INITRD, b"a\0", EINVAL, "image_load"),
+        (arm64_image(0x3000, image_size=0x1000), INITRD, b"a\0", EINVAL, "sanity_check_segment_list"),
+        (arm64_image(0x1000, text_offset=0x800), INITRD, b"a\0", EADDRNOTAVAIL, "sanity_check_segment_list"),
+        (arm64_image(0x1000, image_size=65 * MIB), INITRD, b"a\0", EADDRNOTAVAIL, "kexec_add_buffer"),
+        (arm64_image(0x1000, image_size=1 << 63), INITRD, b"a\0", EADDRNOTAVAIL, "kexec_add_buffer"),
+        (IMAGE, bytes(64 * MIB), b"a\0", EADDRNOTAVAIL, "kexec_add_buffer"),
     ],
 )
-def test_b2_a_file_that_cannot_be_read_has_its_errno(
-    kernel: Kernel, which: str, change: dict[str, object], errno: int
+def test_each_refusal_has_the_kernel_s_errno_and_leaves_nothing_loaded(
+    kernel: Kernel, image: bytes | None, initrd: bytes | None, cmdline: bytes, errno: int, step: str
 ) -> None:
-    file = OpenFile(**{"data": STUB, **change})  # type: ignore[arg-type]
-    files = {"image": STUB, "initrd": STUB, ("image" if which == "kernel" else "initrd"): file}
-    assert refused(kernel, **files) == errno  # type: ignore[arg-type]
+    kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+    with pytest.raises(KexecError) as caught:
+        direct(kernel).load(image, initrd, cmdline, KEXEC_FILE_ON_CRASH)
+    assert (caught.value.errno, caught.value.step) == (errno, step)
+    assert not kernel.kexec.locked
+    # The old image was destroyed before the new one was known to be good.
+    assert kernel.image is None and kernel.kexec.purgatory is None
+    assert kernel.guest.read("kexec_crash_image") == 0
 
 
-def test_b2_a_bad_descriptor_is_ebadf(kernel: Kernel) -> None:
-    assert refused(kernel, None) == EBADF
-    with pytest.raises(KexecError) as refusal:
-        kernel.kexec.load(
-            STUB, None, None, KEXEC_FILE_ON_CRASH
-        )  # no NO_INITRAMFS: the initrd's descriptor counts
-    assert refusal.value.errno == EBADF
-
-
-def test_b2_the_image_is_looked_at_before_the_initrd(kernel: Kernel) -> None:
-    with pytest.raises(KexecError, match="not an arm64 Image"):
-        kernel.kexec_file_load(b"x" * 100, OpenFile(b""))
-
-
-def test_b2_a_signature_is_asked_before_the_initrd_is_read(kernel: Kernel) -> None:
-    class Refuse:
-        def check(self, image: bytes, log: object) -> None:
-            raise KexecError(EKEYREJECTED, "verify_pefile_signature", "no")
-
-    kernel.kexec.signature_policy = Refuse()
-    assert refused(kernel, STUB, initrd=OpenFile(b"")) == EKEYREJECTED
-
-
-def test_b2_a_command_line_without_its_nul_is_einval(kernel: Kernel) -> None:
-    assert refused(kernel, cmdline=b"console=ttyAMA0") == EINVAL
-
-
-def test_b2_a_command_line_of_no_length_deletes_bootargs(kernel: Kernel) -> None:
-    for cmdline, expected in (
-        (b"", None),
-        (None, None),
-        (b"\0", b"\0"),
-        ("quiet", b"quiet\0"),
-        (b"a\0b\0", b"a\0"),
+def test_files_are_looked_at_in_the_kernel_s_order(kernel: Kernel) -> None:
+    """Kernel, its probe, initrd, command line, and only then the Image's header."""
+    load = direct(kernel).load
+    for arguments, step in (
+        ((b"MZ", None, b"a"), "image_probe"),
+        ((arm64_image(4096, image_size=0), None, b"a"), "kernel_read_file_from_fd"),
+        ((arm64_image(4096, image_size=0), INITRD, b"a"), "kimage_file_prepare_segments"),
     ):
-        image = kernel.kexec_file_load(STUB, None, cmdline)
-        assert image is not None
-        segment = image.segment("dtb")
-        assert segment is not None
-        tree = Fdt(bytes(segment.buf))
-        chosen = tree.path_offset("/chosen")
-        assert chosen is not None
-        assert tree.getprop(chosen, "bootargs") == expected
+        with pytest.raises(KexecError) as caught:
+            load(*arguments, KEXEC_FILE_ON_CRASH)
+        assert caught.value.step == step
 
 
-def test_b2_there_is_no_limit_on_the_command_line_here(kernel: Kernel) -> None:
-    # arm64 has no check of COMMAND_LINE_SIZE; the new kernel cuts it.
-    assert kernel.kexec_file_load(STUB, None, "x" * 5000) is not None
+def test_more_than_half_of_ram_is_einval_even_where_it_would_fit() -> None:
+    kernel = boot("6.4", "crashkernel=112M", ram="256M")
+    error = refusal(kernel, arm64_image(0x1000, image_size=96 * MIB), None, CMDLINE)
+    assert (error.errno, error.step) == (EINVAL, "sanity_check_segment_list")
 
 
-def test_b2_control_pages_are_the_first_free_ones_of_the_region(kernel: Kernel) -> None:
-    image = kernel.kexec_file_load(STUB, bytes(5000))
+def test_with_no_reservation_nothing_can_be_loaded() -> None:
+    kernel = boot("6.4", "quiet", ram="256M")
+    assert refusal(kernel, IMAGE, INITRD, CMDLINE).errno == EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "bootargs"), [(None, None), ("", None), ("a b", ["a b"]), (b"a\0b\0", ["a"])]
+)
+def test_a_command_line_of_length_0_deletes_bootargs(
+    kernel: Kernel, cmdline: str | bytes | None, bootargs: list[str] | None
+) -> None:
+    image = kernel.kexec_file_load(IMAGE, INITRD, cmdline)
     assert image is not None
-    initrd = image.segment("initrd")
-    assert initrd is not None
-    assert image.control_code_page == initrd.mem + initrd.memsz
-    assert image.vmcoreinfo_safecopy == image.control_code_page + 4096
-    assert kernel.ram.read(image.vmcoreinfo_safecopy, 4096).rstrip(b"\0") == kernel.vmcoreinfo()
+    tree = Fdt(kernel.ram.read(image.dtb_mem, 0x1000))
+    chosen = tree.path_offset("/chosen")
+    assert chosen is not None
+    assert tree.get_strings(chosen, "bootargs") == bootargs
 
 
-def test_b8_memory_is_the_buffer_and_zeros_to_memsz(kernel: Kernel) -> None:
-    assert kernel.crashk_res is not None
-    kernel.ram.fill(kernel.crashk_res.start, kernel.crashk_res.size, 0xFF)
-    image = kernel.kexec_file_load(build(image_size=MIB) + b"text" * 1000, b"initrd" * 1000)
+def test_a_command_line_has_no_limit_in_the_kernel(kernel: Kernel) -> None:
+    image = kernel.kexec_file_load(IMAGE, INITRD, "x" * 5000)
     assert image is not None
-    for segment in image.segments:
-        memory = kernel.ram.read(segment.mem, segment.memsz)
-        assert memory[: segment.bufsz] == segment.buf
-        assert not any(memory[segment.bufsz :])
+    assert b"x" * 5000 + b"\0" in bytes(image.segments[3].buf)
 
 
-def test_the_kimage_in_guest_memory_is_what_was_loaded(kernel: Kernel) -> None:
-    image = kernel.kexec_file_load(STUB, bytes(5000))
+def test_an_initrd_is_ignored_with_the_flag_that_says_so(kernel: Kernel) -> None:
+    image = direct(kernel).load(IMAGE, INITRD, b"a\0", KEXEC_FILE_ON_CRASH | KEXEC_FILE_NO_INITRAMFS)
     assert image is not None
-    guest, layout = kernel.guest, kernel.guest.vmlinux
-    virt = guest.read("kexec_crash_image")
-    assert virt == layout.virt("crash_kimage_storage")
-
-    def member(name: str) -> int:
-        return guest.read("crash_kimage_storage", layout.offsetof("kimage", name))
-
-    assert member("start") == image.start
-    assert member("head") == IND_DONE
-    assert member("nr_segments") == len(image.segments)
-    base = layout.offsetof("kimage", "segment")
-    for index, segment in enumerate(image.segments):
-        words = [guest.read("crash_kimage_storage", base + 32 * index + 8 * word) for word in range(4)]
-        assert words == [0, segment.bufsz, segment.mem, segment.memsz]
+    assert [one.name for one in image.segments] == ["kernel", "elfcorehdr", "dtb", "purgatory"]
 
 
-def test_a_reload_of_the_same_files_gives_the_same_image(kernel: Kernel) -> None:
-    first = kernel.kexec_file_load(STUB, bytes(5000), "quiet")
-    second = kernel.kexec_file_load(STUB, bytes(5000), "quiet")
-    assert first is not None
-    assert second is not None
-    assert [(one.name, one.mem, one.content()) for one in first.segments] == [
-        (one.name, one.mem, one.content()) for one in second.segments
-    ]
-    assert kernel.panic().outcome == "captured"
+# -- life of an image ------------------------------------------------------------------------------------------
 
 
-# /sys/kernel/kexec_crash_size (section B.11)
-
-
-def test_b11_shrinking_needs_no_image_and_a_smaller_size(kernel: Kernel) -> None:
-    with pytest.raises(KexecError) as refusal:
-        crash_shrink_memory(kernel, 65 * MIB)
-    assert refusal.value.errno == EINVAL
-    crash_shrink_memory(kernel, 64 * MIB)  # equal: nothing to do
-    kernel.kexec_file_load(STUB)
-    with pytest.raises(KexecError) as refusal:
-        crash_shrink_memory(kernel, MIB)
-    assert refusal.value.errno == ENOENT
-    kernel.kexec.locked = True
-    with pytest.raises(KexecError) as refusal:
-        crash_shrink_memory(kernel, MIB)
-    assert refusal.value.errno == EBUSY
-
-
-def test_b11_a_shrunk_region_keeps_its_start_and_the_rest_is_free(kernel: Kernel) -> None:
-    before = kernel.crashk_res
-    assert before is not None
-    crash_shrink_memory(kernel, 16 * MIB + 1)
-    after = kernel.crashk_res
-    assert after is not None
-    assert (after.start, after.size) == (before.start, 16 * MIB + 4096)
-    assert sysfs(kernel)["/sys/kernel/kexec_crash_size"] == f"{after.size}\n"
-    assert f"  {after.start:08x}-{after.last:08x} : Crash kernel\n" in proc_iomem(kernel)
-    assert kernel.guest.read("crashk_res", kernel.guest.vmlinux.offsetof("resource", "end")) == after.last
-    image = kernel.kexec_file_load(STUB)
+def test_unloading_leaves_the_bytes_but_no_image_and_is_fine_when_there_is_none(kernel: Kernel) -> None:
+    flags = KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD
+    assert kernel.kexec_file_load(None, flags=flags) is None
+    image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert image is not None
-    assert all(after.covers(one.area) for one in image.segments)
-    assert kernel.panic().outcome == "captured"
+    assert kernel.kexec_file_load(None, flags=flags) is None
+    assert kernel.image is None and kernel.guest.read("kexec_crash_image") == 0
+    assert kernel.ram.read(image.segments[0].mem, len(IMAGE)) == IMAGE
 
 
-def test_b11_shrinking_to_nothing_releases_the_region(kernel: Kernel) -> None:
-    crash_shrink_memory(kernel, 0)
-    assert kernel.crashk_res is None
-    assert "Crash kernel" not in proc_iomem(kernel)
-    with pytest.raises(KexecError, match="no crashkernel memory is reserved"):
-        kernel.kexec_file_load(STUB)
+def test_unloading_without_the_crash_flag_concerns_the_other_image(kernel: Kernel) -> None:
+    image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+    assert kernel.kexec_file_load(None, flags=KEXEC_FILE_UNLOAD) is None
+    assert kernel.image is image is not None
+
+
+@pytest.mark.parametrize("era", ["6.1", "6.12"])
+def test_loading_again_gives_the_same_places_and_the_new_contents(era: str) -> None:
+    kernel = small(era)
+    first = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+    second = kernel.kexec_file_load(IMAGE, INITRD[::-1], CMDLINE)
+    assert isinstance(first, Kimage) and isinstance(second, Kimage)
+    assert [one.area for one in first.segments] == [one.area for one in second.segments]
+    assert first.digest != second.digest
+    initrd = second.segment("initrd")
+    assert initrd is not None and kernel.ram.read(initrd.mem, len(INITRD)) == INITRD[::-1]
+
+
+def test_a_protection_that_the_linear_map_cannot_express_leaves_no_image_and_no_lock() -> None:
+    """crashkernel= is found anywhere in the command line when it is read, but map_mem() asks for a parameter."""
+    kernel = boot("6.1", "foo.crashkernel=64M rodata=on", ram="256M")
+    for _ in range(2):
+        with pytest.raises(InputError, match="protection is impossible here"):
+            kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+        assert kernel.image is None and not kernel.kexec.locked
+
+
+def test_a_purgatory_without_the_digest_s_symbols_is_refused_at_the_load(tmp_path: Path) -> None:
+    data = purgatory_path().read_bytes().replace(b"purgatory_sha_regions", b"purgatory_sha_regionz")
+    path = tmp_path / "purgatory.ro"
+    path.write_bytes(data)
+    error = refusal(small(purgatory=path), IMAGE, INITRD, CMDLINE)
+    assert (error.errno, error.step) == (EINVAL, "kexec_purgatory_get_set_symbol")
+    assert "purgatory_sha_regions does not exist" in str(error)
+
+
+def test_a_purgatory_file_that_is_none_is_refused_at_boot_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "purgatory.ro"
+    with pytest.raises(InputError, match="No such file"):
+        small(purgatory=path)
+    path.write_bytes(b"\x7fELF")
+    with pytest.raises(KexecError) as caught:
+        small(purgatory=path)
+    assert caught.value.errno == ENOEXEC and str(path) in str(caught.value)
+
+
+def test_without_a_purgatory_the_kernel_is_the_entry_and_there_is_no_digest() -> None:
+    kernel = small(purgatory=None)
+    image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
+    assert image is not None
+    assert image.start == image.kernel_entry == image.segments[0].mem
+    assert (image.digest, image.sha_regions, kernel.kexec.purgatory) == (None, [], None)

@@ -6,9 +6,10 @@ the crash region, copies them and protects them; it knows nothing of kernels, de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import EADDRNOTAVAIL, EINVAL, EPERM
+from typing import Protocol
 
 from kexecemu.errors import KexecError
 from kexecemu.kernel.kexec_core import sanity_check_segment_list
@@ -33,18 +34,32 @@ class KexecLoadArguments:
     flags: int = KEXEC_ON_CRASH | KEXEC_ARCH_AARCH64
 
 
+class LoadPolicy(Protocol):
+    """What decides whether unverifiable segments may be loaded: kexecemu.kernel.policy.KexecSignaturePolicy."""
+
+    def check_kexec_load(self, log: Callable[[str], None]) -> None:
+        """kexec_load_check(): return if the call is allowed, raise KexecError if not."""
+
+
 def kexec_load(
-    kexec: KexecFile, arguments: KexecLoadArguments, *, capable: bool = True, lockdown: bool = False
+    kexec: KexecFile,
+    arguments: KexecLoadArguments,
+    *,
+    capable: bool = True,
+    lockdown: bool = False,
+    policy: LoadPolicy | None = None,
 ) -> Kimage | None:
     """kexec_load(2): each check with its errno, in the kernel's order.
 
-    capable is CAP_SYS_BOOT, lockdown that LOCKDOWN_KEXEC is in force. An empty segment list unloads and returns None.
-    Raises KexecError; a failed load leaves no crash kernel.
+    capable is CAP_SYS_BOOT, lockdown that LOCKDOWN_KEXEC is in force, policy what else may forbid images that nobody
+    can verify. An empty segment list unloads and returns None. Raises KexecError; a failed load leaves no crash kernel.
     """
     step = "kexec_load"
     flags = arguments.flags
     if not capable or kexec.load_disabled:
         raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
+    if policy is not None:
+        policy.check_kexec_load(kexec.running.log)
     if lockdown:
         raise KexecError(EPERM, "security_locked_down", "kexec of unsigned images is locked down")
     if flags & ~KEXEC_ARCH_MASK & ~KEXEC_ON_CRASH:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
+from errno import EACCES, EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
 
 import pytest
 
@@ -13,6 +13,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
 from kexecemu.kernel.kexec_load import KEXEC_ARCH_AARCH64, KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
 from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.policy import KexecSignaturePolicy, Lockdown
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
@@ -137,6 +138,19 @@ def test_privilege_lockdown_and_the_lock_come_first(kernel: Kernel) -> None:
         assert refusal.value.errno == EBUSY
     finally:
         kernel.kexec.locked = False
+
+
+def test_images_that_must_be_verified_cannot_be_loaded_this_way(kernel: Kernel) -> None:
+    arguments = KexecLoadArguments(0x6A000000, segments(kernel))
+    for policy, errno in (
+        (KexecSignaturePolicy(lockdown=Lockdown.INTEGRITY), EPERM),
+        (KexecSignaturePolicy(sig=True, secure_boot=True), EACCES),
+        (KexecSignaturePolicy(ima_appraise=True), EACCES),
+    ):
+        with pytest.raises(KexecError) as refusal:
+            kexec_load(kernel.kexec, arguments, policy=policy)
+        assert refusal.value.errno == errno
+    assert kexec_load(kernel.kexec, arguments, policy=KexecSignaturePolicy(sig=True)) is not None
 
 
 def test_the_default_architecture_is_accepted_and_an_empty_list_unloads(kernel: Kernel) -> None:

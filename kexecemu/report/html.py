@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kexecemu.capture.second_stage import PurgatoryEnd
 from kexecemu.capture.verdict import VerdictState
 from kexecemu.faults.fault import Injection
 from kexecemu.faults.outcome import Outcome
@@ -137,13 +138,17 @@ def _program_version() -> str:
 def _setting(result: Result) -> list[tuple[str, str]]:
     kernel = result.kernel
     config = kernel.config
+    (loaded,) = result.end.timeline.of("loaded")[-1:]
     purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
+    if loaded.facts["call"] == "kexec_load" and result.image.segment("purgatory") is not None:
+        purgatory = "kexec-tools'"  # user space brings its own, whatever the kernel has
     said = [line for line in result.end.console.splitlines() if "Kernel command line: " in line]
     setting = [
         ("RAM", size_text(kernel.ram.size)),
         ("CPUs", str(len(kernel.board.cpus))),
         ("kernel era", config.release.value),
         ("page protection", config.way.value),
+        ("loaded by", str(loaded.facts["call"])),
         ("purgatory", purgatory),
         ("pages", size_text(config.page_size)),
         ("seed", str(result.seed)),
@@ -240,9 +245,7 @@ def _verdict_text(result: Result) -> str:
     if run is None:
         return "The purgatory was not reached: nothing was compared."
     if verdict is None:
-        return (
-            "The purgatory left no record of what it compared: it keeps none, or the record was overwritten."
-        )
+        return _no_record(result)
     if verdict.state is VerdictState.MATCH:
         return f"The digests match: {size_text(verdict.bytes_hashed)} in memory are as they were loaded."
     if verdict.state is VerdictState.MISMATCH:
@@ -255,6 +258,16 @@ def _verdict_text(result: Result) -> str:
             return "The digests differ: memory is not as it was loaded."
         return "The digests differ, and the purgatory's copy of the stored digest was changed too."
     return "The purgatory did not finish its comparison."
+
+
+def _no_record(result: Result) -> str:
+    """What can be said of a purgatory that left no verdict."""
+    loaded, run = result.kernel.kexec.purgatory, result.end.purgatory
+    if loaded is not None and loaded.has_symbol("purgatory_verdict"):
+        return "The purgatory's record of what it compared was overwritten."
+    if run is not None and run.end is PurgatoryEnd.MISMATCH:
+        return "The digests differ. This purgatory keeps no record of them; the console may show them."
+    return "This purgatory keeps no record of what it compared."
 
 
 def _phases(result: Result) -> list[Phase]:
@@ -278,9 +291,11 @@ def _phases(result: Result) -> list[Phase]:
 
 
 def _console(text: str) -> list[tuple[str, str]]:
-    """Console lines with who says them: the first kernel, the purgatory or the capture kernel."""
-    lines = []
-    for line in text.splitlines():
-        who = line.split(":", 1)[0]
-        lines.append((who if who in ("purgatory", "capture") else "first", line))
-    return lines
+    """Console lines with who says them: the first kernel, the purgatory or the capture kernel.
+
+    The first kernel's lines have a time in front, the capture stub's its name; what is left is a purgatory's.
+    """
+    return [
+        ("first" if line.startswith("[") else "capture" if line.startswith("capture:") else "purgatory", line)
+        for line in text.splitlines()
+    ]

@@ -110,14 +110,17 @@ def _purgatory_step(result: Result) -> Step:
     if run is None:
         return Step(title, "none", "Not reached.")
     if run.end is PurgatoryEnd.KERNEL:
-        if verdict is None or verdict.state is VerdictState.MATCH:
+        if verdict is None:
+            # A foreign purgatory, or a damaged record: that it went on is all that memory tells.
+            return Step(title, "quiet", "It jumps on to the kernel. It left no record of whether it checked.")
+        if verdict.state is VerdictState.MATCH:
             return Step(title, "good", "It hashes the segments, finds the digest it expects, and jumps on.")
         if verdict.state is VerdictState.MISMATCH:
             return Step(title, "caught", "It finds that the digests differ, and jumps on all the same.")
         return Step(title, "bad", "It jumps to the kernel without having finished its check.")
     if run.end is PurgatoryEnd.MISMATCH:
         return Step(
-            title, "caught", "It hashes the segments, finds another digest than it expects, and stops."
+            title, "caught", "It hashes the segments, finds a digest that it does not expect, and stops."
         )
     ends = {
         PurgatoryEnd.ELSEWHERE: f"It jumps to {run.pc:#x}, which is not the kernel.",

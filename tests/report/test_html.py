@@ -242,6 +242,33 @@ def test_the_timeline_marks_faults_and_verdicts(run, name, marked):
     ] == marked
 
 
+def test_a_purgatory_that_keeps_no_record_is_not_said_to_have_checked(run):
+    found, skipped = (_Page(render(run(f"kexec-load-{name}"))) for name in ("stamped", "check-switched-off"))
+    for page in (found, skipped):
+        assert "loaded by kexec_load" in page.text
+        assert "purgatory kexec-tools'" in page.text
+        assert "expected by the purgatory" not in page.text
+    assert "The digests differ. This purgatory keeps no record" in found.text
+    assert "It left no record of whether it checked." in skipped.text
+    assert "finds the digest it expects" not in skipped.text
+    assert "The digests match" not in skipped.text
+
+
+def test_an_overwritten_record_is_told_from_none(crashed):
+    # The digest after it stays as it is, so that the purgatory boots all the same.
+    fault = Fault("purgatory:purgatory_verdict", write=b"\xff", by=By.DMA)
+    page = _Page(render(crashed(fault)))
+    assert "record of what it compared was overwritten" in page.text
+
+
+def test_the_console_shows_who_speaks(run):
+    for name in ("golden", "kexec-load-stamped"):
+        page = _Page(render(run(name)))
+        spoken = "".join(data for tag, data in page.pieces if tag == "span")
+        for line in run(name).end.console.splitlines():
+            assert (line in spoken) == (not line.startswith("["))
+
+
 def test_what_was_not_as_expected_is_told():
     result = crash("a crash", Setup(), [], expect=Expect(outcome=Outcome.DETECTED))
     text = _Page(render(result)).text

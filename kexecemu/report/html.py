@@ -140,7 +140,7 @@ def _setting(result: Result) -> list[tuple[str, str]]:
     config = kernel.config
     (loaded,) = result.end.timeline.of("loaded")[-1:]
     purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
-    if loaded.facts["call"] == "kexec_load" and result.image.segment("purgatory") is not None:
+    if loaded.facts["call"] == "kexec_load" and purgatory in ("default", "none"):
         purgatory = "kexec-tools'"  # user space brings its own, whatever the kernel has
     said = [line for line in result.end.console.splitlines() if "Kernel command line: " in line]
     setting = [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kexecemu.commands.linear_map import linear_map_command
+from kexecemu.commands.purgatory import app as purgatory_app
 from kexecemu.errors import InputError, KexecemuError, KexecError
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def verify_image(
 
 
 app.command("linear-map")(linear_map_command)
+app.add_typer(purgatory_app, name="purgatory")
 
 
 def _setup(

@@ -1,0 +1,150 @@
+"""kexecemu purgatory info: what a purgatory object is made of, and whether a kernel could load it."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kexecemu.errors import InputError, KexecError
+from kexecemu.formats.elfrel import RelocatableObject
+from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.kernel.relocate import SUPPORTED_TYPES
+
+__all__ = ["app", "describe_purgatory"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a purgatory object.")
+
+_SHF_ALLOC, _SHF_EXECINSTR, _SHT_NOBITS = 2, 4, 8
+_TRIAL_PHYS = 0x4000_0000  # any page will do to see whether it links
+
+# What each interface wants of a purgatory: symbol and size in bytes, and whether a loader cannot do without it.
+_INTERFACES = {
+    "kernel": (
+        ("purgatory_sha_regions", 256, True),
+        ("purgatory_sha256_digest", 32, True),
+        ("purgatory_kernel_entry", 8, False),
+        ("purgatory_uart_base", 8, False),
+        ("purgatory_verdict", 88, False),
+    ),
+    "kexec-tools": (
+        ("sha256_regions", 256, True),
+        ("sha256_digest", 32, True),
+        ("arm64_kernel_entry", 8, True),
+        ("arm64_dtb_addr", 8, True),
+        ("arm64_sink", 8, True),
+        ("skip_checks", 4, False),
+    ),
+}
+
+
+def describe_purgatory(obj: RelocatableObject) -> dict[str, Any]:
+    """Everything that `purgatory info` prints: sizes in bytes, symbols by interface, relocation types by count."""
+    sections = [
+        {
+            "name": one.name,
+            "size": one.size,
+            "align": one.align,
+            "executable": bool(one.flags & _SHF_EXECINSTR),
+            "nobits": one.type == _SHT_NOBITS,
+        }
+        for one in obj.sections
+        if one.flags & _SHF_ALLOC
+    ]
+    loaded = {one.index for one in obj.sections if one.flags & _SHF_ALLOC}
+    counts: Counter[int] = Counter()
+    for index, relas in obj.relocations.items():
+        if obj.sections[index].info in loaded:
+            counts.update(rela.type for rela in relas)
+    return {
+        "sections": sections,
+        "interface": _interface(obj),
+        "symbols": {
+            kind: {name: _found(obj, name, size) for name, size, _ in wanted}
+            for kind, wanted in _INTERFACES.items()
+        },
+        "relocations": {str(kind): counts[kind] for kind in sorted(counts)},
+        "unsupported_relocations": sorted(kind for kind in counts if kind not in SUPPORTED_TYPES),
+        **_trial(obj),
+    }
+
+
+def _found(obj: RelocatableObject, name: str, size: int) -> str:
+    symbol = obj.global_symbol(name)
+    if symbol is None or not symbol.shndx:
+        return "missing"
+    if symbol.shndx < len(obj.sections) and obj.sections[symbol.shndx].type == _SHT_NOBITS:
+        return "in bss: cannot be set"
+    return "ok" if symbol.size == size else f"{symbol.size} bytes instead of {size}"
+
+
+def _interface(obj: RelocatableObject) -> str | None:
+    """Whose loader could set all that it must."""
+    for kind, wanted in _INTERFACES.items():
+        if all(_found(obj, name, size) == "ok" for name, size, needed in wanted if needed):
+            return kind
+    return None
+
+
+def _trial(obj: RelocatableObject) -> dict[str, Any]:
+    """Link it at some page, as a loader would."""
+    try:
+        linked = LoadedPurgatory(
+            obj, lambda buf, memsz, align: Segment("purgatory", buf, _TRIAL_PHYS, -(-memsz // 4096) * 4096)
+        )
+    except KexecError as error:
+        return {"bufsz": None, "memsz": None, "entry_offset": None, "links": str(error)}
+    return {
+        "bufsz": len(linked.buf),
+        "memsz": linked.segment.memsz,
+        "entry_offset": linked.entry - _TRIAL_PHYS,
+        "links": True,
+    }
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `info` a command of its own."""
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="A purgatory object (ET_REL, aarch64).")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"purgatory {file}: {error.strerror or error}") from error
+    found = describe_purgatory(parse_purgatory(data, str(file)))
+    usable = found["links"] is True and found["interface"] is not None
+    sys.stdout.write(json_module.dumps(found, indent=2) + "\n" if json else _text(file, found))
+    raise typer.Exit(0 if usable else 1)
+
+
+def _text(file: Path, found: dict[str, Any]) -> str:
+    lines = [f"{file}", ""]
+    lines += [f"{'section':<24}{'size':>8}{'align':>7}"]
+    for one in found["sections"]:
+        kind = " code" if one["executable"] else " bss" if one["nobits"] else ""
+        lines.append(f"{one['name']:<24}{one['size']:>8}{one['align']:>7}{kind}")
+    lines += ["", f"interface     {found['interface'] or 'none that a loader knows'}"]
+    for symbols in found["symbols"].values():
+        if any(state != "missing" for state in symbols.values()):
+            lines += [f"  {name:<28}{state}" for name, state in symbols.items()]
+    relocations = ", ".join(f"type {kind}: {count}" for kind, count in found["relocations"].items()) or "none"
+    lines += ["", f"relocations   {relocations}"]
+    if found["unsupported_relocations"]:
+        lines.append(f"unsupported   {', '.join(map(str, found['unsupported_relocations']))}")
+    if found["links"] is True:
+        lines.append(f"loaded        {found['bufsz']} bytes, {found['memsz']} in memory")
+        lines.append(f"entry         at offset {found['entry_offset']:#x}")
+    else:
+        lines.append(f"does not link {found['links']}")
+    return "\n".join(lines) + "\n"

@@ -62,6 +62,8 @@ def _setting(result: Result) -> str:
     ram = f"{size >> 30} GiB" if size % (1 << 30) == 0 else f"{size >> 20} MiB"
     cpus = f"{len(board.cpus)} CPU{'s' if len(board.cpus) > 1 else ''}"
     purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
+    if result.syscall == "kexec_load" and purgatory in ("default", "none"):
+        purgatory = "kexec-tools' (loaded by kexec_load)"
     return (
         f"{ram}, {cpus}; kernel of the {config.release.value} era, protection {config.way.value}, "
         f"purgatory {purgatory}; seed {result.seed}"

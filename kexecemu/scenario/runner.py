@@ -20,7 +20,8 @@ __all__ = ["Result", "crash", "run_scenario", "scenario_setup"]
 class Result:
     """A finished run: the kernel and its image for whoever wants to look, and the end.
 
-    mismatches says in words what was not as expected; [] when all was, or nothing was expected.
+    mismatches says in words what was not as expected; [] when all was, or nothing was expected. syscall is the one that
+    loaded the image.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Result:
     image: Kimage
     end: End
     mismatches: list[str]
+    expected: bool = False
+    syscall: str = "kexec_file_load"
 
     @property
     def as_expected(self) -> bool:
@@ -80,7 +83,9 @@ def crash(
             if fault.when is moment:
                 kernel.inject(fault)
     end = kernel.panic(message, progress=progress)
-    return Result(name, setup.seed, kernel, image, end, _mismatches(end, expect))
+    return Result(
+        name, setup.seed, kernel, image, end, _mismatches(end, expect), expect is not None, setup.syscall
+    )
 
 
 def run_scenario(

@@ -3,104 +3,131 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
+from kexecemu.errors import BusError
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.pl011 import Pl011
 
 __all__ = ["Printk"]
 
-_DESC_FINALIZED = 2
-_DESC_STATE_SHIFT = 62
+_STATE_SHIFT = 62
+_ID_MASK = (1 << _STATE_SHIFT) - 1
+_FINALIZED, _REUSABLE = 2, 3
+_LOG_NEWLINE = 2
 _LOGLEVEL_INFO = 6
-
-
-def _align_up(value: int, align: int) -> int:
-    return -(-value // align) * align
+_FAILED_LPOS = 1
+_U64 = (1 << 64) - 1
+_DESC = struct.Struct("<QQQ")  # state_var, text_blk_lpos.begin and .next
+_INFO = struct.Struct("<QQHBBI")  # seq, ts_nsec, text_len, facility, flags and level, caller_id
 
 
 class Printk:
-    """Appends finalized records to struct printk_ringbuffer in guest RAM (kernel/printk/printk_ringbuffer.c, 5.10+).
+    """Appends finalized records to struct printk_ringbuffer in guest RAM (kernel/printk/printk_ringbuffer.c of 6.1).
 
-    Nothing of the log is kept on the host; head and tail are read back from guest memory each time. When descriptors
-    or text run out the oldest records are dropped, as in the kernel.
+    Nothing of the log is kept on the host; heads and tails are read back from guest memory each time. Ids count
+    modulo 2^62 and positions in the text modulo 2^64; both begin one lap below zero, so they wrap early.
     """
 
     def __init__(self, guest: GuestKernel, uart: Pl011) -> None:
-        self._guest = guest
+        self._ram = guest.ram
         self._uart = uart
         layout = guest.vmlinux
-        self._ring = guest.phys("printk_rb_static")
-        self._desc_ring = self._ring + layout.offsetof("printk_ringbuffer", "desc_ring")
-        self._text_ring = self._ring + layout.offsetof("printk_ringbuffer", "text_data_ring")
-
-    def _u64(self, phys: int) -> int:
-        return self._guest.ram.read_u64(phys)
+        ring = guest.phys("printk_rb_static")
+        descs_at = ring + layout.offsetof("printk_ringbuffer", "desc_ring")
+        text_at = ring + layout.offsetof("printk_ringbuffer", "text_data_ring")
+        self._fail_at = ring + layout.offsetof("printk_ringbuffer", "fail")
+        self._count_bits_at = descs_at + layout.offsetof("prb_desc_ring", "count_bits")
+        self._head_id_at = descs_at + layout.offsetof("prb_desc_ring", "head_id")
+        self._tail_id_at = descs_at + layout.offsetof("prb_desc_ring", "tail_id")
+        self._finalized_id_at = descs_at + layout.offsetof("prb_desc_ring", "last_finalized_id")
+        self._size_bits_at = text_at + layout.offsetof("prb_data_ring", "size_bits")
+        self._head_lpos_at = text_at + layout.offsetof("prb_data_ring", "head_lpos")
+        self._tail_lpos_at = text_at + layout.offsetof("prb_data_ring", "tail_lpos")
+        self._descs = guest.phys("_printk_rb_static_descs")
+        self._infos = guest.phys("_printk_rb_static_infos")
+        self._info_size = layout.sizeof("printk_info")
+        self._buffer = guest.phys("__log_buf")
 
     def log(self, text: str, ns: int, level: int = _LOGLEVEL_INFO) -> None:
         """Store and print one line; ns is its time stamp in nanoseconds of virtual time."""
-        self._store(text.encode(), ns, level)
+        # A stray write may have hit the ring itself: records get lost then, but the console still works.
+        with suppress(BusError):
+            self._store(text.encode(), ns, level)
         stamp = f"[{ns // 1_000_000_000:5d}.{ns // 1000 % 1_000_000:06d}] "
         # A serial console gets a carriage return before each line feed (uart_console_write()).
         self._uart.transmit((stamp + text + "\r\n").encode())
 
+    def _size(self, bits_at: int) -> int:
+        # The mask only matters for a ring that was stamped on.
+        return 1 << (self._ram.read_u32(bits_at) & 0x1F)
+
     def _store(self, text: bytes, ns: int, level: int) -> None:
-        guest, layout, ram = self._guest, self._guest.vmlinux, self._guest.ram
-        desc_off = {
-            name: layout.offsetof("prb_desc_ring", name) for name in ("count_bits", "head_id", "tail_id")
-        }
-        data_off = {
-            name: layout.offsetof("prb_data_ring", name) for name in ("size_bits", "head_lpos", "tail_lpos")
-        }
-        count = 1 << (self._u64(self._desc_ring + desc_off["count_bits"]) & 0xFFFFFFFF)
-        size = 1 << (self._u64(self._text_ring + data_off["size_bits"]) & 0xFFFFFFFF)
-        number = self._next_record(desc_off["head_id"])
-        head = self._u64(self._text_ring + data_off["head_lpos"])
-        need = _align_up(8 + len(text), 8)
-        # A block never wraps: it starts anew at the beginning of the buffer, and the pad belongs to it.
-        begin = head
-        position = head % size
-        data_at = position
-        if position + need > size:
-            data_at = 0
-            end = head - position + size + need
-        else:
-            end = head + need
-        self._drop_old_text(end - size, data_off, desc_off, count, number)
-        buffer = guest.phys("__log_buf")
-        ram.write(buffer + data_at, struct.pack("<Q", self._id(number, count)) + text)
-        index = number % count
-        desc = guest.phys("_printk_rb_static_descs") + index * layout.sizeof("prb_desc")
-        info = guest.phys("_printk_rb_static_infos") + index * layout.sizeof("printk_info")
-        state = self._id(number, count) | _DESC_FINALIZED << _DESC_STATE_SHIFT
-        ram.write(desc, struct.pack("<QQQ", state, begin, end))
-        ram.write(info, struct.pack("<QQHBBI", number, ns, len(text), 0, level << 5, 0))
-        ram.write_u64(self._desc_ring + desc_off["head_id"], self._id(number, count))
-        if number >= count:
-            ram.write_u64(self._desc_ring + desc_off["tail_id"], self._id(number - count + 1, count))
-        ram.write_u64(self._text_ring + data_off["head_lpos"], end)
+        """prb_reserve() and prb_final_commit()."""
+        ram, count = self._ram, self._size(self._count_bits_at)
+        record = (ram.read_u64(self._head_id_at) + 1) & _ID_MASK
+        before = (record - count) & _ID_MASK  # whose descriptor this one takes over
+        if before == ram.read_u64(self._tail_id_at):
+            self._make_reusable(before, count)
+            ram.write_u64(self._tail_id_at, (before + 1) & _ID_MASK)
+        ram.write_u64(self._head_id_at, record)
+        index = record % count
+        info_at = self._infos + index * self._info_size
+        seq = ram.read_u64(info_at)
+        # 0 means "never used", but for the first entry, which was set up one lap below 0.
+        seq = index if seq == 0 and index else (seq + count) & _U64
+        begin, end = self._alloc_text(text, record, count)
+        length = 0 if begin == _FAILED_LPOS else len(text)
+        ram.write(info_at, _INFO.pack(seq, ns, length, 0, level << 5 | _LOG_NEWLINE, 0))
+        self._write_desc(record, count, _FINALIZED, begin, end)
+        ram.write_u64(self._finalized_id_at, record)
 
-    def _next_record(self, head_off: int) -> int:
-        """The number of the record to write: one past the ring's head, 0 while nothing was ever logged."""
-        head_id = self._u64(self._desc_ring + head_off)
-        first_state = self._u64(self._guest.phys("_printk_rb_static_descs"))
-        return head_id + 1 if head_id or first_state >> _DESC_STATE_SHIFT else 0
+    def _write_desc(self, record: int, count: int, state: int, begin: int, end: int) -> None:
+        at = self._descs + record % count * _DESC.size
+        self._ram.write(at, _DESC.pack(record | state << _STATE_SHIFT, begin, end))
 
-    @staticmethod
-    def _id(number: int, count: int) -> int:
-        """The descriptor id of record `number`: ids only need to be consecutive modulo the state bits."""
-        return number & ((1 << _DESC_STATE_SHIFT) - 1)
+    def _make_reusable(self, record: int, count: int) -> None:
+        """desc_push_tail(): the oldest record goes, and its text with it."""
+        state, begin, end = _DESC.unpack(
+            self._ram.read(self._descs + record % count * _DESC.size, _DESC.size)
+        )
+        if state != record | _FINALIZED << _STATE_SHIFT:
+            return
+        self._write_desc(record, count, _REUSABLE, begin, end)
+        if begin == self._ram.read_u64(self._tail_lpos_at):
+            self._ram.write_u64(self._tail_lpos_at, end)
 
-    def _drop_old_text(
-        self, oldest_kept: int, data_off: dict[str, int], desc_off: dict[str, int], count: int, number: int
-    ) -> None:
-        """Advance the tails past records whose text is about to be overwritten."""
-        layout, ram = self._guest.vmlinux, self._guest.ram
-        descs = self._guest.phys("_printk_rb_static_descs")
-        tail_lpos = self._u64(self._text_ring + data_off["tail_lpos"])
-        tail_id = self._u64(self._desc_ring + desc_off["tail_id"])
-        while tail_lpos < oldest_kept and tail_id < number:
-            desc = descs + tail_id % count * layout.sizeof("prb_desc")
-            tail_lpos = self._u64(desc + 16)
-            tail_id += 1
-        ram.write_u64(self._text_ring + data_off["tail_lpos"], tail_lpos)
-        ram.write_u64(self._desc_ring + desc_off["tail_id"], tail_id)
+    def _alloc_text(self, text: bytes, record: int, count: int) -> tuple[int, int]:
+        """data_alloc(): write the text and its id; returns the block's first and next position.
+
+        A block that would reach or pass the end of the buffer has its id there and its text at the start.
+        """
+        ram, size = self._ram, self._size(self._size_bits_at)
+        begin = ram.read_u64(self._head_lpos_at)
+        need = -(-(8 + len(text)) // 8) * 8
+        wraps = begin // size != (begin + need) // size
+        end = ((begin // size + 1) * size + need if wraps else begin + need) & _U64
+        if need > size // 2 or not self._push_tail((end - size) & _U64, size, count):
+            ram.write_u64(self._fail_at, ram.read_u64(self._fail_at) + 1)
+            return _FAILED_LPOS, _FAILED_LPOS
+        ram.write_u64(self._head_lpos_at, end)
+        identity = struct.pack("<Q", record)
+        ram.write(self._buffer + begin % size, identity)
+        ram.write(self._buffer + (0 if wraps else begin % size), identity + text)
+        return begin, end
+
+    def _push_tail(self, lpos: int, size: int, count: int) -> bool:
+        """data_push_tail(): let go of the oldest text up to position lpos; False when the ring is inconsistent."""
+        ram = self._ram
+        for _ in range(count + 1):
+            tail = ram.read_u64(self._tail_lpos_at)
+            if not 0 < (lpos - tail) & _U64 <= size:
+                return True
+            record = ram.read_u64(self._buffer + tail % size)
+            at = self._descs + record % count * _DESC.size
+            state, begin, end = _DESC.unpack(ram.read(at, _DESC.size))
+            if state & _ID_MASK != record or begin != tail:
+                return False
+            self._write_desc(record, count, _REUSABLE, begin, end)
+            ram.write_u64(self._tail_lpos_at, end)
+        return False

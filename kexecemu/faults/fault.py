@@ -96,16 +96,17 @@ def inject(kernel: Kernel, fault: Fault) -> Injection:
     before = kernel.ram.read(phys, fault.length)
     data = fault.write if fault.write is not None else bytes([before[0] ^ (fault.flip or 0)])
     exception = None
+    happens = fault.by is By.DMA or not kernel.dying
     if fault.by is By.DMA:
         kernel.board.dma.write(phys, data)
-    else:
+    elif happens:
         seen = len(kernel.board.boot_cpu.exceptions)
         kernel.stray_write_virt(kernel.space.linear_virt(phys), data, fault.width)
         exception = next(iter(kernel.board.boot_cpu.exceptions[seen:]), None)
     injection = Injection(fault, phys, before, kernel.ram.read(phys, fault.length), exception)
     kernel.say(
         "fault",
-        _account(injection, data),
+        _account(injection, data) if happens else f"{fault.at}: no CPU stores any more, the kernel is dying",
         by=fault.by.value,
         at=fault.at,
         phys=phys,

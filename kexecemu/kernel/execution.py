@@ -44,6 +44,13 @@ class Execution:
         self._board = board
         self._guest = guest
         self._host = host
+        self._crash_ends = {guest.phys("cpu_soft_restart"), guest.vmlinux.virt("panic_no_kexec")}
+        self._dying: Stop | None = None
+
+    @property
+    def dying(self) -> bool:
+        """The first kernel is in its crash path already, without having been asked to panic: an oops was fatal."""
+        return self._dying is not None
 
     def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
         """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
@@ -103,37 +110,40 @@ class Execution:
     def stray_write(self, virt: int, data: bytes, width: int = 1) -> bool:
         """Store bytes at a kernel virtual address by really executing stores of `width` bytes in kworker context.
 
-        False when a store faulted and its task died in the guest's own oops. Long data is written in pieces; the
-        first that faults ends the write.
+        False when a store faulted and its task died in the guest's own oops, or with panic_on_oops the whole kernel
+        (see `dying`). Long data is written in pieces; the first that faults ends the write.
         """
         guest = self._guest
         source = guest.vmlinux.virt("stray_buffer")
         for at in range(0, len(data), _STRAY_BUFFER_SIZE):
             piece = data[at : at + _STRAY_BUFFER_SIZE]
             guest.ram.write(guest.phys("stray_buffer"), piece)
-            if not self.call(
-                "stray_write", virt + at, source, len(piece), width, task="task_kworker"
-            ).returned:
+            arguments = (virt + at, source, len(piece), width)
+            call = self.call("stray_write", *arguments, task="task_kworker", until=self._crash_ends)
+            if call.stop.kind is StopKind.BREAKPOINT and call.stop.pc in self._crash_ends:
+                self._dying = call.stop
+            if not call.returned:
                 return False
         return True
 
     def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
         """panic() and everything after it, up to the first instruction outside the kernel.
 
+        A kernel that is dying goes on from where it stands, whatever the message.
         The returned stop is LEFT with PC at the physical address that machine_kexec() jumped to (MMU off), or
         BREAKPOINT at panic_no_kexec when no crash image is loaded. DEADLINE, FAULT or IDLE mean that the crash path
         itself went wrong.
         """
         guest = self._guest
-        restart = guest.phys("cpu_soft_restart")
-        ends = {restart, guest.vmlinux.virt("panic_no_kexec")}
-        if message == SYSRQ_MESSAGE:
-            stop = self.call("write_sysrq_trigger", task="task_bash", until=ends).stop
+        if self._dying is not None:
+            stop = self._dying
+        elif message == SYSRQ_MESSAGE:
+            stop = self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends).stop
         else:
             guest.ram.write(guest.phys("panic_request"), message.encode()[:255] + b"\0")
             why = guest.vmlinux.virt("panic_request")
-            stop = self.call("panic_on_request", why, task="task_bash", until=ends).stop
-        if stop.kind is not StopKind.BREAKPOINT or stop.pc != restart:
+            stop = self.call("panic_on_request", why, task="task_bash", until=self._crash_ends).stop
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != guest.phys("cpu_soft_restart"):
             return stop
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))

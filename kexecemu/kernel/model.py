@@ -344,6 +344,11 @@ class Kernel:
         """A stray write by the CPU at a kernel virtual address; False when it faulted. See Execution.stray_write()."""
         return self._execution.stray_write(virt, data, width)
 
+    @property
+    def dying(self) -> bool:
+        """An oops was fatal (panic_on_oops), and no CPU runs anything but the crash path any more."""
+        return self._execution.dying
+
     def reboot(self) -> Stop:
         """kexec into the image that was loaded without KEXEC_FILE_ON_CRASH; see Execution.kexec()."""
         image = self.kexec.reboot_image
@@ -358,7 +363,10 @@ class Kernel:
 
     def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
         """Panic, up to the first instruction outside this kernel; see Execution.crash()."""
-        self.say("panic", f"panic: {message}", message=message)
+        if self.dying:
+            self.say("panic", "the oops is fatal: the crash has begun already", message="")
+        else:
+            self.say("panic", f"panic: {message}", message=message)
         stop = self._execution.crash(message)
         if stop.kind is StopKind.LEFT:
             self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)

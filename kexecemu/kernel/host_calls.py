@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kexecemu.formats.elfnote import crash_note
-from kexecemu.kernel import oops
+from kexecemu.kernel import oops, start_kernel
 from kexecemu.kernel.timekeeping import ktime_get_real_seconds, update_wall_time
 from kexecemu.kernel.vmcoreinfo import append_crashtime, write_note
 from kexecemu.machine.cpu import Cpu, StopKind
@@ -155,9 +155,9 @@ def wait_for_cpu(kernel: Kernel, cpu: Cpu) -> None:
 
 
 HOST_CALLS: dict[str, HostCall] = {
-    "__create_page_tables": lambda kernel, cpu: kernel.create_page_tables(),
-    "setup_arch": lambda kernel, cpu: kernel.setup_arch(),
-    "kernel_init_freeable": lambda kernel, cpu: kernel.kernel_init_freeable(),
+    "__create_page_tables": lambda kernel, cpu: start_kernel.create_page_tables(kernel),
+    "setup_arch": lambda kernel, cpu: start_kernel.setup_arch(kernel),
+    "kernel_init_freeable": lambda kernel, cpu: start_kernel.kernel_init_freeable(kernel),
     "wait_for_cpu_running": wait_for_cpu,
     "_printk": printk,
     "dump_stack": dump_stack,

@@ -18,8 +18,7 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel import firmware, syscalls
 from kexecemu.kernel.address_space import AddressSpace, memstart_addr
-from kexecemu.kernel.boot import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
-from kexecemu.kernel.cmdline import parameter
+from kexecemu.kernel.boot import ArchSetup
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.crashkernel import CrashReservation
 from kexecemu.kernel.environment import KexecEnvironment
@@ -31,13 +30,12 @@ from kexecemu.kernel.kimage import (
     KEXEC_FILE_ON_CRASH,
     Kimage,
 )
-from kexecemu.kernel.mm_init import mm_init
 from kexecemu.kernel.paging import EarlyTables
 from kexecemu.kernel.printk import Printk
+from kexecemu.kernel.start_kernel import publish_resources
 from kexecemu.kernel.syscalls import purgatory_object
-from kexecemu.kernel.timekeeping import timekeeping_init
 from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.kernel.vmcoreinfo import VMCOREINFO_BYTES, vmcoreinfo_text, write_note
+from kexecemu.kernel.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.vmlinux import GuestKernel, Vmlinux, load_vmlinux
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
@@ -81,7 +79,8 @@ class Kernel:
         self.early = EarlyTables(self.guest, config.page_size)
         self.environment = KexecEnvironment(self)
         self.kexec = KexecFile(self.environment, purgatory)
-        self.affinities = firmware.cpu_affinities(tree)[: len(board.cpus)]
+        # A tree without /cpus still has the CPU that reads it.
+        self.affinities = (firmware.cpu_affinities(tree) or [0])[: len(board.cpus)]
         self.machine_model = self._model_name(tree)
         self._console_phys = firmware.console_phys(tree)
         self._arch: ArchSetup | None = None
@@ -157,85 +156,11 @@ class Kernel:
         names = tree.get_strings(0, "model")
         return names[0] if names else "unknown"
 
-    def create_page_tables(self) -> None:
-        """__create_page_tables(): the identity map and the kernel's own mapping, before the MMU is on."""
-        self.early.create()
-
-    def setup_arch(self) -> None:
-        """setup_arch(): device tree, memblock, reservation and linear map; the boot messages of that part."""
-        guest = self.guest
-        tree = Fdt(self.initial_boot_params)
-        chosen = tree.path_offset("/chosen")
-        bootargs = (tree.get_strings(chosen, "bootargs") or [""])[0] if chosen is not None else ""
-        self.log(f"Machine model: {self.machine_model}")
-        guest.ram.write(guest.phys("boot_command_line"), bootargs.encode()[:2047] + b"\0")
-        guest.ram.write(
-            guest.space.virt_to_phys(self.board.boot_cpu.x(0)),
-            struct.pack("<Q", guest.vmlinux.virt("boot_command_line")),
-        )
-        guest.write("memstart_addr", self.space.memstart)
-        layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
-        memblock = arm64_memblock_init(tree, self.dtb_phys, bootargs, self.space, layout, self.config)
-        page = self.config.page_size
-
-        def alloc_table() -> int:
-            phys = memblock.phys_alloc_range(page, page)
-            if not phys:
-                raise InputError("RAM is too small for the page tables of its own linear map")
-            self.ram.fill(phys, page)
-            return phys
-
-        self.early.use(alloc_table)
-        self._arch = setup_memory(
-            memblock, bootargs, self.config, self.space, layout, self.early.swapper, self.log
-        )
-        mm_init(guest, self.arch, self.config, self.early.fmt)
-        self._publish_resources()
-        self.log(f"Kernel command line: {bootargs}")
-        count = len(self.affinities)
-        mask = (1 << count) - 1
-        guest.write("__cpu_present_mask", mask)
-        guest.write("__cpu_possible_mask", mask)
-        guest.write_u32("nr_cpu_ids", count)
-        for index, affinity in enumerate(self.affinities):
-            guest.write("cpu_logical_map", affinity, 8 * index)
-        oops = parameter(bootargs, "oops")
-        guest.write_u32("panic_on_oops", int(oops == "panic" or self.config.enabled("PANIC_ON_OOPS")))
-
-    def kernel_init_freeable(self) -> None:
-        """The rest of the boot: timekeeping_init() and crash_save_vmcoreinfo_init()."""
-        timekeeping_init(self.guest, self.now_ns)
-        granule_t1sz = 64 - self.space.va_bits
-        text = vmcoreinfo_text(self.guest, self.config.page_size, self.space.memstart, granule_t1sz)
-        self.store_vmcoreinfo(text)
-        write_note(self.guest, text)
-
-    def _publish_resources(self) -> None:
-        """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
-        reservation = self.arch.reservation
-        for name, area in (
-            ("crashk_res", reservation.crashk_res),
-            ("crashk_low_res", reservation.crashk_low_res),
-        ):
-            self.guest.write(name, area.start if area else 0, self._resource("start"))
-            self.guest.write(name, area.last if area else 0, self._resource("end"))
-        area = reservation.crashk_res
-        if area is not None:
-            self.say(
-                "crashkernel",
-                f"crashkernel reserved at {area} ({area.size >> 20} MiB)",
-                start_phys=area.start,
-                end_phys=area.last,
-            )
-
     def set_crashk_res(self, reservation: CrashReservation, freed: PhysRange) -> None:
         """A part of the crash region goes back to the system (kexec_crash_size); guest memory and memblock follow."""
-        self._arch = replace(self.arch, reservation=reservation)
+        self.arch = replace(self.arch, reservation=reservation)
         self.arch.memblock.free(freed)
-        self._publish_resources()
-
-    def _resource(self, member: str) -> int:
-        return self.guest.vmlinux.offsetof("resource", member)
+        publish_resources(self)
 
     # -- what the rest of the kernel asks ------------------------------------------------------------------------
 
@@ -245,6 +170,10 @@ class Kernel:
         if self._arch is None:
             raise MachineError("the kernel has not booted yet")
         return self._arch
+
+    @arch.setter
+    def arch(self, arch: ArchSetup) -> None:
+        self._arch = arch
 
     @property
     def tables(self) -> PageTables:

@@ -53,7 +53,10 @@ def main() -> int:
     fresh = renewed(text)
     if "--check" in sys.argv[1:]:
         if fresh != text:
-            print("README.md: outputs are not what the commands print; run python .ci/readme.py", file=sys.stderr)
+            print(
+                "README.md: outputs are not what the commands print; run python .ci/readme.py",
+                file=sys.stderr,
+            )
         return int(fresh != text)
     if "--test-command" in sys.argv[1:]:
         print(setup_command("test"))

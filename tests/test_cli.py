@@ -18,7 +18,11 @@ STUB = fixture_path("guests/capture-Image")
 
 def kexecemu(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "kexecemu", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-m", "kexecemu", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -44,8 +48,14 @@ BAD_KERNELS = {
     "no Image": (b"#!/bin/sh\n" * 100, "not an arm64 Image: no"),
     "big-endian": (damaged(STUB.read_bytes(), 24, b"\x09"), "big-endian"),
     "without a size": (damaged(STUB.read_bytes(), 16, bytes(8)), "image_size is 0"),
-    "larger than the reservation": (build(image_size=1 << 30), "crash image does not fit: kernel needs 0x40000000"),
-    "longer than it says": (build(image_size=0x10000) + bytes(0x20000), "0x20040 bytes long but takes only 0x10000"),
+    "larger than the reservation": (
+        build(image_size=1 << 30),
+        "crash image does not fit: kernel needs 0x40000000",
+    ),
+    "longer than it says": (
+        build(image_size=0x10000) + bytes(0x20000),
+        "0x20040 bytes long but takes only 0x10000",
+    ),
 }
 
 
@@ -77,7 +87,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ("quiet", "has no crashkernel="),
     ],
 )
-def test_a_reservation_that_does_not_fit_is_refused_with_the_kernels_reason(cmdline: str, reason: str) -> None:
+def test_a_reservation_that_does_not_fit_is_refused_with_the_kernels_reason(
+    cmdline: str, reason: str
+) -> None:
     assert reason in refused("crash", "--cmdline", cmdline)
 
 
@@ -129,7 +141,10 @@ def test_a_bad_option_is_refused(options: list[str], reason: str) -> None:
         ('schema = 1\nname = "x"\n[kernel]\npurgatry = "none"', "unknown field `purgatry` - at `$.kernel`"),
         ('schema = 2\nname = "x"', "at `$.schema`"),
         ("schema = 1\nname =\nseed = 1", "line 2"),
-        ('schema = 1\nname = "x"\n[[fault]]\nat = "initrd"\nwrite = "zz"', "'zz' is not an even number of hex"),
+        (
+            'schema = 1\nname = "x"\n[[fault]]\nat = "initrd"\nwrite = "zz"',
+            "'zz' is not an even number of hex",
+        ),
         ('schema = 1\nname = "x"\n[[fault]]\nat = "initrd"', "either the bytes to write or the bits to flip"),
         ('schema = 1\nname = "x"\n[[fault]]\nat = "nosuch"\nwrite = "00"', "target nosuch"),
         ('schema = 1\nname = "x"\n[expect]\noutcome = "bliss"', "at `$.expect.outcome`"),
@@ -176,13 +191,31 @@ def test_json_has_the_keys_that_programs_rely_on(tmp_path: Path) -> None:
     done = kexecemu("run", "golden", "--json", "--vmcore", vmcore)
     value = json.loads(done.stdout)
     assert done.stderr == ""
-    assert list(value)[:14] == (
-        "outcome as_expected crashkernel crashkernel_low segments entry digest damage console instructions seed "
-        "vmlinux vmcore verdict"
-    ).split()
+    assert list(value)[:14] == [
+        "outcome",
+        "as_expected",
+        "crashkernel",
+        "crashkernel_low",
+        "segments",
+        "entry",
+        "digest",
+        "damage",
+        "console",
+        "instructions",
+        "seed",
+        "vmlinux",
+        "vmcore",
+        "verdict",
+    ]
     assert value["outcome"] == "captured"
     assert value["as_expected"] is True
-    assert [one["name"] for one in value["segments"]] == "kernel elfcorehdr initrd dtb purgatory".split()
+    assert [one["name"] for one in value["segments"]] == [
+        "kernel",
+        "elfcorehdr",
+        "initrd",
+        "dtb",
+        "purgatory",
+    ]
     assert set(value["segments"][0]) == {"name", "mem", "memsz", "bufsz"}
     assert value["crashkernel"]["end"] - value["crashkernel"]["start"] == (128 << 20) - 1
     assert value["entry"] == value["segments"][4]["mem"]
@@ -209,7 +242,12 @@ def test_load_dumps_each_segment_as_it_is_in_memory(tmp_path: Path) -> None:
         data = (folder / f"{segment['name']}.bin").read_bytes()
         assert len(data) == segment["memsz"]
     assert (folder / "kernel.bin").read_bytes().startswith(STUB.read_bytes())
-    assert sorted(path.name for path in folder.iterdir()) == ["dtb.bin", "elfcorehdr.bin", "initrd.bin", "kernel.bin"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dtb.bin",
+        "elfcorehdr.bin",
+        "initrd.bin",
+        "kernel.bin",
+    ]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_ones(tmp_path: Path) -> None:

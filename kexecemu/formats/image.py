@@ -121,7 +121,9 @@ def missing_bytes(data: bytes | bytearray | memoryview) -> int:
     if not has_magic(data):
         return 0
     header = parse(data)
-    end = max(_branch_target(header.code0, 0), _branch_target(header.code1, 4), _pe_end(data, header.pe_offset))
+    end = max(
+        _branch_target(header.code0, 0), _branch_target(header.code1, 4), _pe_end(data, header.pe_offset)
+    )
     return max(end - len(data), 0)
 
 

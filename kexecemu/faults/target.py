@@ -36,7 +36,10 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
         name = base.removeprefix("vmlinux:")
         if name not in kernel.guest.vmlinux.elf.symbols:
             raise InputError(f"target {base}: the first kernel has no symbol {name}")
-        return PhysRange(kernel.guest.phys(name), kernel.guest.area.end)
+        phys = kernel.guest.phys(name)
+        if phys not in kernel.guest.area:
+            raise InputError(f"target {base}: {name} is a number, not a place in the first kernel's image")
+        return PhysRange(phys, kernel.guest.area.end)
     if image is None or kernel.crashk_res is None:
         raise InputError(f"target {base}: no crash image is loaded")
     if base == "crashkernel":

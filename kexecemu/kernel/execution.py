@@ -6,9 +6,10 @@ and lets it go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from kexecemu.errors import BusError
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
@@ -70,8 +71,16 @@ class Execution:
     def call(self, function: str, *arguments: int, task: str, until: Collection[int] = ()) -> Call:
         """Call a C function of the guest in a task's context on the boot CPU, and put the idle loop back after it.
 
-        arguments are register values. Virtual addresses in `until` end the call early, and leave the CPU there.
+        arguments are register values. Virtual addresses in `until` end the call early, and leave the CPU there. Where
+        a pointer of the kernel's own leads out of RAM the call ends with FAULT: the kernel was stamped on.
         """
+        try:
+            return self._call(function, arguments, task, until)
+        except BusError:
+            cpu = self._board.boot_cpu
+            return Call(False, False, Stop(StopKind.FAULT, cpu.pc, 0))
+
+    def _call(self, function: str, arguments: Sequence[int], task: str, until: Collection[int]) -> Call:
         cpu, guest = self._board.boot_cpu, self._guest
         idle = [cpu.x(number) for number in range(31)]
         idle_sp, idle_pc, idle_task, idle_pstate = cpu.sp, cpu.pc, cpu.sysreg("SP_EL0"), cpu.pstate

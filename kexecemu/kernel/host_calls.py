@@ -23,6 +23,7 @@ __all__ = ["HOST_CALLS", "HostCall"]
 
 HostCall = Callable[["Kernel", Cpu], None]
 
+_STOP_LIMIT = 1_000_000  # instructions; stopping takes hundreds, so a CPU that is still up then is lost
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
 
 
@@ -95,7 +96,15 @@ def crash_save_cpu(kernel: Kernel, cpu: Cpu) -> None:
 
 
 def crash_smp_send_stop(kernel: Kernel, cpu: Cpu) -> None:
-    """crash_smp_send_stop(): an IPI to every other CPU that is up; each saves its registers and goes off."""
+    """crash_smp_send_stop(): an IPI to every other CPU that is up; each saves its registers and goes off.
+
+    Once only, as in the kernel: a CPU whose own crash path comes here while it is being stopped changes nothing. A CPU
+    that dies on the way stands in panic() for ever, since another one is in there already (panic_smp_self_stop()).
+    """
+    if kernel.cpus_stopped:
+        return
+    kernel.cpus_stopped = True
+    lost = {kernel.guest.vmlinux.virt("panic"), kernel.guest.phys("cpu_soft_restart")}
     others = [other for other in kernel.board.cpus if other is not cpu and other.powered]
     kernel.guest.write_u32("waiting_for_crash_ipi", len(others))
     if not others:
@@ -103,7 +112,7 @@ def crash_smp_send_stop(kernel: Kernel, cpu: Cpu) -> None:
     kernel.log("SMP: stopping secondary CPUs")
     for other in others:
         if other.deliver_irq():
-            stop = kernel.run(other)
+            stop = kernel.run(other, lost, _STOP_LIMIT)
             if stop.kind is StopKind.POWER:
                 kernel.say("cpu_off", f"cpu{other.index} is off", cpu=other.index)
     late = [str(other.index) for other in others if other.powered]
@@ -116,7 +125,7 @@ def smp_send_stop(kernel: Kernel, cpu: Cpu) -> None:
     others = [other for other in kernel.board.cpus if other is not cpu and other.powered]
     kernel.guest.write_u32("waiting_for_stop_ipi", len(others))
     for other in others:
-        if other.deliver_irq() and kernel.run(other).kind is StopKind.POWER:
+        if other.deliver_irq() and kernel.run(other, limit=_STOP_LIMIT).kind is StopKind.POWER:
             kernel.say("cpu_off", f"cpu{other.index} is off", cpu=other.index)
 
 

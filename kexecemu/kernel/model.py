@@ -84,6 +84,7 @@ class Kernel:
         self.machine_model = self._model_name(tree)
         self._console_phys = firmware.console_phys(tree)
         self._arch: ArchSetup | None = None
+        self.cpus_stopped = False  # crash_smp_send_stop() has been called
         self._execution = Execution(board, self.guest, self._host_functions())
 
     def _host_functions(self) -> dict[int, Callable[[Cpu], None]]:

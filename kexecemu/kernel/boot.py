@@ -24,7 +24,7 @@ from kexecemu.kernel.linear_map import (
 )
 from kexecemu.kernel.memblock import Memblock
 from kexecemu.kernel.sparsemem import MemoryMap, alloc_memory_map
-from kexecemu.kernel.zones import arm64_dma_phys_limit
+from kexecemu.kernel.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
@@ -136,9 +136,16 @@ def setup_memory(
     build_linear_map(tables, space, plan)
     memory_map = alloc_memory_map(memblock, config.page_size)
     dma_limit = arm64_dma_phys_limit(config, memblock)
+    for line in zone_messages(config, memblock, dma_limit):
+        log(line)
     cma = config.number("CMA_SIZE_MBYTES") << 20
     if cma:
-        memblock.phys_alloc_range(cma, _CMA_ALIGN, 0, dma_limit)
+        area = memblock.phys_alloc_range(cma, _CMA_ALIGN, 0, dma_limit)
+        log(
+            f"cma: Reserved {cma >> 20} MiB at {area:#018x}"
+            if area
+            else f"cma: Failed to reserve {cma >> 20} MiB"
+        )
     if deferred:
         reservation = reserve()
     return ArchSetup(memblock, reservation, plan, dma_limit, memory_map)

@@ -138,6 +138,8 @@ def _survey(
         memblock, cmdline, config, space, layout, tables if build else counted, messages.append
     )
     price = measure_linear_map(tables, space) if build else counted.price
+    # Of what the kernel would say only the reservation is of interest here.
+    messages = [line for line in messages if "crashkernel" in line]
     load = None if loaded is None else _protect(loaded, config, arch, tables, space, messages)
     alias_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
     return LinearMapSurvey(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.memblock import Memblock
 
-__all__ = ["PHYS_MASK_LIMIT", "arm64_dma_phys_limit", "max_zone_phys"]
+__all__ = ["PHYS_MASK_LIMIT", "arm64_dma_phys_limit", "max_zone_phys", "zone_messages"]
 
 PHYS_MASK_LIMIT = 1 << 48
 _U32_MAX = (1 << 32) - 1
@@ -34,3 +36,28 @@ def arm64_dma_phys_limit(
     if config.enabled("ZONE_DMA32"):
         return max_zone_phys(32, memblock)
     return PHYS_MASK_LIMIT
+
+
+def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int) -> Iterator[str]:
+    """What free_area_init() prints of zones and memory: the boot log between reservation and CMA.
+
+    dma_phys_limit is arm64_dma_phys_limit, a physical address. Ends in the text are inclusive.
+    """
+    limits = {
+        "DMA": dma_phys_limit if config.enabled("ZONE_DMA") else None,
+        "DMA32": max_zone_phys(32, memblock) if config.enabled("ZONE_DMA32") else None,
+        "Normal": memblock.end_of_dram,
+    }
+    yield "Zone ranges:"
+    start = memblock.start_of_dram
+    for name, limit in limits.items():
+        if limit is None:
+            continue
+        end = max(limit, start)
+        yield f"  {name:<8} " + (f"[mem {start:#018x}-{end - 1:#018x}]" if end > start else "empty")
+        start = end
+    yield "Movable zone start for each node"
+    yield "Early memory node ranges"
+    for area in memblock.memory:
+        yield f"  node   0: [mem {area.start:#018x}-{area.last:#018x}]"
+    yield f"Initmem setup node 0 [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]"

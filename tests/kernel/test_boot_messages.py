@@ -1,0 +1,61 @@
+"""What the boot log says of memory, line by line as real kernels said it."""
+
+from __future__ import annotations
+
+import pytest
+
+from kexecemu import Board, Kernel, KernelConfig
+
+# (RAM, crashkernel=, options, lines of a real kernel's log from the first to the last about memory)
+REAL = {
+    # Debian's 6.1.176: DMA zones, a CMA area, a late reservation.
+    "debian 6.1.176, 1 GiB": (
+        "1G",
+        "256M",
+        {"CMA_SIZE_MBYTES": "64"},
+        [
+            "Zone ranges:",
+            "  DMA      [mem 0x0000000040000000-0x000000007fffffff]",
+            "  DMA32    empty",
+            "  Normal   empty",
+            "Movable zone start for each node",
+            "Early memory node ranges",
+            "  node   0: [mem 0x0000000040000000-0x000000007fffffff]",
+            "Initmem setup node 0 [mem 0x0000000040000000-0x000000007fffffff]",
+            "cma: Reserved 64 MiB at 0x000000007ac00000",
+            "crashkernel reserved: 0x000000006ac00000 - 0x000000007ac00000 (256 MB)",
+        ],
+    ),
+    # A 6.1.192 without DMA zones: the reservation comes first.
+    "6.1.192 without zones, 768 MiB": (
+        "768M",
+        "96M",
+        {"ZONE_DMA": "n"},
+        [
+            "crashkernel reserved: 0x000000006a000000 - 0x0000000070000000 (96 MB)",
+            "Zone ranges:",
+            "  Normal   [mem 0x0000000040000000-0x000000006fffffff]",
+            "Movable zone start for each node",
+            "Early memory node ranges",
+            "  node   0: [mem 0x0000000040000000-0x000000006fffffff]",
+            "Initmem setup node 0 [mem 0x0000000040000000-0x000000006fffffff]",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_boot_log_is_the_real_kernels_in_words_and_order(name: str) -> None:
+    ram, size, options, lines = REAL[name]
+    kernel = Kernel.boot(Board(ram), KernelConfig("6.1", options=options), cmdline=f"crashkernel={size}")
+    said = [line.split("] ", 1)[1] for line in kernel.board.uart.text.splitlines()]
+    start = said.index(lines[0])
+    assert said[start : start + len(lines)] == lines
+
+
+def test_ram_on_both_sides_of_4_gib_is_in_two_zones() -> None:
+    kernel = Kernel.boot(Board("6G"), KernelConfig("6.4"), cmdline="rodata=on")
+    text = kernel.board.uart.text
+    assert "  DMA      [mem 0x0000000040000000-0x00000000ffffffff]\n" in text
+    assert "  DMA32    empty\n" in text
+    assert "  Normal   [mem 0x0000000100000000-0x00000001bfffffff]\n" in text

@@ -15,7 +15,7 @@ __all__ = ["PtRegs", "call_trace", "die_report", "fault_report", "read_pt_regs",
 
 _EC_NAMES = {0x21: "IABT (current EL)", 0x25: "DABT (current EL)"}
 _TRACE_LIMIT = 32
-_LEVEL_NAMES = {0: "pgd", 1: "pud", 2: "pmd", 3: "pte"}
+_LEVEL_NAMES = (("pgd", 0), ("p4d", 0), ("pud", 1), ("pmd", 2), ("pte", 3))
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,17 @@ def _headline(addr: int, esr: int) -> str:
     return f"Unable to handle kernel paging request at virtual address {addr:016x}"
 
 
+def _show_pte(tables: PageTables, addr: int) -> Iterator[str]:
+    """show_pte(): every level by its name; one that is folded (p4d always) repeats the entry above it."""
+    entries = {level: entry for level, _, entry in tables.walk(addr).steps}
+    top = min(entries)
+    for name, level in _LEVEL_NAMES:
+        if level < top:
+            yield f"{name}={entries[top]:016x}"
+        elif level in entries:
+            yield f"{name}={entries[level]:016x}"
+
+
 def fault_report(guest: GuestKernel, tables: PageTables, addr: int, esr: int) -> Iterator[str]:
     """The lines of die_kernel_fault(): headline, Mem abort info, and the walk of the tables (show_pte()).
 
@@ -82,8 +93,7 @@ def fault_report(guest: GuestKernel, tables: PageTables, addr: int, esr: int) ->
         f"swapper pgtable: {granule_kib}k pages, {guest.space.va_bits}-bit VAs, "
         f"pgdp={guest.phys('swapper_pg_dir'):016x}"
     )
-    steps = ", ".join(f"{_LEVEL_NAMES[level]}={entry:016x}" for level, _, entry in tables.walk(addr).steps)
-    yield f"[{addr:016x}] {steps}"
+    yield f"[{addr:016x}] {', '.join(_show_pte(tables, addr))}"
 
 
 def task_line(guest: GuestKernel, task_virt: int, cpu: int) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 import sys
+from base64 import b64decode
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from cryptography import x509 as pem
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from kexecemu.errors import FormatError, InputError, KexecError
 from kexecemu.formats import authenticode, cms, image, pe, x509
@@ -24,6 +24,8 @@ __all__ = ["verify_image_command"]
 
 _VERIFIED, _REFUSED = 0, 1
 _MAX_CERTIFICATES = 16 << 20
+# Certificates are read by our own parser only: a library that refuses one of a bundle would refuse them all.
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
 
 def verify_image_command(
@@ -64,13 +66,21 @@ def _read_certificates(path: Path) -> Sequence[Certificate]:
     ders = [data]
     if b"-----BEGIN" in data:
         try:
-            ders = [one.public_bytes(Encoding.DER) for one in pem.load_pem_x509_certificates(data)]
+            ders = [b64decode(b"".join(block.split()), validate=True) for block in _PEM.findall(data)]
         except ValueError as error:
             raise InputError(f"{path}: no certificate in PEM ({error})") from error
-    try:
-        return [x509.parse(der) for der in ders]
-    except FormatError as error:
-        raise InputError(f"{path}: no certificate that a kernel reads ({error})") from error
+        if not ders:
+            raise InputError(f"{path}: no certificate in PEM (no block of that name)")
+    found, refusal = [], None
+    for der in ders:
+        try:
+            found.append(x509.parse(der))
+        except FormatError as error:
+            # load_certificate_list() goes on to the next one as well ("Problem loading in-kernel X.509 certificate").
+            refusal = error
+    if not found:
+        raise InputError(f"{path}: no certificate that a kernel reads ({refusal})")
+    return found
 
 
 def _read(path: Path) -> bytes:

@@ -154,3 +154,21 @@ def test_files_that_cannot_be_read_are_bad_input(files: Path) -> None:
     for image, certificate in (("missing", "ca.pem"), ("signed", "missing"), (".", "ca.pem")):
         with pytest.raises(InputError, match=r"No such file|Is a directory"):
             verify_image_command(files / image, [files / certificate])
+
+
+def test_a_certificate_that_a_kernel_cannot_read_does_not_spoil_the_others_of_a_bundle(files: Path) -> None:
+    # A validity in a form that X.509 does not allow for its year, as a root in the wild has it: cut out of a good one.
+    from base64 import encodebytes
+
+    der = signing.der_of(signing.STRANGER)
+    # The second UTCTime (0x17, 13 bytes) is notAfter; month 99 is none.
+    first = der.index(b"\x17\x0d")
+    second = der.find(b"\x17\x0d", first + 15)
+    at = second if second >= 0 else first
+    bad = der[: at + 4] + b"99" + der[at + 6 :]
+    text = b"-----BEGIN CERTIFICATE-----\n" + encodebytes(bad) + b"-----END CERTIFICATE-----\n"
+    (files / "alone.pem").write_bytes(text)
+    (files / "mixed.pem").write_bytes(text + signing.pem_of(signing.CA))
+    with pytest.raises(InputError, match="no certificate"):
+        verify_image_command(files / "signed", [files / "alone.pem"])
+    assert command(files / "signed", files / "mixed.pem") == 0

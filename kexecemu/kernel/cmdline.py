@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from errno import EINVAL, ENOENT
 
 __all__ = [
+    "COMMAND_LINE_SIZE",
     "CrashkernelOption",
     "memparse",
     "parameter",
     "parameters",
     "parse_crashkernel_option",
     "strtobool",
+    "to_bytes",
 ]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
@@ -26,6 +28,15 @@ _RAM_ROUNDING = 128 << 20
 _NAME = "crashkernel="
 
 Warn = Callable[[str], None]
+
+
+COMMAND_LINE_SIZE = 2048
+"""What the kernel has room for, the NUL included; what is longer is cut."""
+
+
+def to_bytes(cmdline: str) -> bytes:
+    """A command line as user space passes it: UTF-8, and bytes that are none as Python's arguments carry them."""
+    return cmdline.encode("utf-8", "surrogateescape")
 
 
 def memparse(text: str) -> tuple[int, str]:

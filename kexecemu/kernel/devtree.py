@@ -10,6 +10,7 @@ from errno import EINVAL
 
 from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats.fdt import FdtEditor, MemReserve
+from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["FDT_EXTRA_SPACE", "RNG_SEED_SIZE", "kexec_device_tree"]
@@ -55,7 +56,7 @@ def kexec_device_tree(
         if cmdline is None:
             fdt.delprop(chosen, "bootargs")
         else:
-            fdt.setprop_string(chosen, "bootargs", cmdline)
+            fdt.setprop(chosen, "bootargs", to_bytes(cmdline) + b"\0")
         fdt.delprop(chosen, "kaslr-seed")
         if kaslr_seed is not None:
             fdt.setprop_u64(chosen, "kaslr-seed", kaslr_seed)
@@ -74,7 +75,7 @@ def _totalsize(blob: bytes) -> int:
 
 
 def _buffer_size(blob: bytes, cmdline: str | None) -> int:
-    return _totalsize(blob) + (0 if cmdline is None else len(cmdline.encode())) + FDT_EXTRA_SPACE
+    return _totalsize(blob) + (0 if cmdline is None else len(to_bytes(cmdline))) + FDT_EXTRA_SPACE
 
 
 def _delete_reservation(fdt: FdtEditor, phys: int, size: int) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kexecemu.errors import BusError
+from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
@@ -149,7 +150,7 @@ class Execution:
         elif message == SYSRQ_MESSAGE:
             stop = self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends).stop
         else:
-            guest.ram.write(guest.phys("panic_request"), message.encode()[:255] + b"\0")
+            guest.ram.write(guest.phys("panic_request"), to_bytes(message)[:255] + b"\0")
             why = guest.vmlinux.virt("panic_request")
             stop = self.call("panic_on_request", why, task="task_bash", until=self._crash_ends).stop
         if stop.kind is not StopKind.BREAKPOINT or stop.pc != guest.phys("cpu_soft_restart"):

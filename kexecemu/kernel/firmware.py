@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
+from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
@@ -54,11 +55,12 @@ def choose_places(ram: Ram, kernel_size: int, dtb: Fdt) -> BootPlaces:
 
 def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
     """The device tree with /chosen/bootargs set, as a boot loader leaves it."""
-    editor = FdtEditor.open_into(dtb, len(dtb) + len(cmdline) + 256)
+    bootargs = to_bytes(cmdline) + b"\0"
+    editor = FdtEditor.open_into(dtb, len(dtb) + len(bootargs) + 256)
     chosen = editor.path_offset("/chosen")
     if chosen is None:
         chosen = editor.add_subnode(0, "chosen")
-    editor.setprop(chosen, "bootargs", cmdline.encode() + b"\0")
+    editor.setprop(chosen, "bootargs", bootargs)
     editor.pack()
     return bytes(editor.data)
 

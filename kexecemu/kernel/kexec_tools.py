@@ -14,6 +14,7 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
+from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.config import Era
 from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
 from kexecemu.kernel.kexec_core import find_hole
@@ -101,7 +102,7 @@ def prepare_crash_load(
     """
     if not has_magic(kernel):
         raise InputError("kexec-tools: cannot determine the file type of the kernel (no arm64 Image)")
-    if len(cmdline.encode()) > _COMMAND_LINE_MAX:
+    if len(to_bytes(cmdline)) > _COMMAND_LINE_MAX:
         raise InputError(f"kexec-tools: the command line is longer than {_COMMAND_LINE_MAX} characters")
     header = parse_header(kernel)
     region = view.crash_kernel
@@ -160,7 +161,7 @@ def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: 
         chosen = tree.path_offset("/chosen")
         if chosen is None:
             chosen = tree.add_subnode(0, "chosen")
-        tree.setprop(chosen, "bootargs", _tag_aligned(cmdline.encode() + b"\0"))
+        tree.setprop(chosen, "bootargs", _tag_aligned(to_bytes(cmdline) + b"\0"))
         # Without random numbers for it kexec-tools switches KASLR off: a seed that is there becomes 0.
         if tree.getprop(chosen, "kaslr-seed") is not None:
             tree.setprop_u64(chosen, "kaslr-seed", 0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.boot import TextLayout, arm64_memblock_init, setup_memory
-from kexecemu.kernel.cmdline import parameter
+from kexecemu.kernel.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.mm_init import mm_init
 from kexecemu.kernel.timekeeping import timekeeping_init
 from kexecemu.kernel.vmcoreinfo import vmcoreinfo_text, write_note
@@ -33,9 +33,11 @@ def setup_arch(kernel: Kernel) -> None:
     guest = kernel.guest
     tree = Fdt(kernel.initial_boot_params)
     chosen = tree.path_offset("/chosen")
-    bootargs = (tree.get_strings(chosen, "bootargs") or [""])[0] if chosen is not None else ""
+    given = (tree.getprop(chosen, "bootargs") if chosen is not None else None) or b""
+    boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
+    bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     kernel.log(f"Machine model: {kernel.machine_model}")
-    guest.ram.write(guest.phys("boot_command_line"), bootargs.encode()[:2047] + b"\0")
+    guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     guest.ram.write(
         guest.space.virt_to_phys(kernel.board.boot_cpu.x(0)),
         struct.pack("<Q", guest.vmlinux.virt("boot_command_line")),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats import elfrel
+from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.files import OpenFile
 from kexecemu.kernel.kexec_load import KexecLoadArguments, kexec_load
@@ -64,7 +65,7 @@ def kexec_file_load(
     (None after an unload). A failed load leaves no crash kernel at all.
     """
     if isinstance(cmdline, str):
-        cmdline = cmdline.encode() + b"\0" if cmdline else None
+        cmdline = to_bytes(cmdline) + b"\0" if cmdline else None
     if initrd is None:
         flags |= KEXEC_FILE_NO_INITRAMFS
     image = kernel.kexec.load(image_file, initrd, cmdline, flags, capable=capable)

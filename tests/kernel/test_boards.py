@@ -1,0 +1,226 @@
+"""Boards of every shape: little RAM and much, several banks, high memory, granules, CPUs; from boot to dump."""
+
+from __future__ import annotations
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from kernel_bench import GIB, IMAGE, INITRD, MIB, boot
+
+from kexecemu.errors import InputError, MachineError
+from kexecemu.faults.outcome import Outcome
+from kexecemu.formats.fdt import Fdt, FdtEditor, cells
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.firmware import (
+    choose_places,
+    console_phys,
+    cpu_affinities,
+    initrd_range,
+    memory_ranges,
+    set_bootargs,
+)
+from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.machine.board import Board
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.lab import End, Kernel
+
+UART = 0x9000000
+BANK = PhysRange.of(GIB, 256 * MIB)
+
+
+def crash(
+    ram: str | list[PhysRange],
+    cmdline: str,
+    *,
+    era: str = "6.4",
+    cpus: int = 1,
+    options: dict[str, str] | None = None,
+) -> tuple[Kernel, End]:
+    kernel = Kernel.boot(Board(ram, cpus), KernelConfig(era, options=options or {}), cmdline=cmdline)
+    assert kernel.kexec_file_load(IMAGE, INITRD, "panic=5") is not None
+    return kernel, kernel.panic()
+
+
+@pytest.mark.parametrize("granule", ["ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES"])
+@pytest.mark.parametrize("era", ["6.1", "6.4", "6.12"])
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_kernel_of_any_granule_boots_loads_and_crashes(granule: str, era: str, cpus: int) -> None:
+    kernel, end = crash("256M", "crashkernel=64M", era=era, cpus=cpus, options={granule: "y"})
+    assert end.outcome is Outcome.CAPTURED
+    page = kernel.config.page_size
+    assert kernel.image is not None
+    assert all(one.mem % page == 0 and one.memsz % page == 0 for one in kernel.image.segments)
+    assert kernel.tables.fmt.granule.size == page
+
+
+@pytest.mark.parametrize("granule", ["ARM64_16K_PAGES", "ARM64_64K_PAGES"])
+def test_protection_works_with_larger_pages(granule: str) -> None:
+    kernel = Kernel.boot(
+        Board("256M"), KernelConfig("6.1", options={granule: "y"}), cmdline="crashkernel=64M"
+    )
+    kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
+    injection = kernel.stray_write("initrd+0x1000", b"\xa5")
+    assert injection.exception is not None and injection.exception.status == "translation fault level 3"
+    assert kernel.panic().outcome is Outcome.PREVENTED
+
+
+@pytest.mark.parametrize("ram", ["64M", "96M", "200M", "1G", "3G"])
+def test_ram_of_any_size_will_do(ram: str) -> None:
+    kernel, end = crash(ram, "crashkernel=16M")
+    assert end.outcome is Outcome.CAPTURED
+    assert kernel.crashk_res is not None and kernel.crashk_res.end <= kernel.ram.banks[0].end
+
+
+def test_ram_across_4_gib_keeps_the_crash_region_below_it_and_dumps_what_is_above() -> None:
+    kernel, end = crash("4G", "crashkernel=64M rodata=on")
+    assert end.outcome is Outcome.CAPTURED
+    assert kernel.crashk_res is not None and kernel.crashk_res.end <= 1 << 32
+    high, end = crash("4G", "crashkernel=64M,high crashkernel=32M,low rodata=on")
+    assert end.outcome is Outcome.CAPTURED
+    assert high.crashk_res is not None and high.crashk_res.start >= 1 << 32
+    assert high.crashk_low_res is not None and high.crashk_low_res.end <= 1 << 32
+
+
+def test_several_banks_are_all_in_the_dump_but_for_the_crash_region(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    banks = [BANK, PhysRange.of(0x60000000, 128 * MIB), PhysRange.of(8 * GIB, 64 * MIB)]
+    kernel, end = crash(banks, "crashkernel=64M")
+    assert end.outcome is Outcome.CAPTURED and end.vmcore is not None
+    marks = [(0x48100000, b"first bank"), (0x60100000, b"second bank"), (8 * GIB + 0x1000, b"third bank")]
+    for phys, mark in marks:
+        kernel.ram.write(phys, mark)
+    path = tmp_path_factory.mktemp("dump") / "vmcore"
+    end.vmcore.write(path)
+    with path.open("rb") as file:
+        core = ELFFile(file)
+        loads = list(core.iter_segments("PT_LOAD"))
+        for phys, mark in marks:
+            inside = next(one for one in loads if one["p_paddr"] <= phys < one["p_paddr"] + one["p_filesz"])
+            file.seek(inside["p_offset"] + phys - inside["p_paddr"])
+            assert file.read(len(mark)) == mark
+        assert kernel.crashk_res is not None
+        for one in loads:
+            area = PhysRange.of(one["p_paddr"], one["p_memsz"])
+            assert not area.overlaps(kernel.crashk_res)
+        # The first is the kernel's own mapping, the others all RAM once.
+        assert sum(one["p_memsz"] for one in loads[1:]) == 448 * MIB - kernel.crashk_res.size
+
+
+def test_ram_that_does_not_start_at_1_gib_is_mapped_from_where_it_starts() -> None:
+    kernel, end = crash([PhysRange.of(0x8_8000_0000, 256 * MIB)], "crashkernel=64M")
+    assert end.outcome is Outcome.CAPTURED
+    assert kernel.space.memstart == 0x8_8000_0000
+    assert kernel.space.linear_virt(0x8_8000_0000) == 0xFFFF000000000000
+
+
+@pytest.mark.parametrize("ram", ["1M", "2M", "4M"])
+def test_too_little_ram_is_refused_in_one_line(ram: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        boot(ram=ram, cmdline="")
+    assert "too small" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_more_cpus_than_the_guest_knows_are_refused() -> None:
+    with pytest.raises(InputError, match="at most 64 CPUs, not 65"):
+        boot(ram="64M", cpus=65)
+
+
+def test_a_kernel_of_64_cpus_brings_them_all_up_and_down() -> None:
+    _, end = crash("256M", "crashkernel=64M", cpus=64)
+    assert end.outcome is Outcome.CAPTURED
+    assert "smp: Brought up 1 node, 64 CPUs" in end.console
+    assert len(end.timeline.of("crash_save_cpu")) == 64
+
+
+# -- the boot loader -------------------------------------------------------------------------------------------
+
+
+def tree_with(**chosen: bytes) -> Fdt:
+    editor = FdtEditor.open_into(virt_device_tree([BANK], 2, UART), 8192)
+    node = editor.path_offset("/chosen")
+    assert node is not None
+    for name, value in chosen.items():
+        editor.setprop(node, name.replace("_", "-").replace("linux-", "linux,", 1), value)
+    editor.pack()
+    return Fdt(bytes(editor.data))
+
+
+def test_kernel_and_device_tree_lie_where_qemu_puts_them() -> None:
+    """With an initrd the tree is behind it, at the next 2 MiB: 0x48800000 on the recorded machine."""
+    ram = Ram([PhysRange.of(GIB, 768 * MIB)])
+    places = choose_places(ram, 0x550000, tree_with())
+    assert (places.kernel_phys, places.dtb_phys) == (0x40200000, 0x48000000)
+    initrd = tree_with(linux_initrd_start=cells(0x48000000), linux_initrd_end=cells(0x48701B2C))
+    assert choose_places(ram, 0x550000, initrd).dtb_phys == 0x48800000
+    small = Ram([PhysRange.of(GIB, 64 * MIB)])
+    assert choose_places(small, 0x550000, tree_with()).dtb_phys == GIB + 32 * MIB
+
+
+@pytest.mark.parametrize("initrd", [(0x4FF00000, 0x50000000), (0x30000000, 0x30001000)])
+def test_a_tree_that_cannot_be_put_into_ram_is_refused(initrd: tuple[int, int]) -> None:
+    tree = tree_with(linux_initrd_start=cells(initrd[0]), linux_initrd_end=cells(initrd[1]))
+    with pytest.raises(InputError, match="too small to boot"):
+        choose_places(Ram([BANK]), 0x550000, tree)
+
+
+def test_what_the_model_reads_from_its_own_tree_is_what_it_wrote() -> None:
+    banks = [BANK, PhysRange.of(1 << 32, GIB)]
+    tree = Fdt(set_bootargs(virt_device_tree(banks, 18, UART), "crashkernel=1G quiet"))
+    assert memory_ranges(tree) == banks
+    assert cpu_affinities(tree) == [*range(16), 0x100, 0x101]
+    assert console_phys(tree) == UART
+    assert initrd_range(tree) is None
+    chosen = tree.path_offset("/chosen")
+    assert chosen is not None and tree.get_strings(chosen, "bootargs") == ["crashkernel=1G quiet"]
+
+
+def test_a_command_line_in_the_device_tree_counts_when_none_is_given() -> None:
+    dtb = virt_device_tree([BANK], 1, UART, cmdline="crashkernel=32M")
+    kernel = boot(cmdline=None, ram=[BANK], dtb=dtb)
+    assert kernel.crashk_res is not None and kernel.crashk_res.size == 32 * MIB
+    assert boot(cmdline="quiet", ram=[BANK], dtb=dtb).crashk_res is None
+
+
+def test_a_command_line_is_cut_at_the_kernel_s_2048_bytes() -> None:
+    """COMMAND_LINE_SIZE: what lies behind it is never seen."""
+    kernel = boot(cmdline="x" * 2045 + " crashkernel=64M", ram="256M")
+    assert kernel.crashk_res is None
+    assert boot(cmdline="x" * 2031 + " crashkernel=64M", ram="256M").crashk_res is not None
+
+
+@pytest.mark.parametrize("text", ["caf\u00e9 \U0001f600" * 80, "\udcff\udcfe"])
+def test_a_command_line_may_hold_any_bytes(text: str) -> None:
+    """What no UTF-8 is comes from the shell as lone surrogates, and goes to the guest as the bytes that it was."""
+    kernel = boot(cmdline=f"crashkernel=64M {text}", ram="256M")
+    raw = text.encode("utf-8", "surrogateescape")
+    assert kernel.ram.read_cstring(kernel.guest.phys("boot_command_line"), 2048) == b"crashkernel=64M " + raw
+    image = kernel.kexec_file_load(IMAGE, INITRD, text)
+    assert image is not None
+    tree = Fdt(kernel.ram.read(image.dtb_mem, 0x2000))
+    chosen = tree.path_offset("/chosen")
+    assert chosen is not None and tree.getprop(chosen, "bootargs") == raw + b"\0"
+    assert kernel.kexec.load(IMAGE, INITRD, raw + b"\0", 2) is not None
+    assert kernel.crash(text).pc == image.start
+
+
+def test_a_memory_node_that_promises_more_ram_than_there_is_is_no_traceback() -> None:
+    dtb = virt_device_tree([PhysRange.of(GIB, GIB)], 1, UART)
+    with pytest.raises((InputError, MachineError)):
+        boot(ram=[BANK], dtb=dtb)
+
+
+def test_a_reserved_memory_node_is_kept_out_of_the_crash_region_and_no_map_out_of_the_map() -> None:
+    editor = FdtEditor.open_into(virt_device_tree([BANK], 1, UART), 8192)
+    parent = editor.add_subnode(0, "reserved-memory")
+    editor.setprop(parent, "#address-cells", cells(2))
+    editor.setprop(parent, "#size-cells", cells(2))
+    node = editor.add_subnode(parent, "firmware@4a000000")
+    editor.setprop(node, "reg", cells(0, 0x4A000000, 0, 0x4000000))
+    editor.setprop(node, "no-map", b"")
+    editor.pack()
+    kernel = boot(cmdline="crashkernel=64M", ram=[BANK], dtb=bytes(editor.data))
+    firmware = PhysRange.of(0x4A000000, 0x4000000)
+    assert kernel.crashk_res is None or not kernel.crashk_res.overlaps(firmware)
+    assert kernel.tables.walk(kernel.space.linear_virt(0x4A001000)).phys is None
+    assert kernel.tables.walk(kernel.space.linear_virt(0x49FFF000)).phys == 0x49FFF000

@@ -90,13 +90,22 @@ def judge(
         return Outcome.SILENT
     if capture.end is CaptureEnd.NO_DUMP:
         return Outcome.HUNG
-    if damage or any(ram.read(one.phys, len(one.before)) != one.before for one in _executed(injections)):
+    if damage or _changed(ram, injections):
         return Outcome.LATENT
     if any(one.exception is not None for one in injections):
         return Outcome.PREVENTED
     return Outcome.MASKED if injections else Outcome.CAPTURED
 
 
-def _executed(injections: Sequence[Injection]) -> list[Injection]:
-    """The writes that changed something when they were made."""
-    return [one for one in injections if one.changed]
+def _changed(ram: Ram, injections: Sequence[Injection]) -> bool:
+    """Some byte that was written is not what it was before the first write that hit it."""
+    original: dict[int, int] = {}
+    for one in injections:
+        for offset, byte in enumerate(one.before):
+            original.setdefault(one.phys + offset, byte)
+    written = [one for one in injections if one.changed]
+    return any(
+        byte != original[one.phys + offset]
+        for one in written
+        for offset, byte in enumerate(ram.read(one.phys, len(one.before)))
+    )

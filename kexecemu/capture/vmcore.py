@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from kexecemu.errors import BusError, FormatError
 from kexecemu.formats.elfcore import VmcoreLayout, write_vmcore
 from kexecemu.formats.fdt import Fdt
 from kexecemu.machine.board import Board
@@ -24,19 +25,27 @@ class Vmcore:
 
     def layout(self) -> VmcoreLayout:
         """Header, notes and the place of every load; FormatError where a kernel would give no /proc/vmcore."""
+        try:
+            return self._layout()
+        except BusError as error:
+            raise FormatError(f"dump: device tree or core header lead out of RAM ({error})") from error
+
+    def _layout(self) -> VmcoreLayout:
         ram = self.board.ram
         size = int.from_bytes(ram.read(self.dtb_phys + 4, 4), "big")
         tree = Fdt(ram.read(self.dtb_phys, size))
         chosen = tree.path_offset("/chosen")
         cells = tree.get_cells(chosen, "linux,elfcorehdr") if chosen is not None else None
+        if not cells:
+            raise FormatError("dump: no linux,elfcorehdr in the device tree")
         width = tree.address_cells(0)
-        numbers = cells or []
-        start = _number(numbers[:width])
-        length = _number(numbers[width:])
-        return VmcoreLayout(ram.read(start, length), ram.read)
+        return VmcoreLayout(ram.read(_number(cells[:width]), _number(cells[width:])), ram.read)
 
     def write(self, path: str | os.PathLike[str]) -> int:
-        """Write the dump to a file, sparse and atomically; returns its size in bytes."""
+        """Write the dump to a file, sparse and atomically; returns its size in bytes. FormatError as layout() has it.
+
+        What the core header takes for RAM and is none reads as zeros.
+        """
         layout = self.layout()
         write_vmcore(path, layout, self.board.ram.view, self.board.ram.data_ranges)
         return layout.size

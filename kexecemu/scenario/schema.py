@@ -115,7 +115,7 @@ def find_scenario(name: str) -> Path:
 def read_scenario(path: Path) -> Scenario:
     """Read and check a scenario file. Raises InputError that names the file and the key."""
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text())
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"scenario {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ import typer
 
 from kexecemu.commands.linear_map import linear_map_command
 from kexecemu.commands.purgatory import app as purgatory_app
-from kexecemu.errors import InputError, KexecemuError, KexecError
+from kexecemu.errors import FormatError, InputError, KexecemuError, KexecError
 
 if TYPE_CHECKING:
     from kexecemu.faults.fault import By, Fault
@@ -281,8 +281,12 @@ def _deliver(
             replace_file(timeline, result.end.timeline.as_jsonl().encode())
         written = None
         if vmcore is not None and result.end.vmcore is not None:
-            result.end.vmcore.write(vmcore)
-            written = vmcore
+            try:
+                result.end.vmcore.write(vmcore)
+                written = vmcore
+            except FormatError as error:
+                # The run's result stands: that there is no dump is part of it.
+                print(f"kexecemu: no dump was written: {error}", file=sys.stderr)
         if html is not None:
             from kexecemu.report.html import render
 

@@ -112,7 +112,9 @@ def _purgatory_end(
     kernel: Kernel, image: Kimage, purgatory: LoadedPurgatory, stop: Stop, verdict: Verdict | None
 ) -> PurgatoryEnd:
     if stop.kind is StopKind.FAULT:
-        return PurgatoryEnd.TRAPPED
+        # A jump to where nothing can be fetched is a jump before it is an exception.
+        astray = stop.fault is not None and stop.fault.pc not in purgatory.segment.area
+        return PurgatoryEnd.ELSEWHERE if astray else PurgatoryEnd.TRAPPED
     if stop.kind is StopKind.LEFT:
         return PurgatoryEnd.KERNEL if stop.pc == image.kernel_entry else PurgatoryEnd.ELSEWHERE
     if purgatory.has_symbol("purgatory_verdict"):

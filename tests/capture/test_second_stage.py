@@ -58,7 +58,10 @@ def test_progress_is_told_now_and_then_and_only_ever_grows() -> None:
     ("symbol", "value", "end"),
     [
         ("purgatory_kernel_entry", struct.pack("<Q", 0x40200000), PurgatoryEnd.ELSEWHERE),
+        # To where there is no RAM, and off instruction boundaries as on a real 6.1 ("digests match", then nothing).
         ("purgatory_kernel_entry", struct.pack("<Q", 0x1000), PurgatoryEnd.ELSEWHERE),
+        ("purgatory_kernel_entry", struct.pack("<I", 0xDEADBEEF), PurgatoryEnd.ELSEWHERE),
+        ("purgatory_kernel_entry", b"\xff" * 8, PurgatoryEnd.ELSEWHERE),
         ("purgatory_sha_regions", struct.pack("<Q", 1 << 47), PurgatoryEnd.TRAPPED),
         ("purgatory_start", struct.pack("<I", 0x14000000), PurgatoryEnd.HUNG),  # b .
         (

@@ -142,6 +142,18 @@ def test_a_reload_writes_through_and_protects_what_is_loaded_then(protection: st
 
 
 @pytest.mark.parametrize("protection", WAYS)
+def test_what_a_cpu_has_in_its_tlb_does_not_outlive_a_change_of_protection(protection: str) -> None:
+    kernel = small("6.4", protection=protection, cpus=2)
+    assert kernel.crashk_res is not None
+    first_page = kernel.crashk_res.start
+    for _ in range(2):
+        assert stray(kernel, first_page) == ""
+        assert kernel.kexec_file_load(IMAGE, INITRD, "panic=5") is not None
+        assert stray(kernel, first_page) != ""
+        kernel.kexec_file_load(None, flags=KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD)
+
+
+@pytest.mark.parametrize("protection", WAYS)
 def test_a_failed_reload_leaves_nothing_protected(protection: str) -> None:
     kernel = small("6.4", protection=protection)
     image = kernel.kexec_file_load(IMAGE, INITRD, "panic=5")

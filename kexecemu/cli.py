@@ -223,14 +223,9 @@ def _setup(
     syscall: str,
     seed: int | None,
 ) -> Setup:
+    from kexecemu.kernel.config import split_options
     from kexecemu.scenario.setup import DEFAULT_APPEND, Setup
 
-    options: dict[str, str] = {}
-    for item in config or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
-        options[name.strip()] = value.strip()
     no_initrd = initrd is not None and str(initrd) == "none"
     return Setup(
         kernel=kernel,
@@ -244,7 +239,7 @@ def _setup(
         era=era,
         protection=protection,
         purgatory=purgatory,
-        options=options,
+        options=split_options(config or ()),
         seed=seed or 0,
         syscall=syscall,
     )

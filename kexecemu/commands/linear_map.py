@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.cmdline import memparse
-from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.config import KernelConfig, split_options
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.linear_price import LinearMapPrice
 from kexecemu.kernel.linear_survey import LinearMapSurvey, survey_linear_map
@@ -64,7 +64,7 @@ def linear_map_command(
     if not cmdline.isascii():
         raise InputError(f"--cmdline {cmdline!r}: a kernel command line is ASCII")
     bank = _bank(ram)
-    kernel = KernelConfig(era, protection=protection, options=_options(config or []))
+    kernel = KernelConfig(era, protection=protection, options=split_options(config or ()))
     text_range = None if text is None else _text_range(text)
     segments = [_segment(one) for one in loaded] if loaded else None
     asked = survey_linear_map([bank], kernel, cmdline, text=text_range, loaded=segments, ptdump=ptdump)
@@ -102,16 +102,6 @@ def _bank(text: str) -> PhysRange:
     if _RAM_BASE + size > _RAM_LIMIT:
         raise InputError(f"--ram {text}: physical addresses have 48 bits, and RAM starts at {_RAM_BASE:#x}")
     return PhysRange.of(_RAM_BASE, size)
-
-
-def _options(given: Sequence[str]) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
-        options[name.strip()] = value.strip()
-    return options
 
 
 def _text_range(text: str) -> PhysRange:

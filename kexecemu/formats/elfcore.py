@@ -6,10 +6,10 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError
+from kexecemu.files import replacing
 from kexecemu.formats.elf import EHDR_SIZE, ELFMAG, EM_AARCH64, ET_CORE, PHDR_SIZE
 from kexecemu.formats.elfnote import (
     CRASH_NOTE_BYTES,
@@ -259,17 +259,10 @@ def write_vmcore(
     anything but zeros, in any order; the rest becomes holes. Raises OSError if the file cannot be written, as
     when a damaged header speaks of exabytes.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(layout.header + layout.notes)
-            for load in layout.loads:
-                for part in data_ranges(PhysRange.of(load.phys, load.size)):
-                    file.seek(load.file_offset + part.start - load.phys)
-                    file.write(ram_view(part.start, part.size))
-            file.truncate(layout.size)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(layout.header + layout.notes)
+        for load in layout.loads:
+            for part in data_ranges(PhysRange.of(load.phys, load.size)):
+                file.seek(load.file_offset + part.start - load.phys)
+                file.write(ram_view(part.start, part.size))
+        file.truncate(layout.size)

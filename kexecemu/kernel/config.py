@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kexecemu.errors import InputError
 
-__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "Protection"]
+__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "Protection", "split_options"]
 
 
 class Era(enum.Enum):
@@ -109,6 +109,17 @@ def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
     if chosen:
         options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
     return {**KNOWN_OPTIONS, **options}
+
+
+def split_options(given: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE texts, as --config takes them, for KernelConfig's options; InputError for one without its sign."""
+    options: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
+        options[name.strip()] = value.strip()
+    return options
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import struct
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.elfcorehdr import prepare_elf_headers
@@ -95,10 +94,6 @@ class KexecEnvironment:
             linear_virt=self._kernel.space.linear_virt,
             possible_cpus=count,
         )
-
-    def core_program_headers(self) -> int:
-        """How many program headers elf_headers() has."""
-        return len(parse_core_header(self.elf_headers()).program_headers)
 
     @property
     def free_memory(self) -> list[PhysRange]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats import elfrel
+from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.files import OpenFile
@@ -84,11 +85,12 @@ def kexec_tools_load(
     region = kernel.crashk_res
     if region is None:
         raise InputError("kexec-tools: memory for crashkernel is not reserved")
-    headers = environment.core_program_headers()
+    core_header = environment.elf_headers()
+    headers = len(parse_core_header(core_header).program_headers)
     view = MachineView(
         crash_kernel=region,
         device_tree=kernel.initial_boot_params,
-        core_header=environment.elf_headers()[: core_header_size(headers)],
+        core_header=core_header[: core_header_size(headers)],
         sink_phys=kernel.console_phys,
         page_size=kernel.config.page_size,
     )

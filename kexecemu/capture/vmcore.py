@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kexecemu.errors import BusError, FormatError
 from kexecemu.formats.elfcore import VmcoreLayout, write_vmcore
-from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.fdt import Fdt, join_cells
 from kexecemu.machine.board import Board
 
 __all__ = ["Vmcore"]
@@ -39,7 +39,7 @@ class Vmcore:
         if not cells:
             raise FormatError("dump: no linux,elfcorehdr in the device tree")
         width = tree.address_cells(0)
-        return VmcoreLayout(ram.read(_number(cells[:width]), _number(cells[width:])), ram.read)
+        return VmcoreLayout(ram.read(join_cells(cells[:width]), join_cells(cells[width:])), ram.read)
 
     def write(self, path: str | os.PathLike[str]) -> int:
         """Write the dump to a file, sparse and atomically; returns its size in bytes. FormatError as layout() has it.
@@ -49,10 +49,3 @@ class Vmcore:
         layout = self.layout()
         write_vmcore(path, layout, self.board.ram.view, self.board.ram.data_ranges)
         return layout.size
-
-
-def _number(cells: list[int]) -> int:
-    value = 0
-    for cell in cells:
-        value = value << 32 | cell
-    return value

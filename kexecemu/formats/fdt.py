@@ -9,7 +9,7 @@ and digests are taken over that.
 from __future__ import annotations
 
 from kexecemu.formats.fdt_blob import MemReserve, Property
-from kexecemu.formats.fdt_build import NodeSpec, PropertyValue, build, cells, reg64
+from kexecemu.formats.fdt_build import NodeSpec, PropertyValue, build, cells, join_cells, reg64
 from kexecemu.formats.fdt_edit import FdtEditor
 from kexecemu.formats.fdt_read import Fdt, Node
 
@@ -23,5 +23,6 @@ __all__ = [
     "PropertyValue",
     "build",
     "cells",
+    "join_cells",
     "reg64",
 ]

@@ -15,7 +15,7 @@ from kexecemu.formats.fdt_blob import (
     tag_align,
 )
 
-__all__ = ["NodeSpec", "PropertyValue", "build", "cells", "reg64"]
+__all__ = ["NodeSpec", "PropertyValue", "build", "cells", "join_cells", "reg64"]
 
 # An int is one cell, a str a string, True an empty property; sequences are several of these; bytes stand as
 # they are.
@@ -29,6 +29,14 @@ _PROP = struct.Struct(">III")
 def cells(*values: int) -> bytes:
     """Each value as one 32-bit cell."""
     return b"".join(value.to_bytes(4, "big") for value in values)
+
+
+def join_cells(values: Iterable[int]) -> int:
+    """The number that cells hold together, most significant first (of_read_number()): the way back from cells()."""
+    number = 0
+    for value in values:
+        number = number << 32 | value
+    return number
 
 
 def reg64(*values: int) -> bytes:

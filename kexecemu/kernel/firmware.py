@@ -7,11 +7,10 @@ device tree names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError, InputError
-from kexecemu.formats.fdt import Fdt, FdtEditor
+from kexecemu.formats.fdt import Fdt, FdtEditor, join_cells
 from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -74,19 +73,12 @@ def reg_ranges(dtb: Fdt, node: int, parent: int) -> list[PhysRange]:
         raise FormatError(f"device tree: reg of node {dtb.name(node) or '/'} does not fit its parent's cells")
     ranges = []
     for at in range(0, len(cells), width):
-        start = _number(cells[at : at + address_cells])
-        size = _number(cells[at + address_cells : at + width])
+        start = join_cells(cells[at : at + address_cells])
+        size = join_cells(cells[at + address_cells : at + width])
         if start + size > 1 << 64:
             raise FormatError(f"device tree: reg of node {dtb.name(node)} wraps around")
         ranges.append(PhysRange.of(start, size))
     return ranges
-
-
-def _number(cells: Sequence[int]) -> int:
-    value = 0
-    for cell in cells:
-        value = value << 32 | cell
-    return value
 
 
 def memory_ranges(dtb: Fdt) -> list[PhysRange]:
@@ -107,7 +99,7 @@ def initrd_range(dtb: Fdt) -> PhysRange | None:
     end_cells = dtb.get_cells(chosen, "linux,initrd-end")
     if not start_cells or not end_cells:
         return None
-    start, end = _number(start_cells[:2]), _number(end_cells[:2])
+    start, end = join_cells(start_cells[:2]), join_cells(end_cells[:2])
     return PhysRange(start, end) if start < end else None
 
 
@@ -117,7 +109,7 @@ def cpu_affinities(dtb: Fdt) -> list[int]:
     if cpus is None:
         return []
     return [
-        _number(dtb.get_cells(node.offset, "reg") or [0])
+        join_cells(dtb.get_cells(node.offset, "reg") or [0])
         for node in dtb.subnodes(cpus)
         if dtb.getprop(node.offset, "device_type") == b"cpu\0"
     ]

@@ -5,7 +5,7 @@
  * Line ends are "\r\n", as earlycon sends them (uart_console_write()), so that
  * one terminal setting suits the kernels before and after us.
  */
-#include "purgatory.h"
+#include "report.h"
 
 #define UART01x_DR	0x00
 #define UART01x_FR	0x18

@@ -1,17 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The purgatory runs between a crashed kernel and its capture kernel. It asks
- * one question: are the loaded segments still the bytes that were loaded?
+ * one question: are the loaded segments still the bytes that were loaded? Read
+ * purgatory() first.
  */
+#include "mmu.h"
 #include "purgatory.h"
-#include "sha256.h"
+#include "report.h"
+#include "locate.h"
 
 __kexec_purgatory struct kexec_sha_region purgatory_sha_regions[KEXEC_SEGMENT_MAX];
 __kexec_purgatory u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
 __kexec_purgatory u64 purgatory_kernel_entry;
 __kexec_purgatory u64 purgatory_uart_base;
+__kexec_purgatory u64 purgatory_dtb;
+__kexec_purgatory u64 purgatory_policy;
+__kexec_purgatory u64 purgatory_psci_conduit;
+__kexec_purgatory u64 purgatory_no_mmu;
+__kexec_purgatory u64 purgatory_no_crypto;
+__kexec_purgatory __attribute__((aligned(8)))
+u8 purgatory_region_digests[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE];
+__kexec_purgatory u64 purgatory_page_digests;
+__kexec_purgatory u64 purgatory_copy;
+__kexec_purgatory u64 purgatory_chosen;
 
-__kexec_purgatory struct purgatory_verdict purgatory_verdict = {
+/* Behind all of the above: the linker's script sees to it. */
+__attribute__((section(".kexec-purgatory.last"), aligned(8)))
+u8 purgatory_self_digest[SHA256_DIGEST_SIZE];
+
+__attribute__((section(".data.verdict"), aligned(PURGATORY_PAGE_SIZE)))
+struct purgatory_verdict purgatory_verdict = {
 	.magic = PURGATORY_VERDICT_MAGIC,
 	.version = PURGATORY_VERDICT_VERSION,
 };
@@ -19,46 +37,82 @@ __kexec_purgatory struct purgatory_verdict purgatory_verdict = {
 /* The record is read by others: every store to it has to happen, in order. */
 static volatile struct purgatory_verdict *const verdict = &purgatory_verdict;
 
-static void announce(void)
+extern const u8 purgatory_start[];
+
+static u32 mmu_is_on __purgatory_data;
+
+/* What entry.S does with the answer of purgatory() and purgatory_trapped(). */
+enum { START_KERNEL = 0, STOP = 1, RETURN_TO_CALLER = 2 };
+
+static int at_el2(void)
 {
-	u64 bytes = 0;
-	u32 regions = 0;
+	u64 el;
+
+	__asm__ volatile("mrs %0, CurrentEL" : "=r" (el));
+	return el == 2 << 2;
+}
+
+/* What is to be looked at is in memory, not in some cache that a stray store went to. */
+static void clean_regions(void)
+{
 	int i;
 
 	for (i = 0; i < KEXEC_SEGMENT_MAX; i++) {
-		if (!purgatory_sha_regions[i].len)
-			continue;
-		regions++;
-		bytes += purgatory_sha_regions[i].len;
-	}
+		const struct kexec_sha_region *region = &purgatory_sha_regions[i];
 
-	console_puts("purgatory: checking ");
-	console_put_dec(regions);
-	console_puts(" regions, ");
-	console_put_hex(bytes);
-	console_puts(" bytes\n");
+		dcache_clean_inval_poc(region->start, region->start + region->len);
+	}
 }
 
-static void hash_regions(u8 digest[SHA256_DIGEST_SIZE])
+static void begin(u64 early)
+{
+	int i;
+
+	verdict->state = PURGATORY_CHECKING;
+	verdict->bytes_hashed = 0;
+	verdict->flags = (early ? PURGATORY_EARLY : 0) | (at_el2() ? PURGATORY_AT_EL2 : 0);
+	verdict->damaged = 0;
+	verdict->damaged_pages = 0;
+	verdict->ranges = 0;
+	for (i = 0; i < SHA256_DIGEST_SIZE; i++)
+		verdict->found[i] = 0;
+	mmu_is_on = 0;
+}
+
+/* Everything between these two runs with the caches on, if that can be had. Nothing is printed there. */
+static void caches_on(int possible)
+{
+	if (!possible)
+		return;
+	mmu_is_on = 1;
+	mmu_on();
+}
+
+static void caches_off(void)
+{
+	if (!mmu_is_on)
+		return;
+	mmu_off();
+	mmu_is_on = 0;
+}
+
+/* All regions as one message, compared with what the loader stored; both go into the record. */
+static int regions_match(void)
 {
 	const struct kexec_sha_region *region = purgatory_sha_regions;
 	const struct kexec_sha_region *end = region + KEXEC_SEGMENT_MAX;
+	u8 found[SHA256_DIGEST_SIZE];
 	struct sha256_state sctx;
+	u32 different = 0;
+	int i;
 
-	sha256_init(&sctx);
+	verdict->bytes_hashed = 0;
+	digest_begin(&sctx);
 	for (; region < end; region++) {
 		sha256_update(&sctx, (const u8 *)region->start, region->len);
 		verdict->bytes_hashed += region->len;
 	}
-	sha256_final(&sctx, digest);
-}
-
-/* Compare found and expected digest, and put both into the record. */
-static int same_digest(const u8 found[SHA256_DIGEST_SIZE])
-{
-	u32 different = 0;
-	int i;
-
+	sha256_final(&sctx, found);
 	for (i = 0; i < SHA256_DIGEST_SIZE; i++) {
 		u8 expected = purgatory_sha256_digest[i];
 
@@ -69,33 +123,132 @@ static int same_digest(const u8 found[SHA256_DIGEST_SIZE])
 	return !different;
 }
 
-int purgatory(void)
+/*
+ * Code and symbols are those that were loaded. It is no proof: whoever can
+ * change this code can change the answer. But it is what notices a changed
+ * address or table, and most of a changed code, before they are used.
+ */
+static int self_matches(void)
 {
-	u8 digest[SHA256_DIGEST_SIZE];
+	u64 len = purgatory_self_digest - purgatory_start;
 
-	verdict->bytes_hashed = 0;
-	verdict->state = PURGATORY_CHECKING;
-	announce();
-	hash_regions(digest);
-
-	if (!same_digest(digest)) {
-		verdict->state = PURGATORY_MISMATCH;
-		console_puts("purgatory: digests do NOT match\n");
-		console_puts("purgatory: expected ");
-		console_put_digest(purgatory_sha256_digest);
-		console_puts("\npurgatory: found    ");
-		console_put_digest(digest);
-		console_puts("\npurgatory: stopped\n");
+	if (!digest_known(purgatory_self_digest))
 		return 1;
-	}
-	verdict->state = PURGATORY_MATCH;
-	console_puts("purgatory: digests match\n");
+	verdict->flags |= PURGATORY_SELF_CHECKED;
+	return digest_matches((u64)purgatory_start, len, purgatory_self_digest);
+}
 
+static int check(u64 dtb)
+{
+	u32 damaged = 0;
+	int possible, match;
+
+	crypto_begin();
+	if (!self_matches())
+		damaged |= PURGATORY_SELF;
+	if (purgatory_dtb && purgatory_dtb != dtb)
+		damaged |= PURGATORY_DTB;
+	if (damaged) {
+		/* The table of regions may lead anywhere. */
+		crypto_end();
+		verdict->damaged = damaged;
+		return 0;
+	}
+
+	clean_regions();
+	possible = mmu_prepare(0);
+	if (possible)
+		verdict->flags |= PURGATORY_MMU_ON;
+	report_start();
+
+	caches_on(possible);
+	match = regions_match();
+	if (!match)
+		locate();
+	caches_off();
+
+	if (!match && purgatory_policy == PURGATORY_REPAIR && purgatory_copy &&
+	    !(verdict->flags & PURGATORY_EARLY)) {
+		caches_on(mmu_prepare(1));
+		if (repair() && regions_match())
+			verdict->flags |= PURGATORY_REPAIRED;
+		caches_off();
+		clean_regions();
+	}
+	crypto_end();
+	return match;
+}
+
+/* What is left to do when something is wrong. */
+static u64 refuse(void)
+{
+	if (verdict->flags & PURGATORY_EARLY)
+		return RETURN_TO_CALLER;
+	switch (purgatory_policy) {
+	case PURGATORY_RESET:
+	case PURGATORY_OFF:
+		report_line(purgatory_policy == PURGATORY_RESET ? "resetting" : "switching off");
+		psci_call(purgatory_policy == PURGATORY_RESET ? PSCI_SYSTEM_RESET : PSCI_SYSTEM_OFF,
+			  purgatory_psci_conduit);
+		break;			/* it came back */
+	case PURGATORY_RETURN:
+		report_line("returning");
+		return RETURN_TO_CALLER;
+	case PURGATORY_BOOT_ANYWAY:
+		report_line("booting anyway");
+		return START_KERNEL;
+	case PURGATORY_REPAIR:
+		if (verdict->flags & PURGATORY_REPAIRED) {
+			report_line("repaired from the copy");
+			return START_KERNEL;
+		}
+		break;
+	}
+	report_line("stopped");
+	return STOP;
+}
+
+static u64 finish(u64 answer)
+{
+	if (answer != START_KERNEL)
+		return answer;
 	if (!purgatory_kernel_entry)
 		purgatory_kernel_entry = purgatory_sha_regions[0].start;
 	if (!purgatory_kernel_entry) {
-		console_puts("purgatory: no kernel entry\npurgatory: stopped\n");
-		return 1;
+		report_line("no kernel entry");
+		report_line("stopped");
+		return STOP;
 	}
-	return 0;
+	record_in_device_tree();
+	return START_KERNEL;
+}
+
+u64 purgatory(u64 dtb, u64 early)
+{
+	begin(early);
+	if (check(dtb)) {
+		verdict->state = PURGATORY_MATCH;
+		report_line("digests match");
+		return early ? START_KERNEL : finish(START_KERNEL);
+	}
+	verdict->state = PURGATORY_MISMATCH;
+	report_mismatch();
+	return finish(refuse());
+}
+
+/* An exception: with a damaged table of regions or damaged code there may be any. */
+u64 purgatory_trapped(u64 esr, u64 elr, u64 far)
+{
+	u32 again = verdict->state == PURGATORY_TRAPPED;
+
+	caches_off();
+	crypto_end();
+	verdict->esr = esr;
+	verdict->elr = elr;
+	verdict->far = far;
+	verdict->state = PURGATORY_TRAPPED;
+	if (again)
+		return STOP;		/* the report itself does not work */
+	report_trap();
+	return finish(refuse());
 }

@@ -20,6 +20,9 @@ typedef uint64_t u64;
 
 #define __kexec_purgatory	__attribute__((section(".kexec-purgatory")))
 
+/* What the purgatory stores to, in one place that is clean of caches when it begins. */
+#define __purgatory_data	__attribute__((section(".data")))
+
 #define KEXEC_SEGMENT_MAX	16
 #define SHA256_DIGEST_SIZE	32
 #define PURGATORY_PAGE_SIZE	4096

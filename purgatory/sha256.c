@@ -9,7 +9,7 @@
  */
 #include "sha256.h"
 
-static const u32 sha256_k[64] = {
+const u32 sha256_k[64] __attribute__((aligned(16))) = {
 	0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5,
 	0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
 	0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
@@ -35,18 +35,23 @@ static inline u32 ror32(u32 word, u32 shift)
 
 /* The functions of FIPS 180-4 section 4.1.2, by the names used there. */
 #define Ch(x, y, z)	((z) ^ ((x) & ((y) ^ (z))))
-#define Maj(x, y, z)	(((x) & (y)) | ((z) & ((x) | (y))))
 #define SIGMA0(x)	(ror32(x, 2) ^ ror32(x, 13) ^ ror32(x, 22))
 #define SIGMA1(x)	(ror32(x, 6) ^ ror32(x, 11) ^ ror32(x, 25))
 #define sigma0(x)	(ror32(x, 7) ^ ror32(x, 18) ^ ((x) >> 3))
 #define sigma1(x)	(ror32(x, 17) ^ ror32(x, 19) ^ ((x) >> 10))
 
-/* Instead of moving eight variables up by one, rename them from call to call. */
+/*
+ * Instead of moving eight variables up by one, rename them from call to call.
+ * Maj(a, b, c) is ((a ^ b) & (b ^ c)) ^ b, and this round's a ^ b is the next
+ * one's b ^ c.
+ */
 #define ROUND(a, b, c, d, e, f, g, h, i) do {				\
-	u32 t1 = h + SIGMA1(e) + Ch(e, f, g) + k[i] + w[i];		\
+	u32 a_b = a ^ b;						\
 									\
-	d += t1;							\
-	h = t1 + SIGMA0(a) + Maj(a, b, c);				\
+	h += SIGMA1(e) + Ch(e, f, g) + k[i] + w[i];			\
+	d += h;								\
+	h += SIGMA0(a) + ((a_b & b_c) ^ b);				\
+	b_c = a_b;							\
 } while (0)
 
 #define ROUNDS8(i) do {							\
@@ -80,12 +85,13 @@ static inline u32 load_word(const u8 *p, u32 aligned)
 	return (u32)p[0] << 24 | (u32)p[1] << 16 | (u32)p[2] << 8 | p[3];
 }
 
-static void sha256_transform(u32 *state, const u8 *block)
+static void sha256_block(u32 *state, const u8 *block)
 {
 	u32 a = state[0], b = state[1], c = state[2], d = state[3];
 	u32 e = state[4], f = state[5], g = state[6], h = state[7];
 	u32 aligned = !((u64)block % 4);
 	const u32 *k = sha256_k;
+	u32 b_c = b ^ c;
 	u32 w[16];
 	int i;
 
@@ -127,6 +133,18 @@ void sha256_init(struct sha256_state *sctx)
 	sctx->count = 0;
 }
 
+static void sha256_blocks(struct sha256_state *sctx, const u8 *data, u64 blocks)
+{
+#ifdef SHA256_CE
+	if (sctx->crypto) {
+		sha256_ce_blocks(sctx->state, data, blocks);
+		return;
+	}
+#endif
+	for (; blocks; blocks--, data += SHA256_BLOCK_SIZE)
+		sha256_block(sctx->state, data);
+}
+
 /* Unlike the kernel's, len is 64 bits wide: a region may be larger than 4 GiB. */
 void sha256_update(struct sha256_state *sctx, const u8 *data, u64 len)
 {
@@ -136,15 +154,15 @@ void sha256_update(struct sha256_state *sctx, const u8 *data, u64 len)
 	sctx->count += len;
 	while (len) {
 		if (!used && len >= SHA256_BLOCK_SIZE) {
-			sha256_transform(sctx->state, data);
-			data += SHA256_BLOCK_SIZE;
-			len -= SHA256_BLOCK_SIZE;
+			sha256_blocks(sctx, data, len / SHA256_BLOCK_SIZE);
+			data += len & -SHA256_BLOCK_SIZE;
+			len &= SHA256_BLOCK_SIZE - 1;
 			continue;
 		}
 		buf[used++] = *data++;
 		len--;
 		if (used == SHA256_BLOCK_SIZE) {
-			sha256_transform(sctx->state, buf);
+			sha256_blocks(sctx, buf, 1);
 			used = 0;
 		}
 	}

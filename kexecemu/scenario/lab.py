@@ -10,7 +10,7 @@ end.outcome, end.damage, end.console, end.timeline, end.vmcore
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.capture.second_stage import (
@@ -36,7 +36,10 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.timeline import Timeline
 
-__all__ = ["End", "Kernel", "Reboot"]
+__all__ = ["AtJump", "End", "Kernel", "Reboot"]
+
+# Called at the moment of the jump out of the first kernel; it may look at the machine, and must not change it.
+AtJump = Callable[["Kernel", Kimage], None]
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,17 @@ class Kernel(model.Kernel):
         """Invert the bits of `mask` in the byte at a target."""
         return self.inject(Fault(at, flip=mask, by=by))
 
-    def panic(self, message: str = "sysrq triggered crash", *, progress: Progress | None = None) -> End:
+    def panic(
+        self,
+        message: str = "sysrq triggered crash",
+        *,
+        progress: Progress | None = None,
+        at_jump: AtJump | None = None,
+    ) -> End:
         """Panic, and follow the machine through purgatory and capture kernel to the end.
 
-        progress is called now and then while the purgatory hashes. Raises MachineError when the engine fails.
+        progress is called now and then while the purgatory hashes; at_jump once, where the boot CPU stands at
+        image.start and has executed nothing there. Raises MachineError when the engine fails.
         """
         stop = self.crash(message)
         image = self.image
@@ -135,6 +145,8 @@ class Kernel(model.Kernel):
             )
             damage += find_damage(self.ram, image, purgatory=False)
             return self._end(Outcome.MISBOOT, "the first kernel did not jump to the image's entry", damage)
+        if at_jump is not None:
+            at_jump(self, image)
         if self.kexec.purgatory is not None:
             purgatory = run_purgatory(self, image, self.kexec.purgatory, progress)
             self._tell_purgatory(purgatory, image)

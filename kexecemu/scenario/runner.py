@@ -9,7 +9,7 @@ from kexecemu.capture.second_stage import Progress
 from kexecemu.faults.fault import Fault, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.scenario.lab import End, Kernel
+from kexecemu.scenario.lab import AtJump, End, Kernel
 from kexecemu.scenario.schema import Expect, Scenario
 from kexecemu.scenario.setup import Setup, prepare
 
@@ -75,6 +75,7 @@ def crash(
     message: str = "sysrq triggered crash",
     expect: Expect | None = None,
     progress: Progress | None = None,
+    at_jump: AtJump | None = None,
 ) -> Result:
     """Load, make every fault happen at its moment, panic, and follow the machine to the end."""
     kernel, image = prepare(setup)
@@ -82,14 +83,19 @@ def crash(
         for fault in faults:
             if fault.when is moment:
                 kernel.inject(fault)
-    end = kernel.panic(message, progress=progress)
+    end = kernel.panic(message, progress=progress, at_jump=at_jump)
     return Result(
         name, setup.seed, kernel, image, end, _mismatches(end, expect), expect is not None, setup.syscall
     )
 
 
 def run_scenario(
-    scenario: Scenario, folder: Path, *, seed: int | None = None, progress: Progress | None = None
+    scenario: Scenario,
+    folder: Path,
+    *,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    at_jump: AtJump | None = None,
 ) -> Result:
     """Run a scenario that was read from a file in `folder`."""
     return crash(
@@ -99,6 +105,7 @@ def run_scenario(
         scenario.crash.message,
         scenario.expect,
         progress,
+        at_jump,
     )
 
 

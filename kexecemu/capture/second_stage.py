@@ -15,6 +15,7 @@ from kexecemu.capture.verdict import Verdict, VerdictState, read_verdict
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.machine.access import checked
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault, Pstate
 
@@ -72,14 +73,15 @@ def run_purgatory(
     cpu = kernel.board.boot_cpu
     area = purgatory.segment.area
     size = _hashed_bytes(image)
-    stop, used = _run_sliced(
-        cpu,
-        range(area.start, area.end),
-        _BUDGET_BASE + _BUDGET_PER_BYTE * size,
-        _USUAL_PER_BYTE * size,
-        progress,
-        deliver=False,
-    )
+    with checked(cpu, intact=kernel.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
+        stop, used = _run_sliced(
+            cpu,
+            range(area.start, area.end),
+            _BUDGET_BASE + _BUDGET_PER_BYTE * size,
+            _USUAL_PER_BYTE * size,
+            progress,
+            deliver=False,
+        )
     verdict = read_verdict(kernel.ram, purgatory)
     return PurgatoryRun(
         _purgatory_end(kernel, image, purgatory, stop, verdict), stop.pc, used, verdict, stop.fault

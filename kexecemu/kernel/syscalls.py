@@ -9,6 +9,7 @@ from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.formats.embedded_elf import object_or_embedded
 from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.files import OpenFile
@@ -29,7 +30,7 @@ def _read_purgatory(path: Path) -> elfrel.RelocatableObject:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"purgatory {path}: {error.strerror or error}") from error
-    return parse_purgatory(data, str(path))
+    return parse_purgatory(object_or_embedded(data), str(path))
 
 
 def purgatory_object(config: KernelConfig) -> elfrel.RelocatableObject | None:

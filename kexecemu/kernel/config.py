@@ -78,6 +78,13 @@ KNOWN_OPTIONS: Mapping[str, str] = {
     "CMA_SIZE_MBYTES": "0",  # Debian has 64; 0 keeps small machines simple
     "DEBUG_PAGEALLOC_ENABLE_DEFAULT": "n",
     "KEXEC_FILE": "y",
+    # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
+    "KEXEC_PURGATORY_CHOSEN": "n",  # the verdict in the next /chosen; y for policies that go on, unless given
+    "KEXEC_PURGATORY_COPY": "n",  # a second copy of the image, to repair it from
+    "KEXEC_PURGATORY_CRYPTO": "y",  # SHA-2 instructions where the CPU has them
+    "KEXEC_PURGATORY_MMU": "y",  # caches on for the check
+    "KEXEC_PURGATORY_PAGE_DIGESTS": "n",  # a table of the digests of all pages, to say which one it is
+    "KEXEC_PURGATORY_POLICY": "stop",  # what to do when the check fails
     "KFENCE": "n",
     "KFENCE_SAMPLE_INTERVAL": "100",
     "PANIC_ON_OOPS": "n",
@@ -87,6 +94,35 @@ KNOWN_OPTIONS: Mapping[str, str] = {
 }
 
 
+# Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
+}
+
+
+def _check_value(name: str, short: str, value: str) -> None:
+    """InputError when an option has no such value."""
+    if short in _CHOICES:
+        if value not in _CHOICES[short]:
+            raise InputError(f"config option {name} is one of {', '.join(_CHOICES[short])}, not {value!r}")
+    elif KNOWN_OPTIONS[short].isdigit():
+        if not value.isdigit():
+            raise InputError(f"config option {name} takes a number, not {value!r}")
+    elif value not in ("y", "n"):
+        raise InputError(f"config option {name} is y or n, not {value!r}")
+
+
+def _check_purgatory(options: dict[str, str]) -> None:
+    """What the purgatory's options mean for each other."""
+    policy = options.get("KEXEC_PURGATORY_POLICY")
+    if policy == "repair" and options.get("KEXEC_PURGATORY_COPY") != "y":
+        raise InputError(
+            "config option KEXEC_PURGATORY_POLICY=repair needs KEXEC_PURGATORY_COPY=y to repair from"
+        )
+    if policy in ("boot", "repair"):
+        options.setdefault("KEXEC_PURGATORY_CHOSEN", "y")
+
+
 def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in given.items():
@@ -94,14 +130,11 @@ def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
         if short not in KNOWN_OPTIONS:
             known = ", ".join(sorted(KNOWN_OPTIONS))
             raise InputError(f"config option {name} is not one that the model knows; known are {known}")
-        number = KNOWN_OPTIONS[short].isdigit()
-        if number and not value.isdigit():
-            raise InputError(f"config option {name} takes a number, not {value!r}")
-        if not number and value not in ("y", "n"):
-            raise InputError(f"config option {name} is y or n, not {value!r}")
+        _check_value(name, short, value)
         options[short] = value
     if "ZONE_DMA" in options:
         options.setdefault("ZONE_DMA32", options["ZONE_DMA"])
+    _check_purgatory(options)
     page_sizes = ("ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES")
     chosen = [name for name in page_sizes if options.get(name) == "y"]
     if len(chosen) > 1:
@@ -129,7 +162,7 @@ class KernelConfig:
     era         "6.1", "6.4" or "6.12"
     protection  None: what the era does by itself (pte before 6.4, none after); else a Protection or its name
     purgatory   False/None: none, as arm64 has it today; True or "default": the one that ships; else an object's path
-    options     Kconfig names (with or without CONFIG_) to "y", "n" or a number
+    options     Kconfig names (with or without CONFIG_) to "y", "n", a number or a word
     rng_ready   the random number generator is initialised when a load builds its device tree
     """
 
@@ -174,6 +207,10 @@ class KernelConfig:
     def number(self, option: str) -> int:
         """The value of a numeric option."""
         return int(self.options[option])
+
+    def choice(self, option: str) -> int:
+        """The position of an option's word among its choices: for KEXEC_PURGATORY_POLICY enum purgatory_policy."""
+        return _CHOICES[option].index(self.options[option])
 
     @property
     def page_size(self) -> int:

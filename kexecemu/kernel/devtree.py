@@ -13,11 +13,20 @@ from kexecemu.formats.fdt import FdtEditor, MemReserve
 from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["FDT_EXTRA_SPACE", "RNG_SEED_SIZE", "kexec_device_tree"]
+__all__ = [
+    "CHOSEN_RECORD_SIZE",
+    "FDT_EXTRA_SPACE",
+    "RNG_SEED_SIZE",
+    "VERDICT_PROPERTY",
+    "add_verdict_record",
+    "kexec_device_tree",
+]
 
 _STEP = "of_kexec_alloc_and_setup_fdt"
 FDT_EXTRA_SPACE = 0x1000
 RNG_SEED_SIZE = 128
+VERDICT_PROPERTY = "linux,purgatory-verdict"
+CHOSEN_RECORD_SIZE = 6 * 4 + 8 * 4 * 4  # struct purgatory_chosen_record: six cells, eight ranges of four
 _PAGE_SIZE = 4096
 
 
@@ -64,6 +73,25 @@ def kexec_device_tree(
             fdt.setprop(chosen, "rng-seed", rng_seed)
         fdt.setprop_empty(chosen, "linux,booted-from-kexec")
         _delete_ima_buffer(fdt, chosen)
+        # What a purgatory found before this kernel is no news about the next one.
+        fdt.delprop(chosen, VERDICT_PROPERTY)
+        fdt.pack()
+    except FormatError as error:
+        raise KexecError(EINVAL, _STEP, str(error)) from error
+    return fdt.to_bytes()
+
+
+def add_verdict_record(dtb: bytes) -> bytes:
+    """The tree with zeros at /chosen/linux,purgatory-verdict, where the purgatory writes what it found.
+
+    Raises KexecError(EINVAL) where libfdt would fail.
+    """
+    try:
+        fdt = FdtEditor.open_into(dtb, _totalsize(dtb) + FDT_EXTRA_SPACE)
+        chosen = fdt.path_offset("/chosen")
+        if chosen is None:
+            chosen = fdt.add_subnode(0, "chosen")
+        fdt.setprop(chosen, VERDICT_PROPERTY, bytes(CHOSEN_RECORD_SIZE))
         fdt.pack()
     except FormatError as error:
         raise KexecError(EINVAL, _STEP, str(error)) from error

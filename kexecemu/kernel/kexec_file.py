@@ -14,7 +14,7 @@ from typing import Protocol
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats import elfrel
 from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
+from kexecemu.kernel.devtree import add_verdict_record
 from kexecemu.kernel.files import OpenFile, kernel_read_file
 from kexecemu.kernel.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.kexec_image import CrashFiles, LoadContext, image_load, image_probe
@@ -25,6 +25,7 @@ from kexecemu.kernel.kimage import (
     Kimage,
 )
 from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.purgatory_setup import check_demands, set_up_purgatory, tables_text
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
@@ -235,33 +236,41 @@ class KexecFile:
         text = _command_line(cmdline)
         crash = bool(flags & KEXEC_FILE_ON_CRASH)
         image = Kimage(control_page=crashk_res.start if crashk_res and crash else 0, crash=crash)
+        config, obj = running.config, self._purgatory_object
+        if obj is not None:
+            check_demands(obj, config)
+        chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
+
+        def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
+            tree = running.next_device_tree(initrd_area, core, text)
+            return add_verdict_record(tree) if chosen else tree
+
         context = LoadContext(
-            running.config.release,
+            config.release,
             running.page_size,
             crashk_res,
-            self._purgatory_object,
+            obj,
             running.console_phys,
             tuple(running.free_memory),
+            config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
+            config.enabled("KEXEC_PURGATORY_COPY"),
         )
         files = CrashFiles(
             image_file,
             ramdisk,
             running.elf_headers() if crash else None,
-            lambda initrd_area, core: running.next_device_tree(initrd_area, core, text),
+            make_dtb,
         )
         purgatory = image_load(image, files, context)
         sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
         if crash:
             add_control_pages(running, image)
         if purgatory is not None:
-            self._store_digests(image, purgatory)
+            set_up_purgatory(image, purgatory, config, sink_phys=running.console_phys)
+            cost = tables_text(image)
+            if cost is not None:
+                running.say("purgatory_tables", cost)
         return Prepared(image, purgatory)
-
-    def _store_digests(self, image: Kimage, purgatory: LoadedPurgatory) -> None:
-        """kexec_calculate_store_digests(): into the purgatory's buffer, before it is copied to memory."""
-        image.digest, image.sha_regions = calculate_digest(image.segments)
-        purgatory.set_symbol("purgatory_sha_regions", pack_sha_regions(image.sha_regions))
-        purgatory.set_symbol("purgatory_sha256_digest", image.digest)
 
 
 def add_control_pages(running: RunningKernel, image: Kimage) -> None:

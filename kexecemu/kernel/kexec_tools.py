@@ -6,7 +6,6 @@ The kernel has no part in this: segments, purgatory and digest are made here, an
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 
 from kexecemu.errors import FormatError, InputError
@@ -16,10 +15,11 @@ from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
 from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.config import Era
-from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
+from kexecemu.kernel.digests import calculate_digest
 from kexecemu.kernel.kexec_core import find_hole
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.purgatory_setup import set_kexec_tools_digest, set_kexec_tools_places
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["CrashLoad", "MachineView", "prepare_crash_load"]
@@ -130,17 +130,11 @@ def prepare_crash_load(
     loaded = LoadedPurgatory(
         purgatory, lambda buf, memsz, align: segments.add("purgatory", buf, memsz, hole_min=hole_min)
     )
-    for name, value in (
-        ("arm64_sink", view.sink_phys),
-        ("arm64_kernel_entry", kernel_mem),
-        ("arm64_dtb_addr", tree.mem),
-    ):
-        loaded.set_symbol(name, struct.pack("<Q", value))
+    set_kexec_tools_places(loaded, sink_phys=view.sink_phys, kernel_phys=kernel_mem, dtb_phys=tree.mem)
     ordered = sorted(segments.taken, key=lambda segment: segment.mem)
     # update_purgatory() goes through the sorted list: another order than the kernel's own digest has.
     digest, regions = calculate_digest(ordered)
-    loaded.set_symbol("sha256_regions", pack_sha_regions(regions))
-    loaded.set_symbol("sha256_digest", digest)
+    set_kexec_tools_digest(loaded, regions, digest)
     return CrashLoad(loaded.entry, ordered, loaded, kernel_mem, tree.mem, digest, regions)
 
 

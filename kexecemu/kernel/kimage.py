@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = [
+    "COPY",
     "IND_DESTINATION",
     "IND_DONE",
     "IND_INDIRECTION",
@@ -17,6 +18,7 @@ __all__ = [
     "KEXEC_FILE_ON_CRASH",
     "KEXEC_FILE_UNLOAD",
     "KEXEC_SEGMENT_MAX",
+    "PAGE_DIGESTS",
     "Kimage",
     "Segment",
 ]
@@ -28,6 +30,10 @@ KEXEC_FILE_DEBUG = 8
 KEXEC_ARCH_AARCH64 = 183 << 16
 KEXEC_SEGMENT_MAX = 16
 
+# Names of the two segments that only a purgatory has a use for: the SHA-256 of every page of the others, and all of
+# the others once more.
+PAGE_DIGESTS, COPY = "page-digests", "copy"
+
 # Flags in the low bits of a kimage_entry_t.
 IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8
 
@@ -36,8 +42,9 @@ IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8
 class Segment:
     """One piece of a crash image: `buf` is loaded to physical `mem` and padded with zeros to `memsz` bytes.
 
-    name is the model's (kernel, elfcorehdr, initrd, dtb, purgatory); a real kernel has none. The real one frees buf
-    after the load; here it stays, so that what is in memory later can be compared with what was loaded.
+    name is the model's (kernel, elfcorehdr, initrd, dtb, copy, page-digests, purgatory); a real kernel has none. The
+    real one frees buf after the load; here it stays, so that what is in memory later can be compared with what was
+    loaded.
     """
 
     name: str
@@ -69,6 +76,7 @@ class Kimage:
 
     start is image->start, the physical address that machine_kexec() jumps to: the purgatory's entry, or the
     kernel's where there is no purgatory. control_page is where the search for the next control page begins.
+    verdict_record is where the purgatory may write into the device tree: /chosen/linux,purgatory-verdict.
     """
 
     control_page: int
@@ -81,6 +89,7 @@ class Kimage:
     vmcoreinfo_safecopy: int = 0
     sha_regions: list[PhysRange] = field(default_factory=list)
     digest: bytes | None = None
+    verdict_record: PhysRange | None = None
     crash: bool = True
     head: int = IND_DONE
 

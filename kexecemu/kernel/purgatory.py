@@ -13,11 +13,12 @@ from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats import elfrel
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.relocate import relocate
+from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["LoadedPurgatory", "parse_purgatory"]
 
 _SHT_NULL, _SHT_RELA, _SHT_NOBITS, _SHT_REL = 0, 4, 8, 9
-_SHF_ALLOC, _SHF_EXECINSTR = 2, 4
+_SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR = 1, 2, 4
 _SHN_UNDEF, _SHN_ABS, _SHN_COMMON = 0, 0xFFF1, 0xFFF2
 _STT_FILE, _STT_SECTION = 4, 3
 
@@ -190,6 +191,32 @@ class LoadedPurgatory:
         if offset + symbol.value + size > len(self.buf):
             raise KexecError(EINVAL, step, f"symbol {name} lies outside its section")
         return offset + symbol.value
+
+    def symbol_offset(self, name: str) -> int:
+        """Where in buf a global symbol lies; KexecError(EINVAL) when there is none, or in a bss section."""
+        symbol = self._find_symbol(name)
+        return self._slot(name, symbol.size if symbol is not None else 0)
+
+    def section_offset(self, name: str) -> int:
+        """Where in buf the section of a global symbol begins; errors as in symbol_offset()."""
+        symbol = self._find_symbol(name)
+        return self.symbol_offset(name) - (symbol.value if symbol is not None else 0)
+
+    def symbol_size(self, name: str) -> int:
+        """st_size of a global symbol in bytes, 0 if there is none."""
+        symbol = self._find_symbol(name)
+        return 0 if symbol is None else symbol.size
+
+    def scratch(self) -> list[PhysRange]:
+        """What the purgatory itself may write when it runs: its writable sections, but not what the loader sets."""
+        set_by_loader = self._find_symbol("purgatory_sha_regions")
+        return [
+            PhysRange.of(self._addresses[section.index], section.size)
+            for section in self._allocated()
+            if section.flags & _SHF_WRITE
+            and section.size
+            and (set_by_loader is None or section.index != set_by_loader.shndx)
+        ]
 
     def set_symbol(self, name: str, value: bytes) -> None:
         """kexec_purgatory_get_set_symbol(get_value=false): write a variable of the purgatory before it is loaded.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kexecemu.capture.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.capture.verdict import Verdict, VerdictState, read_verdict
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.access import checked
@@ -39,13 +39,15 @@ _BUDGET_PER_BYTE = 100
 _BUDGET_BASE = 20_000_000
 _CAPTURE_BUDGET = 200_000_000
 _USUAL_PER_BYTE = 35
+_STATES_OF_OBJECTION = (VerdictState.MISMATCH, VerdictState.TRAPPED)
 
 
 class PurgatoryEnd(enum.StrEnum):
     """How a purgatory ended."""
 
     KERNEL = "kernel"  # it jumped to the kernel's entry
-    MISMATCH = "mismatch"  # it stopped, because the digests differ
+    MISMATCH = "mismatch"  # it stopped, or had the power switched, because the digests differ
+    RETURNED = "returned"  # it went back to where it came from, because something is wrong
     ELSEWHERE = "elsewhere"  # it jumped somewhere that is neither the kernel's entry nor itself
     TRAPPED = "trapped"  # it met an exception
     HUNG = "hung"  # it used up its budget, or stopped without a verdict
@@ -53,39 +55,73 @@ class PurgatoryEnd(enum.StrEnum):
 
 @dataclass(frozen=True)
 class PurgatoryRun:
-    """One run of a purgatory: its end, the physical PC there, and the record that it left (None: it keeps none)."""
+    """One run of a purgatory: its end, the physical PC there, and the record that it left (None: it keeps none).
+
+    fault is the exception that it met, whether it could report it or not. power is what it asked the firmware for:
+    "system_off" or "system_reset".
+    """
 
     end: PurgatoryEnd
     pc: int
     instructions: int
     verdict: Verdict | None
     fault: GuestFault | None = None
+    power: str | None = None
 
 
 def _hashed_bytes(image: Kimage) -> int:
     return sum(region.size for region in image.sha_regions)
 
 
+def _passes(image: Kimage, purgatory: LoadedPurgatory) -> int:
+    """How often a purgatory may go over the regions: once, again to locate damage, and to mend and check it."""
+    passes = 1
+    passes += purgatory.has_symbol("purgatory_region_digests")
+    passes += image.segment(PAGE_DIGESTS) is not None
+    return passes + 3 * (image.segment(COPY) is not None)
+
+
 def run_purgatory(
     kernel: Kernel, image: Kimage, purgatory: LoadedPurgatory, progress: Progress | None = None
 ) -> PurgatoryRun:
-    """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself."""
+    """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself.
+
+    An exception is delivered once VBAR_EL1 points into the purgatory: it has vectors of its own then, and a report.
+    Before that the vectors are the dead kernel's, and the exception is the end.
+    """
     cpu = kernel.board.boot_cpu
     area = purgatory.segment.area
     size = _hashed_bytes(image)
+    back_phys = cpu.x(30)
+    within, budget = (
+        range(area.start, area.end),
+        _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory),
+    )
+    fault = None
     with checked(cpu, intact=kernel.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
         stop, used = _run_sliced(
             cpu,
-            range(area.start, area.end),
-            _BUDGET_BASE + _BUDGET_PER_BYTE * size,
+            within,
+            budget,
             _USUAL_PER_BYTE * size,
             progress,
             deliver=False,
         )
+        if stop.fault is not None and cpu.sysreg("VBAR_EL1") in area:
+            fault = _deliver(cpu, stop.fault)
+            stop, more = _run_sliced(cpu, within, budget, used, progress, deliver=True)
+            used += more
     verdict = read_verdict(kernel.ram, purgatory)
-    return PurgatoryRun(
-        _purgatory_end(kernel, image, purgatory, stop, verdict), stop.pc, used, verdict, stop.fault
-    )
+    end = _purgatory_end(kernel, image, purgatory, stop, verdict, back_phys)
+    return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power)
+
+
+def _deliver(cpu: Cpu, fault: GuestFault) -> GuestFault:
+    """Let the guest's vectors have an exception that a run ended with; returns it as it is recorded now."""
+    fault = replace(fault, delivered=True)
+    cpu.exceptions[-1] = fault
+    cpu.enter_exception(fault.kind, fault.esr, fault.far if fault.has_far else None)
+    return fault
 
 
 def _run_sliced(
@@ -111,8 +147,18 @@ def _spins(cpu: Cpu, stop: Stop) -> bool:
 
 
 def _purgatory_end(
-    kernel: Kernel, image: Kimage, purgatory: LoadedPurgatory, stop: Stop, verdict: Verdict | None
+    kernel: Kernel,
+    image: Kimage,
+    purgatory: LoadedPurgatory,
+    stop: Stop,
+    verdict: Verdict | None,
+    back_phys: int,
 ) -> PurgatoryEnd:
+    objects = verdict is not None and verdict.state in _STATES_OF_OBJECTION
+    where = stop.pc if stop.fault is None else stop.fault.pc
+    # A caller that nothing can be fetched at (a virtual address, say) was returned to all the same.
+    if objects and where == back_phys and where not in purgatory.segment.area and where != image.kernel_entry:
+        return PurgatoryEnd.RETURNED
     if stop.kind is StopKind.FAULT:
         # A jump to where nothing can be fetched is a jump before it is an exception.
         astray = stop.fault is not None and stop.fault.pc not in purgatory.segment.area
@@ -120,8 +166,9 @@ def _purgatory_end(
     if stop.kind is StopKind.LEFT:
         return PurgatoryEnd.KERNEL if stop.pc == image.kernel_entry else PurgatoryEnd.ELSEWHERE
     if purgatory.has_symbol("purgatory_verdict"):
-        if verdict is not None and verdict.state is VerdictState.MISMATCH:
-            return PurgatoryEnd.MISMATCH
+        if verdict is not None and objects:
+            mismatch = verdict.state is VerdictState.MISMATCH
+            return PurgatoryEnd.MISMATCH if mismatch else PurgatoryEnd.TRAPPED
         return PurgatoryEnd.HUNG
     # A foreign purgatory keeps no record. Those that are known end a mismatch in an endless loop of one branch, or
     # wait for an interrupt that is masked.

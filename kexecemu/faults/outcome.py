@@ -6,9 +6,9 @@ import enum
 from collections.abc import Sequence
 
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
-from kexecemu.capture.verdict import VerdictState
 from kexecemu.faults.damage import Damage
 from kexecemu.faults.fault import Injection
+from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.machine.ram import Ram
 
 __all__ = ["Outcome", "judge"]
@@ -47,8 +47,12 @@ _MEANINGS = {
     Outcome.ERROR: "kexecemu itself failed",
 }
 
+# The capture kernel never looks at these: damage there harms nobody after the check.
+_ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
+
 _PURGATORY_ENDS = {
     PurgatoryEnd.MISMATCH: Outcome.DETECTED,
+    PurgatoryEnd.RETURNED: Outcome.DETECTED,
     PurgatoryEnd.ELSEWHERE: Outcome.MISBOOT,
     PurgatoryEnd.TRAPPED: Outcome.TRAPPED,
     PurgatoryEnd.HUNG: Outcome.HUNG,
@@ -76,17 +80,13 @@ def judge(
     """
     if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
         return _PURGATORY_ENDS[purgatory.end]
-    if (
-        purgatory is not None
-        and purgatory.verdict is not None
-        and purgatory.verdict.state is VerdictState.MISMATCH
-    ):
-        return Outcome.DETECTED  # found, reported, and booted all the same
+    if purgatory is not None and purgatory.verdict is not None and purgatory.verdict.objects:
+        return Outcome.DETECTED  # found, reported, and booted all the same, repaired or not
     if capture is None:
         return Outcome.HUNG
     if capture.end in _CAPTURE_ENDS:
         return _CAPTURE_ENDS[capture.end]
-    if any(one.segment != "purgatory" for one in damage):
+    if any(one.segment not in _ONLY_FOR_THE_PURGATORY for one in damage):
         return Outcome.SILENT
     if capture.end is CaptureEnd.NO_DUMP:
         return Outcome.HUNG

@@ -22,9 +22,9 @@ from kexecemu.capture.second_stage import (
     run_capture,
     run_purgatory,
 )
-from kexecemu.capture.verdict import Verdict
+from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, describe_damage
 from kexecemu.capture.vmcore import Vmcore
-from kexecemu.faults.damage import Damage, find_damage
+from kexecemu.faults.damage import Damage, find_damage, written_by_early_check
 from kexecemu.faults.fault import By, Fault, Injection, When, inject
 from kexecemu.faults.outcome import Outcome, judge
 from kexecemu.formats.elfrel import RelocatableObject
@@ -134,7 +134,9 @@ class Kernel(model.Kernel):
         image = self.image
         if image is None or stop.kind is not StopKind.LEFT:
             return self._never_left(stop, image)
-        damage = find_damage(self.ram, image, purgatory=True)
+        checker = self.kexec.purgatory
+        own = written_by_early_check(self.ram, checker) if checker is not None else []
+        damage = find_damage(self.ram, image, purgatory=True, own=own)
         purgatory = None
         if stop.pc != image.start:
             # The kernel's own crash path went wrong: its kimage was damaged.
@@ -199,22 +201,36 @@ class Kernel(model.Kernel):
         )
 
     def _tell_purgatory(self, run: PurgatoryRun, image: Kimage) -> None:
+        verdict = run.verdict
+        content = "is content and jumps"
+        if verdict is not None and verdict.objects:
+            content = (
+                "repairs the image and jumps"
+                if VerdictFlags.REPAIRED in verdict.flags
+                else "jumps all the same"
+            )
+        act = {"system_off": "switches off", "system_reset": "resets"}.get(run.power or "", "stops")
+        damaged = describe_damage(verdict, image) if verdict is not None else None
+        # Code and pointers come before the digests: with these wrong nothing is hashed.
+        differs = verdict is None or not verdict.damaged & (Damaged.PURGATORY | Damaged.DTB_POINTER)
+        found = "the digests differ" if differs else "the image is not as loaded"
         words = {
-            PurgatoryEnd.KERNEL: f"the purgatory is content and jumps to the kernel at {image.kernel_entry:#x}",
-            PurgatoryEnd.MISMATCH: "the purgatory finds that the digests differ, and stops",
+            PurgatoryEnd.KERNEL: f"the purgatory {content} to the kernel at {image.kernel_entry:#x}",
+            PurgatoryEnd.MISMATCH: f"the purgatory finds that {found}, and {act}",
+            PurgatoryEnd.RETURNED: f"the purgatory finds that something is wrong, and returns to {run.pc:#x}",
             PurgatoryEnd.ELSEWHERE: f"the purgatory jumps to {run.pc:#x}, which is not the kernel",
             PurgatoryEnd.TRAPPED: f"the purgatory is ended by an exception: {run.fault}",
             PurgatoryEnd.HUNG: f"the purgatory gets nowhere (pc {run.pc:#x})",
         }
-        verdict = run.verdict
         self.say(
             "purgatory",
-            words[run.end],
+            words[run.end] + (f"; damaged: {damaged}" if damaged else ""),
             end=run.end.value,
             pc_phys=run.pc,
             instructions=run.instructions,
             expected=verdict.expected.hex() if verdict else None,
             found=verdict.found.hex() if verdict else None,
+            damaged=damaged,
         )
 
     def _tell_capture(self, run: CaptureRun) -> None:

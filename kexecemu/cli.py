@@ -5,6 +5,7 @@ Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stde
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,10 @@ from kexecemu.commands.purgatory import app as purgatory_app
 from kexecemu.errors import FormatError, InputError, KexecemuError, KexecError
 
 if TYPE_CHECKING:
+    from kexecemu.capture.handoff import Handoff
     from kexecemu.faults.fault import By, Fault
+    from kexecemu.kernel.kimage import Kimage
+    from kexecemu.scenario.lab import Kernel
     from kexecemu.scenario.runner import Result
     from kexecemu.scenario.setup import Setup
 
@@ -60,6 +64,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 TimelineOption = Annotated[Path | None, typer.Option("--timeline", help="Write the events as JSON lines.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a report as one HTML file.")]
 VmcoreOption = Annotated[Path | None, typer.Option("--vmcore", help="Write the dump.")]
+HandoffOption = Annotated[
+    Path | None,
+    typer.Option("--handoff", help="Write the machine at the jump to DIR, for QEMU to go on from there."),
+]
 
 
 @app.command()
@@ -70,6 +78,7 @@ def run(
     timeline: TimelineOption = None,
     html: HtmlOption = None,
     vmcore: VmcoreOption = None,
+    handoff: HandoffOption = None,
 ) -> None:
     """Run a scenario and say what came of it."""
     from kexecemu.report.progress import progress_bar
@@ -79,9 +88,12 @@ def run(
     path = find_scenario(scenario)
     parsed = read_scenario(path)
     _check_outputs(timeline, html, vmcore)
+    taker = _HandoffTaker(handoff)
+    if handoff is not None and any(fault.when == "after-check" for fault in parsed.fault):
+        raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
     with progress_bar() as progress:
-        result = run_scenario(parsed, path.parent, seed=seed, progress=progress)
-    _deliver(result, json, timeline, html, vmcore)
+        result = run_scenario(parsed, path.parent, seed=seed, progress=progress, at_jump=taker.at_jump)
+    _deliver(result, json, timeline, html, vmcore, taker)
 
 
 @app.command()
@@ -113,6 +125,7 @@ def crash(
     timeline: TimelineOption = None,
     html: HtmlOption = None,
     vmcore: VmcoreOption = None,
+    handoff: HandoffOption = None,
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
     from kexecemu.faults.fault import By
@@ -137,9 +150,17 @@ def crash(
         kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, syscall, seed
     )
     _check_outputs(timeline, html, vmcore)
+    taker = _HandoffTaker(handoff)
     with progress_bar() as progress:
-        result = crash_now("a crash from the command line", setup, faults, expect=wanted, progress=progress)
-    _deliver(result, json, timeline, html, vmcore)
+        result = crash_now(
+            "a crash from the command line",
+            setup,
+            faults,
+            expect=wanted,
+            progress=progress,
+            at_jump=taker.at_jump,
+        )
+    _deliver(result, json, timeline, html, vmcore, taker)
 
 
 @app.command()
@@ -266,8 +287,41 @@ def _check_outputs(*paths: Path | None) -> None:
             raise InputError(f"{path}: there is no folder {path.parent}")
 
 
+class _HandoffTaker:
+    """Writes the machine down at the jump, if a folder was asked for."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.taken: Handoff | None = None
+
+    def at_jump(self, kernel: Kernel, image: Kimage) -> None:
+        from kexecemu.capture.handoff import write_handoff
+
+        if self.folder is None:
+            return
+        try:
+            self.taken = write_handoff(self.folder, kernel, image)
+        except OSError as error:
+            raise InputError(f"--handoff {self.folder}: {error.strerror or error}") from error
+
+    def as_object(self) -> dict[str, object] | None:
+        if self.taken is None:
+            return None
+        return {
+            "folder": str(self.taken.folder),
+            "script": str(self.taken.script),
+            "el": self.taken.el,
+            "command": self.taken.command,
+        }
+
+
 def _deliver(
-    result: Result, json: bool, timeline: Path | None, html: Path | None, vmcore: Path | None
+    result: Result,
+    json: bool,
+    timeline: Path | None,
+    html: Path | None,
+    vmcore: Path | None,
+    handoff: _HandoffTaker,
 ) -> None:
     from kexecemu.files import replace_file
 
@@ -291,7 +345,7 @@ def _deliver(
     if json:
         from kexecemu.report.json import result_object, to_text
 
-        sys.stdout.write(to_text(result_object(result, written)))
+        sys.stdout.write(to_text({**result_object(result, written), "handoff": handoff.as_object()}))
     else:
         from rich.console import Console
 
@@ -300,6 +354,11 @@ def _deliver(
         print_result(Console(), result)
         if vmcore is not None and written is None:
             print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
+        if handoff.taken is not None:
+            print(f"handoff      QEMU goes on from the jump: {handoff.taken.script}")
+            print(shlex.join(handoff.taken.command))
+    if handoff.folder is not None and handoff.taken is None:
+        print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)
     raise typer.Exit(_AS_EXPECTED if result.as_expected else _NOT_AS_EXPECTED)
 
 

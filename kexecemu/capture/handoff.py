@@ -1,0 +1,249 @@
+"""Handing the machine over: QEMU goes on from the moment of the jump out of the first kernel.
+
+At that moment the boot CPU stands at image->start with the MMU off, and everything that can be known is memory and
+registers. Both are written to a folder, with the command line that makes qemu-system-aarch64 go on from there: a
+second machine that nobody here wrote, to agree or to disagree.
+
+Memory goes to QEMU as files at their addresses. Registers need code; it lies in the board's flash, where firmware
+lies, so that the RAM of both machines is the same to the last byte. QEMU also puts a device tree of its own at the
+start of RAM and refuses files there: what ours has in that place lies in the flash, too, and the code copies it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kexecemu.capture.handoff_code import FLASH_LOW, FLASH_START, LOW_SIZE, start_code
+from kexecemu.errors import InputError, MachineError
+from kexecemu.files import replace_file, replacing
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.model import Kernel
+from kexecemu.machine.board import Board
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange, subtract
+
+__all__ = ["Handoff", "check_board", "write_handoff"]
+
+_VERSION = 1
+_QEMU = "qemu-system-aarch64"
+_RAM_BASE, _UART_BASE = 0x40000000, 0x09000000
+_RAM_GRAIN = 8192  # QEMU rounds RAM up to this
+_GICV2_CPUS = 8
+_PAGE = 4096
+_CHUNK = 1 << 20
+_MERGE_GAP = 16 * _PAGE  # shorter stretches of zeros are written out: fewer files
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One file of the folder, and the physical address in QEMU at which its bytes belong."""
+
+    name: str
+    phys: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """What was written: the folder, the exception level at which QEMU goes on, and the command line's words.
+
+    The words name the files with the folder as it was given.
+    """
+
+    folder: Path
+    el: int
+    command: list[str]
+
+    @property
+    def script(self) -> Path:
+        """The program that runs QEMU; arguments are added to the command line."""
+        return self.folder / "run-qemu.sh"
+
+
+def check_board(board: Board) -> None:
+    """Raise InputError when QEMU's virt has no board like this one."""
+    if len(board.ram.banks) != 1 or board.ram.banks[0].start != _RAM_BASE:
+        banks = ", ".join(map(str, board.ram.banks))
+        raise InputError(
+            f"handoff: QEMU's virt has one bank of RAM from {_RAM_BASE:#x}, this board has {banks}"
+        )
+    if board.ram.size % _RAM_GRAIN:
+        raise InputError(
+            f"handoff: QEMU's RAM comes in pieces of {_RAM_GRAIN:#x} bytes, this board has {board.ram.size:#x}"
+        )
+    if board.uart.phys.start != _UART_BASE:
+        raise InputError(
+            f"handoff: QEMU's virt has its UART at {_UART_BASE:#x}, this board at {board.uart.phys.start:#x}"
+        )
+
+
+def write_handoff(
+    folder: Path,
+    kernel: Kernel,
+    image: Kimage,
+    *,
+    el: int = 1,
+    alignment_checks: bool = False,
+    cpu_model: str = "cortex-a57",
+) -> Handoff:
+    """Write the machine, whose boot CPU stands at image.start, to a folder that is made if need be.
+
+    el is the exception level at which QEMU goes on: 1 as here, or 2, where the other registers are the same, MMU and
+    caches are off by SCTLR_EL2, and PSCI is called by SMC (HVC is passed on as long as VBAR_EL2 is as handed over).
+    alignment_checks sets SCTLR_ELx.A. cpu_model is QEMU's -cpu.
+
+    Raises InputError for a board that QEMU's virt cannot be, MachineError when the CPU is not at that moment, OSError
+    when a file cannot be written. Each file is replaced whole, state.json and the script last.
+    """
+    if el not in (1, 2):
+        raise InputError(f"handoff: the exception level is 1 or 2, not {el}")
+    board = kernel.board
+    check_board(board)
+    cpu = board.boot_cpu
+    if cpu.pc != image.start or cpu.sysreg("SCTLR_EL1") & 1:
+        raise MachineError(f"handoff: cpu0 is at {cpu.pc:#x}, not at the image's entry with the MMU off")
+    registers = cpu.registers()
+    low = PhysRange.of(_RAM_BASE, min(LOW_SIZE, board.ram.size))
+    folder.mkdir(parents=True, exist_ok=True)
+    stretches = list(_nonzero(board.ram, board.ram.banks[0]))
+    pieces = [
+        _write_piece(folder, f"ram-{area.start:x}.bin", area.start, board.ram, area)
+        for area in subtract(stretches, [low])
+    ]
+    lowest = [area for area in stretches if area.overlaps(low)]
+    copied = 0
+    if lowest:
+        copied = min(lowest[-1].end, low.end) - low.start
+        area = PhysRange.of(low.start, copied)
+        pieces.append(_write_piece(folder, "low.bin", FLASH_LOW, board.ram, area))
+    code = start_code(
+        registers,
+        el=el,
+        alignment_checks=alignment_checks,
+        low_phys=low.start,
+        copied=copied,
+        cleared=low.size,
+    )
+    replace_file(folder / "start.bin", code)
+    pieces.append(_Piece("start.bin", FLASH_START, len(code), hashlib.sha256(code).hexdigest()))
+    words = _command(board, pieces, el, cpu_model)
+    state = _state(kernel, image, registers, pieces, el, alignment_checks, words)
+    replace_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+    handoff = Handoff(folder, el, _command(board, pieces, el, cpu_model, folder))
+    replace_file(handoff.script, _script(words).encode())
+    handoff.script.chmod(0o755)
+    return handoff
+
+
+def _nonzero(ram: Ram, within: PhysRange) -> Iterator[PhysRange]:
+    """Whole pages that hold anything but zeros, joined over small gaps."""
+    zeros = bytes(_PAGE)
+    start = end = -1
+    for touched in ram.data_ranges(within):
+        for base in range(touched.start, touched.end, _CHUNK):
+            chunk = ram.read(base, min(_CHUNK, touched.end - base))
+            for offset in range(0, len(chunk), _PAGE):
+                if chunk[offset : offset + _PAGE] == zeros:
+                    continue
+                page = base + offset
+                if start >= 0 and page - end > _MERGE_GAP:
+                    yield PhysRange(start, end)
+                    start = -1
+                if start < 0:
+                    start = page
+                end = page + _PAGE
+    if start >= 0:
+        yield PhysRange(start, end)
+
+
+def _write_piece(folder: Path, name: str, phys: int, ram: Ram, area: PhysRange) -> _Piece:
+    digest = hashlib.sha256()
+    with replacing(folder / name) as file:
+        for base in range(area.start, area.end, _CHUNK):
+            chunk = ram.read(base, min(_CHUNK, area.end - base))
+            digest.update(chunk)
+            file.write(chunk)
+    return _Piece(name, phys, area.size, digest.hexdigest())
+
+
+def _command(
+    board: Board, pieces: list[_Piece], el: int, cpu_model: str, folder: Path | None = None
+) -> list[str]:
+    """The command line; without a folder the files' names are relative to it."""
+    cpus = len(board.cpus)
+    # Which clusters CPUs are in follows from the interrupt controller; up to 8 CPUs both say the same.
+    machine = "virt" + ",virtualization=on" * (el == 2) + ",gic-version=3" * (cpus > _GICV2_CPUS)
+    words = [_QEMU, "-M", machine, "-cpu", cpu_model, "-m", _size(board.ram.size), "-smp", str(cpus)]
+    # A reset would start it all over again.
+    words += ["-no-reboot", "-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none"]
+    for piece in pieces:
+        file = piece.name if folder is None else str(folder / piece.name)
+        file = file.replace(",", ",,")  # QEMU's way to write a comma in a value
+        words += ["-device", f"loader,file={file},addr={piece.phys:#x},force-raw=on"]
+    return [*words, "-device", f"loader,addr={FLASH_START:#x},cpu-num=0"]
+
+
+def _size(count: int) -> str:
+    """Bytes, whole KiB, as QEMU's -m takes them."""
+    shift, suffix = next(
+        (shift, suffix) for shift, suffix in ((30, "G"), (20, "M"), (10, "K")) if not count & (1 << shift) - 1
+    )
+    return f"{count >> shift}{suffix}"
+
+
+def _script(words: list[str]) -> str:
+    return (
+        "#!/bin/sh\n"
+        "# QEMU goes on where the first kernel has jumped to the purgatory (or to the crash kernel without one).\n"
+        "# state.json says what was handed over. Arguments are added to the command line.\n"
+        'cd "$(dirname "$0")" || exit\n'
+        f'exec {shlex.join(words)} "$@"\n'
+    )
+
+
+def _state(
+    kernel: Kernel,
+    image: Kimage,
+    registers: dict[str, int],
+    pieces: list[_Piece],
+    el: int,
+    alignment_checks: bool,
+    words: list[str],
+) -> dict[str, Any]:
+    """What state.json says: addresses are physical, ends inclusive, numbers integers."""
+    board = kernel.board
+    general = {name: value for name, value in registers.items() if not name.isupper() and name[0] != "v"}
+    return {
+        "version": _VERSION,
+        "entry": image.start,
+        "el": el,
+        "alignment_checks": alignment_checks,
+        "registers": general,
+        "vector_registers": {name: value for name, value in registers.items() if name[0] == "v"},
+        "system_registers": {name: value for name, value in registers.items() if name.isupper()},
+        "board": {
+            "ram": [{"start": bank.start, "end": bank.last} for bank in board.ram.banks],
+            "cpus": len(board.cpus),
+            "uart": board.uart.phys.start,
+        },
+        "instructions": board.instructions,
+        "console_bytes": len(board.uart.output),
+        "kernel_entry": image.kernel_entry,
+        "dtb": image.dtb_mem,
+        "digest": image.digest.hex() if image.digest else None,
+        "segments": [
+            {"name": one.name, "mem": one.mem, "memsz": one.memsz, "bufsz": one.bufsz}
+            for one in image.segments
+        ],
+        "files": [
+            {"name": one.name, "phys": one.phys, "size": one.size, "sha256": one.sha256} for one in pieces
+        ],
+        "command": words,
+    }

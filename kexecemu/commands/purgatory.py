@@ -1,4 +1,4 @@
-"""kexecemu purgatory info: what a purgatory object is made of, and whether a kernel could load it."""
+"""kexecemu purgatory: info shows what an object is made of and who could load it; check tries it against faults."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
+from kexecemu.formats.embedded_elf import object_or_embedded
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
 from kexecemu.kernel.relocate import SUPPORTED_TYPES
 
 __all__ = ["app", "describe_purgatory"]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a purgatory object.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a purgatory, and try it.")
 
 _SHF_ALLOC, _SHF_EXECINSTR, _SHT_NOBITS = 2, 4, 8
 _TRIAL_PHYS = 0x4000_0000  # any page will do to see whether it links
@@ -30,7 +32,17 @@ _INTERFACES = {
         ("purgatory_sha256_digest", 32, True),
         ("purgatory_kernel_entry", 8, False),
         ("purgatory_uart_base", 8, False),
-        ("purgatory_verdict", 88, False),
+        ("purgatory_dtb", 8, False),
+        ("purgatory_policy", 8, False),
+        ("purgatory_psci_conduit", 8, False),
+        ("purgatory_no_mmu", 8, False),
+        ("purgatory_no_crypto", 8, False),
+        ("purgatory_region_digests", 512, False),
+        ("purgatory_page_digests", 8, False),
+        ("purgatory_copy", 8, False),
+        ("purgatory_chosen", 8, False),
+        ("purgatory_self_digest", 32, False),
+        ("purgatory_verdict", 392, False),
     ),
     "kexec-tools": (
         ("sha256_regions", 256, True),
@@ -107,25 +119,60 @@ def _trial(obj: RelocatableObject) -> dict[str, Any]:
     }
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `info` a command of its own."""
-
-
-@app.command()
-def info(
-    file: Annotated[Path, typer.Argument(help="A purgatory object (ET_REL, aarch64).")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
+def _read(file: Path) -> RelocatableObject:
+    """The object in a file, or inside a `kexec` binary; InputError or KexecError when there is none."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"purgatory {file}: {error.strerror or error}") from error
-    found = describe_purgatory(parse_purgatory(data, str(file)))
+    return parse_purgatory(object_or_embedded(data), str(file))
+
+
+@app.command()
+def info(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
+    found = describe_purgatory(_read(file))
     usable = found["links"] is True and found["interface"] is not None
     sys.stdout.write(json_module.dumps(found, indent=2) + "\n" if json else _text(file, found))
     raise typer.Exit(0 if usable else 1)
+
+
+@app.command()
+def check(
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
+    from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
+
+    paths = [purgatory_path() if name == "default" else Path(name) for name in files]
+    objects = [_read(path) for path in paths]
+    interfaces = [_usable(path, obj) for path, obj in zip(paths, objects, strict=True)]
+    with progress_of(len(files)) as progress:
+        checks = [
+            check_purgatory(name if name == "default" else path.name, path, obj, interface, progress)
+            for name, path, obj, interface in zip(files, paths, objects, interfaces, strict=True)
+        ]
+    print_checks(checks, json)
+
+
+def _usable(path: Path, obj: RelocatableObject) -> str:
+    """The object's interface; InputError for one that nobody could load."""
+    found = describe_purgatory(obj)
+    if found["links"] is not True:
+        raise InputError(f"purgatory {path}: does not link: {found['links']}")
+    if found["interface"] is None:
+        raise InputError(f"purgatory {path}: has the symbols of no interface that a loader knows")
+    return str(found["interface"])
 
 
 def _text(file: Path, found: dict[str, Any]) -> str:

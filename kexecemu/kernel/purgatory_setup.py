@@ -181,11 +181,11 @@ def tables_text(image: Kimage) -> str | None:
     """
     total = sum(one.memsz for one in described_segments(image.segments))
     costs = [
-        f"{words} take {segment.memsz} bytes ({100 * segment.memsz / total:.1f} % of the image)"
+        f"{words}: {segment.memsz:#x} bytes, {100 * segment.memsz / total:.1f} % of the image"
         for words, segment in (
             ("page digests", image.segment(PAGE_DIGESTS)),
-            ("the second copy", image.segment(COPY)),
+            ("second copy", image.segment(COPY)),
         )
         if segment is not None
     ]
-    return ", ".join(costs) or None
+    return "; ".join(costs) or None

@@ -22,7 +22,7 @@ from kexecemu.capture.second_stage import (
     run_capture,
     run_purgatory,
 )
-from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, describe_damage
+from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, VerdictState, describe_damage
 from kexecemu.capture.vmcore import Vmcore
 from kexecemu.faults.damage import Damage, find_damage, written_by_early_check
 from kexecemu.faults.fault import By, Fault, Injection, When, inject
@@ -204,11 +204,10 @@ class Kernel(model.Kernel):
         verdict = run.verdict
         content = "is content and jumps"
         if verdict is not None and verdict.objects:
-            content = (
-                "repairs the image and jumps"
-                if VerdictFlags.REPAIRED in verdict.flags
-                else "jumps all the same"
-            )
+            trapped = verdict.state is VerdictState.TRAPPED
+            content = "meets an exception and jumps all the same" if trapped else "jumps all the same"
+            if VerdictFlags.REPAIRED in verdict.flags:
+                content = "repairs the image and jumps"
         act = {"system_off": "switches off", "system_reset": "resets"}.get(run.power or "", "stops")
         damaged = describe_damage(verdict, image) if verdict is not None else None
         # Code and pointers come before the digests: with these wrong nothing is hashed.

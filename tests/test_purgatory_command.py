@@ -1,4 +1,4 @@
-"""`kexecemu purgatory info`: an object as a loader sees it."""
+"""`kexecemu purgatory info`: an object as a loader sees it, alone or inside a program."""
 
 from __future__ import annotations
 
@@ -62,6 +62,13 @@ def test_an_object_that_no_loader_can_use_exits_with_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "none that a loader knows" in done.stdout
     assert "purgatory_sha_regions       missing" in done.stdout
+
+
+def test_a_program_with_the_object_inside_is_as_good_as_the_object(tmp_path: Path) -> None:
+    program = tmp_path / "kexec"
+    program.write_bytes(fixture_path("guests/vmlinux").read_bytes() + KEXEC_TOOLS.read_bytes())
+    inside, alone = info(program, "--json"), info(KEXEC_TOOLS, "--json")
+    assert (inside.returncode, inside.stdout) == (0, alone.stdout)
 
 
 def test_what_is_no_object_exits_with_2(tmp_path: Path) -> None:

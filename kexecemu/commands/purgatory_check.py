@@ -26,8 +26,8 @@ from kexecemu.scenario.lab import Kernel
 
 __all__ = ["Check", "check_purgatory", "print_checks", "progress_of"]
 
-_INITRD = 0x10000
-_LARGER_INITRD = 0x50000
+_INITRD = 0x4000
+_LARGER_INITRD = 0x24000
 _APPEND = "console=ttyAMA0 nr_cpus=1"
 _ABSENT = "-"
 

@@ -19,7 +19,7 @@ from typing import Final, Literal, NamedTuple, Self
 import capstone  # type: ignore[import-untyped]
 from unicorn.arm64_const import UC_ARM64_REG_PC
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INTR, UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE
-from unicorn.unicorn_py3.unicorn import Uc
+from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.counter import Why
@@ -32,6 +32,7 @@ AccessKind = Literal["unaligned", "dc zva", "exclusive", "fp trap"]
 
 CHECK_ACCESSES: Final = "KEXECEMU_CHECK_ACCESSES"
 _SHOWN: Final = 3
+_BRANCH_TO_SELF: Final = 0x14000000
 _E2H: Final = 1 << 34
 _TFP: Final = 1 << 10
 
@@ -172,6 +173,9 @@ class AccessChecker:
         # The counter was hooked first: it may have refused this block, which is then not executed.
         if self._engine.counter.state.why != Why.NOTHING:
             return
+        if size == 4 and self._word(virt) == _BRANCH_TO_SELF:
+            self._give_up()
+            return
         if self._stale:
             self._look_at_mode()
         block = self._blocks.get((virt, size))
@@ -180,6 +184,13 @@ class AccessChecker:
         self._special, self._stale = block.special, block.system
         if block.fp_pc is not None and self._fp_trapped:
             self._note(block.fp_pc, "fp trap", 0, 0)
+
+    def _give_up(self) -> None:
+        """The CPU is in an endless loop of one branch: let it be there at full speed, there is nothing more to see."""
+        hook, self._hooks = self._hooks[0], self._hooks[1:]
+        # Not by the binding, which would free the callback that is being called.
+        if uclib.uc_hook_del(self._engine.uc._uch, hook):
+            raise MachineError("the engine does not let go of a hook")
 
     def _on_access(self, uc: Uc, access: int, address: int, size: int, value: int, _: object) -> None:
         if not self._watching or not (self._special or address % size):

@@ -192,6 +192,17 @@ def test_once_left_it_sees_nothing_more(guest, a64):
     assert checker.violations == []
 
 
+def test_an_endless_branch_is_left_to_run_at_full_speed(guest, a64):
+    cpu = guest.start(a64.load(1, 0), a64.b(0))
+    cpu.set_x(0, DATA + 1)
+    with AccessChecker(cpu) as checker:
+        assert cpu.run(limit=20_000_000).kind == "deadline"  # a Python call for each would take a minute
+        cpu.pc = a64.CODE
+        assert cpu.run(limit=10).kind == "deadline"
+    assert [one.kind for one in checker.violations] == ["unaligned"]
+    assert len(violations(guest, a64.load(2, 0), address=DATA + 1)) == 1
+
+
 def test_the_environment_variable_turns_a_violation_into_an_error(guest, a64, monkeypatch):
     def run(**options):
         cpu = guest.start(a64.load(1, 0), 0xD50B7420, a64.WFI)

@@ -73,6 +73,20 @@ def test_only_what_is_wanted_of_a_package_gets_into_the_cache(tmp_path: Path, to
     assert (cache / "busybox/bin/busybox").read_text() == "box\n"
 
 
+def test_of_kexec_tools_the_program_is_kept_wherever_the_release_has_it(tmp_path: Path, tools: Path) -> None:
+    for place in ("sbin", "usr/sbin"):
+        tool(tools, "apt-get", 'if test "$4" = download; then : >kexec-tools_1_arm64.deb; fi')
+        script = f'mkdir -p "$3/{place}" && echo kexec >"$3/{place}/kexec" && echo >"$3/{place}/vmcore-dmesg"'
+        tool(tools, "dpkg-deb", script)
+        cache = tmp_path / place.replace("/", "-")
+        done = run(cache, "kexec-tools", path=f"{tools}:/usr/bin:/bin")
+        assert done.returncode == 0, done.stderr
+        files = {
+            str(path.relative_to(cache)) for path in (cache / "kexec-tools").rglob("*") if path.is_file()
+        }
+        assert files == {f"kexec-tools/{place}/kexec", "kexec-tools/PACKAGES"}
+
+
 def test_what_is_there_already_is_left_alone_without_any_tool(
     tmp_path: Path, fetch_module: ModuleType
 ) -> None:
@@ -107,4 +121,4 @@ def test_a_name_that_is_no_target_is_refused_with_those_that_are(
     said = done.stderr.splitlines()[-1]
     assert "there is no 'vmlinuz' to fetch" in said
     assert said.endswith(f"there are {', '.join(fetch_module.TARGETS)}")
-    assert {"kernel", "busybox", "dumptools"} <= set(fetch_module.TARGETS)
+    assert {"kernel", "busybox", "dumptools", "kexec-tools"} <= set(fetch_module.TARGETS)

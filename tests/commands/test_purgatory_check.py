@@ -1,0 +1,157 @@
+"""`kexecemu purgatory check`: the words are right, and they follow from what the purgatory really did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.faults.damage import Damage
+from kexecemu.faults.outcome import Outcome
+from kexecemu.faults.purgatory_check import RUNS, Reply, judge_reply
+
+KEXEC_TOOLS = fixture_path("guests/kexec-tools-purgatory.ro")
+CODE = "purgatory's code, 32 bits"
+
+
+def kexecemu(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kexecemu", "purgatory", "check", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def both() -> list[dict[str, Any]]:
+    """Ours and the stand-in for kexec-tools', measured."""
+    done = kexecemu("default", KEXEC_TOOLS, "--json")
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["purgatories"]
+    return found
+
+
+def replies(purgatory: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {one["fault"]: one["replies"] for one in purgatory["faults"]}
+
+
+def test_kexec_tools_blind_spots_are_those_that_its_source_has(both: list[dict[str, Any]]) -> None:
+    _, other = both
+    found = replies(other)
+    code = found.pop(CODE)
+    assert sum(code.values()) == 32 and code["false alarm"] and code["trapped"]
+    assert {fault: next(iter(reply)) for fault, reply in found.items()} == {
+        "nothing": "boots",
+        "kernel, first word": "caught",
+        "kernel, a bit in the middle": "caught",
+        "kernel, last byte": "caught",
+        "initrd, a word": "caught",
+        "device tree, a word": "caught",
+        "elfcorehdr, a word": "caught",
+        "stored digest, a byte": "false alarm",
+        "regions[0].len = 0": "false alarm",
+        "regions[0].start = 0xdeadbeef": "trapped",
+        "regions[0].len = 0xdeadbeef": "hung",
+        "kernel's entry + 0x1000": "misboot",
+        "device tree's address + 0x1000": "missed",
+        "console's address = 0xdeadbeef": "trapped",
+        "check switched off, and initrd": "missed",
+        "stack": "harmless",
+        "free memory": "harmless",
+        "initrd, the same value": "harmless",
+    }
+
+
+def test_ours_catches_what_is_hashed_and_lets_a_good_image_boot(both: list[dict[str, Any]]) -> None:
+    found = replies(both[0])
+    assert found["nothing"] == {"boots": 1}
+    for fault in ("kernel, first word", "kernel, last byte", "initrd, a word", "elfcorehdr, a word"):
+        assert found[fault] == {"caught": 1}
+    assert found["check switched off, and initrd"] == {"caught": 1}
+    assert found["initrd, the same value"] == {"harmless": 1}
+    assert not any("missed" in reply for reply in found.values())
+    assert sum(sum(reply.values()) for reply in found.values()) == RUNS
+
+
+def test_what_a_byte_costs_is_measured_without_what_a_run_costs(both: list[dict[str, Any]]) -> None:
+    ours, other = both
+    assert ours["instructions_per_byte"] < 4
+    assert 25 < other["instructions_per_byte"] < 35
+    assert ours["alignment_faults"] == other["alignment_faults"] == 0
+    assert ours["refused_by_silicon"] == other["refused_by_silicon"] == []
+
+
+def test_the_table_has_a_column_for_each_and_is_the_same_every_time() -> None:
+    first, second = kexecemu(KEXEC_TOOLS), kexecemu(KEXEC_TOOLS)
+    assert first.returncode == 0 and first.stderr == ""
+    assert first.stdout == second.stdout
+    lines = first.stdout.splitlines()
+    assert lines[0].split() == ["fault", KEXEC_TOOLS.name]
+    assert "initrd, a word                  caught" in lines
+    assert any(line.startswith("instructions per byte") for line in lines)
+
+
+def test_an_unaligned_load_is_counted_and_named(tmp_path: Path) -> None:
+    # Its last instructions set x1, x2 and x3 to 0; here x1 gets its 0 from the zeros behind the stack.
+    zeros = bytes.fromhex("e1031faa e2031faa e3031faa")
+    data = KEXEC_TOOLS.read_bytes()
+    assert data.count(zeros) == 1
+    file = tmp_path / "unaligned.ro"
+    file.write_bytes(data.replace(zeros, bytes.fromhex("e11340f8") + zeros[4:]))
+    done = kexecemu(file, "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["purgatories"]
+    assert replies(found)["nothing"] == {"boots": 1}  # the engine lets it pass
+    assert found["alignment_faults"] == 1
+    (refused,) = found["refused_by_silicon"]
+    assert refused["at"] == "purgatory_start+0x14"
+    assert refused["kind"] == "unaligned"
+    assert refused["instruction"] == "ldur x1, [sp, #1]"
+    assert refused["address"] % 16 == 1
+
+
+def test_what_nobody_could_load_exits_with_2(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.ro"
+    broken.write_bytes(
+        purgatory_path().read_bytes().replace(b"purgatory_sha_regions\0", b"purgatory_sha_regionz\0")
+    )
+    for path, words in ((broken, "has the symbols of no interface"), (tmp_path, "directory")):
+        done = kexecemu("default", path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 1 and words in done.stderr
+
+
+def purgatory_run(end: PurgatoryEnd) -> PurgatoryRun:
+    return PurgatoryRun(end, 0, 0, None)
+
+
+def capture_run(end: CaptureEnd) -> CaptureRun:
+    return CaptureRun(end, 0, 0, None)
+
+
+INITRD, OWN = [Damage("initrd", 0, 1)], [Damage("purgatory", 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "damage", "end", "capture", "reply"),
+    [
+        (Outcome.DETECTED, INITRD, PurgatoryEnd.MISMATCH, None, Reply.CAUGHT),
+        (Outcome.DETECTED, OWN, PurgatoryEnd.MISMATCH, None, Reply.FALSE_ALARM),
+        (Outcome.DETECTED, [], PurgatoryEnd.MISMATCH, None, Reply.FALSE_ALARM),
+        (Outcome.SILENT, INITRD, PurgatoryEnd.KERNEL, CaptureEnd.DONE, Reply.MISSED),
+        (Outcome.TRAPPED, INITRD, PurgatoryEnd.KERNEL, CaptureEnd.TRAPPED, Reply.MISSED),
+        (Outcome.MISBOOT, OWN, PurgatoryEnd.KERNEL, CaptureEnd.BAD_ENTRY, Reply.MISSED),
+        (Outcome.LATENT, OWN, PurgatoryEnd.KERNEL, CaptureEnd.DONE, Reply.HARMLESS),
+        (Outcome.MISBOOT, OWN, PurgatoryEnd.ELSEWHERE, None, Reply.MISBOOT),
+        (Outcome.TRAPPED, OWN, PurgatoryEnd.TRAPPED, None, Reply.TRAPPED),
+        (Outcome.HUNG, OWN, PurgatoryEnd.HUNG, None, Reply.HUNG),
+    ],
+)
+def test_the_word_follows_from_who_was_damaged_and_who_noticed(
+    outcome: Outcome, damage: list[Damage], end: PurgatoryEnd, capture: CaptureEnd | None, reply: Reply
+) -> None:
+    run = capture_run(capture) if capture is not None else None
+    assert judge_reply(True, outcome, damage, purgatory_run(end), run) is reply

@@ -96,7 +96,7 @@ def write_handoff(
     """Write the machine, whose boot CPU stands at image.start, to a folder that is made if need be.
 
     el is the exception level at which QEMU goes on: 1 as here, or 2, where the other registers are the same, MMU and
-    caches are off by SCTLR_EL2, and PSCI is called by SMC (HVC is passed on as long as VBAR_EL2 is as handed over).
+    caches are off by SCTLR_EL2, and the firmware listens to SMC alone: only a device tree that says so leads there.
     alignment_checks sets SCTLR_ELx.A. cpu_model is QEMU's -cpu.
 
     Raises InputError for a board that QEMU's virt cannot be, MachineError when the CPU is not at that moment, OSError

@@ -21,8 +21,6 @@ FLASH_LOW = 0x100000
 LOW_SIZE = 0x100000
 """Bytes that QEMU's own device tree takes at the start of RAM."""
 
-_VECTORS = FLASH_START + 0x2000  # of EL2; 2 KiB aligned
-
 # Written in this order; SCTLR_EL1 comes after them all. What is missing is read-only, or constant in these cores.
 _WRITTEN = (
     "CPACR_EL1",
@@ -50,7 +48,6 @@ _EL2_REGISTERS = {
     "HCR_EL2": (3, 4, 1, 1, 0),
     "CPTR_EL2": (3, 4, 1, 1, 2),
     "SP_EL1": (3, 4, 4, 1, 0),
-    "VBAR_EL2": (3, 4, 12, 0, 0),
 }
 _ENCODINGS = {**SYSREGS, **_EL2_REGISTERS}
 
@@ -62,7 +59,6 @@ _CPACR_FPEN = 3 << 20
 
 _ISB = 0xD5033FDF
 _DSB_SY = 0xD5033F9F
-_BRANCH_TO_SELF = 0x14000000
 _SCRATCH = 9
 _FALLBACK = 17  # IP1, free between any two functions
 
@@ -122,7 +118,6 @@ def start_code(
     if el == 2:
         code.set_sysreg("HCR_EL2", _HCR_EL2_RW)
         code.set_sysreg("CPTR_EL2", _CPTR_EL2_RES1)
-        code.set_sysreg("VBAR_EL2", _VECTORS)
     code.set_sysreg("CPACR_EL1", _CPACR_FPEN)
     code.emit(_ISB)
     for number in range(32):
@@ -147,10 +142,7 @@ def start_code(
     for number in range(31):
         code.load(number, entry if number == through else registers[f"x{number}"])
     code.emit(0xD61F0000 | through << 5)  # br
-    start = code.bytes()
-    if el == 1:
-        return start
-    return start.ljust(_VECTORS - FLASH_START, b"\0") + _el2_vectors()
+    return code.bytes()
 
 
 def _fill_low_memory(code: _Code, low_phys: int, copied: int, cleared: int) -> None:
@@ -160,11 +152,10 @@ def _fill_low_memory(code: _Code, low_phys: int, copied: int, cleared: int) -> N
     code.load(3, FLASH_LOW)
     code.emit(
         0xEB01001F,  # 0: cmp x0, x1
-        0x540000A2,  # b.hs 1f
+        0x54000082,  # b.hs 1f
         0xF8408464,  # ldr x4, [x3], #8
         0xF8008404,  # str x4, [x0], #8
         0x17FFFFFC,  # b 0b
-        0xD503201F,  # nop
         0xEB02001F,  # 1: cmp x0, x2
         0x54000062,  # b.hs 2f
         0xF800841F,  # str xzr, [x0], #8
@@ -181,22 +172,3 @@ def _set_stack_pointers(code: _Code, registers: Mapping[str, int], el: int) -> N
     code.emit(0x9100013F)  # mov sp, x9
     if not registers["pstate"] & Pstate.SP_ELX:
         code.emit(0xD50040BF)  # msr spsel, #0
-
-
-def _el2_vectors() -> bytes:
-    """HVC goes on to the firmware, which listens to SMC when there is an EL2; anything else stays where it is."""
-    relay = (
-        0xD51CD049,  # msr tpidr_el2, x9
-        0xD53C5209,  # mrs x9, esr_el2
-        0xD35AFD29,  # lsr x9, x9, #26
-        0xF100593F,  # cmp x9, #0x16: HVC from AArch64
-        0xD53CD049,  # mrs x9, tpidr_el2
-        0x54000001,  # b.ne .
-        0xD4000003,  # smc #0
-        0xD69F03E0,  # eret
-    )
-    stay = (_BRANCH_TO_SELF,) + (0,) * 31
-    table: list[int] = []
-    for slot in range(16):
-        table += (relay + (0,) * 24) if slot == 4 else stay
-    return struct.pack(f"<{len(table)}I", *table)

@@ -29,6 +29,13 @@ def real(name: str) -> bytes:
     return gzip.decompress((REAL / f"{name}.gz").read_bytes())
 
 
+def small_purgatory(folder: Path) -> Path:
+    """A purgatory of three pages, as small as the one that real kernels placed; written to the folder."""
+    path = folder / "purgatory-small.ro"
+    path.write_bytes(gzip.decompress((DATA / "purgatory-small.ro.gz").read_bytes()))
+    return path
+
+
 def boot(
     era: str = "6.4",
     cmdline: str | None = "crashkernel=128M",

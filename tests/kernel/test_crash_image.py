@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from pathlib import Path
 
 import pytest
-from kernel_bench import IMAGE, INITRD, MIB, arm64_image, boot, real, small
+from kernel_bench import IMAGE, INITRD, MIB, arm64_image, boot, real, small, small_purgatory
 
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
@@ -24,7 +25,7 @@ def kernel() -> Kernel:
 # -- the real kernel's load ------------------------------------------------------------------------------------
 
 
-def test_the_reference_machine_is_laid_out_and_described_as_by_a_real_kernel() -> None:
+def test_the_reference_machine_is_laid_out_and_described_as_by_a_real_kernel(tmp_path: Path) -> None:
     """Linux 6.1.192 without DMA zones, booted with the same device tree: its crash region, places and dtb bytes."""
     kernel = boot(
         "6.1",
@@ -33,6 +34,7 @@ def test_the_reference_machine_is_laid_out_and_described_as_by_a_real_kernel() -
         cpus=2,
         dtb=real("main.dtb"),
         options={"ZONE_DMA": "n"},
+        purgatory=small_purgatory(tmp_path),
     )
     assert kernel.crashk_res == PhysRange(0x6A000000, 0x70000000)
     image = kernel.kexec_file_load(

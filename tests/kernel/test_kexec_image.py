@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_bench import DATA, IMAGE, MIB, arm64_image, real
 
-from kexecemu.data import purgatory_path
 from kexecemu.errors import KexecError
 from kexecemu.kernel.config import Era
 from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
@@ -22,7 +21,7 @@ from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
 from kexecemu.machine.ranges import PhysRange
 
 REGION = PhysRange(0x6A000000, 0x70000000)
-PURGATORY = parse_purgatory(purgatory_path().read_bytes())
+PURGATORY = parse_purgatory(gzip.decompress((DATA / "purgatory-small.ro.gz").read_bytes()))
 
 
 @dataclass

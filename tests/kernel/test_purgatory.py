@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import struct
 import subprocess
@@ -21,7 +22,8 @@ from kexecemu.errors import KexecError
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
 
-OBJECT = purgatory_path().read_bytes()
+SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
+OBJECT = gzip.decompress(SMALL.read_bytes())
 ELF = ELFFile(BytesIO(OBJECT))
 BASE = 0x6FFFC000  # where a real 6.1 kernel put a purgatory of three pages
 SHDR_SIZE, SYM_SIZE, RELA_SIZE = 64, 24, 24
@@ -80,6 +82,9 @@ R_OFFSET, R_TYPE, R_SYMBOL, R_ADDEND = 0, 8, 12, 16
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(
+    "data", [pytest.param(OBJECT, id="small"), pytest.param(purgatory_path().read_bytes(), id="shipped")]
+)
 @pytest.mark.parametrize("base", [BASE, 0x7EBFC000, 0x1_4000_0000, 0x123_4560_3000])
 @pytest.mark.parametrize(
     "linker",
@@ -88,10 +93,12 @@ R_OFFSET, R_TYPE, R_SYMBOL, R_ADDEND = 0, 8, 12, 16
         pytest.param(BFD, id="bfd", marks=pytest.mark.skipif(not BFD, reason="needs aarch64-linux-gnu-ld")),
     ],
 )
-def test_the_model_links_what_a_linker_links(linker: list[str], base: int, tmp_path: Path) -> None:
+def test_the_model_links_what_a_linker_links(
+    linker: list[str], base: int, data: bytes, tmp_path: Path
+) -> None:
     """Same sections at the same addresses, told by a linker script: the same bytes, symbols and entry."""
-    loaded = load(base=base)
-    alloc = [one for one in ELF.iter_sections() if one["sh_flags"] & 2]
+    loaded = load(data, base)
+    alloc = [one for one in ELFFile(BytesIO(data)).iter_sections() if one["sh_flags"] & 2]
     ordered = [one for one in alloc if one["sh_type"] != "SHT_NOBITS"]
     ordered += [one for one in alloc if one["sh_type"] == "SHT_NOBITS"]
     body = "".join(f"  {one.name} : {{ *({one.name}) }}\n" for one in ordered)
@@ -99,9 +106,10 @@ def test_the_model_links_what_a_linker_links(linker: list[str], base: int, tmp_p
     script.write_text(
         f"ENTRY(purgatory_start)\nSECTIONS {{\n  . = {base:#x};\n{body}  /DISCARD/ : {{ *(.comment .note*) }}\n}}\n"
     )
-    output = tmp_path / "linked"
+    output, source = tmp_path / "linked", tmp_path / "purgatory.ro"
+    source.write_bytes(data)
     subprocess.run(
-        [*linker, "-o", str(output), "-T", str(script), "-z", "max-page-size=4096", str(purgatory_path())],
+        [*linker, "-o", str(output), "-T", str(script), "-z", "max-page-size=4096", str(source)],
         check=True,
         capture_output=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from kexecemu import Board, By, Fault, InputError, Kernel, KernelConfig, Outcome, When
 from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
-from kexecemu.capture.verdict import VerdictState
+from kexecemu.capture.verdict import Damaged, VerdictState
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfcore import PT_LOAD, VmcoreLayout
 from kexecemu.kernel.vmcoreinfo import VMCOREINFO_NOTE_SIZE
@@ -17,6 +18,7 @@ from kexecemu.machine.cpu import StopKind
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()
+SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
 
 
 def loaded(era: str = "6.4", cmdline: str = "crashkernel=64M", cpus: int = 2, **config: object) -> Kernel:
@@ -146,15 +148,30 @@ def test_a_fault_after_the_check_waits_for_its_moment() -> None:
     ],
 )
 def test_a_stamped_symbol_does_what_it_did_to_a_real_kernel(
-    symbol: str, value: bytes, outcome: Outcome, end: PurgatoryEnd
+    symbol: str, value: bytes, outcome: Outcome, end: PurgatoryEnd, tmp_path: Path
 ) -> None:
-    kernel = loaded()
+    trusting = tmp_path / "purgatory.ro"
+    trusting.write_bytes(gzip.decompress(SMALL.read_bytes()))
+    kernel = loaded(purgatory=trusting)
     kernel.stray_write(f"purgatory:{symbol}", value, width=8)
     result = kernel.panic()
     assert result.outcome is outcome
     assert result.purgatory is not None
     assert result.purgatory.end is end
     assert [one.segment for one in result.damage] == ["purgatory"] * len(result.damage) != []
+
+
+@pytest.mark.parametrize(
+    "symbol", ["purgatory_kernel_entry", "purgatory_sha_regions+8", "purgatory_sha256_digest"]
+)
+def test_the_purgatory_that_ships_notices_that_its_own_symbols_were_stamped(symbol: str) -> None:
+    kernel = loaded()
+    kernel.stray_write(f"purgatory:{symbol}", b"\x5a" * 8, width=8)
+    end = kernel.panic()
+    assert (end.outcome, [one.segment for one in end.damage]) == (Outcome.DETECTED, ["purgatory"])
+    assert end.verdict is not None and end.verdict.damaged == Damaged.PURGATORY
+    (event,) = end.timeline.of("purgatory")
+    assert event.text.endswith("; damaged: the purgatory itself")
 
 
 def test_a_stamped_silent_uart_costs_the_report_and_not_the_verdict() -> None:

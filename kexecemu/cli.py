@@ -291,6 +291,8 @@ class _HandoffTaker:
     """Writes the machine down at the jump, if a folder was asked for."""
 
     def __init__(self, folder: Path | None) -> None:
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InputError(f"--handoff {folder}: is not a folder")
         self.folder = folder
         self.taken: Handoff | None = None
 

@@ -341,8 +341,9 @@ def test_the_firmware_is_called_by_smc_at_el2(policy: str, by_smc: dict[str, obj
         assert b"digests do NOT match" in qemu.console
 
 
-def test_the_script_runs_qemu(tmp_path: Path) -> None:
-    both = crash_and_hand_over(tmp_path, Case("captured"), setup={**SMALL, "cpus": 2})
+@pytest.mark.parametrize("cpus", [2, 9])
+def test_the_script_runs_qemu(cpus: int, tmp_path: Path) -> None:
+    both = crash_and_hand_over(tmp_path, Case("captured"), setup={**SMALL, "cpus": cpus})
     done = subprocess.run(
         [str(both.handoff.script)], stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_SECONDS
     )

@@ -14,6 +14,7 @@ from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.formats.embedded_elf import object_or_embedded
+from kexecemu.kernel.config import split_options
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
 from kexecemu.kernel.relocate import SUPPORTED_TYPES
@@ -149,17 +150,24 @@ def check(
         list[str],
         typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
     ],
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config", help="An option of the loading kernel, as KEXEC_PURGATORY_MMU=n; repeatable."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
     from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
 
+    options = split_options(config or ())
     paths = [purgatory_path() if name == "default" else Path(name) for name in files]
     objects = [_read(path) for path in paths]
     interfaces = [_usable(path, obj) for path, obj in zip(paths, objects, strict=True)]
     with progress_of(len(files)) as progress:
         checks = [
-            check_purgatory(name if name == "default" else path.name, path, obj, interface, progress)
+            check_purgatory(name if name == "default" else path.name, path, obj, interface, options, progress)
             for name, path, obj, interface in zip(files, paths, objects, interfaces, strict=True)
         ]
     print_checks(checks, json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,11 @@ __all__ = ["Check", "check_purgatory", "print_checks", "progress_of"]
 
 _INITRD = 0x4000
 _LARGER_INITRD = 0x24000
+_CMDLINE = "crashkernel=64M rodata=off"  # blocks in the linear map: the machine is up sooner
 _APPEND = "console=ttyAMA0 nr_cpus=1"
 _ABSENT = "-"
+_NO_OPTIONS: Mapping[str, str] = {}
+_SCALAR: Mapping[str, str] = {"KEXEC_PURGATORY_CRYPTO": "n"}
 
 Progress = Callable[[], None]
 
@@ -38,14 +41,16 @@ Progress = Callable[[], None]
 class Check:
     """Everything that was found out about one purgatory. Sizes in bytes, addresses physical.
 
-    replies has one Reply for each run of each case; violations are what silicon would refuse, in a good run and in
-    one that finds damage, each with its place as SYMBOL+OFFSET.
+    replies has one Reply for each run of each case; violations are what silicon would refuse, in good runs and in
+    those that find damage, each with its place as SYMBOL+OFFSET. scalar_per_byte is None where the purgatory cannot be
+    told to do without the SHA-2 instructions.
     """
 
     name: str
     interface: str
     replies: dict[str, list[Reply]]
     instructions_per_byte: float | None
+    scalar_per_byte: float | None
     violations: list[tuple[str, Violation]]
     bufsz: int
     memsz: int
@@ -60,6 +65,7 @@ class Check:
                 for case, found in self.replies.items()
             ],
             "instructions_per_byte": self.instructions_per_byte,
+            "scalar_instructions_per_byte": self.scalar_per_byte,
             "alignment_faults": sum(one.kind != "fp trap" for _, one in self.violations),
             "refused_by_silicon": [
                 {
@@ -80,15 +86,20 @@ class Check:
 class _Bench:
     """One purgatory, and as many identical machines with it loaded as are asked for."""
 
-    def __init__(self, path: Path, obj: RelocatableObject, interface: str) -> None:
+    def __init__(
+        self, path: Path, obj: RelocatableObject, interface: str, options: Mapping[str, str]
+    ) -> None:
         self.obj = obj
         self.interface = interface
-        self._config = KernelConfig("6.4", purgatory=path)
+        self._path, self._options = path, options
         self._kernel_file = fixture_path("guests/capture-Image").read_bytes()
 
-    def load(self, initrd: int = _INITRD) -> tuple[Kernel, Kimage, LoadedPurgatory]:
+    def load(
+        self, initrd: int = _INITRD, more: Mapping[str, str] = _NO_OPTIONS
+    ) -> tuple[Kernel, Kimage, LoadedPurgatory]:
         """A kernel with a crash image loaded, by the system call that this kind of purgatory is for."""
-        kernel = Kernel.boot(Board("512M"), self._config, cmdline="crashkernel=64M")
+        config = KernelConfig("6.4", purgatory=self._path, options={**self._options, **more})
+        kernel = Kernel.boot(Board("512M"), config, cmdline=_CMDLINE)
         data = Random(1).randbytes(initrd)
         if self.interface == "kernel":
             image = kernel.kexec_file_load(self._kernel_file, data, _APPEND)
@@ -106,27 +117,47 @@ class _Bench:
         end = kernel.panic()
         return judge_reply(bool(faults), end.outcome, end.damage, end.purgatory, end.capture)
 
-    def measure(self, initrd: int) -> tuple[int, int, int] | None:
+    def measure(self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS) -> tuple[int, int, int] | None:
         """Instructions of a run that finds nothing, bytes hashed, and SP at its end; None if it does not boot."""
-        kernel, image, loaded = self.load(initrd)
+        kernel, image, loaded = self.load(initrd, more)
         kernel.crash()
         run = run_purgatory(kernel, image, loaded)
         if run.end is not PurgatoryEnd.KERNEL:
             return None
         return run.instructions, sum(one.size for one in image.sha_regions), kernel.board.boot_cpu.sp
 
+    def per_byte(self, more: Mapping[str, str] = _NO_OPTIONS) -> float | None:
+        """Instructions for a byte more: from two sizes, without what a run costs whatever the size."""
+        small, large = self.measure(_INITRD, more), self.measure(_LARGER_INITRD, more)
+        if small is None or large is None:
+            return None
+        return round((large[0] - small[0]) / (large[1] - small[1]), 2)
+
+    def can(self, symbol: str) -> bool:
+        """The purgatory can be told by this symbol."""
+        return self.interface == "kernel" and self.obj.global_symbol(symbol) is not None
+
     def violations(self) -> list[tuple[str, Violation]]:
-        """What silicon would refuse in a good run and in a bad one, the purgatory's own instructions only."""
+        """What silicon would refuse in good runs and in bad ones, the purgatory's own instructions only.
+
+        A purgatory that can be told to leave the MMU off, or the SHA-2 instructions alone, is run that way too.
+        """
+        ways: list[Mapping[str, str]] = [_NO_OPTIONS]
+        if self.can("purgatory_no_mmu"):
+            ways.append({"KEXEC_PURGATORY_MMU": "n"})
+            if self.can("purgatory_no_crypto"):
+                ways.append({"KEXEC_PURGATORY_MMU": "n", **_SCALAR})
         found: dict[tuple[int, str], tuple[str, Violation]] = {}
-        for damaged in (False, True):
-            kernel, _, loaded = self.load()
-            if damaged:
-                kernel.dma_write("initrd+0x1000", b"\xa5\x5a\xa5\x5a")
-            with AccessChecker(kernel.board.boot_cpu) as checker:
-                kernel.panic()
-            for one in checker.violations:
-                if one.pc in loaded.segment.area:
-                    found.setdefault((one.pc, one.kind), (_place(loaded, one.pc), one))
+        for more in ways:
+            for damaged in (False, True):
+                kernel, _, loaded = self.load(more=more)
+                if damaged:
+                    kernel.dma_write("initrd+0x1000", b"\xa5\x5a\xa5\x5a")
+                with AccessChecker(kernel.board.boot_cpu) as checker:
+                    kernel.panic()
+                for one in checker.violations:
+                    if one.pc in loaded.segment.area:
+                        found.setdefault((one.pc, one.kind), (_place(loaded, one.pc), one))
         return list(found.values())
 
 
@@ -147,19 +178,22 @@ def _stack_top(loaded: LoadedPurgatory, sp: int | None) -> int | None:
 
 
 def check_purgatory(
-    name: str, path: Path, obj: RelocatableObject, interface: str, progress: Progress = lambda: None
+    name: str,
+    path: Path,
+    obj: RelocatableObject,
+    interface: str,
+    options: Mapping[str, str] = _NO_OPTIONS,
+    progress: Progress = lambda: None,
 ) -> Check:
     """Run the whole set against the object in a file.
 
-    interface is "kernel" (loaded by kexec_file_load) or "kexec-tools" (by kexec_load); progress is called after each
-    run. Raises KexecError when the load is refused.
+    interface is "kernel" (loaded by kexec_file_load) or "kexec-tools" (by kexec_load); options are the first kernel's;
+    progress is called after each run. Raises KexecError when the load is refused.
     """
-    bench = _Bench(path, obj, interface)
-    small, large = bench.measure(_INITRD), bench.measure(_LARGER_INITRD)
-    per_byte = None
-    if small is not None and large is not None:
-        # The difference is without what a run costs whatever the size.
-        per_byte = round((large[0] - small[0]) / (large[1] - small[1]), 2)
+    bench = _Bench(path, obj, interface, options)
+    small = bench.measure(_INITRD)
+    per_byte = bench.per_byte()
+    scalar = bench.per_byte(_SCALAR) if bench.can("purgatory_no_crypto") else None
     kernel, image, loaded = bench.load()
     stack_top = _stack_top(loaded, small[2] if small is not None else None)
     replies: dict[str, list[Reply]] = {}
@@ -167,7 +201,7 @@ def check_purgatory(
         replies[case.name] = _run(bench, case, progress)
     violations = bench.violations()
     segment = loaded.segment
-    return Check(name, interface, replies, per_byte, violations, segment.bufsz, segment.memsz)
+    return Check(name, interface, replies, per_byte, scalar, violations, segment.bufsz, segment.memsz)
 
 
 def _run(bench: _Bench, case: Case, progress: Progress) -> list[Reply]:
@@ -206,6 +240,7 @@ def _table(checks: Sequence[Check]) -> list[str]:
         [],
         ["loaded by", *("kexec_file_load" if c.interface == "kernel" else "kexec_load" for c in checks)],
         ["instructions per byte", *(_number(one.instructions_per_byte) for one in checks)],
+        ["  without SHA-2 instructions", *(_number(one.scalar_per_byte) for one in checks)],
         ["alignment faults on silicon", *(str(_kinds(one, False)) for one in checks)],
         ["trapped FP instructions", *(str(_kinds(one, True)) for one in checks)],
         ["loaded bytes", *(f"{one.bufsz:,}" for one in checks)],

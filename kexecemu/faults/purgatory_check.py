@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryRun
+from kexecemu.capture.verdict import Damaged, VerdictState
 from kexecemu.faults.damage import Damage
 from kexecemu.faults.fault import By, Fault
 from kexecemu.faults.outcome import Outcome
@@ -27,7 +28,7 @@ CODE_WORDS = 32
 RUNS = CODE_WORDS + 18
 """Runs of the whole set, where every case applies."""
 _STRAY = 0xDEADBEEF
-_PURGATORY_ITSELF = 0b11 << 16  # PURGATORY_SELF and PURGATORY_DTB of purgatory.h
+_ITSELF = Damaged.PURGATORY | Damaged.DTB_POINTER
 
 # The same thing by each interface's name: kernel, kexec-tools.
 _SYMBOLS = {
@@ -60,7 +61,8 @@ class Reply(enum.StrEnum):
     MISSED = "missed"  # corrupt bytes or a wrong address reached the capture kernel, and nobody noticed
     FALSE_ALARM = "false alarm"  # every byte that it hashes is as loaded, and it refused to boot
     HUNG = "hung"  # no verdict within the budget of instructions
-    TRAPPED = "trapped"  # an exception ended it
+    TRAPPED = "trapped"  # an exception ended it, and it left no word
+    TRAP_REPORTED = "trap reported"  # an exception ended it, and its record says so
     MISBOOT = "misboot"  # it jumped to what is not the kernel's entry
 
 
@@ -179,15 +181,15 @@ def judge_reply(
     A refusal is right when some byte of the hashed segments is damaged, or when the purgatory says that it is itself.
     """
     harmed = any(one.segment != "purgatory" for one in damage)
+    verdict = purgatory.verdict if purgatory is not None else None
     if outcome is Outcome.DETECTED:
-        verdict = purgatory.verdict if purgatory is not None else None
-        itself = getattr(verdict, "damaged", 0) & _PURGATORY_ITSELF
+        itself = verdict is not None and verdict.damaged & _ITSELF
         return Reply.CAUGHT if harmed or itself else Reply.FALSE_ALARM
     if capture is not None:
         if harmed or capture.end not in (CaptureEnd.DONE, CaptureEnd.ENTERED):
             return Reply.MISSED
         return Reply.HARMLESS if hit else Reply.BOOTS
-    return {
-        Outcome.TRAPPED: Reply.TRAPPED,
-        Outcome.HUNG: Reply.HUNG,
-    }.get(outcome, Reply.MISBOOT)
+    if outcome is Outcome.TRAPPED:
+        reported = verdict is not None and verdict.state is VerdictState.TRAPPED
+        return Reply.TRAP_REPORTED if reported else Reply.TRAPPED
+    return Reply.HUNG if outcome is Outcome.HUNG else Reply.MISBOOT

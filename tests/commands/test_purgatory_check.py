@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.capture.verdict import Damaged, Verdict, VerdictState
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.faults.damage import Damage
 from kexecemu.faults.outcome import Outcome
@@ -80,6 +81,8 @@ def test_what_a_byte_costs_is_measured_without_what_a_run_costs(both: list[dict[
     ours, other = both
     assert ours["instructions_per_byte"] < 4
     assert 25 < other["instructions_per_byte"] < 35
+    assert 25 < ours["scalar_instructions_per_byte"] < 31
+    assert other["scalar_instructions_per_byte"] is None
     assert ours["alignment_faults"] == other["alignment_faults"] == 0
     assert ours["refused_by_silicon"] == other["refused_by_silicon"] == []
 
@@ -124,8 +127,17 @@ def test_what_nobody_could_load_exits_with_2(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1 and words in done.stderr
 
 
-def purgatory_run(end: PurgatoryEnd) -> PurgatoryRun:
-    return PurgatoryRun(end, 0, 0, None)
+def test_the_loading_kernels_options_are_taken_and_wrong_ones_refused() -> None:
+    done = kexecemu("default", "--config", "KEXEC_PURGATORY_CRYPTO=n", "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["purgatories"]
+    assert found["instructions_per_byte"] == found["scalar_instructions_per_byte"] > 25
+    done = kexecemu("default", "--config", "KEXEC_PURGATORY_CRYPTO")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+def purgatory_run(end: PurgatoryEnd, verdict: Verdict | None = None) -> PurgatoryRun:
+    return PurgatoryRun(end, 0, 0, verdict)
 
 
 def capture_run(end: CaptureEnd) -> CaptureRun:
@@ -155,3 +167,24 @@ def test_the_word_follows_from_who_was_damaged_and_who_noticed(
 ) -> None:
     run = capture_run(capture) if capture is not None else None
     assert judge_reply(True, outcome, damage, purgatory_run(end), run) is reply
+
+
+def test_a_refusal_is_right_when_the_purgatory_says_that_it_is_damaged_itself() -> None:
+    for damaged, reply in (
+        (Damaged.PURGATORY, Reply.CAUGHT),
+        (Damaged.DTB_POINTER, Reply.CAUGHT),
+        (0, Reply.FALSE_ALARM),
+        (1, Reply.FALSE_ALARM),  # it blames a region that is as loaded
+    ):
+        verdict = Verdict(VerdictState.MISMATCH, 0, b"", b"", damaged=int(damaged))
+        run = purgatory_run(PurgatoryEnd.MISMATCH, verdict)
+        assert judge_reply(True, Outcome.DETECTED, OWN, run, None) is reply
+
+
+def test_a_trap_that_the_record_tells_of_is_another_thing_than_a_silent_one() -> None:
+    for state, reply in (
+        (VerdictState.TRAPPED, Reply.TRAP_REPORTED),
+        (VerdictState.CHECKING, Reply.TRAPPED),
+    ):
+        run = purgatory_run(PurgatoryEnd.TRAPPED, Verdict(state, 0, b"", b""))
+        assert judge_reply(True, Outcome.TRAPPED, OWN, run, None) is reply

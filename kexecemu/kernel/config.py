@@ -82,6 +82,8 @@ KNOWN_OPTIONS: Mapping[str, str] = {
     "KEXEC_PURGATORY_CHOSEN": "n",  # the verdict in the next /chosen; y for policies that go on, unless given
     "KEXEC_PURGATORY_COPY": "n",  # a second copy of the image, to repair it from
     "KEXEC_PURGATORY_CRYPTO": "y",  # SHA-2 instructions where the CPU has them
+    "KEXEC_PURGATORY_EARLY_CHECK": "n",  # asked by the panicking kernel before it stops the other CPUs
+    "KEXEC_PURGATORY_GUARD": "n",  # compared with its digest by the first kernel before it is started
     "KEXEC_PURGATORY_MMU": "y",  # caches on for the check
     "KEXEC_PURGATORY_PAGE_DIGESTS": "n",  # a table of the digests of all pages, to say which one it is
     "KEXEC_PURGATORY_POLICY": "stop",  # what to do when the check fails

@@ -147,7 +147,10 @@ class KexecEnvironment:
 
     def publish(self, image: Kimage | None) -> None:
         """xchg(&kexec_crash_image, image): struct kimage in the guest's memory, for its crash path and for tools."""
-        self._write_kimage("kexec_crash_image", "crash_kimage_storage", image, {})
+        self._kernel.guest.write("kdump_refusal", 0)
+        guard = image.guard if image is not None else None
+        arch = asdict(guard) if guard is not None else {}
+        self._write_kimage("kexec_crash_image", "crash_kimage_storage", image, arch)
 
     def publish_reboot(self, image: Kimage | None) -> None:
         """xchg(&kexec_image, image)."""
@@ -155,7 +158,9 @@ class KexecEnvironment:
         arch = asdict(relocation) if relocation is not None else {}
         self._write_kimage("kexec_image", "kimage_storage", image, arch)
 
-    def _write_kimage(self, pointer: str, storage: str, image: Kimage | None, arch: dict[str, int]) -> None:
+    def _write_kimage(
+        self, pointer: str, storage: str, image: Kimage | None, arch: dict[str, int | bytes]
+    ) -> None:
         guest, layout = self._kernel.guest, self._kernel.guest.vmlinux
         if image is None:
             guest.write(pointer, 0)
@@ -168,10 +173,10 @@ class KexecEnvironment:
             packed = struct.pack("<4Q", 0, segment.bufsz, segment.mem, segment.memsz)
             at = guest.phys(storage) + layout.offsetof("kimage", "segment") + index * len(packed)
             guest.ram.write(at, packed)
-        for name, value in {**arch, "dtb_mem": image.dtb_mem}.items():
-            guest.write(
-                storage, value, layout.offsetof("kimage", "arch") + layout.offsetof("kimage_arch", name)
-            )
+        base = guest.phys(storage) + layout.offsetof("kimage", "arch")
+        for name, content in {**arch, "dtb_mem": image.dtb_mem}.items():
+            packed = content if isinstance(content, bytes) else struct.pack("<Q", content)
+            guest.ram.write(base + layout.offsetof("kimage_arch", name), packed)
         guest.write(pointer, layout.virt(storage))
 
     def load_normal(self, image: Kimage) -> None:

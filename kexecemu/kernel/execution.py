@@ -48,6 +48,7 @@ class Execution:
         self._host = host
         self._crash_ends = {guest.phys("cpu_soft_restart"), guest.vmlinux.virt("panic_no_kexec")}
         self._dying: Stop | None = None
+        self.crash_allowance = 0  # instructions beyond CALL_LIMIT: an early check is a part of the crash path
 
     @property
     def dying(self) -> bool:
@@ -96,7 +97,7 @@ class Execution:
         cpu.set_x(30, guest.vmlinux.virt("host_return"))
         cpu.pc = guest.vmlinux.virt(function)
         returned, died = guest.vmlinux.virt("host_return"), guest.vmlinux.virt("make_task_dead")
-        stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT)
+        stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT + self.crash_allowance)
         if stop.kind is StopKind.BREAKPOINT and stop.pc in (returned, died):
             self._switch_to(idle_task)
             for number, value in enumerate(idle):
@@ -141,8 +142,8 @@ class Execution:
 
         A kernel that is dying goes on from where it stands, whatever the message.
         The returned stop is LEFT with PC at the physical address that machine_kexec() jumped to (MMU off), or
-        BREAKPOINT at panic_no_kexec when no crash image is loaded. DEADLINE, FAULT or IDLE mean that the crash path
-        itself went wrong.
+        BREAKPOINT at panic_no_kexec when no crash image is loaded, or when the kernel does not want to start it (see
+        Kernel.refusal). DEADLINE, FAULT or IDLE mean that the crash path itself went wrong.
         """
         guest = self._guest
         if self._dying is not None:
@@ -158,6 +159,11 @@ class Execution:
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
         return self._board.boot_cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
+
+    def resume(self) -> Stop:
+        """Go on in machine_kexec() where a purgatory has returned to: BREAKPOINT at panic_no_kexec if all is well."""
+        until = {self._guest.vmlinux.virt("panic_no_kexec")}
+        return self.run(self._board.boot_cpu, until, CALL_LIMIT)
 
     def kexec(self, control_page: range) -> Stop:
         """reboot(LINUX_REBOOT_CMD_KEXEC): up to the first instruction outside the relocation code.

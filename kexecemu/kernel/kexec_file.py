@@ -25,6 +25,7 @@ from kexecemu.kernel.kimage import (
     Kimage,
 )
 from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.purgatory_setup import check_demands, set_up_purgatory, tables_text
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -239,6 +240,7 @@ class KexecFile:
         config, obj = running.config, self._purgatory_object
         if obj is not None:
             check_demands(obj, config)
+            check_guard(config)
         chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
 
         def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
@@ -268,6 +270,8 @@ class KexecFile:
         if purgatory is not None:
             set_up_purgatory(image, purgatory, config, sink_phys=running.console_phys)
             cost = tables_text(image)
+            if crash:
+                image.guard = make_guard(image, purgatory, config)
             if cost is not None:
                 running.say("purgatory_tables", cost)
         return Prepared(image, purgatory)

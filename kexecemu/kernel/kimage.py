@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kexecemu.machine.ranges import PhysRange
+
+if TYPE_CHECKING:
+    from kexecemu.kernel.purgatory_guard import PurgatoryGuard
 
 __all__ = [
     "COPY",
@@ -77,6 +81,7 @@ class Kimage:
     start is image->start, the physical address that machine_kexec() jumps to: the purgatory's entry, or the
     kernel's where there is no purgatory. control_page is where the search for the next control page begins.
     verdict_record is where the purgatory may write into the device tree: /chosen/linux,purgatory-verdict.
+    guard is what the first kernel knows of the purgatory, None where it knows of none.
     """
 
     control_page: int
@@ -92,6 +97,7 @@ class Kimage:
     verdict_record: PhysRange | None = None
     crash: bool = True
     head: int = IND_DONE
+    guard: PurgatoryGuard | None = None
 
     def segment(self, name: str) -> Segment | None:
         """The segment of that name, None if the image has none."""

@@ -32,6 +32,7 @@ from kexecemu.kernel.kimage import (
 )
 from kexecemu.kernel.paging import EarlyTables
 from kexecemu.kernel.printk import Printk
+from kexecemu.kernel.purgatory_guard import early_check_limit
 from kexecemu.kernel.start_kernel import publish_resources
 from kexecemu.kernel.syscalls import purgatory_object
 from kexecemu.kernel.virt_board import virt_device_tree
@@ -272,6 +273,7 @@ class Kernel:
 
     def stray_write_virt(self, virt: int, data: bytes, width: int = 1) -> bool:
         """A stray write by the CPU at a kernel virtual address; False when it faulted. See Execution.stray_write()."""
+        self._execution.crash_allowance = early_check_limit(self.image)
         return self._execution.stray_write(virt, data, width)
 
     @property
@@ -297,7 +299,29 @@ class Kernel:
             self.say("panic", "the oops is fatal: the crash has begun already", message="")
         else:
             self.say("panic", f"panic: {message}", message=message)
+        self._execution.crash_allowance = early_check_limit(self.image)
         stop = self._execution.crash(message)
         if stop.kind is StopKind.LEFT:
             self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
+        else:
+            self._tell_refusal()
         return stop
+
+    def resume(self) -> Stop:
+        """Go on where the purgatory has returned to; see Execution.resume()."""
+        stop = self._execution.resume()
+        self._tell_refusal()
+        return stop
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the dying kernel has not started the crash image that is loaded; None where that was not its choice."""
+        vmlinux, why_virt = self.guest.vmlinux, self.guest.read("kdump_refusal")
+        if self.image is None or not vmlinux.virt("_text") <= why_virt < vmlinux.virt("_end"):
+            return None  # 0, or stamped on
+        return self.guest.string(why_virt)
+
+    def _tell_refusal(self) -> None:
+        why = self.refusal
+        if why is not None:
+            self.say("refused", f"the first kernel gives kdump up: {why}", why=why)

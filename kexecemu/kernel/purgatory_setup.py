@@ -47,6 +47,7 @@ _DEMANDS = (
     ("KEXEC_PURGATORY_PAGE_DIGESTS", "n", "purgatory_page_digests"),
     ("KEXEC_PURGATORY_COPY", "n", "purgatory_copy"),
     ("KEXEC_PURGATORY_CHOSEN", "n", "purgatory_chosen"),
+    ("KEXEC_PURGATORY_EARLY_CHECK", "n", "purgatory_check"),
 )
 # enum purgatory_conduit by /psci's "method".
 _CONDUITS = {"hvc": 1, "smc": 2}

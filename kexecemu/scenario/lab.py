@@ -152,6 +152,8 @@ class Kernel(model.Kernel):
         if self.kexec.purgatory is not None:
             purgatory = run_purgatory(self, image, self.kexec.purgatory, progress)
             self._tell_purgatory(purgatory, image)
+            if purgatory.end is PurgatoryEnd.RETURNED:
+                self.resume()
         capture = None
         if purgatory is None or purgatory.end is PurgatoryEnd.KERNEL:
             for fault in self._pending:
@@ -191,9 +193,14 @@ class Kernel(model.Kernel):
         if image is None:
             reason = "no crash image is loaded: panic() goes on without a dump"
             return self._end(Outcome.HUNG, reason, [])
+        checker = self.kexec.purgatory
+        own = written_by_early_check(self.ram, checker) if checker is not None else []
+        damage = find_damage(self.ram, image, purgatory=True, own=own)
+        damage += find_damage(self.ram, image, purgatory=False)
+        if self.refusal is not None and stop.pc == self.guest.vmlinux.virt("panic_no_kexec"):
+            return self._end(Outcome.DETECTED, f"the first kernel gives kdump up: {self.refusal}", damage)
         trapped = stop.kind is StopKind.FAULT
         self.say("lost", f"the crash path did not get out of the first kernel: {stop}", pc_virt=stop.pc)
-        damage = find_damage(self.ram, image, purgatory=True) + find_damage(self.ram, image, purgatory=False)
         return self._end(
             Outcome.TRAPPED if trapped else Outcome.HUNG,
             "the crash path did not get out of the first kernel",

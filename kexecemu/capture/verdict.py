@@ -82,6 +82,12 @@ class Verdict:
         return [number for number in range(_REGIONS) if self.damaged >> number & 1]
 
     @property
+    def compared(self) -> bool:
+        """Both digests are there: the purgatory got as far as comparing the regions with what was stored."""
+        early = self.damaged & (Damaged.PURGATORY | Damaged.DTB_POINTER)
+        return self.state in (VerdictState.MATCH, VerdictState.MISMATCH) and not early
+
+    @property
     def objects(self) -> bool:
         """Something is wrong, whatever was done about it: digests that differ, or an exception in the check."""
         return (

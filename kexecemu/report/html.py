@@ -12,14 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kexecemu.capture.second_stage import PurgatoryEnd
-from kexecemu.capture.verdict import VerdictState
 from kexecemu.faults.fault import Injection
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Segment
 from kexecemu.machine.timeline import Event
 from kexecemu.report.picture import Picture, draw, effect_of, size_text
 from kexecemu.report.steps import steps_of
+from kexecemu.report.verdict import verdict_text
 from kexecemu.scenario.runner import Result
 
 __all__ = ["render"]
@@ -88,7 +87,7 @@ def render(result: Result) -> str:
         picture=_picture(result),
         writes=_writes(result),
         digests=_digests(result),
-        verdict_text=_verdict_text(result),
+        verdict_text=verdict_text(result),
         phases=_phases(result),
         booted=booted[0] if booted else None,
         map_reason=kernel.arch.plan.reason,
@@ -101,6 +100,12 @@ def render(result: Result) -> str:
     return document.translate(_VISIBLE)
 
 
+def _purgatory_tone(end: str, *, noticed: bool) -> str:
+    if end == "kernel":
+        return "caught" if noticed else "good"
+    return "caught" if end in ("mismatch", "returned") else "bad"
+
+
 def _event_tone(outcome_tone: str, event: Event) -> str:
     """How a line of the timeline is marked: as good, caught, quiet or bad, or "" for not at all."""
     facts = event.facts
@@ -109,7 +114,7 @@ def _event_tone(outcome_tone: str, event: Event) -> str:
     if event.kind == "fault":
         return "bad" if facts["changed"] else "good" if facts["trapped"] else "quiet"
     if event.kind == "purgatory":
-        return {"kernel": "good", "mismatch": "caught"}.get(str(facts["end"]), "bad")
+        return _purgatory_tone(str(facts["end"]), noticed=bool(facts["damaged"]))
     if event.kind == "captured":
         return "good" if facts["end"] in ("done", "entered") else "bad"
     return {"oops": "caught", "protect": "good", "lost": "bad", "misboot": "bad"}.get(event.kind, "")
@@ -228,46 +233,12 @@ def _digests(result: Result) -> list[Digest]:
     if stored is None:
         return []
     told = [("stored by the load", stored)]
-    if verdict is not None and verdict.state in (VerdictState.MATCH, VerdictState.MISMATCH):
+    if verdict is not None and verdict.compared:
         told += [("expected by the purgatory", verdict.expected), ("found by the purgatory", verdict.found)]
     return [
         Digest(label, [(f"{now:02x}", now != then) for now, then in zip(digest, stored, strict=True)])
         for label, digest in told
     ]
-
-
-def _verdict_text(result: Result) -> str:
-    stored, verdict, run = result.image.digest, result.end.verdict, result.end.purgatory
-    if stored is None:
-        return (
-            "There is no purgatory, so nothing was hashed at the load and nothing is compared at the crash."
-        )
-    if run is None:
-        return "The purgatory was not reached: nothing was compared."
-    if verdict is None:
-        return _no_record(result)
-    if verdict.state is VerdictState.MATCH:
-        return f"The digests match: {size_text(verdict.bytes_hashed)} in memory are as they were loaded."
-    if verdict.state is VerdictState.MISMATCH:
-        if verdict.found == stored:
-            return (
-                "A false alarm: what was found is what the load stored, so the image is intact. "
-                "The purgatory's own copy of the digest is not."
-            )
-        if verdict.expected == stored:
-            return "The digests differ: memory is not as it was loaded."
-        return "The digests differ, and the purgatory's copy of the stored digest was changed too."
-    return "The purgatory did not finish its comparison."
-
-
-def _no_record(result: Result) -> str:
-    """What can be said of a purgatory that left no verdict."""
-    loaded, run = result.kernel.kexec.purgatory, result.end.purgatory
-    if loaded is not None and loaded.has_symbol("purgatory_verdict"):
-        return "The purgatory's record of what it compared was overwritten."
-    if run is not None and run.end is PurgatoryEnd.MISMATCH:
-        return "The digests differ. This purgatory keeps no record of them; the console may show them."
-    return "This purgatory keeps no record of what it compared."
 
 
 def _phases(result: Result) -> list[Phase]:

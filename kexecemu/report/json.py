@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kexecemu.capture.verdict import VerdictFlags, describe_damage
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.lab import Kernel
@@ -65,6 +66,10 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
             "bytes_hashed": verdict.bytes_hashed,
             "expected": verdict.expected.hex(),
             "found": verdict.found.hex(),
+            "flags": [flag.name.lower() for flag in VerdictFlags if flag in verdict.flags and flag.name],
+            "damaged": describe_damage(verdict, result.image),
+            "damaged_pages": verdict.damaged_pages,
+            "damage": [{"start": one.start, "end": one.last} for one in verdict.damage if one.size],
         },
         "mismatches": result.mismatches,
     }

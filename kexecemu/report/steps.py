@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
-from kexecemu.capture.verdict import VerdictState
+from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, VerdictState
 from kexecemu.faults.fault import By, Injection, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.config import Protection
@@ -102,6 +102,14 @@ def _panic_step(result: Result) -> Step:
     return Step("Panic", "good", f"Registers saved, {stopped}MMU off, jump to {where}.")
 
 
+def _differing(verdict: Verdict) -> str:
+    if verdict.damaged & Damaged.PURGATORY:
+        return "that it is not itself what was loaded"
+    if verdict.damaged & Damaged.DTB_POINTER:
+        return "that it was given another device tree"
+    return "that the digests differ"
+
+
 def _purgatory_step(result: Result) -> Step:
     run, verdict = result.end.purgatory, result.end.verdict
     title = "Purgatory"
@@ -116,12 +124,21 @@ def _purgatory_step(result: Result) -> Step:
         if verdict.state is VerdictState.MATCH:
             return Step(title, "good", "It hashes the segments, finds the digest it expects, and jumps on.")
         if verdict.state is VerdictState.MISMATCH:
-            return Step(title, "caught", "It finds that the digests differ, and jumps on all the same.")
+            if VerdictFlags.REPAIRED in verdict.flags:
+                return Step(title, "caught", "It finds damage, mends it from the second copy, and jumps on.")
+            return Step(title, "caught", f"It finds {_differing(verdict)}, and jumps on all the same.")
+        if verdict.state is VerdictState.TRAPPED:
+            return Step(title, "caught", "It meets an exception in its check, and jumps on all the same.")
         return Step(title, "bad", "It jumps to the kernel without having finished its check.")
     if run.end is PurgatoryEnd.MISMATCH:
+        act = {"system_off": "switches off", "system_reset": "resets"}.get(run.power or "", "stops")
+        if verdict is not None and not verdict.compared:
+            return Step(title, "caught", f"It finds {_differing(verdict)}, and {act}.")
         return Step(
-            title, "caught", "It hashes the segments, finds a digest that it does not expect, and stops."
+            title, "caught", f"It hashes the segments, finds a digest that it does not expect, and {act}."
         )
+    if run.end is PurgatoryEnd.RETURNED:
+        return Step(title, "caught", "It finds that something is wrong, and returns to the first kernel.")
     ends = {
         PurgatoryEnd.ELSEWHERE: f"It jumps to {run.pc:#x}, which is not the kernel.",
         PurgatoryEnd.TRAPPED: f"An exception ends it at {run.pc:#x}: {run.fault.description if run.fault else ''}.",

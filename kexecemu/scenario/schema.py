@@ -29,7 +29,7 @@ class Machine(_Table, frozen=True):
 
 
 class KernelTable(_Table, frozen=True):
-    """[kernel]: the first kernel. config holds Kconfig names, values "y", "n" or a number as a string."""
+    """[kernel]: the first kernel. config holds Kconfig names, values "y", "n", a number or a word as a string."""
 
     era: str = "6.4"
     cmdline: str | None = None

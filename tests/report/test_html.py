@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from time import process_time
 
 import pytest
@@ -13,6 +15,8 @@ from kexecemu.report.html import render
 from kexecemu.scenario.runner import Result, crash
 from kexecemu.scenario.schema import Expect, Outcome, shipped_scenarios
 from kexecemu.scenario.setup import Setup
+
+SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
 
 _VOID = {"meta", "br", "link", "img", "hr", "input"}
 _SVG_EMPTY = {"rect", "circle", "path", "polygon"}
@@ -179,8 +183,37 @@ def test_expected_and_found_digest_are_there_when_they_differ(run):
 
 def test_a_damaged_digest_is_told_from_a_damaged_image(run):
     page = _Page(render(run("digest-stamped")))
+    assert "The purgatory's own code or symbols are not as they were loaded" in page.text
+    assert "found by the purgatory" not in page.text
+    assert "It finds that it is not itself what was loaded, and stops." in page.text
+
+
+def test_a_damaged_digest_of_a_purgatory_that_trusts_itself_is_a_false_alarm(crashed, tmp_path):
+    path = tmp_path / "purgatory.ro"
+    path.write_bytes(gzip.decompress(SMALL.read_bytes()))
+    fault = Fault("purgatory:purgatory_sha256_digest+4", write=bytes.fromhex("00ff00ff"))
+    page = _Page(render(crashed(fault, purgatory=path)))
     assert "A false alarm" in page.text
     assert len([1 for _, attributes in page.tags if attributes.get("class") == "differs"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"PAGE_DIGESTS": "y"}, "Damaged: initrd, 1 page."),
+        ({"POLICY": "reset"}, "finds a digest that it does not expect, and resets."),
+        ({"POLICY": "boot"}, "It finds that the digests differ, and jumps on all the same."),
+        (
+            {"POLICY": "repair", "COPY": "y"},
+            "differed (initrd), were mended from the second copy, and match now.",
+        ),
+        ({"POLICY": "repair", "COPY": "y"}, "It finds damage, mends it from the second copy, and jumps on."),
+    ],
+)
+def test_what_the_purgatory_did_about_damage_is_told(crashed, options, words):
+    given = {f"KEXEC_PURGATORY_{name}": value for name, value in options.items()}
+    result = crashed(Fault("initrd+0x1000", write=b"\xa5" * 4), options=given)
+    assert words in _Page(render(result)).text
 
 
 def test_without_a_purgatory_no_digest_is_shown(run):

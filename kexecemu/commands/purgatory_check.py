@@ -140,13 +140,16 @@ class _Bench:
     def violations(self) -> list[tuple[str, Violation]]:
         """What silicon would refuse in good runs and in bad ones, the purgatory's own instructions only.
 
-        A purgatory that can be told to leave the MMU off, or the SHA-2 instructions alone, is run that way too.
+        A purgatory that can be told to leave the MMU off, or the SHA-2 instructions alone, is run that way too, and one
+        that can check early is asked to.
         """
         ways: list[Mapping[str, str]] = [_NO_OPTIONS]
         if self.can("purgatory_no_mmu"):
             ways.append({"KEXEC_PURGATORY_MMU": "n"})
             if self.can("purgatory_no_crypto"):
                 ways.append({"KEXEC_PURGATORY_MMU": "n", **_SCALAR})
+        if self.can("purgatory_check"):
+            ways.append({"KEXEC_PURGATORY_EARLY_CHECK": "y", "KEXEC_PURGATORY_MMU": "n"})
         found: dict[tuple[int, str], tuple[str, Violation]] = {}
         for more in ways:
             for damaged in (False, True):

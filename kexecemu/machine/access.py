@@ -2,7 +2,7 @@
 
 While the MMU is off all data is Device memory. A real CPU then refuses an access that is not aligned to its element
 size, and DC ZVA, whatever SCTLR_ELx.A says; exclusives have no monitor to rely on. The engine lets them all pass, and
-FP and SIMD instructions that CPACR_EL1 or CPTR_EL2 would trap as well.
+FP and SIMD instructions that CPACR_EL1 traps as well, with the MMU on or off.
 
 The hooks put every load and store on the engine's slow path, so an AccessChecker is attached to the runs that ask for
 it and to no other. With KEXECEMU_CHECK_ACCESSES=1 in the environment, purgatories are run under it; see checked().
@@ -24,7 +24,6 @@ from unicorn.unicorn_py3.unicorn import Uc, uclib
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.counter import Why
 from kexecemu.machine.cpu import Cpu
-from kexecemu.machine.sysregs import SYSREGS
 
 __all__ = ["AccessChecker", "AccessKind", "Violation", "checked", "element_size"]
 
@@ -33,8 +32,6 @@ AccessKind = Literal["unaligned", "dc zva", "exclusive", "fp trap"]
 CHECK_ACCESSES: Final = "KEXECEMU_CHECK_ACCESSES"
 _SHOWN: Final = 3
 _BRANCH_TO_SELF: Final = 0x14000000
-_E2H: Final = 1 << 34
-_TFP: Final = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -213,18 +210,11 @@ class AccessChecker:
             self._note(pc, "unaligned", address, element)
 
     def _look_at_mode(self) -> None:
-        """Is the MMU of this exception level off, and are FP and SIMD trapped at it?"""
+        """Is the MMU off, and are FP and SIMD trapped? There is no EL2 on this machine: see Registers.pstate."""
         cpu = self._cpu
-        level = cpu.pstate >> 2 & 3
-        if level < 2:
-            self._watching = not cpu.sysreg("SCTLR_EL1") & 1
-            fpen = cpu.sysreg("CPACR_EL1") >> 20 & 3
-            self._fp_trapped = fpen in (0, 2) or (fpen == 1 and level == 0)
-            return
-        self._watching = "SCTLR_EL2" in SYSREGS and not cpu.sysreg("SCTLR_EL2") & 1
-        trap = cpu.sysreg("CPTR_EL2") if "CPTR_EL2" in SYSREGS else 0
-        hosting = cpu.sysreg("HCR_EL2") & _E2H
-        self._fp_trapped = trap >> 20 & 3 in (0, 2) if hosting else bool(trap & _TFP)
+        self._watching = not cpu.sysreg("SCTLR_EL1") & 1
+        fpen = cpu.sysreg("CPACR_EL1") >> 20 & 3
+        self._fp_trapped = fpen in (0, 2) or (fpen == 1 and cpu.pstate >> 2 & 3 == 0)
 
     def _read_block(self, virt: int, size: int) -> _Block:
         special = system = False

@@ -74,6 +74,8 @@ purgatory_check:
 	bl	enter
 	mov	x1, #1
 	bl	purgatory
+	cmp	x0, #0
+	cset	x0, ne
 	b	leave
 	.size	purgatory_check, . - purgatory_check
 

@@ -112,14 +112,14 @@ static u64 piece_len(int region, u64 offset, int by_page)
 static void add_damage(int region, u64 start, u64 len)
 {
 	struct purgatory_verdict *verdict = &purgatory_verdict;
-	struct kexec_sha_region *last = &verdict->damage[verdict->ranges - 1];
+	struct kexec_sha_region *next = &verdict->damage[verdict->ranges];
 
 	verdict->damaged |= 1U << region;
-	if (verdict->ranges && last->start + last->len == start) {
-		last->len += len;
+	if (verdict->ranges && next[-1].start + next[-1].len == start) {
+		next[-1].len += len;
 	} else if (verdict->ranges < PURGATORY_DAMAGE_MAX) {
-		last[1].start = start;
-		last[1].len = len;
+		next->start = start;
+		next->len = len;
 		verdict->ranges++;
 	}
 }

@@ -155,12 +155,12 @@ static int check(u64 dtb)
 		return 0;
 	}
 
-	clean_regions();
 	possible = mmu_prepare(0);
 	if (possible)
 		verdict->flags |= PURGATORY_MMU_ON;
 	report_start();
 
+	clean_regions();
 	caches_on(possible);
 	match = regions_match();
 	if (!match)

@@ -18,7 +18,16 @@ SYMBOLS = {
     "purgatory_sha256_digest": 32,
     "purgatory_kernel_entry": 8,
     "purgatory_uart_base": 8,
-    "purgatory_verdict": 88,
+    "purgatory_dtb": 8,
+    "purgatory_policy": 8,
+    "purgatory_psci_conduit": 8,
+    "purgatory_no_mmu": 8,
+    "purgatory_no_crypto": 8,
+    "purgatory_region_digests": 512,
+    "purgatory_page_digests": 8,
+    "purgatory_copy": 8,
+    "purgatory_chosen": 8,
+    "purgatory_self_digest": 32,
 }
 
 
@@ -49,7 +58,7 @@ def test_a_symbol_that_a_loader_sets_can_be_set(elf: ELFFile, name: str, size: i
     assert found["st_size"] == size
     assert (section.name, section["sh_type"]) == (".kexec-purgatory", "SHT_PROGBITS")
     assert section["sh_flags"] & SH_FLAGS.SHF_WRITE
-    assert found["st_value"] % 8 == 0 or size % 8
+    assert found["st_value"] % 8 == 0
 
 
 def test_the_entry_is_the_first_instruction_of_the_only_executable_section(elf: ELFFile) -> None:
@@ -89,42 +98,70 @@ def test_nothing_is_allocated_that_only_a_debugger_or_unwinder_reads(elf: ELFFil
     assert {re.sub(r"\.str1\.\d", "", name) for name in allocated} == {
         ".text",
         ".rodata",
+        ".rodata.str",
         ".kexec-purgatory",
+        ".data",
         ".bss",
     }
     assert not [s.name for s in elf.iter_sections() if s.name.startswith((".debug", ".eh_frame"))]
 
 
-def test_it_fits_into_three_pages_with_its_stack(elf: ELFFile) -> None:
-    sections = [s for s in elf.iter_sections() if s["sh_flags"] & SH_FLAGS.SHF_ALLOC]
-    assert sum(s["sh_size"] + s["sh_addralign"] for s in sections) < 12 * 1024
+def test_it_takes_less_than_16_kib_without_the_page_tables(elf: ELFFile) -> None:
+    """As kexec_purgatory_setup_kbuf() measures it; .bss holds the page tables and nothing else."""
+    size = 0
+    for section in elf.iter_sections():
+        if section["sh_flags"] & SH_FLAGS.SHF_ALLOC and section["sh_type"] == "SHT_PROGBITS":
+            size += -size % section["sh_addralign"] + section["sh_size"]
+    assert size < 16 * 1024
+    (bss,) = (i for i, s in enumerate(elf.iter_sections()) if s.name == ".bss")
+    symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
+    assert [s.name for s in symbols if s["st_shndx"] == bss and s["st_size"]] == ["table_area"]
+
+
+def test_the_self_digest_is_the_last_thing_that_is_only_read(elf: ELFFile) -> None:
+    """Everything before it, from purgatory_start on, is what it covers: code, constants, symbols."""
+    found = symbol(elf, "purgatory_self_digest")
+    section = elf.get_section(found["st_shndx"])
+    assert found["st_value"] + 32 == section["sh_size"]
+    names = [s.name for s in elf.iter_sections() if s["sh_flags"] & SH_FLAGS.SHF_ALLOC]
+    assert names[0] == ".text"
+    assert names[names.index(".kexec-purgatory") + 1 :] == [".data", ".bss"]
 
 
 def test_the_verdict_record_is_recognised_before_anything_ran(elf: ELFFile) -> None:
     found = symbol(elf, "purgatory_verdict")
-    data = elf.get_section(found["st_shndx"]).data()[found["st_value"] :][:88]
-    assert data == b"PURGVRDT" + (1).to_bytes(4, "little") + bytes(76)
+    section = elf.get_section(found["st_shndx"])
+    assert (section.name, section["sh_addralign"], found["st_value"]) == (".data", 4096, 0)
+    data = section.data()[: found["st_size"]]
+    assert data == b"PURGVRDT" + (2).to_bytes(4, "little") + bytes(found["st_size"] - 12)
+
+
+# Where an instruction of the kind is meant: the code that switches FP and SIMD on itself, and puts them back.
+SIMD_FUNCTIONS = ("fpsimd_begin", "fpsimd_end", "sha256_ce_blocks")
 
 
 def test_every_instruction_can_run_with_the_mmu_off(elf: ELFFile) -> None:
-    """No FP or SIMD register, no exclusive or atomic access, no cache maintenance by zeroing, no exception.
+    """No FP or SIMD register where it is not meant, no exclusive or atomic access, no zeroing by DC ZVA.
 
     Unicorn would execute all of those without complaint, so this is read from the code.
     """
     code = elf.get_section_by_name(".text").data()
     instructions = list(Cs(CS_ARCH_ARM64, CS_MODE_ARM).disasm(code, 0))
-    assert sum(i.size for i in instructions) == len(code), "something in .text is no instruction"
+    simd = [
+        range(f["st_value"], f["st_value"] + f["st_size"]) for f in (symbol(elf, n) for n in SIMD_FUNCTIONS)
+    ]
+    assert sum(i.size for i in instructions) > len(code) * 0.9, "most of .text is no instruction"
     for i in instructions:
-        assert not re.search(r"\b[qdvhsb]\d+\b", i.op_str), f"{i.mnemonic} {i.op_str}"
-        assert not re.match(
-            r"(ld|st)a?x|cas|swp|ld(add|clr|set|eor)|dc|ic|at|hvc|smc|svc|brk|msr", i.mnemonic
-        )
+        if not any(i.address in function for function in simd):
+            assert not re.search(r"\b[qdvhsb]\d+\b", i.op_str), f"{i.mnemonic} {i.op_str}"
+        assert not re.match(r"(ld|st)a?xr|cas|swp|ld(add|clr|set|eor)|svc|brk", i.mnemonic), i.mnemonic
+        assert "zva" not in i.op_str
 
 
 def test_the_stack_has_room_for_the_deepest_call(elf: ELFFile) -> None:
-    """All frames together fit twice; the one function that recurses does so for 10 digits at most."""
+    """All frames together fit, though no path goes through all; what recurses does so ten times at most."""
     code = elf.get_section_by_name(".text").data()
     text = "\n".join(f"{i.mnemonic} {i.op_str}" for i in Cs(CS_ARCH_ARM64, CS_MODE_ARM).disasm(code, 0))
-    frames = [int(size, 0) for size in re.findall(r"(?:sub sp, sp, #|\[sp, #-)(\w+)(?:\]!)?$", text, re.M)]
-    assert 0 < sum(frames) < 2048
-    assert symbol(elf, "purgatory_stack")["st_size"] == 4096
+    frames = [int(size, 0) for size in re.findall(r"(?:sub sp, sp, #|sp, #-)(\w+)(?:\]!)?$", text, re.M)]
+    assert 0 < sum(frames) < 3 * 1024, sum(frames)
+    assert symbol(elf, "purgatory_stack")["st_size"] == 2048

@@ -1,6 +1,7 @@
 """The purgatory on a machine that nobody here wrote: QEMU's virt board, with alignment checking on.
 
-With the MMU off QEMU lets unaligned accesses pass; with SCTLR_EL1.A set they fault, as they do on silicon.
+With the MMU off QEMU lets unaligned accesses pass; with SCTLR_ELx.A set they fault, as they do on silicon. Every
+policy at EL1, EL2 and EL2 with VHE, with caches and without, by the SHA-2 instructions and without.
 """
 
 from __future__ import annotations
@@ -10,29 +11,85 @@ import random
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.purgatory.conftest import Bench
+from tests.purgatory.conftest import MODES, TOP, Bench, El, Mode, load
+from tests.purgatory.test_policies import Policy
 
-QEMU = shutil.which("qemu-system-aarch64")
-PHYS, DATA, KERNEL_ENTRY, START = 0x48000000, 0x44000000, 0x46000000, 0x47000000
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        shutil.which("qemu-system-aarch64") is None, reason="qemu-system-aarch64 is not installed"
+    ),
+]
+
+PHYS, DATA, TABLE, COPY = 0x48000000, 0x44000000, 0x44100000, 0x44200000
+KERNEL_ENTRY, START, DTB = 0x46000000, 0x47000000, 0x45000000
 UART = 0x09000000
-
-# mrs x9, SCTLR_EL1; orr x9, x9, #2; msr SCTLR_EL1, x9; isb; b PHYS
-SWITCH_ALIGNMENT_CHECK_ON = struct.pack(
-    "<5I", 0xD5381009, 0xB27F0129, 0xD5181009, 0xD5033FDF, 0x14000000 | (PHYS - START - 16) >> 2
-)
-# mov w0, #0x84000000; orr w0, w0, #8; hvc #0: PSCI SYSTEM_OFF
-POWER_OFF = struct.pack("<3I", 0x52B08000, 0x321D0000, 0xD4000002)
+SECONDS = 20
 
 
-@pytest.mark.real
-@pytest.mark.skipif(QEMU is None, reason="qemu-system-aarch64 is not installed")
+def mov(register: int, value: int) -> list[int]:
+    """movz and movk: a 64-bit constant."""
+    parts = [(value >> 16 * i & 0xFFFF) << 5 | i << 21 | register for i in range(4)]
+    return [0xD2800000 | parts[0], *(0xF2800000 | part for part in parts[1:])]
+
+
+def call_firmware(mode: Mode, function: int) -> list[int]:
+    """PSCI by what the board offers: HVC, or SMC where there is an EL2 to call from."""
+    return [*mov(0, function), 0xD4000002 if mode.el is El.EL1 else 0xD4000003]
+
+
+def print_and_power_off(mode: Mode, letter: str) -> bytes:
+    """A kernel of one letter."""
+    words = [*mov(9, UART), *mov(10, ord(letter)), 0xB900012A, *call_firmware(mode, 0x84000008)]
+    return struct.pack(f"<{len(words)}I", *words)
+
+
+def start_up(mode: Mode) -> bytes:
+    """Alignment checking on, at the level wanted; x0 to x3 by contract; x30 leads behind it: there is power off."""
+    read, write = (0xD5381009, 0xD5181009) if mode.el is El.EL1 else (0xD53C1009, 0xD51C1009)
+    words = []
+    if mode.el is El.VHE:
+        # hcr_el2 = E2H | TGE | RW; from then on cptr_el2 has cpacr_el1's layout, and 0 traps.
+        words += [*mov(9, 1 << 34 | 1 << 27 | 1 << 31), 0xD51C1109, 0xD5033FDF, 0xD51C115F, 0xD5033FDF]
+    words += [read, 0xB27F0129, write, 0xD5033FDF]  # orr x9, x9, #2; isb
+    words += [*mov(0, DTB), *mov(1, 0), *mov(2, 0), *mov(3, 0), *mov(9, PHYS), 0xD63F0120]  # blr x9
+    return struct.pack(f"<{len(words)}I", *words) + print_and_power_off(mode, "R")
+
+
+def qemu(mode: Mode, files: dict[int, bytes], folder: Path, until: str) -> str:
+    """What QEMU prints until it ends, or until `until` has been printed."""
+    machine = "virt" if mode.el is El.EL1 else "virt,virtualization=on"
+    command = ["qemu-system-aarch64", "-M", machine, "-cpu", "max" if mode.el is El.VHE else "cortex-a57"]
+    command += ["-m", "256M", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
+    for phys, content in files.items():
+        path = folder / f"{phys:x}"
+        path.write_bytes(content)
+        command += ["-device", f"loader,file={path},addr={phys:#x},force-raw=on"]
+    command += ["-device", f"loader,addr={START:#x},cpu-num=0"]
+    output = folder / "console"
+    with (
+        output.open("wb") as console,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+        ) as machine_process,
+    ):
+        deadline = time.monotonic() + SECONDS
+        try:
+            while machine_process.poll() is None and time.monotonic() < deadline:
+                if until in output.read_text():
+                    break
+                time.sleep(0.02)
+        finally:
+            machine_process.kill()
+    return output.read_text()
+
+
 @pytest.mark.parametrize(
     ("start", "flip"), [(0, False), (3, False), (0, True)], ids=["match", "odd", "mismatch"]
 )
@@ -40,44 +97,78 @@ def test_qemu_runs_it_with_alignment_checking(
     bench_at: Callable[[int], Bench], tmp_path: Path, start: int, flip: bool
 ) -> None:
     bench = bench_at(PHYS)
+    mode = bench.mode
     data = random.Random(1).randbytes(100_001)
     digest = hashlib.sha256(data).digest()
-    region = struct.pack("<QQ", DATA + start, len(data))
-    image = bench.image_with([(DATA + start, len(data))], digest, KERNEL_ENTRY, UART)
-    assert region in image
-    files = {
-        PHYS: image,
-        DATA: bytes(start) + bytes([data[0] ^ flip]) + data[1:],
-        KERNEL_ENTRY: POWER_OFF,
-        START: SWITCH_ALIGNMENT_CHECK_ON,
+    symbols = {
+        "purgatory_no_mmu": struct.pack("<Q", not mode.mmu),
+        "purgatory_no_crypto": struct.pack("<Q", not mode.crypto),
     }
-    command = [
-        str(QEMU),
-        "-M",
-        "virt",
-        "-cpu",
-        "cortex-a57",
-        "-m",
-        "256M",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-    ]
-    for phys, content in files.items():
-        path = tmp_path / f"{phys:x}"
-        path.write_bytes(content)
-        command += ["-device", f"loader,file={path},addr={phys:#x},force-raw=on"]
-    command += ["-device", f"loader,addr={START:#x},cpu-num=0", "-monitor", "none"]
-
+    files = {
+        PHYS: bench.image_with([(DATA + start, len(data))], digest, KERNEL_ENTRY, UART, symbols),
+        DATA: bytes(start) + bytes([data[0] ^ flip]) + data[1:],
+        KERNEL_ENTRY: print_and_power_off(mode, "K"),
+        START: start_up(mode),
+    }
+    lines = qemu(mode, files, tmp_path, "stopped").replace("\r", "").splitlines()
+    assert lines[0] == f"purgatory: checking 1 regions, {len(data):#x} bytes{mode.words}"
     if flip:
-        # It stops for good, as it should: give it a while.
-        with pytest.raises(subprocess.TimeoutExpired) as ended:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=4)
-        assert b"digests do NOT match" in (ended.value.stdout or b"")
-        assert f"found    {hashlib.sha256(files[DATA]).hexdigest()}".encode() in (ended.value.stdout or b"")
+        assert lines[1:4:2] == [
+            "purgatory: digests do NOT match",
+            f"purgatory: found    {hashlib.sha256(files[DATA]).hexdigest()}",
+        ]
+        assert lines[-1] == "purgatory: stopped"
     else:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=30)
-        assert done.stdout.decode() == (
-            f"purgatory: checking 1 regions, {len(data):#x} bytes\r\npurgatory: digests match\r\n"
-        )
+        assert lines[1:] == ["purgatory: digests match", "K"]
+
+
+LAST = {
+    Policy.STOP: "purgatory: stopped",
+    Policy.RESET: "purgatory: resetting",
+    Policy.OFF: "purgatory: switching off",
+    Policy.RETURN: "R",
+    Policy.BOOT_ANYWAY: "K",
+    Policy.REPAIR: "K",
+}
+
+
+@pytest.mark.parametrize("policy", Policy, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_qemu_follows_every_policy_in_every_mode(mode: Mode, policy: Policy, tmp_path: Path) -> None:
+    bench = Bench(load(TOP / "purgatory" / "purgatory.ro", PHYS), PHYS)
+    data = random.Random(2).randbytes(0x3000)
+    table = b"".join(hashlib.sha256(data[at : at + 4096]).digest() for at in range(0, 0x3000, 4096))
+    table = table.ljust(4096, b"\0")
+    symbols = {
+        "purgatory_no_mmu": struct.pack("<Q", not mode.mmu),
+        "purgatory_no_crypto": struct.pack("<Q", not mode.crypto),
+        "purgatory_policy": struct.pack("<Q", policy),
+        "purgatory_psci_conduit": struct.pack("<Q", 1 if mode.el is El.EL1 else 2),
+        "purgatory_dtb": struct.pack("<Q", DTB),
+        "purgatory_region_digests": b"".join(hashlib.sha256(p).digest() for p in (data, table)).ljust(
+            512, b"\0"
+        ),
+        "purgatory_page_digests": struct.pack("<Q", TABLE),
+        "purgatory_copy": struct.pack("<Q", COPY if policy is Policy.REPAIR else 0),
+        "purgatory_chosen": struct.pack("<Q", DTB + 0x104),
+        "purgatory_self_digest": b"",
+    }
+    stamped = bytearray(data)
+    stamped[0x1238] ^= 0x10
+    digest = hashlib.sha256(data + table).digest()
+    regions = [(DATA, len(data)), (TABLE, len(table))]
+    files = {
+        PHYS: bench.image_with(regions, digest, KERNEL_ENTRY, UART, symbols),
+        DATA: bytes(stamped),
+        TABLE: table,
+        COPY: data,
+        DTB: bytes(4096),
+        KERNEL_ENTRY: print_and_power_off(mode, "K"),
+        START: start_up(mode),
+    }
+    lines = qemu(mode, files, tmp_path, "stopped").replace("\r", "").splitlines()
+    assert lines[0] == f"purgatory: checking 2 regions, 0x4000 bytes{mode.words}"
+    assert lines[1] == "purgatory: digests do NOT match"
+    assert lines[4] == f"purgatory: damaged: region 0, {DATA + 0x1000:#x}-{DATA + 0x1FFF:#x}"
+    assert lines[-1] == LAST[policy]
+    assert ("purgatory: repaired from the copy" in lines) == (policy is Policy.REPAIR)

@@ -13,9 +13,14 @@ import pytest
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.capture.verdict import Damaged, Verdict, VerdictState
 from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.errors import MachineError
 from kexecemu.faults.damage import Damage
+from kexecemu.faults.fault import Fault
 from kexecemu.faults.outcome import Outcome
 from kexecemu.faults.purgatory_check import RUNS, Reply, judge_reply
+from kexecemu.scenario.runner import Result
+from kexecemu.scenario.runner import crash as run_crash
+from kexecemu.scenario.setup import Setup
 
 KEXEC_TOOLS = fixture_path("guests/kexec-tools-purgatory.ro")
 CODE = "purgatory's code, 32 bits"
@@ -102,14 +107,20 @@ def test_the_table_says_what_the_object_says_and_the_same_every_time(both: list[
     assert f"instructions per byte{both[1]['instructions_per_byte']:>16.2f}" in done.stdout
 
 
-def test_an_unaligned_load_is_counted_and_named(tmp_path: Path) -> None:
+@pytest.fixture
+def unaligned(tmp_path: Path) -> Path:
+    """A purgatory with one unaligned load, in each run that boots."""
     # Its last instructions set x1, x2 and x3 to 0; here x1 gets its 0 from the zeros behind the stack.
     zeros = bytes.fromhex("e1031faa e2031faa e3031faa")
     data = KEXEC_TOOLS.read_bytes()
     assert data.count(zeros) == 1
     file = tmp_path / "unaligned.ro"
     file.write_bytes(data.replace(zeros, bytes.fromhex("e11340f8") + zeros[4:]))
-    done = kexecemu(file, "--json")
+    return file
+
+
+def test_an_unaligned_load_is_counted_and_named(unaligned: Path) -> None:
+    done = kexecemu(unaligned, "--json")
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["purgatories"]
     assert replies(found)["nothing"] == {"boots": 1}  # the engine lets it pass
@@ -119,6 +130,25 @@ def test_an_unaligned_load_is_counted_and_named(tmp_path: Path) -> None:
     assert refused["kind"] == "unaligned"
     assert refused["instruction"] == "ldur x1, [sp, #1]"
     assert refused["address"] % 16 == 1
+
+
+def test_the_environment_variable_makes_it_an_error_of_every_run(
+    unaligned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(purgatory: Path, *faults: str) -> Result:
+        setup = Setup(purgatory=purgatory, syscall="kexec_load")
+        return run_crash("", setup, [Fault(one, flip=1) for one in faults])
+
+    monkeypatch.delenv("KEXECEMU_CHECK_ACCESSES", raising=False)
+    assert crash(unaligned).end.outcome is Outcome.CAPTURED
+    monkeypatch.setenv("KEXECEMU_CHECK_ACCESSES", "1")
+    with pytest.raises(
+        MachineError, match=r"silicon refuses: ldur x1, \[sp, #1\] at 0x\w+: not aligned to 8"
+    ):
+        crash(unaligned)
+    assert crash(KEXEC_TOOLS).end.outcome is Outcome.CAPTURED
+    # What damaged code does is not its author's fault.
+    assert crash(unaligned, "purgatory:skip_checks").end.outcome is Outcome.LATENT
 
 
 def test_what_nobody_could_load_exits_with_2(tmp_path: Path) -> None:

@@ -198,6 +198,13 @@ def test_a_purgatory_that_hangs_when_asked_early_is_given_up_in_the_end() -> Non
     assert kernel.panic().outcome is Outcome.HUNG
 
 
+def test_a_stray_word_where_the_early_check_begins_is_a_trap_that_nobody_handles() -> None:
+    """The purgatory has not set its vectors yet, and the kernel's are at a virtual address."""
+    kernel = lab_kernel(EARLY)
+    kernel.stray_write("purgatory:purgatory_check", bytes(4), width=4)
+    assert kernel.panic().outcome is Outcome.TRAPPED
+
+
 def test_a_purgatory_that_has_no_early_check_is_refused(tmp_path: Path) -> None:
     kernel = small(options=EARLY, purgatory=small_purgatory(tmp_path))
     with pytest.raises(InputError, match=r"KEXEC_PURGATORY_EARLY_CHECK=y: .* no symbol purgatory_check"):

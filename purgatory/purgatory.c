@@ -138,6 +138,23 @@ static int self_matches(void)
 	return digest_matches((u64)purgatory_start, len, purgatory_self_digest);
 }
 
+/* Regions can be written to meanwhile. What was found at first stays in the record. */
+static void mend(void)
+{
+	u8 found[SHA256_DIGEST_SIZE];
+	int i;
+
+	for (i = 0; i < SHA256_DIGEST_SIZE; i++)
+		found[i] = verdict->found[i];
+	caches_on(mmu_prepare(1));
+	if (repair() && regions_match())
+		verdict->flags |= PURGATORY_REPAIRED;
+	caches_off();
+	clean_regions();
+	for (i = 0; i < SHA256_DIGEST_SIZE; i++)
+		verdict->found[i] = found[i];
+}
+
 static int check(u64 dtb)
 {
 	u32 damaged = 0;
@@ -168,13 +185,8 @@ static int check(u64 dtb)
 	caches_off();
 
 	if (!match && purgatory_policy == PURGATORY_REPAIR && purgatory_copy &&
-	    !(verdict->flags & PURGATORY_EARLY)) {
-		caches_on(mmu_prepare(1));
-		if (repair() && regions_match())
-			verdict->flags |= PURGATORY_REPAIRED;
-		caches_off();
-		clean_regions();
-	}
+	    !(verdict->flags & PURGATORY_EARLY))
+		mend();
 	crypto_end();
 	return match;
 }
@@ -195,6 +207,8 @@ static u64 refuse(void)
 		report_line("returning");
 		return RETURN_TO_CALLER;
 	case PURGATORY_BOOT_ANYWAY:
+		if (verdict->damaged & PURGATORY_SELF)
+			break;		/* nor do we know where to */
 		report_line("booting anyway");
 		return START_KERNEL;
 	case PURGATORY_REPAIR:

@@ -57,7 +57,7 @@ enum purgatory_policy {
 	PURGATORY_RESET = 1,		/* PSCI SYSTEM_RESET */
 	PURGATORY_OFF = 2,		/* PSCI SYSTEM_OFF */
 	PURGATORY_RETURN = 3,		/* to x30 as it was at entry, with x0 = 1 */
-	PURGATORY_BOOT_ANYWAY = 4,	/* a doubtful dump is better than none */
+	PURGATORY_BOOT_ANYWAY = 4,	/* a doubtful dump is better than none; but not if we are damaged ourselves */
 	PURGATORY_REPAIR = 5,		/* from the second copy; stop if it cannot be done */
 };
 extern u64 purgatory_policy;

@@ -79,6 +79,8 @@ static void report_range(u64 start, u64 len)
 		put_digests("purgatory:   ", purgatory_region_digests[region], purgatory_found[region]);
 		return;
 	}
+	if (verdict->flags & PURGATORY_REPAIRED)
+		return;			/* it is as expected by now */
 	digest_of(start, len < PURGATORY_PAGE_SIZE ? len : PURGATORY_PAGE_SIZE, found);
 	put_digests("purgatory:   page ", page_digest(region, offset), found);
 }
@@ -96,7 +98,6 @@ void report_mismatch(void)
 		return;
 	}
 	report_line("digests do NOT match");
-	/* After a repair the record has the digest of what is now there. */
 	put_digests("purgatory: ", verdict->expected, verdict->found);
 	for (i = 0; i < verdict->ranges; i++)
 		report_range(verdict->damage[i].start, verdict->damage[i].len);

@@ -4,8 +4,9 @@
 
     python tests/benchmarks/bench_check.py [--mib 32] [--rounds 3]
 
-Rows: the shipped purgatory in kexecemu from its entry to the kernel's; the same in QEMU, on the same bytes at the
-same addresses; hashlib over those bytes; the whole command `kexecemu crash`. Each number is the median of the
+Rows: the shipped purgatory in its four ways of checking, and that of kexec-tools where its program has been fetched
+(fixtures/fetch.py), each from its entry to the kernel's: in kexecemu, and in QEMU on the same bytes at the same
+addresses; then hashlib over those bytes, and the whole command `kexecemu crash`. Each number is the median of the
 rounds, and a round measures every row once, so that a machine that is busy for a while slows them all alike.
 
 The crash image is a real arm64 Image as far as its header goes, filled with bytes of a seeded generator. Its code
@@ -26,8 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +41,14 @@ from kexecemu.machine.board import Board
 from kexecemu.scenario.lab import Kernel
 
 MIB = 1 << 20
+# Where fixtures/fetch.py puts what it fetches.
+CACHE = Path(
+    os.environ.get("KEXECEMU_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kexecemu"
+)
 SEED = 1
 QEMU = shutil.which("qemu-system-aarch64")
-QEMU_TIMEOUT_SECONDS = 300
+QEMU_TIMEOUT_SECONDS = 60
 
 # Where QEMU starts. Its virt board has a device tree of its own at the start of RAM; this is far from it, and far
 # below the crash region.
@@ -61,7 +67,12 @@ BRANCH_OVER_HEADER = 0x14000000 | image.HEADER_SIZE // 4  # b . + 64
 def enter(entry_phys: int, dtb_phys: int) -> bytes:
     """What machine_kexec() leaves: x0 the device tree, x1 to x3 zero, control at the purgatory's entry."""
     return struct.pack(
-        "<6I2Q",
+        "<10I2Q",
+        # Linux leaves FP and SIMD on, and kexec-tools' purgatory, printf and all, relies on that.
+        0xD2A00609,  # mov x9, #3 << 20
+        0xD5181049,  # msr cpacr_el1, x9
+        0xD5033FDF,  # isb
+        0xD503201F,  # nop, which aligns the addresses below
         0x580000C0,  # ldr x0, . + 24
         0xD2800001,  # mov x1, #0
         0xD2800002,  # mov x2, #0
@@ -79,6 +90,30 @@ def crash_image(size: int) -> bytes:
     return head + random.Random(SEED).randbytes(size - len(head))
 
 
+@dataclass(frozen=True)
+class Way:
+    """A purgatory and how it is told to check."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    purgatory: str | Path = "default"
+
+
+def ways() -> list[Way]:
+    """What there is to compare on this machine."""
+    no_crypto, no_mmu = {"KEXEC_PURGATORY_CRYPTO": "n"}, {"KEXEC_PURGATORY_MMU": "n"}
+    found = [
+        Way("caches on, SHA-2 instructions"),
+        Way("caches on, scalar", no_crypto),
+        Way("caches off, SHA-2 instructions", no_mmu),
+        Way("caches off, scalar", {**no_crypto, **no_mmu}),
+    ]
+    kexec = next(CACHE.glob("kexec-tools/**/kexec"), None)
+    if kexec is not None:
+        found.append(Way("kexec-tools' purgatory", purgatory=kexec))
+    return found
+
+
 @dataclass
 class Load:
     """A machine after the load of a crash image; its purgatory's run is what is measured."""
@@ -87,8 +122,9 @@ class Load:
     image: Kimage
 
     @classmethod
-    def of(cls, size: int) -> Load:
-        kernel = Kernel.boot(Board("1G"), KernelConfig("6.4", purgatory=True), cmdline="crashkernel=256M")
+    def of(cls, size: int, way: Way) -> Load:
+        config = KernelConfig("6.4", purgatory=way.purgatory, options=way.options)
+        kernel = Kernel.boot(Board("1G"), config, cmdline="crashkernel=256M")
         loaded = kernel.kexec_file_load(crash_image(size), None, "console=ttyAMA0")
         assert loaded is not None
         return cls(kernel, loaded)
@@ -130,7 +166,7 @@ def time_qemu(command: Sequence[str]) -> float:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=QEMU_TIMEOUT_SECONDS
     )
     seconds = time.perf_counter() - start
-    if done.returncode or "digests match" not in done.stdout:
+    if done.returncode or "NOT match" in done.stdout or "purgatory" not in done.stdout:
         raise SystemExit(f"bench_check: QEMU did not check the image: {done.stdout}{done.stderr}")
     return seconds
 
@@ -175,12 +211,6 @@ def time_command(kernel: Path) -> float:
     return seconds
 
 
-def row(name: str, size: int, seconds: float, first: float) -> str:
-    """One line of the table: speed, speed as a ratio to the first row's, and seconds."""
-    speed = size / seconds / 1e6
-    return f"{name:<44} {speed:>10.1f} {speed / first:>9.2f} {seconds:>9.3f}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="How fast is the guest's check of a crash image?")
@@ -191,60 +221,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.mib < 2 or options.rounds < 1:
         parser.error("at least 2 MiB and one round")
-    size = options.mib * MIB
-    small = Load.of(size // 4)
-    large = Load.of(size)
+    with tempfile.TemporaryDirectory(prefix="bench-check-") as name:
+        measure_all(options.mib, options.rounds, Path(name))
+    return 0
+
+
+def measure_all(mib: int, rounds: int, folder: Path) -> None:
+    """Every row once a round, then the table."""
+    size = mib * MIB
+    compared = ways()
+    instructions: dict[str, list[int]] = {}
+    measures: dict[str, Callable[[], float]] = {}
+    for way in compared:
+        measures[way.name] = partial(time_kexecemu, size, way, instructions.setdefault(way.name, []))
+        if QEMU:
+            for label, bytes_ in (("qemu", size), ("qemu small", size // 4)):
+                place = folder / str(len(measures))  # no comma in it: QEMU's options end there
+                place.mkdir()
+                measures[f"{way.name} {label}"] = partial(time_qemu, Load.of(bytes_, way).qemu_command(place))
     # Nothing of the host runs while the first kernel is loaded, so this is what every row hashes.
-    regions, digest = large.regions(), large.image.digest
+    loaded = Load.of(size, compared[0])
+    regions, digest = loaded.regions(), loaded.image.digest
     assert digest is not None
     hashed = sum(len(region) for region in regions)
-    less = hashed - sum(len(region) for region in small.regions())
-
-    with tempfile.TemporaryDirectory(prefix="bench-check-") as name:
-        folder = Path(name)
-        kernel = folder / "Image"
-        kernel.write_bytes(crash_image(size))
-        runs: list[PurgatoryRun] = []
-
-        def in_kexecemu() -> float:
-            seconds, run = Load.of(size).run()
-            runs.append(run)
-            return seconds
-
-        measures: dict[str, Callable[[], float]] = {
-            "kexecemu": in_kexecemu,
-            "hashlib": lambda: time_hashlib(regions, digest),
-            "command": lambda: time_command(kernel),
-        }
-        if QEMU:
-            for label, load in (("qemu", large), ("qemu small", small)):
-                (folder / label).mkdir()
-                command = load.qemu_command(folder / label)
-                measures[label] = partial(time_qemu, command)
-        samples: dict[str, list[float]] = {label: [] for label in measures}
-        for _ in range(options.rounds):
-            for label, measure in measures.items():
-                samples[label].append(measure())
-
+    kernel = folder / "Image"
+    kernel.write_bytes(crash_image(size))
+    measures["hashlib"] = lambda: time_hashlib(regions, digest)
+    measures["command"] = lambda: time_command(kernel)
+    samples: dict[str, list[float]] = {label: [] for label in measures}
+    for _ in range(rounds):
+        for label, measure in measures.items():
+            samples[label].append(measure())
     seconds = {label: statistics.median(values) for label, values in samples.items()}
-    first = hashed / seconds["kexecemu"] / 1e6
-    print(f"{options.mib} MiB crash image, {hashed} bytes hashed, medians of {options.rounds} rounds")
-    print(f"{'what':<44} {'MB/s':>10} {'ratio':>9} {'seconds':>9}")
-    print(row("guest's check in kexecemu", hashed, seconds["kexecemu"], first))
-    if QEMU:
-        # Start-up, device tree and so on cost the same for both sizes, and the difference is without them.
-        difference = seconds["qemu"] - seconds["qemu small"]
-        if difference > 0:
-            print(row("guest's check in QEMU (start-up subtracted)", less, difference, first))
-        else:
-            print("guest's check in QEMU: too short to tell from its start-up; take a larger --mib")
-        print(row("QEMU from start to power off", hashed, seconds["qemu"], first))
-    else:
-        print("guest's check in QEMU: qemu-system-aarch64 is not installed")
-    print(row("hashlib", hashed, seconds["hashlib"], first))
-    print(row("kexecemu crash, the whole command", hashed, seconds["command"], first))
-    print(f"instructions per byte of the check: {runs[0].instructions / hashed:.2f}")
-    return 0
+
+    print(
+        f"{mib} MiB crash image, {hashed} bytes hashed, medians of {rounds} rounds; MB/s of the guest's check"
+    )
+    print(
+        f"{'what':<34} {'kexecemu':>9} {'ratio':>6} {'QEMU':>7} {'kexecemu/QEMU':>14} {'instructions a byte':>20}"
+    )
+    first = hashed / seconds[compared[0].name] / 1e6
+    for way in compared:
+        speed = hashed / seconds[way.name] / 1e6
+        qemu = other = "-"
+        if QEMU:
+            # Start-up, device tree and so on cost the same for both sizes, and the difference is without them.
+            difference = seconds[f"{way.name} qemu"] - seconds[f"{way.name} qemu small"]
+            if difference > 0:
+                in_qemu = (size - size // 4) / difference / 1e6
+                qemu, other = f"{in_qemu:.1f}", f"{speed / in_qemu:.2f}"
+        per_byte = instructions[way.name][0] / hashed
+        print(f"{way.name:<34} {speed:>9.1f} {speed / first:>6.2f} {qemu:>7} {other:>14} {per_byte:>20.2f}")
+    for label, what in (("hashlib", "hashlib"), ("command", "kexecemu crash, the whole command")):
+        speed = hashed / seconds[label] / 1e6
+        print(f"{what:<34} {speed:>9.1f} {speed / first:>6.2f}")
+    if not QEMU:
+        print("QEMU: qemu-system-aarch64 is not installed")
+    if compared[-1].purgatory == "default":
+        print("kexec-tools' purgatory: not fetched (python fixtures/fetch.py kexec-tools)")
+
+
+def time_kexecemu(size: int, way: Way, instructions: list[int]) -> float:
+    """Seconds of the purgatory alone; its instructions are appended."""
+    seconds, run = Load.of(size, way).run()
+    instructions.append(run.instructions)
+    return seconds
 
 
 if __name__ == "__main__":

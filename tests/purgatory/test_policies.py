@@ -186,7 +186,12 @@ def test_a_stamped_word_is_located_and_the_policy_followed(case: Case, policy: P
     text = run.console.decode()
     assert f"damaged: region 1, {SECOND + 0x1000:#x}-{SECOND + 0x1FFF:#x}" in text
     page = case.second[0x1000:0x2000]
-    assert f"page expected {hashlib.sha256(page).hexdigest()}" in text
+    stamped = page[:0x234] + b"\xde\xad\xbe\xef" + page[0x238:]
+    for what, content in (("expected", page), ("found   ", stamped)):
+        line = f"page {what} {hashlib.sha256(content).hexdigest()}"
+        assert (line in text) == (policy is not Policy.REPAIR)
+    whole = case.first + case.second[:0x1000] + stamped + case.second[0x2000:] + case.page_digests
+    assert run.verdict.found == hashlib.sha256(whole).digest()
     assert_left_as_found(run, case.mode)
 
     stop = case.bench.loaded.symbols["purgatory_stop"][0]
@@ -263,6 +268,13 @@ def test_a_damaged_table_is_named_and_not_believed(case: Case) -> None:
     run = case.run(Policy.STOP, {TABLE + 5: b"\xff"})
     assert (run.verdict.damaged, run.verdict.damage) == (1 << 2, [(TABLE, 4096)])
     assert run.verdict.damaged_pages == 0
+
+
+def test_a_purgatory_that_is_damaged_itself_boots_nothing_whatever_the_policy(case: Case) -> None:
+    for policy in (Policy.BOOT_ANYWAY, Policy.REPAIR):
+        run = case.run(policy, symbols={"purgatory_self_digest": bytes(31) + b"\x01"})
+        assert (run.verdict.state, run.verdict.damaged) == (MISMATCH, 1 << 16)
+        assert run.pc == case.bench.loaded.symbols["purgatory_stop"][0]
 
 
 def test_another_device_tree_than_the_loaded_one_is_refused(case: Case) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,11 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+_CACHE = Path(
+    os.environ.get("KEXECEMU_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kexecemu"
+)
+_KEXEC = next(_CACHE.glob("kexec-tools/**/kexec"), None)  # fixtures/fetch.py kexec-tools
 _BLOCK = re.compile(r"(<!-- output: (?P<command>[^>]+) -->\n```text\n)(?P<output>.*?)(```\n)", re.DOTALL)
 _SETUP = re.compile(r"<!-- (?P<name>run|test) -->\n```sh\n(?P<command>.*?)\n```", re.DOTALL)
 
@@ -39,13 +45,20 @@ def output_of(command: str) -> str:
         return _scenarios()
     program, *arguments = shlex.split(command)
     assert program == "kexecemu", command
+    arguments = [str(_KEXEC) if one == "kexec" else one for one in arguments]
     run = [sys.executable, "-m", "kexecemu", *arguments]
     return subprocess.run(run, capture_output=True, text=True, check=True).stdout
 
 
 def renewed(text: str) -> str:
     """README's text with every marked output made anew."""
-    return _BLOCK.sub(lambda match: match[1] + output_of(match["command"]) + match[4], text)
+
+    def fresh(match: re.Match[str]) -> str:
+        if _KEXEC is None and "kexec" in match["command"].split():
+            return match[0]  # kexec-tools' program has not been fetched here
+        return match[1] + output_of(match["command"]) + match[4]
+
+    return _BLOCK.sub(fresh, text)
 
 
 def main() -> int:

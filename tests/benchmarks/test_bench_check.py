@@ -16,7 +16,9 @@ PACKAGES = str(Path(kexecemu.__file__).parents[1])
 WAY = re.compile(
     r"^(?P<what>.+?) {2,}(?P<speed>[0-9.]+) +(?P<ratio>[0-9.]+) +\S+ +\S+ +(?P<per_byte>[0-9.]+)$", re.M
 )
-REST = re.compile(r"^(?P<what>.+?) {2,}(?P<speed>[0-9.]+) +(?P<ratio>[0-9.]+)$", re.M)
+REST = re.compile(
+    r"^(?P<what>hashlib|kexecemu crash, the whole command) +(?P<speed>[0-9.]+) +(?P<ratio>[0-9.]+)$", re.M
+)
 
 
 def run(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -177,7 +177,9 @@ def test_a_return_to_the_caller_is_told_from_a_jump_astray() -> None:
     assert end.outcome is Outcome.DETECTED and end.capture is None
     assert end.purgatory is not None and end.purgatory.end is PurgatoryEnd.RETURNED
     kernel, _ = loaded(POLICY="boot")
-    # Found, but booted anyway: to where the damaged pointer leads.
+    # Found, but booted anyway: to where the damaged pointer leads, if the purgatory does not look at itself.
+    kernel.stray_write("initrd", b"\xff")
+    kernel.stray_write("purgatory:purgatory_self_digest", bytes(32))
     kernel.stray_write("purgatory:purgatory_kernel_entry", struct.pack("<Q", 0x40200000))
     end = kernel.panic()
     assert end.purgatory is not None and end.purgatory.end is PurgatoryEnd.ELSEWHERE

@@ -126,8 +126,8 @@ def test_the_digest_that_the_guest_found_is_hashlibs_over_memory(crashed: tuple[
         if segment.name != "purgatory":
             memory.update(kernel.ram.read(segment.mem, segment.memsz))
     assert end.verdict.found == end.verdict.expected == memory.digest()
-    # A purgatory that hashed less could not have run this long: SHA-256 alone is 64 rounds for 64 bytes.
-    assert end.purgatory is not None and end.purgatory.instructions > 8 * end.verdict.bytes_hashed
+    # A purgatory that hashed less could not have run this long: 64 rounds take 99 instructions even by the CPU's own.
+    assert end.purgatory is not None and end.purgatory.instructions > 99 / 64 * end.verdict.bytes_hashed
 
 
 def test_an_untouched_kernel_is_entered_as_the_boot_protocol_asks(

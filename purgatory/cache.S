@@ -15,6 +15,7 @@
 	.endm
 
 	.macro	by_line, op, start, end, size, tmp
+	dmb	sy			// with stores while the MMU is off it is in no order otherwise
 	sub	\tmp, \size, #1
 	bic	\start, \start, \tmp
 .Lby_line\@:
@@ -92,6 +93,7 @@ mmu_disable:
 	mov	x10, x1
 	line_size x3, x4
 	by_line	civac, x1, x2, x3, x4
+	isb				// Falkor erratum 1041 wants one right before the MMU goes off
 	if_el2	x9, 1f
 	msr	sctlr_el1, x8
 	isb

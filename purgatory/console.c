@@ -18,16 +18,18 @@
  */
 #define TX_PATIENCE	(1U << 20)
 
+u32 console_stuck __purgatory_data;
+
 static void console_putc(u8 c)
 {
 	u64 uart_base = purgatory_uart_base;
 	u32 patience = TX_PATIENCE;
 
-	if (!uart_base)
+	if (!uart_base || console_stuck)
 		return;
 	while (*(volatile u32 *)(uart_base + UART01x_FR) & UART01x_FR_TXFF) {
 		if (!--patience) {
-			purgatory_uart_base = 0;
+			console_stuck = 1;
 			return;
 		}
 	}

@@ -39,7 +39,10 @@ decide:
 
 	/* The kernel's boot protocol is the contract we were entered with. */
 	bl	restore_vectors
-	ldr	x9, purgatory_kernel_entry
+	ic	iallu			// a repair has written code
+	dsb	nsh
+	isb
+	ldr	x9, entry_to_start
 	ldr	x0, [sp, #FRAME_DTB]
 	mov	x1, xzr
 	mov	x2, xzr
@@ -80,16 +83,20 @@ purgatory_check:
 	.size	purgatory_check, . - purgatory_check
 
 	/*
-	 * What the dead kernel stored to our variables may still be in a cache,
-	 * to be written back over what we are going to store with the caches
-	 * off. x9 is the caller's x30.
+	 * What a stray store did to us may still be in a cache: there it would be
+	 * hidden from a look with the caches off, and be executed with them on;
+	 * and it could be written back over what we are going to store. x9 is the
+	 * caller's x30.
 	 */
 enter:
 	mov	x15, x0
 	mov	x14, x30
-	adr	x0, purgatory_verdict
+	adr	x0, purgatory_vectors
 	adr	x1, purgatory_data_end
 	bl	dcache_clean_inval_poc	// changes x0 to x4
+	ic	iallu
+	dsb	nsh
+	isb
 	mrs	x10, spsel
 	mov	x11, sp
 	msr	spsel, #1

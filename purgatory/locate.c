@@ -17,7 +17,16 @@ void crypto_begin(void)
 	u64 features;
 
 	__asm__ volatile("mrs %0, id_aa64isar0_el1" : "=r" (features));
+	use_crypto = 0;
 	if (purgatory_no_crypto || !(features >> 12 & 0xf))
+		return;
+	/* With SME the dead kernel may have left the CPU in streaming mode, where these are illegal. */
+	__asm__ volatile("mrs %0, id_aa64pfr1_el1" : "=r" (features));
+	if (features >> 24 & 0xf)
+		return;
+	/* With SVE only the low 128 bits of somebody's registers would come back. */
+	__asm__ volatile("mrs %0, id_aa64pfr0_el1" : "=r" (features));
+	if (purgatory_verdict.flags & PURGATORY_EARLY && features >> 32 & 0xf)
 		return;
 	fpsimd_control = fpsimd_begin(fpsimd_save);
 	use_crypto = 1;
@@ -70,7 +79,7 @@ int digest_matches(u64 start, u64 len, const u8 expected[SHA256_DIGEST_SIZE])
 	return same(found, expected);
 }
 
-static int is_table(int region)
+int is_table(int region)
 {
 	return purgatory_page_digests && purgatory_sha_regions[region].start == purgatory_page_digests;
 }
@@ -97,7 +106,8 @@ int page_digests_usable(void)
 
 	for (i = 0; i < KEXEC_SEGMENT_MAX; i++)
 		if (is_table(i))
-			return !(purgatory_verdict.damaged >> i & 1);
+			return digest_known(purgatory_region_digests[i]) &&
+			       !(purgatory_verdict.damaged >> i & 1);
 	return 0;
 }
 
@@ -115,7 +125,8 @@ static void add_damage(int region, u64 start, u64 len)
 	struct kexec_sha_region *next = &verdict->damage[verdict->ranges];
 
 	verdict->damaged |= 1U << region;
-	if (verdict->ranges && next[-1].start + next[-1].len == start) {
+	if (verdict->ranges && next[-1].start + next[-1].len == start &&
+	    start != purgatory_sha_regions[region].start) {
 		next[-1].len += len;
 	} else if (verdict->ranges < PURGATORY_DAMAGE_MAX) {
 		next->start = start;
@@ -183,14 +194,20 @@ int repair(void)
 		for (offset = 0; offset < len; offset += piece, copy += piece) {
 			const u8 *expected = by_page ? page_digest(i, offset) : purgatory_region_digests[i];
 
+			u64 step;
+
 			piece = piece_len(i, offset, by_page);
+			step = (start | copy | piece) % 8 ? 1 : 8;
 			if (digest_matches(start + offset, piece, expected))
 				continue;
 			if (!digest_matches(copy, piece, expected))
 				return 0;
-			/* Segments are whole pages, and so is their copy. */
-			for (at = 0; at < piece; at += sizeof(u64))
-				*(u64 *)(start + offset + at) = *(const u64 *)(copy + at);
+			/* A kernel's segments are whole pages; others may have an odd end. */
+			for (at = 0; at < piece; at += step)
+				if (step == 8)
+					*(volatile u64 *)(start + offset + at) = *(const u64 *)(copy + at);
+				else
+					*(volatile u8 *)(start + offset + at) = *(const u8 *)(copy + at);
 		}
 	}
 	return 1;

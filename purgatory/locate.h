@@ -19,6 +19,9 @@ void locate(void);
 /* What locate() saw of a region without a table of pages. */
 extern u8 purgatory_found[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE];
 
+/* Is that region the table of page digests? */
+int is_table(int region);
+
 /* Entry of the page table of digests for the page at `start` of that region. */
 const u8 *page_digest(int region, u64 offset);
 int page_digests_usable(void);

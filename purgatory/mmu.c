@@ -8,6 +8,7 @@
  * at all: nothing is printed while the MMU is on.
  */
 #include "el.h"
+#include "locate.h"
 #include "mmu.h"
 
 #define PTE_VALID		(1UL << 0)
@@ -123,6 +124,17 @@ static int map_pages(u64 *top, u64 start, u64 len, u64 attributes)
 	return map(top, 0, start, end, attributes);
 }
 
+/* A region that wraps, lies beyond 48 bits or on ourselves was not loaded: its table is damaged. */
+int region_sane(const struct kexec_sha_region *region)
+{
+	u64 end = region->start + region->len;
+
+	if (!region->len)
+		return 1;
+	return end > region->start && !(end >> VA_BITS) &&
+	       (end <= (u64)purgatory_start || region->start >= (u64)table_area + sizeof(table_area));
+}
+
 int mmu_prepare(int writable)
 {
 	u64 features = read_sysreg(id_aa64mmfr0_el1);
@@ -156,7 +168,7 @@ int mmu_prepare(int writable)
 
 		if (!map_pages(top, region->start, region->len, readonly))
 			return 0;
-		if (region->start != purgatory_page_digests)
+		if (!is_table(i))
 			total += region->len;
 	}
 	if (purgatory_copy && !map_pages(top, purgatory_copy, total, normal | never | PTE_RDONLY))

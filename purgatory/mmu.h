@@ -7,6 +7,8 @@
 /* 1 at EL2 without VHE, where registers and descriptors are EL2's own; 0 at EL1 and with VHE. */
 int at_plain_el2(void);
 
+int region_sane(const struct kexec_sha_region *region);
+
 /* Build the identity map; 0 if it cannot be done, and the MMU has to stay off. */
 int mmu_prepare(int writable);
 void mmu_on(void);

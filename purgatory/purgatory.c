@@ -40,6 +40,10 @@ static volatile struct purgatory_verdict *const verdict = &purgatory_verdict;
 extern const u8 purgatory_start[];
 
 static u32 mmu_is_on __purgatory_data;
+static u32 traps __purgatory_data;
+
+/* Where entry.S goes in the end. Not the symbol: what the loader set stays as it was. */
+u64 entry_to_start __purgatory_data;
 
 /* What entry.S does with the answer of purgatory() and purgatory_trapped(). */
 enum { START_KERNEL = 0, STOP = 1, RETURN_TO_CALLER = 2 };
@@ -64,10 +68,22 @@ static void clean_regions(void)
 	}
 }
 
+static int regions_sane(void)
+{
+	int i;
+
+	for (i = 0; i < KEXEC_SEGMENT_MAX; i++)
+		if (!region_sane(&purgatory_sha_regions[i]))
+			return 0;
+	return 1;
+}
+
 static void begin(u64 early)
 {
 	int i;
 
+	verdict->magic = PURGATORY_VERDICT_MAGIC;
+	verdict->version = PURGATORY_VERDICT_VERSION;
 	verdict->state = PURGATORY_CHECKING;
 	verdict->bytes_hashed = 0;
 	verdict->flags = (early ? PURGATORY_EARLY : 0) | (at_el2() ? PURGATORY_AT_EL2 : 0);
@@ -77,6 +93,8 @@ static void begin(u64 early)
 	for (i = 0; i < SHA256_DIGEST_SIZE; i++)
 		verdict->found[i] = 0;
 	mmu_is_on = 0;
+	traps = 0;
+	console_stuck = 0;
 }
 
 /* Everything between these two runs with the caches on, if that can be had. Nothing is printed there. */
@@ -142,15 +160,16 @@ static int self_matches(void)
 static void mend(void)
 {
 	u8 found[SHA256_DIGEST_SIZE];
-	int i;
+	int i, mended;
 
 	for (i = 0; i < SHA256_DIGEST_SIZE; i++)
 		found[i] = verdict->found[i];
 	caches_on(mmu_prepare(1));
-	if (repair() && regions_match())
-		verdict->flags |= PURGATORY_REPAIRED;
+	mended = repair() && regions_match();
 	caches_off();
 	clean_regions();
+	if (mended)
+		verdict->flags |= PURGATORY_REPAIRED;
 	for (i = 0; i < SHA256_DIGEST_SIZE; i++)
 		verdict->found[i] = found[i];
 }
@@ -160,9 +179,12 @@ static int check(u64 dtb)
 	u32 damaged = 0;
 	int possible, match;
 
+	/* Until shown otherwise: what follows may end in an exception. */
+	verdict->damaged = digest_known(purgatory_self_digest) ? PURGATORY_SELF : 0;
 	crypto_begin();
-	if (!self_matches())
+	if (!self_matches() || !regions_sane())
 		damaged |= PURGATORY_SELF;
+	verdict->damaged = 0;
 	if (purgatory_dtb && purgatory_dtb != dtb)
 		damaged |= PURGATORY_DTB;
 	if (damaged) {
@@ -226,9 +248,10 @@ static u64 finish(u64 answer)
 {
 	if (answer != START_KERNEL)
 		return answer;
-	if (!purgatory_kernel_entry)
-		purgatory_kernel_entry = purgatory_sha_regions[0].start;
-	if (!purgatory_kernel_entry) {
+	entry_to_start = purgatory_kernel_entry;
+	if (!entry_to_start)
+		entry_to_start = purgatory_sha_regions[0].start;
+	if (!entry_to_start) {
 		report_line("no kernel entry");
 		report_line("stopped");
 		return STOP;
@@ -253,16 +276,17 @@ u64 purgatory(u64 dtb, u64 early)
 /* An exception: with a damaged table of regions or damaged code there may be any. */
 u64 purgatory_trapped(u64 esr, u64 elr, u64 far)
 {
-	u32 again = verdict->state == PURGATORY_TRAPPED;
-
+	traps++;
+	if (traps > 2 || (traps > 1 && mmu_is_on))
+		return verdict->flags & PURGATORY_EARLY && !mmu_is_on ? RETURN_TO_CALLER : STOP;
+	if (traps == 2)
+		console_stuck = 1;	/* it is the report that fails: do without, and follow the policy */
 	caches_off();
 	crypto_end();
 	verdict->esr = esr;
 	verdict->elr = elr;
 	verdict->far = far;
 	verdict->state = PURGATORY_TRAPPED;
-	if (again)
-		return STOP;		/* the report itself does not work */
 	report_trap();
 	return finish(refuse());
 }

@@ -4,6 +4,7 @@
  * starts in the device tree. All of this with the MMU off.
  */
 #include "locate.h"
+#include "mmu.h"
 #include "report.h"
 
 static struct purgatory_verdict *const verdict = &purgatory_verdict;
@@ -131,8 +132,11 @@ void record_in_device_tree(void)
 	volatile u32 *cell = (volatile u32 *)purgatory_chosen;
 	u32 i, ranges = verdict->ranges < 8 ? verdict->ranges : 8;
 
+	u64 end = purgatory_chosen + sizeof(struct purgatory_chosen_record);
+
 	if (!cell || purgatory_chosen % 4)
 		return;
+	dcache_clean_inval_poc(purgatory_chosen, end);
 	cell = put_cell(cell, verdict->version);
 	cell = put_cell(cell, verdict->state);
 	cell = put_cell(cell, verdict->flags);
@@ -145,4 +149,6 @@ void record_in_device_tree(void)
 		cell = put_cell(cell, verdict->damage[i].len >> 32);
 		cell = put_cell(cell, verdict->damage[i].len);
 	}
+	/* The check has read the device tree: no line of that time may hide what was just stored. */
+	dcache_clean_inval_poc(purgatory_chosen, end);
 }

@@ -16,6 +16,7 @@ void record_in_device_tree(void);
 u64 psci_call(u64 function, u64 conduit);
 
 /* console.c */
+extern u32 console_stuck;	/* say nothing more */
 void console_puts(const char *s);
 void console_put_dec(u32 value);
 void console_put_hex(u64 value);

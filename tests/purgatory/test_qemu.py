@@ -62,10 +62,17 @@ def start_up(mode: Mode) -> bytes:
     return struct.pack(f"<{len(words)}I", *words) + print_and_power_off(mode, "R")
 
 
+# With SME a CPU may be in streaming mode, and the purgatory then does without the SHA-2 instructions.
 def qemu(mode: Mode, files: dict[int, bytes], folder: Path, until: str) -> str:
     """What QEMU prints until it ends, or until `until` has been printed."""
     machine = "virt" if mode.el is El.EL1 else "virt,virtualization=on"
-    command = ["qemu-system-aarch64", "-M", machine, "-cpu", "max" if mode.el is El.VHE else "cortex-a57"]
+    command = [
+        "qemu-system-aarch64",
+        "-M",
+        machine,
+        "-cpu",
+        "max,sme=off" if mode.el is El.VHE else "cortex-a57",
+    ]
     command += ["-m", "256M", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
     for phys, content in files.items():
         path = folder / f"{phys:x}"

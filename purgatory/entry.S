@@ -42,7 +42,10 @@ decide:
 	ic	iallu			// a repair has written code
 	dsb	nsh
 	isb
-	ldr	x9, entry_to_start
+	ldr	x9, purgatory_kernel_entry
+	cbnz	x9, 1f
+	ldr	x9, purgatory_sha_regions	// the start of the first
+1:
 	ldr	x0, [sp, #FRAME_DTB]
 	mov	x1, xzr
 	mov	x2, xzr

@@ -42,9 +42,6 @@ extern const u8 purgatory_start[];
 static u32 mmu_is_on __purgatory_data;
 static u32 traps __purgatory_data;
 
-/* Where entry.S goes in the end. Not the symbol: what the loader set stays as it was. */
-u64 entry_to_start __purgatory_data;
-
 /* What entry.S does with the answer of purgatory() and purgatory_trapped(). */
 enum { START_KERNEL = 0, STOP = 1, RETURN_TO_CALLER = 2 };
 
@@ -82,8 +79,6 @@ static void begin(u64 early)
 {
 	int i;
 
-	verdict->magic = PURGATORY_VERDICT_MAGIC;
-	verdict->version = PURGATORY_VERDICT_VERSION;
 	verdict->state = PURGATORY_CHECKING;
 	verdict->bytes_hashed = 0;
 	verdict->flags = (early ? PURGATORY_EARLY : 0) | (at_el2() ? PURGATORY_AT_EL2 : 0);
@@ -248,10 +243,7 @@ static u64 finish(u64 answer)
 {
 	if (answer != START_KERNEL)
 		return answer;
-	entry_to_start = purgatory_kernel_entry;
-	if (!entry_to_start)
-		entry_to_start = purgatory_sha_regions[0].start;
-	if (!entry_to_start) {
+	if (!purgatory_kernel_entry && !purgatory_sha_regions[0].start) {
 		report_line("no kernel entry");
 		report_line("stopped");
 		return STOP;

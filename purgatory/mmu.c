@@ -56,10 +56,14 @@ static u8 table_area[(TABLES + 1) * PURGATORY_PAGE_SIZE];
 static u64 tables_used __purgatory_data;
 static struct mmu_registers old __purgatory_data, new __purgatory_data;
 
+int at_el2(void)
+{
+	return read_sysreg(CurrentEL) == CurrentEL_EL2;
+}
+
 int at_plain_el2(void)
 {
-	return read_sysreg(CurrentEL) == CurrentEL_EL2 &&
-	       !(read_sysreg(hcr_el2) >> HCR_E2H_SHIFT & 1);
+	return at_el2() && !(read_sysreg(hcr_el2) >> HCR_E2H_SHIFT & 1);
 }
 
 static u64 tables_start(void)

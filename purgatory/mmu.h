@@ -6,6 +6,7 @@
 
 /* 1 at EL2 without VHE, where registers and descriptors are EL2's own; 0 at EL1 and with VHE. */
 int at_plain_el2(void);
+int at_el2(void);
 
 int region_sane(const struct kexec_sha_region *region);
 

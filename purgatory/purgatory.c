@@ -45,14 +45,6 @@ static u32 traps __purgatory_data;
 /* What entry.S does with the answer of purgatory() and purgatory_trapped(). */
 enum { START_KERNEL = 0, STOP = 1, RETURN_TO_CALLER = 2 };
 
-static int at_el2(void)
-{
-	u64 el;
-
-	__asm__ volatile("mrs %0, CurrentEL" : "=r" (el));
-	return el == 2 << 2;
-}
-
 /* What is to be looked at is in memory, not in some cache that a stray store went to. */
 static void clean_regions(void)
 {

@@ -145,7 +145,7 @@ struct purgatory_verdict {
 	u64 esr, elr, far;			/* valid in TRAPPED */
 	u32 ranges;				/* entries used in damage[] */
 	u32 reserved;
-	struct kexec_sha_region damage[PURGATORY_DAMAGE_MAX];	/* the first ones, ascending by region */
+	struct kexec_sha_region damage[PURGATORY_DAMAGE_MAX];	/* the first ones: the table's, then by region */
 };
 
 extern struct purgatory_verdict purgatory_verdict;

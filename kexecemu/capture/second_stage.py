@@ -93,20 +93,11 @@ def run_purgatory(
     area = purgatory.segment.area
     size = _hashed_bytes(image)
     back_phys = cpu.x(30)
-    within, budget = (
-        range(area.start, area.end),
-        _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory),
-    )
+    within = range(area.start, area.end)
+    budget = _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
     fault = None
     with checked(cpu, intact=kernel.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
-        stop, used = _run_sliced(
-            cpu,
-            within,
-            budget,
-            _USUAL_PER_BYTE * size,
-            progress,
-            deliver=False,
-        )
+        stop, used = _run_sliced(cpu, within, budget, _USUAL_PER_BYTE * size, progress, deliver=False)
         if stop.fault is not None and cpu.sysreg("VBAR_EL1") in area:
             fault = _deliver(cpu, stop.fault)
             stop, more = _run_sliced(cpu, within, budget, used, progress, deliver=True)

@@ -4,8 +4,8 @@ Implementation choices, all QEMU's: no security extensions, but two groups; 8 bi
 running priority that is kept in the active priorities registers and nowhere else. FIQ is wired to nothing: with
 GICC_CTLR.FIQEn, Group 0 is never signalled, though it can still be acknowledged.
 
-Sets of interrupts are integers with bit N for interrupt N. What is derived from them is kept up to date with each change,
-so that a line, an acknowledge and an end of interrupt cost a few operations each.
+Sets of interrupts are integers with bit N for interrupt N. What is derived from them is kept up to date with each
+change, so that a line, an acknowledge and an end of interrupt cost a few operations each.
 """
 
 from __future__ import annotations

@@ -12,15 +12,44 @@ __all__ = ["virt_device_tree"]
 _CLOCK_PHANDLE = 0x8000
 _GIC_PHANDLE = 0x8002
 
+_RTC_PHYS = 0x09010000
+_VIRTIO_PHYS = 0x0A000000
+_VIRTIO_SIZE = 0x200
+_VIRTIO_SLOTS = 32
+_VIRTIO_FIRST_SPI = 16
 
-def virt_device_tree(memory: Sequence[PhysRange], cpus: int, uart_phys: int, *, cmdline: str = "") -> bytes:
+
+def virt_device_tree(
+    memory: Sequence[PhysRange],
+    cpus: int,
+    uart_phys: int,
+    *,
+    cmdline: str = "",
+    virtio_slots: Sequence[int] = (),
+    rtc: bool = False,
+    initrd: PhysRange | None = None,
+    kaslr_seed: int | None = None,
+    rng_seed: bytes | None = None,
+) -> bytes:
     """A device tree for a board with this RAM (physical ranges), this many CPUs and a PL011 at uart_phys.
 
-    cmdline becomes /chosen/bootargs, which is left out when it is empty.
+    virtio_slots are the numbers (0 to 31) of the virtio-mmio transports there are, rtc says whether there is a PL031.
+    The rest goes to /chosen, each left out when it is empty or None: cmdline as bootargs, the bytes of an initrd in RAM
+    (physical), the 64 bits from which the kernel takes its image's place, and what it stirs into its random numbers.
+    Raises ValueError for a slot that there is not, or a seed that is no 64-bit number.
     """
-    chosen: dict[str, str] = {"stdout-path": f"/pl011@{uart_phys:x}"}
+    chosen: dict[str, str | bytes] = {"stdout-path": f"/pl011@{uart_phys:x}"}
     if cmdline:
         chosen["bootargs"] = cmdline
+    if initrd is not None:
+        chosen["linux,initrd-start"] = reg64(initrd.start)
+        chosen["linux,initrd-end"] = reg64(initrd.end)
+    if kaslr_seed is not None:
+        if not 0 <= kaslr_seed < 1 << 64:
+            raise ValueError(f"a KASLR seed is a number of 64 bits, not {kaslr_seed:#x}")
+        chosen["kaslr-seed"] = reg64(kaslr_seed)
+    if rng_seed is not None:
+        chosen["rng-seed"] = rng_seed
     cpu_nodes: dict[str, NodeSpec] = {
         f"cpu@{_affinity(index):x}": {
             "device_type": "cpu",
@@ -48,6 +77,8 @@ def virt_device_tree(memory: Sequence[PhysRange], cpus: int, uart_phys: int, *, 
             f"memory@{bank.start:x}": {"reg": reg64(bank.start, bank.size), "device_type": "memory"}
             for bank in memory
         },
+        **{_virtio_name(slot): _virtio_node(slot) for slot in sorted(set(virtio_slots))},
+        **(_rtc_node() if rtc else {}),
         f"pl011@{uart_phys:x}": {
             "clock-names": ["uartclk", "apb_pclk"],
             "clocks": cells(_CLOCK_PHANDLE, _CLOCK_PHANDLE),
@@ -78,6 +109,33 @@ def virt_device_tree(memory: Sequence[PhysRange], cpus: int, uart_phys: int, *, 
         "chosen": chosen,
     }
     return build(root)
+
+
+def _virtio_name(slot: int) -> str:
+    if not 0 <= slot < _VIRTIO_SLOTS:
+        raise ValueError(f"the board has virtio slots 0 to {_VIRTIO_SLOTS - 1}, not {slot}")
+    return f"virtio_mmio@{_VIRTIO_PHYS + slot * _VIRTIO_SIZE:x}"
+
+
+def _virtio_node(slot: int) -> NodeSpec:
+    return {
+        "dma-coherent": b"",
+        "interrupts": cells(0, _VIRTIO_FIRST_SPI + slot, 1),
+        "reg": reg64(_VIRTIO_PHYS + slot * _VIRTIO_SIZE, _VIRTIO_SIZE),
+        "compatible": "virtio,mmio",
+    }
+
+
+def _rtc_node() -> dict[str, NodeSpec]:
+    return {
+        f"pl031@{_RTC_PHYS:x}": {
+            "clock-names": "apb_pclk",
+            "clocks": cells(_CLOCK_PHANDLE),
+            "interrupts": cells(0, 2, 4),
+            "reg": reg64(_RTC_PHYS, 0x1000),
+            "compatible": ["arm,pl031", "arm,primecell"],
+        }
+    }
 
 
 def _affinity(index: int) -> int:

@@ -1,0 +1,89 @@
+#!/bin/sh
+# The init of a first kernel: loads a crash kernel by kexec-tools, and crashes.
+#
+# /kexec.conf has the words after "kexec", one in a line.
+#
+# kexecemu.wait=1         waits for a line on the console between load and crash, so that something can be done there
+# kexecemu.crash=0        powers off instead
+# kexecemu.records=WHERE  what a load leaves to be looked at: "console" shows it, "disk" writes it there as a tar
+# kexecemu.disk=DEVICE    which disk, /dev/vda unless told
+# kexecemu.kallsyms=real  leaves kexec the kernel's own /proc/kallsyms
+
+name=first
+. /common.sh
+
+# Without KALLSYMS_ALL, as in Debian's cloud kernels, _text is not in /proc/kallsyms: it lies before _stext, where the
+# text section begins. kexec-tools reckons the linear map's address from it, and without it writes an elfcorehdr with
+# nonsense for addresses and sizes, without a word; the dump is lost. The Image begins on 2 MiB, in memory and in
+# virtual addresses, and _stext is in its first 2 MiB. And kexec reads the whole file for each symbol that it asks
+# for, which is most of its time: the few that it wants are enough.
+complete_kallsyms() {
+	wanted='_text|_stext|_etext|_end|__init_begin'
+	grep -E " ($wanted)\$" /proc/kallsyms >/tmp/kallsyms
+	if ! grep -q ' _text$' /tmp/kallsyms; then
+		stext=$(grep ' _stext$' /tmp/kallsyms)
+		printf '%x T _text\n' $((0x${stext%% *} & ~0x1fffff)) >>/tmp/kallsyms
+	fi
+	mount --bind /tmp/kallsyms /proc/kallsyms
+}
+[ "$(parameter kallsyms complete)" = real ] || complete_kallsyms
+
+while read -r word; do
+	set -- "$@" "$word"
+done </kexec.conf
+mkdir -p /tmp/records
+kexec "$@" >/tmp/records/kexec.txt 2>&1
+status=$?
+# What it says is long with -d, and of interest at once only when it went wrong.
+if [ $status != 0 ]; then
+	cat /tmp/records/kexec.txt
+	power_off "end: kexec failed with status $status"
+fi
+
+grep -i -E 'crash|System RAM' /proc/iomem | while read -r line; do
+	say "iomem $line"
+done
+read -r size </sys/kernel/kexec_crash_size
+read -r loaded </sys/kernel/kexec_crash_loaded
+say "kexec_crash_size $size, kexec_crash_loaded $loaded"
+
+records=$(parameter records none)
+if [ "$records" != none ]; then
+	cd /tmp/records
+	cat /proc/iomem >iomem.txt
+	cat /sys/firmware/fdt >fdt.dtb
+	cat /sys/kernel/vmcoreinfo >vmcoreinfo-address.txt
+	# The note in the head of /proc/kcore is the same that a dump will have; nothing else shows it to user space.
+	head -c 32768 /proc/kcore | tr '\0' '\n' | grep -a -E '^[A-Z]+(\(.*\))?=' >vmcoreinfo.txt
+	dmesg >dmesg.txt
+	case $records in
+	disk)
+		load_modules
+		disk=$(parameter disk /dev/vda)
+		tar -cf "$disk" *
+		sync
+		say "records to $disk, status $?"
+		;;
+	console)
+		for file in *; do
+			say "record $file"
+			case $file in
+			*.dtb) gzip -c "$file" | base64 ;; # QEMU's has a megabyte of zeros at its end
+			*) cat "$file" ;;
+			esac
+			say "end of $file"
+		done
+		;;
+	esac
+	cd /
+fi
+
+[ "$loaded" = 1 ] || power_off "end: no crash kernel is loaded"
+say "crash kernel loaded"
+if [ "$(parameter wait 0)" = 1 ]; then
+	say "waiting for a line"
+	read -r line
+fi
+[ "$(parameter crash 1)" = 0 ] && power_off "end: loaded, no crash wanted"
+say "crash"
+echo c >/proc/sysrq-trigger

@@ -6,7 +6,7 @@ It knows nothing of the device under test: the emulated bus and QEMU behind qtes
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,8 +28,8 @@ class Machine(Protocol):
 
     def write(self, phys: int, data: bytes) -> None: ...
 
-    def settle(self) -> None:
-        """Give the device the time that it needs after a notification."""
+    def settle(self, done: Callable[[], bool]) -> None:
+        """Give the device the time that it needs after a notification, until done() is true."""
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Emulated:
     def write(self, phys: int, data: bytes) -> None:
         self.ram.write(phys, data)
 
-    def settle(self) -> None:
-        pass
+    def settle(self, done: Callable[[], bool]) -> None:
+        """Ours answers at once."""
 
 
 class Driver:
@@ -70,6 +70,8 @@ class Driver:
         self.buffers = base + 0x40000
         self.avail_idx = 0
         self.features = 0
+        self.interrupts = 0
+        """InterruptStatus as run() found it."""
 
     def offered(self) -> int:
         low, high = (self._feature_word(sel) for sel in (0, 1))
@@ -92,7 +94,7 @@ class Driver:
             m.store(0x24, sel)
             m.store(0x20, self.features >> 32 * sel & 0xFFFFFFFF)
         m.store(0x70, ACKNOWLEDGE | DRIVER | FEATURES_OK)
-        assert m.load(0x70) & FEATURES_OK
+        assert m.load(0x70) == ACKNOWLEDGE | DRIVER | FEATURES_OK
         if queue:
             self.set_up_queue()
         m.store(0x70, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
@@ -134,8 +136,12 @@ class Driver:
         self.machine.write(self.avail + 2, struct.pack("<H", self.avail_idx & 0xFFFF))
 
     def notify(self, queue: int = 0) -> None:
+        """Notify, and come back when the device has done all requests or needs a reset."""
         self.machine.store(0x50, queue)
-        self.machine.settle()
+        self.machine.settle(lambda: self.used_idx() == self.avail_idx & 0xFFFF or self.needs_reset())
+
+    def needs_reset(self) -> bool:
+        return bool(self.machine.load(0x70) & NEEDS_RESET)
 
     def used_idx(self) -> int:
         return int(struct.unpack("<H", self.machine.read(self.used + 2, 2))[0])
@@ -156,8 +162,13 @@ class Driver:
         assert self.used_idx() == before + 1 & 0xFFFF, "the request is not done"
         got, length = self.used_entry(before)
         assert got == head
-        self.machine.store(0x64, self.machine.load(0x60))
+        self.interrupts = self.machine.load(0x60)
+        self.machine.store(0x64, self.interrupts)
         return length
+
+    def ask_for_interrupt(self, used_idx: int) -> None:
+        """With EVENT_IDX: the next interrupt is wanted once the used ring moves past this index."""
+        self.machine.write(self.avail + 4 + 2 * self.size, struct.pack("<H", used_idx & 0xFFFF))
 
 
 class BlockDriver(Driver):

@@ -49,7 +49,7 @@ _RANGE = struct.Struct("<QII")  # sector, num_sectors, flags
 # struct virtio_blk_config up to write_zeroes_may_unmap: capacity, (size_max), seg_max, (geometry), blk_size,
 # (topology, writeback), num_queues, max_discard_sectors and _seg, discard_sector_alignment,
 # max_write_zeroes_sectors and _seg, write_zeroes_may_unmap. What is in parentheses belongs to features not offered.
-_CONFIG = struct.Struct("<Q 4x I 4x I 8x 2x H III II B 3x")
+_CONFIG = struct.Struct("<Q 4x I 4x I 8x 2x H III II B")
 
 _UNMAP = 1  # VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
 
@@ -151,10 +151,10 @@ class VirtioBlock:
         if len(data) != _RANGE.size:
             return S_IOERR if len(data) < _RANGE.size else S_UNSUPP  # one range, as the configuration says
         sector, sectors, flags = _RANGE.unpack(data)
-        if flags & ~allowed_flags:
-            return S_UNSUPP
         if sectors > ZERO_SECTORS_MAX or not self._in_range(sector, sectors * SECTOR):
             return S_IOERR
+        if flags & ~allowed_flags:
+            return S_UNSUPP
         self.disk.zero(sector * SECTOR, sectors * SECTOR)
         return S_OK
 

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS, Bank
-from kexecemu.machine.gic_cpu_interface import SPURIOUS, CpuInterface
+from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS, Bank, BankState
+from kexecemu.machine.gic_cpu_interface import SPURIOUS, CpuInterface, CpuInterfaceState
 from kexecemu.machine.gic_distributor import Distributor
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface", "Distributor", "Gic2"]
+__all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface", "Distributor", "Gic2", "GicState"]
 
 MAX_CPUS = 8
+
+GicState = tuple[int, BankState, tuple[CpuInterfaceState, ...]]
 
 
 class Gic2:
@@ -156,34 +158,14 @@ class Gic2:
             interface.reset()
         self.settle_all()
 
-    def snapshot(self) -> tuple[object, ...]:
+    def snapshot(self) -> GicState:
         """All state, for restore()."""
-        return (
-            self.ctlr,
-            _state(self.spis),
-            tuple(
-                (_state(each), _state(each.bank), bytes(each.priorities), bytes(each.sgi_sources))
-                for each in self.interfaces
-            ),
-        )
+        return self.ctlr, self.spis.state(), tuple(each.state() for each in self.interfaces)
 
-    def restore(self, snapshot: tuple[object, ...]) -> None:
+    def restore(self, snapshot: GicState) -> None:
         """Go back to a snapshot of a GIC of the same shape; on_output hears of the signals that this changes."""
-        self.ctlr, spis, interfaces = snapshot  # type: ignore[assignment]
-        _set_state(self.spis, spis)
-        for each, (own, bank, priorities, sgi_sources) in zip(self.interfaces, interfaces, strict=True):  # type: ignore[call-overload]
-            _set_state(each, own)
-            _set_state(each.bank, bank)
-            each.priorities[:] = priorities
-            each.sgi_sources[:] = sgi_sources
+        self.ctlr, spis, interfaces = snapshot
+        self.spis.restore(spis)
+        for interface, state in zip(self.interfaces, interfaces, strict=True):
+            interface.restore(state)
         self.refresh_all()
-
-
-def _state(of: Bank | CpuInterface) -> tuple[int, ...]:
-    return tuple(getattr(of, name) for name in of.STATE)
-
-
-def _set_state(of: Bank | CpuInterface, values: object) -> None:
-    assert isinstance(values, tuple)
-    for name, value in zip(of.STATE, values, strict=True):
-        setattr(of, name, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FIRST_PPI", "FIRST_SPI", "IIDR", "PRIVATE", "SGIS", "Bank"]
+__all__ = ["FIRST_PPI", "FIRST_SPI", "IIDR", "PRIVATE", "SGIS", "Bank", "BankState"]
 
 FIRST_PPI = 16
 FIRST_SPI = 32
@@ -11,11 +11,11 @@ PRIVATE = (1 << FIRST_SPI) - 1
 
 IIDR = 0x43B  # the implementer: Arm
 
+BankState = tuple[int, ...]
+
 
 class Bank:
     """State of a set of interrupts: either the 32 that one CPU has for itself, or the SPIs."""
-
-    STATE = ("level", "latch", "edge", "enabled", "group", "active")
 
     def __init__(self, valid: int) -> None:
         self.valid = valid
@@ -25,6 +25,7 @@ class Bank:
         self.reset()
 
     def reset(self) -> None:
+        """The reset state. The lines keep their levels: those are their devices' to change."""
         self.latch = 0  # pending by an edge, by a write of ISPENDR or as an SGI: until acknowledged
         self.edge = self.valid & SGIS
         self.enabled = self.valid & SGIS
@@ -34,7 +35,17 @@ class Bank:
         self.ready = 0  # what the CPU interfaces get to see: forwarded, pending, not active
 
     def pending(self) -> int:
+        """The interrupts that are pending, active ones included: a level counts for as long as it is there."""
         return self.latch | self.level & ~self.edge
 
     def refresh(self) -> None:
+        """Work out `ready` again."""
         self.ready = (self.latch | self.level & ~self.edge) & self.forwarded & ~self.active
+
+    def state(self) -> BankState:
+        """What restore() takes."""
+        return self.level, self.latch, self.edge, self.enabled, self.group, self.active
+
+    def restore(self, state: BankState) -> None:
+        """Go back to a state(); what is derived from it is left to Gic2.refresh()."""
+        self.level, self.latch, self.edge, self.enabled, self.group, self.active = state

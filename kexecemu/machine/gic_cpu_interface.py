@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, IIDR, PRIVATE, Bank
+from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, IIDR, PRIVATE, Bank, BankState
 from kexecemu.machine.ranges import PhysRange
 
 if TYPE_CHECKING:
     from kexecemu.machine.gic import Gic2
 
-__all__ = ["SPURIOUS", "CpuInterface"]
+__all__ = ["SPURIOUS", "CpuInterface", "CpuInterfaceState"]
 
 SPURIOUS = 1023
 GROUP1_PENDING = 1022
@@ -40,11 +40,11 @@ CTLR_CBPR = 1 << 4
 CTLR_EOIMODE = 1 << 9
 GICC_CTLR_MASK = 0x21F
 
+CpuInterfaceState = tuple[tuple[int, ...], BankState, bytes, bytes]
+
 
 class CpuInterface:
     """One CPU's interface, as a device in that CPU's physical address space."""
-
-    STATE = ("ctlr", "pmr", "bpr", "abpr", "apr", "nsapr", "targets")
 
     def __init__(self, gic: Gic2, cpu: int, phys: PhysRange, interrupts: int) -> None:
         self.cpu = cpu
@@ -71,6 +71,17 @@ class CpuInterface:
         self._next = SPURIOUS
         self._next_priority = IDLE_PRIORITY
         self._takes_next = False
+
+    def state(self) -> CpuInterfaceState:
+        """What restore() takes."""
+        registers = (self.ctlr, self.pmr, self.bpr, self.abpr, self.apr, self.nsapr, self.targets)
+        return registers, self.bank.state(), bytes(self.priorities), bytes(self.sgi_sources)
+
+    def restore(self, state: CpuInterfaceState) -> None:
+        """Go back to a state(); the output is settled by the caller."""
+        registers, bank, self.priorities[:], self.sgi_sources[:] = state
+        self.ctlr, self.pmr, self.bpr, self.abpr, self.apr, self.nsapr, self.targets = registers
+        self.bank.restore(bank)
 
     def settle(self) -> None:
         """Find the most urgent pending interrupt and drive the output accordingly."""

@@ -12,21 +12,23 @@
 name=first
 . /common.sh
 
-# Without KALLSYMS_ALL, as in Debian's cloud kernels, _text is not in /proc/kallsyms: it lies before _stext, where the
-# text section begins. kexec-tools reckons the linear map's address from it, and without it writes an elfcorehdr with
-# nonsense for addresses and sizes, without a word; the dump is lost. The Image begins on 2 MiB, in memory and in
-# virtual addresses, and _stext is in its first 2 MiB. And kexec reads the whole file for each symbol that it asks
-# for, which is most of its time: the few that it wants are enough.
-complete_kallsyms() {
-	wanted='_text|_stext|_etext|_end|__init_begin'
-	grep -E " ($wanted)\$" /proc/kallsyms >/tmp/kallsyms
-	if ! grep -q ' _text$' /tmp/kallsyms; then
-		stext=$(grep ' _stext$' /tmp/kallsyms)
-		printf '%x T _text\n' $((0x${stext%% *} & ~0x1fffff)) >>/tmp/kallsyms
-	fi
+# Without KALLSYMS_ALL, as in Debian's 6.1 cloud kernels, /proc/kallsyms has no _text. kexec-tools reckons the linear
+# map's address from it; lacking it, it writes an elfcorehdr of nonsense without a word, and the dump is lost. Besides,
+# kexec reads the whole file for each symbol, and it takes the kernel 600 million instructions to print it once. So
+# kexec is shown a file with the three that it asks for. _text is where the Image begins, on 2 MiB both in virtual and
+# in physical addresses, with _stext right after its head; "Kernel code" begins with one of them (with _text in later
+# kernels) and ends where __init_begin is.
+short_kallsyms() {
+	image=0x1fffff
+	stext=$(grep -m 1 ' _stext$' /proc/kallsyms)
+	stext=$((0x${stext%% *}))
+	set -- $(grep -m 1 ' : Kernel code$' /proc/iomem)
+	size=$((0x${1#*-} + 1 - (0x${1%-*} & ~image)))
+	text=$((stext & ~image))
+	printf '%x T _text\n%x T _stext\n%x T __init_begin\n' $text $stext $((text + size)) >/tmp/kallsyms
 	mount --bind /tmp/kallsyms /proc/kallsyms
 }
-[ "$(parameter kallsyms complete)" = real ] || complete_kallsyms
+[ "$(parameter kallsyms short)" = real ] || short_kallsyms
 
 while read -r word; do
 	set -- "$@" "$word"

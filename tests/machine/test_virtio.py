@@ -230,6 +230,36 @@ def test_a_reset_forgets_everything_and_lowers_the_interrupt(bench):
     assert bench.driver.run([(DATA, 1, False)]) == 0
 
 
+def test_a_state_is_gone_back_to(bench):
+    bench.driver.set_up(1 << 3 | EVENT_IDX)
+    bench.driver.run([(DATA, 1, False)])
+    bench.driver.ask_for_interrupt(1)
+    bench.driver.offer(bench.driver.chain([(DATA, 1, False), (BACK, 1, True)]))
+    ram, state = bench.ram.read(RAM.start, RAM.size), bench.bus.state()
+    outcomes = []
+    for spoil in (lambda: None, lambda: bench.machine.store(0x70, 0), bench.driver.set_up):
+        bench.machine.levels.clear()
+        bench.machine.store(0x50, 0)
+        outcomes.append((bench.ram.read(RAM.start, RAM.size), bench.bus.state(), list(bench.machine.levels)))
+        spoil()
+        bench.ram.write(RAM.start, ram)
+        bench.bus.restore(state)
+        assert bench.bus.state() == state
+        assert bench.machine.levels == [True, False]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_going_back_drives_the_interrupt_line_as_it_was(bench):
+    bench.driver.set_up()
+    bench.driver.offer(bench.driver.chain([(DATA, 1, False)]))
+    bench.machine.store(0x50, 0)
+    raised = bench.bus.state()
+    bench.bus.reset()
+    bench.bus.restore(raised)
+    assert bench.machine.levels == [True, False, True]
+    assert bench.machine.load(0x60) == 1
+
+
 def test_a_queue_cannot_be_moved_while_it_is_in_use(bench):
     bench.driver.set_up()
     bench.machine.store(0x80, BACK)

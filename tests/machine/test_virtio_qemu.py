@@ -6,13 +6,8 @@ QEMU's qtest protocol reads and writes registers and RAM of a machine whose CPU 
 from __future__ import annotations
 
 import base64
-import contextlib
 import random
-import shutil
-import socket
 import struct
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +30,7 @@ from machine.virtio_driver import (
     Driver,
     Emulated,
 )
+from qtest import Qtest
 
 from kexecemu.machine.disk import Disk
 from kexecemu.machine.ram import Ram
@@ -45,6 +41,7 @@ from kexecemu.machine.virtio_block import VirtioBlock
 pytestmark = pytest.mark.real
 
 RAM = PhysRange.of(0x40000000, 64 << 20)
+BUS = 0x0A000000
 RINGS = 0x41000000
 DATA = 0x41100000
 SECTORS = 6000
@@ -56,42 +53,23 @@ LIMIT_SECONDS = 10
 FEATURES = VERSION_1 | INDIRECT_DESC | EVENT_IDX | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 13 | 1 << 14
 
 
-class Qtest:
-    """QEMU's virt, seen through its qtest socket."""
+class Behind:
+    """QEMU's device and RAM, as a driver sees them."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(LIMIT_SECONDS)
-        end = time.monotonic() + LIMIT_SECONDS
-        while self._socket.connect_ex(str(path)):
-            assert time.monotonic() < end, "QEMU does not open its socket"
-            time.sleep(0.01)
-        self._answers = self._socket.makefile("r")
-
-    def close(self) -> None:
-        self._answers.close()
-        self._socket.close()
-
-    def _ask(self, question: str) -> str:
-        self._socket.sendall(question.encode() + b"\n")
-        answer = self._answers.readline().strip()
-        assert answer.startswith("OK"), (question, answer)
-        return answer[2:].strip()
+    def __init__(self, qemu: Qtest) -> None:
+        self._qemu = qemu
 
     def load(self, offset: int, size: int = 4) -> int:
-        return int(
-            self._ask(f"read{'bwlq'[size.bit_length() - 1]} {0x0A000000 + SLOT * 0x200 + offset:#x}"), 16
-        )
+        return self._qemu.read(BUS + SLOT * 0x200 + offset, size)
 
     def store(self, offset: int, value: int, size: int = 4) -> None:
-        address = 0x0A000000 + SLOT * 0x200 + offset
-        self._ask(f"write{'bwlq'[size.bit_length() - 1]} {address:#x} {value:#x}")
+        self._qemu.write(BUS + SLOT * 0x200 + offset, value, size)
 
     def read(self, phys: int, length: int) -> bytes:
-        return base64.b64decode(self._ask(f"b64read {phys:#x} {length:#x}"))
+        return base64.b64decode(self._qemu.command(f"b64read {phys:#x} {length:#x}"))
 
     def write(self, phys: int, data: bytes) -> None:
-        self._ask(f"b64write {phys:#x} {len(data):#x} {base64.b64encode(data).decode()}")
+        self._qemu.command(f"b64write {phys:#x} {len(data):#x} {base64.b64encode(data).decode()}")
 
     def settle(self, done: Callable[[], bool]) -> None:
         end = time.monotonic() + LIMIT_SECONDS
@@ -99,54 +77,19 @@ class Qtest:
             assert time.monotonic() < end, "QEMU does not answer the request"
 
 
-@contextlib.contextmanager
-def qemu(image: Path) -> Iterator[Qtest]:
-    # A socket's path has room for about 100 characters, which a test's own folder may exceed.
-    with tempfile.TemporaryDirectory(prefix="qtest-") as folder:
-        command = [
-            *(
-                "qemu-system-aarch64",
-                "-machine",
-                "virt",
-                "-m",
-                "64M",
-                "-S",
-                "-display",
-                "none",
-                "-nodefaults",
-            ),
-            *("-qtest", f"unix:{folder}/socket,server=on,wait=off", "-qtest-log", "none"),
-            *("-global", "virtio-mmio.force-legacy=false"),
-            *("-drive", f"if=none,id=disk,format=raw,discard=unmap,file={image}"),
-            *("-device", "virtio-blk-device,drive=disk,serial=vmcore"),
-        ]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        try:
-            machine = Qtest(Path(folder) / "socket")
-            try:
-                yield machine
-            finally:
-                machine.close()
-        finally:
-            process.kill()
-            process.wait()
-
-
 @pytest.fixture(scope="module")
 def qemu_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("qemu-system-aarch64") is None:
-        pytest.skip("no qemu-system-aarch64 here")
     image = tmp_path_factory.mktemp("virtio") / "disk"
-    image.write_bytes(b"")
-    with open(image, "r+b") as file:
-        file.truncate(SECTORS * 512)
+    image.write_bytes(bytes(SECTORS * 512))
     return image
 
 
 @pytest.fixture(scope="module")
-def theirs(qemu_image: Path) -> Iterator[Qtest]:
-    with qemu(qemu_image) as machine:
-        yield machine
+def theirs(qemu_image: Path) -> Iterator[Behind]:
+    disk = ("-drive", f"if=none,id=disk,format=raw,discard=unmap,file={qemu_image}")
+    device = ("-device", "virtio-blk-device,drive=disk,serial=vmcore")
+    with Qtest("-global", "virtio-mmio.force-legacy=false", *disk, *device) as qemu:
+        yield Behind(qemu)
 
 
 @pytest.fixture

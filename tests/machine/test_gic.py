@@ -111,6 +111,8 @@ def test_an_edge_is_kept_and_counts_once():
     assert bench.acknowledge() == 40
     bench.end(40)
     assert bench.acknowledge() == SPURIOUS, "the line is high, but that is no edge"
+    bench.gic.set_level(40, False)
+    assert bench.acknowledge() == SPURIOUS, "nor is its fall"
 
 
 def test_an_interrupt_made_pending_by_software_is_taken_once_even_of_a_level_line():
@@ -189,6 +191,16 @@ def test_a_new_target_hears_of_what_is_pending_and_the_old_one_no_more():
     bench.gic.set_level(32, True)
     bench.dist(ITARGETSR + 32, 2, 1)
     assert [bench.gic.output(cpu) for cpu in (0, 1)] == [False, True]
+
+
+def test_a_cpu_that_ends_what_it_no_longer_is_a_target_of_goes_on_with_its_own():
+    bench = Bench(2)
+    for intid in (33, 40):
+        bench.gic.set_level(intid, True)
+    assert bench.acknowledge(0) == 33
+    bench.dist(ITARGETSR + 33, 2, 1)
+    bench.end(33, 0)
+    assert [bench.acknowledge(cpu) for cpu in (0, 1)] == [40, 33]
 
 
 def test_the_targets_of_private_interrupts_are_the_reader_and_cannot_be_written():
@@ -387,6 +399,24 @@ def test_group_1_needs_ackctl_or_the_alias_to_be_acknowledged():
     bench.cpu(AEOIR, 33)
     bench.cpu(0, 7)
     assert bench.acknowledge() == 33
+
+
+@pytest.mark.parametrize(("common", "preempts"), [(0, False), (1 << 4, True)])
+def test_group_1_has_a_binary_point_of_its_own_unless_it_is_common(common, preempts):
+    """ABPR of 4 splits group 1 as BPR of 3 would: 0xa0 and 0xa8 are alike then."""
+    bench = Bench()
+    bench.dist(CTLR, 3)
+    bench.dist(IGROUPR + 4, 0xFFFFFFFF)
+    bench.cpu(0, 7 | common)
+    bench.cpu(ABPR, 4)
+    bench.priority(33, 0xA8)
+    bench.gic.set_level(33, True)
+    assert bench.acknowledge() == 33
+    assert bench.read_cpu(RPR) == (0xA8 if preempts else 0xA0)
+    bench.gic.set_level(34, True)
+    assert bench.gic.output(0) == preempts
+    bench.priority(34, 0x98)
+    assert bench.gic.output(0)
 
 
 def test_the_alias_does_not_see_group_0():

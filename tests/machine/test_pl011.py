@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from qtest import Qtest
 
 from kexecemu.machine.cpu import StopKind
 from kexecemu.machine.pl011 import Pl011
@@ -165,3 +166,36 @@ def test_feeding_nothing_does_nothing():
     uart = Pl011()
     uart.feed(b"")
     assert (uart.read(FR, 4), uart.read(RIS, 4)) == (0x90, 0)
+
+
+def test_the_registers_answer_as_qemu_s_do():
+    """Not IFLS, DMACR and the like with bits that there are not, which QEMU cuts off in its own way."""
+    levels = []
+    uart = Pl011(irq=levels.append)
+    with Qtest() as qemu:
+
+        def same():
+            for offset in (*range(0, 0x4C, 4), *range(0xFE0, 0x1000, 4)):
+                assert uart.read(offset, 4) == qemu.read(uart.base_phys + offset), hex(offset)
+
+        same()
+        for offset, value in (
+            (0x24, 13),
+            (0x28, 1),
+            (LCR_H, 0x70),
+            (0x30, 0x301),
+            (0x34, 0x12),
+            (IMSC, 0x7F0),
+            (DR, 0x41),
+            (IMSC, RX | RT),
+            (IMSC, TX),
+            (ICR, RX | RT),
+            (ICR, TX),
+            (FR, 0xFFFF),
+            (RIS, 0xFFFF),
+            (MIS, 0xFFFF),
+        ):
+            uart.write(offset, 4, value)
+            qemu.write(uart.base_phys + offset, value)
+            same()
+    assert levels == [True, False, True, False]

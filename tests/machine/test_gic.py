@@ -403,19 +403,20 @@ def test_group_1_needs_ackctl_or_the_alias_to_be_acknowledged():
 
 @pytest.mark.parametrize(("common", "preempts"), [(0, False), (1 << 4, True)])
 def test_group_1_has_a_binary_point_of_its_own_unless_it_is_common(common, preempts):
-    """ABPR of 4 splits group 1 as BPR of 3 would: 0xa0 and 0xa8 are alike then."""
+    """ABPR of 4 splits group 1 as BPR of 3 would: 0xb0 and 0xb8 are alike then."""
     bench = Bench()
     bench.dist(CTLR, 3)
     bench.dist(IGROUPR + 4, 0xFFFFFFFF)
     bench.cpu(0, 7 | common)
     bench.cpu(ABPR, 4)
-    bench.priority(33, 0xA8)
+    bench.priority(33, 0xB8)
+    bench.priority(34, 0xB0)
     bench.gic.set_level(33, True)
     assert bench.acknowledge() == 33
-    assert bench.read_cpu(RPR) == (0xA8 if preempts else 0xA0)
+    assert bench.read_cpu(RPR) == (0xB8 if preempts else 0xB0)
     bench.gic.set_level(34, True)
     assert bench.gic.output(0) == preempts
-    bench.priority(34, 0x98)
+    bench.priority(34, 0xA8)
     assert bench.gic.output(0)
 
 

@@ -53,6 +53,19 @@ def test_parts_without_number_are_stored_one_behind_the_other(disk):
     assert disk.read(77, sum(map(len, parts))) == b"".join(parts)
 
 
+@pytest.mark.parametrize("most", [1, 7, 64])
+def test_what_the_host_stores_only_in_part_is_stored_whole(monkeypatch, most):
+    whole = os.pwritev
+
+    def partly(fd, parts, offset):
+        return whole(fd, [b"".join(parts)[:most]], offset)
+
+    monkeypatch.setattr(os, "pwritev", partly)
+    with Disk(SIZE) as disk:
+        disk.write_parts(3, [b"a purgatory", b"", b"checks", memoryview(b" what it jumps to")])
+        assert disk.read(0, 40) == b"\0\0\0a purgatorychecks what it jumps to".ljust(40, b"\0")
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(

@@ -131,6 +131,14 @@ def test_features_are_fixed_once_agreed_upon(bench):
     assert bench.driver.needs_reset(), "an indirect table that was not negotiated"
 
 
+def test_there_are_64_features_and_no_more(bench):
+    for sel in (2, 0xFFFFFFFF):
+        bench.machine.store(0x24, sel)
+        bench.machine.store(0x20, 0xFFFFFFFF)
+        assert bench.driver._feature_word(sel) == 0
+    bench.driver.set_up()
+
+
 def test_a_request_is_answered_within_the_notification(bench):
     bench.driver.set_up()
     bench.ram.write(DATA, b"capture kernel")
@@ -197,8 +205,9 @@ def test_without_the_event_index_a_flag_suppresses_interrupts(bench):
     assert bench.driver.avail_event() == 0, "that place does not belong to the ring"
 
 
-def test_a_notification_without_a_request_does_nothing(bench):
-    bench.driver.set_up()
+@pytest.mark.parametrize("features", [INDIRECT_DESC, EVENT_IDX])
+def test_a_notification_without_a_request_does_nothing(bench, features):
+    bench.driver.set_up(features)
     bench.driver.notify()
     bench.machine.store(0x50, 7)
     assert bench.device.seen == [] and bench.machine.levels == []
@@ -262,9 +271,12 @@ def test_going_back_drives_the_interrupt_line_as_it_was(bench):
 
 def test_a_queue_cannot_be_moved_while_it_is_in_use(bench):
     bench.driver.set_up()
-    bench.machine.store(0x80, BACK)
-    bench.machine.store(0x38, 4)
-    bench.machine.store(0x44, 1)
+    for _ in range(2):
+        assert bench.driver.run([(DATA, 1, False), (BACK, 1, True)]) == 1
+        bench.machine.store(0x80, BACK)
+        bench.machine.store(0x38, 4)
+        bench.machine.store(0x44, 1)
+    bench.bus.restore(bench.bus.state())
     assert bench.driver.run([(DATA, 1, False), (BACK, 1, True)]) == 1
 
 
@@ -278,15 +290,9 @@ def test_a_queue_that_does_not_exist_shows_no_size(bench):
 @pytest.mark.parametrize(
     ("offset", "value"),
     [
-        (0x38, 0),
-        (0x38, 100),
-        (0x38, 512),
-        (0x80, 8),
-        (0x90, 1),
-        (0xA0, 2),
-        (0x84, 1),
-        (0x94, 1),
-        (0xA0, 0x403FFFF0),
+        *((0x38, 0), (0x38, 100), (0x38, 512)),
+        *((0x80, RINGS + 8), (0x90, RINGS + 0x4001), (0xA0, RINGS + 0x8002)),
+        *((0x84, 1), (0x94, 1), (0xA4, 1), (0xA0, RAM.end - 0x800)),
     ],
     ids=hex,
 )
@@ -316,10 +322,10 @@ MALFORMED = [
     malformed("a buffer at the end of all addresses", [((1 << 64) - 1, 2, WRITE, 0)]),
     malformed("a buffer of no bytes", [(DATA, 0, 0, 0)]),
     malformed("readable behind writable", [(DATA, 1, NEXT | WRITE, 1), (DATA, 1, 0, 0)]),
-    malformed("an indirect table that goes on", [(DATA, 16, INDIRECT | NEXT, 1), (DATA, 1, 0, 0)]),
+    malformed("an indirect table that goes on", [(RINGS + 16, 16, INDIRECT | NEXT, 1), (DATA, 1, 0, 0)]),
     malformed("an empty indirect table", [(DATA, 0, INDIRECT, 0)]),
-    malformed("an indirect table and a half", [(DATA, 24, INDIRECT, 0)]),
-    malformed("an indirect table without end", [(DATA, 1 << 20, INDIRECT, 0)]),
+    malformed("an indirect table and a half", [(RINGS + 16, 24, INDIRECT, 0), (DATA, 1, 0, 0)]),
+    malformed("an indirect table without end", [(RINGS + 16, 0x80010, INDIRECT, 0), (DATA, 1, 0, 0)]),
     malformed("an indirect table outside RAM", [(0x1000, 16, INDIRECT, 0)]),
     malformed("a table inside a table", [(RINGS + 16, 16, INDIRECT, 0), (RINGS + 16, 16, INDIRECT, 0)]),
     malformed("a loop in a table", [(RINGS + 16, 16, INDIRECT, 0), (DATA, 1, NEXT, 0)]),
@@ -363,6 +369,27 @@ def test_what_came_before_a_malformed_request_is_handed_back(bench):
     bench.driver.notify()
     assert bench.driver.used_idx() == 1
     assert bench.machine.load(0x60) == 3
+    bench.driver.chain([(DATA, 1, False)], first=9)
+    bench.machine.store(0x50, 0)
+    assert bench.driver.used_idx() == 1, "only a reset makes it serve again"
+
+
+def test_that_a_reset_is_needed_is_the_device_s_to_say(bench):
+    bench.driver.set_up()
+    bench.machine.store(0x70, 15 | NEEDS_RESET)
+    assert bench.machine.load(0x70) == 15
+    bench.driver.offer(256)
+    bench.machine.store(0x50, 0)
+    bench.machine.store(0x70, 15)
+    assert bench.machine.load(0x70) == 15 | NEEDS_RESET
+
+
+def test_before_the_driver_is_ready_trouble_raises_no_interrupt(bench):
+    bench.driver.set_up(queue=False)
+    bench.machine.store(0x70, 11)
+    bench.machine.store(0x44, 1)
+    assert bench.machine.load(0x70) == 11 | NEEDS_RESET
+    assert bench.machine.levels == []
 
 
 def test_a_device_that_writes_over_its_own_ring_comes_to_an_end(bench):

@@ -78,9 +78,11 @@ def test_a_read_of_more_than_one_piece_is_whole():
     disk = Disk(8 << 20)
     disk.write(0, bytes(range(256)) * (6 << 12))
     bench = Bench(disk)
-    parts = [(DATA, 0x500200), (DATA + 0x500200, 0xFFE00)]
-    assert bench.request(IN, 0, into=parts) == (OK, (6 << 20) + 1)
-    assert bench.ram.read(DATA, 6 << 20) == disk.read(0, 6 << 20)
+    for first in (0x500200, 0x400000, 0x3FFFFF):
+        bench.ram.fill(DATA, 6 << 20)
+        parts = [(DATA, first), (DATA + first, (6 << 20) - first)]
+        assert bench.request(IN, 0, into=parts) == (OK, (6 << 20) + 1)
+        assert bench.ram.read(DATA, 6 << 20) == disk.read(0, 6 << 20)
 
 
 def test_a_flush_and_the_serial(bench):
@@ -195,6 +197,13 @@ def test_what_is_no_request_at_all_needs_a_reset(bench, parts):
 def test_a_serial_that_does_not_fit_is_refused(serial):
     with pytest.raises(InputError, match="serial"):
         VirtioBlock(Disk(512), serial)
+
+
+def test_the_last_byte_of_data_may_share_the_status_s_descriptor(bench):
+    bench.disk.write(0, PATTERN)
+    bench.ram.fill(DATA, 0x1000, 0xEE)
+    assert bench.driver.run([(RINGS + 0x40000, 16, False), (DATA, 511, True), (DATA + 511, 2, True)]) == 513
+    assert bench.ram.read(DATA, 514) == PATTERN + b"\0\xee"
 
 
 @settings(max_examples=100, deadline=None)

@@ -278,6 +278,7 @@ def test_a_queue_cannot_be_moved_while_it_is_in_use(bench):
         bench.machine.store(0x44, 1)
     bench.bus.restore(bench.bus.state())
     assert bench.driver.run([(DATA, 1, False), (BACK, 1, True)]) == 1
+    assert bench.device.seen == [0, 0, 0]
 
 
 def test_a_queue_that_does_not_exist_shows_no_size(bench):

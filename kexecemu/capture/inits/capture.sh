@@ -30,7 +30,7 @@ fi
 bs=$(parameter bs 1M)
 told=$(dd if=/proc/vmcore of="$disk" bs="$bs" oflag=direct 2>&1)
 status=$?
-# Its last line has the bytes and the time, or what went wrong.
-say "dd: ${told##*
-}"
+[ $status = 0 ] || echo "$told" | while read -r line; do
+	say "$line"
+done
 power_off "end: status $status, $size bytes to $disk"

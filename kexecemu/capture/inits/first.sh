@@ -30,6 +30,8 @@ short_kallsyms() {
 }
 [ "$(parameter kallsyms short)" = real ] || short_kallsyms
 
+# The kernel gives init the words of its command line that it does not know itself.
+set --
 while read -r word; do
 	set -- "$@" "$word"
 done </kexec.conf
@@ -63,8 +65,9 @@ if [ "$records" != none ]; then
 		load_modules
 		disk=$(parameter disk /dev/vda)
 		tar -cf "$disk" *
+		status=$?
 		sync
-		say "records to $disk, status $?"
+		say "records to $disk, status $status"
 		;;
 	console)
 		for file in *; do

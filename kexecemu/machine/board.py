@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kexecemu.errors import InputError
 from kexecemu.machine.cpu import Cpu
 from kexecemu.machine.dma import DmaMaster
+from kexecemu.machine.engine import MmioDevice
+from kexecemu.machine.gic import Gic2
 from kexecemu.machine.pl011 import Pl011
 from kexecemu.machine.psci import Psci
 from kexecemu.machine.ram import HOST_PAGE, Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.machine.timeline import Timeline
+from kexecemu.machine.virtio import VirtioBus, VirtioDevice
 
 __all__ = ["Board", "parse_size"]
 
 MAX_CPUS = 256
+GIC_CPUS = 8
+"""A GICv2 has interfaces for so many; CPUs beyond get no interrupts."""
+UART_SPI = 32 + 1
+RTC_SPI = 32 + 2
+VIRTIO_SPI = 32 + 16
+VIRTIO_SLOTS = 32
+TIMER_PHYSICAL_PPI = 16 + 14
+TIMER_VIRTUAL_PPI = 16 + 11
 PHYS_LIMIT = 1 << 44  # Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits
+
+
+def _unconnected(level: bool) -> None:
+    """An interrupt line that leads nowhere."""
+
 
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -60,19 +77,20 @@ class Board:
             if size % HOST_PAGE:
                 raise InputError(f"RAM of {ram!r} is not made of whole pages of {HOST_PAGE:#x} bytes")
             ram = (PhysRange.of(ram_base, size),)
-        self.uart = Pl011(uart_base)
+        self.gic = Gic2(min(cpus, GIC_CPUS), self._interrupt)
+        self.uart = Pl011(uart_base, irq=self.gic.line(UART_SPI))
         for bank in ram:
             if bank.overlaps(self.uart.phys):
                 raise InputError(f"RAM {bank} covers the UART at {uart_base:#x}")
             if bank.end > PHYS_LIMIT:
                 raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
         self.ram = Ram(ram)
-        self.cpus: tuple[Cpu, ...] = tuple(
-            Cpu(index, self.ram, (self.uart,), clock=lambda: self.instructions, hypercall=self._hypercall)
-            for index in range(cpus)
-        )
+        self.virtio = VirtioBus(self.ram)
+        self.idle = 0
+        """Instructions of time in which all CPUs were waiting: run by none of them."""
+        self.cpus: tuple[SystemCpu, ...] = tuple(self._cpu(index) for index in range(cpus))
         self.dma = DmaMaster(self.ram)
-        self.timeline = Timeline(lambda: self.instructions)
+        self.timeline = Timeline(lambda: self.time)
         self._psci = Psci(self.cpus)
 
     def close(self) -> None:
@@ -87,15 +105,49 @@ class Board:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _cpu(self, index: int) -> SystemCpu:
+        devices: list[MmioDevice] = [self.uart, self.virtio]
+        physical: Callable[[bool], object] = _unconnected
+        virtual: Callable[[bool], object] = _unconnected
+        if index < GIC_CPUS:
+            devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
+            physical = self.gic.line(TIMER_PHYSICAL_PPI, index)
+            virtual = self.gic.line(TIMER_VIRTUAL_PPI, index)
+        return SystemCpu(
+            index,
+            self.ram,
+            devices,
+            clock=lambda: self.time,
+            hypercall=self._hypercall,
+            physical=physical,
+            virtual=virtual,
+        )
+
+    def _interrupt(self, cpu: int, level: bool) -> None:
+        self.cpus[cpu].set_irq(level)
+
+    def attach(self, slot: int, device: VirtioDevice) -> None:
+        """Put a virtio device into one of the 32 slots; QEMU fills them from the last one down."""
+        self.virtio.attach(slot, device, self.gic.line(VIRTIO_SPI + slot))
+
     @property
-    def boot_cpu(self) -> Cpu:
+    def boot_cpu(self) -> SystemCpu:
         """CPU 0, the one that firmware starts."""
         return self.cpus[0]
 
     @property
     def instructions(self) -> int:
-        """Instructions retired by all CPUs together: the board's time."""
+        """Instructions retired by all CPUs together."""
         return sum(cpu.instructions for cpu in self.cpus)
+
+    @property
+    def time(self) -> int:
+        """The board's time: the instructions retired, and those that would have been while all CPUs waited."""
+        return self.instructions + self.idle
+
+    def skip(self, instructions: int) -> None:
+        """Let time pass while nobody runs."""
+        self.idle += instructions
 
     def _hypercall(self, cpu: Cpu) -> str | None:
         return self._psci.call(cpu)

@@ -17,7 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from unicorn.arm64_const import UC_ARM64_INS_MRS
+from unicorn.arm64_const import UC_ARM64_INS_MRS, UC_ARM64_REG_PC, UC_ARM64_REG_XZR
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN, UC_HOOK_INTR
 from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc, uclib
@@ -27,8 +27,13 @@ from kexecemu.errors import MachineError
 __all__ = ["BlockCounter", "Why", "library_path"]
 
 FILTER_BITS = 4096
+STALE_LINES = 64
+LINE_MARKS = 1 << 18
+LINE_SIZE = 64
+"""Of the instruction cache, in bytes: what one IC IVAU is about (CTR_EL0.IminLine of a Cortex-A57)."""
 INSTRUCTIONS_PER_TICK = 2
 """Of CNTPCT_EL0 and CNTVCT_EL0; CNTFRQ_EL0 says 62.5 MHz, so a CPU does 125 million instructions a second."""
+INSTRUCTIONS_PER_SECOND = 62_500_000 * INSTRUCTIONS_PER_TICK
 NO_DEADLINE = (1 << 64) - 1
 ANYWHERE = (0, (1 << 64) - 1)
 
@@ -42,6 +47,8 @@ class Why(IntEnum):
     DEADLINE = 3
     MISALIGNED = 4
     INTERRUPT = 5
+    IRQ = 6
+    STALE = 7
 
 
 class BlockCount(ctypes.Structure):
@@ -62,7 +69,25 @@ class BlockCount(ctypes.Structure):
         ("why", ctypes.c_uint32),
         ("interrupt", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("system", ctypes.c_uint32),
+        ("irq", ctypes.c_uint32),
+        ("maintenance", ctypes.c_uint32),
+        ("stale", ctypes.c_uint32),
+        ("nr_stale", ctypes.c_uint32),
+        ("nr_stale_pages", ctypes.c_uint32),
+        ("user_ran", ctypes.c_uint32),
+        ("settled_page", ctypes.c_uint64),
+        ("stale_lines", ctypes.c_uint64 * STALE_LINES),
+        ("stale_pages", ctypes.c_uint64 * STALE_LINES),
+        ("marks", ctypes.c_void_p),
+        ("entered", ctypes.c_uint64),
+        ("exceptions", ctypes.c_uint64),
+        ("reg_read", ctypes.c_void_p),
+        ("reg_write_batch", ctypes.c_void_p),
+        ("context_save", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("exception", ctypes.c_void_p),
+        ("timer", ctypes.c_void_p),
         ("filter", ctypes.c_uint64 * (FILTER_BITS // 64)),
     )
 
@@ -83,6 +108,13 @@ def _load() -> ctypes.CDLL | None:
         return None
 
 
+def function_address(function: Any) -> int:
+    """Where a function of a loaded library, or a ctypes callback, is in the host's memory."""
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
 class BlockCounter:
     """The counter of one engine. All addresses are virtual; counts are instructions."""
 
@@ -91,36 +123,59 @@ class BlockCounter:
         self.state = BlockCount()
         self.state.deadline = NO_DEADLINE
         self.state.within, self.state.within_size = ANYWHERE
-        self.state.emu_stop = ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p).value
-        self.state.reg_write = ctypes.cast(uclib.uc_reg_write, ctypes.c_void_p).value
+        self.state.emu_stop = function_address(uclib.uc_emu_stop)
+        self.state.reg_write = function_address(uclib.uc_reg_write)
+        self.state.reg_read = function_address(uclib.uc_reg_read)
         self._stops: frozenset[int] = frozenset()
+        self._hooks: list[int] = []
         self._stop_array: ctypes.Array[ctypes.c_uint64] | None = None
         library = _load()
+        self.library = library
         self.native = library is not None
         if library is not None:
-            self._hook(UC_HOOK_BLOCK, library.blockcount_block)
-            self._hook(UC_HOOK_INTR, library.blockcount_interrupt)
-            self._hook(UC_HOOK_INSN, library.blockcount_mrs, UC_ARM64_INS_MRS)
+            self._hooks.append(self.hook(UC_HOOK_BLOCK, library.blockcount_block))
+            self.hook(UC_HOOK_INTR, library.blockcount_interrupt)
+            self.hook(UC_HOOK_INSN, library.blockcount_mrs, UC_ARM64_INS_MRS)
         else:
-            uc.hook_add(UC_HOOK_BLOCK, self._on_block)
-            uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
-            uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS)
+            self._hooks += [
+                uc.hook_add(UC_HOOK_BLOCK, self._on_block),
+                uc.hook_add(UC_HOOK_INTR, self._on_interrupt),
+                uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS),
+            ]
 
-    def _hook(self, kind: int, function: Any, *aux: int) -> None:
-        """Hook a native function with the state as its user data; the binding would put Python in between."""
+    def unhook(self) -> None:
+        """Take away what counts, for somebody who counts in another way from now on."""
+        for hook in self._hooks:
+            self.unhook_one(hook)
+        self._hooks.clear()
+
+    def hook(self, kind: int, function: Any, *aux: int, at: int | None = None) -> int:
+        """Hook a native function with the state as its user data; the binding would put Python in between.
+
+        aux is the instruction of a UC_HOOK_INSN; `at` a virtual address, None for everywhere. Returns the handle.
+        """
         handle = ctypes.c_size_t()
+        begin, end = (1, 0) if at is None else (at, at)  # begin after end: everywhere
         error = uclib.uc_hook_add(
             self._uc._uch,
             ctypes.byref(handle),
             kind,
             ctypes.cast(function, ctypes.c_void_p),
             ctypes.c_void_p(ctypes.addressof(self.state)),
-            ctypes.c_uint64(1),  # begin after end: everywhere
-            ctypes.c_uint64(0),
+            ctypes.c_uint64(begin),
+            ctypes.c_uint64(end),
             *(ctypes.c_int(each) for each in aux),
         )
         if error:
-            raise MachineError(f"the engine refused the block hook (Unicorn error {error})")
+            raise MachineError(f"the engine refused a hook (Unicorn error {error})")
+        return handle.value
+
+    def unhook_one(self, handle: int) -> None:
+        """Take one hook away, whether it was hook()'s or the binding's."""
+        if handle in self._uc._callbacks:
+            self._uc.hook_del(handle)
+        elif uclib.uc_hook_del(self._uc._uch, ctypes.c_size_t(handle)):
+            raise MachineError("the engine would not let go of a hook")
 
     @property
     def total(self) -> int:
@@ -192,5 +247,8 @@ class BlockCounter:
     def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
         if (named.op0, named.op1, named.crn, named.crm) != (3, 3, 14, 0) or named.op2 not in (1, 2):
             return 0
-        uc.reg_write(register, (self.state.elsewhere + self.state.total) // INSTRUCTIONS_PER_TICK)
+        state = self.state
+        to_come = state.block + state.block_size - uc.reg_read(UC_ARM64_REG_PC)
+        if register != UC_ARM64_REG_XZR:
+            uc.reg_write(register, (state.elsewhere + state.total - to_come // 4) // INSTRUCTIONS_PER_TICK)
         return 1

@@ -30,7 +30,7 @@ from unicorn.unicorn_const import (
     UC_PROT_ALL,
 )
 from unicorn.unicorn_py3.arch.arm64 import UcAArch64, UcRegCP64
-from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError, uclib
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.counter import BlockCounter
@@ -46,6 +46,8 @@ SCR_EL3 = 1 | 1 << 8 | 1 << 10
 HCR_EL2 = 1 << 31
 
 PHYS_END = 1 << 64
+
+_emu_start = uclib.uc_emu_start
 
 
 class MmioDevice(Protocol):
@@ -80,7 +82,8 @@ class _ExceptionState(ctypes.Structure):
     )
 
 
-def _open() -> UcAArch64:
+def open_engine() -> UcAArch64:
+    """A bare engine of the kind that all CPUs are."""
     uc = UcAArch64(UC_ARCH_ARM64, UC_MODE_ARM, cpu=UC_CPU_ARM64_A57)
     # With no exit address at all, nothing is looked up once a run has ended. With one, Unicorn fetches from
     # it when a run ends, and where that does not translate, the exception overwrites the syndrome that we are
@@ -98,7 +101,7 @@ def _context_address(context: UcContext) -> int:
 @functools.cache
 def syndrome_offset() -> int:
     """Where a saved context keeps the last syndrome; found by running a BRK whose syndrome is known."""
-    uc = _open()
+    uc = open_engine()
     uc.mem_map(0, 0x1000)
     uc.mem_write(0, (0xD4200000 | 0x5A5A << 5).to_bytes(4, "little"))
     uc.hook_add(UC_HOOK_INTR, lambda uc, number, _: uc.emu_stop())
@@ -117,7 +120,7 @@ class Engine:
     """A Unicorn engine with the board's RAM and devices mapped and its block counter hooked."""
 
     def __init__(self, ram: Ram, devices: Sequence[MmioDevice]) -> None:
-        self.uc = _open()
+        self.uc = open_engine()
         self._handle = self.uc._uch
         self._value = ctypes.c_uint64()
         self._sysregs: dict[str, UcRegCP64] = {}
@@ -166,29 +169,49 @@ class Engine:
         self.flush_tlb()
         self.flush_code()
 
-    def run(self) -> int:
+    def run(self, count: int = 0) -> int:
         """Run from PC until something ends it (counter, exception, WFI, error); the Unicorn error number, or 0.
 
+        count, if not 0, is the engine's own limit of instructions: exact, and slow (a hook on every instruction).
         Whatever a device's Python code raised is raised here.
         """
-        uc = self.uc
-        try:
-            uc.emu_start(self.get(UC_ARM64_REG_PC), 0)
-        except UcError as error:
-            # The binding reports the engine's error first and would forget what a callback raised.
-            if uc._hook_exception is not None:
-                raise uc._hook_exception from None
-            return int(error.errno)
-        return 0
+        # The binding's own emu_start() costs more than a short run.
+        error = _emu_start(self._handle, self.get(UC_ARM64_REG_PC), 0, 0, count)
+        raised = self.uc._hook_exception
+        if raised is not None:
+            self.uc._hook_exception = None
+            raise raised
+        return int(error)
 
     def syndrome(self) -> Syndrome:
         """The last exception's ESR and FAR as the CPU would have set them; valid right after run()."""
         self.uc.context_update(self._scratch)
         return Syndrome(self._exception.syndrome, self._exception.vaddress)
 
+    @property
+    def exception_context(self) -> tuple[int, int]:
+        """Host addresses for a native hook: a context to save into, and where its exception state lies in that."""
+        return _context_address(self._scratch), ctypes.addressof(self._exception)
+
     def flush_code(self) -> None:
         """Drop translated code: needed after anybody but this engine's own guest may have written code."""
         self.uc.ctl_flush_tb()
+
+    def drop_code(self, virt: int, size: int) -> None:
+        """Drop the code translated from [virt, virt + size), as it is mapped now; nothing if it is not."""
+        self.uc.ctl_remove_cache(virt, virt + size)
+
+    def drop_code_phys(self, pages_phys: Sequence[int], size: int) -> None:
+        """Drop the code translated from so many bytes at each of these physical addresses, wherever it is mapped."""
+        if not pages_phys:
+            return
+        # The engine takes virtual addresses, which it translates as a fetch: without the MMU they are physical.
+        sctlr = self.read_sysreg("SCTLR_EL1")
+        self.write_sysreg("SCTLR_EL1", sctlr & ~1)
+        for phys in pages_phys:
+            self.uc.ctl_remove_cache(phys, phys + size)
+        self.write_sysreg("SCTLR_EL1", sctlr)
+        self.flush_tlb()
 
     def flush_tlb(self) -> None:
         """Drop all cached address translations, as TLBI VMALLE1 does."""

@@ -78,8 +78,6 @@ class Ram:
         self.mapped: tuple[Bank, ...] = tuple(Bank(bank) for bank in ordered)
         self.generation = 0
         """Bumped by each host or DMA write."""
-        self.dma_generation = 0
-        """Bumped by each write_dma()."""
         self.last_runner: object = None
         """Who executed guest code last; a CPU that finds another one here drops its translations."""
         self._closed = False
@@ -102,6 +100,10 @@ class Ram:
             if bank.phys.start <= phys and phys + length <= bank.phys.end and length >= 0:
                 return bank, phys - bank.phys.start
         raise BusError(phys, length)
+
+    def __contains__(self, phys: int) -> bool:
+        """True for the physical address of a byte of RAM."""
+        return any(bank.start <= phys < bank.end for bank in self.banks)
 
     def read(self, phys: int, length: int) -> bytes:
         """`length` bytes from `phys`. Reading a page that nobody touched does not allocate it."""
@@ -130,13 +132,12 @@ class Ram:
     def write_dma(self, phys: int, data: Buffer) -> None:
         """Store `data` at `phys` as write() does, but leave it to the guest when CPUs see it as code.
 
-        A driver that lets a device load code has to invalidate the instruction cache before it runs any of it, and
+        A guest that lets a device load code has to invalidate the instruction cache before it runs any of it, and
         that is when a CPU drops its translations. Doing it here would cost a retranslation per request.
         """
         length = len(data) if isinstance(data, bytes | bytearray) else data.nbytes
         bank, offset = self._at(phys, length)
         bank.map[offset : offset + length] = data if isinstance(data, bytes | bytearray) else data.cast("B")
-        self.dma_generation += 1
 
     def fill(self, phys: int, length: int, byte: int = 0) -> None:
         """Set `length` bytes from `phys` to `byte`; whole pages of zeros go back to being untouched."""

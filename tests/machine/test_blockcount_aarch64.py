@@ -51,8 +51,9 @@ CASES = [
 
 def fields(state: BlockCount) -> dict[str, int]:
     """Everything but the pointers, which differ by nature."""
-    pointers = ("stops", "emu_stop", "reg_write", "filter")
-    return {name: getattr(state, name) for name, _ in BlockCount._fields_ if name not in pointers}
+    pointers = ("stops", "emu_stop", "reg_write", "marks", "filter")
+    values = {name: getattr(state, name) for name, _ in BlockCount._fields_ if name not in pointers}
+    return {name: list(value) if isinstance(value, ctypes.Array) else value for name, value in values.items()}
 
 
 @pytest.fixture

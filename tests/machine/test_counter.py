@@ -12,7 +12,16 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unicorn import UC_ARCH_ARM64, UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_HOOK_INTR, UC_MODE_ARM, Uc, UcError
+from unicorn import (
+    UC_ARCH_ARM64,
+    UC_CTL_IO_WRITE,
+    UC_CTL_TLB_FLUSH,
+    UC_HOOK_INTR,
+    UC_MODE_ARM,
+    Uc,
+    UcError,
+    arm64_const,
+)
 from unicorn.arm64_const import UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_ARM64_REG_X0, UC_CPU_ARM64_A57
 
 from kexecemu.machine import counter as counter_module
@@ -146,18 +155,30 @@ def test_a_fault_in_the_middle_of_a_long_block_takes_back_the_rest():
     assert (total, state["x0"], stops[-1].kind) == (300, 300, StopKind.FAULT)
 
 
-def test_the_struct_is_laid_out_as_in_c():
-    source = library_path().with_name("blockcount.c").read_text()
-    body = source.split("struct blockcount {")[1].split("\n};")[0]
-    names = []
-    for line in body.splitlines():
-        declaration = line.split("/*")[0].strip().rstrip(";")
-        if declaration:
-            names.append(
-                re.sub(r"\[.*|\)\(.*", "", declaration).replace("*", " ").replace("(", " ").split()[-1]
-            )
-    assert names == [name for name, _ in BlockCount._fields_]
-    assert ctypes.sizeof(BlockCount) == 11 * 8 + 4 * 4 + counter_module.FILTER_BITS // 8
+def test_c_and_python_agree_on_the_struct_and_on_unicorns_numbers(tmp_path):
+    source = library_path().with_name("blockcount.c")
+    claims = [
+        f"__builtin_offsetof(struct blockcount, {name}) == {getattr(BlockCount, name).offset}"
+        for name, _ in BlockCount._fields_
+    ]
+    claims.append(f"sizeof(struct blockcount) == {ctypes.sizeof(BlockCount)}")
+    names = re.findall(r"^#define REG_(\w+)", source.read_text(), re.MULTILINE)
+    assert len(names) > 10
+    claims += [f"REG_{name} == {getattr(arm64_const, f'UC_ARM64_REG_{name}')}" for name in names]
+    claims += [
+        f"FILTER_BITS == {counter_module.FILTER_BITS}",
+        f"INSTRUCTIONS_PER_TICK == {counter_module.INSTRUCTIONS_PER_TICK}",
+        f"STALE_LINES == {counter_module.STALE_LINES}",
+        f"LINE_MARKS == {counter_module.LINE_MARKS}",
+        f"1 << LINE_SHIFT == {counter_module.LINE_SIZE}",
+        *(f"WHY_{why.name} == {why.value}" for why in counter_module.Why),
+    ]
+    check = tmp_path / "check.c"
+    check.write_text(
+        f'#include "{source}"\n' + "".join(f'_Static_assert({claim}, "{claim}");\n' for claim in claims)
+    )
+    command = [sys.executable, "-m", "ziglang", "cc", "-c", str(check), "-o", str(tmp_path / "check.o")]
+    subprocess.run(command, check=True)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no native counter for this host")

@@ -1,0 +1,396 @@
+"""The stepper for hosts without the native hook: pure Python, exact, and fast enough to boot a Linux.
+
+A Python function at every block would be some fifty times slower than the engine. Here the engine counts by itself
+(count=), which stops exactly but anywhere, and the way to the next boundary is found by reading the guest's code.
+Where it is in its count, and how far it may go, is read and changed in the engine's own two counters while it runs.
+
+Registers of the timer cannot be hooked everywhere either, because the hook would see every MRS of the guest. The
+hooks are everywhere until a Linux has set its vectors, and only at the kernel's own instructions from then on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from unicorn.arm64_const import (
+    UC_ARM64_INS_MRS,
+    UC_ARM64_INS_MSR,
+    UC_ARM64_INS_SYS,
+    UC_ARM64_REG_PC,
+    UC_ARM64_REG_PSTATE,
+    UC_ARM64_REG_X0,
+    UC_ARM64_REG_X29,
+    UC_ARM64_REG_XZR,
+)
+from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INSN, UC_HOOK_INTR
+from unicorn.unicorn_py3.arch.arm64 import CpReg
+from unicorn.unicorn_py3.unicorn import Uc
+
+from kexecemu.errors import MachineError
+from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, LINE_SIZE, Why
+from kexecemu.machine.engine import Engine, open_engine
+from kexecemu.machine.exceptions import Pstate
+from kexecemu.machine.kernel_sites import Image, find_image, sites
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.stepper import CODE, TLB, Halt, Owner, ends_block
+
+__all__ = ["CountingStepper", "counter_offsets"]
+
+_NOP: Final = 0xD503201F
+_WORD = struct.Struct("<I")
+_PAGE: Final = 0x1000
+_EXCP_SWI: Final = 2
+_EXCP_PREFETCH_ABORT: Final = 3
+_EXCP_HVC: Final = 11
+_EC_TRAPPED_MRS: Final = 0x18
+
+_VBAR_EL1: Final = (3, 0, 12, 0, 0)
+_SCTLR_EL1: Final = (3, 0, 1, 0, 0)
+_CNTKCTL_EL1: Final = (3, 0, 14, 1, 0)
+_MRS_CNTPCT, _MRS_CNTVCT = 0xD53BE020, 0xD53BE040
+_EL0PCTEN, _EL0VCTEN = 1, 2
+
+
+class _Named(ctypes.Structure):
+    """uc_arm64_cp_reg: which system instruction, and the value of its register."""
+
+    _fields_ = (
+        ("crn", ctypes.c_uint32),
+        ("crm", ctypes.c_uint32),
+        ("op0", ctypes.c_uint32),
+        ("op1", ctypes.c_uint32),
+        ("op2", ctypes.c_uint32),
+        ("val", ctypes.c_uint64),
+    )
+
+
+if TYPE_CHECKING:
+    _NamedPointer = ctypes._Pointer[_Named]
+
+# uint32_t cb(uc_engine *, enum uc_arm64_reg, const uc_arm64_cp_reg *, void *)
+_SYS = ctypes.CFUNCTYPE(
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Named), ctypes.c_void_p
+)
+
+
+class Offsets(NamedTuple):
+    """Where the engine's struct keeps how many instructions it has counted, and at how many it stops."""
+
+    counter: int
+    limit: int
+
+
+@functools.cache
+def counter_offsets() -> Offsets:
+    """The engine's two counters, found by a run whose counts are known; MachineError where they cannot be found."""
+    limit, done = 0x5A1C3, 0x3B7
+    uc = open_engine()
+    uc.mem_map(0, 0x1000)
+    uc.mem_write(0, _WORD.pack(_NOP) * (done - 1) + _WORD.pack(0xD4200000))
+    found: list[Offsets] = []
+
+    def look(uc: Uc, number: int, _: object) -> None:
+        words = struct.unpack("<512Q", ctypes.string_at(_handle(uc), 4096))
+        if words.count(limit) == words.count(done) == 1:
+            found.append(Offsets(words.index(done) * 8, words.index(limit) * 8))
+        uc.emu_stop()
+
+    uc.hook_add(UC_HOOK_INTR, look)
+    uc.emu_start(0, 0, count=limit)
+    if not found:
+        raise MachineError("this version of the engine keeps its instruction count where it is not found")
+    return found[0]
+
+
+def _handle(uc: Uc) -> int:
+    handle = uc._uch.value
+    assert handle is not None
+    return handle
+
+
+class CountingStepper:
+    """See Stepper."""
+
+    def __init__(self, engine: Engine, owner: Owner) -> None:
+        self._engine = engine
+        self._uc = engine.uc
+        self._state = engine.counter.state
+        self._owner = owner
+        offsets = counter_offsets()
+        self._done = ctypes.c_uint64.from_address(_handle(self._uc) + offsets.counter)
+        self._limit = ctypes.c_uint64.from_address(_handle(self._uc) + offsets.limit)
+        self._running = False
+        self._finishing = False
+        self._irq = False
+        self._deadline = 0
+        self._image: Image | None = None
+        self._vectors_set = False  # by the guest just now
+        self._mmu_off = False
+        self._at_boundary = True
+        # Code that the guest has changed, see NativeStepper. What runs at EL0 is dropped whole, by any kernel's IC.
+        self._stale_lines: list[int] = []
+        self._stale_all = False
+        self._el0_ran = False
+        self._cntkctl = 0
+        self._distances: dict[int, tuple[int, bool]] = {}
+        self._hooks: list[int] = []
+        self._ic_callback = _SYS(self._on_ic)
+        self.error = 0
+        engine.counter.unhook()
+        self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
+        self._widen()
+
+    @property
+    def now(self) -> int:
+        """Instructions retired; see Stepper."""
+        total = int(self._state.total)
+        return total + self._done.value - 1 if self._running else total
+
+    def set_irq(self, level: bool) -> None:
+        """See Stepper."""
+        self._irq = level
+        if level:
+            self._cut()
+
+    def shorten(self, deadline: int) -> None:
+        """See Stepper."""
+        if deadline < self._deadline:
+            self._deadline = deadline
+            self._cut()
+
+    def _cut(self) -> None:
+        """End the stretch under way behind this instruction, unless it only goes to the next boundary anyway."""
+        if self._running and not self._finishing:
+            self._limit.value = self._done.value
+
+    def run(self, deadline: int) -> Halt:
+        """See Stepper."""
+        self._deadline = deadline
+        self._at_boundary = True
+        while True:
+            if self._at_boundary and self._must_return():
+                return Halt.BOUNDARY
+            # The last instruction before the deadline, and where an interrupt waits any, may end a block or not.
+            before = self._deadline - 1 - self._state.total
+            halt = self._finish() if self._irq or before <= 0 else self._stretch(before)
+            if self._vectors_set or self._mmu_off:
+                self._follow_kernel()
+            if self._stale_all or self._stale_lines:
+                self._drop_stale()
+            if halt is not None:
+                return halt
+
+    def _drop_stale(self) -> None:
+        if self._stale_all:
+            self._engine.flush_code()
+            self._el0_ran = False
+        else:
+            for line_virt in self._stale_lines:
+                self._engine.drop_code(line_virt, LINE_SIZE)
+        self._stale_lines.clear()
+        self._stale_all = False
+
+    def _must_return(self) -> bool:
+        if self._state.total >= self._deadline:
+            return True
+        return self._irq and not self._engine.get(UC_ARM64_REG_PSTATE) & Pstate.I
+
+    def _finish(self) -> Halt | None:
+        """Run to the next boundary; None if it was reached."""
+        self._finishing = True
+        try:
+            while True:
+                distance, ends = self._distance()
+                halt = self._stretch(distance)
+                if halt is not None:
+                    return halt
+                if ends:
+                    self._at_boundary = True
+                    return None
+        finally:
+            self._finishing = False
+
+    def _distance(self) -> tuple[int, bool]:
+        """Instructions from PC on to one that ends a block, and whether one was found before code that is not there."""
+        virt = self._engine.get(UC_ARM64_REG_PC)
+        if not virt >> 63:
+            return self._look_ahead(virt)
+        # The kernel's own code changes only with maintenance that is seen.
+        found = self._distances.get(virt)
+        if found is None:
+            found = self._distances[virt] = self._look_ahead(virt)
+        return found
+
+    def _look_ahead(self, virt: int) -> tuple[int, bool]:
+        count = 0
+        while True:
+            phys = self._owner.code_phys(virt)
+            if phys is None:
+                return max(count, 1), False
+            for word in _words(self._owner.ram, phys):
+                count += 1
+                if ends_block(word):
+                    return count, True
+            virt = (virt | _PAGE - 1) + 1
+
+    def _stretch(self, count: int) -> Halt | None:
+        """Run `count` instructions, or less if something cuts them short; None if nothing else came in between."""
+        state = self._state
+        self._at_boundary = False
+        state.block_size = 0
+        goal = state.total + count
+        while state.total < goal:
+            state.why = Why.NOTHING
+            state.maintenance |= TLB  # not looked at one by one
+            self._running = True
+            try:
+                self.error = self._engine.run(goal - state.total)
+            finally:
+                self._running = False
+                done, limit = self._done.value, self._limit.value
+            state.total += min(done, limit)
+            if not self._engine.get(UC_ARM64_REG_PSTATE) & Pstate.EL_MASK:
+                self._el0_ran = True
+            if self.error:
+                # What could not be loaded or stored has not retired; what could not be fetched was not counted.
+                if self.error not in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
+                    state.total -= 1
+                return Halt.ERROR
+            if state.why == Why.INTERRUPT:
+                if state.interrupt not in (_EXCP_SWI, _EXCP_HVC, _EXCP_PREFETCH_ABORT):
+                    state.total -= 1
+                if not self._serve_counter():
+                    return Halt.EVENT
+            elif done <= limit:
+                return Halt.IDLE  # not by the count: WFI
+            else:
+                break
+        return None
+
+    def _serve_counter(self) -> bool:
+        """Answer an EL0 program's read of the counter, which the engine has refused in place of the hook."""
+        engine = self._engine
+        if engine.get(UC_ARM64_REG_PSTATE) & Pstate.EL_MASK or engine.syndrome().esr >> 26 != _EC_TRAPPED_MRS:
+            return False
+        pc = engine.get(UC_ARM64_REG_PC)
+        word = self._owner.word_at(pc) or 0
+        allowed = {_MRS_CNTPCT: _EL0PCTEN, _MRS_CNTVCT: _EL0VCTEN}.get(word & ~31, 0)
+        if not self._cntkctl & allowed:
+            return False
+        if word & 31 != 31:
+            engine.put(
+                _general(word & 31), (self._state.elsewhere + self._state.total) // INSTRUCTIONS_PER_TICK
+            )
+        engine.put(UC_ARM64_REG_PC, pc + 4)
+        self._state.total += 1
+        return True
+
+    # -- hooks, which run inside the engine: none of them may stop it, but all may cut the stretch ---------------------
+
+    def _on_interrupt(self, uc: Uc, number: int, _: object) -> None:
+        self._state.interrupt = number
+        self._state.why = Why.INTERRUPT
+        uc.emu_stop()
+
+    def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
+        key = (named.op0, named.op1, named.crn, named.crm, named.op2)
+        if key == _CNTKCTL_EL1:
+            value = self._cntkctl
+        elif key[:3] != (3, 3, 14) or named.op2 > 2:
+            return 0
+        elif named.crm == 0 and named.op2:
+            value = (self._state.elsewhere + self.now) // INSTRUCTIONS_PER_TICK
+        elif named.crm in (2, 3):
+            value = self._owner.read_timer(named.crm, named.op2)
+        else:
+            return 0
+        if register != UC_ARM64_REG_XZR:
+            uc.reg_write(register, value)
+        return 1
+
+    def _on_msr(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
+        key = (named.op0, named.op1, named.crn, named.crm, named.op2)
+        if key[:3] == (3, 3, 14) and named.crm in (2, 3) and named.op2 <= 2:
+            self._owner.write_timer(named.crm, named.op2, named.val)
+        elif key == _CNTKCTL_EL1:
+            # EL0's reads of the counter must come here, where the guest believes that they do not.
+            self._cntkctl = named.val
+            self._engine.write_sysreg("CNTKCTL_EL1", named.val & ~(_EL0PCTEN | _EL0VCTEN))
+            return 1
+        elif key == _VBAR_EL1 and named.val >> 63 and self._image is None:
+            self._vectors_set = True
+            self._cut()
+        elif key == _SCTLR_EL1 and not named.val & 1 and self._image is not None:
+            self._mmu_off = True
+            self._cut()
+        return 0
+
+    def _on_ic(self, uc: int, register: int, named: _NamedPointer, _: int) -> int:
+        self._distances.clear()
+        self._state.maintenance |= CODE
+        op1, virt = named[0].op1, int(named[0].val)
+        if op1 == 3:
+            self._stale_lines.append(virt - virt % LINE_SIZE)
+        if op1 != 3 or (virt >> 63 and self._el0_ran):
+            self._stale_all = True
+        self._cut()
+        return 0
+
+    # -- which instructions are hooked ------------------------------------------------------------------------------
+
+    def _follow_kernel(self) -> None:
+        """A kernel has come up, or is about to leave for another one."""
+        self._distances.clear()
+        if self._mmu_off:
+            self._widen()
+        else:
+            self._narrow()
+        self._vectors_set = self._mmu_off = False
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            self._engine.counter.unhook_one(hook)
+        self._hooks.clear()
+
+    def _widen(self) -> None:
+        """Hook every MRS and MSR: slow, and right for any guest."""
+        self._unhook()
+        self._image = None
+        self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS))
+        self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_msr, aux1=UC_ARM64_INS_MSR))
+        self._engine.flush_code()
+
+    def _narrow(self) -> None:
+        """Hook the instructions of the Linux that runs here alone; any other guest stays as it is."""
+        virt = self._engine.get(UC_ARM64_REG_PC)
+        phys = self._owner.code_phys(virt)
+        image = find_image(self._owner.ram, virt, phys) if phys is not None else None
+        if image is None:
+            return
+        self._unhook()
+        self._image = image
+        hooks = {UC_ARM64_INS_MRS: self._on_mrs, UC_ARM64_INS_MSR: self._on_msr}
+        for virt, kind in sites(self._owner.ram, image):
+            if kind == UC_ARM64_INS_SYS:
+                # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
+                self._hooks.append(self._engine.counter.hook(UC_HOOK_INSN, self._ic_callback, kind, at=virt))
+            else:
+                self._hooks.append(
+                    self._uc.hook_add(UC_HOOK_INSN, hooks[kind], begin=virt, end=virt, aux1=kind)
+                )
+        self._engine.flush_code()
+
+
+def _words(ram: Ram, phys: int) -> Iterator[int]:
+    """The instructions from a physical address to the end of its page."""
+    view = ram.view(phys, _PAGE - phys % _PAGE)
+    for (word,) in _WORD.iter_unpack(view):
+        yield word
+
+
+def _general(number: int) -> int:
+    return UC_ARM64_REG_X0 + number if number < 29 else UC_ARM64_REG_X29 + number - 29

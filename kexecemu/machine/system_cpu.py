@@ -1,0 +1,171 @@
+"""A CPU that can also run an operating system: with a timer, interrupts, and no end but the machine's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from kexecemu.machine import exceptions
+from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
+from kexecemu.machine.counting import CountingStepper
+from kexecemu.machine.cpu import EXCP_HVC, Cpu, Stop, StopKind
+from kexecemu.machine.engine import MmioDevice
+from kexecemu.machine.exceptions import GuestFault, Pstate
+from kexecemu.machine.generic_timer import GenericTimer
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.stepper import CODE, TLB, Halt, NativeStepper, Stepper
+
+__all__ = ["SystemCpu"]
+
+Line = Callable[[bool], object]
+
+
+class SystemCpu(Cpu):
+    """A CPU with a generic timer and an interrupt signal, which advance() heeds and run() does not.
+
+    physical and virtual are the interrupt lines of its two timers.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        ram: Ram,
+        devices: Sequence[MmioDevice],
+        *,
+        clock: Callable[[], int],
+        hypercall: Callable[[Cpu], str | None],
+        physical: Line,
+        virtual: Line,
+    ) -> None:
+        super().__init__(index, ram, devices, clock=clock, hypercall=hypercall)
+        self.timer = GenericTimer(self._ticks, physical, virtual)
+        self.irq = False
+        self._stepper: Stepper | None = None
+        self._elsewhere = 0
+
+    def set_irq(self, level: bool) -> None:
+        """The interrupt controller's signal; it may come while any CPU of the board runs."""
+        self.irq = level
+        if self._stepper is not None:
+            self._stepper.set_irq(level)
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._stepper = None
+        super().close()
+
+    def reset(self, entry_phys: int, x0: int = 0) -> None:
+        """Power on; the timers are off then."""
+        super().reset(entry_phys, x0)
+        self.timer.reset()
+
+    @property
+    def now(self) -> int:
+        """The board's time as this CPU sees it, in instructions; exact in a callback too."""
+        return self._elsewhere + (self._stepper.now if self._stepper is not None else self.instructions)
+
+    def _ticks(self) -> int:
+        return self.now // INSTRUCTIONS_PER_TICK
+
+    def system(self) -> Stepper:
+        """The stepper, which is set up at first use and stays."""
+        if self._stepper is None:
+            native = self._engine.counter.native
+            self._stepper = (
+                NativeStepper(self._engine, self) if native else CountingStepper(self._engine, self)
+            )
+            self._stepper.set_irq(self.irq)
+        return self._stepper
+
+    def read_timer(self, crm: int, op2: int) -> int:
+        """The guest reads a timer's register."""
+        return self.timer.read(crm, op2)
+
+    def write_timer(self, crm: int, op2: int, value: int) -> None:
+        """The guest writes one; a run under way must not miss what that sets."""
+        self.timer.write(crm, op2, value)
+        if self._stepper is not None:
+            self._stepper.shorten(self._next_expiry() - self._elsewhere)
+
+    def _next_expiry(self) -> int:
+        """The board's time at which a timer of this CPU will raise its line."""
+        expiry = self.timer.expiry()
+        return NO_DEADLINE if expiry is None else expiry * INSTRUCTIONS_PER_TICK
+
+    def word_at(self, virt: int) -> int | None:
+        """The instruction at a virtual address; None where nothing can be fetched."""
+        phys = self.code_phys(virt)
+        return None if phys is None else self.ram.read_u32(phys)
+
+    def code_phys(self, virt: int) -> int | None:
+        """Where code at a virtual address is, in physical memory; None where nothing can be fetched."""
+        phys = self.translate(virt)
+        return phys if phys is not None and phys in self.ram else None
+
+    def advance(self, until: int) -> Stop:
+        """Run to the first boundary at which time is `until`, a timer expires, or an interrupt can be taken.
+
+        DEADLINE at a boundary, IDLE behind a WFI, POWER, and FAULT for an exception that cannot be taken. The CPU must
+        stand at a boundary: where the last advance() ended, or at its reset.
+        """
+        stepper = self.system()
+        counter = self._engine.counter
+        begin = counter.total
+        self.set_elsewhere()
+        while True:
+            if self._seen_generation != self.ram.generation:
+                self._engine.flush_code()
+                self._seen_generation = self.ram.generation
+            halt = stepper.run(min(until, self._next_expiry()) - self._elsewhere)
+            fault = None
+            if halt is Halt.BOUNDARY:
+                return Stop(StopKind.DEADLINE, self.pc, counter.total - begin)
+            if halt is Halt.IDLE:
+                return Stop(StopKind.IDLE, self.pc, counter.total - begin)
+            if halt is Halt.ERROR:
+                fault = self._external_abort(stepper.error)
+            elif counter.state.interrupt == EXCP_HVC:
+                power = self._call_firmware()
+                if power is not None:
+                    return Stop(StopKind.POWER, self.pc, counter.total - begin, power=power)
+            else:
+                fault = self._event()
+            if fault is not None:
+                if not self._take(fault, True):
+                    return Stop(StopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
+                counter.state.entered = counter.total
+
+    def _event(self) -> GuestFault:
+        counter = self._engine.counter
+        if counter.why is Why.MISALIGNED:
+            return self._fault(exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, far=self.pc)
+        return self._exception(counter.state.interrupt)
+
+    def maintained(self) -> int:
+        """What maintenance this CPU has done for all since it was last asked: CODE and TLB."""
+        state = self._engine.counter.state
+        done = int(state.maintenance)
+        state.maintenance = 0
+        return done
+
+    def hear(self, maintenance: int) -> None:
+        """Another CPU has done maintenance for all."""
+        if maintenance & CODE:
+            self._engine.flush_code()
+        if maintenance & TLB:
+            self._engine.flush_tlb()
+
+    def set_elsewhere(self) -> None:
+        """Take over the board's time, which other CPUs and idling have moved on."""
+        assert self._clock is not None
+        self._elsewhere = self._clock() - self.instructions
+        self._engine.counter.state.elsewhere = self._elsewhere
+
+    def take_irq(self) -> bool:
+        """Enter the interrupt's vector if the signal is up and not masked; True if so."""
+        if not self.irq or (pstate := self.pstate) & Pstate.I:
+            return False
+        if not pstate & Pstate.EL_MASK:
+            self._engine.counter.state.user_ran = 1
+            self._engine.counter.state.settled_page = 0
+        self.enter_exception("irq")
+        return True

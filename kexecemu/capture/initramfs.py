@@ -9,11 +9,12 @@ lists the names. On the console every line of theirs begins with "kdump: " or "f
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from kexecemu.capture.kernel_modules import DISK_MODULES, module_order, read_module
 from kexecemu.capture.shared_libraries import program_files
+from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.cpio import CpioEntry, build
 
@@ -77,14 +78,15 @@ def build_initramfs(
     busybox: Path,
     modules: Sequence[Path] = (),
     files: Mapping[str, bytes | Path] | None = None,
+    executable: Collection[str] = (),
     applets: Sequence[str] = APPLETS,
 ) -> bytes:
     """An archive with /init, /bin/busybox with a link for each of the applets, device nodes and the usual directories.
 
     modules are .ko files, compressed or not, in the order of loading: they become /modules/NN-NAME.ko, which sort in
-    that order. files maps paths in the archive to contents; a Path may be executed when its owner may execute it,
-    bytes may not. The same inputs give the same bytes. Raises InputError for an applet that the busybox lacks and for
-    paths that are taken or leave the archive.
+    that order. files maps paths in the archive to contents; a Path may be executed when its owner may execute it, and
+    what is named in executable always. The same inputs give the same bytes. Raises InputError for an applet that the
+    busybox lacks and for paths that are taken or leave the archive.
     """
     program = busybox.read_bytes()
     missing = sorted(set(applets) - set(busybox_applets(program)))
@@ -106,7 +108,7 @@ def build_initramfs(
     for name, content in sorted((files or {}).items()):
         if name in entries or name in given:
             raise InputError(f"the initramfs has its own /{name}")
-        given[name] = _file(name, content)
+        given[name] = _file(name, content, name in executable)
     entries.update(given)
     return build([*_directories(entries), *entries.values()])
 
@@ -122,7 +124,8 @@ def capture_initramfs(*, busybox: Path, modules_folder: Path | None = None) -> b
         _script("capture.sh"),
         busybox=busybox,
         modules=_disk_modules(modules_folder),
-        files={"common.sh": _script("common.sh")},
+        files={"common.sh": _script("common.sh"), "bin/vmcopy": fixture_path("guests/vmcopy")},
+        executable=["bin/vmcopy"],  # an installed package may have lost its mode
     )
 
 
@@ -183,13 +186,14 @@ def _disk_modules(folder: Path | None) -> tuple[Path, ...]:
     return module_order(folder, DISK_MODULES) if folder is not None else ()
 
 
-def _file(name: str, content: bytes | Path) -> CpioEntry:
+def _file(name: str, content: bytes | Path, executable: bool) -> CpioEntry:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or str(path) != name or name == ".":
         raise InputError(f"{name!r} is no path inside an initramfs: like boot/Image")
     if isinstance(content, bytes):
-        return CpioEntry.file(name, content)
-    return CpioEntry.file(name, content.read_bytes(), executable=bool(content.stat().st_mode & stat.S_IXUSR))
+        return CpioEntry.file(name, content, executable=executable)
+    executable |= bool(content.stat().st_mode & stat.S_IXUSR)
+    return CpioEntry.file(name, content.read_bytes(), executable=executable)
 
 
 def _directories(entries: Mapping[str, CpioEntry]) -> list[CpioEntry]:

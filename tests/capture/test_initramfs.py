@@ -119,15 +119,16 @@ def test_the_same_inputs_in_any_order_give_the_same_bytes(busybox: Path) -> None
     assert one != build_initramfs("x", busybox=busybox, files={"a": b"1", "b/c": b"3"})
 
 
-def test_a_program_can_be_executed_and_bytes_cannot(busybox: Path, tmp_path: Path) -> None:
+def test_a_program_can_be_executed_and_bytes_only_when_they_are_named(busybox: Path, tmp_path: Path) -> None:
     program, text = tmp_path / "program", tmp_path / "text"
     for path, mode in ((program, 0o755), (text, 0o644)):
         path.write_bytes(path.name.encode())
         path.chmod(mode)
-    files = {"bin/program": program, "text": text, "bytes": b"bytes"}
-    members = newc(build_initramfs(b"", busybox=busybox, files=files))
+    files = {"bin/program": program, "text": text, "bytes": b"bytes", "named": b"", "named-text": text}
+    named = ["named", "named-text"]
+    members = newc(build_initramfs(b"", busybox=busybox, files=files, executable=named))
     modes = {name: members[name][0] & 0o777 for name in files}
-    assert modes == {"bin/program": 0o755, "text": 0o644, "bytes": 0o644}
+    assert modes == {"bin/program": 0o755, "text": 0o644, "bytes": 0o644, "named": 0o755, "named-text": 0o755}
     assert members["bin/program"][1] == b"program"
 
 
@@ -361,4 +362,5 @@ def test_an_init_says_who_it_is_and_reads_what_both_have_in_common(busybox: Path
     assert members["init"][1].startswith(b"#!/bin/sh\n")
     assert b"\nname=kdump\n. /common.sh\n" in members["init"][1]
     assert "common.sh" in members
+    assert stat.S_IMODE(members["bin/vmcopy"][0]) == 0o755
     assert not any(name.startswith("modules/") for name in members)

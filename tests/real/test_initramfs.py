@@ -240,13 +240,15 @@ def test_kexec_runs_with_no_more_than_the_files_that_it_is_given(
 
 
 @needs_qemu
-@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize(("cpus", "copy"), [(1, "vmcopy"), (2, "vmcopy"), (1, "dd")])
 def test_a_real_kernel_crashes_and_its_memory_is_on_the_disk(
-    cpus: int, kernel: RealKernel, first: Callable[..., bytes], tmp_path: Path
+    cpus: int, copy: str, kernel: RealKernel, first: Callable[..., bytes], tmp_path: Path
 ) -> None:
     machine = Machine(tmp_path, kernel, disk_size=RAM)
     # Digests take QEMU eight seconds; the crash kernel is intact here without them.
-    lines = machine.run(first("--no-checks"), "kexecemu.wait=1", cpus=cpus)
+    lines = machine.run(
+        first("--no-checks", cmdline=f"{CAPTURE_CMDLINE} kexecemu.copy={copy}"), "kexecemu.wait=1", cpus=cpus
+    )
     assert CRASH_LOADED in lines
     assert lines.index(CRASH_LOADED) < lines.index("first: waiting for a line") < lines.index("first: crash")
     up, *rest = said(lines, "kdump")
@@ -305,6 +307,7 @@ def test_without_a_disk_that_is_large_enough_the_dump_is_not_said_to_be_done(
     end = said(lines, "kdump")[-1]
     if disk_size:
         assert "dd: error writing '/dev/vda': No space left on device" in said(lines, "kdump")
+        assert "vmcopy: status 7, trying dd" in said(lines, "kdump")
         assert end.startswith("end: status 1, ")
     else:
         assert end == "end: headers read, nothing copied"

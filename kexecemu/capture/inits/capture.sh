@@ -2,8 +2,7 @@
 # The init of a capture kernel: copies /proc/vmcore to a disk, and powers off.
 #
 # kexecemu.disk=DEVICE    where to, /dev/vda unless told
-# kexecemu.copy=0         only say what there is, even with a disk
-# kexecemu.bs=SIZE        bytes that dd reads and writes at a time
+# kexecemu.copy=HOW       "vmcopy", the fast way; "dd" with kexecemu.bs=SIZE at a time; "no" only says what there is
 
 name=kdump
 . /common.sh
@@ -20,17 +19,25 @@ done
 
 load_modules
 disk=$(parameter disk /dev/vda)
-if [ ! -b "$disk" ] || [ "$(parameter copy 1)" = 0 ]; then
+how=$(parameter copy vmcopy)
+if [ ! -b "$disk" ] || [ "$how" = no ]; then
 	head -c 4096 /proc/vmcore >/dev/null || power_off "end: /proc/vmcore cannot be read"
 	power_off "end: headers read, nothing copied"
 fi
 
-# Past the page cache: each page is copied once by this CPU, from the crashed kernel's memory to dd's buffer, and the
-# disk takes it from there. The size is one of whole pages, so the last block is one of whole sectors.
-bs=$(parameter bs 1M)
-told=$(dd if=/proc/vmcore of="$disk" bs="$bs" oflag=direct 2>&1)
-status=$?
-[ $status = 0 ] || echo "$told" | while read -r line; do
-	say "$line"
-done
+status=1
+if [ "$how" = vmcopy ]; then
+	vmcopy /proc/vmcore "$disk"
+	status=$?
+	[ $status = 0 ] || say "vmcopy: status $status, trying dd"
+fi
+# dd knows how to say what is wrong. It goes past the page cache as well; the size is one of whole pages, so the last
+# block is one of whole sectors.
+if [ $status != 0 ]; then
+	told=$(dd if=/proc/vmcore of="$disk" bs="$(parameter bs 1M)" oflag=direct 2>&1)
+	status=$?
+	[ $status = 0 ] || echo "$told" | while read -r line; do
+		say "$line"
+	done
+fi
 power_off "end: status $status, $size bytes to $disk"

@@ -138,7 +138,7 @@ class CountingStepper:
         self._cntkctl = 0
         self._distances: dict[int, tuple[int, bool]] = {}
         self._hooks: list[int] = []
-        self._ic_callback = _SYS(self._on_ic)
+        self._sys_callback = _SYS(self._on_sys)
         self.error = 0
         engine.counter.unhook()
         self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
@@ -164,7 +164,11 @@ class CountingStepper:
 
     def _cut(self) -> None:
         """End the stretch under way behind this instruction, unless it only goes to the next boundary anyway."""
-        if self._running and not self._finishing:
+        if not self._finishing:
+            self._cut_here()
+
+    def _cut_here(self) -> None:
+        if self._running:
             self._limit.value = self._done.value
 
     def run(self, deadline: int) -> Halt:
@@ -205,10 +209,14 @@ class CountingStepper:
         try:
             while True:
                 distance, ends = self._distance()
+                goal = self._state.total + distance
                 halt = self._stretch(distance)
                 if halt is not None:
                     return halt
-                if ends:
+                if self._stale_all or self._stale_lines:
+                    self._drop_stale()
+                # An IC ends the stretch: what lies ahead may be other code now.
+                if ends and self._state.total == goal:
                     self._at_boundary = True
                     return None
         finally:
@@ -329,7 +337,9 @@ class CountingStepper:
             self._cut()
         return 0
 
-    def _on_ic(self, uc: int, register: int, named: _NamedPointer, _: int) -> int:
+    def _on_sys(self, uc: int, register: int, named: _NamedPointer, _: int) -> int:
+        if named[0].crn != 7 or named[0].crm not in (1, 5):
+            return 0  # not IC
         self._distances.clear()
         self._state.maintenance |= CODE
         op1, virt = named[0].op1, int(named[0].val)
@@ -337,7 +347,7 @@ class CountingStepper:
             self._stale_lines.append(virt - virt % LINE_SIZE)
         if op1 != 3 or (virt >> 63 and self._el0_ran):
             self._stale_all = True
-        self._cut()
+        self._cut_here()
         return 0
 
     # -- which instructions are hooked ------------------------------------------------------------------------------
@@ -357,11 +367,12 @@ class CountingStepper:
         self._hooks.clear()
 
     def _widen(self) -> None:
-        """Hook every MRS and MSR: slow, and right for any guest."""
+        """Hook every MRS, MSR and SYS: slow, and right for any guest."""
         self._unhook()
         self._image = None
         self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS))
         self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_msr, aux1=UC_ARM64_INS_MSR))
+        self._hooks.append(self._engine.counter.hook(UC_HOOK_INSN, self._sys_callback, UC_ARM64_INS_SYS))
         self._engine.flush_code()
 
     def _narrow(self) -> None:
@@ -377,7 +388,7 @@ class CountingStepper:
         for virt, kind in sites(self._owner.ram, image):
             if kind == UC_ARM64_INS_SYS:
                 # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
-                self._hooks.append(self._engine.counter.hook(UC_HOOK_INSN, self._ic_callback, kind, at=virt))
+                self._hooks.append(self._engine.counter.hook(UC_HOOK_INSN, self._sys_callback, kind, at=virt))
             else:
                 self._hooks.append(
                     self._uc.hook_add(UC_HOOK_INSN, hooks[kind], begin=virt, end=virt, aux1=kind)

@@ -60,33 +60,49 @@ class System:
     """The scheduler of one board. run() may be called again after a BUDGET end, and goes on where it was."""
 
     def __init__(self, board: Board, *, slice_of: Callable[[int], int] | None = None) -> None:
-        """slice_of(cpus) gives the instructions of a turn; with one CPU it changes nothing but how often we look."""
+        """slice_of(cpus) gives the instructions of a turn; with one CPU it changes nothing but how often we look.
+
+        cpus are those of the board, off or on: one that is switched on must not wait for the end of a long turn.
+        """
         self.board = board
         self._slice_of = slice_of or (lambda cpus: SLICE_ALONE if cpus == 1 else SLICE_SHARED)
         self._waiting: set[int] = set()
+        # Where the budget has cut a run off, for the next one to go on just there: who has yet to have a turn in this
+        # round of turns of `_length` each, whether anybody has had one, and the end of the first one's if it has begun.
+        self._round: list[SystemCpu] = []
+        self._length = 0
+        self._awake = True
+        self._turn_end: int | None = None
 
     def run(self, limit: int | None = None, *, progress: Progress | None = None) -> SystemEnd:
         """Run until the machine ends, or for `limit` instructions of board time; progress(time) now and then."""
         board = self.board
         end = None if limit is None else board.time + limit
         while True:
-            cpus = [cpu for cpu in board.cpus if cpu.powered]
-            awake = False
-            for cpu in cpus:
-                if not cpu.powered or (cpu.index in self._waiting and not self._woken(cpu)):
-                    continue
-                awake = True
-                stop = self._turn(cpu, self._slice_of(len(cpus)), end)
-                kind = self._ended(stop, end)
-                if kind is not None:
-                    return SystemEnd(kind, cpu.index, stop, board.time)
-                self._tell_others(cpu, cpus)
+            while self._round:
+                cpu = self._round[0]
+                if cpu.powered and (cpu.index not in self._waiting or self._woken(cpu)):
+                    self._awake = True
+                    stop = self._turn(cpu, end)
+                    self._tell_others(cpu)
+                    kind = self._ended(stop, end)
+                    if kind is not None:
+                        return SystemEnd(kind, cpu.index, stop, board.time)
+                else:
+                    self._round.pop(0)
             if progress is not None:
                 progress(board.time)
-            if not awake and not self._skip_idle(cpus, end):
+            if not self._awake and not self._skip_idle(end):
+                self._awake = True  # the host may do something that wakes a CPU before it runs us again
                 kind = SystemEndKind.IDLE if end is None or board.time < end else SystemEndKind.BUDGET
-                at = cpus[0] if cpus else board.boot_cpu
+                at = next((cpu for cpu in board.cpus if cpu.powered), board.boot_cpu)
                 return SystemEnd(kind, at.index, Stop(StopKind.IDLE, at.pc, 0), board.time)
+            self._round = self._powered()
+            self._length = self._slice_of(len(board.cpus))
+            self._awake = False
+
+    def _powered(self) -> list[SystemCpu]:
+        return [cpu for cpu in self.board.cpus if cpu.powered]
 
     def _woken(self, cpu: SystemCpu) -> bool:
         """A CPU that waits goes on with any interrupt, masked or not."""
@@ -96,25 +112,31 @@ class System:
             self._waiting.discard(cpu.index)
         return cpu.irq
 
-    def _turn(self, cpu: SystemCpu, length: int, end: int | None) -> Stop:
-        """One slice of a CPU; ends early when it idles, ends the machine, or is lost."""
+    def _turn(self, cpu: SystemCpu, end: int | None) -> Stop:
+        """One slice of a CPU, or what is left of it; over early when it idles, ends the machine, or is lost."""
         board = self.board
-        slice_end = board.time + length
-        if end is not None:
-            slice_end = min(slice_end, end)
+        if self._turn_end is None:
+            self._turn_end = board.time + self._length
+        until = self._turn_end if end is None else min(self._turn_end, end)
         while True:
             cpu.set_elsewhere()
             cpu.timer.update()
             cpu.take_irq()
-            stop = cpu.advance(slice_end)
+            stop = cpu.advance(until)
             if stop.kind is StopKind.IDLE:
                 self._waiting.add(cpu.index)
-                return stop
-            if stop.kind is not StopKind.DEADLINE or board.time >= slice_end:
-                return stop
+            if stop.kind is not StopKind.DEADLINE or board.time >= until:
+                break
+        if stop.kind is not StopKind.DEADLINE or board.time >= self._turn_end:
+            self._turn_end = None
+            self._round.pop(0)
+        return stop
 
     def _ended(self, stop: Stop, end: int | None) -> SystemEndKind | None:
         if stop.kind is StopKind.POWER and stop.power != "cpu_off":
+            # All are off. Who switches one on again starts afresh.
+            self._waiting.clear()
+            self._round.clear()
             return SystemEndKind.OFF if stop.power == "system_off" else SystemEndKind.RESET
         if stop.kind is StopKind.FAULT:
             return SystemEndKind.FAULT
@@ -122,16 +144,17 @@ class System:
             return SystemEndKind.BUDGET
         return None
 
-    def _tell_others(self, cpu: SystemCpu, cpus: list[SystemCpu]) -> None:
+    def _tell_others(self, cpu: SystemCpu) -> None:
         maintenance = cpu.maintained()
         if maintenance:
-            for other in cpus:
+            for other in self._powered():
                 if other is not cpu:
                     other.hear(maintenance)
 
-    def _skip_idle(self, cpus: list[SystemCpu], end: int | None) -> bool:
+    def _skip_idle(self, end: int | None) -> bool:
         """Move time on to where a timer expires; False if none will (before the end)."""
         board = self.board
+        cpus = self._powered()
         for cpu in cpus:
             cpu.set_elsewhere()
         expiries = [expiry for cpu in cpus if (expiry := cpu.timer.expiry()) is not None]

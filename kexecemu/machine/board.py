@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 
 from kexecemu.errors import InputError
+from kexecemu.machine.absent import Absent
+from kexecemu.machine.counter import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu import Cpu
 from kexecemu.machine.dma import DmaMaster
 from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.gic import Gic2
 from kexecemu.machine.pl011 import Pl011
+from kexecemu.machine.pl031 import Pl031
 from kexecemu.machine.psci import Psci
 from kexecemu.machine.ram import HOST_PAGE, Ram
 from kexecemu.machine.ranges import PhysRange
@@ -30,6 +33,17 @@ VIRTIO_SLOTS = 32
 TIMER_PHYSICAL_PPI = 16 + 14
 TIMER_VIRTUAL_PPI = 16 + 11
 PHYS_LIMIT = 1 << 44  # Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits
+
+
+# What QEMU's virt has besides, for a kernel that was given QEMU's device tree: the flash, fw_cfg, GPIO, the platform
+# bus, and PCIe, whose configuration space reads as ones where there is no device.
+_ABSENT = (
+    (PhysRange.of(0x00000000, 0x08000000), 0),
+    (PhysRange.of(0x09020000, 0x20000), 0),
+    (PhysRange.of(0x0C000000, 0x02000000), 0),
+    (PhysRange.of(0x10000000, 0x30000000), 0xFF),
+    (PhysRange.of(0x4010000000, 0x10000000), 0xFF),
+)
 
 
 def _unconnected(level: bool) -> None:
@@ -86,6 +100,8 @@ class Board:
                 raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
         self.ram = Ram(ram)
         self.virtio = VirtioBus(self.ram)
+        self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(RTC_SPI))
+        self._noted = 0
         self.idle = 0
         """Instructions of time in which all CPUs were waiting: run by none of them."""
         self.cpus: tuple[SystemCpu, ...] = tuple(self._cpu(index) for index in range(cpus))
@@ -106,13 +122,16 @@ class Board:
         self.close()
 
     def _cpu(self, index: int) -> SystemCpu:
-        devices: list[MmioDevice] = [self.uart, self.virtio]
+        devices: list[MmioDevice] = [self.uart]
         physical: Callable[[bool], object] = _unconnected
         virtual: Callable[[bool], object] = _unconnected
         if index < GIC_CPUS:
             devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
             physical = self.gic.line(TIMER_PHYSICAL_PPI, index)
             virtual = self.gic.line(TIMER_VIRTUAL_PPI, index)
+        devices += [self.virtio, self.rtc, *(Absent(phys, value) for phys, value in _ABSENT)]
+        taken = [*self.ram.banks, self.uart.phys]
+        devices[1:] = [device for device in devices[1:] if not any(device.phys.overlaps(one) for one in taken)]
         return SystemCpu(
             index,
             self.ram,
@@ -148,6 +167,14 @@ class Board:
     def skip(self, instructions: int) -> None:
         """Let time pass while nobody runs."""
         self.idle += instructions
+        self.note_time()
+
+    def note_time(self) -> None:
+        """Let the real-time clock know what time it is.
+
+        Called where time is the same in every run: a load of the clock comes from the middle of code.
+        """
+        self._noted = self.time
 
     def _hypercall(self, cpu: Cpu) -> str | None:
         return self._psci.call(cpu)

@@ -24,6 +24,8 @@ _IMAGE_SIZE_OFFSET: Final = 16
 _ALIGN: Final = 64 << 10  # of the image in memory, with the largest pages
 _LARGEST: Final = 128 << 20  # no kernel is: module space is not more
 
+_MSR_SCTLR: Final = 0xD5181000
+
 # The three upper bytes of an instruction word, and what the whole word without its register must be.
 _SOUGHT: Final = (
     (b"\xe0\x3b\xd5", (0xD53BE020, 0xD53BE040), UC_ARM64_INS_MRS),  # CNTPCT_EL0, CNTVCT_EL0
@@ -35,7 +37,7 @@ _SOUGHT: Final = (
     (b"\xe1\x18\xd5", (0xD518E100,), UC_ARM64_INS_MSR),
     (
         b"\x10\x18\xd5",
-        (0xD5181000,),
+        (_MSR_SCTLR,),
         UC_ARM64_INS_MSR,
     ),  # SCTLR_EL1: the MMU off, on the way to another kernel
     (b"\x71\x08\xd5", (0xD5087100,), UC_ARM64_INS_SYS),  # IC IALLUIS
@@ -77,4 +79,7 @@ def sites(ram: Ram, image: Image) -> Iterator[tuple[int, int]]:
         while at >= 0:
             if at % 4 == 1 and int.from_bytes(text[at - 1 : at + 3], "little") & ~31 in words:
                 yield image.virt + at - 1, kind
+                if _MSR_SCTLR in words:
+                    # Switching the MMU off is done where virtual and physical addresses are the same.
+                    yield image.phys + at - 1, kind
             at = text.find(upper, at + 1)

@@ -32,6 +32,8 @@ class SystemEndKind(StrEnum):
     OFF = "off"
     RESET = "reset"
     IDLE = "idle"  # every CPU waits for an interrupt, and nothing is left that could raise one
+    STUCK = "stuck"  # every CPU that does not wait is in an endless loop of one branch, with interrupts masked
+    STOPPED = "stopped"  # request_stop() was called
     BUDGET = "budget"
     FAULT = "fault"  # an exception that cannot be taken
 
@@ -50,6 +52,8 @@ class SystemEnd:
             SystemEndKind.OFF: "switched off",
             SystemEndKind.RESET: "reset",
             SystemEndKind.IDLE: "idle for good: no timer is set and no device has anything to say",
+            SystemEndKind.STUCK: "stuck in an endless loop of one branch, interrupts masked",
+            SystemEndKind.STOPPED: "stopped as was asked for",
             SystemEndKind.BUDGET: "used up the budget",
             SystemEndKind.FAULT: f"lost: {self.stop.fault}",
         }
@@ -67,6 +71,8 @@ class System:
         self.board = board
         self._slice_of = slice_of or (lambda cpus: SLICE_ALONE if cpus == 1 else SLICE_SHARED)
         self._waiting: set[int] = set()
+        self._running: SystemCpu | None = None
+        self._stop_requested = False
         # Where the budget has cut a run off, for the next one to go on just there: who has yet to have a turn in this
         # round of turns of `_length` each, whether anybody has had one, and the end of the first one's if it has begun.
         self._round: list[SystemCpu] = []
@@ -85,7 +91,7 @@ class System:
                     self._awake = True
                     stop = self._turn(cpu, end)
                     self._tell_others(cpu)
-                    kind = self._ended(stop, end)
+                    kind = self._ended(stop, end) or self._stuck(cpu, stop)
                     if kind is not None:
                         return SystemEnd(kind, cpu.index, stop, board.time)
                 else:
@@ -104,6 +110,12 @@ class System:
     def _powered(self) -> list[SystemCpu]:
         return [cpu for cpu in self.board.cpus if cpu.powered]
 
+    def request_stop(self) -> None:
+        """In a callback of a device: end run() at the next boundary, which is the same one in every run."""
+        self._stop_requested = True
+        if self._running is not None:
+            self._running.stop_soon()
+
     def _woken(self, cpu: SystemCpu) -> bool:
         """A CPU that waits goes on with any interrupt, masked or not."""
         cpu.set_elsewhere()
@@ -121,11 +133,16 @@ class System:
         while True:
             cpu.set_elsewhere()
             cpu.timer.update()
-            cpu.take_irq()
-            stop = cpu.advance(until)
+            if cpu.take_irq():
+                board.note_time()
+            self._running = cpu
+            try:
+                stop = cpu.advance(until)
+            finally:
+                self._running = None
             if stop.kind is StopKind.IDLE:
                 self._waiting.add(cpu.index)
-            if stop.kind is not StopKind.DEADLINE or board.time >= until:
+            if stop.kind is not StopKind.DEADLINE or board.time >= until or self._stop_requested:
                 break
         if stop.kind is not StopKind.DEADLINE or board.time >= self._turn_end:
             self._turn_end = None
@@ -140,8 +157,19 @@ class System:
             return SystemEndKind.OFF if stop.power == "system_off" else SystemEndKind.RESET
         if stop.kind is StopKind.FAULT:
             return SystemEndKind.FAULT
+        if self._stop_requested:
+            self._stop_requested = False
+            return SystemEndKind.STOPPED
         if end is not None and self.board.time >= end:
             return SystemEndKind.BUDGET
+        return None
+
+    def _stuck(self, cpu: SystemCpu, stop: Stop) -> SystemEndKind | None:
+        if stop.kind is not StopKind.DEADLINE or not cpu.spins():
+            return None
+        others = [other for other in self._powered() if other is not cpu]
+        if all(other.index in self._waiting or other.spins() for other in others):
+            return SystemEndKind.STUCK
         return None
 
     def _tell_others(self, cpu: SystemCpu) -> None:

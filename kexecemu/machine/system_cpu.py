@@ -16,6 +16,8 @@ from kexecemu.machine.stepper import CODE, TLB, Halt, NativeStepper, Stepper
 
 __all__ = ["SystemCpu"]
 
+BRANCH_TO_SELF = 0x14000000
+
 Line = Callable[[bool], object]
 
 
@@ -153,6 +155,15 @@ class SystemCpu(Cpu):
             self._engine.flush_code()
         if maintenance & TLB:
             self._engine.flush_tlb()
+
+    def stop_soon(self) -> None:
+        """In a callback: end the advance() under way at the next boundary."""
+        if self._stepper is not None:
+            self._stepper.shorten(0)
+
+    def spins(self) -> bool:
+        """It stands at a branch to itself with interrupts masked: nothing but a reset ends that."""
+        return bool(self.pstate & Pstate.I) and self.word_at(self.pc) == BRANCH_TO_SELF
 
     def set_elsewhere(self) -> None:
         """Take over the board's time, which other CPUs and idling have moved on."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
-GUESTS = ("purgatory", "capture")
+GUESTS = ("purgatory", "capture", "vmcopy")
 
 
 def build(*arguments: str, top: Path = TOP) -> subprocess.CompletedProcess[str]:

@@ -204,6 +204,7 @@ def test_an_interrupt_raised_and_taken_back_within_a_block_is_not_seen():
     assert same([*program, DAIFSET_I, OFF], seeds=(1, 2)).log[0] == 40
 
 
+@REPORTED
 @pytest.mark.parametrize("ticks", range(12))
 @pytest.mark.parametrize("tail", [svc(1), brk(1), UDF, b(1), DAIFCLR_I, NOP], ids=hex)
 def test_a_deadline_that_meets_any_instruction_is_kept(ticks, tail):

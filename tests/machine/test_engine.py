@@ -14,12 +14,24 @@ from unicorn import (
     UC_ARCH_ARM64,
     UC_CTL_IO_WRITE,
     UC_CTL_TLB_FLUSH,
+    UC_HOOK_BLOCK,
+    UC_HOOK_INSN,
     UC_HOOK_INTR,
     UC_MODE_ARM,
     UC_PROT_ALL,
     Uc,
 )
-from unicorn.arm64_const import UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_ARM64_REG_X0, UC_CPU_ARM64_A57
+from unicorn.arm64_const import (
+    UC_ARM64_INS_MRS,
+    UC_ARM64_INS_MSR,
+    UC_ARM64_INS_SYS,
+    UC_ARM64_REG_PC,
+    UC_ARM64_REG_PSTATE,
+    UC_ARM64_REG_X0,
+    UC_ARM64_REG_X1,
+    UC_CPU_ARM64_A57,
+)
+from unicorn.unicorn_py3.unicorn import uclib
 
 from kexecemu.machine import engine
 from kexecemu.machine.cpu import StopKind
@@ -260,6 +272,221 @@ def test_stops_at_blocks_change_nothing_against_one_run_with_count(guest, a64):
     assert [other.reg_read(UC_ARM64_REG_X0 + n) for n in range(8)] == [cpu.x(n) for n in range(8)]
     assert bytes(other.mem_read(a64.RAM_BASE, 0x20000)) == guest.ram.read(a64.RAM_BASE, 0x20000)
     assert cpu.x(6) > 10_000
+
+
+NODES = CODE + 0x20000
+CHASE = (0xF9400000, 0xF9400000, 0x91000442, 0x17FFFFFD)  # ldr x0, [x0]; ldr x0, [x0]; add x2, x2, #1; b .-12
+
+
+def chase() -> Uc:
+    """An engine that follows pointers: x0 has bit 4 set exactly when PC is behind the first of the two loads."""
+    uc = bare(*CHASE)
+    uc.ctl_exits_enabled(True)
+    for number in range(64):
+        node = NODES + 32 * number
+        uc.mem_write(node, struct.pack("<4Q", node + 16, 0, NODES + 32 * ((number + 1) % 64), 0))
+    uc.reg_write(UC_ARM64_REG_X0, NODES)
+    return uc
+
+
+def torn(uc: Uc) -> bool:
+    return bool(uc.reg_read(UC_ARM64_REG_X0) & 16) is not (uc.reg_read(UC_ARM64_REG_PC) == CODE + 4)
+
+
+def test_a_stop_from_another_thread_leaves_a_load_done_and_yet_to_do():
+    # Why nothing here uses timeout=, a thread that calls uc_emu_stop: PC is not where the registers are.
+    uc = chase()
+    uc.reg_write(UC_ARM64_REG_PC, CODE)
+    for _ in range(5000):
+        uc.emu_start(uc.reg_read(UC_ARM64_REG_PC), 0, timeout=20)
+        if torn(uc):
+            return
+    pytest.fail("the reason is gone: asynchronous stops are exact now")
+
+
+def test_a_stop_by_count_or_before_a_block_leaves_nothing_half_done():
+    uc = chase()
+    uc.reg_write(UC_ARM64_REG_PC, CODE)
+    for number in range(500):
+        uc.emu_start(uc.reg_read(UC_ARM64_REG_PC), 0, count=1 + number % 7)
+        assert not torn(uc)
+    uc = chase()
+    blocks = []
+    uc.hook_add(
+        UC_HOOK_BLOCK, lambda uc, virt, size, _: blocks.append(virt) or (len(blocks) % 9 or uc.emu_stop())
+    )
+    uc.reg_write(UC_ARM64_REG_PC, CODE)
+    for _ in range(500):
+        uc.emu_start(uc.reg_read(UC_ARM64_REG_PC), 0)
+        assert uc.reg_read(UC_ARM64_REG_PC) == CODE
+        assert not torn(uc)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_stop_from_a_device_s_callback_runs_the_store_twice(a64, stops):
+    # Why devices never stop the engine, and why an interrupt that a store raises is noted and looked for at a boundary.
+    uc = bare(a64.mov(1, 0x9000000)[0], a64.movk(1, 0x900, 16), a64.store_word(0, 1), a64.WFI)
+    uc.ctl_exits_enabled(True)
+    stores = []
+
+    def store(uc, offset, size, value, _):
+        stores.append(offset)
+        if stops and len(stores) == 1:
+            uc.emu_stop()
+
+    uc.mmio_map(0x9000000, 0x1000, None, None, store, None)
+    uc.emu_start(CODE, 0)
+    while uc.reg_read(UC_ARM64_REG_PC) != CODE + 16:
+        uc.emu_start(uc.reg_read(UC_ARM64_REG_PC), 0)
+    assert len(stores) == (2 if stops else 1)
+
+
+def test_two_block_hooks_see_the_same_blocks(a64):
+    # It works; the counter still replaces its hook instead of adding one, because calls are inlined for one hook only.
+    uc = bare(a64.movz(0, 3), a64.sub(0, 0, 1), a64.cbnz(0, -4), a64.WFI)
+    uc.ctl_exits_enabled(True)
+    seen = [[], []]
+    for each in seen:
+        uc.hook_add(UC_HOOK_BLOCK, lambda uc, virt, size, into: into.append((virt, size)), each)
+    uc.emu_start(CODE, 0)
+    assert seen[0] == seen[1]
+    assert seen[0] == [(CODE, 12), (CODE + 4, 8), (CODE + 4, 8), (CODE + 12, 4)]
+
+
+# -- hooks on system instructions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind,word",
+    [
+        (UC_ARM64_INS_MRS, 0xD53BE040),  # mrs x0, cntvct_el0
+        (UC_ARM64_INS_MSR, 0xD51BE340),  # msr cntv_cval_el0, x0
+        (UC_ARM64_INS_SYS, 0xD50B7520),  # ic ivau, x0
+        (UC_ARM64_INS_SYS, 0xD508831F),  # tlbi vmalle1is
+    ],
+    ids=hex,
+)
+@pytest.mark.parametrize("before", [0, 1, 7])
+def test_a_hook_on_a_system_instruction_sees_where_it_is(a64, kind, word, before):
+    # blockcount.c and NativeStepper.now work out from PC how much of the block has retired.
+    uc = bare(*[a64.NOP] * before, word, a64.NOP, a64.WFI)
+    uc.ctl_exits_enabled(True)
+    seen = []
+    uc.hook_add(UC_HOOK_INSN, lambda uc, *_: seen.append(uc.reg_read(UC_ARM64_REG_PC)) or 0, aux1=kind)
+    uc.emu_start(CODE, 0)
+    assert seen == [CODE + 4 * before]
+
+
+@pytest.mark.parametrize(
+    "word,kind", [(0xD53BE340, UC_ARM64_INS_MRS), (0xD51BE340, UC_ARM64_INS_MSR)], ids=["mrs", "msr"]
+)
+def test_a_hook_is_called_for_what_el0_may_not_do(a64, word, kind):
+    # CNTKCTL_EL1 is 0, so EL0's access to a timer must trap. The hook comes before that; then, if it returns 0, the trap.
+    uc = bare(word, a64.WFI)
+    uc.ctl_exits_enabled(True)
+    uc.cpr_write(3, 6, 1, 1, 0, engine.SCR_EL3)
+    uc.cpr_write(3, 4, 1, 1, 0, engine.HCR_EL2)
+    uc.reg_write(UC_ARM64_REG_PSTATE, 0)
+    uc.cpr_write(3, 0, 4, 0, 0, 0)
+    called, trapped = [], []
+    uc.hook_add(UC_HOOK_INSN, lambda uc, *_: called.append(1) or 0, aux1=kind)
+    uc.hook_add(UC_HOOK_INTR, lambda uc, number, _: (trapped.append(number), uc.emu_stop()))
+    uc.emu_start(CODE, 0)
+    assert called and trapped
+
+
+# -- an exception entered from within its hook -----------------------------------------------------------
+
+
+def write_registers(uc: Uc, values: dict[int, int]) -> None:
+    """uc_reg_write_batch, as blockcount.c uses it."""
+    numbers = (ctypes.c_int * len(values))(*values)
+    words = [ctypes.c_uint64(value) for value in values.values()]
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(word) for word in words))
+    assert uclib.uc_reg_write_batch(uc._uch, numbers, pointers, len(values)) == 0
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("word", [0xD4000001, 0xD4200000, 0], ids=["svc", "brk", "undefined"])
+def test_a_pc_written_in_the_hook_of_an_exception_is_where_the_run_goes_on(a64, word, batch):
+    # blockcount.c enters exceptions so. Nothing may stop for them, or a system call would cost ten times as much.
+    uc = bare(word, a64.WFI)
+    uc.ctl_exits_enabled(True)
+    uc.mem_write(CODE + 0x100, struct.pack("<2I", a64.movz(0, 7), a64.WFI))
+
+    def enter(uc, number, _):
+        if batch:
+            write_registers(uc, {UC_ARM64_REG_X1: 5, UC_ARM64_REG_PC: CODE + 0x100})
+        else:
+            uc.reg_write(UC_ARM64_REG_PC, CODE + 0x100)
+
+    uc.hook_add(UC_HOOK_INTR, enter)
+    uc.emu_start(CODE, 0)
+    assert uc.reg_read(UC_ARM64_REG_X0) == 7
+    assert uc.reg_read(UC_ARM64_REG_X1) == (5 if batch else 0)
+    assert uc.reg_read(UC_ARM64_REG_PC) == CODE + 0x108
+
+
+# -- which stores, and which requests, drop translated code ----------------------------------------------
+
+PAGE_PHYS = 0x40100000
+RUNS, RUNS_TOO, DATA = UPPER, UPPER + 0x101000, UPPER + 0x202000  # virt, all of that page
+
+
+def three_mappings(guest, a64):
+    """The MMU on, and one page mapped three times: twice for code, once for data."""
+    fmt = TableFormat(Granule.K4)
+    upper = guest.tables(fmt)
+    for virt, flags in ((RUNS, a64.NORMAL), (RUNS_TOO, a64.NORMAL), (DATA, a64.NORMAL_DATA)):
+        upper.map(virt, PAGE_PHYS, 0x1000, flags, blocks=False, contiguous=False)
+    guest.start(a64.store_word(2, 1), a64.ISB, a64.br(3))
+    guest.words(PAGE_PHYS, a64.movz(0, 1), a64.WFI)
+    guest.mmu_on(upper, fmt)
+    return guest.cpu
+
+
+@pytest.mark.parametrize(
+    "virt,seen", [(RUNS, True), (RUNS_TOO, True), (DATA, False)], ids=["itself", "code", "data"]
+)
+def test_a_store_drops_translated_code_only_through_a_mapping_that_may_be_executed(guest, a64, virt, seen):
+    # Why the steppers follow the guest's IC. (The first such store is seen: only then is the TLB's entry a fast one.)
+    cpu = three_mappings(guest, a64)
+    for value in (1, 2):
+        cpu.set_x(1, virt)
+        cpu.set_x(2, a64.movz(0, value))
+        cpu.set_x(3, RUNS)
+        cpu.pc = CODE
+        assert cpu.run().kind is StopKind.IDLE
+    assert guest.ram.read_u32(PAGE_PHYS) == a64.movz(0, 2)
+    assert cpu.x(0) == (2 if seen else 1)
+
+
+@pytest.mark.parametrize(
+    "drop,dropped",
+    [
+        (lambda engine: None, False),
+        (lambda engine: engine.drop_code(RUNS, 64), True),
+        (lambda engine: engine.drop_code(RUNS + 64, 64), False),
+        (lambda engine: engine.drop_code(RUNS_TOO, 64), True),
+        (lambda engine: engine.drop_code(DATA, 64), False),
+        (lambda engine: engine.drop_code(UPPER + 0x900000, 64), False),
+        (lambda engine: engine.drop_code_phys([PAGE_PHYS], 64), True),
+        (lambda engine: engine.drop_code_phys([PAGE_PHYS + 0x1000], 64), False),
+    ],
+    ids=["nothing", "itself", "another line", "code", "data", "nowhere", "physical", "another page"],
+)
+def test_code_is_dropped_by_where_an_address_leads_as_a_fetch(guest, a64, drop, dropped):
+    # ctl_remove_cache of an address that may not be executed does nothing, and says nothing. So the kernel's address of
+    # a page of a program is no use; without the MMU any address is physical.
+    cpu = three_mappings(guest, a64)
+    cpu.pc = RUNS
+    cpu.run()
+    guest.ram.mapped[0].map[0x100000:0x100004] = struct.pack("<I", a64.movz(0, 2))
+    drop(cpu._engine)
+    cpu.pc = RUNS
+    cpu.run()
+    assert cpu.x(0) == (2 if dropped else 1)
+    assert cpu.sysreg("SCTLR_EL1") & 1
 
 
 # -- two engines on one memory ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,6 +65,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 TimelineOption = Annotated[Path | None, typer.Option("--timeline", help="Write the events as JSON lines.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a report as one HTML file.")]
 VmcoreOption = Annotated[Path | None, typer.Option("--vmcore", help="Write the dump.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show the console as it is printed (on stderr).")
+]
 HandoffOption = Annotated[
     Path | None,
     typer.Option("--handoff", help="Write the machine at the jump to DIR, for QEMU to go on from there."),
@@ -79,9 +83,10 @@ def run(
     html: HtmlOption = None,
     vmcore: VmcoreOption = None,
     handoff: HandoffOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run a scenario and say what came of it."""
-    from kexecemu.report.progress import progress_bar
+    from kexecemu.report.progress import live_console, progress_bar
     from kexecemu.scenario.runner import run_scenario
     from kexecemu.scenario.schema import find_scenario, read_scenario
 
@@ -91,8 +96,15 @@ def run(
     taker = _HandoffTaker(handoff)
     if handoff is not None and any(fault.when == "after-check" for fault in parsed.fault):
         raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
-    with progress_bar() as progress:
-        result = run_scenario(parsed, path.parent, seed=seed, progress=progress, at_jump=taker.at_jump)
+    with progress_bar(verbose) as progress:
+        result = run_scenario(
+            parsed,
+            path.parent,
+            seed=seed,
+            progress=progress,
+            at_jump=taker.at_jump,
+            console=live_console if verbose else None,
+        )
     _deliver(result, json, timeline, html, vmcore, taker)
 
 
@@ -110,7 +122,12 @@ def crash(
     config: ConfigOption = None,
     purgatory: PurgatoryOption = "default",
     syscall: SyscallOption = "kexec_file_load",
-    capture: Annotated[str, typer.Option("--capture", help="stub or linux.")] = "stub",
+    capture: Annotated[
+        str,
+        typer.Option(
+            "--capture", help="stub, or linux: a real capture kernel, by default Debian's, is run to its end."
+        ),
+    ] = "stub",
     write: Annotated[
         list[str] | None, typer.Option("--write", help="TARGET=HEX: a stray write by the CPU; repeatable.")
     ] = None,
@@ -126,20 +143,17 @@ def crash(
     html: HtmlOption = None,
     vmcore: VmcoreOption = None,
     handoff: HandoffOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
     from kexecemu.faults.fault import By
     from kexecemu.faults.outcome import Outcome
-    from kexecemu.report.progress import progress_bar
+    from kexecemu.report.progress import live_console, progress_bar
     from kexecemu.scenario.runner import crash as crash_now
     from kexecemu.scenario.schema import Expect
 
     if capture not in ("stub", "linux"):
         raise InputError(f"--capture is stub or linux, not {capture!r}")
-    if capture == "linux":
-        raise InputError(
-            "--capture linux is not there yet: a real kernel is followed to its first instruction only"
-        )
     faults = [_fault(text, By.CPU) for text in write or []] + [_fault(text, By.DMA) for text in dma or []]
     wanted = None
     if expect is not None:
@@ -149,9 +163,10 @@ def crash(
     setup = _setup(
         kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, syscall, seed
     )
+    setup = replace(setup, capture=capture)
     _check_outputs(timeline, html, vmcore)
     taker = _HandoffTaker(handoff)
-    with progress_bar() as progress:
+    with progress_bar(verbose) as progress:
         result = crash_now(
             "a crash from the command line",
             setup,
@@ -159,6 +174,7 @@ def crash(
             expect=wanted,
             progress=progress,
             at_jump=taker.at_jump,
+            console=live_console if verbose else None,
         )
     _deliver(result, json, timeline, html, vmcore, taker)
 

@@ -10,14 +10,18 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from kexecemu.capture.linux import LinuxCapture, LinuxEnd, run_linux
 from kexecemu.capture.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.capture.verdict import Verdict, VerdictState, read_verdict
+from kexecemu.capture.vmcore import Vmcore
+from kexecemu.errors import FormatError
 from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.access import checked
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault, Pstate
+from kexecemu.machine.ranges import PhysRange
 
 __all__ = [
     "CaptureEnd",
@@ -39,6 +43,7 @@ _BUDGET_PER_BYTE = 100
 _BUDGET_BASE = 20_000_000
 _CAPTURE_BUDGET = 200_000_000
 _USUAL_PER_BYTE = 35
+_USUAL_LINUX = 1_500_000_000
 _STATES_OF_OBJECTION = (VerdictState.MISMATCH, VerdictState.TRAPPED)
 
 
@@ -170,24 +175,41 @@ def _purgatory_end(
 class CaptureEnd(enum.StrEnum):
     """How the capture kernel ended."""
 
-    DONE = "done"  # the stub went through the dump and powered off
+    DONE = "done"  # it went through the dump (a Linux: copied it) and powered off
     ENTERED = "entered"  # a kernel that is not the stub: stopped at its first instruction, contract kept
     NO_DUMP = "no dump"  # device tree or core header lead to no dump
     BAD_ENTRY = "bad entry"  # the entry contract was broken
     TRAPPED = "trapped"
     ELSEWHERE = "elsewhere"
     HUNG = "hung"
+    OFF = "off"  # a Linux switched off without having said what came of the dump
+    PANIC = "panic"  # a Linux gave up
+
+
+_LINUX_ENDS = {
+    LinuxEnd.DONE: CaptureEnd.DONE,
+    LinuxEnd.NO_DUMP: CaptureEnd.NO_DUMP,
+    LinuxEnd.OFF: CaptureEnd.OFF,
+    LinuxEnd.PANIC: CaptureEnd.PANIC,
+    LinuxEnd.LOST: CaptureEnd.TRAPPED,
+    LinuxEnd.STUCK: CaptureEnd.HUNG,
+    LinuxEnd.BUDGET: CaptureEnd.HUNG,
+}
 
 
 @dataclass(frozen=True)
 class CaptureRun:
-    """One run of a capture kernel; record is the stub's own account, None for another kernel."""
+    """One run of a capture kernel; record is the stub's own account, None for another kernel.
+
+    linux is the account of a real Linux that was followed to its end.
+    """
 
     end: CaptureEnd
     pc: int
     instructions: int
     record: CaptureRecord | None
     fault: GuestFault | None = None
+    linux: LinuxCapture | None = None
 
 
 def entry_violations(cpu: Cpu, image: Kimage) -> list[str]:
@@ -203,16 +225,21 @@ def entry_violations(cpu: Cpu, image: Kimage) -> list[str]:
     return wrong
 
 
-def run_capture(kernel: Kernel, image: Kimage) -> CaptureRun:
+def run_capture(
+    kernel: Kernel, image: Kimage, *, linux: bool = False, progress: Progress | None = None
+) -> CaptureRun:
     """Run the capture kernel from its entry, where the boot CPU stands.
 
-    The stub runs to its end. Of any other kernel only the entry contract is checked.
+    The stub runs to its end. Of any other kernel only the entry contract is checked, unless it is to be followed as a
+    real Linux; progress is called for that one alone.
     """
     cpu = kernel.board.boot_cpu
     segment = image.segment("kernel")
     assert segment is not None
     if read_record(kernel.ram, segment.mem) is None and CaptureRecord.magic_in(segment.buf) is False:
         wrong = entry_violations(cpu, image)
+        if linux and not wrong:
+            return _run_linux(kernel, image, progress)
         return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
     before = len(cpu.exceptions)
     within = range(segment.mem, segment.mem + segment.memsz)
@@ -220,6 +247,21 @@ def run_capture(kernel: Kernel, image: Kimage) -> CaptureRun:
     record = read_record(kernel.ram, segment.mem)
     fault = cpu.exceptions[-1] if len(cpu.exceptions) > before else None
     return CaptureRun(_capture_end(stop, record, fault), stop.pc, used, record, fault)
+
+
+def _run_linux(kernel: Kernel, image: Kimage, progress: Progress | None) -> CaptureRun:
+    board = kernel.board
+    try:
+        areas = [PhysRange.of(load.phys, load.size) for load in Vmcore(board, image.dtb_mem).layout().loads]
+    except FormatError:
+        areas = []  # damaged: the kernel will find out
+    run = run_linux(
+        board,
+        areas=areas,
+        progress=None if progress is None else lambda done: progress(done, max(done, _USUAL_LINUX)),
+    )
+    end = _LINUX_ENDS[run.end]
+    return CaptureRun(end, board.boot_cpu.pc, run.instructions, None, linux=run)
 
 
 def _capture_end(stop: Stop, record: CaptureRecord | None, fault: GuestFault | None) -> CaptureEnd:

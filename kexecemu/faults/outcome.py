@@ -59,6 +59,7 @@ _PURGATORY_ENDS = {
 }
 _CAPTURE_ENDS = {
     CaptureEnd.TRAPPED: Outcome.TRAPPED,
+    CaptureEnd.PANIC: Outcome.TRAPPED,
     CaptureEnd.ELSEWHERE: Outcome.MISBOOT,
     CaptureEnd.BAD_ENTRY: Outcome.MISBOOT,
     CaptureEnd.HUNG: Outcome.HUNG,

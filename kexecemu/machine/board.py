@@ -82,8 +82,12 @@ class Board:
         *,
         ram_base: int = 0x40000000,
         uart_base: int = 0x09000000,
+        absent: bool = False,
     ) -> None:
-        """Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
+        """absent lets accesses to the devices that QEMU's virt has besides pass, where they would fault: for a kernel that
+        was given QEMU's device tree and looks for those.
+
+        Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
         if not 1 <= cpus <= MAX_CPUS:
             raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
         if isinstance(ram, str | int):
@@ -101,6 +105,7 @@ class Board:
         self.ram = Ram(ram)
         self.virtio = VirtioBus(self.ram)
         self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(RTC_SPI))
+        self._absent = [Absent(phys, value) for phys, value in _ABSENT] if absent else []
         self._noted = 0
         self.idle = 0
         """Instructions of time in which all CPUs were waiting: run by none of them."""
@@ -129,9 +134,11 @@ class Board:
             devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
             physical = self.gic.line(TIMER_PHYSICAL_PPI, index)
             virtual = self.gic.line(TIMER_VIRTUAL_PPI, index)
-        devices += [self.virtio, self.rtc, *(Absent(phys, value) for phys, value in _ABSENT)]
+        devices += [self.virtio, self.rtc, *self._absent]
         taken = [*self.ram.banks, self.uart.phys]
-        devices[1:] = [device for device in devices[1:] if not any(device.phys.overlaps(one) for one in taken)]
+        devices[1:] = [
+            device for device in devices[1:] if not any(device.phys.overlaps(one) for one in taken)
+        ]
         return SystemCpu(
             index,
             self.ram,

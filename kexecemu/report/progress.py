@@ -1,4 +1,4 @@
-"""A progress bar for long checks: on a terminal only, and only when there is something to wait for."""
+"""What long runs show while they last: a progress bar, and the console as it is printed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kexecemu.capture.second_stage import Progress
+from kexecemu.machine.counter import INSTRUCTIONS_PER_SECOND
 
-__all__ = ["progress_bar"]
+__all__ = ["live_console", "progress_bar"]
+
+
+def live_console(data: bytes) -> None:
+    """Pass a piece of the guest's console on to stderr, byte for byte; stdout is for the account of the run."""
+    sys.stderr.buffer.write(data)
+    if b"\n" in data:
+        sys.stderr.buffer.flush()
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """Give a callback for run_purgatory(); None where stderr is no terminal, so that pipes stay clean."""
-    if not sys.stderr.isatty():
+def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
+    """Give a callback for long runs; None where stderr is no terminal, so that pipes stay clean, or with quiet.
+
+    The bar shows what the machine's own clock does, which counts instructions.
+    """
+    if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -25,17 +36,28 @@ def progress_bar() -> Iterator[Progress | None]:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[millions]} M instructions"),
+        TextColumn("{task.fields[millions]:,} M instructions, {task.fields[guest]:.2f} s of guest time"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        task = None
+        # The purgatory hashes first; what counts from zero again is the kernel that it started.
+        words = ["the capture kernel is running", "the purgatory is hashing"]
+        tasks = [bar.add_task(words.pop(), total=None, millions=0, guest=0.0)]
+        last = 0
 
         def update(done: int, expected: int) -> None:
-            nonlocal task
-            if task is None:
-                task = bar.add_task("the purgatory is hashing", total=expected, millions=0)
-            bar.update(task, completed=done, total=expected, millions=done // 1_000_000)
+            nonlocal last
+            if done < last and words:
+                bar.remove_task(tasks.pop())
+                tasks.append(bar.add_task(words.pop(), total=None, millions=0, guest=0.0))
+            last = done
+            bar.update(
+                tasks[0],
+                completed=done,
+                total=expected,
+                millions=done // 1_000_000,
+                guest=done / INSTRUCTIONS_PER_SECOND,
+            )
 
         yield update

@@ -31,6 +31,8 @@ _CAPTURES = {
     CaptureEnd.TRAPPED: ("bad", "An exception ends it."),
     CaptureEnd.ELSEWHERE: ("bad", "Control leaves its code."),
     CaptureEnd.HUNG: ("bad", "It gets nowhere within its budget of instructions."),
+    CaptureEnd.OFF: ("quiet", "It powers off, and says nothing of a dump."),
+    CaptureEnd.PANIC: ("bad", "It panics itself: there is no dump."),
 }
 
 
@@ -154,6 +156,9 @@ def _capture_step(result: Result) -> Step:
     tone, text = _CAPTURES[run.end]
     if run.end is CaptureEnd.DONE and run.record is not None:
         text += f" and goes through a dump of {size_text(run.record.vmcore_bytes)}."
+    if run.end is CaptureEnd.DONE and run.linux is not None and run.linux.vmcore is not None:
+        same = "all of it as memory was" if not run.linux.wrong_loads else "some of it not as memory was"
+        text = f"Linux {run.linux.release} copies a dump of {size_text(run.linux.vmcore.size)} to a disk, {same}."
     if result.end.outcome is Outcome.SILENT:
         tone, text = "bad", f"{text} Yet it runs on corrupt bytes, and does not know."
     return Step(title, tone, text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from kexecemu.capture.linux import DiskVmcore, LinuxCapture, LinuxEnd
 from kexecemu.capture.second_stage import (
     CaptureEnd,
     CaptureRun,
@@ -59,7 +60,7 @@ class End:
     instructions: int
     purgatory: PurgatoryRun | None = None
     capture: CaptureRun | None = None
-    vmcore: Vmcore | None = field(default=None, repr=False)
+    vmcore: Vmcore | DiskVmcore | None = field(default=None, repr=False)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -122,13 +123,15 @@ class Kernel(model.Kernel):
         self,
         message: str = "sysrq triggered crash",
         *,
+        linux: bool = False,
         progress: Progress | None = None,
         at_jump: AtJump | None = None,
     ) -> End:
         """Panic, and follow the machine through purgatory and capture kernel to the end.
 
-        progress is called now and then while the purgatory hashes; at_jump once, where the boot CPU stands at
-        image.start and has executed nothing there. Raises MachineError when the engine fails.
+        linux follows a capture kernel that is a real Linux to its end, instead of to its first instruction. progress
+        is called now and then while the purgatory hashes and while a Linux runs; at_jump once, where the boot CPU
+        stands at image.start and has executed nothing there. Raises MachineError when the engine fails.
         """
         stop = self.crash(message)
         image = self.image
@@ -162,7 +165,7 @@ class Kernel(model.Kernel):
             self.say(
                 "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry
             )
-            capture = run_capture(self, image)
+            capture = run_capture(self, image, linux=linux, progress=progress)
             self._tell_capture(capture)
         else:
             damage += find_damage(self.ram, image, purgatory=False)
@@ -248,8 +251,11 @@ class Kernel(model.Kernel):
             CaptureEnd.TRAPPED: f"the capture kernel is ended by an exception: {run.fault}",
             CaptureEnd.ELSEWHERE: f"the capture kernel runs away to {run.pc:#x}",
             CaptureEnd.HUNG: f"the capture kernel gets nowhere (pc {run.pc:#x})",
+            CaptureEnd.OFF: "the capture kernel powers off",
+            CaptureEnd.PANIC: "the capture kernel panics",
         }
-        self.say("captured", words[run.end], end=run.end.value, pc_phys=run.pc, instructions=run.instructions)
+        text = words[run.end] if run.linux is None else _linux_words(run.linux)
+        self.say("captured", text, end=run.end.value, pc_phys=run.pc, instructions=run.instructions)
 
     def _end(
         self,
@@ -260,8 +266,10 @@ class Kernel(model.Kernel):
         capture: CaptureRun | None = None,
     ) -> End:
         self.say("outcome", f"{outcome.value}: {reason}", outcome=outcome.value)
-        vmcore = None
-        if (
+        vmcore: Vmcore | DiskVmcore | None = None
+        if capture is not None and capture.linux is not None:
+            vmcore = capture.linux.vmcore
+        elif (
             self.image is not None
             and capture is not None
             and capture.end in (CaptureEnd.DONE, CaptureEnd.ENTERED)
@@ -279,3 +287,26 @@ class Kernel(model.Kernel):
             capture,
             vmcore,
         )
+
+
+def _linux_words(run: LinuxCapture) -> str:
+    """What came of a real capture kernel."""
+    who = f"Linux {run.release}" if run.release else "the capture kernel"
+    if run.end is LinuxEnd.DONE:
+        size = run.vmcore.size if run.vmcore is not None else 0
+        if run.wrong_loads or len(run.read) != len(run.crashed):
+            wrong = ", ".join(str(load.phys) for load in run.wrong_loads) or "their number"
+            return f"{who} has copied a dump of {size:#x} bytes that is not what memory held: {wrong} differ"
+        count = len(run.read)
+        return (
+            f"{who} has copied the dump, {size:#x} bytes, and powers off; all {count} loads are as memory was"
+        )
+    words = {
+        LinuxEnd.NO_DUMP: "finds no dump, and powers off",
+        LinuxEnd.OFF: "powers off without a word of the dump",
+        LinuxEnd.PANIC: "panics",
+        LinuxEnd.STUCK: "gets nowhere",
+        LinuxEnd.LOST: "is ended by an exception",
+        LinuxEnd.BUDGET: "has not come to an end",
+    }
+    return f"{who} {words[run.end]} ({run.where})"

@@ -9,9 +9,10 @@ from kexecemu.capture.second_stage import Progress
 from kexecemu.faults.fault import Fault, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.scenario.fetched import FETCHED
 from kexecemu.scenario.lab import AtJump, End, Kernel
 from kexecemu.scenario.schema import Expect, Scenario
-from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.scenario.setup import Listener, Setup, prepare
 
 __all__ = ["Result", "crash", "run_scenario", "scenario_setup"]
 
@@ -43,6 +44,8 @@ def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) ->
     """The setup that a scenario describes; relative paths start at `folder`, seed overrides the file's."""
 
     def path(name: str | None) -> Path | None:
+        if name is not None and name.startswith(FETCHED):
+            return Path(name)
         return folder / name if name is not None else None
 
     purgatory = scenario.kernel.purgatory
@@ -65,6 +68,7 @@ def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) ->
         rng_ready=scenario.kernel.rng_ready,
         seed=scenario.seed if seed is None else seed,
         syscall=scenario.load.syscall,
+        capture=scenario.load.capture,
     )
 
 
@@ -76,14 +80,15 @@ def crash(
     expect: Expect | None = None,
     progress: Progress | None = None,
     at_jump: AtJump | None = None,
+    console: Listener | None = None,
 ) -> Result:
     """Load, make every fault happen at its moment, panic, and follow the machine to the end."""
-    kernel, image = prepare(setup)
+    kernel, image = prepare(setup, console)
     for moment in (When.AFTER_LOAD, When.BEFORE_PANIC, When.AFTER_CHECK):
         for fault in faults:
             if fault.when is moment:
                 kernel.inject(fault)
-    end = kernel.panic(message, progress=progress, at_jump=at_jump)
+    end = kernel.panic(message, linux=setup.capture == "linux", progress=progress, at_jump=at_jump)
     return Result(
         name, setup.seed, kernel, image, end, _mismatches(end, expect), expect is not None, setup.syscall
     )
@@ -96,6 +101,7 @@ def run_scenario(
     seed: int | None = None,
     progress: Progress | None = None,
     at_jump: AtJump | None = None,
+    console: Listener | None = None,
 ) -> Result:
     """Run a scenario that was read from a file in `folder`."""
     return crash(
@@ -106,6 +112,7 @@ def run_scenario(
         scenario.expect,
         progress,
         at_jump,
+        console,
     )
 
 

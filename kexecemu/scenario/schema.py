@@ -43,13 +43,16 @@ class Load(_Table, frozen=True):
     """[load]: what is loaded for the crash, and by which system call.
 
     Paths are relative to the scenario file; initrd "none" is no initrd. With kexec_load it is kexec-tools that places
-    the segments and brings the purgatory.
+    the segments and brings the purgatory. capture "linux" follows a real capture kernel to its end; kernel and initrd
+    are then Debian's and one that copies the dump to a disk, unless told otherwise. A kernel "fetched:NAME" is one that
+    kexecemu.fixtures.fetch has put into its cache.
     """
 
     kernel: str | None = None
     initrd: str | None = None
     append: str = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
     syscall: Literal["kexec_file_load", "kexec_load"] = "kexec_file_load"
+    capture: Literal["stub", "linux"] = "stub"
 
 
 class FaultTable(_Table, frozen=True):

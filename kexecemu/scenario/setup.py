@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kexecemu.capture.linux import DUMP_SLOT
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
@@ -13,15 +14,22 @@ from kexecemu.formats.image import missing_bytes
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.firmware import cpu_affinities, memory_ranges
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
+from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.scenario.lab import Kernel
 
-__all__ = ["Setup", "prepare", "read_input"]
+__all__ = ["Listener", "Setup", "prepare", "read_input"]
 
 DEFAULT_CMDLINE = "crashkernel=256M"
 DEFAULT_APPEND = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
 DEFAULT_RAM = "1G"
+CAPTURES = ("stub", "linux")
 SYSCALLS = ("kexec_file_load", "kexec_load")
+
+
+# Hears each chunk of the console as it is sent.
+Listener = Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,9 @@ class Setup:
 
     kernel, initrd and dtb are paths; None means the fixture that ships (for dtb: the board's own tree), and initrd
     "none" means none at all. ram is a size, None: 1G or what the device tree says. cmdline None: what the device
-    tree says, else crashkernel=256M. syscall is kexec_file_load, or kexec_load for kexec-tools' way.
+    tree says, else crashkernel=256M. capture is stub or linux, which runs a real capture kernel: kernel None is then
+    Debian's, and initrd None one that copies the dump to a disk. syscall is kexec_file_load, or kexec_load for
+    kexec-tools' way.
     """
 
     kernel: Path | None = None
@@ -48,6 +58,7 @@ class Setup:
     rng_ready: bool = False
     seed: int = 0
     syscall: str = "kexec_file_load"
+    capture: str = "stub"
 
 
 def read_input(path: Path, what: str) -> bytes:
@@ -58,6 +69,19 @@ def read_input(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{what} {path}: {error.strerror or error}") from error
+
+
+def _own_tree(setup: Setup, board: Board) -> bytes | None:
+    """The device tree of a board that a real Linux finds a disk on; None where the kernel's usual one does."""
+    if setup.capture != "linux":
+        return None
+    return virt_device_tree(
+        board.ram.banks,
+        len(board.cpus),
+        board.uart.base_phys,
+        virtio_slots=(DUMP_SLOT,),
+        rtc=True,
+    )
 
 
 def _board(setup: Setup, dtb: bytes | None) -> Board:
@@ -73,13 +97,14 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
     if not banks:
         raise InputError(f"device tree {setup.dtb}: no memory node")
     try:
-        return Board(banks, (len(affinities) or 1) if setup.cpus is None else setup.cpus)
+        cpus = (len(affinities) or 1) if setup.cpus is None else setup.cpus
+        return Board(banks, cpus, absent=setup.capture == "linux")
     except MachineError as error:
         raise InputError(f"device tree {setup.dtb}: {error}") from error
 
 
-def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
-    """Boot the first kernel and load the crash image.
+def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kimage]:
+    """Boot the first kernel and load the crash image. console hears what is printed, as it is printed.
 
     Raises InputError for files and options that cannot be used, KexecError when the load is refused.
     """
@@ -92,8 +117,14 @@ def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
     )
     if setup.syscall not in SYSCALLS:
         raise InputError(f"system call {setup.syscall!r} is not known; known are {', '.join(SYSCALLS)}")
+    if setup.capture not in CAPTURES:
+        raise InputError(f"capture {setup.capture!r} is not known; known are {', '.join(CAPTURES)}")
+    linux = setup.capture == "linux"
     # All files are read before anything runs: bad input costs no time.
-    kernel_path = setup.kernel or fixture_path("guests/capture-Image")
+    if linux or is_fetched(setup.kernel):
+        kernel_path = fetched_kernel(setup.kernel)
+    else:
+        kernel_path = setup.kernel or fixture_path("guests/capture-Image")
     image = read_input(kernel_path, "kernel")
     missing = missing_bytes(image)
     if missing:
@@ -102,12 +133,19 @@ def prepare(setup: Setup) -> tuple[Kernel, Kimage]:
         )
     initrd = None
     if not setup.no_initrd:
-        initrd = read_input(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
+        if linux and setup.initrd is None:
+            initrd = fetched_initrd(kernel_path)
+        else:
+            initrd = read_input(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
     dtb = read_input(setup.dtb, "device tree") if setup.dtb else None
     cmdline = setup.cmdline
     if cmdline is None and dtb is None:
         cmdline = DEFAULT_CMDLINE
-    kernel = Kernel.boot(_board(setup, dtb), config, cmdline=cmdline, dtb=dtb, seed=setup.seed)
+    board = _board(setup, dtb)
+    if console is not None:
+        board.uart.listeners.append(console)
+    tree = _own_tree(setup, board) if dtb is None else dtb
+    kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError(_no_reservation(kernel))
     try:

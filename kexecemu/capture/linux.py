@@ -1,0 +1,200 @@
+"""A real Linux as the capture kernel: from its first instruction to power off, with its dump on a disk.
+
+What it did is read from what it leaves: the machine's end, the lines that its init prints (inits/capture.sh), and the
+disk. Every PT_LOAD of the dump is compared with the memory of the crashed machine, taken before the first instruction.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kexecemu.capture.initramfs import CAPTURE_DONE, NO_VMCORE
+from kexecemu.errors import BusError, FormatError, MachineError
+from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.machine.board import Board
+from kexecemu.machine.disk import Disk
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.system import System, SystemEnd, SystemEndKind
+from kexecemu.machine.virtio_block import VirtioBlock
+
+__all__ = ["DUMP_SLOT", "DiskVmcore", "LinuxCapture", "LinuxEnd", "Load", "load_digests", "run_linux"]
+
+DUMP_SLOT = 31
+"""The virtio slot of the dump's disk: the last, which QEMU fills first and Linux calls vda."""
+
+BUDGET = 20_000_000_000
+"""Instructions of a boot that copies a dump: some ten times what Debian's take for 768 MiB."""
+
+_CHUNK = 4 << 20
+_SECTOR = 512
+_PANIC = b"---[ end Kernel panic"
+
+
+class LinuxEnd(enum.StrEnum):
+    """How a capture kernel ended that is a real Linux."""
+
+    DONE = "done"  # its init said that the whole dump is on the disk
+    NO_DUMP = "no dump"  # it came up without a /proc/vmcore
+    OFF = "off"  # switched off without having said either
+    PANIC = "panic"
+    STUCK = "stuck"  # idle for good, or in an endless loop
+    LOST = "lost"  # an exception that cannot be taken
+    BUDGET = "budget"
+
+
+@dataclass(frozen=True)
+class Load:
+    """One PT_LOAD: physical memory, and the SHA-256 of its bytes."""
+
+    phys: PhysRange
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DiskVmcore:
+    """A dump as a capture kernel wrote it to a disk; size in bytes."""
+
+    disk: Disk
+    size: int
+
+    def write(self, path: str | os.PathLike[str]) -> int:
+        """Copy the dump to a file, sparse and atomically; returns its size in bytes."""
+        self.disk.copy_to(path, self.size)
+        return self.size
+
+    def loads(self) -> list[Load]:
+        """The dump's PT_LOADs with the digests of what was read; FormatError if it is no core."""
+        headers = parse_core_header(self.disk.read(0, min(1 << 16, self.size))).program_headers
+        return [
+            Load(
+                PhysRange.of(header.paddr, header.filesz),
+                _sha256(self.disk.read, header.offset, header.filesz),
+            )
+            for header in headers
+            if header.type == PT_LOAD
+        ]
+
+
+@dataclass(frozen=True)
+class LinuxCapture:
+    """One run of a real capture kernel.
+
+    where says in words where it stood at the end. release is what it calls itself, empty if it said nothing. vmcore is
+    None without a dump. read and crashed are its PT_LOADs, as they were read and as memory was at the crash.
+    """
+
+    end: LinuxEnd
+    where: str
+    instructions: int
+    release: str = ""
+    vmcore: DiskVmcore | None = field(default=None, repr=False)
+    read: list[Load] = field(default_factory=list)
+    crashed: list[Load] = field(default_factory=list)
+
+    @property
+    def wrong_loads(self) -> list[Load]:
+        """What was read and is not what memory held."""
+        return [load for load in self.read if load not in self.crashed]
+
+
+def load_digests(ram: Ram, areas: list[PhysRange]) -> list[Load]:
+    """The digests of physical memory as it is now, one for each area. BusError where there is no RAM."""
+    return [Load(area, _sha256(ram.read, area.start, area.size)) for area in areas]
+
+
+def _sha256(read: Callable[[int, int], bytes], start: int, size: int) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, size, _CHUNK):
+        digest.update(read(start + offset, min(_CHUNK, size - offset)))
+    return digest.hexdigest()
+
+
+class _Console:
+    """Cuts the console into lines, keeps what init says, and stops the machine at a panic's end."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self.said: list[str] = []
+        self.panicked = False
+        self._line = bytearray()
+        self._stop = stop
+
+    def __call__(self, data: bytes) -> None:
+        for byte in data:
+            if byte != 0x0A:
+                self._line.append(byte)
+                continue
+            line = bytes(self._line)
+            self._line.clear()
+            if line.startswith(b"kdump: "):
+                self.said.append(line.decode(errors="replace").rstrip("\r"))
+            elif _PANIC in line:
+                self.panicked = True
+                self._stop()
+
+
+@contextmanager
+def _watched(board: Board, system: System) -> Iterator[_Console]:
+    console = _Console(system.request_stop)
+    board.uart.listeners.append(console)
+    try:
+        yield console
+    finally:
+        board.uart.listeners.remove(console)
+
+
+def run_linux(
+    board: Board,
+    *,
+    areas: list[PhysRange],
+    budget: int = BUDGET,
+    progress: Callable[[int], object] | None = None,
+    dump_slot: int = DUMP_SLOT,
+) -> LinuxCapture:
+    """Run the Linux at whose entry the boot CPU stands to its end; it finds an empty disk for the dump.
+
+    areas are the PT_LOADs that the dump should have (physical). progress(instructions) is called now and then. Only
+    the boot CPU runs: the others are as the crash has left them, and a capture kernel does not wake them.
+    """
+    disk = Disk((board.ram.size + (64 << 20)) // _SECTOR * _SECTOR)
+    board.attach(dump_slot, VirtioBlock(disk, "vmcore"))
+    try:
+        crashed = load_digests(board.ram, areas)
+    except BusError:
+        crashed = []  # a damaged header: nothing that could be compared
+    system = System(board)
+    begin = board.time
+    with _watched(board, system) as console:
+        end = system.run(budget, progress=None if progress is None else lambda time: progress(time - begin))
+    kind = _kind(end, console)
+    vmcore = _dump(disk, console) if kind is LinuxEnd.DONE else None
+    try:
+        read = vmcore.loads() if vmcore is not None else []
+    except (FormatError, MachineError):
+        read = []
+    release = next((m[1] for line in console.said if (m := re.match(r"kdump: Linux (\S+) is up", line))), "")
+    return LinuxCapture(kind, str(end), board.time - begin, release, vmcore, read, crashed)
+
+
+def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
+    if console.panicked:
+        return LinuxEnd.PANIC
+    if end.kind in (SystemEndKind.OFF, SystemEndKind.RESET):
+        last = console.said[-1] if console.said else ""
+        if last.startswith(CAPTURE_DONE):
+            return LinuxEnd.DONE
+        return LinuxEnd.NO_DUMP if last.startswith(NO_VMCORE) else LinuxEnd.OFF
+    if end.kind is SystemEndKind.FAULT:
+        return LinuxEnd.LOST
+    return LinuxEnd.BUDGET if end.kind is SystemEndKind.BUDGET else LinuxEnd.STUCK
+
+
+def _dump(disk: Disk, console: _Console) -> DiskVmcore | None:
+    match = re.search(r", (\d+) bytes to ", console.said[-1])
+    return DiskVmcore(disk, int(match[1])) if match else None

@@ -1,0 +1,71 @@
+"""Files from outside that are too large to ship, by name: where they are, and what to do when they are missing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from kexecemu.capture.initramfs import capture_initramfs
+from kexecemu.data import fixture_path
+from kexecemu.errors import InputError
+
+__all__ = ["FETCHED", "fetched_initrd", "fetched_kernel", "is_fetched"]
+
+FETCHED: Final = "fetched:"
+"""In front of the name of something to fetch, in place of a path: fetched:kernel-trixie."""
+
+
+@functools.cache
+def _fetch() -> ModuleType:
+    """fixtures/fetch.py, which knows the cache. A checkout has it beside the package, where no import finds it."""
+    name = "kexecemu.fixtures.fetch"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, fixture_path("fetch.py"))
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def _kernels() -> list[str]:
+    return [name for name in _fetch().TARGETS if name.startswith("kernel")]
+
+
+def is_fetched(path: Path | None) -> bool:
+    """True for a name with fetched: in front."""
+    return path is not None and str(path).startswith(FETCHED)
+
+
+def fetched_kernel(path: Path | None) -> Path:
+    """The path of a kernel that may be given as fetched:NAME; None is Debian's. InputError says what to fetch."""
+    if path is not None and not is_fetched(path):
+        return path
+    name = "kernel" if path is None else str(path).removeprefix(FETCHED)
+    if name not in _kernels():
+        raise InputError(
+            f"{FETCHED}{name}: there is no such kernel to fetch; there are {', '.join(_kernels())}"
+        )
+    return _cached(name)
+
+
+def fetched_initrd(kernel: Path) -> bytes:
+    """The initramfs that copies a dump to a disk, with the modules of this kernel if it was fetched."""
+    busybox = _cached("busybox")
+    for name in _kernels():
+        if _fetch().cached(name) == kernel:
+            return capture_initramfs(busybox=busybox, modules_folder=_fetch().kernel_modules(name))
+    return capture_initramfs(busybox=busybox)
+
+
+def _cached(name: str) -> Path:
+    path: Path | None = _fetch().cached(name)
+    if path is None:
+        raise InputError(
+            f"{name} is not fetched yet: run python -m kexecemu.fixtures.fetch {name} (Debian, apt)"
+        )
+    return path

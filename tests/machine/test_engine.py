@@ -381,7 +381,7 @@ def test_a_hook_on_a_system_instruction_sees_where_it_is(a64, kind, word, before
     "word,kind", [(0xD53BE340, UC_ARM64_INS_MRS), (0xD51BE340, UC_ARM64_INS_MSR)], ids=["mrs", "msr"]
 )
 def test_a_hook_is_called_for_what_el0_may_not_do(a64, word, kind):
-    # CNTKCTL_EL1 is 0, so EL0's access to a timer must trap. The hook comes before that; then, if it returns 0, the trap.
+    # CNTKCTL_EL1 is 0, so EL0's access to a timer must trap. The hook comes before that; the trap, if it returns 0.
     uc = bare(word, a64.WFI)
     uc.ctl_exits_enabled(True)
     uc.cpr_write(3, 6, 1, 1, 0, engine.SCR_EL3)

@@ -84,8 +84,9 @@ class Board:
         uart_base: int = 0x09000000,
         absent: bool = False,
     ) -> None:
-        """absent lets accesses to the devices that QEMU's virt has besides pass, where they would fault: for a kernel that
-        was given QEMU's device tree and looks for those.
+        """absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault.
+
+        It is for a kernel that was given QEMU's device tree and looks for those.
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
         if not 1 <= cpus <= MAX_CPUS:

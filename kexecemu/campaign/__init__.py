@@ -1,0 +1,1 @@
+"""Fault campaigns: many faults against one load, each of them accounted for."""

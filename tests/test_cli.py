@@ -126,7 +126,7 @@ def test_a_bad_target_is_refused(target: str, reason: str) -> None:
         (["--cpus", "0"], "not 0"),
         (["--cpus", "65"], "at most 64 CPUs"),
         (["--expect", "bliss"], "is no outcome"),
-        (["--capture", "linux"], "--capture linux"),
+        (["--capture", "reality"], "--capture is stub or linux, not 'reality'"),
         (["--nosuch"], "--nosuch"),
         (["--protection", "bbml2", "--era", "6.1", "--dtb", "/dev/null"], "too short for a header"),
     ],
@@ -173,6 +173,40 @@ def test_nothing_is_written_when_an_output_cannot_be(tmp_path: Path) -> None:
     line = refused("run", "golden", "--timeline", timeline, "--vmcore", tmp_path / "no" / "vmcore")
     assert "there is no folder" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def without_fetched(tmp_path: Path, *arguments: str | Path) -> str:
+    """The one line on stderr where nothing has been fetched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEXECEMU_CACHE", str(tmp_path))
+        return refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["run", "debian-captures"], "kernel"),
+        (["run", "debian-initrd-stamped", "--json"], "kernel"),
+        (["crash", "--capture", "linux"], "kernel"),
+        (["crash", "--capture", "linux", "--kernel", "fetched:kernel-trixie"], "kernel-trixie"),
+        (["crash", "--kernel", "fetched:kernel-16k"], "kernel-16k"),
+        # One's own kernel needs no other, but something has to copy the dump.
+        (["crash", "--capture", "linux", "--kernel", str(STUB)], "busybox"),
+    ],
+)
+def test_a_file_that_is_not_fetched_is_named_with_the_command_that_fetches_it(
+    arguments: list[str], missing: str, tmp_path: Path
+) -> None:
+    line = without_fetched(tmp_path, *arguments)
+    assert line.startswith(f"{missing} is not fetched yet: ")
+    assert f"python -m kexecemu.fixtures.fetch {missing}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_that_nobody_can_fetch_is_refused_with_those_that_there_are() -> None:
+    line = refused("crash", "--kernel", "fetched:busybox")
+    assert "fetched:busybox: there is no such kernel to fetch" in line
+    assert "kernel-trixie" in line
 
 
 def test_an_outcome_that_was_not_expected_exits_with_1(tmp_path: Path) -> None:

@@ -86,14 +86,16 @@ class DiskVmcore:
 class LinuxCapture:
     """One run of a real capture kernel.
 
-    where says in words where it stood at the end. release is what it calls itself, empty if it said nothing. vmcore is
-    None without a dump. read and crashed are its PT_LOADs, as they were read and as memory was at the crash.
+    where says in words where it stood at the end, and what it printed last. release is what it calls itself, empty if
+    it said nothing; console is all that it printed. vmcore is None without a dump. read and crashed are its PT_LOADs,
+    as they were read and as memory was at the crash.
     """
 
     end: LinuxEnd
     where: str
     instructions: int
     release: str = ""
+    console: str = field(default="", repr=False)
     vmcore: DiskVmcore | None = field(default=None, repr=False)
     read: list[Load] = field(default_factory=list)
     crashed: list[Load] = field(default_factory=list)
@@ -169,7 +171,7 @@ def run_linux(
     except BusError:
         crashed = []  # a damaged header: nothing that could be compared
     system = System(board)
-    begin = board.time
+    begin, printed = board.time, len(board.uart.text)
     with _watched(board, system) as console:
         end = system.run(budget, progress=None if progress is None else lambda time: progress(time - begin))
     kind = _kind(end, console)
@@ -179,7 +181,14 @@ def run_linux(
     except (FormatError, MachineError):
         read = []
     release = next((m[1] for line in console.said if (m := re.match(r"kdump: Linux (\S+) is up", line))), "")
-    return LinuxCapture(kind, str(end), board.time - begin, release, vmcore, read, crashed)
+    said = board.uart.text[printed:]
+    return LinuxCapture(kind, _where(end, said), board.time - begin, release, said, vmcore, read, crashed)
+
+
+def _where(end: SystemEnd, said: str) -> str:
+    """Where the machine stood; the last line that means anything to people is the console's."""
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+    return f"{end}; the last line on the console: {last}" if last else f"{end}; it has printed nothing"
 
 
 def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:

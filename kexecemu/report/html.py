@@ -19,6 +19,7 @@ from kexecemu.machine.timeline import Event
 from kexecemu.report.picture import Picture, draw, effect_of, size_text
 from kexecemu.report.steps import steps_of
 from kexecemu.report.verdict import verdict_text
+from kexecemu.scenario.lab import End
 from kexecemu.scenario.runner import Result
 
 __all__ = ["render"]
@@ -93,7 +94,7 @@ def render(result: Result) -> str:
         map_reason=kernel.arch.plan.reason,
         granule=kernel.config.page_size,
         ram_size=kernel.ram.size,
-        console=_console(end.console),
+        console=_console(end),
         rows=_rows(result),
         event_tone=partial(_event_tone, tone),
     )
@@ -261,12 +262,24 @@ def _phases(result: Result) -> list[Phase]:
     return [Phase(name, count, round(100 * count / max(end.instructions, 1), 1)) for name, count in parts]
 
 
-def _console(text: str) -> list[tuple[str, str]]:
+def _console(end: End) -> list[tuple[str, str]]:
     """Console lines with who says them: the first kernel, the purgatory or the capture kernel.
 
-    The first kernel's lines have a time in front, the capture stub's its name; what is left is a purgatory's.
+    A real capture kernel's lines are known by where they begin. Of the others the first kernel's have a time in front,
+    the capture stub's its name; what is left is a purgatory's.
     """
+    lines = end.console.splitlines()
+    linux = end.capture.linux if end.capture is not None else None
+    own = len(linux.console.splitlines()) if linux is not None else 0
+    before = len(lines) - own
     return [
-        ("first" if line.startswith("[") else "capture" if line.startswith("capture:") else "purgatory", line)
-        for line in text.splitlines()
+        (
+            "capture"
+            if number >= before or line.startswith("capture:")
+            else "first"
+            if line.startswith("[")
+            else "purgatory",
+            line,
+        )
+        for number, line in enumerate(lines)
     ]

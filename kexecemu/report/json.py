@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kexecemu.capture.linux import LinuxCapture
 from kexecemu.capture.verdict import VerdictFlags, describe_damage
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange
@@ -72,6 +73,27 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
             "damage": [{"start": one.start, "end": one.last} for one in verdict.damage if one.size],
         },
         "mismatches": result.mismatches,
+        "linux": None if end.capture is None or end.capture.linux is None else _linux(end.capture.linux),
+    }
+
+
+def _linux(run: LinuxCapture) -> dict[str, Any]:
+    """The account of a real capture kernel; the digest of a load is of what it read, and same as memory was or not."""
+    return {
+        "end": run.end.value,
+        "where": run.where,
+        "release": run.release,
+        "instructions": run.instructions,
+        "vmcore_bytes": run.vmcore.size if run.vmcore is not None else None,
+        "loads": [
+            {
+                "start": load.phys.start,
+                "end": load.phys.last,
+                "sha256": load.sha256,
+                "same": load in run.crashed,
+            }
+            for load in run.read
+        ],
     }
 
 

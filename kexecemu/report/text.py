@@ -8,7 +8,7 @@ from rich.table import Table
 
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.scenario.lab import Kernel
+from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
 
 __all__ = ["print_layout", "print_result"]
@@ -22,6 +22,11 @@ _STYLES = {
     Outcome.SILENT: "bold red",
 }
 _BAD_STYLE = "bold magenta"
+
+# What a real kernel prints before and after its init is hundreds of lines. From one of these on it is in trouble.
+_TROUBLE = ("Kernel panic", "Unable to handle", "Internal error", "BUG:", "Unhandled")
+_FIRST_LINES, _LAST_LINES = 2, 2
+_FOLDED = 3
 
 
 def _print(console: Console, text: str = "") -> None:
@@ -81,7 +86,7 @@ def print_result(console: Console, result: Result) -> None:
         _print(console, f"{event.when:12,}  [cyan]{event.kind:<14}[/] {escape(event.text)}")
     _print(console)
     _print(console, "[dim]console, from the panic on[/]")
-    for line in _console_since_panic(end.console):
+    for line in _console_since_panic(end):
         _print(console, f"  {escape(line)}")
     _print(console)
     for damage in end.damage:
@@ -92,9 +97,35 @@ def print_result(console: Console, result: Result) -> None:
         _print(console, f"[bold red]unexpected[/]   {escape(mismatch)}")
 
 
-def _console_since_panic(text: str) -> list[str]:
-    lines = text.splitlines()
+def _console_since_panic(end: End) -> list[str]:
+    lines = end.console.splitlines()
+    linux = end.capture.linux if end.capture is not None else None
+    if linux is not None:
+        count = len(linux.console.splitlines())
+        return _since_panic(lines[: len(lines) - count]) + _folded(lines[len(lines) - count :])
+    return _since_panic(lines)
+
+
+def _since_panic(lines: list[str]) -> list[str]:
     for number, line in enumerate(lines):
         if "sysrq: " in line or "Kernel panic" in line or "Unable to handle" in line:
             return lines[number:]
     return lines
+
+
+def _folded(lines: list[str]) -> list[str]:
+    """What a capture kernel printed, with most of its log left out: what its init says stays, and any trouble."""
+    trouble = next(
+        (number for number, line in enumerate(lines) if any(word in line for word in _TROUBLE)), len(lines)
+    )
+    told: list[str] = []
+    log: list[str] = []
+    for number, line in enumerate(lines):
+        if _FIRST_LINES <= number < min(trouble, len(lines) - _LAST_LINES) and line.startswith("["):
+            log.append(line)
+            continue
+        if len(log) > _FOLDED:
+            log = [f"... {len(log)} lines of the kernel's log, which -v shows as they are printed"]
+        told += [*log, line]
+        log = []
+    return told

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from shipped import skip_if_not_fetched
 
 from kexecemu.faults.fault import Fault
 from kexecemu.scenario.runner import Result, crash, run_scenario
@@ -18,6 +19,7 @@ Crash = Callable[..., Result]
 
 @cache
 def _shipped(name: str) -> Result:
+    skip_if_not_fetched(name)
     path = find_scenario(name)
     return run_scenario(read_scenario(path), path.parent)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from time import process_time
 
 import pytest
+from shipped import every_scenario
 
 from kexecemu.faults.fault import By, Fault, When
 from kexecemu.report.html import render
 from kexecemu.scenario.runner import Result, crash
-from kexecemu.scenario.schema import Expect, Outcome, shipped_scenarios
+from kexecemu.scenario.schema import Expect, Outcome, find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup
 
 SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
@@ -70,7 +71,7 @@ def _pairs_text(page: _Page) -> str:
     return re.sub(r"\s", "", page.text)
 
 
-@pytest.mark.parametrize("name", shipped_scenarios())
+@pytest.mark.parametrize("name", every_scenario())
 def test_every_shipped_scenario_gives_a_well_formed_page(run, name):
     page = _Page(render(run(name)))
     assert page.misnested == []
@@ -92,7 +93,7 @@ def test_the_page_asks_for_nothing_from_outside_and_has_no_script(run, name):
         assert not [key for key in attributes if key.startswith("on")]
 
 
-@pytest.mark.parametrize("name", shipped_scenarios())
+@pytest.mark.parametrize("name", every_scenario())
 def test_outcome_meaning_and_setting_are_there(run, name):
     result = run(name)
     page = _Page(render(result))
@@ -101,8 +102,11 @@ def test_outcome_meaning_and_setting_are_there(run, name):
     assert result.end.outcome.value in page.inside("span")
     assert result.end.outcome.meaning[1:] in page.text
     assert "As expected" in page.text
-    assert "first kernel's command line crashkernel=128M" in page.text
-    for said in ("RAM 1 GiB", "CPUs 2", "seed 1", f"kernel era {result.kernel.config.release.value}"):
+    scenario = read_scenario(find_scenario(name))
+    assert f"first kernel's command line {scenario.kernel.cmdline}" in page.text
+    ram = {"1G": "1 GiB", "512M": "512 MiB"}[str(scenario.machine.ram)]
+    era = f"kernel era {result.kernel.config.release.value}"
+    for said in (f"RAM {ram}", f"CPUs {scenario.machine.cpus or 1}", "seed 1", era):
         assert said in page.text
 
 
@@ -300,6 +304,19 @@ def test_the_console_shows_who_speaks(run):
         spoken = "".join(data for tag, data in page.pieces if tag == "span")
         for line in run(name).end.console.splitlines():
             assert (line in spoken) == (not line.startswith("["))
+
+
+@pytest.mark.real
+def test_a_real_capture_kernel_speaks_for_itself_and_its_dump_is_told(run):
+    result = run("debian-captures")
+    page = _Page(render(result))
+    spoken = [data for tag, data in page.pieces if tag == "span"]
+    linux = result.end.capture.linux
+    assert "Booting Linux on physical CPU" in linux.console.splitlines()[0]
+    assert set(linux.console.splitlines()) <= set(spoken)
+    assert not any("Starting crashdump kernel" in line for line in spoken)  # that was the first one
+    size = f"{linux.vmcore.size / (1 << 20):.1f} MiB"
+    assert f"Linux {linux.release} copies a dump of {size} to a disk, all of it as memory was." in page.text
 
 
 def test_what_was_not_as_expected_is_told():

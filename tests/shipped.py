@@ -1,0 +1,34 @@
+"""The scenarios that ship, as parameters of a test: those that need fetched files are marked, and skip without them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kexecemu.errors import InputError
+from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel
+from kexecemu.scenario.schema import find_scenario, read_scenario, shipped_scenarios
+
+__all__ = ["every_scenario", "skip_if_not_fetched"]
+
+
+def needs_fetched(name: str) -> bool:
+    """A scenario with a real capture kernel, which no package of ours carries."""
+    return read_scenario(find_scenario(name)).load.capture == "linux"
+
+
+def every_scenario() -> list[object]:
+    """Each name once, for pytest.mark.parametrize; the real ones are marked so."""
+    return [
+        pytest.param(name, marks=pytest.mark.real) if needs_fetched(name) else name
+        for name in shipped_scenarios()
+    ]
+
+
+def skip_if_not_fetched(name: str) -> None:
+    """Skip the test that runs, with the command that fetches what the scenario lacks."""
+    if not needs_fetched(name):
+        return
+    try:
+        fetched_initrd(fetched_kernel(None))
+    except InputError as error:
+        pytest.skip(str(error))

@@ -7,7 +7,7 @@ is done between two stretches of guest execution: no guest state is ever changed
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from unicorn.unicorn_const import (
@@ -16,7 +16,7 @@ from unicorn.unicorn_const import (
     UC_ERR_READ_UNMAPPED,
     UC_ERR_WRITE_UNMAPPED,
 )
-from unicorn.unicorn_py3.unicorn import uclib
+from unicorn.unicorn_py3.unicorn import UcContext, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine import abort, exceptions
@@ -46,6 +46,17 @@ EXCP_SMC: Final = 13
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
 _OFFSETS: Final[dict[ExceptionKind, int]] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
+
+
+@dataclass(frozen=True)
+class CpuState:
+    """A CPU's registers and counts at one moment; exceptions is how many had been recorded."""
+
+    context: UcContext
+    powered: bool
+    exceptions: int
+    counts: tuple[int, int, int]
+    progress: tuple[int, int, int, int]
 
 
 class Cpu(Registers):
@@ -98,6 +109,37 @@ class Cpu(Registers):
     def power_off(self) -> None:
         """Stop for good until the next reset(); registers can still be read."""
         self.powered = False
+
+    def save(self) -> CpuState | None:
+        """Everything that a restore() needs to go on from here; None for a CPU that has never been used."""
+        if self._created is None:
+            return None
+        counter = self._engine.counter.state
+        return CpuState(
+            self._engine.save(),
+            self.powered,
+            len(self.exceptions),
+            (counter.total, counter.block, counter.block_size),
+            (self._entered_at, self._repeats, self._last_far, self._last_sp),
+        )
+
+    def restore(self, state: CpuState | None) -> None:
+        """Go back to a save(). Translated code is kept, address translations are not."""
+        if state is None:
+            if self._created is not None:
+                self.close()
+            self.powered = False
+            return
+        self._engine.restore(state.context)
+        self.powered = state.powered
+        del self.exceptions[state.exceptions :]
+        counter = self._engine.counter.state
+        counter.total, counter.block, counter.block_size = state.counts
+        self._entered_at, self._repeats, self._last_far, self._last_sp = state.progress
+
+    def flush_code(self) -> None:
+        """Drop translated code: for the host that has put other code into memory than what ran."""
+        self._engine.flush_code()
 
     def run(
         self,

@@ -169,6 +169,15 @@ class Engine:
         self.flush_tlb()
         self.flush_code()
 
+    def save(self) -> UcContext:
+        """All registers, for restore()."""
+        return self.uc.context_save()
+
+    def restore(self, context: UcContext) -> None:
+        """Put all registers back; cached address translations are dropped, translated code is not."""
+        self.uc.context_restore(context)
+        self.flush_tlb()
+
     def run(self, count: int = 0) -> int:
         """Run from PC until something ends it (counter, exception, WFI, error); the Unicorn error number, or 0.
 

@@ -80,6 +80,8 @@ class Ram:
         """Bumped by each host or DMA write."""
         self.last_runner: object = None
         """Who executed guest code last; a CPU that finds another one here drops its translations."""
+        self.private = False
+        """The banks are mapped privately over their files (see snapshot.py): what counts is in the mappings alone."""
         self._closed = False
 
     @property
@@ -108,6 +110,8 @@ class Ram:
     def read(self, phys: int, length: int) -> bytes:
         """`length` bytes from `phys`. Reading a page that nobody touched does not allocate it."""
         bank, offset = self._at(phys, length)
+        if self.private:
+            return bank.map[offset : offset + length]
         # pread() of a hole gives zeros; a load through the mapping would allocate the page for good.
         pieces: list[bytes] = []
         while length:
@@ -143,7 +147,7 @@ class Ram:
         """Set `length` bytes from `phys` to `byte`; whole pages of zeros go back to being untouched."""
         bank, offset = self._at(phys, length)
         end = offset + length
-        if byte == 0:
+        if byte == 0 and not self.private:
             first, last = -(-offset // HOST_PAGE) * HOST_PAGE, end // HOST_PAGE * HOST_PAGE
             if first < last:
                 bank.map.madvise(mmap.MADV_REMOVE, first, last - first)
@@ -192,6 +196,13 @@ class Ram:
         `within` may span banks and gaps. All RAM outside them is zero. A page that a guest merely loaded from
         counts as touched.
         """
+        if self.private:
+            # The files do not know what was written since.
+            for phys in self.banks:
+                start, end = max(within.start, phys.start), min(within.end, phys.end)
+                if start < end:
+                    yield PhysRange(start, end)
+            return
         for bank in self.mapped:
             position = max(within.start, bank.phys.start) - bank.phys.start
             end = min(within.end, bank.phys.end) - bank.phys.start

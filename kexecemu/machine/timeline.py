@@ -46,6 +46,10 @@ class Timeline:
         self._events.append(event)
         return event
 
+    def forget(self, count: int) -> None:
+        """Keep the first `count` events only: the machine has gone back to when they were all."""
+        del self._events[count:]
+
     def __iter__(self) -> Iterator[Event]:
         return iter(self._events)
 

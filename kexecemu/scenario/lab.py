@@ -133,7 +133,17 @@ class Kernel(model.Kernel):
         is called now and then while the purgatory hashes and while a Linux runs; at_jump once, where the boot CPU
         stands at image.start and has executed nothing there. Raises MachineError when the engine fails.
         """
-        stop = self.crash(message)
+        return self.follow(self.crash(message), linux=linux, progress=progress, at_jump=at_jump)
+
+    def follow(
+        self,
+        stop: Stop,
+        *,
+        linux: bool = False,
+        progress: Progress | None = None,
+        at_jump: AtJump | None = None,
+    ) -> End:
+        """What comes after crash(), which ended with `stop`; see panic()."""
         image = self.image
         if image is None or stop.kind is not StopKind.LEFT:
             return self._never_left(stop, image)

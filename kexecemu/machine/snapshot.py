@@ -1,0 +1,113 @@
+"""Going back to a moment: RAM by the pages that differ from a base, CPUs by their saved registers.
+
+The base is what the host file behind the RAM holds. While a Snapshots object is there the guest's RAM is mapped
+privately over that file, so every page that anybody writes becomes a copy of its own, which the host can name
+(/proc/self/pagemap) and drop again (MADV_DONTNEED). Nothing watches the guest's stores, and nothing is copied that
+was not written. Unicorn's own memory snapshots are not used: they crash, and they refuse page protection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kexecemu.errors import MachineError
+from kexecemu.machine.board import Board
+from kexecemu.machine.ram import HOST_PAGE, Bank
+
+__all__ = ["Snapshot", "Snapshots"]
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MAP_FIXED: Final = 0x10
+_MADV_DONTNEED: Final = 4
+# Bits of a /proc/self/pagemap entry.
+_PRESENT: Final = 1 << 63
+_SWAPPED: Final = 1 << 62
+_FILE_OR_SHARED: Final = 1 << 61
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One moment of a board. pages maps (bank, offset) to the bytes of each page that differs from the base."""
+
+    pages: dict[tuple[int, int], bytes]
+    cpus: list[Any]
+    idle: int
+    output: int
+    events: int
+
+
+class Snapshots:
+    """All snapshots of one board. The board must not be restored by anybody else meanwhile."""
+
+    def __init__(self, board: Board) -> None:
+        """RAM as it is now becomes the base. MachineError where the host does not let us."""
+        self.board = board
+        for bank in board.ram.mapped:
+            self._map(bank, mmap.MAP_PRIVATE)
+        board.ram.private = True
+
+    def close(self) -> None:
+        """Back to the base for good: everything written since is lost."""
+        for bank in self.board.ram.mapped:
+            self._map(bank, mmap.MAP_SHARED)
+        self.board.ram.private = False
+
+    @staticmethod
+    def _map(bank: Bank, how: int) -> None:
+        prot = mmap.PROT_READ | mmap.PROT_WRITE
+        where = _LIBC.mmap(bank.host_address, bank.phys.size, prot, how | _MAP_FIXED, bank.fd, 0)
+        if where != bank.host_address:
+            raise MachineError(f"the host cannot map RAM anew: {os.strerror(ctypes.get_errno())}")
+
+    def take(self) -> Snapshot:
+        """The board as it is now; no CPU may be running."""
+        board = self.board
+        pages = {
+            (number, offset): bytes(bank.map[offset : offset + HOST_PAGE])
+            for number, bank in enumerate(board.ram.mapped)
+            for offset in _written(bank)
+        }
+        return Snapshot(
+            pages,
+            [cpu.save() for cpu in board.cpus],
+            board.idle,
+            len(board.uart.output),
+            len(board.timeline),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Back to a snapshot. Translated code stays: flush it where code that has run is not what it was."""
+        board = self.board
+        for bank in board.ram.mapped:
+            if _LIBC.madvise(bank.host_address, bank.phys.size, _MADV_DONTNEED):
+                raise MachineError(f"the host keeps written pages: {os.strerror(ctypes.get_errno())}")
+        for (number, offset), page in snapshot.pages.items():
+            board.ram.mapped[number].map[offset : offset + HOST_PAGE] = page
+        for cpu, state in zip(board.cpus, snapshot.cpus, strict=True):
+            cpu.restore(state)
+        board.idle = snapshot.idle
+        del board.uart.output[snapshot.output :]
+        board.timeline.forget(snapshot.events)
+
+
+def _written(bank: Bank) -> list[int]:
+    """Offsets of the pages of a privately mapped bank that have been written."""
+    first = bank.host_address // HOST_PAGE
+    count = bank.phys.size // HOST_PAGE
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        raw = os.pread(file.fileno(), count * 8, first * 8)
+    if len(raw) != count * 8:
+        raise MachineError("the host does not tell which pages were written")
+    entries = memoryview(raw).cast("Q")
+    return [
+        index * HOST_PAGE
+        for index, entry in enumerate(entries)
+        if entry & (_PRESENT | _SWAPPED) and not entry & _FILE_OR_SHARED
+    ]

@@ -26,6 +26,7 @@ from kexecemu.machine.ranges import PhysRange
 __all__ = [
     "CaptureEnd",
     "CaptureRun",
+    "Interlude",
     "Progress",
     "PurgatoryEnd",
     "PurgatoryRun",
@@ -35,6 +36,9 @@ __all__ = [
 
 # Called with (instructions done, instructions expected); the second is a guess.
 Progress = Callable[[int, int], None]
+
+# So many instructions into a run the host does something to memory; the run goes on from there.
+Interlude = tuple[int, Callable[[], object]]
 
 _SLICE = 20_000_000
 _BRANCH_TO_SELF = 0x14000000
@@ -87,7 +91,11 @@ def _passes(image: Kimage, purgatory: LoadedPurgatory) -> int:
 
 
 def run_purgatory(
-    kernel: Kernel, image: Kimage, purgatory: LoadedPurgatory, progress: Progress | None = None
+    kernel: Kernel,
+    image: Kimage,
+    purgatory: LoadedPurgatory,
+    progress: Progress | None = None,
+    interlude: Interlude | None = None,
 ) -> PurgatoryRun:
     """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself.
 
@@ -102,7 +110,9 @@ def run_purgatory(
     budget = _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
     fault = None
     with checked(cpu, intact=kernel.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
+        before = _play(cpu, within, interlude, deliver=False)
         stop, used = _run_sliced(cpu, within, budget, _USUAL_PER_BYTE * size, progress, deliver=False)
+        used += before
         if stop.fault is not None and cpu.sysreg("VBAR_EL1") in area:
             fault = _deliver(cpu, stop.fault)
             stop, more = _run_sliced(cpu, within, budget, used, progress, deliver=True)
@@ -110,6 +120,19 @@ def run_purgatory(
     verdict = read_verdict(kernel.ram, purgatory)
     end = _purgatory_end(kernel, image, purgatory, stop, verdict, back_phys)
     return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power)
+
+
+def _play(cpu: Cpu, within: range, interlude: Interlude | None, *, deliver: bool) -> int:
+    """Run up to an interlude and through it, if there is one; the instructions that this took.
+
+    A run that ends before it comes to that ends there once more when it is gone on with.
+    """
+    if interlude is None:
+        return 0
+    stop = cpu.run(within=within, limit=interlude[0], deliver=deliver)
+    if stop.kind is StopKind.DEADLINE:
+        interlude[1]()
+    return stop.instructions
 
 
 def _deliver(cpu: Cpu, fault: GuestFault) -> GuestFault:
@@ -226,7 +249,12 @@ def entry_violations(cpu: Cpu, image: Kimage) -> list[str]:
 
 
 def run_capture(
-    kernel: Kernel, image: Kimage, *, linux: bool = False, progress: Progress | None = None
+    kernel: Kernel,
+    image: Kimage,
+    *,
+    linux: bool = False,
+    progress: Progress | None = None,
+    interlude: Interlude | None = None,
 ) -> CaptureRun:
     """Run the capture kernel from its entry, where the boot CPU stands.
 
@@ -243,7 +271,9 @@ def run_capture(
         return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
     before = len(cpu.exceptions)
     within = range(segment.mem, segment.mem + segment.memsz)
+    before_it = _play(cpu, within, interlude, deliver=True)
     stop, used = _run_sliced(cpu, within, _CAPTURE_BUDGET, _CAPTURE_BUDGET, None, deliver=True)
+    used += before_it
     record = read_record(kernel.ram, segment.mem)
     fault = cpu.exceptions[-1] if len(cpu.exceptions) > before else None
     return CaptureRun(_capture_end(stop, record, fault), stop.pc, used, record, fault)

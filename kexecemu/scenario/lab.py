@@ -17,6 +17,7 @@ from kexecemu.capture.linux import DiskVmcore, LinuxCapture, LinuxEnd
 from kexecemu.capture.second_stage import (
     CaptureEnd,
     CaptureRun,
+    Interlude,
     Progress,
     PurgatoryEnd,
     PurgatoryRun,
@@ -142,8 +143,13 @@ class Kernel(model.Kernel):
         linux: bool = False,
         progress: Progress | None = None,
         at_jump: AtJump | None = None,
+        while_checking: Interlude | None = None,
+        in_capture: Interlude | None = None,
     ) -> End:
-        """What comes after crash(), which ended with `stop`; see panic()."""
+        """What comes after crash(), which ended with `stop`; see panic().
+
+        while_checking happens so many instructions into the purgatory, in_capture into the capture stub.
+        """
         image = self.image
         if image is None or stop.kind is not StopKind.LEFT:
             return self._never_left(stop, image)
@@ -163,7 +169,7 @@ class Kernel(model.Kernel):
         if at_jump is not None:
             at_jump(self, image)
         if self.kexec.purgatory is not None:
-            purgatory = run_purgatory(self, image, self.kexec.purgatory, progress)
+            purgatory = run_purgatory(self, image, self.kexec.purgatory, progress, while_checking)
             self._tell_purgatory(purgatory, image)
             if purgatory.end is PurgatoryEnd.RETURNED:
                 self.resume()
@@ -175,7 +181,7 @@ class Kernel(model.Kernel):
             self.say(
                 "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry
             )
-            capture = run_capture(self, image, linux=linux, progress=progress)
+            capture = run_capture(self, image, linux=linux, progress=progress, interlude=in_capture)
             self._tell_capture(capture)
         else:
             damage += find_damage(self.ram, image, purgatory=False)

@@ -1,0 +1,228 @@
+"""Exact intervals for what a sample says of a fault space; no figure without what it rests on.
+
+The rates that matter here are near 0 (corruption that was missed) or near 1 (found), where the normal approximation
+gives intervals of no width; so all intervals are Clopper and Pearson's (Biometrika 26, 1934), from the incomplete beta
+function. A sample is drawn without replacement from a finite fault space, which is never less exact than the binomial
+that they assume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kexecemu.errors import InputError
+
+__all__ = [
+    "CONFIDENCE",
+    "Basis",
+    "Figure",
+    "Interval",
+    "Stratum",
+    "clopper_pearson",
+    "incomplete_beta",
+    "mcnemar",
+    "sample_size",
+    "stratified",
+    "upper_bound",
+]
+
+CONFIDENCE = 0.95
+_TINY = 1e-300
+_STEPS = 200  # of a bisection: far more than a double has bits, so it ends where low and high are neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A share of the population between 0 and 1: what is likeliest, and between which values it lies."""
+
+    low: float
+    estimate: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """A part of the fault space: its size, how many of it were drawn, and how many of those are counted."""
+
+    population: int
+    sample: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a figure rests on. config_hash covers everything that decides what a fault does."""
+
+    population: int
+    faults: int
+    seed: int
+    version: str
+    config_hash: str
+    sampler: str
+    method: str = f"Clopper-Pearson, {CONFIDENCE:.0%}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.faults:,} faults of a population of {self.population:,}, {self.sampler}, seed {self.seed}, "
+            f"kexecemu {self.version}, configuration {self.config_hash[:12]}, {self.method}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A count with its interval, which cannot be printed without its basis.
+
+    at_most is set where nothing was counted: the one-sided upper bound of the share.
+    """
+
+    what: str
+    count: int
+    interval: Interval
+    basis: Basis
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        if self.at_most is not None:
+            said = f"none, at most {self.at_most:.3g} of the population"
+        else:
+            said = f"{self.count:,}, {self.interval.low:.6f} to {self.interval.high:.6f} of the population"
+        return f"{self.what}: {said} ({self.basis})"
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), a and b above 0.
+
+    By the continued fraction of DLMF 8.17.22, evaluated with Lentz's method; where that converges slowly, by the
+    symmetry I_x(a, b) = 1 - I_(1-x)(b, a).
+    """
+    if x <= 0.0:
+        return 0.0
+    if x >= 1.0:
+        return 1.0
+    if x > (a + 1.0) / (a + b + 2.0):
+        return 1.0 - _beta_fraction(b, a, 1.0 - x)
+    return _beta_fraction(a, b, x)
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    factor = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    upper, lower, value = 1.0, 0.0, 1.0
+    # The fraction needs about the square root of the larger parameter in terms.
+    for term in range(200 + 20 * math.isqrt(int(a + b) + 1)):
+        step = term // 2
+        if term == 0:
+            numerator = 1.0
+        elif term % 2 == 0:
+            numerator = step * (b - step) * x / ((a + 2 * step - 1) * (a + 2 * step))
+        else:
+            numerator = -(a + step) * (a + b + step) * x / ((a + 2 * step) * (a + 2 * step + 1))
+        lower = 1.0 / _nonzero(1.0 + numerator * lower)
+        upper = _nonzero(1.0 + numerator / upper)
+        value *= upper * lower
+        if term and abs(upper * lower - 1.0) < 1e-15:
+            break
+    return factor * (value - 1.0) / a
+
+
+def _nonzero(value: float) -> float:
+    return value if abs(value) > _TINY else _TINY
+
+
+def clopper_pearson(count: int, sample: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact two-sided interval of a share of which count were found in a sample.
+
+    Raises InputError when count is not within the sample.
+    """
+    if not 0 <= count <= sample:
+        raise InputError(f"{count} of a sample of {sample}")
+    if sample == 0:
+        return 0.0, 1.0
+    tail = (1.0 - confidence) / 2.0
+    # The ends where a closed form is exact; elsewhere quantiles of beta distributions.
+    if count == 0:
+        low = 0.0
+    elif count == sample:
+        low = tail ** (1.0 / sample)
+    else:
+        low = _beta_quantile(tail, count, sample - count + 1)
+    if count == sample:
+        high = 1.0
+    elif count == 0:
+        high = -math.expm1(math.log(tail) / sample)
+    else:
+        high = _beta_quantile(1.0 - tail, count + 1, sample - count)
+    return low, high
+
+
+def _beta_quantile(probability: float, a: float, b: float) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2.0
+        if middle in (low, high):
+            break
+        if incomplete_beta(a, b, middle) < probability:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2.0
+
+
+def upper_bound(sample: int, confidence: float = CONFIDENCE) -> float:
+    """The exact one-sided upper bound of a share of which a sample holds none: 1 - (1 - confidence)^(1/sample)."""
+    return -math.expm1(math.log(1.0 - confidence) / sample) if sample else 1.0
+
+
+def stratified(strata: Sequence[Stratum], confidence: float = CONFIDENCE) -> Interval:
+    """The share of the whole population, from samples of its parts.
+
+    The estimate weights every stratum with its size (Powell and others, EDCC-2, 1996). The interval is the sum of
+    exact ones: each stratum's is so wide that all of them hold at once with the confidence asked for (Bonferroni), so
+    it is never too narrow, whatever the shares; with one stratum it is Clopper and Pearson's. A stratum that was drawn
+    whole is known, and adds no width.
+    """
+    population = sum(one.population for one in strata)
+    if population == 0:
+        return Interval(0.0, 0.0, 1.0)
+    open_ = [one for one in strata if one.sample < one.population]
+    each = 1.0 - (1.0 - confidence) / max(1, len(open_))
+    low = estimate = high = 0.0
+    for one in strata:
+        share = one.count / one.sample if one.sample else 0.5
+        ends = clopper_pearson(one.count, one.sample, each) if one.sample < one.population else (share, share)
+        weight = one.population / population
+        low += weight * ends[0]
+        estimate += weight * share
+        high += weight * ends[1]
+    return Interval(low, estimate, min(1.0, high))
+
+
+# The normal distribution's quantiles that sample sizes are given for.
+_T = {0.90: 1.6449, 0.95: 1.96, 0.99: 2.5758, 0.998: 3.0902}
+
+
+def sample_size(population: int, margin: float, confidence: float = CONFIDENCE, share: float = 0.5) -> int:
+    """How many faults to draw so that a share is known within the margin: Leveugle and others, DATE 2009.
+
+    share is what it is guessed to be: 0.5 asks for most. It rests on the normal approximation: enough to plan with,
+    useless for shares near 0 (see upper_bound). Raises InputError for a confidence other than 0.9, 0.95, 0.99, 0.998.
+    """
+    if confidence not in _T:
+        raise InputError(f"confidence {confidence}: known are {', '.join(map(str, _T))}")
+    if population <= 0:
+        return 0
+    t = _T[confidence]
+    wanted = population / (1.0 + margin**2 * (population - 1) / (t**2 * share * (1.0 - share)))
+    return min(population, math.ceil(wanted))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided probability of so uneven a split when both were as good (McNemar's test, binomial form)."""
+    sample, fewer = only_first + only_second, min(only_first, only_second)
+    if 2 * fewer >= sample - 1:
+        return 1.0
+    # P(X <= fewer) of a binomial with p = 1/2 is I_(1/2)(sample - fewer, fewer + 1).
+    return min(1.0, 2.0 * incomplete_beta(sample - fewer, fewer + 1, 0.5))

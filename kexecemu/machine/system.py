@@ -170,9 +170,13 @@ class System:
         if stop.kind is not StopKind.DEADLINE or not cpu.spins():
             return None
         others = [other for other in self._powered() if other is not cpu]
-        if all(other.index in self._waiting or other.spins() for other in others):
+        if all(self._waits_for_nothing(other) or other.spins() for other in others):
             return SystemEndKind.STUCK
         return None
+
+    def _waits_for_nothing(self, cpu: SystemCpu) -> bool:
+        """True for a CPU that waits, and that neither an interrupt nor its own timers will wake."""
+        return cpu.index in self._waiting and not self._woken(cpu) and cpu.timer.expiry() is None
 
     def _tell_others(self, cpu: SystemCpu) -> None:
         maintenance = cpu.maintained()

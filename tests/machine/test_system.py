@@ -199,6 +199,29 @@ def test_software_interrupts_go_from_cpu_to_cpu_and_back(is_native):
     assert [word(result, LOG + 0x1000 + 8 * n) for n in range(20)] == [3] * 20
 
 
+@NATIVE
+def test_a_cpu_that_was_woken_goes_on_after_its_interrupt(is_native):
+    second = flat(
+        store_word(GICC, 1),
+        store_word(GICC + 4, 0xF0),
+        store_word(GICD + 0x100, 0xFFFF),
+        increment(DONE),
+        WFI,
+    )
+    second += flat(mov(9, GICC), g.ldr_w(11, 9, 0xC), str_w(11, 9, 0x10), increment(STACK, 200), OFF)
+    first = [GIC_ON, cpu_on(1), wait_for(DONE, 1), store_word(GICD + 0xF00, SGI_TO[1]), b(0)]
+    result = run(
+        first,
+        prepare=with_second(second),
+        cpus=2,
+        slice_of=lambda cpus: 100,
+        limit=50_000,
+        is_native=is_native,
+    )
+    assert "cpu1" in result.end and "switched off" in result.end
+    assert word(result, STACK) == 200
+
+
 # -- what one CPU does for all ---------------------------------------------------------------------------------
 
 PAGE, ALIAS = 0xFFFF000010000000, 0xFFFF000020100000  # virt; PAGE runs, ALIAS is data
@@ -306,18 +329,20 @@ def test_code_changed_through_an_alias_runs_after_its_ic(ic, near, is_native):
 @NATIVE
 @pytest.mark.parametrize("waits", [False, True], ids=["", "an interrupt waits"])
 def test_straight_code_may_change_what_lies_ahead_in_it(waits, is_native):
-    # No branch comes between the IC and the changed instruction.
-    def program(mmu: Mmu) -> list[Words]:
-        waiting = flat(store_word(GICD + 0xF00, 2 << 24)) if waits else []
-        head = flat(PROLOGUE, mmu.on(), rewrite(1), waiting, mov(11, PAGE + 0x100), 0xD61F0160)
-        return [head]
+    # No branch comes between the IC and the changed instruction, only the ISB that the architecture wants.
+    start = flat(mov(12, ALIAS), mov(13, mov(0, 7)[0]), mov(14, PAGE))
+    target = 0x100 + 4 * (len(start) + 6)
+    body = flat(start, str_w(13, 12, target), DSB, add(14, 14, target), ivau(14), DSB, ISB, mov(0, 1))
+    before = flat(
+        mov(12, ALIAS), mov(13, mov(0, 1)[0]), str_w(13, 12, target)
+    )  # for the next store to go unseen
+    waiting = flat(store_word(GICD + 0xF00, 2 << 24)) if waits else []
 
     def prepare(board: Board, mmu: Mmu) -> None:
-        body = flat(mov(12, ALIAS), mov(13, mov(0, 7)[0]))
-        count = len(body) + 5
-        body += [str_w(13, 12, 0x100 + 4 * count), DSB, g.adr(14, 12), ivau(14), ISB, mov(0, 1)[0]]
-        body[-3] = ivau(14)
         put(board, PAGE_PHYS + 0x100, body, str_post(0, 28), OFF)
+
+    def program(mmu: Mmu) -> list[Words]:
+        return [PROLOGUE, mmu.on(), before, waiting, mov(11, PAGE + 0x100), 0xD61F0160]
 
     assert mmu_run(program, prepare=prepare, is_native=is_native).log == [7]
 
@@ -520,6 +545,24 @@ def test_what_a_device_raises_comes_out_of_the_run():
         board.uart.write = fail  # type: ignore[method-assign]
         with pytest.raises(ZeroDivisionError):
             System(board).run(1000)
+
+
+def test_a_cpu_that_spins_does_not_end_the_run_while_another_one_has_a_timer_set():
+    timer = flat(mov(9, 30_000), g.CNTP_TVAL | 9, mov(9, 1), g.CNTP_CTL | 9)
+    local = flat(store_word(GICC, 1), store_word(GICC + 4, 0xF0), store_word(GICD + 0x100, 0xFFFFFFFF))
+    second = with_second(local, timer, increment(DONE), WFI, OFF)
+    result = run(
+        [GIC_ON, cpu_on(1), wait_for(DONE, 1), b(0)], prepare=second, cpus=2, slice_of=lambda cpus: 100
+    )
+    assert "cpu1" in result.end and "switched off" in result.end
+
+
+@pytest.mark.parametrize("second", [[b(0)], [WFI, OFF], CPU_OFF], ids=["spins", "waits", "is off"])
+def test_a_run_ends_when_one_cpu_spins_masked_and_the_other_cannot_help(second):
+    result = run(
+        [GIC_ON, cpu_on(1), wait_for(DONE, 1), b(0)], prepare=with_second(increment(DONE), second), cpus=2
+    )
+    assert "stuck" in result.end
 
 
 def test_progress_is_told_the_time():

@@ -1,0 +1,74 @@
+"""What a campaign is: everything that decides its table, and what people want to know of it besides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["Header"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a campaign is. Two with the same identity have the same table when they are done.
+
+    chunk is how many faults are one transaction; areas are (name, phys start, phys end, kind) of the fault space.
+    scenario is how the user named it, source its text; they, name and areas are for people.
+    """
+
+    version: str
+    config_hash: str
+    protection: str
+    purgatory: str
+    seed: int
+    faults: int
+    population: int
+    sampler: str
+    chunk: int
+    name: str = ""
+    scenario: str = ""
+    source: str = ""
+    areas: tuple[tuple[str, int, int, str], ...] = ()
+
+    # The parts of the identity, those that say most to people first.
+    IDENTITY = (
+        "version",
+        "protection",
+        "purgatory",
+        "seed",
+        "faults",
+        "sampler",
+        "population",
+        "chunk",
+        "config_hash",
+    )
+
+    def differences(self, other: Header, keys: Sequence[str] = IDENTITY) -> list[str]:
+        """Which parts of the identity differ, in words: [] for the same campaign."""
+        return [
+            f"{key} is {getattr(self, key)!r}, not {getattr(other, key)!r}"
+            for key in keys
+            if getattr(self, key) != getattr(other, key)
+        ]
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are; the last one may be shorter."""
+        return -(-self.faults // self.chunk)
+
+    def positions(self, chunk: int) -> range:
+        """The positions in the sample that a chunk covers."""
+        return range(chunk * self.chunk, min(self.faults, (chunk + 1) * self.chunk))
+
+    def as_items(self) -> list[tuple[str, str]]:
+        """The fields as keys and JSON, to be stored."""
+        return [(key, json.dumps(value)) for key, value in asdict(self).items()]
+
+    @classmethod
+    def from_items(cls, items: Iterable[tuple[str, str]]) -> Header:
+        """What as_items() gave."""
+        values: dict[str, Any] = {key: json.loads(value) for key, value in items}
+        values["areas"] = tuple(tuple(area) for area in values["areas"])
+        return cls(**{field.name: values[field.name] for field in fields(cls)})

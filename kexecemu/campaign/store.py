@@ -1,0 +1,309 @@
+"""Where a campaign's results are kept: one SQLite file, which is right after kill -9 at any moment.
+
+The sample is cut into chunks. A chunk's results and the mark that it is done are one transaction, so a campaign that
+was killed has every chunk whole or not at all, and none twice. The file is in WAL mode with an exclusive lock: commits
+are cheap, no shared memory is used (so a network file system will do), and a second process that wants to write to the
+same campaign is told. Nothing is promised about a power cut but that the file stays a consistent one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from kexecemu.campaign.fault import Decided
+from kexecemu.campaign.header import Header
+from kexecemu.errors import InputError
+
+__all__ = ["Audit", "Row", "Store"]
+
+FILE = "campaign.sqlite"
+_FORMAT = 1  # PRAGMA user_version
+_APPLICATION = 0x6B657865  # PRAGMA application_id: "kexe"
+
+_TABLES = {
+    "header": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
+    "chunk": "number INTEGER PRIMARY KEY, done INTEGER NOT NULL",
+    "result": "position INTEGER PRIMARY KEY, fault TEXT NOT NULL, weight REAL NOT NULL, outcome TEXT NOT NULL, "
+    "how TEXT NOT NULL, segment TEXT NOT NULL, phys INTEGER NOT NULL, detail TEXT NOT NULL, "
+    "writer TEXT NOT NULL, model TEXT NOT NULL, base TEXT NOT NULL, moment TEXT NOT NULL",
+    "audit": "position INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL",
+    "clock": "what TEXT PRIMARY KEY, seconds REAL NOT NULL",
+}
+
+
+class Row(NamedTuple):
+    """One result. weight is how many faults of the population it stands for."""
+
+    position: int
+    fault: str
+    weight: float
+    outcome: str
+    how: str
+    segment: str
+    phys: int
+    detail: str
+
+
+class Audit(NamedTuple):
+    """A fault of the sample that was run to its end, after it had been decided without."""
+
+    position: int
+    fault: str
+    decided: str
+    how: str
+    run: str
+    detail: str
+
+
+class Store:
+    """A campaign's file, open in this process alone. Close it, or use it as a context manager."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, header: Header) -> None:
+        self.path = path
+        self.header = header
+        self.db = connection
+
+    @classmethod
+    def begin(cls, folder: Path, header: Header, resume: bool = False) -> Store:
+        """A new campaign in the folder, or with resume the one that is there, if it is the same one.
+
+        With resume and no campaign there, a new one begins. Raises InputError when there are results already and
+        resume was not asked for, when they are another campaign's (saying what differs), and when the file cannot be
+        used or another process uses it.
+        """
+        path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror or error}") from error
+        connection = _connect(path)
+        try:
+            with _plainly(path):
+                if _is_empty(connection):
+                    _create(connection, header)
+                    return cls(path, connection, header)
+                found = _header(connection, path)
+                results = connection.execute("SELECT count(*) FROM result").fetchone()[0]
+                if not resume and results:
+                    raise InputError(
+                        f"{folder}: there are {results} results of a campaign already: go on with --resume, or choose "
+                        "another folder"
+                    )
+                differences = found.differences(header)
+                if differences and results:
+                    raise InputError(f"{folder}: holds another campaign: its {'; its '.join(differences)}")
+                if differences or not resume:
+                    _create(connection, header, anew=True)
+                    found = header
+                return cls(path, connection, found)
+        except BaseException:
+            connection.close()
+            raise
+
+    @classmethod
+    def read(cls, folder: Path) -> Store:
+        """The campaign in a folder, to look at. Raises InputError when there is none, or another process uses it."""
+        path = folder / FILE
+        if not path.is_file():
+            raise InputError(f"{folder}: no campaign there (no {FILE})")
+        connection = _connect(path)
+        try:
+            with _plainly(path):
+                return cls(path, connection, _header(connection, path))
+        except BaseException:
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        """Leave one file that stands for itself, without a log beside it."""
+        try:
+            self.db.execute("PRAGMA journal_mode=DELETE")
+        except sqlite3.Error:
+            pass  # the log is kept then, and taken up by whoever opens the file next
+        finally:
+            self.db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def pending(self) -> list[int]:
+        """The chunks that are not done, in order."""
+        done = {number for (number,) in self.db.execute("SELECT number FROM chunk WHERE done = 1")}
+        return [number for number in range(self.header.chunks) if number not in done]
+
+    def begun(self) -> list[int]:
+        """The chunks that were begun in a process that did not live to finish them."""
+        return [
+            number for (number,) in self.db.execute("SELECT number FROM chunk WHERE done = 0 ORDER BY number")
+        ]
+
+    def mark_begun(self, chunk: int) -> None:
+        """Say that a chunk is begun in the process that also holds the store: it may take both along."""
+        with self._transaction():
+            self.db.execute("INSERT OR IGNORE INTO chunk VALUES (?, 0)", (chunk,))
+
+    def add_chunk(
+        self, chunk: int, results: Sequence[Decided], weights: Sequence[float], seconds: float = 0.0
+    ) -> None:
+        """All results of a chunk, in the order of the sample, and its mark. A chunk that is done already is left alone.
+
+        seconds is the host's time since the last one. Raises ValueError when the number of results is another.
+        """
+        positions = self.header.positions(chunk)
+        if len(results) != len(positions) or len(weights) != len(positions):
+            raise ValueError(f"chunk {chunk} has {len(positions)} faults, not {len(results)}")
+        with self._transaction():
+            marked = self.db.execute(
+                "INSERT INTO chunk VALUES (?, 1) ON CONFLICT (number) DO UPDATE SET done = 1 WHERE done = 0",
+                (chunk,),
+            )
+            if marked.rowcount == 0:
+                return
+            self.db.executemany(
+                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        position,
+                        one.fault.id,
+                        weight,
+                        str(one.outcome),
+                        one.how.value,
+                        one.segment,
+                        one.phys,
+                        one.detail,
+                        one.fault.by.value,
+                        one.fault.model,
+                        one.fault.base,
+                        one.fault.moment.value,
+                    )
+                    for position, one, weight in zip(positions, results, weights, strict=True)
+                ),
+            )
+            self._tick("decide", seconds)
+
+    def add_audits(self, audits: Iterable[tuple[int, Decided]], seconds: float = 0.0) -> None:
+        """What full emulation found of some positions of the sample."""
+        with self._transaction():
+            self.db.executemany(
+                "INSERT OR IGNORE INTO audit VALUES (?, ?, ?)",
+                ((position, str(one.outcome), one.detail) for position, one in audits),
+            )
+            self._tick("audit", seconds)
+
+    def _tick(self, what: str, seconds: float) -> None:
+        self.db.execute(
+            "INSERT INTO clock VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET seconds = seconds + excluded.seconds",
+            (what, seconds),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _plainly(self.path):
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.db.execute("ROLLBACK")
+                raise
+            self.db.execute("COMMIT")
+
+    def count(self) -> int:
+        """How many faults have a result."""
+        return int(self.db.execute("SELECT count(*) FROM result").fetchone()[0])
+
+    def rows(self) -> Iterator[Row]:
+        """All results in the order of the sample."""
+        query = "SELECT position, fault, weight, outcome, how, segment, phys, detail FROM result ORDER BY position"
+        return map(Row._make, self.db.execute(query))
+
+    def audits(self) -> list[Audit]:
+        """All audits in the order of the sample."""
+        query = (
+            "SELECT a.position, r.fault, r.outcome, r.how, a.outcome, a.detail FROM audit a JOIN result r "
+            "ON r.position = a.position ORDER BY a.position"
+        )
+        return [Audit._make(row) for row in self.db.execute(query)]
+
+    def seconds(self, what: str) -> float:
+        """The host's time that "decide" or "audit" took so far."""
+        row = self.db.execute("SELECT seconds FROM clock WHERE what = ?", (what,)).fetchone()
+        return float(row[0]) if row else 0.0
+
+    def table_sha256(self) -> str:
+        """Over all results in the order of the sample: one line each, fields parted by tabs."""
+        digest = hashlib.sha256()
+        for row in self.rows():
+            digest.update(("\t".join(map(str, row)) + "\n").encode())
+        return digest.hexdigest()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise InputError(f"{path}: {error}") from error
+    try:
+        with _plainly(path):
+            # In this order: with an exclusive lock from the start there is no shared memory.
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            # Takes the lock: from here on nobody else gets in.
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _plainly(path: Path) -> Iterator[None]:
+    """SQLite's errors as InputError in words."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "locked" in text:
+            text = "another process uses it"
+        elif "not a database" in text:
+            text = "is no campaign: not an SQLite file"
+        raise InputError(f"{path}: {text}") from error
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+
+def _create(connection: sqlite3.Connection, header: Header, anew: bool = False) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for name in _TABLES if anew else ():
+            connection.execute(f"DROP TABLE {name}")
+        for name, columns in _TABLES.items():
+            connection.execute(f"CREATE TABLE {name} ({columns})")
+        connection.executemany("INSERT INTO header VALUES (?, ?)", header.as_items())
+        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {_FORMAT}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _header(connection: sqlite3.Connection, path: Path) -> Header:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    form = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION:
+        raise InputError(f"{path}: is no campaign, but some other SQLite file or an empty one")
+    if form != _FORMAT:
+        raise InputError(f"{path}: has format {form}; this kexecemu reads format {_FORMAT}")
+    return Header.from_items(connection.execute("SELECT key, value FROM header"))

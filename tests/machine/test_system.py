@@ -557,7 +557,7 @@ def test_a_cpu_that_spins_does_not_end_the_run_while_another_one_has_a_timer_set
     assert "cpu1" in result.end and "switched off" in result.end
 
 
-@pytest.mark.parametrize("second", [[b(0)], [WFI, OFF], CPU_OFF], ids=["spins", "waits", "is off"])
+@pytest.mark.parametrize("second", [[b(0)], [WFI, *OFF], CPU_OFF], ids=["spins", "waits", "is off"])
 def test_a_run_ends_when_one_cpu_spins_masked_and_the_other_cannot_help(second):
     result = run(
         [GIC_ON, cpu_on(1), wait_for(DONE, 1), b(0)], prepare=with_second(increment(DONE), second), cpus=2

@@ -21,15 +21,23 @@ class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Machine(_Table, frozen=True):
-    """[machine]: ram in bytes or as "1G"; cpus; dtb a device tree blob that describes another board."""
+    """[machine]: ram in bytes or as "1G"; cpus; dtb a device tree blob that describes another board.
+
+    stuck_cpus are numbers of CPUs that hear no interrupt once a real Linux crashes, so that it cannot stop them.
+    """
 
     ram: str | int | None = None
     cpus: int | None = None
     dtb: str | None = None
+    stuck_cpus: list[int] = []
 
 
 class KernelTable(_Table, frozen=True):
-    """[kernel]: the first kernel. config holds Kconfig names, values "y", "n", a number or a word as a string."""
+    """[kernel]: the first kernel. config holds Kconfig names, values "y", "n", a number or a word as a string.
+
+    linux makes it a real one, which loads by kexec-tools: a path, or "fetched:NAME". Its purgatory is "kexec-tools", or
+    "none" for one that checks nothing.
+    """
 
     era: str = "6.4"
     cmdline: str | None = None
@@ -37,6 +45,7 @@ class KernelTable(_Table, frozen=True):
     purgatory: str | bool = "default"
     config: dict[str, str] = {}
     rng_ready: bool = False
+    linux: str | None = None
 
 
 class Load(_Table, frozen=True):
@@ -77,6 +86,21 @@ class Crash(_Table, frozen=True):
     message: str = "sysrq triggered crash"
 
 
+class CampaignTable(_Table, frozen=True):
+    """[campaign]: which faults `kexecemu campaign` draws from; see kexecemu.campaign.plan, which checks the words.
+
+    where: "segments", a segment's name, "crashkernel-free", "edges", "crashkernel". models: names of fault models. by:
+    who writes. moments: when; "hashing-128" is halfway through what is hashed and "hashing" 16 steps of it,
+    "capture-1000" so many instructions into the capture kernel.
+    """
+
+    where: tuple[str, ...] = ("segments",)
+    models: tuple[str, ...] = ("bit-flip",)
+    by: tuple[str, ...] = ("cpu",)
+    moments: tuple[str, ...] = ("after-load",)
+    sampling: Literal["uniform", "stratified"] = "uniform"
+
+
 class Expect(_Table, frozen=True):
     """[expect]: the outcome, and optionally a damaged segment and pieces of text that the console must hold."""
 
@@ -96,6 +120,7 @@ class Scenario(_Table, frozen=True):
     load: Load = Load()
     fault: list[FaultTable] = []
     crash: Crash = Crash()
+    campaign: CampaignTable = CampaignTable()
     expect: Expect | None = None
 
 
@@ -128,8 +153,47 @@ def read_scenario(path: Path) -> Scenario:
     except msgspec.ValidationError as error:
         raise InputError(f"scenario {path}: {error}") from error
     try:
+        _check_linux(data, scenario)
         for table in scenario.fault:
             table.fault()
     except InputError as error:
         raise InputError(f"scenario {path}: {error}") from error
     return scenario
+
+
+# What means something to a real first kernel; all else is the model's.
+_LINUX_KEYS = {
+    "machine": ("ram", "cpus", "stuck_cpus"),
+    "kernel": ("linux", "cmdline", "purgatory"),
+    "load": ("kernel", "initrd", "append", "syscall", "capture"),
+    "crash": (),
+    "campaign": (),
+}
+
+
+def _check_linux(data: dict[str, Any], scenario: Scenario) -> None:
+    """InputError for keys that make no sense with a real first kernel, or only with one."""
+    if scenario.kernel.linux is None:
+        if scenario.machine.stuck_cpus:
+            raise InputError("machine.stuck_cpus needs a real first kernel (kernel.linux): only its CPUs can be stuck")
+        return
+    for table, known in _LINUX_KEYS.items():
+        for key in data.get(table, {}):
+            if key not in known:
+                raise InputError(f"{table}.{key} means nothing where the first kernel is a real one (kernel.linux)")
+    given = {
+        "kernel.purgatory": (data["kernel"].get("purgatory", "kexec-tools"), ("kexec-tools", "none")),
+        "load.syscall": (data.get("load", {}).get("syscall", "kexec_load"), ("kexec_load",)),
+        "load.capture": (data.get("load", {}).get("capture", "linux"), ("linux",)),
+    }
+    for key, (value, possible) in given.items():
+        if value not in possible:
+            words = " or ".join(possible)
+            raise InputError(f"{key} is {words} where the first kernel is a real one, not {value!r}")
+    if scenario.load.initrd == "none":
+        raise InputError("load.initrd: a real capture kernel needs an initrd that takes the dump")
+    cmdline = scenario.kernel.cmdline or ""
+    if any(word == "quiet" or word.startswith("loglevel=") for word in cmdline.split()):
+        raise InputError("kernel.cmdline: the first kernel must say on its console that it is left: no quiet, no loglevel=")
+    if any(table.when is When.AFTER_CHECK for table in scenario.fault):
+        raise InputError("a fault after-check needs the model: a real purgatory's jump is not stopped at")

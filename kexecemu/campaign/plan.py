@@ -1,0 +1,132 @@
+"""What the [campaign] table of a scenario asks for, checked before anything runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kexecemu.campaign.fault import Moment, Writer
+from kexecemu.campaign.models import MODELS, Model
+from kexecemu.errors import InputError
+from kexecemu.scenario.schema import Scenario
+
+__all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
+
+# "hashing" without a number: the middle of each sixteenth, so that as much has been read as is still to come.
+HASHING_STEPS = tuple(range(8, 256, 16))
+
+_BEFORE_THE_CRASH = (Moment.DURING_LOAD, Moment.AFTER_LOAD)
+_FURTHEST = {Moment.WHILE_HASHING: 256, Moment.IN_CAPTURE: 10**9}
+_MOMENT = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The campaign that a scenario describes: words of where, models, writers, moments with their numbers."""
+
+    where: tuple[str, ...]
+    models: tuple[Model, ...]
+    writers: tuple[Writer, ...]
+    moments: tuple[tuple[Moment, int], ...]
+    sampling: str
+
+
+def can_write(by: Writer, moment: Moment) -> bool:
+    """Whether there is such a writer at that moment.
+
+    The CPUs of the first kernel write until the jump, the one that did not stop from the crash on, DMA always.
+    """
+    if by is Writer.DMA:
+        return True
+    if by is Writer.LATE_CPU:
+        return moment not in _BEFORE_THE_CRASH
+    return moment in (*_BEFORE_THE_CRASH, Moment.DURING_PANIC)
+
+
+def plan_of(scenario: Scenario) -> Plan:
+    """The plan in a scenario; raises InputError that names the key for what makes no sense.
+
+    A writer that writes at none of the moments, and a moment at which none of the writers does, are refused; other
+    pairs that cannot be (a CPU of the first kernel after the jump, beside DMA there) are no part of the fault space.
+    """
+    table = scenario.campaign
+    for key in ("where", "models", "by", "moments"):
+        words: tuple[str, ...] = getattr(table, key)
+        if not words:
+            raise InputError(f"campaign.{key}: is empty")
+        twice = next((word for at, word in enumerate(words) if word in words[:at]), None)
+        if twice is not None:
+            raise InputError(f"campaign.{key}: {twice!r} is there twice")
+    models = tuple(_model(name) for name in table.models)
+    writers = tuple(_writer(name) for name in table.by)
+    moments = _moments(table.moments)
+    _check_pairs(writers, moments)
+    if Moment.WHILE_HASHING in dict(moments) and not _has_purgatory(scenario):
+        raise InputError("campaign.moments: nothing is hashed without a purgatory")
+    if Writer.LATE_CPU in writers and scenario.machine.dtb is None and (scenario.machine.cpus or 1) < 2:
+        raise InputError("campaign.by: a late-cpu is a second one: [machine] cpus has to be 2 or more")
+    return Plan(table.where, models, writers, moments, table.sampling)
+
+
+def _has_purgatory(scenario: Scenario) -> bool:
+    return scenario.load.syscall == "kexec_load" or scenario.kernel.purgatory not in (False, "none")
+
+
+def _model(name: str) -> Model:
+    if name not in MODELS:
+        raise InputError(f"campaign.models: no fault model {name!r}; there are {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def _writer(name: str) -> Writer:
+    if name not in set(Writer):
+        raise InputError(f"campaign.by: no writer {name!r}; there are {', '.join(Writer)}")
+    return Writer(name)
+
+
+def _moments(words: Sequence[str]) -> tuple[tuple[Moment, int], ...]:
+    moments: list[tuple[Moment, int]] = []
+    for word in words:
+        for one in _moment(word):
+            if one in moments:
+                raise InputError(f'campaign.moments: {word!r} is among the steps of "hashing" or there twice')
+            moments.append(one)
+    return tuple(moments)
+
+
+def _moment(word: str) -> list[tuple[Moment, int]]:
+    match = _MOMENT.match(word)
+    if match is None or match["moment"] not in set(Moment):
+        known = ", ".join(f"{one}-N" if one in _FURTHEST else one for one in Moment)
+        raise InputError(
+            f"campaign.moments: no moment {word!r}; there are {known}, and hashing for 16 steps of it"
+        )
+    moment = Moment(match["moment"])
+    if moment not in _FURTHEST:
+        if match["at"] is not None:
+            raise InputError(f"campaign.moments: {moment.value} goes without a number, not {word!r}")
+        return [(moment, 0)]
+    if match["at"] is None:
+        if moment is Moment.WHILE_HASHING:
+            return [(moment, step) for step in HASHING_STEPS]
+        raise InputError(f"campaign.moments: {word!r} needs its number of instructions, as in {word}-1000")
+    at = int(match["at"])
+    if at > _FURTHEST[moment]:
+        raise InputError(f"campaign.moments: {word!r} is too far: {moment.value} goes to {_FURTHEST[moment]}")
+    return [(moment, at)]
+
+
+def _check_pairs(writers: Sequence[Writer], moments: Sequence[tuple[Moment, int]]) -> None:
+    for by in writers:
+        if not any(can_write(by, moment) for moment, _ in moments):
+            when = ", ".join(dict.fromkeys(moment.value for moment, _ in moments))
+            why = (
+                "does not stop at the crash and is one of many until then"
+                if by is Writer.LATE_CPU
+                else "has stopped then"
+            )
+            raise InputError(f"campaign.by: {by.value} cannot write at {when}: it {why}")
+    for moment, _ in moments:
+        if not any(can_write(by, moment) for by in writers):
+            raise InputError(f"campaign.moments: at {moment.value} none of {', '.join(writers)} can write")

@@ -1,0 +1,198 @@
+"""The fault space: all faults that a campaign draws from, each with its number, and how many there are.
+
+It is cut into strata, of one area, model, writer and moment each. In a stratum every byte of the area, every variant
+of the model and every number of the moment make one fault, so that sizes are exact and nothing is ever listed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kexecemu.campaign.areas import Area, Kind, Places
+from kexecemu.campaign.fault import CampaignFault, Moment, Writer
+from kexecemu.campaign.models import Model
+from kexecemu.campaign.plan import can_write, plan_of
+from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
+from kexecemu.errors import InputError
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.model import Kernel
+from kexecemu.scenario.schema import Scenario
+
+__all__ = [
+    "SAMPLER",
+    "Area",
+    "Kind",
+    "Space",
+    "SpaceRow",
+    "Stratum",
+    "sample_stratified",
+    "sample_uniform",
+    "space_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """A part of the space: its faults are those from number `first` on, `size` of them.
+
+    steps are the numbers that the moment comes with, (0,) for one without.
+    """
+
+    area: Area
+    model: Model
+    by: Writer
+    moment: Moment
+    steps: tuple[int, ...]
+    first: int
+
+    @property
+    def key(self) -> tuple[str, str, Writer, Moment]:
+        """What all its faults have in common, and those of other parts of the same place too."""
+        return self.area.name, self.model.name, self.by, self.moment
+
+    @property
+    def size(self) -> int:
+        """How many faults: bytes times variants times steps."""
+        return self.area.phys.size * self.model.variants * len(self.steps)
+
+    def fault(self, number: int) -> CampaignFault:
+        """The fault that is `number` from the stratum's first."""
+        number, step = divmod(number, len(self.steps))
+        byte, variant = divmod(number, self.model.variants)
+        offset = self.area.phys.start - self.area.base_phys + byte
+        area, model = self.area.name, self.model.name
+        return CampaignFault(self.by, model, variant, area, offset, self.moment, self.steps[step])
+
+    def number(self, fault: CampaignFault) -> int | None:
+        """What fault() makes the fault of; None when it is of another stratum."""
+        byte = self.area.base_phys + fault.offset - self.area.phys.start
+        if self.key != (fault.base, fault.model, fault.by, fault.moment):
+            return None
+        if not (0 <= byte < self.area.phys.size and 0 <= fault.variant < self.model.variants):
+            return None
+        if fault.at not in self.steps:
+            return None
+        return (byte * self.model.variants + fault.variant) * len(self.steps) + self.steps.index(fault.at)
+
+
+class SpaceRow(NamedTuple):
+    """A line of the table of the space: one stratum. bytes * variants * steps is size."""
+
+    where: str
+    kind: str
+    model: str
+    by: str
+    moment: str
+    bytes: int
+    variants: int
+    steps: int
+    size: int
+
+
+class Space:
+    """Faults by number, from 0 to size - 1; fault() and index() undo each other.
+
+    places says where on the board each lies; None for a space that was made without one.
+    """
+
+    def __init__(
+        self,
+        areas: Sequence[Area],
+        models: Sequence[Model],
+        writers: Sequence[Writer],
+        moments: Sequence[tuple[Moment, int]],
+        places: Places | None = None,
+    ) -> None:
+        """areas must not overlap and nothing be there twice. Pairs of writer and moment that cannot be are left out.
+
+        Raises InputError when nothing is left.
+        """
+        self.places = places
+        self.strata: list[Stratum] = []
+        steps = {
+            moment: tuple(at for one, at in moments if one is moment)
+            for moment in dict.fromkeys(moment for moment, _ in moments)
+        }
+        first = 0
+        for area in areas:
+            for model in models:
+                for by in writers:
+                    for moment, numbers in steps.items():
+                        stratum = Stratum(area, model, by, moment, numbers, first)
+                        if can_write(by, moment) and stratum.size:
+                            self.strata.append(stratum)
+                            first += stratum.size
+        if not first:
+            raise InputError("campaign: there is no fault in such a space")
+        self.size = first
+        self._firsts = [one.first for one in self.strata]
+        self._by_key: dict[tuple[str, str, Writer, Moment], list[Stratum]] = {}
+        for stratum in self.strata:
+            self._by_key.setdefault(stratum.key, []).append(stratum)
+
+    def stratum(self, index: int) -> Stratum:
+        """The stratum of the fault of that number; IndexError when there is none."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"no fault {index}: there are {self.size}")
+        return self.strata[bisect_right(self._firsts, index) - 1]
+
+    def fault(self, index: int) -> CampaignFault:
+        """The fault of that number; IndexError when there is none."""
+        stratum = self.stratum(index)
+        return stratum.fault(index - stratum.first)
+
+    def index(self, fault: CampaignFault) -> int:
+        """The number of a fault; InputError when it is not in this space."""
+        for stratum in self._by_key.get((fault.base, fault.model, fault.by, fault.moment), ()):
+            number = stratum.number(fault)
+            if number is not None:
+                return stratum.first + number
+        raise InputError(f"fault {fault.id} is not in the campaign's space")
+
+    def describe(self) -> list[SpaceRow]:
+        """The table of the space, a line for each stratum, in the order of the numbers."""
+        return [
+            SpaceRow(
+                one.area.name,
+                one.area.kind.value,
+                one.model.name,
+                one.by.value,
+                one.moment.value,
+                one.area.phys.size,
+                one.model.variants,
+                len(one.steps),
+                one.size,
+            )
+            for one in self.strata
+        ]
+
+    def kinds(self) -> dict[str, tuple[int, int]]:
+        """Of each kind of area that is there: how many bytes, and how many faults."""
+        areas = {one.area: None for one in self.strata}
+        return {
+            kind.value: (
+                sum(area.phys.size for area in areas if area.kind is kind),
+                sum(one.size for one in self.strata if one.area.kind is kind),
+            )
+            for kind in Kind
+            if any(area.kind is kind for area in areas)
+        }
+
+
+def space_of(scenario: Scenario, kernel: Kernel, image: Kimage) -> Space:
+    """The space that a scenario's [campaign] asks for, over the image that its kernel has loaded.
+
+    Raises InputError that names the key for what is not there or makes no sense.
+    """
+    plan = plan_of(scenario)
+    assert kernel.crashk_res is not None
+    if Writer.LATE_CPU in plan.writers and len(kernel.board.cpus) < 2:
+        raise InputError("campaign.by: a late-cpu is a second one: this machine has one CPU")
+    checked = kernel.kexec.purgatory is not None
+    if Moment.WHILE_HASHING in dict(plan.moments) and not checked:
+        raise InputError("campaign.moments: nothing is hashed without a purgatory")
+    places = Places(kernel.crashk_res, image, kernel.ram.banks, checked=checked)
+    return Space(places.areas(plan.where), plan.models, plan.writers, plan.moments, places)

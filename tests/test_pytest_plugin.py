@@ -1,0 +1,285 @@
+"""The pytest plugin, as pytest itself runs it: in sessions of their own, and over xdist's workers."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from kexecemu.data import fixture_path
+
+pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = fixture_path("scenarios/initrd-stamped.toml").read_text()
+WRONG = GOOD.replace('outcome = "detected"', 'outcome = "silent"').replace("seed   = 1", "seed   = 7")
+assert WRONG != GOOD
+
+
+@pytest.fixture
+def inner(pytester, monkeypatch):
+    """Run pytest in the test's own folder, with the plugin as an installation would have it."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    installed = list(entry_points(group="pytest11", name="kexecemu"))
+
+    def run(*arguments: str) -> pytest.RunResult:
+        plugin = () if installed else ("-p", "kexecemu.pytest_plugin")
+        # In a process of its own: what is loaded when is a part of what is tested.
+        return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *arguments)
+
+    return run
+
+
+def write(pytester, name: str, text: str) -> None:
+    path = pytester.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_scenario_file_that_ends_as_expected_is_a_test_that_passes(pytester, inner):
+    write(pytester, "one.scenario.toml", GOOD)
+    result = inner("-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["one.scenario.toml::a stray word in the initrd is found at crash time PASSED*"]
+    )
+
+
+def test_a_scenario_that_ends_otherwise_fails_with_the_timeline_and_the_line_that_does_it_again(
+    pytester, inner
+):
+    write(pytester, "sub/one.scenario.toml", WRONG)
+    result = inner()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "outcome is detected, expected silent",
+            "the last 15 of 17 events, time in instructions:",
+            "*12,196  fault *cpu0 stores a5a5a5a5 at initrd+0x1000*",
+            "*outcome *detected: the purgatory found*",
+            "damage: initrd+0x1000, 4 bytes",
+            "again: kexecemu run sub/one.scenario.toml --seed 7",
+        ],
+        consecutive=False,
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*pytest_plugin.py*")
+    result.stdout.no_fnmatch_line("*boot loader starts*")  # the first event: only the end is shown
+
+
+def test_the_line_that_does_it_again_does_it_again(pytester, inner):
+    write(pytester, "one.scenario.toml", WRONG)
+    (line,) = [one for one in inner().outlines if one.startswith("again: ")]
+    words = line.removeprefix("again: ").split()
+    assert words[0] == "kexecemu"
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=pytester.path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "outcome is detected, expected silent" in done.stdout
+    assert "seed 7" in done.stdout
+
+
+def test_bad_toml_is_a_collection_error_with_one_line(pytester, inner):
+    write(pytester, "bad.scenario.toml", GOOD.replace("cpus = 2", "cpu = 2"))
+    result = inner()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*bad.scenario.toml: Object contains unknown field `cpu` - at `$.machine`"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*msgspec*")
+
+
+def test_a_scenario_that_cannot_be_run_fails_with_one_line(pytester, inner):
+    write(pytester, "one.scenario.toml", GOOD.replace("crashkernel=128M", "quiet"))
+    write(pytester, "two.scenario.toml", GOOD.replace('at    = "initrd+0x1000"', 'at = "nowhere"'))
+    result = inner()
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "one.scenario.toml: no crashkernel memory is reserved*",
+            "two.scenario.toml: target nowhere: no such segment*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_scenario_that_expects_nothing_is_skipped_and_says_so(pytester, inner):
+    write(pytester, "one.scenario.toml", GOOD[: GOOD.index("[expect]")])
+    result = inner("-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*the scenario expects nothing: it has no [[]expect[]]"])
+
+
+def test_a_scenario_whose_kernel_is_not_fetched_is_skipped_with_the_command_that_fetches_it(
+    pytester, inner, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "empty"))
+    monkeypatch.setenv("HOME", str(pytester.path / "empty"))
+    write(pytester, "one.scenario.toml", fixture_path("scenarios/debian-captures.toml").read_text())
+    result = inner("-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*python -m kexecemu.fixtures.fetch*"])
+
+
+def test_other_toml_files_are_left_alone_unless_a_pattern_takes_them(pytester, inner):
+    write(pytester, "tool.toml", "[tool]\n")
+    write(pytester, "crashes/one.toml", GOOD)
+    write(pytester, "crash-two.toml", GOOD)
+    write(pytester, "deep/crashes/not.toml", GOOD)
+    write(pytester, "any/depth/of/it/three.toml", GOOD)
+    assert inner("--collect-only", "-q").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    pytester.makeini("[pytest]\nkexecemu_scenarios = crashes/*.toml crash-*.toml any/**/three.toml\n")
+    result = inner("-q", "--collect-only")
+    assert sorted(line.split("::")[0] for line in result.outlines if "::" in line) == [
+        "any/depth/of/it/three.toml",
+        "crash-two.toml",
+        "crashes/one.toml",
+    ]
+
+
+def test_a_file_that_is_named_is_taken_whatever_its_name(pytester, inner):
+    write(pytester, "crash.toml", GOOD)
+    inner("crash.toml").assert_outcomes(passed=1)
+
+
+def test_workers_collect_the_same_and_run_each_once(pytester, inner):
+    pytest.importorskip("xdist")
+    for number in range(6):
+        write(pytester, f"good{number}.scenario.toml", GOOD)
+    write(pytester, "wrong.scenario.toml", WRONG)
+    pytester.makepyfile(
+        """
+        def test_in_a_worker(kexecemu_run):
+            assert kexecemu_run("golden").outcome == "captured"
+        """
+    )
+    result = inner("-n", "2")
+    # xdist refuses to run when two workers disagree about what there is.
+    result.assert_outcomes(passed=7, failed=1)
+    result.stdout.fnmatch_lines(["again: kexecemu run wrong.scenario.toml --seed 7"])
+    result.stdout.no_fnmatch_line("*Different tests were collected*")
+
+
+def test_the_fixtures_give_what_their_names_say_and_close_it_behind_the_test(pytester, inner):
+    pytester.makepyfile(
+        """
+        import os
+
+        import pytest
+        from kexecemu.testing import Fault, assert_outcome
+
+        memories = lambda: sum(
+            "kexecemu-ram" in os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")
+        )
+
+        def test_a_board(kexecemu_board):
+            board = kexecemu_board(ram="512M", cpus=3)
+            assert board.ram.size == 512 << 20 and len(board.cpus) == 3
+            assert memories() > 0
+
+        def test_a_kernel(kexecemu_kernel):
+            assert memories() == 0
+            kernel = kexecemu_kernel(protection="pte", purgatory="none", ram="512M")
+            assert kernel.board.ram.size == 512 << 20
+            assert not kernel.stray_write("initrd", b"stray").changed
+            assert_outcome(kernel.panic(), "prevented")
+
+        def test_runs(kexecemu_run):
+            assert memories() == 0
+            assert_outcome(kexecemu_run("initrd-stamped"), "detected", segment="initrd")
+            stray = Fault("dtb+8", write=b"x")
+            assert_outcome(kexecemu_run(faults=[stray]), "detected", segment="dtb", console="do NOT match")
+            assert memories() > 0
+
+        def test_at_the_end():
+            assert memories() == 0
+        """
+    )
+    inner().assert_outcomes(passed=4)
+
+
+def test_a_failed_assertion_ends_where_the_test_asked_and_shows_how_to_have_it_again(pytester, inner):
+    pytester.makepyfile(
+        """
+        from kexecemu.testing import Fault, assert_outcome
+
+        def test_it(kexecemu_run):
+            end = kexecemu_run(faults=[Fault("initrd+5", write=b"~~")], purgatory="none", seed=3)
+            assert_outcome(end, "detected")
+        """
+    )
+    result = inner()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            ">*assert_outcome(end, [\"']detected[\"'])",
+            "E*outcome is silent, expected detected",
+            "E*again: kexecemu crash --purgatory none --seed 3 --write initrd+5=7e7e",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*testing.py*")
+
+
+def test_an_id_that_is_none_is_refused_before_anything_runs(pytester, inner):
+    write(pytester, "one.scenario.toml", GOOD)
+    result = inner("--kexecemu-replay", "initrd+1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --kexecemu-replay: 'initrd+1' is no fault*"])
+
+
+def test_a_session_that_crashes_nothing_loads_nothing_of_the_emulator(pytester, inner):
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing_is_loaded(request):
+            ours = {name for name in sys.modules if name.split(".")[0] == "kexecemu"}
+            assert ours == {"kexecemu", "kexecemu.pytest_plugin"}
+            assert request.config.pluginmanager.has_plugin("kexecemu") or request.config.pluginmanager.has_plugin(
+                "kexecemu.pytest_plugin"
+            )
+            assert not {"unicorn", "msgspec", "rich", "jinja2", "cryptography"} & sys.modules.keys()
+        """
+    )
+    inner().assert_outcomes(passed=1)
+
+
+def test_importing_the_plugin_adds_two_modules_to_pytest():
+    program = (
+        "import sys, pytest; before = set(sys.modules); import kexecemu.pytest_plugin; "
+        "print(*sorted(set(sys.modules) - before - {'fnmatch'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["kexecemu", "kexecemu.pytest_plugin"]
+
+
+def test_an_installation_registers_the_plugin_by_itself(pytester, tmp_path):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    info = tmp_path / "site" / "kexecemu-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kexecemu\nVersion: 0\n")
+    lines = setup["options.entry_points"]["pytest11"]
+    (info / "entry_points.txt").write_text(f"[pytest11]\n{lines.strip()}\n")
+    write(pytester, "one.scenario.toml", GOOD)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+        cwd=pytester.path,
+        env={**os.environ, "PYTHONPATH": f"{info.parent}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert "plugins: " in done.stdout
+    assert "kexecemu-0" in done.stdout

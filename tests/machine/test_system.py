@@ -339,12 +339,13 @@ def test_straight_code_may_change_what_lies_ahead_in_it(waits, is_native):
     waiting = flat(store_word(GICD + 0xF00, 2 << 24)) if waits else []
 
     def prepare(board: Board, mmu: Mmu) -> None:
-        put(board, PAGE_PHYS + 0x100, body, str_post(0, 28), OFF)
+        put(board, PAGE_PHYS + 0x100, body, str_post(0, 28), g.RET)
 
     def program(mmu: Mmu) -> list[Words]:
-        return [PROLOGUE, mmu.on(), before, waiting, mov(11, PAGE + 0x100), 0xD61F0160]
+        first, second = (flat(mov(11, PAGE + offset), BLR_X11) for offset in (target, 0x100))
+        return [PROLOGUE, mmu.on(), before, first, waiting, second, OFF]
 
-    assert mmu_run(program, prepare=prepare, is_native=is_native).log == [7]
+    assert mmu_run(program, prepare=prepare, is_native=is_native).log == [1, 7]
 
 
 @NATIVE

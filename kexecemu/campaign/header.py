@@ -14,8 +14,9 @@ __all__ = ["Header"]
 class Header:
     """What a campaign is. Two with the same identity have the same table when they are done.
 
-    chunk is how many faults are one transaction; areas are (name, phys start, phys end, kind) of the fault space.
-    scenario is how the user named it, source its text; they, name and areas are for people.
+    chunk is how many faults are one transaction. strata are those of the fault space in order: where, kind, model, by,
+    moment, size; areas its places: name, phys start, phys end, kind. scenario is how the user named it, source its
+    text, name its sentence: they are for people.
     """
 
     version: str
@@ -30,6 +31,7 @@ class Header:
     name: str = ""
     scenario: str = ""
     source: str = ""
+    strata: tuple[tuple[str, str, str, str, str, int], ...] = ()
     areas: tuple[tuple[str, int, int, str], ...] = ()
 
     # The parts of the identity, those that say most to people first.
@@ -54,6 +56,11 @@ class Header:
         ]
 
     @property
+    def stratified(self) -> bool:
+        """Whether the strata were drawn from each for itself, so that faults stand for different parts of the whole."""
+        return self.sampler.endswith("stratified")
+
+    @property
     def chunks(self) -> int:
         """How many chunks there are; the last one may be shorter."""
         return -(-self.faults // self.chunk)
@@ -70,5 +77,6 @@ class Header:
     def from_items(cls, items: Iterable[tuple[str, str]]) -> Header:
         """What as_items() gave."""
         values: dict[str, Any] = {key: json.loads(value) for key, value in items}
-        values["areas"] = tuple(tuple(area) for area in values["areas"])
+        for key in ("strata", "areas"):
+            values[key] = tuple(tuple(row) for row in values[key])
         return cls(**{field.name: values[field.name] for field in fields(cls)})

@@ -171,33 +171,79 @@ def _beta_quantile(probability: float, a: float, b: float) -> float:
     return (low + high) / 2.0
 
 
-def upper_bound(sample: int, confidence: float = CONFIDENCE) -> float:
-    """The exact one-sided upper bound of a share of which a sample holds none: 1 - (1 - confidence)^(1/sample)."""
-    return -math.expm1(math.log(1.0 - confidence) / sample) if sample else 1.0
-
-
 def stratified(strata: Sequence[Stratum], confidence: float = CONFIDENCE) -> Interval:
     """The share of the whole population, from samples of its parts.
 
-    The estimate weights every stratum with its size (Powell and others, EDCC-2, 1996). The interval is the sum of
-    exact ones: each stratum's is so wide that all of them hold at once with the confidence asked for (Bonferroni), so
-    it is never too narrow, whatever the shares; with one stratum it is Clopper and Pearson's. A stratum that was drawn
-    whole is known, and adds no width.
+    The estimate weights every stratum with its size (Powell and others, Estimators for fault tolerance coverage
+    evaluation, 1995). The interval is exact or too wide, never too narrow, whatever the shares: with one stratum it is
+    Clopper and Pearson's; with more it is the sum of intervals that hold all at once (Bonferroni), but where all of the
+    counts are zero, or all are full, the largest share that leaves that likely enough, which is far less. As that
+    choice looks at the data, each way gets half of the error that is allowed. A stratum that was drawn whole is known,
+    and adds no width.
     """
     population = sum(one.population for one in strata)
     if population == 0:
         return Interval(0.0, 0.0, 1.0)
-    open_ = [one for one in strata if one.sample < one.population]
-    each = 1.0 - (1.0 - confidence) / max(1, len(open_))
-    low = estimate = high = 0.0
-    for one in strata:
-        share = one.count / one.sample if one.sample else 0.5
-        ends = clopper_pearson(one.count, one.sample, each) if one.sample < one.population else (share, share)
-        weight = one.population / population
-        low += weight * ends[0]
-        estimate += weight * share
-        high += weight * ends[1]
-    return Interval(low, estimate, min(1.0, high))
+    unsure = [one for one in strata if one.sample < one.population]
+    known = sum(one.count for one in strata if one.sample == one.population) / population
+    estimate = known + sum(
+        one.population / population * (one.count / one.sample if one.sample else 0.5) for one in unsure
+    )
+    low = high = known
+    parts = max(1, len(unsure))
+    tail = (1.0 - confidence) / (2.0 if parts == 1 else 4.0)
+    for one in unsure:
+        ends = clopper_pearson(one.count, one.sample, 1.0 - 2.0 * tail / parts)
+        low += one.population / population * ends[0]
+        high += one.population / population * ends[1]
+    if parts > 1 and not any(one.count for one in unsure):
+        high = known + _largest_unseen(unsure, population, tail)
+    if parts > 1 and all(one.count == one.sample for one in unsure):
+        low = (
+            known
+            + sum(one.population for one in unsure) / population
+            - _largest_unseen(unsure, population, tail)
+        )
+    return Interval(max(0.0, low), estimate, min(1.0, high))
+
+
+def upper_bound(strata: Sequence[Stratum], confidence: float = CONFIDENCE) -> float:
+    """The exact one-sided upper bound of a share of which the samples hold none.
+
+    With one stratum of n faults it is 1 - (1 - confidence)^(1/n).
+    """
+    unsure = [one for one in strata if one.sample < one.population]
+    return _largest_unseen(unsure, sum(one.population for one in strata), 1.0 - confidence)
+
+
+def _largest_unseen(strata: Sequence[Stratum], population: int, likely: float) -> float:
+    """The largest share of the population of which samples from the strata hold none with that probability.
+
+    Maximises sum(w p) where product((1 - p)^n) = likely: at the maximum 1 - p is proportional to n / w, or 1.
+    """
+    weights = [one.population / population for one in strata]
+    if any(one.sample == 0 for one in strata):
+        seen = [(weight, one) for weight, one in zip(weights, strata, strict=True) if one.sample]
+        rest = _largest_unseen([one for _, one in seen], population, likely)
+        return rest + sum(weight for weight, one in zip(weights, strata, strict=True) if not one.sample)
+    if not strata:
+        return 0.0
+    ratios = [one.sample / weight for weight, one in zip(weights, strata, strict=True)]
+
+    # log1p() and expm1() all the way: with many faults the share is as small as what 1.0 is exact to.
+    def logarithms(scale: float) -> list[float]:
+        """Of 1 - p, for scale = -log(the factor of proportion)."""
+        return [min(0.0, math.log(ratio) - scale) for ratio in ratios]
+
+    low = math.log(min(ratios))  # all of them 0
+    high = low - math.log(likely)  # the least ratio's is log(likely) alone, so that the sum is beyond it
+    for _ in range(_STEPS):
+        middle = (low + high) / 2.0
+        if middle in (low, high):
+            break
+        total = sum(one.sample * value for one, value in zip(strata, logarithms(middle), strict=True))
+        low, high = (middle, high) if total > math.log(likely) else (low, middle)
+    return sum(weight * -math.expm1(value) for weight, value in zip(weights, logarithms(high), strict=True))
 
 
 # The normal distribution's quantiles that sample sizes are given for.

@@ -28,20 +28,19 @@ _APPLICATION = 0x6B657865  # PRAGMA application_id: "kexe"
 _TABLES = {
     "header": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
     "chunk": "number INTEGER PRIMARY KEY, done INTEGER NOT NULL",
-    "result": "position INTEGER PRIMARY KEY, fault TEXT NOT NULL, weight REAL NOT NULL, outcome TEXT NOT NULL, "
-    "how TEXT NOT NULL, segment TEXT NOT NULL, phys INTEGER NOT NULL, detail TEXT NOT NULL, "
-    "writer TEXT NOT NULL, model TEXT NOT NULL, base TEXT NOT NULL, moment TEXT NOT NULL",
+    "result": "position INTEGER PRIMARY KEY, fault TEXT NOT NULL, stratum INTEGER NOT NULL, outcome TEXT NOT NULL, "
+    "how TEXT NOT NULL, segment TEXT NOT NULL, phys INTEGER NOT NULL, detail TEXT NOT NULL",
     "audit": "position INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL",
     "clock": "what TEXT PRIMARY KEY, seconds REAL NOT NULL",
 }
 
 
 class Row(NamedTuple):
-    """One result. weight is how many faults of the population it stands for."""
+    """One result. stratum is the number of one of the header's."""
 
     position: int
     fault: str
-    weight: float
+    stratum: int
     outcome: str
     how: str
     segment: str
@@ -151,14 +150,14 @@ class Store:
             self.db.execute("INSERT OR IGNORE INTO chunk VALUES (?, 0)", (chunk,))
 
     def add_chunk(
-        self, chunk: int, results: Sequence[Decided], weights: Sequence[float], seconds: float = 0.0
+        self, chunk: int, results: Sequence[Decided], strata: Sequence[int], seconds: float = 0.0
     ) -> None:
         """All results of a chunk, in the order of the sample, and its mark. A chunk that is done already is left alone.
 
         seconds is the host's time since the last one. Raises ValueError when the number of results is another.
         """
         positions = self.header.positions(chunk)
-        if len(results) != len(positions) or len(weights) != len(positions):
+        if len(results) != len(positions) or len(strata) != len(positions):
             raise ValueError(f"chunk {chunk} has {len(positions)} faults, not {len(results)}")
         with self._transaction():
             marked = self.db.execute(
@@ -168,23 +167,19 @@ class Store:
             if marked.rowcount == 0:
                 return
             self.db.executemany(
-                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
                         position,
                         one.fault.id,
-                        weight,
+                        stratum,
                         str(one.outcome),
                         one.how.value,
                         one.segment,
                         one.phys,
                         one.detail,
-                        one.fault.by.value,
-                        one.fault.model,
-                        one.fault.base,
-                        one.fault.moment.value,
                     )
-                    for position, one, weight in zip(positions, results, weights, strict=True)
+                    for position, one, stratum in zip(positions, results, strata, strict=True)
                 ),
             )
             self._tick("decide", seconds)
@@ -221,7 +216,31 @@ class Store:
 
     def rows(self) -> Iterator[Row]:
         """All results in the order of the sample."""
-        query = "SELECT position, fault, weight, outcome, how, segment, phys, detail FROM result ORDER BY position"
+        query = f"SELECT {', '.join(Row._fields)} FROM result ORDER BY position"
+        return map(Row._make, self.db.execute(query))
+
+    def counts(self) -> list[tuple[int, str, str, str, int]]:
+        """How many results there are of each stratum, segment, outcome and way of finding it."""
+        columns = "stratum, segment, outcome, how"
+        query = f"SELECT {columns}, count(*) FROM result GROUP BY {columns} ORDER BY {columns}"
+        return list(self.db.execute(query))
+
+    def hits(self, start: int, end: int, cells: int) -> list[tuple[int, str, int]]:
+        """What hit physical start to end (end exclusive), cut into equal cells: cell, outcome, count."""
+        query = (
+            "SELECT (phys - ?) * ? / ? AS cell, outcome, count(*) FROM result WHERE phys >= ? AND phys < ? "
+            "GROUP BY cell, outcome ORDER BY cell, outcome"
+        )
+        return list(self.db.execute(query, (start, cells, end - start, start, end)))
+
+    def first(self, outcome: str, limit: int) -> list[Row]:
+        """The first results of the sample with an outcome."""
+        query = f"SELECT {', '.join(Row._fields)} FROM result WHERE outcome = ? ORDER BY position LIMIT ?"
+        return [Row._make(row) for row in self.db.execute(query, (outcome, limit))]
+
+    def decided(self) -> Iterator[Row]:
+        """All results that were found without a run to the end, in the order of the sample."""
+        query = f"SELECT {', '.join(Row._fields)} FROM result WHERE how <> 'run' ORDER BY position"
         return map(Row._make, self.db.execute(query))
 
     def audits(self) -> list[Audit]:

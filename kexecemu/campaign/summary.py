@@ -10,8 +10,8 @@ from kexecemu.campaign.stats import Basis, Figure
 __all__ = ["DIMENSIONS", "AreaHits", "Disagreement", "Example", "Summary"]
 
 # What outcomes are counted by, beside their sum. A segment is where the fault hit, or the fault's base where it hit
-# none (crashkernel-free); a moment is without its number.
-DIMENSIONS = ("segment", "writer", "model", "moment")
+# none (crashkernel-free); a kind is that of an area (kexecemu.campaign.areas); a moment is without its number.
+DIMENSIONS = ("segment", "kind", "writer", "model", "moment")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Disagreement:
 class AreaHits:
     """What hit one area of the fault space, for pictures.
 
-    phys start to end (end exclusive); kind is hashed, purgatory, free or edge. cells are equal parts of the area in
+    phys start to end (end exclusive); kind is one of kexecemu.campaign.areas.Kind. cells are equal parts of the area in
     order of address, each with the count of every outcome that is not zero; a fault counts where its first byte is.
     """
 

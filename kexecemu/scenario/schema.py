@@ -52,13 +52,15 @@ class Load(_Table, frozen=True):
     """[load]: what is loaded for the crash, and by which system call.
 
     Paths are relative to the scenario file; initrd "none" is no initrd. With kexec_load it is kexec-tools that places
-    the segments and brings the purgatory. capture "linux" follows a real capture kernel to its end; kernel and initrd
-    are then Debian's and one that copies the dump to a disk, unless told otherwise. A kernel "fetched:NAME" is one that
-    kexecemu.fixtures.fetch has put into its cache.
+    the segments and brings the purgatory. initrd_size, in bytes or as "16M", makes the initrd that large by a second
+    archive. capture "linux" follows a real capture kernel to its end; kernel and initrd are then Debian's and one that
+    copies the dump to a disk, unless told otherwise. A kernel "fetched:NAME" is one that kexecemu.fixtures.fetch has
+    put into its cache.
     """
 
     kernel: str | None = None
     initrd: str | None = None
+    initrd_size: str | int | None = None
     append: str = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
     syscall: Literal["kexec_file_load", "kexec_load"] = "kexec_file_load"
     capture: Literal["stub", "linux"] = "stub"
@@ -175,12 +177,16 @@ def _check_linux(data: dict[str, Any], scenario: Scenario) -> None:
     """InputError for keys that make no sense with a real first kernel, or only with one."""
     if scenario.kernel.linux is None:
         if scenario.machine.stuck_cpus:
-            raise InputError("machine.stuck_cpus needs a real first kernel (kernel.linux): only its CPUs can be stuck")
+            raise InputError(
+                "machine.stuck_cpus needs a real first kernel (kernel.linux): only its CPUs can be stuck"
+            )
         return
     for table, known in _LINUX_KEYS.items():
         for key in data.get(table, {}):
             if key not in known:
-                raise InputError(f"{table}.{key} means nothing where the first kernel is a real one (kernel.linux)")
+                raise InputError(
+                    f"{table}.{key} means nothing where the first kernel is a real one (kernel.linux)"
+                )
     given = {
         "kernel.purgatory": (data["kernel"].get("purgatory", "kexec-tools"), ("kexec-tools", "none")),
         "load.syscall": (data.get("load", {}).get("syscall", "kexec_load"), ("kexec_load",)),
@@ -194,6 +200,8 @@ def _check_linux(data: dict[str, Any], scenario: Scenario) -> None:
         raise InputError("load.initrd: a real capture kernel needs an initrd that takes the dump")
     cmdline = scenario.kernel.cmdline or ""
     if any(word == "quiet" or word.startswith("loglevel=") for word in cmdline.split()):
-        raise InputError("kernel.cmdline: the first kernel must say on its console that it is left: no quiet, no loglevel=")
+        raise InputError(
+            "kernel.cmdline: the first kernel must say on its console that it is left: no quiet, no loglevel="
+        )
     if any(table.when is When.AFTER_CHECK for table in scenario.fault):
         raise InputError("a fault after-check needs the model: a real purgatory's jump is not stopped at")

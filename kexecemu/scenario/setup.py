@@ -15,9 +15,10 @@ from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.firmware import cpu_affinities, memory_ranges
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.machine.board import Board
+from kexecemu.machine.board import Board, parse_size
 from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.scenario.lab import Kernel
+from kexecemu.scenario.padding import padded_initrd
 
 __all__ = ["Listener", "Setup", "prepare", "read_input"]
 
@@ -37,15 +38,16 @@ class Setup:
     """Everything that decides a load.
 
     kernel, initrd and dtb are paths; None means the fixture that ships (for dtb: the board's own tree), and initrd
-    "none" means none at all. ram is a size, None: 1G or what the device tree says. cmdline None: what the device
-    tree says, else crashkernel=256M. capture is stub or linux, which runs a real capture kernel: kernel None is then
-    Debian's, and initrd None one that copies the dump to a disk. syscall is kexec_file_load, or kexec_load for
-    kexec-tools' way.
+    "none" means none at all; initrd_size makes it that large by a second archive. ram is a size, None: 1G or what the
+    device tree says. cmdline None: what the device tree says, else crashkernel=256M. capture is stub or linux, which
+    runs a real capture kernel: kernel None is then Debian's, and initrd None one that copies the dump to a disk.
+    syscall is kexec_file_load, or kexec_load for kexec-tools' way.
     """
 
     kernel: Path | None = None
     initrd: Path | None = None
     no_initrd: bool = False
+    initrd_size: str | int | None = None
     append: str = DEFAULT_APPEND
     ram: str | int | None = None
     cpus: int | None = None
@@ -103,6 +105,16 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         raise InputError(f"device tree {setup.dtb}: {error}") from error
 
 
+def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes:
+    if initrd is None:
+        raise InputError("initrd_size: there is no initrd that it could be the size of")
+    size = parse_size(initrd_size)
+    ram = sum(bank.size for bank in board.ram.banks)
+    if size >= ram:
+        raise InputError(f"initrd_size is {size} bytes, but the machine has {ram} bytes of RAM in all")
+    return padded_initrd(initrd, size)
+
+
 def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kimage]:
     """Boot the first kernel and load the crash image. console hears what is printed, as it is printed.
 
@@ -142,6 +154,8 @@ def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kima
     if cmdline is None and dtb is None:
         cmdline = DEFAULT_CMDLINE
     board = _board(setup, dtb)
+    if setup.initrd_size is not None:
+        initrd = _padded(initrd, setup.initrd_size, board)
     if console is not None:
         board.uart.listeners.append(console)
     tree = _own_tree(setup, board) if dtb is None else dtb

@@ -56,6 +56,7 @@ def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) ->
         kernel=path(scenario.load.kernel),
         initrd=None if no_initrd else path(scenario.load.initrd),
         no_initrd=no_initrd,
+        initrd_size=scenario.load.initrd_size,
         append=scenario.load.append,
         ram=scenario.machine.ram,
         cpus=scenario.machine.cpus,

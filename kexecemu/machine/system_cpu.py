@@ -59,6 +59,8 @@ class SystemCpu(Cpu):
         """Power on; the timers are off then."""
         super().reset(entry_phys, x0)
         self.timer.reset()
+        if self._stepper is not None:
+            self._stepper.reset()
 
     @property
     def now(self) -> int:
@@ -117,6 +119,7 @@ class SystemCpu(Cpu):
             if self._seen_generation != self.ram.generation:
                 self._engine.flush_code()
                 self._seen_generation = self.ram.generation
+            self.timer.update()  # an event may have come when a timer had just expired
             halt = stepper.run(min(until, self._next_expiry()) - self._elsewhere)
             fault = None
             if halt is Halt.BOUNDARY:
@@ -135,6 +138,24 @@ class SystemCpu(Cpu):
                 if not self._take(fault, True):
                     return Stop(StopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
                 counter.state.entered = counter.total
+
+    def _makes_progress(self, fault: GuestFault) -> bool:
+        """An operating system may take one exception as often as it likes; only a vector that faults itself is lost."""
+        if self._stepper is None:
+            return super()._makes_progress(fault)
+        counter = self._engine.counter
+        return bool(counter.state.entered != counter.total)
+
+    def _take(self, fault: GuestFault, deliver: bool) -> bool:
+        taken = super()._take(fault, deliver)
+        if taken and not fault.el:
+            self._left_el0()
+        return taken
+
+    def _left_el0(self) -> None:
+        state = self._engine.counter.state
+        state.user_ran = 1
+        state.settled_page = 0
 
     def _event(self) -> GuestFault:
         counter = self._engine.counter
@@ -176,7 +197,6 @@ class SystemCpu(Cpu):
         if not self.irq or (pstate := self.pstate) & Pstate.I:
             return False
         if not pstate & Pstate.EL_MASK:
-            self._engine.counter.state.user_ran = 1
-            self._engine.counter.state.settled_page = 0
+            self._left_el0()
         self.enter_exception("irq")
         return True

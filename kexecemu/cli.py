@@ -93,6 +93,12 @@ def run(
     path = find_scenario(scenario)
     parsed = read_scenario(path)
     _check_outputs(timeline, html, vmcore)
+    if parsed.kernel.linux is not None:
+        from kexecemu.commands.run_linux import Outputs, run_linux_command
+
+        outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
+        good = run_linux_command(parsed, path.parent, seed, outputs)
+        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
     taker = _HandoffTaker(handoff)
     if handoff is not None and any(fault.when == "after-check" for fault in parsed.fault):
         raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")

@@ -1,4 +1,7 @@
-"""The scenarios that ship, as parameters of a test: those that need fetched files are marked, and skip without them."""
+"""The scenarios that ship, as parameters of a test: those that need fetched files are marked, and skip without them.
+
+Those whose first kernel is a real one are run by tests/real/test_first_linux.py.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ def every_scenario() -> list[object]:
     return [
         pytest.param(name, marks=pytest.mark.real) if needs_fetched(name) else name
         for name in shipped_scenarios()
+        if read_scenario(find_scenario(name)).kernel.linux is None
     ]
 
 

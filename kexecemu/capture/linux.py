@@ -105,6 +105,11 @@ class LinuxCapture:
         """What was read and is not what memory held."""
         return [load for load in self.read if load not in self.crashed]
 
+    @property
+    def true_dump(self) -> bool:
+        """A dump was taken, with every load that it should have, each as memory was at the crash."""
+        return bool(self.read) and self.read == self.crashed
+
 
 def load_digests(ram: Ram, areas: list[PhysRange]) -> list[Load]:
     """The digests of physical memory as it is now, one for each area. BusError where there is no RAM."""

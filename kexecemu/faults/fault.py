@@ -10,7 +10,7 @@ from kexecemu.faults.target import resolve
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.exceptions import GuestFault
 
-__all__ = ["By", "Fault", "Injection", "When", "inject", "parse_hex"]
+__all__ = ["By", "Fault", "Injection", "When", "account", "inject", "parse_hex"]
 
 
 class By(enum.StrEnum):
@@ -106,7 +106,7 @@ def inject(kernel: Kernel, fault: Fault) -> Injection:
     injection = Injection(fault, phys, before, kernel.ram.read(phys, fault.length), exception)
     kernel.say(
         "fault",
-        _account(injection, data) if happens else f"{fault.at}: no CPU stores any more, the kernel is dying",
+        account(injection, data) if happens else f"{fault.at}: no CPU stores any more, the kernel is dying",
         by=fault.by.value,
         at=fault.at,
         phys=phys,
@@ -121,9 +121,10 @@ def _shown(data: bytes) -> str:
     return data.hex() if len(data) <= 8 else f"{data[:8].hex()}... ({len(data)} bytes)"
 
 
-def _account(injection: Injection, data: bytes) -> str:
+def account(injection: Injection, data: bytes, cpu: int = 0) -> str:
+    """In words what came of a write of `data`, by that CPU unless it was DMA."""
     fault = injection.fault
-    who = "cpu0 stores" if fault.by is By.CPU else "DMA writes"
+    who = f"cpu{cpu} stores" if fault.by is By.CPU else "DMA writes"
     text = f"{who} {_shown(data)} at {fault.at} ({injection.phys:#x}, was {_shown(injection.before)})"
     if injection.exception is not None:
         intact = "memory is intact" if not injection.changed else "part of it was written"

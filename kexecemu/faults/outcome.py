@@ -11,7 +11,7 @@ from kexecemu.faults.fault import Injection
 from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.machine.ram import Ram
 
-__all__ = ["Outcome", "judge"]
+__all__ = ["Outcome", "judge", "written_bytes_differ"]
 
 
 class Outcome(enum.StrEnum):
@@ -72,12 +72,15 @@ def judge(
     damage: Sequence[Damage],
     purgatory: PurgatoryRun | None,
     capture: CaptureRun | None,
+    *,
+    differ: bool | None = None,
 ) -> Outcome:
     """The outcome of a crash that got as far as the jump out of the first kernel.
 
     damage is what differs from the loaded image: in the purgatory as it was when it was entered, in the other
     segments as they are when the capture kernel starts. Where several faults were injected the worst that came of
-    them counts.
+    them counts. differ is written_bytes_differ() at the jump, for a capture kernel that has used its memory since;
+    None asks memory as it is now.
     """
     if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
         return _PURGATORY_ENDS[purgatory.end]
@@ -89,16 +92,18 @@ def judge(
         return _CAPTURE_ENDS[capture.end]
     if any(one.segment not in _ONLY_FOR_THE_PURGATORY for one in damage):
         return Outcome.SILENT
-    if capture.end is CaptureEnd.NO_DUMP:
+    if capture.end in (CaptureEnd.NO_DUMP, CaptureEnd.OFF):
         return Outcome.HUNG
-    if damage or _changed(ram, injections):
+    if capture.linux is not None and not capture.linux.true_dump:
+        return Outcome.SILENT
+    if damage or (written_bytes_differ(ram, injections) if differ is None else differ):
         return Outcome.LATENT
     if any(one.exception is not None for one in injections):
         return Outcome.PREVENTED
     return Outcome.MASKED if injections else Outcome.CAPTURED
 
 
-def _changed(ram: Ram, injections: Sequence[Injection]) -> bool:
+def written_bytes_differ(ram: Ram, injections: Sequence[Injection]) -> bool:
     """Some byte that was written is not what it was before the first write that hit it."""
     original: dict[int, int] = {}
     for one in injections:

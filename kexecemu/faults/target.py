@@ -11,23 +11,24 @@ crashkernel-free+0x1000                  from the start of its largest part that
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
+from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 
-__all__ = ["resolve"]
+__all__ = ["free_area", "resolve", "resolve_by"]
 
 _TARGET = re.compile(r"(?P<base>[A-Za-z_][\w:.-]*?)(?P<offset>[+](?:0[xX][0-9a-fA-F]+|\d+))?\Z")
 _NUMBER = re.compile(r"(?:0[xX][0-9a-fA-F]+|\d+)\Z")
 
 
-def _free_area(kernel: Kernel, image: Kimage) -> PhysRange:
-    """The largest part of the crash region that holds neither a segment nor a control page."""
-    assert kernel.crashk_res is not None
-    used = [segment.area for segment in image.segments] + image.control_pages
-    return max(subtract([kernel.crashk_res], used), key=lambda area: area.size)
+def free_area(region: PhysRange, image: Kimage, also: Sequence[PhysRange] = ()) -> PhysRange:
+    """The largest part of the crash region that holds neither a segment nor a control page, nor what is in `also`."""
+    used = [segment.area for segment in image.segments] + image.control_pages + list(also)
+    return max(subtract([region], used), key=lambda area: area.size)
 
 
 def _area(kernel: Kernel, base: str) -> PhysRange:
@@ -45,7 +46,7 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
     if base == "crashkernel":
         return kernel.crashk_res
     if base == "crashkernel-free":
-        return _free_area(kernel, image)
+        return free_area(kernel.crashk_res, image)
     if base.startswith("purgatory:"):
         name = base.removeprefix("purgatory:")
         purgatory = kernel.kexec.purgatory
@@ -71,16 +72,21 @@ def resolve(kernel: Kernel, target: str, length: int) -> int:
 
     Raises InputError when there is no such thing, or when the bytes would not fit into it.
     """
+    return resolve_by(kernel.ram, lambda base: _area(kernel, base), target, length)
+
+
+def resolve_by(ram: Ram, area_of: Callable[[str], PhysRange], target: str, length: int) -> int:
+    """The same, where area_of(name) knows the physical range that a name stands for."""
     target = target.strip()
     if _NUMBER.match(target):
         phys = int(target, 0)
-        if not any(bank.covers(PhysRange.of(phys, length)) for bank in kernel.ram.banks):
+        if not any(bank.covers(PhysRange.of(phys, length)) for bank in ram.banks):
             raise InputError(f"target {target}: no RAM at physical {phys:#x}")
         return phys
     match = _TARGET.match(target)
     if not match:
         raise InputError(f"target {target!r} is neither NAME, NAME+OFFSET nor a physical address")
-    area = _area(kernel, match["base"])
+    area = area_of(match["base"])
     offset = int(match["offset"] or "0", 0)
     if offset + length > area.size:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kexecemu.capture.linux import LinuxCapture
 from kexecemu.capture.verdict import VerdictFlags, describe_damage
@@ -13,14 +13,27 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.lab import Kernel
 from kexecemu.scenario.runner import Result
 
-__all__ = ["load_object", "result_object", "to_text"]
+__all__ = ["image_object", "linux_object", "load_object", "result_object", "to_text"]
 
 
 def _range(area: PhysRange | None) -> dict[str, int] | None:
     return {"start": area.start, "end": area.last} if area is not None else None
 
 
-def _image(kernel: Kernel, image: Kimage) -> dict[str, Any]:
+class Reserved(Protocol):
+    """A kernel with crash memory, the model or a real one."""
+
+    @property
+    def crashk_res(self) -> PhysRange | None:
+        """Where the crash kernel's memory is, physical."""
+
+    @property
+    def crashk_low_res(self) -> PhysRange | None:
+        """The low part of it, if there are two."""
+
+
+def image_object(kernel: Reserved, image: Kimage) -> dict[str, Any]:
+    """What was reserved and loaded: the keys that all accounts have."""
     return {
         "crashkernel": _range(kernel.crashk_res),
         "crashkernel_low": _range(kernel.crashk_low_res),
@@ -36,7 +49,7 @@ def _image(kernel: Kernel, image: Kimage) -> dict[str, Any]:
 def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
     """What `kexecemu load --json` prints. Addresses are physical, as integers; ends are inclusive."""
     return {
-        **_image(kernel, image),
+        **image_object(kernel, image),
         "console": kernel.board.uart.text,
         "instructions": kernel.board.instructions,
         "seed": seed,
@@ -51,7 +64,7 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
     return {
         "outcome": end.outcome.value,
         "as_expected": result.as_expected,
-        **_image(result.kernel, result.image),
+        **image_object(result.kernel, result.image),
         "damage": [
             {"segment": one.segment, "offset": one.offset, "length": one.length} for one in end.damage
         ],
@@ -73,11 +86,11 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
             "damage": [{"start": one.start, "end": one.last} for one in verdict.damage if one.size],
         },
         "mismatches": result.mismatches,
-        "linux": None if end.capture is None or end.capture.linux is None else _linux(end.capture.linux),
+        "linux": None if end.capture is None or end.capture.linux is None else linux_object(end.capture.linux),
     }
 
 
-def _linux(run: LinuxCapture) -> dict[str, Any]:
+def linux_object(run: LinuxCapture) -> dict[str, Any]:
     """The account of a real capture kernel; the digest of a load is of what it read, and same as memory was or not."""
     return {
         "end": run.end.value,

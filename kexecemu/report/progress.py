@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kexecemu.capture.second_stage import Progress
@@ -19,11 +19,15 @@ def live_console(data: bytes) -> None:
         sys.stderr.buffer.flush()
 
 
+PARTS = ("the purgatory is hashing", "the capture kernel is running")
+
+
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
+def progress_bar(quiet: bool = False, parts: Sequence[str] = PARTS) -> Iterator[Progress | None]:
     """Give a callback for long runs; None where stderr is no terminal, so that pipes stay clean, or with quiet.
 
-    The bar shows what the machine's own clock does, which counts instructions.
+    The bar shows what the machine's own clock does, which counts instructions. parts are the words for what is run, in
+    order: the next one comes where the count begins anew.
     """
     if quiet or not sys.stderr.isatty():
         yield None
@@ -41,8 +45,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        # The purgatory hashes first; what counts from zero again is the kernel that it started.
-        words = ["the capture kernel is running", "the purgatory is hashing"]
+        words = list(reversed(parts))
         tasks = [bar.add_task(words.pop(), total=None, millions=0, guest=0.0)]
         last = 0
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.board import Board
 from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
 
-__all__ = ["print_layout", "print_result"]
+__all__ = ["print_account", "print_layout", "print_result", "ram_and_cpus"]
 
 _STYLES = {
     Outcome.CAPTURED: "bold green",
@@ -60,26 +63,34 @@ def print_layout(console: Console, kernel: Kernel, image: Kimage) -> None:
     )
 
 
-def _setting(result: Result) -> str:
-    kernel = result.kernel
-    board, config = kernel.board, kernel.config
+def ram_and_cpus(board: Board) -> str:
+    """How large a board is: "1 GiB, 2 CPUs"."""
     size = board.ram.size
     ram = f"{size >> 30} GiB" if size % (1 << 30) == 0 else f"{size >> 20} MiB"
-    cpus = f"{len(board.cpus)} CPU{'s' if len(board.cpus) > 1 else ''}"
+    return f"{ram}, {len(board.cpus)} CPU{'s' if len(board.cpus) > 1 else ''}"
+
+
+def _setting(result: Result) -> str:
+    kernel = result.kernel
+    config = kernel.config
     purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
     if result.syscall == "kexec_load" and purgatory in ("default", "none"):
         purgatory = "kexec-tools' (loaded by kexec_load)"
     return (
-        f"{ram}, {cpus}; kernel of the {config.release.value} era, protection {config.way.value}, "
+        f"{ram_and_cpus(kernel.board)}; kernel of the {config.release.value} era, protection {config.way.value}, "
         f"purgatory {purgatory}; seed {result.seed}"
     )
 
 
 def print_result(console: Console, result: Result) -> None:
     """The whole account of a run: setting, events, console since the panic, damage, outcome."""
-    end = result.end
-    _print(console, f"[bold]{escape(result.name)}[/]")
-    _print(console, escape(_setting(result)))
+    print_account(console, result.name, _setting(result), result.end, result.mismatches)
+
+
+def print_account(console: Console, name: str, setting: str, end: End, mismatches: Sequence[str]) -> None:
+    """The same for any end of a crash, whoever ran it."""
+    _print(console, f"[bold]{escape(name)}[/]")
+    _print(console, escape(setting))
     _print(console)
     _print(console, "[dim]instructions  event[/]")
     for event in end.timeline:
@@ -93,7 +104,7 @@ def print_result(console: Console, result: Result) -> None:
         _print(console, f"[bold]damage[/]       {escape(str(damage))}")
     style = _STYLES.get(end.outcome, _BAD_STYLE)
     _print(console, f"[bold]outcome[/]      [{style}]{end.outcome.value}[/]: {escape(end.reason)}")
-    for mismatch in result.mismatches:
+    for mismatch in mismatches:
         _print(console, f"[bold red]unexpected[/]   {escape(mismatch)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -13,10 +14,19 @@ from kexecemu.capture.initramfs import capture_initramfs
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
 
-__all__ = ["FETCHED", "fetched_initrd", "fetched_kernel", "is_fetched"]
+__all__ = ["FETCHED", "Programs", "fetched_initrd", "fetched_kernel", "fetched_programs", "is_fetched"]
 
 FETCHED: Final = "fetched:"
 """In front of the name of something to fetch, in place of a path: fetched:kernel-trixie."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What a first kernel's init runs; packages is the folder with kexec's libraries."""
+
+    busybox: Path
+    kexec: Path
+    packages: Path
 
 
 @functools.cache
@@ -60,6 +70,14 @@ def fetched_initrd(kernel: Path) -> bytes:
         if _fetch().cached(name) == kernel:
             return capture_initramfs(busybox=busybox, modules_folder=_fetch().kernel_modules(name))
     return capture_initramfs(busybox=busybox)
+
+
+def fetched_programs() -> Programs:
+    """busybox and kexec-tools, of arm64. InputError says what to fetch."""
+    busybox, kexec = _cached("busybox"), _cached("kexec-tools")
+    packages = _fetch().fetched_folder("kexec-tools")
+    assert packages is not None
+    return Programs(busybox, kexec, packages)
 
 
 def _cached(name: str) -> Path:

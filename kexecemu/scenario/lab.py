@@ -38,7 +38,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.timeline import Timeline
 
-__all__ = ["AtJump", "End", "Kernel", "Reboot"]
+__all__ = ["AtJump", "End", "Kernel", "Reboot", "linux_words"]
 
 # Called at the moment of the jump out of the first kernel; it may look at the machine, and must not change it.
 AtJump = Callable[["Kernel", Kimage], None]
@@ -270,7 +270,7 @@ class Kernel(model.Kernel):
             CaptureEnd.OFF: "the capture kernel powers off",
             CaptureEnd.PANIC: "the capture kernel panics",
         }
-        text = words[run.end] if run.linux is None else _linux_words(run.linux)
+        text = words[run.end] if run.linux is None else linux_words(run.linux)
         self.say("captured", text, end=run.end.value, pc_phys=run.pc, instructions=run.instructions)
 
     def _end(
@@ -305,12 +305,12 @@ class Kernel(model.Kernel):
         )
 
 
-def _linux_words(run: LinuxCapture) -> str:
+def linux_words(run: LinuxCapture) -> str:
     """What came of a real capture kernel."""
     who = f"Linux {run.release}" if run.release else "the capture kernel"
     if run.end is LinuxEnd.DONE:
         size = run.vmcore.size if run.vmcore is not None else 0
-        if run.wrong_loads or len(run.read) != len(run.crashed):
+        if not run.true_dump:
             wrong = ", ".join(str(load.phys) for load in run.wrong_loads) or "their number"
             return f"{who} has copied a dump of {size:#x} bytes that is not what memory held: {wrong} differ"
         count = len(run.read)

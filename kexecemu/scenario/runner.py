@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kexecemu.capture.second_stage import Progress
+from kexecemu.errors import InputError
 from kexecemu.faults.fault import Fault, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
@@ -14,7 +15,7 @@ from kexecemu.scenario.lab import AtJump, End, Kernel
 from kexecemu.scenario.schema import Expect, Scenario
 from kexecemu.scenario.setup import Listener, Setup, prepare
 
-__all__ = ["Result", "crash", "run_scenario", "scenario_setup"]
+__all__ = ["Result", "crash", "mismatches_of", "run_scenario", "scenario_setup"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Result:
 
 
 def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Setup:
-    """The setup that a scenario describes; relative paths start at `folder`, seed overrides the file's."""
+    """The setup that a scenario describes; relative paths start at `folder`, seed overrides the file's.
+
+    InputError for one whose first kernel is a real Linux: first_linux_run has those.
+    """
+    if scenario.kernel.linux is not None:
+        raise InputError(f"the first kernel is a real Linux, which only `kexecemu run` runs: {scenario.name}")
 
     def path(name: str | None) -> Path | None:
         if name is not None and name.startswith(FETCHED):
@@ -91,7 +97,7 @@ def crash(
                 kernel.inject(fault)
     end = kernel.panic(message, linux=setup.capture == "linux", progress=progress, at_jump=at_jump)
     return Result(
-        name, setup.seed, kernel, image, end, _mismatches(end, expect), expect is not None, setup.syscall
+        name, setup.seed, kernel, image, end, mismatches_of(end, expect), expect is not None, setup.syscall
     )
 
 
@@ -117,7 +123,8 @@ def run_scenario(
     )
 
 
-def _mismatches(end: End, expect: Expect | None) -> list[str]:
+def mismatches_of(end: End, expect: Expect | None) -> list[str]:
+    """What was not as expected, in words."""
     if expect is None:
         return []
     wrong = []
@@ -130,3 +137,6 @@ def _mismatches(end: End, expect: Expect | None) -> list[str]:
     if expect.outcome is Outcome.ERROR:
         wrong.append("no scenario can expect error: that is a failure of kexecemu itself")
     return wrong
+
+
+_mismatches = mismatches_of  # the name that kexecemu.testing has for it

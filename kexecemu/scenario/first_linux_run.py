@@ -1,0 +1,128 @@
+"""Run a scenario whose first kernel is a real Linux: boot, load, harm, crash, compare with what was expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kexecemu.capture.initramfs import CAPTURE_CMDLINE
+from kexecemu.capture.second_stage import Progress
+from kexecemu.errors import InputError
+from kexecemu.faults.fault import When
+from kexecemu.formats.image import has_magic, missing_bytes
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.scenario.fetched import FETCHED, fetched_initrd, fetched_kernel, fetched_programs
+from kexecemu.scenario.first_linux import DEFAULT_CMDLINE, DEFAULT_RAM, FirstLinux, LinuxSetup
+from kexecemu.scenario.first_linux_crash import crash
+from kexecemu.scenario.lab import End
+from kexecemu.scenario.runner import mismatches_of
+from kexecemu.scenario.schema import Load, Scenario
+from kexecemu.scenario.setup import Listener, read_input
+
+__all__ = ["LinuxResult", "linux_setup", "read_kernel", "run_linux_scenario"]
+
+
+@dataclass(frozen=True)
+class LinuxResult:
+    """A finished run: the machine and what was loaded for whoever wants to look, and the end.
+
+    mismatches says in words what was not as expected; [] when all was, or nothing was expected.
+    """
+
+    name: str
+    setup: LinuxSetup
+    kernel: FirstLinux
+    image: Kimage
+    end: End
+    mismatches: list[str]
+    expected: bool = False
+
+    @property
+    def seed(self) -> int:
+        """What all randomness of the run came from."""
+        return self.setup.seed
+
+    @property
+    def as_expected(self) -> bool:
+        """Nothing was expected, or all of it came true."""
+        return not self.mismatches
+
+
+def read_kernel(path: Path) -> bytes:
+    """An Image from a file; InputError for one that no boot loader starts, or that is cut off."""
+    image = read_input(path, "kernel")
+    if not has_magic(image):
+        raise InputError(f"kernel {path}: no arm64 Image")
+    if missing := missing_bytes(image):
+        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
+    return image
+
+
+def linux_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> LinuxSetup:
+    """The setup that a scenario describes; relative paths start at `folder`, seed overrides the file's.
+
+    The crash kernel is the first kernel's own Image unless [load] names another one. Raises InputError for files that
+    are missing, or not fetched yet.
+    """
+    machine, kernel, load = scenario.machine, scenario.kernel, scenario.load
+    assert kernel.linux is not None
+
+    def kernel_path(name: str) -> Path:
+        return fetched_kernel(Path(name)) if name.startswith(FETCHED) else folder / name
+
+    first = kernel_path(kernel.linux)
+    second = kernel_path(load.kernel) if load.kernel is not None else first
+    image = read_kernel(first)
+    programs = fetched_programs()
+    cpus = 1 if machine.cpus is None else machine.cpus
+    wrong = [index for index in machine.stuck_cpus if not 0 <= index < cpus]
+    if wrong:
+        raise InputError(f"machine.stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
+    return LinuxSetup(
+        image=image,
+        crash_image=image if second == first else read_kernel(second),
+        crash_initrd=fetched_initrd(second)
+        if load.initrd is None
+        else read_input(folder / load.initrd, "initrd"),
+        busybox=programs.busybox,
+        kexec=programs.kexec,
+        packages=programs.packages,
+        ram=DEFAULT_RAM if machine.ram is None else machine.ram,
+        cpus=cpus,
+        cmdline=DEFAULT_CMDLINE if kernel.cmdline is None else kernel.cmdline,
+        append=CAPTURE_CMDLINE if load.append == Load().append else load.append,
+        checks=kernel.purgatory != "none",
+        stuck_cpus=tuple(machine.stuck_cpus),
+        seed=scenario.seed if seed is None else seed,
+    )
+
+
+def run_linux_scenario(
+    scenario: Scenario,
+    folder: Path,
+    *,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    console: Listener | None = None,
+) -> LinuxResult:
+    """Run a scenario with [kernel] linux that was read from a file in `folder`; console hears what is printed.
+
+    Raises InputError for what cannot be used, a first kernel that loads nothing among it.
+    """
+    setup = linux_setup(scenario, folder, seed)
+    linux = FirstLinux(setup, console)
+    image = linux.load(progress)
+    for moment in (When.AFTER_LOAD, When.BEFORE_PANIC):
+        for table in scenario.fault:
+            if table.when is moment:
+                linux.inject(table.fault())
+    end = crash(linux, progress)
+    return LinuxResult(
+        scenario.name,
+        setup,
+        linux,
+        image,
+        end,
+        mismatches_of(end, scenario.expect),
+        scenario.expect is not None,
+    )

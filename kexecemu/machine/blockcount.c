@@ -278,7 +278,7 @@ static void enter(void *uc, struct blockcount *bc, u64 pc, u32 number)
 		PUT(REG_SP, sp);
 	}
 	PUT(REG_CP_REG, spsr);
-	/* In a batch, because a PC written alone ends the run. */
+	/* In a batch, which writes PSTATE and what hangs on it in this order. */
 	PUT(REG_PC, vector);
 #undef PUT
 	bc->reg_write_batch(uc, regs, values, count);
@@ -373,8 +373,12 @@ static void invalidate(struct blockcount *bc, const struct cp_reg *cp)
 			bc->stale_lines[bc->nr_stale++] = cp->val >> LINE_SHIFT << LINE_SHIFT;
 		else
 			bc->stale |= STALE_ALL;
-	} else if (bc->user_ran && cp->val >> 63 && page != bc->settled_page) {
-		/* No code has run there, but the kernel's address may stand for a page that programs see elsewhere. */
+	}
+	/*
+	 * A kernel's address may stand for a page that programs see elsewhere, marked or not: marks are folded, and
+	 * linear addresses share them with the kernel's own code.
+	 */
+	if (bc->user_ran && cp->val >> 63 && page != bc->settled_page) {
 		bc->settled_page = page;
 		bc->stale |= STALE_SOME;
 		if (bc->nr_stale_pages < STALE_LINES)

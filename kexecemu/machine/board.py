@@ -175,7 +175,6 @@ class Board:
     def skip(self, instructions: int) -> None:
         """Let time pass while nobody runs."""
         self.idle += instructions
-        self.note_time()
 
     def note_time(self) -> None:
         """Let the real-time clock know what time it is.

@@ -31,7 +31,7 @@ from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc
 
 from kexecemu.errors import MachineError
-from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, LINE_SIZE, Why
+from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, LINE_SIZE, NO_DEADLINE, Why
 from kexecemu.machine.engine import Engine, open_engine
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.kernel_sites import Image, find_image, sites
@@ -140,6 +140,7 @@ class CountingStepper:
         self._hooks: list[int] = []
         self._sys_callback = _SYS(self._on_sys)
         self.error = 0
+        self._state.entered = NO_DEADLINE
         engine.counter.unhook()
         self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
         self._widen()
@@ -149,6 +150,13 @@ class CountingStepper:
         """Instructions retired; see Stepper."""
         total = int(self._state.total)
         return total + self._done.value - 1 if self._running else total
+
+    def reset(self) -> None:
+        """See Stepper."""
+        self._state.entered = NO_DEADLINE
+        self._cntkctl = 0
+        if self._image is not None:
+            self._widen()
 
     def set_irq(self, level: bool) -> None:
         """See Stepper."""
@@ -193,8 +201,10 @@ class CountingStepper:
             self._engine.flush_code()
             self._el0_ran = False
         else:
-            for line_virt in self._stale_lines:
-                self._engine.drop_code(line_virt, LINE_SIZE)
+            lines = {self._owner.code_phys(virt) for virt in self._stale_lines}
+            if None in lines:
+                self._engine.flush_code()
+            self._engine.drop_code_phys([line for line in lines if line is not None], LINE_SIZE)
         self._stale_lines.clear()
         self._stale_all = False
 

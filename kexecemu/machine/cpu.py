@@ -16,7 +16,7 @@ from unicorn.unicorn_const import (
     UC_ERR_READ_UNMAPPED,
     UC_ERR_WRITE_UNMAPPED,
 )
-from unicorn.unicorn_py3.unicorn import UcContext, uclib
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine import abort, exceptions
@@ -136,6 +136,11 @@ class Cpu(Registers):
         counter = self._engine.counter.state
         counter.total, counter.block, counter.block_size = state.counts
         self._entered_at, self._repeats, self._last_far, self._last_sp = state.progress
+
+    @property
+    def uc(self) -> Uc:
+        """The engine behind this CPU, for instruments that hook it."""
+        return self._engine.uc
 
     def flush_code(self) -> None:
         """Drop translated code: for the host that has put other code into memory than what ran."""

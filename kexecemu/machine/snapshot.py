@@ -69,11 +69,13 @@ class Snapshots:
     def take(self) -> Snapshot:
         """The board as it is now; no CPU may be running."""
         board = self.board
-        pages = {
-            (number, offset): bytes(bank.map[offset : offset + HOST_PAGE])
-            for number, bank in enumerate(board.ram.mapped)
-            for offset in _written(bank)
-        }
+        pages = {}
+        for number, bank in enumerate(board.ram.mapped):
+            for offset in _written(bank):
+                page = bytes(bank.map[offset : offset + HOST_PAGE])
+                # Written with what was there already: two runs that are alike may differ in that.
+                if page != os.pread(bank.fd, HOST_PAGE, offset):
+                    pages[number, offset] = page
         return Snapshot(
             pages,
             [cpu.save() for cpu in board.cpus],

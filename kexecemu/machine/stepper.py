@@ -15,7 +15,7 @@ from unicorn.arm64_const import UC_ARM64_INS_MSR, UC_ARM64_INS_SYS, UC_ARM64_REG
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN
 from unicorn.unicorn_py3.unicorn import uclib
 
-from kexecemu.machine.counter import LINE_MARKS, LINE_SIZE, Why, function_address
+from kexecemu.machine.counter import LINE_MARKS, LINE_SIZE, NO_DEADLINE, Why, function_address
 from kexecemu.machine.engine import Engine
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.ram import Ram
@@ -86,6 +86,9 @@ class Stepper(Protocol):
     def set_irq(self, level: bool) -> None:
         """The interrupt signal's level; a running CPU comes back for it at its next boundary."""
 
+    def reset(self) -> None:
+        """The CPU has been switched on anew."""
+
     def shorten(self, deadline: int) -> None:
         """In a callback: the run under way is to end at this deadline if it would end later."""
 
@@ -113,7 +116,7 @@ class NativeStepper:
         state.context, state.exception = engine.exception_context
         self._marks = (ctypes.c_uint8 * LINE_MARKS)()
         state.marks = ctypes.addressof(self._marks)
-        state.entered = (1 << 64) - 1
+        state.entered = NO_DEADLINE
         state.system = 1
         counter.unhook()  # one block hook and no more: with two, the engine does not inline the calls
         counter.hook(UC_HOOK_BLOCK, library.blockcount_system_block)
@@ -134,6 +137,10 @@ class NativeStepper:
         """See Stepper."""
         self._counter.state.irq = level
 
+    def reset(self) -> None:
+        """See Stepper."""
+        self._counter.state.entered = NO_DEADLINE
+
     def shorten(self, deadline: int) -> None:
         """See Stepper."""
         state = self._counter.state
@@ -150,8 +157,10 @@ class NativeStepper:
             counter.start(goal)
             state.first = 1  # an interrupt is not looked for at the first block: the owner has done that
             self._running = True
-            self.error = self._engine.run()
-            self._running = False
+            try:
+                self.error = self._engine.run()
+            finally:
+                self._running = False
             goal = min(goal, state.deadline)
             if self._raised is not None:
                 raised, self._raised = self._raised, None
@@ -174,14 +183,14 @@ class NativeStepper:
     def _drop_stale(self) -> None:
         """Drop the translations of code that the guest has changed and, by IC, said so."""
         state = self._counter.state
+        lines = {self._owner.code_phys(virt) for virt in state.stale_lines[: state.nr_stale]}
         pages = {self._owner.code_phys(virt) for virt in state.stale_pages[: state.nr_stale_pages]}
-        if state.stale & STALE_ALL or None in pages:
+        if state.stale & STALE_ALL or None in lines | pages:
             self._engine.flush_code()
             ctypes.memset(self._marks, 0, LINE_MARKS)
             state.user_ran = 0
         else:
-            for line_virt in state.stale_lines[: state.nr_stale]:
-                self._engine.drop_code(line_virt, LINE_SIZE)
+            self._engine.drop_code_phys([line for line in lines if line is not None], LINE_SIZE)
             self._engine.drop_code_phys([page for page in pages if page is not None], PAGE_SIZE)
         state.stale = state.nr_stale = state.nr_stale_pages = 0
 

@@ -199,4 +199,5 @@ class System:
             board.skip(end - board.time)
             return False
         board.skip(wake - board.time)
+        board.note_time()
         return True

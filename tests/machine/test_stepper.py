@@ -50,10 +50,6 @@ from machine.system_guest import (
 
 from kexecemu.machine.stepper import ends_block
 
-REPORTED = pytest.mark.xfail(
-    reason="SystemCpu.advance() as first written; take the mark off with the fix", strict=False
-)
-
 TIMERS = ((g.CNTV_TVAL, g.CNTV_CTL, g.CNTV_CVAL), (g.CNTP_TVAL, g.CNTP_CTL, g.CNTP_CVAL))
 SOON = st.sampled_from((0, 1, 2, 3, 5, 10, 30, 100, 400))
 REGISTER = st.integers(0, 7)
@@ -150,7 +146,6 @@ CALL_PAST_EXPIRY = (
 )
 
 
-@REPORTED
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(OPERATIONS, min_size=3, max_size=40), st.integers(0, 1023), st.integers(0, 1 << 32))
 @example(ABORT_PAST_EXPIRY, 0, 1)
@@ -204,7 +199,6 @@ def test_an_interrupt_raised_and_taken_back_within_a_block_is_not_seen():
     assert same([*program, DAIFSET_I, OFF], seeds=(1, 2)).log[0] == 40
 
 
-@REPORTED
 @pytest.mark.parametrize("ticks", range(12))
 @pytest.mark.parametrize("tail", [svc(1), brk(1), UDF, b(1), DAIFCLR_I, NOP], ids=hex)
 def test_a_deadline_that_meets_any_instruction_is_kept(ticks, tail):
@@ -297,13 +291,11 @@ def test_el0_reaches_its_timer_with_leave():
     assert result.log[1] >> 26 == 0x15
 
 
-@REPORTED
 def test_a_vector_that_faults_at_once_is_the_end():
     result = same([PROLOGUE, svc(1), OFF], prepare=lambda board: put(board, VECTORS + 0x200, UDF))
     assert "lost" in result.end
 
 
-@REPORTED
 @pytest.mark.parametrize("handler", [[ERET], [NOP, UDF]], ids=["returns", "faults again"])
 def test_a_fault_that_comes_again_and_again_goes_on_for_as_long_as_the_guest_likes(handler):
     # Another CPU, or an interrupt, may mend its cause.
@@ -313,7 +305,6 @@ def test_a_fault_that_comes_again_and_again_goes_on_for_as_long_as_the_guest_lik
     assert "budget" in result.end
 
 
-@REPORTED
 def test_an_abort_is_taken_again_until_an_interrupt_ends_it():
     # The load's handler returns to it; the timer's moves the address to where there is memory.
     def prepare(board):

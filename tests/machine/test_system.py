@@ -385,9 +385,6 @@ def test_a_program_s_page_may_be_filled_anew_by_the_kernel():
     assert user_page(1).log == [1, 2]
 
 
-@pytest.mark.xfail(
-    reason="blockcount.c: a folded mark hides the page; take the mark off with the fix", strict=False
-)
 def test_a_program_s_page_may_be_filled_anew_whatever_kernel_code_has_run():
     # blockcount.c folds addresses when it marks which lines have run.
     assert user_page(1023).log == [1, 2]

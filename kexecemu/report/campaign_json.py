@@ -1,0 +1,68 @@
+"""A campaign as the one JSON object that --json prints; programs rely on its keys."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from kexecemu.campaign.stats import Figure
+from kexecemu.campaign.summary import Example, Summary
+
+__all__ = ["campaign_object"]
+
+
+def campaign_object(summary: Summary) -> dict[str, Any]:
+    """What `kexecemu campaign --json` prints. Addresses are physical, as integers; ends of areas are inclusive.
+
+    outcomes counts the sample; intervals are shares of the population, each {low, estimate, high}, with at_most where
+    nothing was counted (else null). injections_per_second, seconds and audit_seconds are by the host's clock and differ
+    from run to run; all else is the same for the same campaign.
+    """
+    basis = summary.basis
+    return {
+        "name": summary.name,
+        "scenario": summary.scenario,
+        "protection": summary.protection,
+        "purgatory": summary.purgatory,
+        "population": summary.population,
+        "faults": summary.faults,
+        "seed": basis.seed,
+        "version": basis.version,
+        "config_hash": basis.config_hash,
+        "sampler": basis.sampler,
+        "outcomes": dict(summary.outcomes),
+        "intervals": {outcome: _interval(figure) for outcome, figure in summary.figures.items()},
+        "interval_method": basis.method,
+        "how": dict(summary.how),
+        "by": {
+            dimension: {key: dict(counts) for key, counts in table.items()}
+            for dimension, table in summary.by.items()
+        },
+        "areas": [
+            {"name": area.name, "start": area.start, "end": area.end - 1, "kind": area.kind}
+            for area in summary.areas
+        ],
+        "worst": [_example(summary, one) for one in summary.worst],
+        "injections_per_second": summary.injections_per_second,
+        "seconds": summary.seconds,
+        "audited": summary.audited,
+        "audit_disagreements": len(summary.disagreements),
+        "audit_seconds": summary.audit_seconds,
+        "disagreements": [
+            {**asdict(one), "reproducer": summary.reproducer(one)} for one in summary.disagreements
+        ],
+        "table_sha256": summary.table_sha256,
+    }
+
+
+def _interval(figure: Figure) -> dict[str, float | None]:
+    return {
+        "low": figure.interval.low,
+        "estimate": figure.interval.estimate,
+        "high": figure.interval.high,
+        "at_most": figure.at_most,
+    }
+
+
+def _example(summary: Summary, example: Example) -> dict[str, Any]:
+    return {**asdict(example), "reproducer": summary.reproducer(example)}

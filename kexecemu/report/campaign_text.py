@@ -1,0 +1,177 @@
+"""A campaign told to people on a terminal: what was run, what came of it, the worst of it, and what it rests on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from kexecemu.campaign.summary import Summary
+from kexecemu.faults.outcome import Outcome
+from kexecemu.report.campaign_words import (
+    DIMENSION_WORDS,
+    HOW_WORDS,
+    KIND_WORDS,
+    STRATIFIED,
+    Matrix,
+    audit_text,
+    basis_text,
+    headline,
+    interval_text,
+    matrix_of,
+    plural,
+    share_text,
+    tone_of,
+)
+from kexecemu.report.picture import size_text
+
+__all__ = ["print_campaign"]
+
+_STYLES = {"good": "green", "caught": "yellow", "quiet": "cyan", "bad": "bold red", "none": "bold magenta"}
+_WORST_SHOWN = 3  # of each outcome
+
+
+def print_campaign(console: Console, summary: Summary) -> None:
+    """The whole account. Every table stands under the line that says what its figures rest on."""
+    _line(console, f"[bold]{escape(summary.name)}[/]")
+    _line(
+        console,
+        escape(
+            f"scenario {summary.scenario}; protection {summary.protection}, purgatory {summary.purgatory}"
+        ),
+    )
+    _print_space(console, summary)
+    _line(console)
+    _line(console, escape(headline(summary)))
+    _print_outcomes(console, summary)
+    for dimension in summary.by:
+        _print_matrix(console, summary, matrix_of(summary, dimension))
+    _print_how(console, summary)
+    _print_worst(console, summary)
+    _line(console)
+    style = "bold red" if summary.disagreements else "bold"
+    _line(console, f"[{style}]audit[/]  {escape(audit_text(summary))}")
+    for one in summary.disagreements:
+        _line(console, f"  {escape(f'{one.decided} by {one.how}, but {one.run}: {one.detail}'.rstrip(': '))}")
+        _line(console, f"    {escape(summary.reproducer(one))}")
+    _print_speed(console, summary)
+    _line(console, f"[dim]results  sha256 {summary.table_sha256}[/]")
+
+
+def _line(console: Console, text: str = "") -> None:
+    """One line, never folded: commands are copied from here."""
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def _heading(console: Console, summary: Summary, title: str) -> None:
+    _line(console)
+    _line(console, f"[bold]{escape(title)}[/]  [dim]{escape(basis_text(summary))}[/]")
+
+
+_Cell = tuple[str, str]  # text and style
+
+
+def _print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> None:
+    """Numbers to the right, the first column and one without a heading to the left.
+
+    rich's own tables cut cells off where the terminal is narrow, and a number that is cut off is a wrong one.
+    """
+    widths = [
+        max(len(heading), *(len(row[column][0]) for row in rows)) for column, heading in enumerate(headings)
+    ]
+    for row in [[(heading, "dim") for heading in headings], *rows]:
+        cells = []
+        for column, (text, style) in enumerate(row):
+            if headings[column]:
+                text = text.ljust(widths[column]) if column == 0 else text.rjust(widths[column])
+            padded = escape(text)
+            cells.append(f"[{style}]{padded}[/]" if style else padded)
+        _line(console, "  ".join(cells))
+
+
+def _print_space(console: Console, summary: Summary) -> None:
+    """The fault space by kind of memory; equal names of areas are one."""
+    kinds: dict[str, tuple[list[str], int]] = {}
+    for area in summary.areas:
+        names, size = kinds.get(area.kind, ([], 0))
+        kinds[area.kind] = (list(dict.fromkeys([*names, area.name])), size + area.end - area.start)
+    for kind, (names, size) in kinds.items():
+        what = f"{size_text(size)} in {', '.join(names)}"
+        _line(console, f"space  {kind:<9} [dim]{escape(f'{what}; {KIND_WORDS.get(kind, kind)}')}[/]")
+
+
+def _print_outcomes(console: Console, summary: Summary) -> None:
+    _line(console)
+    _line(console, f"[bold]outcomes[/]  [dim]{escape(str(summary.basis))}[/]")
+    if "stratified" in summary.basis.sampler:
+        _line(console, f"[dim]{STRATIFIED}[/]")
+    rows = []
+    for outcome, count in summary.outcomes.items():
+        figure = summary.figures[outcome]
+        row = [
+            (outcome, _STYLES[tone_of(outcome)] if count else "dim"),
+            (f"{count:,}", ""),
+            (share_text(figure), ""),
+            (interval_text(figure), ""),
+            (Outcome(outcome).meaning, "dim"),
+        ]
+        rows.append(row)
+    _print_table(console, ("outcome", "faults", "share of the population", "between", ""), rows)
+
+
+def _print_matrix(console: Console, summary: Summary, matrix: Matrix) -> None:
+    words = DIMENSION_WORDS.get(matrix.dimension, matrix.dimension)
+    if len(matrix.rows) == 1:
+        _line(console)
+        _line(console, f"[bold]{words}[/]  {escape(matrix.rows[0][0])} in all of them")
+        return
+    _heading(console, summary, words)
+    rows = []
+    for key, counts, total in matrix.rows:
+        cells = [
+            (f"{count:,}", _STYLES[tone_of(column)] if count else "dim")
+            for column, count in zip(matrix.columns, counts, strict=True)
+        ]
+        rows.append([(key, ""), *cells, (f"{total:,}", "")])
+    _print_table(console, (matrix.dimension, *matrix.columns, "faults"), rows)
+
+
+def _print_how(console: Console, summary: Summary) -> None:
+    _heading(console, summary, "how it was found")
+    rows = [((how, ""), (f"{count:,}", ""), (HOW_WORDS[how], "dim")) for how, count in summary.how.items()]
+    _print_table(console, ("how", "faults", ""), rows)
+
+
+def _print_worst(console: Console, summary: Summary) -> None:
+    if not summary.worst:
+        _line(console)
+        _line(console, "[bold]the worst[/]  none is silent, misboot, hung, trapped or error")
+        return
+    _heading(console, summary, "the worst")
+    shown = Counter[str]()
+    for one in summary.worst:
+        shown[one.outcome] += 1
+        if shown[one.outcome] > _WORST_SHOWN:
+            continue
+        what = f"at {one.phys:#x} in {one.segment or 'no segment'}" + (
+            f": {one.detail}" if one.detail else ""
+        )
+        style = _STYLES[tone_of(one.outcome)]
+        _line(console, f"  [{style}]{one.outcome:<8}[/] {escape(what)}")
+        _line(console, f"           {escape(summary.reproducer(one))}")
+    more = sum(max(0, summary.outcomes[outcome] - _WORST_SHOWN) for outcome in shown)
+    if more:
+        _line(console, f"  and {more:,} more")
+
+
+def _print_speed(console: Console, summary: Summary) -> None:
+    """By the host's clock: the one thing here that is not the same again."""
+    rate = summary.injections_per_second
+    if rate is not None:
+        _line(
+            console,
+            f"[bold]speed[/]  {rate:,.0f} injections a second ({plural(summary.faults, 'fault')} in "
+            f"{summary.seconds:,.1f} s); the audit took {summary.audit_seconds:,.1f} s besides",
+        )

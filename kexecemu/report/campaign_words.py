@@ -1,0 +1,180 @@
+"""What the reports of a campaign have in common: words, shares with their intervals, tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from kexecemu.campaign.fault import How
+from kexecemu.campaign.stats import Figure
+from kexecemu.campaign.summary import Summary
+from kexecemu.faults.outcome import Outcome
+
+__all__ = [
+    "DIMENSION_WORDS",
+    "HARM",
+    "HOW_WORDS",
+    "KIND_WORDS",
+    "STRATIFIED",
+    "Matrix",
+    "audit_text",
+    "basis_text",
+    "headline",
+    "interval_text",
+    "matrix_of",
+    "occurring",
+    "percent",
+    "plural",
+    "share_text",
+    "tone_of",
+]
+
+HARM: Final = (Outcome.SILENT, Outcome.MISBOOT, Outcome.HUNG, Outcome.TRAPPED)
+"""Outcomes after which there is no dump, or none to be trusted, and nobody has said so. The worst first."""
+
+_TONES = {
+    Outcome.CAPTURED: "good",
+    Outcome.PREVENTED: "good",
+    Outcome.DETECTED: "caught",
+    Outcome.MASKED: "quiet",
+    Outcome.LATENT: "quiet",
+    Outcome.ERROR: "none",
+}
+
+HOW_WORDS: Final[Mapping[str, str]] = {
+    How.RUN: "emulated to the end, from the last moment at which the write could not have mattered yet",
+    How.SAME_VALUE: "the bytes were there already",
+    How.REFUSED: "the page tables do not let the store through",
+    How.HASH: "what is hashed is another, and so is the state of SHA-256 behind it",
+    How.UNREAD: "nothing reads the bytes from then on",
+    How.OVERWRITTEN: "the bytes are written anew before anything reads them",
+}
+
+KIND_WORDS: Final[Mapping[str, str]] = {
+    "hashed": "covered by the purgatory's digest",
+    "unhashed": "of a segment, but covered by no digest",
+    "purgatory": "the purgatory's own code, tables, digest and stack",
+    "control": "the kernel's own pages of the crash image, covered by no digest",
+    "free": "in the crash region, in use by nothing before the capture kernel",
+    "edge": "just outside, where an off-by-one lands",
+}
+
+DIMENSION_WORDS: Final[Mapping[str, str]] = {
+    "segment": "where it hit",
+    "kind": "what becomes of the bytes",
+    "writer": "who wrote",
+    "model": "what was written",
+    "moment": "when",
+}
+
+
+STRATIFIED: Final = (
+    "Counts are of the sample; each stratum's share is weighted with its size in the population."
+)
+
+
+def tone_of(outcome: str) -> str:
+    """How good or bad an outcome is: good, caught, quiet, bad, or none for a failure of kexecemu's own."""
+    return _TONES.get(Outcome(outcome), "bad")
+
+
+def plural(count: int, word: str) -> str:
+    """The count with its word: "1 fault", "2,000 faults"."""
+    return f"{count:,} {word}{'s' if count != 1 else ''}"
+
+
+def _decimals(width: float) -> int:
+    """How many decimals a percentage needs so that a difference of `width` (a share) has two digits."""
+    if width <= 0.0:
+        return 3
+    return min(9, max(1, 1 - math.floor(math.log10(100.0 * width))))
+
+
+def percent(share: float, decimals: int) -> str:
+    """A share as a percentage."""
+    return f"{100.0 * share:.{decimals}f} %"
+
+
+def share_text(figure: Figure) -> str:
+    """The likeliest share of the population: "99.812 %", or "none" where nothing was counted."""
+    if figure.at_most is not None:
+        return "none"
+    interval = figure.interval
+    return percent(interval.estimate, _decimals(interval.high - interval.low))
+
+
+def interval_text(figure: Figure) -> str:
+    """Between what the share lies: "99.803 to 99.821 %", or "at most 0.030 %" where nothing was counted."""
+    if figure.at_most is not None:
+        return f"at most {percent(figure.at_most, _decimals(figure.at_most))}"
+    low, high = figure.interval.low, figure.interval.high
+    decimals = _decimals(high - low)
+    return f"{100.0 * low:.{decimals}f} to {percent(high, decimals)}"
+
+
+def basis_text(summary: Summary) -> str:
+    """What a count rests on, in short; the shares' method is left out."""
+    basis = summary.basis
+    return (
+        f"{basis.faults:,} of {basis.population:,}, {basis.sampler}, seed {basis.seed}, "
+        f"kexecemu {basis.version}, {basis.config_hash[:12]}"
+    )
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts of outcomes by one dimension: columns are the outcomes that occur, in their order; total is of a row."""
+
+    dimension: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[int, ...], int], ...]
+
+
+def occurring(counts: Iterable[Mapping[str, int]]) -> tuple[str, ...]:
+    """The outcomes that occur in any of the counts, in the order of Outcome."""
+    found = {outcome for one in counts for outcome, count in one.items() if count}
+    return tuple(outcome.value for outcome in Outcome if outcome.value in found)
+
+
+def matrix_of(summary: Summary, dimension: str) -> Matrix:
+    """The table of one dimension. Segments come in the order of address, other keys as they are sorted."""
+    table = summary.by[dimension]
+    columns = occurring(table.values())
+    keys = list(table)
+    if dimension == "segment":
+        order = list(dict.fromkeys(area.name for area in summary.areas))
+        keys.sort(key=lambda key: order.index(key) if key in order else len(order))
+    return Matrix(
+        dimension,
+        columns,
+        tuple(
+            (key, tuple(table[key].get(one, 0) for one in columns), sum(table[key].values())) for key in keys
+        ),
+    )
+
+
+def headline(summary: Summary) -> str:
+    """The campaign in a sentence: absolute counts, what does harm first."""
+    told = [f"{summary.outcomes[one]:,} {one.value}" for one in HARM if summary.outcomes[one]]
+    harm = ", ".join(told) if told else "none that does harm unnoticed (silent, misboot, hung or trapped)"
+    rest = [
+        f"{count:,} {outcome}"
+        for outcome, count in summary.outcomes.items()
+        if count and outcome not in set(HARM)
+    ]
+    return f"Of {plural(summary.faults, 'stray write')}: {harm}; {', '.join(rest) or 'nothing else'}."
+
+
+def audit_text(summary: Summary) -> str:
+    """What the audit found, in a sentence."""
+    decided = summary.faults - summary.how.get(How.RUN, 0)
+    if not summary.audited:
+        if not decided:
+            return "Nothing was decided without a run, so there was nothing to audit."
+        return f"{plural(decided, 'fault')} decided without a run, and none of them audited."
+    asked = f"{summary.audited:,} of {plural(decided, 'fault')} that had been decided without a run were run to the end"
+    if not summary.disagreements:
+        return f"{asked}: every one ended as decided."
+    return f"{asked}: {len(summary.disagreements):,} ended otherwise, so this campaign cannot be believed."

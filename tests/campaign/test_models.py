@@ -1,4 +1,4 @@
-"""Fault models: what each writes, that its variant says everything, and that what it writes is what lies in a kernel."""
+"""Fault models: what each writes, that its variant says everything, and that it is what lies about in a kernel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kexecemu.campaign.contents import STRUCTURES

@@ -55,6 +55,10 @@ class Execution:
         """The first kernel is in its crash path already, without having been asked to panic: an oops was fatal."""
         return self._dying is not None
 
+    def forget_crash(self) -> None:
+        """The machine has gone back to before its crash."""
+        self._dying = None
+
     def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
         """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
 

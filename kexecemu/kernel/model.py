@@ -307,6 +307,11 @@ class Kernel:
             self._tell_refusal()
         return stop
 
+    def forget_crash(self) -> None:
+        """The machine has gone back to before its crash."""
+        self.cpus_stopped = False
+        self._execution.forget_crash()
+
     def resume(self) -> Stop:
         """Go on where the purgatory has returned to; see Execution.resume()."""
         stop = self._execution.resume()

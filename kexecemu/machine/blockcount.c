@@ -398,3 +398,65 @@ u32 blockcount_sys(void *uc, int reg, const struct cp_reg *cp, struct blockcount
 		bc->maintenance |= MAINTAINED_TLB;
 	return 0;
 }
+
+/* What a stretch of code touched of a region; class Accesses in campaign/accesses.py, which does the same in Python. */
+#define GRAIN_SHIFT	3
+#define TOUCHED_READ	1
+#define TOUCHED_WRITTEN	2	/* wholly stored to before anything else */
+#define MEM_WRITE	17	/* UC_MEM_WRITE */
+
+struct touched {
+	u64 start, size;	/* physical */
+	unsigned char *grains;	/* TOUCHED_ of each 8 bytes */
+	u64 *first_reads;	/* by line: 1 + total when it was first read, 0 if never */
+	u64 *last_reads;
+	const struct blockcount *bc;
+};
+
+static void touched_read(struct touched *t, u64 phys, u64 size)
+{
+	u64 from = phys < t->start ? 0 : phys - t->start;
+	u64 to = phys + size - t->start, at;
+
+	if (to > t->size)
+		to = t->size;
+	for (at = from >> GRAIN_SHIFT; at << GRAIN_SHIFT < to; at++)
+		if (!t->grains[at])
+			t->grains[at] = TOUCHED_READ;
+	for (at = from >> LINE_SHIFT; at << LINE_SHIFT < to; at++) {
+		t->last_reads[at] = t->bc->total + 1;
+		if (!t->first_reads[at])
+			t->first_reads[at] = t->bc->total + 1;
+	}
+}
+
+/* UC_HOOK_MEM_READ and UC_HOOK_MEM_WRITE inside the region */
+void touched_memory(void *uc, u32 type, u64 phys, u32 size, u64 value, struct touched *t)
+{
+	u64 from = phys < t->start ? 0 : phys - t->start;
+	u64 to = phys + size - t->start, at;
+
+	(void)uc, (void)value;
+	if (type != MEM_WRITE) {
+		touched_read(t, phys, size);
+		return;
+	}
+
+	if (to > t->size)
+		to = t->size;
+	for (at = from >> GRAIN_SHIFT; at << GRAIN_SHIFT < to; at++) {
+		if (t->grains[at])
+			continue;
+		/* What is stored to in part is kept in part, and may be read in whole. */
+		t->grains[at] = at << GRAIN_SHIFT >= from && (at + 1) << GRAIN_SHIFT <= to ?
+			TOUCHED_WRITTEN : TOUCHED_READ;
+	}
+}
+
+/* UC_HOOK_BLOCK: code that runs at its physical address */
+void touched_block(void *uc, u64 virt, u32 size, struct touched *t)
+{
+	(void)uc;
+	if (virt < t->start + t->size && virt + size > t->start)
+		touched_read(t, virt, size);
+}

@@ -23,6 +23,7 @@ from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import MachineError
+from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["BlockCounter", "Why", "library_path"]
 
@@ -149,19 +150,30 @@ class BlockCounter:
             self.unhook_one(hook)
         self._hooks.clear()
 
-    def hook(self, kind: int, function: Any, *aux: int, at: int | None = None) -> int:
-        """Hook a native function with the state as its user data; the binding would put Python in between.
+    def hook(
+        self,
+        kind: int,
+        function: Any,
+        *aux: int,
+        at: int | None = None,
+        within: PhysRange | None = None,
+        data: ctypes.Structure | None = None,
+    ) -> int:
+        """Hook a native function with the state, or `data`, as its user data; the binding would put Python in between.
 
-        aux is the instruction of a UC_HOOK_INSN; `at` a virtual address, None for everywhere. Returns the handle.
+        aux is the instruction of a UC_HOOK_INSN; `at` a virtual address, `within` physical ones for a hook on memory,
+        neither for everywhere. data must live as long as the hook. Returns the handle.
         """
         handle = ctypes.c_size_t()
         begin, end = (1, 0) if at is None else (at, at)  # begin after end: everywhere
+        if within is not None:
+            begin, end = within.start, within.last
         error = uclib.uc_hook_add(
             self._uc._uch,
             ctypes.byref(handle),
             kind,
             ctypes.cast(function, ctypes.c_void_p),
-            ctypes.c_void_p(ctypes.addressof(self.state)),
+            ctypes.c_void_p(ctypes.addressof(self.state if data is None else data)),
             ctypes.c_uint64(begin),
             ctypes.c_uint64(end),
             *(ctypes.c_int(each) for each in aux),

@@ -20,7 +20,7 @@ from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine import abort, exceptions
-from kexecemu.machine.counter import NO_DEADLINE, Why
+from kexecemu.machine.counter import NO_DEADLINE, BlockCounter, Why
 from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.exceptions import ExceptionKind, GuestFault, Pstate
 from kexecemu.machine.ram import Ram
@@ -136,6 +136,11 @@ class Cpu(Registers):
         counter = self._engine.counter.state
         counter.total, counter.block, counter.block_size = state.counts
         self._entered_at, self._repeats, self._last_far, self._last_sp = state.progress
+
+    @property
+    def counter(self) -> BlockCounter:
+        """What counts this CPU's instructions, for instruments that hook native functions."""
+        return self._engine.counter
 
     @property
     def uc(self) -> Uc:

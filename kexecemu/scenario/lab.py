@@ -96,6 +96,8 @@ class Kernel(model.Kernel):
         super().__init__(board, config, dtb, vmlinux, purgatory, seed)
         self._pending: list[Fault] = []  # faults that wait for their moment
         self._injections: list[Injection] = []  # those that have happened
+        self.after_check: list[Callable[[], object]] = []
+        """What the host does once the purgatory has jumped; a campaign's faults."""
 
     def inject(self, fault: Fault) -> Injection | None:
         """Make a fault happen: now, or later when its moment is after the check (then None)."""
@@ -105,6 +107,17 @@ class Kernel(model.Kernel):
         injection = inject(self, fault)
         self._injections.append(injection)
         return injection
+
+    def note_injection(self, injection: Injection) -> None:
+        """Somebody else has written: it counts for the outcome as what inject() does."""
+        self._injections.append(injection)
+
+    def forget_faults(self) -> None:
+        """The machine has gone back to before all faults."""
+        self._pending.clear()
+        self._injections.clear()
+        self.after_check.clear()
+        self.forget_crash()
 
     def stray_write(self, at: str, data: bytes, *, width: int = 1) -> Injection:
         """A CPU stores `data` at a target through the linear map; stores are `width` bytes wide."""
@@ -177,6 +190,8 @@ class Kernel(model.Kernel):
         if purgatory is None or purgatory.end is PurgatoryEnd.KERNEL:
             for fault in self._pending:
                 self._injections.append(inject(self, fault))
+            for action in self.after_check:
+                action()
             damage += find_damage(self.ram, image, purgatory=False)
             self.say(
                 "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry

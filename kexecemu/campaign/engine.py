@@ -1,0 +1,322 @@
+"""What comes of a fault: by a conclusion where one is safe, by running the machine where none is.
+
+A conclusion needs a fact from the undisturbed run (golden.py) that the fault cannot have changed:
+  the bytes were there already                    nothing changed: the undisturbed run
+  the page tables refuse the store                memory is intact; what the exception leads to is run once
+  hashed bytes changed that are still to be read  the digest differs (hash_states.py); what that leads to is run once
+  bytes that nothing reads from then on           both runs are the same; only memory differs
+  bytes written before anything reads them        likewise
+Everything else is run to its end, faults in the purgatory's code, data and stack always.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from kexecemu.campaign.accesses import First
+from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
+from kexecemu.campaign.golden import golden_run
+from kexecemu.campaign.hash_states import HashStates
+from kexecemu.campaign.models import find_model
+from kexecemu.campaign.space import Space, space_of
+from kexecemu.campaign.victim import Victim, Write
+from kexecemu.errors import InputError, MachineError
+from kexecemu.faults.damage import Damage
+from kexecemu.faults.outcome import Outcome, judge
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.runner import scenario_setup
+from kexecemu.scenario.schema import Scenario
+from kexecemu.scenario.setup import prepare
+
+__all__ = ["Engine"]
+
+_MARGIN = 4096
+"""Bytes around the place where hashing stands within which nothing is concluded."""
+
+
+class _Hashed(NamedTuple):
+    """A segment that is hashed throughout: where it is in memory, its size, and where in the hash's input it begins."""
+
+    phys: int
+    size: int
+    place: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a fault hits, resolved."""
+
+    fault: CampaignFault
+    area: PhysRange
+    segment: str
+    before: bytes
+    data: bytes
+
+
+class Engine:
+    """One scenario, loaded once. decide() and run() may be called in any order and give the same whatever came before."""
+
+    def __init__(self, scenario: Scenario, folder: Path, seed: int | None = None) -> None:
+        """Boots, loads and makes the golden run. InputError for what cannot be a campaign, MachineError if it fails."""
+        if scenario.fault:
+            raise InputError("a campaign's scenario has no faults of its own: take [[fault]] out")
+        setup = scenario_setup(scenario, folder, seed)
+        if setup.capture == "linux":
+            raise InputError("a campaign follows the capture stub, not a Linux: that takes seconds a fault")
+        kernel, image = prepare(setup)
+        self.kernel, self.image = kernel, image
+        self.victim = Victim(kernel, image)
+        self.golden = golden_run(kernel, image, self.victim.snapshots)
+        self.victim.golden = self.golden
+        self.space: Space = space_of(scenario, kernel, image)
+        assert self.space.places is not None
+        self._places = self.space.places
+        self.config_hash = self._config_hash(scenario, setup.seed)
+        self._hash = self._hash_states()
+        self._known: dict[tuple[str, ...], str] = {}
+        self._quick = self._quick_places()
+
+    def close(self) -> None:
+        """Give the machine back."""
+        self.victim.snapshots.close()
+        self.kernel.board.close()
+
+    def _config_hash(self, scenario: Scenario, seed: int) -> str:
+        """Of everything that a result depends on: the scenario, the seed, and the image's bytes at their places."""
+        digest = hashlib.sha256(msgspec.json.encode(scenario))
+        digest.update(f" seed {seed} start {self.image.start:#x}".encode())
+        for segment in self.image.segments:
+            digest.update(f" {segment.name} {segment.mem:#x} {segment.memsz:#x} ".encode())
+            digest.update(hashlib.sha256(segment.buf).digest())
+        return digest.hexdigest()
+
+    def _hash_states(self) -> HashStates | None:
+        image, golden = self.image, self.golden
+        if golden.purgatory is None or not image.sha_regions:
+            return None
+        region = golden.region
+        contents = [
+            golden.memory[area.start - region.start : area.end - region.start] for area in image.sha_regions
+        ]
+        states = HashStates(image.sha_regions, contents)
+        if states.digest != image.digest:
+            # Nothing can be concluded then: another way of hashing, a foreign purgatory with one of its own.
+            return None
+        return states
+
+    # -- where and what --------------------------------------------------------------------------------------------
+
+    def _place(self, fault: CampaignFault) -> _Place:
+        model = find_model(fault.model)
+        if not 0 <= fault.variant < model.variants:
+            raise InputError(f"{fault.id}: {fault.model} has {model.variants} variants")
+        area = self._places.reach(fault)
+        before = self._memory(fault.moment, area)
+        segment = self.image.segment_at(area.start)
+        # At the end of RAM the write is cut off; the model does not know.
+        data = model.data(fault.variant, before.ljust(model.length(fault.variant), b"\0"))[: area.size]
+        return _Place(fault, area, segment.name if segment else "", before, data)
+
+    def _memory(self, moment: Moment, area: PhysRange) -> bytes:
+        """What memory holds there right before the write."""
+        golden = self.golden
+        if area not in golden.region and not golden.region.covers(area):
+            return self.victim.base_memory(area)
+        late = moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE)
+        memory = golden.entry_memory if late else golden.memory
+        start = area.start - golden.region.start
+        return memory[start : start + area.size]
+
+    # -- the common case ---------------------------------------------------------------------------------------------
+
+    def _quick_places(self) -> dict[str, _Hashed]:
+        """Segments that are hashed from end to end, by name, for _decide_hashed()."""
+        golden = self.golden
+        if self._hash is None or not golden.in_panic.untouched(golden.region):
+            return {}
+        quick = {}
+        for segment in self.image.segments:
+            first = self._hash.place(segment.mem)
+            last = self._hash.place(segment.area.last)
+            if first is not None and last == first + segment.memsz - 1:
+                quick[segment.name] = _Hashed(segment.mem, segment.memsz, first)
+        return quick
+
+    def _decide_hashed(self, fault: CampaignFault) -> Decided | None:
+        """A small write before the check into what is hashed throughout: _conclude() without its generality."""
+        hashed = self._quick.get(fault.base)
+        if hashed is None or fault.moment not in (Moment.AFTER_LOAD, Moment.DURING_PANIC):
+            return None
+        model = find_model(fault.model)
+        length = model.length(fault.variant)
+        offset = fault.offset
+        if length > 64 or offset + length > hashed.size or not 0 <= fault.variant < model.variants:
+            return None
+        phys = hashed.phys + offset
+        if fault.by in (Writer.CPU, Writer.LATE_CPU):
+            allowed = self.victim.store_allowed
+            if not allowed(phys >> 12) or not allowed((phys + length - 1) >> 12):
+                return None
+        assert self._hash is not None
+        before = self._hash.input[hashed.place + offset : hashed.place + offset + length]
+        data = model.data(fault.variant, before)
+        if data == before or not self._hash.differs(hashed.place + offset, data):
+            return None
+        outcome = self._known.get(("mismatch", fault.base))
+        if outcome is None:
+            return None
+        return Decided(fault, outcome, How.HASH, fault.base, phys)
+
+    # -- conclusions ------------------------------------------------------------------------------------------------
+
+    def decide(self, fault: CampaignFault) -> Decided:
+        """What comes of a fault, by the cheapest way that is safe. InputError for one that is not in this machine."""
+        quick = self._decide_hashed(fault)
+        if quick is not None:
+            return quick
+        place = self._place(fault)
+        concluded = self._conclude(place)
+        if concluded is None:
+            return self._finish(place, self.victim.run(self._write(place), late=True), How.RUN)
+        return self._finish(place, *concluded)
+
+    def run(self, fault: CampaignFault) -> Decided:
+        """The same, always in full emulation from the load on."""
+        place = self._place(fault)
+        return self._finish(place, self.victim.run(self._write(place), late=False), How.RUN)
+
+    @staticmethod
+    def _finish(place: _Place, outcome: str, how: How) -> Decided:
+        return Decided(place.fault, outcome, how, place.segment, place.area.start)
+
+    @staticmethod
+    def _write(place: _Place) -> Write:
+        return Write(place.fault.by, place.area, place.data, place.fault.moment, place.fault.at)
+
+    def _conclude(self, place: _Place) -> tuple[str, How] | None:
+        golden, fault = self.golden, place.fault
+        if not golden.region.covers(place.area):
+            return None  # the first kernel's memory: it lives there
+        if fault.by in (Writer.CPU, Writer.LATE_CPU):
+            allowed = [self.victim.store_allowed(page) for page in _pages(place.area)]
+            if not any(allowed):
+                return self._once(("refused", fault.by, fault.moment), place), How.REFUSED
+            if not all(allowed):
+                return None
+        changed = _changed(place)
+        if not changed:
+            return self._once(("same-value", fault.by, fault.moment), place), How.SAME_VALUE
+        if fault.moment is Moment.AFTER_LOAD and not all(golden.in_panic.untouched(one) for one in changed):
+            return None
+        if fault.moment in (Moment.AFTER_LOAD, Moment.DURING_PANIC, Moment.WHILE_HASHING):
+            return self._conclude_before_check(place, changed)
+        if fault.moment is Moment.AFTER_CHECK:
+            return self._conclude_in_capture(place, changed)
+        return None
+
+    def _conclude_before_check(self, place: _Place, changed: list[PhysRange]) -> tuple[str, How] | None:
+        golden = self.golden
+        purgatory = self.image.segment("purgatory")
+        if purgatory is not None and any(one.overlaps(purgatory.area) for one in changed):
+            # What is rewritten before it is read is gone; in anything else of the purgatory lie the misses.
+            early = place.fault.moment is not Moment.WHILE_HASHING
+            scratch = self.victim.page_tables
+            if early and scratch is not None and all(scratch.covers(one) for one in changed):
+                if all(golden.in_check.of(one) == First.WRITTEN_FIRST for one in changed):
+                    return self._unnoticed(place, changed), How.OVERWRITTEN
+                # Every table is cleared before it is linked: a page that nobody came near is none, and the MMU, whose
+                # reads nobody records, does not come there either.
+                if all(golden.in_check.untouched(_whole_pages(one)) for one in changed):
+                    return self._conclude_in_capture(place, changed)
+            return None
+        hashed = [one for one in changed if self._hash is not None and self._hash.place(one.start) is not None]
+        if not hashed:
+            if golden.purgatory is None or all(golden.in_check.untouched(one) for one in changed):
+                return self._conclude_in_capture(place, changed)
+            return None
+        assert self._hash is not None
+        if place.fault.moment is Moment.WHILE_HASHING:
+            seen = self._still_to_be_read(place.fault.at, hashed)
+            if seen is None:
+                return None
+            if not seen:
+                return self._conclude_in_capture(place, changed)
+        for one in hashed:
+            start = self._hash.place(one.start)
+            end = self._hash.place(one.last)
+            if start is None or end is None or end - start != one.size - 1:
+                return None
+            offset = one.start - place.area.start
+            if self._hash.differs(start, place.data[offset : offset + one.size]):
+                segment = self.image.segment_at(one.start)
+                return self._once(("mismatch", segment.name if segment else ""), place), How.HASH
+        return None
+
+    def _still_to_be_read(self, at: int, hashed: list[PhysRange]) -> bool | None:
+        """While the purgatory hashes: all of it is yet to be read, nothing of it will be, or None for neither."""
+        when = self.victim.instructions_at(at)
+        begin = self.golden.check_began
+        widened = [
+            PhysRange(max(one.start - _MARGIN, self.golden.region.start), min(one.end + _MARGIN, self.golden.region.end))
+            for one in hashed
+        ]
+        last = [self.golden.in_check.last_read(one) - begin for one in widened]
+        first = [self.golden.in_check.first_read(one) - begin for one in widened]
+        if all(time > when for time in first):
+            return True
+        return False if all(time <= when for time in last) else None
+
+    def _conclude_in_capture(self, place: _Place, changed: list[PhysRange]) -> tuple[str, How] | None:
+        seen = First.NOTHING
+        for one in changed:
+            seen |= self.golden.in_capture.of(one)
+        if seen & First.READ:
+            return None
+        return self._unnoticed(place, changed), How.OVERWRITTEN if seen else How.UNREAD
+
+    def _unnoticed(self, place: _Place, changed: list[PhysRange]) -> str:
+        """The undisturbed run with other bytes in memory, as judge() sees it."""
+        damage = [
+            Damage(segment.name, one.start - segment.mem, one.size)
+            for one in changed
+            if (segment := self.image.segment_at(one.start)) is not None
+        ]
+        golden = self.golden
+        if not damage:
+            return Outcome.LATENT
+        return judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture)
+
+    def _once(self, kind: tuple[str, ...], place: _Place) -> str:
+        """The outcome of all faults of a kind: that of the first one of it, which is run."""
+        known = self._known.get(kind)
+        if known is None:
+            known = self._known[kind] = self.victim.run(self._write(place), late=False)
+        return known
+
+
+def _whole_pages(area: PhysRange) -> PhysRange:
+    return PhysRange(area.start & ~0xFFF, (area.last | 0xFFF) + 1)
+
+
+def _pages(area: PhysRange) -> list[int]:
+    return list(range(area.start >> 12, (area.last >> 12) + 1))
+
+
+def _changed(place: _Place) -> list[PhysRange]:
+    """The runs of bytes that the write changes."""
+    found: list[PhysRange] = []
+    start: int | None = None
+    for index, (old, new) in enumerate(zip(place.before, place.data, strict=True)):
+        if old != new and start is None:
+            start = index
+        elif old == new and start is not None:
+            found.append(PhysRange(place.area.start + start, place.area.start + index))
+            start = None
+    if start is not None:
+        found.append(PhysRange(place.area.start + start, place.area.end))
+    return found

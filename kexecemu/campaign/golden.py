@@ -1,0 +1,119 @@
+"""The undisturbed run of a campaign's scenario, taken apart: what every fault is compared with.
+
+It is run twice, once as any scenario is and once piece by piece with every access recorded. Both must end in the same
+state to the last byte, or no campaign starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kexecemu.campaign.accesses import Accesses, recorded
+from kexecemu.capture.second_stage import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
+from kexecemu.errors import MachineError
+from kexecemu.faults.outcome import Outcome
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.cpu import Stop, StopKind
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.snapshot import Snapshot, Snapshots
+from kexecemu.scenario.lab import Kernel
+
+__all__ = ["Golden", "golden_run"]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The undisturbed run.
+
+    loaded, jump and entry are the machine right after the load, at the jump out of the first kernel, and at the capture
+    kernel's first instruction (None where there is no purgatory: the jump is the entry). in_panic, in_check and
+    in_capture say what was touched of the crash region on the way from each of them. memory is the crash region at the
+    jump, entry_memory at the capture kernel's entry.
+    """
+
+    outcome: Outcome
+    region: PhysRange
+    loaded: Snapshot
+    jump: Snapshot
+    jump_stop: Stop
+    entry: Snapshot
+    memory: bytes
+    entry_memory: bytes
+    in_panic: Accesses
+    in_check: Accesses
+    in_capture: Accesses
+    purgatory: PurgatoryRun | None
+    capture: CaptureRun
+    check_began: int
+    """The boot CPU's instructions at the purgatory's entry."""
+
+
+def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
+    """Run a loaded kernel's crash twice from here, and compare. MachineError when it does not end in a dump twice alike."""
+    assert kernel.crashk_res is not None
+    region = kernel.crashk_res
+    loaded = snapshots.take()
+    end = kernel.panic()
+    if end.capture is None or end.outcome not in (Outcome.CAPTURED,):
+        raise MachineError(f"the undisturbed run does not end in a dump: {end.outcome.value} ({end.reason})")
+    plain = _state(kernel, snapshots)
+    snapshots.restore(loaded)
+    cpu = kernel.board.boot_cpu
+    # The first kernel runs at virtual addresses: hooks on memory see physical ones, and its code is not in the region.
+    with recorded(cpu, region) as in_panic:
+        stop = kernel.crash()
+    if stop.kind is not StopKind.LEFT or stop.pc != image.start:
+        raise MachineError(f"the undisturbed crash path does not reach the image: {stop}")
+    jump = snapshots.take()
+    memory = kernel.ram.read(region.start, region.size)
+    began = cpu.instructions
+    checker = kernel.kexec.purgatory
+    purgatory = None
+    with recorded(cpu, region) as in_check:
+        if checker is not None:
+            purgatory = run_purgatory(kernel, image, checker)
+    if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
+        raise MachineError(f"the purgatory of the recorded run ended with {purgatory.end.value}")
+    entry = snapshots.take()
+    entry_memory = kernel.ram.read(region.start, region.size)
+    with recorded(cpu, region) as in_capture:
+        capture = run_capture(kernel, image)
+    hooked = _state(kernel, snapshots)
+    if hooked != plain:
+        raise MachineError(f"the recorded run is not the plain one: {_difference(plain, hooked)}")
+    snapshots.restore(loaded)
+    return Golden(
+        end.outcome,
+        region,
+        loaded,
+        jump,
+        stop,
+        entry,
+        memory,
+        entry_memory,
+        in_panic,
+        in_check,
+        in_capture,
+        purgatory,
+        capture,
+        began,
+    )
+
+
+def _state(kernel: Kernel, snapshots: Snapshots) -> dict[str, object]:
+    """Everything that two equal runs have in common."""
+    cpu = kernel.board.boot_cpu
+    return {
+        "registers": cpu.registers(),
+        "instructions": kernel.board.instructions,
+        "console": bytes(kernel.board.uart.output),
+        "memory": snapshots.take().pages,
+    }
+
+
+def _difference(left: dict[str, object], right: dict[str, object]) -> str:
+    wrong = [name for name, value in left.items() if right[name] != value]
+    return ", ".join(wrong) + " differ"
+
+

@@ -1,0 +1,68 @@
+"""Whether a change to hashed memory changes the state of SHA-256 behind it: the answer to most faults of a campaign.
+
+The purgatory's digest is SHA-256 over the regions, one after the other. Two inputs that differ in a few bytes and
+whose hash state is different behind those have different digests at the end, unless SHA-256 collides: what follows is
+equal. The state behind any point is known from checkpoints of the undamaged input, so a look costs one rung of hashing
+and not all of it. The library's digest of everything up to a point stands for the state there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["RUNG", "HashStates"]
+
+RUNG: Final = 1024
+"""Bytes between two checkpoints."""
+
+
+class HashStates:
+    """The hash of a sequence of physical regions with known contents."""
+
+    def __init__(self, regions: Sequence[PhysRange], contents: Sequence[bytes]) -> None:
+        self._starts: list[int] = []  # physical, ascending
+        self._places: list[tuple[int, PhysRange]] = []  # where the region of that start is in the input
+        self.input = b"".join(contents)
+        at = 0
+        offsets = {}
+        for region in regions:
+            offsets[region] = at
+            at += region.size
+        for region in sorted(regions):
+            self._starts.append(region.start)
+            self._places.append((offsets[region], region))
+        running = hashlib.sha256()
+        self._rungs = [running.copy()]
+        for start in range(0, len(self.input), RUNG):
+            running.update(self.input[start : start + RUNG])
+            self._rungs.append(running.copy())
+        self._ends: dict[int, bytes] = {}
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of everything, undamaged."""
+        return self._rungs[-1].digest()
+
+    def place(self, phys: int) -> int | None:
+        """Where a physical byte is in the input; None if it is not hashed."""
+        index = bisect.bisect_right(self._starts, phys) - 1
+        if index < 0:
+            return None
+        offset, region = self._places[index]
+        return offset + phys - region.start if phys in region else None
+
+    def differs(self, start: int, data: bytes) -> bool:
+        """True if the state behind the rungs that hold [start, start + len(data)) of the input is another one with data."""
+        first, last = start // RUNG, (start + len(data) - 1) // RUNG
+        begin, end = first * RUNG, min((last + 1) * RUNG, len(self.input))
+        state = self._rungs[first].copy()
+        state.update(self.input[begin:start] + data + self.input[start + len(data) : end])
+        expected = self._ends.get(last)
+        if expected is None:
+            expected = self._ends[last] = self._rungs[last + 1].digest()
+        return state.digest() != expected

@@ -1,0 +1,176 @@
+"""The machine of a campaign: put back to where it was, written to, and run to its end, again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kexecemu.campaign.fault import Moment, Writer
+from kexecemu.errors import BusError, MachineError
+from kexecemu.faults.fault import By, Fault, Injection
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.exceptions import GuestFault
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.snapshot import Snapshot, Snapshots
+from kexecemu.scenario.lab import Kernel
+
+if TYPE_CHECKING:
+    from kexecemu.campaign.golden import Golden
+
+__all__ = ["Victim", "Write"]
+
+_REFUSED = 0x25 << 26 | 1 << 25 | 1 << 6 | 7  # ESR_EL1: data abort at EL1, write, translation fault at level 3
+
+_STEPS = 256
+"""Of hashing, see Moment.WHILE_HASHING."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """Bytes that are written over a physical area, by whom and when."""
+
+    by: Writer
+    area: PhysRange
+    data: bytes
+    moment: Moment
+    at: int = 0
+
+
+class Victim:
+    """A loaded kernel with its snapshots. golden is set once there is one."""
+
+    def __init__(self, kernel: Kernel, image: Kimage) -> None:
+        self.kernel = kernel
+        self.image = image
+        self.snapshots = Snapshots(kernel.board)
+        self.golden: Golden | None = None
+        self.page_tables = self._page_tables()
+        self._allowed: dict[int, bool] = {}
+        self._stale_code = False
+
+    def _page_tables(self) -> PhysRange | None:
+        """Where the purgatory builds page tables: the only memory of its that it writes whole before it reads any."""
+        checker = self.kernel.kexec.purgatory
+        symbol = checker.symbol_table().get("table_area") if checker is not None else None
+        if symbol is None or checker is None:
+            return None
+        return PhysRange(symbol[0], checker.segment.area.end)
+
+    def base_memory(self, area: PhysRange) -> bytes:
+        """What memory outside the crash region holds right after the load."""
+        assert self.golden is not None
+        self._restore(self.golden.loaded)
+        return self.kernel.ram.read(area.start, area.size)
+
+    def store_allowed(self, page: int) -> bool:
+        """The page tables of the loaded kernel let a store through the linear map into this page (its number)."""
+        allowed = self._allowed.get(page)
+        if allowed is None:
+            assert self.golden is not None
+            self._restore(self.golden.loaded)
+            walk = self.kernel.board.boot_cpu.walk(self.kernel.space.linear_virt(page << 12))
+            # AP[2] of the leaf and APTable[1] of the tables above it make a mapping read-only.
+            allowed = self._allowed[page] = (
+                walk is not None
+                and walk.phys is not None
+                and not walk.descriptor >> 7 & 1
+                and not any(descriptor >> 62 & 1 for _, _, descriptor in walk.steps[:-1])
+            )
+        return allowed
+
+    def instructions_at(self, step: int) -> int:
+        """Instructions of the purgatory's undisturbed run after so many 256ths of it."""
+        golden = self.golden
+        if golden is None or golden.purgatory is None:
+            raise MachineError("no purgatory hashes anything here")
+        return golden.purgatory.instructions * step // _STEPS
+
+    def run(self, write: Write, *, late: bool) -> str:
+        """Make the write happen and follow the machine to its end: the outcome.
+
+        late begins where the write cannot have mattered yet, at the jump or at the capture kernel's entry; without it
+        everything since the load is run, with the store really executed where a CPU makes it.
+        """
+        golden = self.golden
+        assert golden is not None
+        try:
+            return self._run(write, golden, late)
+        finally:
+            # Code may be other code than what was translated: by the write, or by what it led to.
+            self._stale_code = True
+
+    def _run(self, write: Write, golden: Golden, late: bool) -> str:
+        kernel = self.kernel
+        if write.by is Writer.LATE_CPU:
+            for page in range(write.area.start >> 12, (write.area.last >> 12) + 1):
+                self.store_allowed(page)  # asked while the first kernel's tables are in use
+        early = write.moment is Moment.AFTER_LOAD
+        from_load = not late or (early and not all(self._at_rest(golden, write)))
+        self._restore(golden.loaded if from_load else golden.jump)
+        kernel.forget_faults()
+        if from_load and early:
+            self._store_after_load(write)
+        stop = kernel.crash() if from_load else golden.jump_stop
+        if write.moment is Moment.DURING_PANIC or (early and not from_load):
+            self._put(write)
+        checking: tuple[int, Callable[[], object]] | None = None
+        capturing: tuple[int, Callable[[], object]] | None = None
+        if write.moment is Moment.WHILE_HASHING:
+            checking = (self.instructions_at(write.at), lambda: self._put(write))
+        elif write.moment is Moment.AFTER_CHECK:
+            kernel.after_check.append(lambda: self._put(write))
+        elif write.moment is Moment.IN_CAPTURE:
+            capturing = (write.at, lambda: self._put(write))
+        return kernel.follow(stop, while_checking=checking, in_capture=capturing).outcome.value
+
+    @staticmethod
+    def _at_rest(golden: Golden, write: Write) -> list[bool]:
+        """The crash path does not come near what is written."""
+        return [golden.region.covers(write.area) and golden.in_panic.untouched(write.area)]
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.snapshots.restore(snapshot)
+        self.kernel.cpus_stopped = False
+        if self._stale_code:
+            self.kernel.board.boot_cpu.flush_code()
+            self._stale_code = False
+
+    def _store_after_load(self, write: Write) -> None:
+        """A write while the first kernel still runs."""
+        if write.by is not Writer.CPU:
+            self._put(write)
+            return
+        width = next(width for width in (8, 4, 2, 1) if not write.area.start % width and not write.area.size % width)
+        self.kernel.inject(Fault(f"{write.area.start:#x}", write=write.data, by=By.CPU, width=width))
+
+    def _put(self, write: Write) -> None:
+        """The bytes get into memory, past the MMU of the CPU that runs; a late CPU's own tables are asked."""
+        kernel, area = self.kernel, write.area
+        exception = None
+        before = kernel.ram.read(area.start, area.size)
+        data = write.data
+        if write.by is Writer.LATE_CPU:
+            # Its stores go in address order, byte for byte, until one is refused.
+            room = self._writable_part(area)
+            if room < area.size:
+                data = data[:room] + before[room:]
+                exception = self._refusal(area.start + room)
+        try:
+            kernel.ram.write(area.start, data)
+        except BusError as error:
+            raise MachineError(f"no RAM at {area}") from error
+        fault = Fault(f"{area.start:#x}", write=write.data, by=By.DMA)
+        kernel.note_injection(Injection(fault, area.start, before, data, exception))
+
+    def _writable_part(self, area: PhysRange) -> int:
+        """Bytes from an area's start up to the first page that the linear map does not let a store into."""
+        for page in range(area.start >> 12, (area.last >> 12) + 1):
+            if not self._allowed[page]:
+                return max(0, (page << 12) - area.start)
+        return area.size
+
+    def _refusal(self, phys: int) -> GuestFault:
+        """The data abort of a CPU that did not stop: a translation fault at level 3, a write."""
+        virt = self.kernel.space.linear_virt(phys)
+        return GuestFault(1, self.kernel.board.time, "sync", _REFUSED, virt, 0, 1, 0)

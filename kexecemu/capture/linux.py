@@ -34,7 +34,9 @@ BUDGET = 20_000_000_000
 
 _CHUNK = 4 << 20
 _SECTOR = 512
-_PANIC = b"---[ end Kernel panic"
+_PANIC = b"Kernel panic - not syncing"
+_PANIC_END = b"---[ end Kernel panic"  # not printed with panic=SECONDS
+_RESTART = b"reboot: Restarting system"  # asked for by a program
 
 
 class LinuxEnd(enum.StrEnum):
@@ -128,7 +130,8 @@ class _Console:
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self.said: list[str] = []
-        self.panicked = False
+        self.panicked = False  # to the end
+        self.panics = self.restarts = False
         self._line = bytearray()
         self._stop = stop
 
@@ -141,9 +144,13 @@ class _Console:
             self._line.clear()
             if line.startswith(b"kdump: "):
                 self.said.append(line.decode(errors="replace").rstrip("\r"))
-            elif _PANIC in line:
+            elif _PANIC_END in line:
                 self.panicked = True
                 self._stop()
+            elif _RESTART in line:
+                self.restarts = True
+            elif _PANIC in line:
+                self.panics = True
 
 
 @contextmanager
@@ -197,7 +204,9 @@ def _where(end: SystemEnd, said: str) -> str:
 
 
 def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
-    if console.panicked:
+    # An init may show the log of the kernel that crashed; a reset that nobody asked for tells its panic from another.
+    reset = end.kind is SystemEndKind.RESET
+    if console.panicked or (reset and console.panics and not console.restarts):
         return LinuxEnd.PANIC
     if end.kind in (SystemEndKind.OFF, SystemEndKind.RESET):
         last = console.said[-1] if console.said else ""

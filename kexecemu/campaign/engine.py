@@ -190,6 +190,10 @@ class Engine:
         place = self._place(fault)
         return self._finish(place, self.victim.run(self._write(place), late=False), How.RUN)
 
+    def area(self, fault: CampaignFault) -> PhysRange:
+        """The physical bytes that a fault writes. InputError for one that is not in this machine."""
+        return self._places.reach(fault)
+
     @staticmethod
     def _finish(place: _Place, outcome: str, how: How) -> Decided:
         return Decided(place.fault, outcome, how, place.segment, place.area.start)

@@ -1,0 +1,282 @@
+"""One fault of a campaign once more, in full emulation, with as much to look at as one wants.
+
+The checksum says that something was stamped on, not by whom. Here everything happens again exactly as it did, so the
+store can be caught in the act: with a hook on the bytes that came to harm.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import capstone  # type: ignore[import-untyped]
+from unicorn.arm64_const import UC_ARM64_REG_PC
+from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_MEM_WRITE
+from unicorn.unicorn_py3.unicorn import Uc
+
+from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.fault import CampaignFault, Decided, Moment, Writer
+from kexecemu.campaign.source_lines import SymbolMap, source_line
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.timeline import Event
+from kexecemu.scenario.schema import find_scenario, read_scenario
+
+__all__ = ["Culprit", "Replay", "replay"]
+
+_LINES: Final = 400
+"""Of a trace, at its beginning and at its end."""
+_LAST_BLOCKS: Final = 8
+"""Blocks at the end of a trace that are shown instruction by instruction."""
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A store that hit the damaged bytes.
+
+    who is a CPU or a bus master; pc_virt, instruction, symbol and source say which instruction, empty for a bus master.
+    when is in instructions of the machine, phys the address of the store, task who ran.
+    """
+
+    who: str
+    when: int
+    phys: int
+    pc_virt: int = 0
+    instruction: str = ""
+    symbol: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        if not self.instruction:
+            return f"{self.who} wrote at {self.phys:#x}, past every CPU: no instruction did"
+        where = f"{self.symbol} ({self.source})" if self.source else self.symbol
+        return f"{self.who} stored at {self.phys:#x} by `{self.instruction}` at {self.pc_virt:#x}, {where}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A fault run again. concluded is what a campaign makes of it, outcome what full emulation finds now.
+
+    trace is a list of lines: who ran from when on, and the last instructions. culprits are who stored to the bytes.
+    """
+
+    fault: CampaignFault
+    concluded: Decided
+    outcome: str
+    console: str
+    events: list[Event]
+    trace: list[str] = field(default_factory=list)
+    culprits: list[Culprit] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        """The campaign's conclusion holds."""
+        return self.outcome == self.concluded.outcome
+
+
+def replay(
+    scenario_path: Path | str,
+    fault_id: str,
+    *,
+    trace: bool = False,
+    culprit: bool = False,
+    seed: int | None = None,
+) -> Replay:
+    """Run one fault of a scenario again. Raises InputError for a fault or scenario that cannot be."""
+    fault = CampaignFault.parse(fault_id)
+    path = find_scenario(str(scenario_path))
+    engine = Engine(read_scenario(path), path.parent, seed)
+    try:
+        return replay_in(engine, fault, trace=trace, culprit=culprit)
+    finally:
+        engine.close()
+
+
+def replay_in(engine: Engine, fault: CampaignFault, *, trace: bool, culprit: bool) -> Replay:
+    """replay() in an engine that is there already."""
+    concluded = engine.decide(fault)
+    area = engine.area(fault)
+    seen = _Trace(engine)
+    caught = _Culprits(engine, fault, area)
+    with ExitStack() as hooks:
+        if trace:
+            hooks.enter_context(seen.recording())
+        if culprit:
+            hooks.enter_context(caught.watching())
+        outcome = engine.run(fault).outcome
+        # Before anything puts the machine back.
+        console, events = engine.kernel.board.uart.text, list(engine.kernel.board.timeline)
+    return Replay(
+        fault,
+        concluded,
+        outcome,
+        console,
+        events,
+        seen.lines() if trace else [],
+        caught.found(events) if culprit else [],
+    )
+
+
+def _symbols(engine: Engine) -> tuple[SymbolMap, SymbolMap]:
+    """The first kernel's symbols by virtual address, and what runs at physical ones."""
+    vmlinux = engine.kernel.guest.vmlinux
+    virtual = SymbolMap(
+        (virt, 0, name) for name, virt in vmlinux.elf.symbols.items() if not name.startswith("$")
+    )
+    checker = engine.kernel.kexec.purgatory
+    physical = [
+        (phys, size, f"purgatory:{name}")
+        for name, (phys, size) in (checker.symbol_table() if checker is not None else {}).items()
+    ]
+    physical += [
+        (segment.mem, segment.memsz, segment.name)
+        for segment in engine.image.segments
+        if segment.name != "purgatory"
+    ]
+    return virtual, SymbolMap(physical)
+
+
+class _Names:
+    """Names for program counters of the whole machine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._virtual, self._physical = _symbols(engine)
+        guest = engine.kernel.guest
+        self._vmlinux = guest.vmlinux
+        self._to_virt = guest.area
+        self._text = guest.vmlinux.virt("_text")
+
+    @functools.cache  # noqa: B019 (as long as the trace)
+    def name(self, pc: int) -> str:
+        """symbol+offset, or the bare address."""
+        if pc >> 63:
+            return self._virtual.name(pc) or f"{pc:#x}"
+        if pc in self._to_virt:  # the first kernel with its MMU off
+            return self._virtual.name(self._text + pc - self._to_virt.start) or f"{pc:#x}"
+        return self._physical.name(pc) or f"{pc:#x}"
+
+    def function(self, pc: int) -> str:
+        """The symbol alone."""
+        return self.name(pc).split("+", 1)[0]
+
+    def source(self, pc: int) -> str:
+        """file:line of the first kernel's code, "" of anything else."""
+        virt = pc if pc >> 63 else self._text + pc - self._to_virt.start if pc in self._to_virt else 0
+        return source_line(self._vmlinux.path, virt) if virt else ""
+
+
+class _Trace:
+    """Who ran, from when on: one entry for each change of function, the middle left out where it gets long."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._cpu = engine.kernel.board.boot_cpu
+        self._ram = engine.kernel.ram
+        self._names = _Names(engine)
+        self._first: list[tuple[int, str, int]] = []
+        self._last: deque[tuple[int, str, int]] = deque(maxlen=_LINES)
+        self._dropped = 0
+        self._blocks: deque[tuple[int, int]] = deque(maxlen=_LAST_BLOCKS)
+        self._now = ""
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Hook every block of the boot CPU."""
+        counter = self._cpu.counter
+
+        def on_block(uc: Uc, virt: int, size: int, _: object) -> None:
+            self._blocks.append((virt, size))
+            function = self._names.function(virt)
+            if function != self._now:
+                self._now = function
+                entry = (counter.total, function, virt)
+                if len(self._first) < _LINES:
+                    self._first.append(entry)
+                    return
+                self._dropped += len(self._last) == _LINES
+                self._last.append(entry)
+
+        hook = self._cpu.uc.hook_add(UC_HOOK_BLOCK, on_block)
+        self._cpu.flush_code()
+        try:
+            yield
+        finally:
+            self._cpu.uc.hook_del(hook)
+            self._cpu.flush_code()
+
+    def lines(self) -> list[str]:
+        """The trace as text: instructions, function, address; then the last blocks."""
+        lines = [f"{when:14,}  {name:<40} {pc:#x}" for when, name, pc in self._first]
+        if self._dropped:
+            lines.append(f"{'':14}  ... {self._dropped:,} changes of function are left out ...")
+        lines += [f"{when:14,}  {name:<40} {pc:#x}" for when, name, pc in self._last]
+        disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
+        lines.append("the last instructions:")
+        for virt, size in self._blocks:
+            phys = self._cpu.translate(virt)
+            code = self._ram.read(phys, size) if phys is not None and phys in self._ram else b""
+            lines += [
+                f"  {one.address:#x}  {self._names.name(one.address):<40} {one.mnemonic} {one.op_str}"
+                for one in disassembler.disasm(code, virt)
+            ]
+        return lines
+
+
+class _Culprits:
+    """Who stores to an area of physical memory."""
+
+    def __init__(self, engine: Engine, fault: CampaignFault, area: PhysRange) -> None:
+        self._engine = engine
+        self._fault = fault
+        self._area = area
+        self._found: list[Culprit] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hook the stores of every CPU to the area, and nothing else: the rest runs as ever."""
+        with ExitStack() as stack:
+            for cpu in self._engine.kernel.board.cpus:
+                if cpu.powered:
+                    stack.enter_context(self._watch(cpu.index))
+            yield
+
+    @contextmanager
+    def _watch(self, index: int) -> Iterator[None]:
+        board = self._engine.kernel.board
+        cpu = board.cpus[index]
+        names = _Names(self._engine)
+        disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
+
+        def on_write(uc: Uc, kind: int, phys: int, size: int, value: int, _: object) -> None:
+            pc = int(uc.reg_read(UC_ARM64_REG_PC))
+            code = cpu.translate(pc)
+            word = cpu.ram.read(code, 4) if code is not None and code in cpu.ram else b""
+            text = " ".join(f"{one.mnemonic} {one.op_str}" for one in disassembler.disasm(word, pc))
+            self._found.append(
+                Culprit(f"cpu{index}", board.time, phys, pc, text, names.name(pc), names.source(pc))
+            )
+
+        hook = cpu.uc.hook_add(UC_HOOK_MEM_WRITE, on_write, begin=self._area.start, end=self._area.last)
+        cpu.flush_code()
+        try:
+            yield
+        finally:
+            cpu.uc.hook_del(hook)
+            cpu.flush_code()
+
+    def found(self, events: list[Event]) -> list[Culprit]:
+        """Every store, in order of time; writes past the CPUs come from the account of the fault."""
+        found = list(self._found)
+        if self._fault.by is not Writer.CPU or self._fault.moment is not Moment.AFTER_LOAD:
+            who = {
+                Writer.DMA: "a bus master",
+                Writer.ALIAS: "a CPU, through another mapping,",
+                Writer.LATE_CPU: "a CPU that did not stop",
+                Writer.CPU: "a CPU",
+            }[self._fault.by]
+            when = next((event.when for event in events if event.kind == "fault"), 0)
+            found.append(Culprit(who, when, self._area.start))
+        return sorted(found, key=lambda one: one.when)

@@ -141,6 +141,12 @@ def test_any_beginning_of_a_stratified_sample_has_all_strata() -> None:
     assert sample_stratified(made, 300, 4) != drawn
 
 
+def test_strata_of_one_size_are_not_drawn_alike() -> None:
+    made = space(1000, 1000)
+    numbers = {index - made.stratum(index).first for index, _ in sample_stratified(made, 40, 3)}
+    assert len(numbers) > 35
+
+
 def test_a_stratified_sample_needs_one_fault_for_each_stratum_and_no_more_than_there_are() -> None:
     with pytest.raises(
         InputError, match="the space has 3 strata, so that a stratified sample needs as many faults"

@@ -28,14 +28,13 @@ _WORD = (
 _BATCH = 4096
 
 
-def _numbers(label: str, seed: int) -> Iterator[int]:
-    """An endless row of numbers below 2**128."""
-    batch = 0
-    while True:
-        data = hashlib.shake_128(f"kexecemu {SAMPLER} {label} {seed} {batch}".encode()).digest(_WORD * _BATCH)
+def _numbers(label: str, seed: int, n: int) -> Iterator[int]:
+    """The first n of an endless row of numbers below 2**128."""
+    for begin in range(0, n, _BATCH):
+        key = f"kexecemu {SAMPLER} {label} {seed} {begin // _BATCH}".encode()
+        data = hashlib.shake_128(key).digest(_WORD * min(_BATCH, n - begin))
         for at in range(0, len(data), _WORD):
             yield int.from_bytes(data[at : at + _WORD], "little")
-        batch += 1
 
 
 def draw(population: int, n: int, seed: int, label: str = "uniform") -> list[int]:
@@ -48,7 +47,7 @@ def draw(population: int, n: int, seed: int, label: str = "uniform") -> list[int
         raise InputError(f"{n} faults cannot be drawn from {population}")
     moved: dict[int, int] = {}  # of the shuffled row of all numbers: what is not in its own place
     drawn = []
-    for at, word in zip(range(n), _numbers(label, seed), strict=False):
+    for at, word in enumerate(_numbers(label, seed, n)):
         other = at + word % (population - at)
         drawn.append(moved.get(other, other))
         moved[other] = moved.pop(at, at)

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.campaign.areas import Area, Kind
@@ -44,6 +44,7 @@ def shuffled(population: int, seed: int) -> list[int]:
     return row
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(), st.data())
 def test_a_sample_is_the_beginning_of_a_shuffle(population: int, seed: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(0, population))
@@ -99,6 +100,7 @@ def test_a_sample_never_changes() -> None:
 # -- stratified ------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # twelve strata of hundreds, on a host with other things to do
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(), st.data())
 def test_weights_sum_to_the_population_and_no_fault_is_there_twice(
     sizes: list[int], seed: int, data: st.DataObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.campaign.areas import EDGE, Area, Kind, Places
@@ -200,6 +200,7 @@ def spaces(draw: st.DrawFn) -> Space:
     )
 
 
+@settings(deadline=None)
 @given(spaces(), st.data())
 def test_number_and_fault_undo_each_other(space: Space, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, space.size - 1))

@@ -99,17 +99,11 @@ def find_model(name: str) -> Model:
 
 def model_rows() -> list[ModelRow]:
     """All models, in the order in which this file has them."""
-    return [
-        ModelRow(
-            one.name,
-            one.variants,
-            min(map(one.length, range(one.variants))),
-            max(map(one.length, range(one.variants))),
-            one.summary,
-            one.source,
-        )
-        for one in MODELS.values()
-    ]
+    rows = []
+    for one in MODELS.values():
+        lengths = {one.length(variant) for variant in range(one.variants)}
+        rows.append(ModelRow(one.name, one.variants, min(lengths), max(lengths), one.summary, one.source))
+    return rows
 
 
 _Write = Callable[[int, bytes], bytes]

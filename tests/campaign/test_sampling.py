@@ -35,9 +35,10 @@ def space(*sizes: int) -> Space:
 def shuffled(population: int, seed: int) -> list[int]:
     """The whole shuffle, written out: what draw() says that it takes the first n of."""
     row = list(range(population))
-    words = hashlib.shake_128(f"kexecemu shake128-shuffle-1 uniform {seed} 0".encode()).digest(
-        16 * population
-    )
+    words = b""
+    for batch in range(-(-population // 4096)):
+        key = f"kexecemu shake128-shuffle-1 uniform {seed} {batch}"
+        words += hashlib.shake_128(key.encode()).digest(16 * 4096)
     for at in range(population):
         other = at + int.from_bytes(words[16 * at : 16 * at + 16], "little") % (population - at)
         row[at], row[other] = row[other], row[at]
@@ -49,6 +50,10 @@ def shuffled(population: int, seed: int) -> list[int]:
 def test_a_sample_is_the_beginning_of_a_shuffle(population: int, seed: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(0, population))
     assert draw(population, n, seed) == shuffled(population, seed)[:n]
+
+
+def test_a_long_sample_is_one_too() -> None:
+    assert draw(10_000, 10_000, 5) == shuffled(10_000, 5)
 
 
 @given(st.integers(1, 10**18), st.integers(0, 300), st.integers(0, 300), st.integers())

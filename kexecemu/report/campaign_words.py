@@ -158,7 +158,7 @@ def matrix_of(summary: Summary, dimension: str) -> Matrix:
 def headline(summary: Summary) -> str:
     """The campaign in a sentence: absolute counts, what does harm first."""
     told = [f"{summary.outcomes[one]:,} {one.value}" for one in HARM if summary.outcomes[one]]
-    harm = ", ".join(told) if told else "none that does harm unnoticed (silent, misboot, hung or trapped)"
+    harm = ", ".join(told) if told else "none that does harm undetected (silent, misboot, hung or trapped)"
     rest = [
         f"{count:,} {outcome}"
         for outcome, count in summary.outcomes.items()

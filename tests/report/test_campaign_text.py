@@ -104,7 +104,7 @@ def test_a_campaign_without_harm_says_so():
     )
     text = printed(quiet)
     assert (
-        "Of 20,000 stray writes: none that does harm unnoticed (silent, misboot, hung or trapped); " in text
+        "Of 20,000 stray writes: none that does harm undetected (silent, misboot, hung or trapped); " in text
     )
     assert "the worst  none is silent, misboot, hung, trapped or error" in text
 

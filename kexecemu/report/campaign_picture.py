@@ -1,0 +1,227 @@
+"""The drawings of a campaign's report as geometry: shares with their intervals, and the crash region as a heat strip.
+
+This module only computes; the templates draw. Lengths are in the units of the drawings' view boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kexecemu.campaign.stats import Figure
+from kexecemu.campaign.summary import AreaHits
+from kexecemu.report.campaign_words import occurring, plural
+
+__all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Strip", "axis_of", "strip_of"]
+
+AXIS_WIDTH = 300.0
+_FURTHEST = -9  # decades: no sample tells smaller shares apart
+
+STRIP_WIDTH = 960.0
+_LEFT, _RIGHT = 78.0, 58.0  # for the lanes' names and their counts
+_BAND_TOP, _BAND = 20.0, 16.0
+_LANES_TOP, _LANE, _LANE_GAP = 46.0, 18.0, 4.0
+_GAP = 4.0  # between areas
+_LETTER = 6.4  # of the names above the band
+_NARROW = 12.0  # an area that is too small for its name
+_NAMED_FROM = 4096  # bytes: what is smaller is an edge, and its name is in the list alone
+_BIN = 5.0
+_PALEST = 0.45
+
+
+# -- shares -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One row's drawing: x of the likeliest share and of both ends of its interval; middle None where none was seen."""
+
+    low: float
+    middle: float | None
+    high: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Shares from 10**first to 1, a decade always as wide as the next. ticks are (x, percentage), the largest first."""
+
+    first: int
+    ticks: list[tuple[float, str]]
+
+    def x(self, share: float) -> float:
+        """Where a share stands; what is too small for the axis stands at its beginning."""
+        if share <= 0.0:
+            return 0.0
+        return round(max(0.0, AXIS_WIDTH * (1.0 - math.log10(share) / self.first)), 2)
+
+    def mark(self, figure: Figure) -> Mark:
+        """The drawing of one figure."""
+        if figure.at_most is not None:
+            return Mark(0.0, None, self.x(figure.at_most))
+        interval = figure.interval
+        return Mark(self.x(interval.low), self.x(interval.estimate), self.x(interval.high))
+
+
+def axis_of(figures: Mapping[str, Figure]) -> Axis:
+    """An axis on which every figure's interval, or bound, can be seen."""
+    smallest = [figure.at_most or figure.interval.low for figure in figures.values()]
+    least = min((share for share in smallest if share > 0.0), default=0.1)
+    first = min(-1, max(_FURTHEST, math.floor(math.log10(least))))
+    step = max(1, -first // 4)
+    axis = Axis(first, [])
+    for decade in range(0, first - 1, -step):
+        axis.ticks.append((axis.x(10.0**decade), f"{10.0 ** (decade + 2):.10f}".rstrip("0").rstrip(".")))
+    return axis
+
+
+# -- the heat strip ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """An area on the strip: x and width, and whether there is room for its name and its first address."""
+
+    area: AreaHits
+    x: float
+    width: float
+    named: bool
+    addressed: bool
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A stretch of one lane: how strongly it is coloured (0 to 1), and what it says when pointed at."""
+
+    x: float
+    width: float
+    opacity: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One outcome along the whole region: y of its top, count of its faults, and the bins where it came out."""
+
+    outcome: str
+    y: float
+    count: int
+    bins: list[Bin]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Everything that is drawn. sampled are (x, width) of the stretches that any fault hit."""
+
+    height: float
+    places: list[Place]
+    lanes: list[Lane]
+    sampled: list[tuple[float, float]]
+    lane_height: float = _LANE
+    band_top: float = _BAND_TOP
+    band_height: float = _BAND
+    left: float = _LEFT
+    right: float = STRIP_WIDTH - _RIGHT
+    width: float = STRIP_WIDTH
+
+
+def strip_of(areas: Sequence[AreaHits]) -> Strip:
+    """The strip of the areas in order of address.
+
+    An area gets the width of its name, and of the rest a share that grows with the logarithm of its size: the small
+    ones are where the interesting faults are.
+    """
+    places = _places(areas)
+    outcomes = occurring(cell for area in areas for cell in area.cells)
+    bins = [_bins(place) for place in places]
+    lanes = []
+    for number, outcome in enumerate(outcomes):
+        coloured = [
+            Bin(
+                x,
+                width,
+                _opacity(counts[outcome], counts.total()),
+                _title(place, outcome, counts, first, end),
+            )
+            for place, stretches in zip(places, bins, strict=True)
+            for x, width, first, end, counts in stretches
+            if counts[outcome]
+        ]
+        count = sum(cell.get(outcome, 0) for area in areas for cell in area.cells)
+        lanes.append(Lane(outcome, _LANES_TOP + number * (_LANE + _LANE_GAP), count, coloured))
+    height = _LANES_TOP + len(lanes) * (_LANE + _LANE_GAP) + 16.0
+    return Strip(height, places, lanes, _sampled(bins))
+
+
+def _places(areas: Sequence[AreaHits]) -> list[Place]:
+    least = [
+        len(area.name) * _LETTER + 8.0 if area.end - area.start >= _NAMED_FROM else _NARROW for area in areas
+    ]
+    weights = [
+        math.log2(area.end - area.start) if area.end - area.start >= _NAMED_FROM else 0.0 for area in areas
+    ]
+    room = STRIP_WIDTH - _LEFT - _RIGHT - _GAP * max(0, len(areas) - 1)
+    if sum(least) > room:
+        # Too many areas for their names: those that have none left are in the list below the strip.
+        least = [one * room / sum(least) for one in least]
+    spare, total = max(0.0, room - sum(least)), sum(weights) or 1.0
+    places, x = [], _LEFT
+    for area, least_width, weight in zip(areas, least, weights, strict=True):
+        width = least_width + spare * weight / total
+        named = area.end - area.start >= _NAMED_FROM and width >= len(area.name) * _LETTER
+        places.append(Place(area, round(x, 2), round(width, 2), named, named and width >= 70.0))
+        x += width + _GAP
+    return places
+
+
+_Stretch = tuple[float, float, int, int, "Counter[str]"]  # x, width, first and end address, counts
+
+
+def _bins(place: Place) -> list[_Stretch]:
+    """The area's cells in groups that are wide enough to be seen."""
+    area = place.area
+    cells, size = len(area.cells), area.end - area.start
+    count = max(1, min(cells, int(place.width / _BIN)))
+    bins = []
+    for number in range(count):
+        first, end = number * cells // count, (number + 1) * cells // count
+        counts = Counter[str]()
+        for cell in area.cells[first:end]:
+            counts.update(cell)
+        bins.append(
+            (
+                round(place.x + place.width * number / count, 2),
+                round(place.width / count, 2),
+                area.start + -(-first * size // cells),
+                area.start + -(-end * size // cells),
+                counts,
+            )
+        )
+    return bins
+
+
+def _opacity(count: int, total: int) -> float:
+    # By the root of the share, so that one in a hundred is still seen.
+    return round(_PALEST + (1.0 - _PALEST) * math.sqrt(count / total), 2)
+
+
+def _title(place: Place, outcome: str, counts: Counter[str], first: int, end: int) -> str:
+    where = f"{place.area.name} {first:#x} to {max(first, end - 1):#x}"
+    return f"{where}: {counts[outcome]:,} of {plural(counts.total(), 'fault')} {outcome}"
+
+
+def _sampled(bins: Sequence[Sequence[_Stretch]]) -> list[tuple[float, float]]:
+    """Stretches that some fault hit; neighbours in one area are one."""
+    found: list[tuple[float, float]] = []
+    for stretches in bins:
+        run: tuple[float, float] | None = None
+        for x, width, _, _, counts in stretches:
+            if counts.total():
+                run = (run[0], round(x + width - run[0], 2)) if run else (x, width)
+            elif run:
+                found.append(run)
+                run = None
+        if run:
+            found.append(run)
+    return found

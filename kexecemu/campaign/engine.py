@@ -25,7 +25,7 @@ from kexecemu.campaign.hash_states import HashStates
 from kexecemu.campaign.models import find_model
 from kexecemu.campaign.space import Space, space_of
 from kexecemu.campaign.victim import Victim, Write
-from kexecemu.errors import InputError, MachineError
+from kexecemu.errors import InputError
 from kexecemu.faults.damage import Damage
 from kexecemu.faults.outcome import Outcome, judge
 from kexecemu.machine.ranges import PhysRange
@@ -221,6 +221,8 @@ class Engine:
             return self._conclude_before_check(place, changed)
         if fault.moment is Moment.AFTER_CHECK:
             return self._conclude_in_capture(place, changed)
+        if fault.moment is Moment.IN_CAPTURE and all(golden.in_capture.untouched(one) for one in changed):
+            return Outcome.LATENT.value, How.UNREAD
         return None
 
     def _conclude_before_check(self, place: _Place, changed: list[PhysRange]) -> tuple[str, How] | None:
@@ -230,15 +232,17 @@ class Engine:
             # What is rewritten before it is read is gone; in anything else of the purgatory lie the misses.
             early = place.fault.moment is not Moment.WHILE_HASHING
             scratch = self.victim.page_tables
-            if early and scratch is not None and all(scratch.covers(one) for one in changed):
-                if all(golden.in_check.of(one) == First.WRITTEN_FIRST for one in changed):
+            if scratch is not None and all(scratch.covers(one) for one in changed):
+                if early and all(golden.in_check.of(one) == First.WRITTEN_FIRST for one in changed):
                     return self._unnoticed(place, changed), How.OVERWRITTEN
                 # Every table is cleared before it is linked: a page that nobody came near is none, and the MMU, whose
                 # reads nobody records, does not come there either.
                 if all(golden.in_check.untouched(_whole_pages(one)) for one in changed):
                     return self._conclude_in_capture(place, changed)
             return None
-        hashed = [one for one in changed if self._hash is not None and self._hash.place(one.start) is not None]
+        hashed = [
+            one for one in changed if self._hash is not None and self._hash.place(one.start) is not None
+        ]
         if not hashed:
             if golden.purgatory is None or all(golden.in_check.untouched(one) for one in changed):
                 return self._conclude_in_capture(place, changed)
@@ -266,7 +270,10 @@ class Engine:
         when = self.victim.instructions_at(at)
         begin = self.golden.check_began
         widened = [
-            PhysRange(max(one.start - _MARGIN, self.golden.region.start), min(one.end + _MARGIN, self.golden.region.end))
+            PhysRange(
+                max(one.start - _MARGIN, self.golden.region.start),
+                min(one.end + _MARGIN, self.golden.region.end),
+            )
             for one in hashed
         ]
         last = [self.golden.in_check.last_read(one) - begin for one in widened]
@@ -292,8 +299,8 @@ class Engine:
         ]
         golden = self.golden
         if not damage:
-            return Outcome.LATENT
-        return judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture)
+            return Outcome.LATENT.value
+        return judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture).value
 
     def _once(self, kind: tuple[str, ...], place: _Place) -> str:
         """The outcome of all faults of a kind: that of the first one of it, which is run."""

@@ -6,7 +6,6 @@ state to the last byte, or no campaign starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kexecemu.campaign.accesses import Accesses, recorded
@@ -45,6 +44,8 @@ class Golden:
     in_capture: Accesses
     purgatory: PurgatoryRun | None
     capture: CaptureRun
+    back_phys: int
+    """x30 at the jump: where a purgatory that objects may return to."""
     check_began: int
     """The boot CPU's instructions at the purgatory's entry."""
 
@@ -68,6 +69,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     jump = snapshots.take()
     memory = kernel.ram.read(region.start, region.size)
     began = cpu.instructions
+    back_phys = cpu.x(30)
     checker = kernel.kexec.purgatory
     purgatory = None
     with recorded(cpu, region) as in_check:
@@ -97,6 +99,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
         in_capture,
         purgatory,
         capture,
+        back_phys,
         began,
     )
 
@@ -115,5 +118,3 @@ def _state(kernel: Kernel, snapshots: Snapshots) -> dict[str, object]:
 def _difference(left: dict[str, object], right: dict[str, object]) -> str:
     wrong = [name for name, value in left.items() if right[name] != value]
     return ", ".join(wrong) + " differ"
-
-

@@ -10,6 +10,7 @@ from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.errors import BusError, MachineError
 from kexecemu.faults.fault import By, Fault, Injection
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.cpu import StopKind
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Victim", "Write"]
 
-_REFUSED = 0x25 << 26 | 1 << 25 | 1 << 6 | 7  # ESR_EL1: data abort at EL1, write, translation fault at level 3
+_REFUSED = (
+    0x25 << 26 | 1 << 25 | 1 << 6 | 7
+)  # ESR_EL1: data abort at EL1, write, translation fault at level 3
 
 _STEPS = 256
 """Of hashing, see Moment.WHILE_HASHING."""
@@ -48,6 +51,7 @@ class Victim:
         self.page_tables = self._page_tables()
         self._allowed: dict[int, bool] = {}
         self._stale_code = False
+        self._checkpoints: dict[int, Snapshot | None] = {}
 
     def _page_tables(self) -> PhysRange | None:
         """Where the purgatory builds page tables: the only memory of its that it writes whole before it reads any."""
@@ -106,8 +110,13 @@ class Victim:
             for page in range(write.area.start >> 12, (write.area.last >> 12) + 1):
                 self.store_allowed(page)  # asked while the first kernel's tables are in use
         early = write.moment is Moment.AFTER_LOAD
+        if late and write.moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE):
+            return self._run_capture(write, golden)
         from_load = not late or (early and not all(self._at_rest(golden, write)))
-        self._restore(golden.loaded if from_load else golden.jump)
+        checkpoint = None
+        if late and write.moment is Moment.WHILE_HASHING:
+            checkpoint = self._checkpoint(write.at)
+        self._restore(checkpoint or (golden.loaded if from_load else golden.jump))
         kernel.forget_faults()
         if from_load and early:
             self._store_after_load(write)
@@ -116,13 +125,45 @@ class Victim:
             self._put(write)
         checking: tuple[int, Callable[[], object]] | None = None
         capturing: tuple[int, Callable[[], object]] | None = None
-        if write.moment is Moment.WHILE_HASHING:
+        if checkpoint is not None:
+            self._put(write)
+        elif write.moment is Moment.WHILE_HASHING:
             checking = (self.instructions_at(write.at), lambda: self._put(write))
         elif write.moment is Moment.AFTER_CHECK:
             kernel.after_check.append(lambda: self._put(write))
         elif write.moment is Moment.IN_CAPTURE:
             capturing = (write.at, lambda: self._put(write))
-        return kernel.follow(stop, while_checking=checking, in_capture=capturing).outcome.value
+        end = kernel.follow(stop, while_checking=checking, in_capture=capturing, back_phys=golden.back_phys)
+        return end.outcome.value
+
+    def _run_capture(self, write: Write, golden: Golden) -> str:
+        """A write that cannot matter before the capture kernel's entry: from there."""
+        self._restore(golden.entry)
+        self.kernel.forget_faults()
+        capturing: tuple[int, Callable[[], object]] | None = None
+        if write.moment is Moment.AFTER_CHECK:
+            self.kernel.after_check.append(lambda: self._put(write))
+        else:
+            capturing = (write.at, lambda: self._put(write))
+        end = self.kernel.boot_capture(self.image, golden.purgatory, in_capture=capturing)
+        return end.outcome.value
+
+    def _checkpoint(self, step: int) -> Snapshot | None:
+        """The machine in the middle of hashing, kept for the next fault at the same step."""
+        golden = self.golden
+        checker = self.kernel.kexec.purgatory
+        assert golden is not None
+        if checker is None or not step:
+            return None
+        if step not in self._checkpoints:
+            self._restore(golden.jump)
+            area = checker.segment.area
+            stop = self.kernel.board.boot_cpu.run(
+                within=range(area.start, area.end), limit=self.instructions_at(step), deliver=False
+            )
+            # The run may be over before that: then there is nothing in the middle to go on from.
+            self._checkpoints[step] = self.snapshots.take() if stop.kind is StopKind.DEADLINE else None
+        return self._checkpoints[step]
 
     @staticmethod
     def _at_rest(golden: Golden, write: Write) -> list[bool]:
@@ -141,7 +182,9 @@ class Victim:
         if write.by is not Writer.CPU:
             self._put(write)
             return
-        width = next(width for width in (8, 4, 2, 1) if not write.area.start % width and not write.area.size % width)
+        width = next(
+            width for width in (8, 4, 2, 1) if not write.area.start % width and not write.area.size % width
+        )
         self.kernel.inject(Fault(f"{write.area.start:#x}", write=write.data, by=By.CPU, width=width))
 
     def _put(self, write: Write) -> None:

@@ -96,8 +96,11 @@ def run_purgatory(
     purgatory: LoadedPurgatory,
     progress: Progress | None = None,
     interlude: Interlude | None = None,
+    back_phys: int | None = None,
 ) -> PurgatoryRun:
     """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself.
+
+    Where the CPU stands in the middle of it instead, back_phys says what x30 was at the entry.
 
     An exception is delivered once VBAR_EL1 points into the purgatory: it has vectors of its own then, and a report.
     Before that the vectors are the dead kernel's, and the exception is the end.
@@ -105,7 +108,8 @@ def run_purgatory(
     cpu = kernel.board.boot_cpu
     area = purgatory.segment.area
     size = _hashed_bytes(image)
-    back_phys = cpu.x(30)
+    if back_phys is None:
+        back_phys = cpu.x(30)
     within = range(area.start, area.end)
     budget = _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
     fault = None

@@ -158,8 +158,9 @@ class Kernel(model.Kernel):
         at_jump: AtJump | None = None,
         while_checking: Interlude | None = None,
         in_capture: Interlude | None = None,
+        back_phys: int | None = None,
     ) -> End:
-        """What comes after crash(), which ended with `stop`; see panic().
+        """What comes after crash(), which ended with `stop`; see panic(). For back_phys see run_purgatory().
 
         while_checking happens so many instructions into the purgatory, in_capture into the capture stub.
         """
@@ -182,24 +183,42 @@ class Kernel(model.Kernel):
         if at_jump is not None:
             at_jump(self, image)
         if self.kexec.purgatory is not None:
-            purgatory = run_purgatory(self, image, self.kexec.purgatory, progress, while_checking)
+            purgatory = run_purgatory(self, image, self.kexec.purgatory, progress, while_checking, back_phys)
             self._tell_purgatory(purgatory, image)
             if purgatory.end is PurgatoryEnd.RETURNED:
                 self.resume()
-        capture = None
         if purgatory is None or purgatory.end is PurgatoryEnd.KERNEL:
-            for fault in self._pending:
-                self._injections.append(inject(self, fault))
-            for action in self.after_check:
-                action()
-            damage += find_damage(self.ram, image, purgatory=False)
-            self.say(
-                "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry
+            return self.boot_capture(
+                image, purgatory, damage, linux=linux, progress=progress, in_capture=in_capture
             )
-            capture = run_capture(self, image, linux=linux, progress=progress, interlude=in_capture)
-            self._tell_capture(capture)
-        else:
-            damage += find_damage(self.ram, image, purgatory=False)
+        damage += find_damage(self.ram, image, purgatory=False)
+        outcome = judge(self.ram, self._injections, damage, purgatory, None)
+        return self._end(outcome, outcome.meaning, damage, purgatory)
+
+    def boot_capture(
+        self,
+        image: Kimage,
+        purgatory: PurgatoryRun | None,
+        damage: Sequence[Damage] = (),
+        *,
+        linux: bool = False,
+        progress: Progress | None = None,
+        in_capture: Interlude | None = None,
+    ) -> End:
+        """The last part of follow(), from the capture kernel's entry on, where the boot CPU stands.
+
+        purgatory is how it came there, damage what was found of that one's own segment.
+        """
+        for fault in self._pending:
+            self._injections.append(inject(self, fault))
+        for action in self.after_check:
+            action()
+        damage = [*damage, *find_damage(self.ram, image, purgatory=False)]
+        self.say(
+            "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry
+        )
+        capture = run_capture(self, image, linux=linux, progress=progress, interlude=in_capture)
+        self._tell_capture(capture)
         outcome = judge(self.ram, self._injections, damage, purgatory, capture)
         return self._end(outcome, outcome.meaning, damage, purgatory, capture)
 

@@ -29,7 +29,9 @@ from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
 
-_CMA_ALIGN = 4 << 20  # pageblock_nr_pages and MAX_ORDER of a 4K kernel
+# CMA_MIN_ALIGNMENT_BYTES by PAGE_SIZE: a pageblock, which is a huge page where the buddy allocator has blocks of that
+# size. Debian's 6.1 has its 64 MiB at 5b600000 on a board of 512 MiB.
+_CMA_ALIGN = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def setup_memory(
         log(line)
     cma = config.number("CMA_SIZE_MBYTES") << 20
     if cma:
-        area = memblock.phys_alloc_range(cma, _CMA_ALIGN, 0, dma_limit)
+        area = memblock.phys_alloc_range(cma, _CMA_ALIGN[config.page_size], 0, dma_limit)
         log(
             f"cma: Reserved {cma >> 20} MiB at {area:#018x}"
             if area

@@ -50,9 +50,17 @@ class Booted:
 
 
 def set_up(
-    config: KernelConfig, cmdline: str, layout: TextLayout = LINUX_6_1, banks: tuple[PhysRange, ...] = (DRAM,)
+    config: KernelConfig,
+    cmdline: str,
+    layout: TextLayout = LINUX_6_1,
+    banks: tuple[PhysRange, ...] = (DRAM,),
+    *,
+    kernel_tables: int = 0,
 ) -> Booted:
-    """setup_arch() for a kernel image that is elsewhere and larger than the guest that ships."""
+    """setup_arch() for a kernel image that is elsewhere and larger than the guest that ships.
+
+    kernel_tables are the pages that map_kernel() has taken before the linear map.
+    """
     ram = Ram(banks)
     dtb = Fdt(virt_device_tree(banks, 2, 0x9000000, cmdline=cmdline))
     space = AddressSpace(banks[0].start, 0xFFFF800008000000, layout.text, layout.end - layout.text)
@@ -64,6 +72,8 @@ def set_up(
         layout.end - config.page_size,
         lambda: memblock.phys_alloc_range(config.page_size, config.page_size),
     )
+    for _ in range(kernel_tables):
+        memblock.phys_alloc_range(config.page_size, config.page_size)
     log: list[str] = []
     arch = setup_memory(memblock, cmdline, config, space, layout, tables, log.append)
     return Booted(arch, tables, space, config, log)
@@ -172,9 +182,21 @@ def test_debian_s_kernel_with_a_cma_area_reserves_where_it_does() -> None:
     """Debian 6.1.176, 1 GiB, crashkernel=256M: /proc/iomem has 6ac00000-7abfffff; 64 MiB of CMA lie above it."""
     config = KernelConfig("6.1", options={"CMA_SIZE_MBYTES": "64"})
     debian = TextLayout(0x40200000, 0x40210000, 0x41580000, 0x41CA0000)
-    booted = set_up(config, "crashkernel=256M", debian)
+    # /proc/iomem has 517 pages at the end of RAM, 7fdfb000-7fffffff: 506 of them are the linear map's tables.
+    booted = set_up(config, "crashkernel=256M", debian, kernel_tables=11)
     assert booted.crashk_res == PhysRange(0x6AC00000, 0x7AC00000)
     assert any(area.covers(PhysRange(0x7AC00000, 0x7EC00000)) for area in booted.arch.memblock.reserved)
+
+
+def test_a_cma_area_is_aligned_to_huge_pages() -> None:
+    """Debian 6.1.192 on a board of 512 MiB, crashkernel=160M: "cma: Reserved 64 MiB at 0x000000005b600000"."""
+    config = KernelConfig("6.1", options={"CMA_SIZE_MBYTES": "64"})
+    debian = TextLayout(0x40200000, 0x40210000, 0x41590000, 0x41CB0000)
+    booted = set_up(
+        config, "crashkernel=160M", debian, (PhysRange(0x40000000, 0x60000000),), kernel_tables=11
+    )
+    assert "cma: Reserved 64 MiB at 0x000000005b600000" in booted.log
+    assert booted.crashk_res == PhysRange(0x51600000, 0x5B600000)
 
 
 # -- the truth table of granularity and reservation ------------------------------------------------------------

@@ -200,7 +200,9 @@ def run_linux(
 def _where(end: SystemEnd, said: str) -> str:
     """Where the machine stood; the last line that means anything to people is the console's."""
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-    return f"{end}; the last line on the console: {last}" if last else f"{end}; it has printed nothing"
+    if last:
+        return f"{end}; the last line on the console: {last}"
+    return f"{end}; it has printed nothing (with earlycon on its command line it might)"
 
 
 def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:

@@ -35,10 +35,11 @@ TIMER_VIRTUAL_PPI = 16 + 11
 PHYS_LIMIT = 1 << 44  # Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits
 
 
-# What QEMU's virt has besides, for a kernel that was given QEMU's device tree: the flash, fw_cfg, GPIO, the platform
-# bus, and PCIe, whose configuration space reads as ones where there is no device.
+# What QEMU's virt has besides, for a kernel that was given QEMU's device tree: the flash, the GICv2's frame for
+# messages, fw_cfg, GPIO, the platform bus, and PCIe, whose configuration space reads as ones where there is no device.
 _ABSENT = (
     (PhysRange.of(0x00000000, 0x08000000), 0),
+    (PhysRange.of(0x08020000, 0x1000), 0),
     (PhysRange.of(0x09020000, 0x20000), 0),
     (PhysRange.of(0x0C000000, 0x02000000), 0),
     (PhysRange.of(0x10000000, 0x30000000), 0xFF),

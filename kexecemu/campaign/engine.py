@@ -59,7 +59,7 @@ class _Place:
 
 
 class Engine:
-    """One scenario, loaded once. decide() and run() may be called in any order and give the same whatever came before."""
+    """One scenario, loaded once. decide() and run() give the same whatever they were asked before."""
 
     def __init__(self, scenario: Scenario, folder: Path, seed: int | None = None) -> None:
         """Boots, loads and makes the golden run. InputError for what cannot be a campaign, MachineError if it fails."""
@@ -70,7 +70,7 @@ class Engine:
             raise InputError("a campaign follows the capture stub, not a Linux: that takes seconds a fault")
         kernel, image = prepare(setup)
         self.kernel, self.image = kernel, image
-        self.victim = Victim(kernel, image)
+        self.victim = Victim(kernel, image, setup)
         self.golden = golden_run(kernel, image, self.victim.snapshots)
         self.victim.golden = self.golden
         self.space: Space = space_of(scenario, kernel, image)
@@ -125,6 +125,8 @@ class Engine:
     def _memory(self, moment: Moment, area: PhysRange) -> bytes:
         """What memory holds there right before the write."""
         golden = self.golden
+        if moment is Moment.DURING_LOAD:
+            return self.victim.unloaded_memory(area)
         if area not in golden.region and not golden.region.covers(area):
             return self.victim.base_memory(area)
         late = moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE)
@@ -206,6 +208,8 @@ class Engine:
         golden, fault = self.golden, place.fault
         if not golden.region.covers(place.area):
             return None  # the first kernel's memory: it lives there
+        if fault.moment is Moment.DURING_LOAD:
+            return self._conclude_during_load(place)
         if fault.by in (Writer.CPU, Writer.LATE_CPU):
             allowed = [self.victim.store_allowed(page) for page in _pages(place.area)]
             if not any(allowed):
@@ -222,6 +226,23 @@ class Engine:
         if fault.moment is Moment.AFTER_CHECK:
             return self._conclude_in_capture(place, changed)
         if fault.moment is Moment.IN_CAPTURE and all(golden.in_capture.untouched(one) for one in changed):
+            return Outcome.LATENT.value, How.UNREAD
+        return None
+
+    def _conclude_during_load(self, place: _Place) -> tuple[str, How] | None:
+        """A write before the segments are copied to where they belong: nothing protects them yet, and nothing need."""
+        changed = _changed(place)
+        if not changed:
+            return Outcome.MASKED.value, How.SAME_VALUE
+        if any(segment.area.covers(place.area) for segment in self.image.segments):
+            return Outcome.MASKED.value, How.OVERWRITTEN
+        golden = self.golden
+        if any(segment.area.overlaps(place.area) for segment in self.image.segments):
+            return None
+        touched = (golden.in_panic, golden.in_check, golden.in_capture)
+        # A control page is written by the load as well.
+        rewritten = any(page.overlaps(place.area) for page in self.image.control_pages)
+        if not rewritten and all(accesses.untouched(one) for accesses in touched for one in changed):
             return Outcome.LATENT.value, How.UNREAD
         return None
 
@@ -269,11 +290,9 @@ class Engine:
         """While the purgatory hashes: all of it is yet to be read, nothing of it will be, or None for neither."""
         when = self.victim.instructions_at(at)
         begin = self.golden.check_began
+        region = self.golden.region
         widened = [
-            PhysRange(
-                max(one.start - _MARGIN, self.golden.region.start),
-                min(one.end + _MARGIN, self.golden.region.end),
-            )
+            PhysRange(max(one.start - _MARGIN, region.start), min(one.end + _MARGIN, region.end))
             for one in hashed
         ]
         last = [self.golden.in_check.last_read(one) - begin for one in widened]

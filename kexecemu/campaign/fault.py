@@ -23,7 +23,7 @@ class Writer(enum.StrEnum):
 class Moment(enum.StrEnum):
     """When. Those with a number have it in the fault: how far hashing is (in 256ths), how many instructions on."""
 
-    DURING_LOAD = "during-load"  # the segments are copied, the digest is not yet in place
+    DURING_LOAD = "during-load"  # right before the segments are copied to where they belong
     AFTER_LOAD = "after-load"
     DURING_PANIC = "during-panic"  # between panic() and the jump
     WHILE_HASHING = "hashing"  # the purgatory has read this many 256ths of what it hashes
@@ -67,7 +67,8 @@ class CampaignFault:
             raise InputError(f"{token!r} is no fault: they look like dma.bit-flip.3.initrd+1a2b.after-load")
         moment = Moment(match["moment"])
         if (match["at"] is not None) != (moment in _WITH_NUMBER):
-            raise InputError(f"{token!r} is no fault: {moment.value} goes {'with' if match['at'] is None else 'without'} a number")
+            how = "with" if match["at"] is None else "without"
+            raise InputError(f"{token!r} is no fault: {moment.value} goes {how} a number")
         return cls(
             Writer(match["by"]),
             match["model"],

@@ -51,7 +51,10 @@ class Golden:
 
 
 def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
-    """Run a loaded kernel's crash twice from here, and compare. MachineError when it does not end in a dump twice alike."""
+    """Run a loaded kernel's crash twice from here, and compare.
+
+    Raises MachineError when it does not end in a dump, or not twice alike.
+    """
     assert kernel.crashk_res is not None
     region = kernel.crashk_res
     loaded = snapshots.take()

@@ -57,7 +57,7 @@ class HashStates:
         return offset + phys - region.start if phys in region else None
 
     def differs(self, start: int, data: bytes) -> bool:
-        """True if the state behind the rungs that hold [start, start + len(data)) of the input is another one with data."""
+        """True if the state behind the rungs that hold [start, start + len(data)) is another one with `data` there."""
         first, last = start // RUNG, (start + len(data) - 1) // RUNG
         begin, end = first * RUNG, min((last + 1) * RUNG, len(self.input))
         state = self._rungs[first].copy()

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.errors import BusError, MachineError
 from kexecemu.faults.fault import By, Fault, Injection
+from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import StopKind
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.scenario.lab import Kernel
+from kexecemu.scenario.setup import Setup, prepare
 
 if TYPE_CHECKING:
     from kexecemu.campaign.golden import Golden
@@ -43,8 +45,10 @@ class Write:
 class Victim:
     """A loaded kernel with its snapshots. golden is set once there is one."""
 
-    def __init__(self, kernel: Kernel, image: Kimage) -> None:
+    def __init__(self, kernel: Kernel, image: Kimage, setup: Setup) -> None:
         self.kernel = kernel
+        self._setup = setup
+        self._unloaded: bytes | None = None
         self.image = image
         self.snapshots = Snapshots(kernel.board)
         self.golden: Golden | None = None
@@ -66,6 +70,22 @@ class Victim:
         assert self.golden is not None
         self._restore(self.golden.loaded)
         return self.kernel.ram.read(area.start, area.size)
+
+    def unloaded_memory(self, area: PhysRange) -> bytes:
+        """What memory holds there before the load."""
+        region = self.kernel.crashk_res
+        assert region is not None
+        kept = region if region.covers(area) else area
+        if self._unloaded is None or kept is not region:
+            held: list[bytes] = []
+            kernel, _ = prepare(
+                self._setup, between=lambda kernel: held.append(kernel.ram.read(kept.start, kept.size))
+            )
+            kernel.board.close()
+            if kept is not region:
+                return held[0]
+            self._unloaded = held[0]
+        return self._unloaded[area.start - region.start : area.end - region.start]
 
     def store_allowed(self, page: int) -> bool:
         """The page tables of the loaded kernel let a store through the linear map into this page (its number)."""
@@ -105,6 +125,8 @@ class Victim:
             self._stale_code = True
 
     def _run(self, write: Write, golden: Golden, late: bool) -> str:
+        if write.moment is Moment.DURING_LOAD:
+            return self._run_load(write)
         kernel = self.kernel
         if write.by is Writer.LATE_CPU:
             for page in range(write.area.start >> 12, (write.area.last >> 12) + 1):
@@ -135,6 +157,28 @@ class Victim:
             capturing = (write.at, lambda: self._put(write))
         end = kernel.follow(stop, while_checking=checking, in_capture=capturing, back_phys=golden.back_phys)
         return end.outcome.value
+
+    def _run_load(self, write: Write) -> str:
+        """A write before the load, on a machine of its own: no snapshot is that old."""
+        area = write.area
+        before = self.unloaded_memory(area)
+
+        def happen(kernel: Kernel) -> None:
+            if write.by is Writer.CPU:
+                kernel.stray_write_virt(kernel.space.linear_virt(area.start), write.data)
+            else:
+                kernel.ram.write(area.start, write.data)
+
+        kernel, _ = prepare(self._setup, between=happen)
+        try:
+            end = kernel.panic()
+            if end.outcome is not Outcome.CAPTURED:
+                return end.outcome.value
+            loaded = any(segment.area.covers(area) for segment in self.image.segments)
+            kept = not loaded and kernel.ram.read(area.start, area.size) != before
+            return (Outcome.LATENT if kept else Outcome.MASKED).value
+        finally:
+            kernel.board.close()
 
     def _run_capture(self, write: Write, golden: Golden) -> str:
         """A write that cannot matter before the capture kernel's entry: from there."""

@@ -115,8 +115,12 @@ def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes
     return padded_initrd(initrd, size)
 
 
-def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kimage]:
+def prepare(
+    setup: Setup, console: Listener | None = None, between: Callable[[Kernel], object] | None = None
+) -> tuple[Kernel, Kimage]:
     """Boot the first kernel and load the crash image. console hears what is printed, as it is printed.
+
+    between is called with the booted kernel, before the load.
 
     Raises InputError for files and options that cannot be used, KexecError when the load is refused.
     """
@@ -162,6 +166,8 @@ def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kima
     kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError(_no_reservation(kernel))
+    if between is not None:
+        between(kernel)
     try:
         loaded: Kimage | None
         if setup.syscall == "kexec_load":

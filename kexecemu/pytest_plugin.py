@@ -11,6 +11,13 @@ without one against the name:
     [pytest]
     kexecemu_scenarios = scenarios/*.toml
 
+A test of a campaign asks for kexecemu_campaign:
+
+    def test_nothing_slips_through(kexecemu_campaign):
+        assert_no(kexecemu_campaign("stray.toml", faults=1000), "silent", "misboot")
+
+What fails there names faults, and pytest --kexecemu-replay ID runs one of them, in full, in place of the campaign.
+
 pytest loads this module in every session of an environment that kexecemu is installed in. So nothing of the emulator is
 imported here before a test asks for it.
 """
@@ -25,8 +32,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
+    from kexecemu.campaign.summary import Summary
     from kexecemu.machine.board import Board
+    from kexecemu.scenario.first_linux_run import LinuxResult
     from kexecemu.scenario.lab import End, Kernel
+    from kexecemu.scenario.runner import Result
     from kexecemu.scenario.schema import Scenario
 
 __all__ = ["ScenarioFile", "ScenarioItem"]
@@ -119,13 +129,12 @@ class ScenarioItem(pytest.Item):
     def runtest(self) -> None:
         """Run it. Skips where nothing is expected, or where a file is missing that does not ship."""
         from kexecemu.report.again import scenario_again
-        from kexecemu.scenario.runner import run_scenario
         from kexecemu.testing import KexecemuFailure, failure_text
 
         if self.scenario.expect is None:
             pytest.skip("the scenario expects nothing: it has no [expect]")
         self._skip_unless_fetched()
-        result = run_scenario(self.scenario, self.path.parent)
+        result = self._run()
         try:
             if not result.as_expected:
                 path = _shown(self.path, self.config.invocation_params.dir)
@@ -134,20 +143,32 @@ class ScenarioItem(pytest.Item):
         finally:
             result.kernel.board.close()
 
-    def _skip_unless_fetched(self) -> None:
-        """A real capture kernel comes from outside, and not every machine has it."""
-        from kexecemu.errors import InputError
-        from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, is_fetched
-        from kexecemu.scenario.runner import scenario_setup
+    def _run(self) -> Result | LinuxResult:
+        from kexecemu.scenario.first_linux_run import run_linux_scenario
+        from kexecemu.scenario.runner import run_scenario
 
-        setup = scenario_setup(self.scenario, self.path.parent)
-        linux = setup.capture == "linux"
+        if self.scenario.kernel.linux is not None:
+            return run_linux_scenario(self.scenario, self.path.parent)
+        return run_scenario(self.scenario, self.path.parent)
+
+    def _skip_unless_fetched(self) -> None:
+        """A real kernel comes from outside, and not every machine has it."""
+        from kexecemu.errors import InputError
+        from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs, is_fetched
+
+        first, load = self.scenario.kernel.linux, self.scenario.load
+        capture = Path(load.kernel) if load.kernel is not None else None
         try:
-            if is_fetched(setup.kernel) or (linux and setup.kernel is None):
-                fetched_kernel(setup.kernel)
-            if linux and setup.initrd is None and not setup.no_initrd:
-                fetched_initrd(fetched_kernel(setup.kernel))
+            for one in (Path(first) if first is not None else None, capture):
+                if is_fetched(one):
+                    fetched_kernel(one)
+            if first is not None:
+                fetched_programs()
+            if load.capture == "linux" and load.initrd is None:
+                fetched_initrd(fetched_kernel(capture))
         except InputError as error:
+            if "not fetched yet" not in str(error):
+                raise
             pytest.skip(str(error))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **keywords: Any) -> Any:
@@ -219,6 +240,40 @@ def kexecemu_run() -> Iterator[Callable[..., End]]:
 
     yield make
     _close(made)
+
+
+@pytest.fixture
+def kexecemu_campaign(request: pytest.FixtureRequest) -> Callable[..., Summary]:
+    """A function that runs a small campaign of a scenario and sums it up: kexecemu.testing.campaign().
+
+    With --kexecemu-replay it tries that one fault instead, and prints what happens; a campaign that the fault is not
+    from is skipped.
+    """
+    from kexecemu.testing import campaign
+
+    token = request.config.getoption("kexecemu_replay")
+
+    def make(scenario: str | Path, **options: Any) -> Summary:
+        if token is None:
+            return campaign(scenario, **options)
+        return _replayed(scenario, token)
+
+    return make
+
+
+def _replayed(scenario: str | Path, token: str) -> Summary:
+    from kexecemu.campaign.replay import replay
+    from kexecemu.errors import InputError
+    from kexecemu.testing import campaign, events_text
+
+    try:
+        summary = campaign(scenario, only=token)
+    except InputError as error:
+        pytest.skip(f"--kexecemu-replay: {error}")
+    again = replay(scenario, token)
+    print(f"{token}: concluded {again.concluded.outcome} ({again.concluded.how}), {again.outcome} when run")
+    print(events_text(again.events))
+    return summary
 
 
 def _close(boards: Sequence[Board]) -> None:

@@ -9,6 +9,10 @@ A scenario that ships or lies in a file does as well, and so does one with somet
 >>> assert_outcome(run("initrd-stamped"), "detected", segment="initrd")
 >>> assert_outcome(run("initrd-stamped", purgatory="none"), "silent")
 
+A whole campaign of stray writes does too, from a scenario with a [campaign] table:
+
+>>> assert_no(campaign("campaign-16m", faults=20, audit=1), "silent", "misboot", "hung", "trapped")
+
 Where an assertion fails it shows the end of the timeline, what is not as expected, and the command that does the same
 again. With pytest the fixtures kexecemu_board, kexecemu_kernel, kexecemu_run and kexecemu_campaign give the same
 (see kexecemu.pytest_plugin), and clean up behind the test.
@@ -20,12 +24,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
 from kexecemu.errors import InputError
 from kexecemu.faults.fault import By, Fault, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.machine.board import Board
+from kexecemu.machine.timeline import Event
 from kexecemu.report.again import crash_again
 from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result, crash, mismatches_of, scenario_setup
@@ -34,6 +40,8 @@ from kexecemu.scenario.setup import Setup, prepare
 
 if TYPE_CHECKING:
     from typing import Unpack
+
+    from kexecemu.campaign.summary import Summary
 
 __all__ = [
     "By",
@@ -44,14 +52,19 @@ __all__ = [
     "Outcome",
     "SetupOptions",
     "When",
+    "assert_no",
     "assert_outcome",
     "board",
+    "campaign",
+    "events_text",
     "failure_text",
     "kernel",
     "run",
+    "run_result",
 ]
 
 _EVENTS = 15  # of the timeline's end: from the load on in most runs
+_EXAMPLES = 3  # of each outcome
 _MESSAGE = "sysrq triggered crash"
 
 
@@ -61,6 +74,7 @@ class SetupOptions(TypedDict, total=False):
     kernel: Path | str | None
     initrd: Path | str | None
     no_initrd: bool
+    initrd_size: str | int | None
     append: str
     ram: str | int | None
     cpus: int | None
@@ -174,20 +188,88 @@ def assert_outcome(
         raise KexecemuFailure(failure_text(end, wrong))
 
 
+def campaign(
+    scenario: str | Path,
+    *,
+    faults: int = 300,
+    seed: int = 1,
+    workers: int = 1,
+    audit: int = 30,
+    only: str | None = None,
+) -> Summary:
+    """A small campaign, in this process unless there are to be several workers, and what came of it.
+
+    The scenario's [campaign] table says what is drawn from; audit is how many of the faults that are decided without a
+    run are run all the same. only is the id of one fault to try in place of any others. Nothing is kept on disk.
+    Raises InputError for what cannot be tried, MachineError when the machine cannot be relied on.
+    """
+    from kexecemu.campaign.fault import CampaignFault
+    from kexecemu.campaign.job import discard_engine
+    from kexecemu.campaign.work import plan_campaign, run_campaign
+
+    path = find_scenario(str(scenario))
+    fault = CampaignFault.parse(only) if only is not None else None
+    try:
+        plan = plan_campaign(
+            read_scenario(path),
+            path.parent,
+            1 if fault is not None else faults,
+            seed,
+            named=str(scenario),
+            source=path.read_text(encoding="utf-8"),
+        )
+        if fault is not None:
+            header = replace(plan.header, sampler=f"only {fault.id}")
+            plan = replace(plan, sample=[plan.space.index(fault)], header=header)
+        with TemporaryDirectory(prefix="kexecemu-") as folder:
+            return run_campaign(plan, Path(folder), workers=workers, audit=audit)
+    finally:
+        discard_engine()
+
+
+def assert_no(summary: Summary, *outcomes: Outcome | str) -> None:
+    """Fail if a campaign has faults with these outcomes, or if its audit disagrees.
+
+    Raises KexecemuFailure with examples and the lines that have them again; InputError for an outcome that there is
+    none of, and when none is given.
+    """
+    __tracebackhide__ = True
+    unknown = [one for one in outcomes if one not in set(Outcome)]
+    if unknown or not outcomes:
+        raise InputError(f"{', '.join(unknown) or 'nothing'} is no outcome; they are {', '.join(Outcome)}")
+    wrong, examples = [], []
+    for outcome in map(Outcome, outcomes):
+        if summary.outcomes[outcome]:
+            wrong.append(f"{summary.outcomes[outcome]:,} {outcome.value}, expected none: {outcome.meaning}")
+            for one in summary.examples[outcome][:_EXAMPLES]:
+                where = f"{one.outcome} at {one.phys:#x} in {one.segment or 'no segment'}"
+                examples += ["", where + (f": {one.detail}" if one.detail else "")]
+                examples += [f"again: {summary.reproducer(one)}"]
+    for odd in summary.disagreements[:_EXAMPLES]:
+        wrong.append(f"the audit finds {odd.run} where {odd.decided} was concluded ({odd.how})")
+        examples += ["", f"again: {summary.reproducer(odd)}"]
+    if wrong:
+        raise KexecemuFailure("\n".join([*wrong, "", f"based on {summary.basis}", *examples]))
+
+
 def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> str:
     """Why a test failed, for people: what is wrong, the end of the timeline, and the line that does it again."""
-    events = list(end.timeline)
-    shown = events[-_EVENTS:]
-    title = "timeline" if len(shown) == len(events) else f"the last {len(shown)} of {len(events)} events"
     again = getattr(end, "again", "") if again is None else again
-    lines = [*wrong, "", f"{title}, time in instructions:"]
-    lines += [f"{event.when:>14,}  {event.kind:<14} {event.text}" for event in shown]
+    lines = [*wrong, "", events_text(list(end.timeline))]
     lines += [f"damage: {damage}" for damage in islice(end.damage, 8)]
     if len(end.damage) > 8:
         lines.append(f"damage: and {len(end.damage) - 8} more")
     if again:
         lines += ["", f"again: {again}"]
     return "\n".join(lines)
+
+
+def events_text(events: Sequence[Event]) -> str:
+    """The end of a timeline, one event a line."""
+    shown = events[-_EVENTS:]
+    title = "timeline" if len(shown) == len(events) else f"the last {len(shown)} of {len(events)} events"
+    lines = [f"{event.when:>14,}  {event.kind:<14} {event.text}" for event in shown]
+    return "\n".join([f"{title}, time in instructions:", *lines])
 
 
 def _changed(setup: Setup, options: SetupOptions) -> Setup:

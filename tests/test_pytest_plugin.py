@@ -115,15 +115,26 @@ def test_a_scenario_that_expects_nothing_is_skipped_and_says_so(pytester, inner)
     result.stdout.fnmatch_lines(["SKIPPED*the scenario expects nothing: it has no [[]expect[]]"])
 
 
+@pytest.mark.parametrize("name", ["debian-captures", "linux-captures"])
 def test_a_scenario_whose_kernel_is_not_fetched_is_skipped_with_the_command_that_fetches_it(
-    pytester, inner, monkeypatch
+    pytester, inner, monkeypatch, name
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "empty"))
-    monkeypatch.setenv("HOME", str(pytester.path / "empty"))
-    write(pytester, "one.scenario.toml", fixture_path("scenarios/debian-captures.toml").read_text())
+    monkeypatch.setenv("KEXECEMU_CACHE", str(pytester.path / "empty"))
+    write(pytester, "one.scenario.toml", fixture_path(f"scenarios/{name}.toml").read_text())
     result = inner("-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*python -m kexecemu.fixtures.fetch*"])
+
+
+def test_a_kernel_that_there_is_none_of_is_no_reason_to_skip(pytester, inner):
+    write(
+        pytester,
+        "one.scenario.toml",
+        GOOD.replace("[kernel]", '[load]\nkernel = "fetched:nothing"\n[kernel]'),
+    )
+    result = inner()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["one.scenario.toml: fetched:nothing: there is no such kernel to fetch*"])
 
 
 def test_other_toml_files_are_left_alone_unless_a_pattern_takes_them(pytester, inner):
@@ -225,6 +236,64 @@ def test_a_failed_assertion_ends_where_the_test_asked_and_shows_how_to_have_it_a
         ]
     )
     result.stdout.no_fnmatch_line("*testing.py*")
+
+
+STRAY = """
+schema = 1
+name = "stray words by DMA while the purgatory hashes"
+[machine]
+ram = "128M"
+[kernel]
+cmdline = "crashkernel=32M"
+[campaign]
+where = ["initrd"]
+models = ["word32"]
+by = ["dma"]
+moments = ["hashing"]
+"""
+CAMPAIGN = """
+    from kexecemu.testing import assert_no
+
+    def test_nothing_slips_through(kexecemu_campaign):
+        assert_no(kexecemu_campaign("stray.toml", faults=40, audit=3), "silent")
+
+    def test_nothing_goes_astray(kexecemu_campaign):
+        assert_no(kexecemu_campaign("stray.toml", faults=40, audit=3), "misboot", "hung")
+"""
+
+
+def test_a_campaign_in_a_test_names_what_it_missed_and_that_can_be_run_alone(pytester, inner):
+    write(pytester, "stray.toml", STRAY)
+    pytester.makepyfile(CAMPAIGN)
+    result = inner()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["E*silent, expected none: corrupt bytes reached*", "E*based on 40 faults of*"]
+    )
+    tokens = [line.split()[4] for line in result.outlines if "again: kexecemu replay dma.word32." in line]
+    assert tokens
+    alone = inner("--kexecemu-replay", tokens[0])
+    alone.assert_outcomes(passed=1, failed=1)
+    alone.stdout.fnmatch_lines(
+        [
+            "E*1 silent, expected none*",
+            f"E*based on 1 faults of*only {tokens[0]}*",
+            "*Captured stdout call*",
+            f"{tokens[0]}: concluded silent*, silent when run",
+            "*purgatory *is content and jumps*",
+            "*outcome *silent*",
+        ]
+    )
+
+
+def test_a_replayed_fault_is_none_of_another_campaigns(pytester, inner):
+    write(pytester, "stray.toml", STRAY)
+    pytester.makepyfile(CAMPAIGN)
+    result = inner("-rs", "--kexecemu-replay", "cpu.word32.0.kernel+0.after-load")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*--kexecemu-replay: fault cpu.word32.0.kernel+0.after-load is not in the*"]
+    )
 
 
 def test_an_id_that_is_none_is_refused_before_anything_runs(pytester, inner):

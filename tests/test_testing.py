@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from campaign_summaries import disagreeing, made_up_summary
 
 import kexecemu.testing
 from kexecemu.data import fixture_path
@@ -22,7 +23,9 @@ from kexecemu.testing import (
     Outcome,
     SetupOptions,
     When,
+    assert_no,
     assert_outcome,
+    campaign,
     failure_text,
     kernel,
     run,
@@ -61,7 +64,10 @@ def test_an_outcome_that_there_is_not_is_refused_instead_of_never_met():
         ({"outcome": "captured"}, "outcome is detected, expected captured"),
         ({"outcome": Outcome.DETECTED, "segment": "dtb"}, "damaged is initrd, expected dtb"),
         ({"outcome": "detected", "console": "all is well"}, "the console does not say 'all is well'"),
-        ({"outcome": "detected", "console": ["stopped", "all is well"]}, "the console does not say 'all is well'"),
+        (
+            {"outcome": "detected", "console": ["stopped", "all is well"]},
+            "the console does not say 'all is well'",
+        ),
         ({"outcome": "error"}, "no scenario can expect error: that is a failure of kexecemu itself"),
     ],
 )
@@ -114,6 +120,7 @@ INITRD = str(fixture_path("guests/initrd.cpio"))
         (((), {"faults": [Fault("initrd", write=b"'\"", by=By.DMA, when=When.AFTER_CHECK)]}), "python -c"),
         (((), {"faults": [Fault("initrd+8", write=b"12345678", width=8)]}), "python -c"),
         (((), {"rng_ready": True}), "python -c"),
+        (((), {"initrd_size": 0x20000}), "python -c"),
         ((("golden",), {"seed": 3}), "kexecemu run"),
         ((("initrd-stamped",), {"purgatory": "none"}), "python -c"),
         (((fixture_path("scenarios/golden.toml"),), {"dtb": None, "kernel": None}), "python -c"),
@@ -136,3 +143,80 @@ def test_the_line_that_does_it_again_gives_the_same_outcome(arguments, first):
         # The instructions of every event are the same: it is the same crash, not only the same end.
         for event in end.timeline:
             assert f"{event.when:12,}  {event.kind:<14} {event.text}" in done.stdout
+
+
+# -- campaigns --------------------------------------------------------------------------------------------------------
+
+STRAY = """
+schema = 1
+name = "stray words by DMA, before and while the purgatory hashes"
+[machine]
+ram = "128M"
+[kernel]
+cmdline = "crashkernel=32M"
+[campaign]
+where = ["initrd"]
+models = ["word32"]
+by = ["dma"]
+moments = ["after-load", "hashing"]
+"""
+
+
+@pytest.fixture(scope="module")
+def stray(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("campaign") / "stray.toml"
+    path.write_text(STRAY)
+    return path
+
+
+def test_a_campaign_is_the_same_again_and_leaves_no_file(stray, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    one, other = (campaign(stray, faults=60, seed=4, audit=5) for _ in range(2))
+    assert one.faults == 60
+    assert one.audited == 5
+    assert one.table_sha256 == other.table_sha256
+    assert campaign(stray, faults=60, seed=5, audit=0).table_sha256 != one.table_sha256
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_campaign_missed_is_named_with_the_line_that_runs_it(stray):
+    summary = campaign(stray, faults=60, seed=4, audit=0)
+    assert_no(summary, "misboot", "hung", Outcome.TRAPPED, "error")
+    assert summary.outcomes["silent"] > 3  # written behind the hash
+    with pytest.raises(KexecemuFailure) as failure:
+        assert_no(summary, "silent")
+    first, *_ = str(failure.value).splitlines()
+    assert first == f"{summary.outcomes['silent']} silent, expected none: {Outcome.SILENT.meaning}"
+    assert f"\nbased on {summary.basis}\n" in str(failure.value)
+    lines = [line for line in str(failure.value).splitlines() if line.startswith("again: ")]
+    assert lines == [f"again: kexecemu replay {one.fault} {stray}" for one in summary.examples["silent"][:3]]
+
+
+def test_one_fault_of_a_campaign_alone_ends_as_it_did_among_the_others(stray):
+    summary = campaign(stray, faults=60, seed=4, audit=0)
+    for outcome in ("silent", "detected"):
+        (example, *_) = summary.examples[outcome]
+        alone = campaign(stray, only=example.fault)
+        assert {one: count for one, count in alone.outcomes.items() if count} == {outcome: 1}
+        assert alone.basis.sampler == f"only {example.fault}"
+
+
+@pytest.mark.parametrize("token", ["dma.word32.0.kernel+0.after-load", "dma.word32.0.initrd+1.during-panic"])
+def test_a_fault_that_is_not_from_the_campaign_is_refused(stray, token):
+    with pytest.raises(InputError, match="is not in the campaign's space"):
+        campaign(stray, only=token)
+
+
+def test_an_audit_that_disagrees_fails_whatever_was_asked_for():
+    assert_no(made_up_summary(), "captured")
+    with pytest.raises(
+        KexecemuFailure, match=r"the audit finds silent where detected was concluded \(hash\)"
+    ):
+        assert_no(disagreeing(), "captured")
+
+
+@pytest.mark.parametrize("outcomes", [("silnet",), ("silent", "lost"), ()])
+def test_no_outcome_or_one_that_there_is_not_is_refused(outcomes):
+    with pytest.raises(InputError, match="is no outcome; they are captured, "):
+        assert_no(made_up_summary(), *outcomes)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from kexecemu.campaign.accounting import HARM
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import Summary
@@ -30,9 +31,6 @@ __all__ = [
     "share_text",
     "tone_of",
 ]
-
-HARM: Final = (Outcome.SILENT, Outcome.MISBOOT, Outcome.HUNG, Outcome.TRAPPED)
-"""Outcomes after which there is no dump, or none to be trusted, and nobody has said so. The worst first."""
 
 _TONES = {
     Outcome.CAPTURED: "good",

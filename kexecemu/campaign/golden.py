@@ -62,7 +62,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     if end.capture is None or end.outcome not in (Outcome.CAPTURED,):
         raise MachineError(f"the undisturbed run does not end in a dump: {end.outcome.value} ({end.reason})")
     plain = _state(kernel, snapshots)
-    snapshots.restore(loaded)
+    _back(kernel, snapshots, loaded)
     cpu = kernel.board.boot_cpu
     # The first kernel runs at virtual addresses: hooks on memory see physical ones, and its code is not in the region.
     with recorded(cpu, region) as in_panic:
@@ -87,7 +87,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     hooked = _state(kernel, snapshots)
     if hooked != plain:
         raise MachineError(f"the recorded run is not the plain one: {_difference(plain, hooked)}")
-    snapshots.restore(loaded)
+    _back(kernel, snapshots, loaded)
     return Golden(
         end.outcome,
         region,
@@ -105,6 +105,12 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
         back_phys,
         began,
     )
+
+
+def _back(kernel: Kernel, snapshots: Snapshots, loaded: Snapshot) -> None:
+    """To right after the load: the machine, and the model's own account of the crash (which CPUs it has stopped)."""
+    snapshots.restore(loaded)
+    kernel.forget_faults()
 
 
 def _state(kernel: Kernel, snapshots: Snapshots) -> dict[str, object]:

@@ -159,8 +159,11 @@ class Kernel(model.Kernel):
         while_checking: Interlude | None = None,
         in_capture: Interlude | None = None,
         back_phys: int | None = None,
+        resumed: bool = False,
     ) -> End:
         """What comes after crash(), which ended with `stop`; see panic(). For back_phys see run_purgatory().
+
+        resumed says that the CPU stands in the middle of the purgatory: what differs in that one is its own doing.
 
         while_checking happens so many instructions into the purgatory, in_capture into the capture stub.
         """
@@ -169,7 +172,7 @@ class Kernel(model.Kernel):
             return self._never_left(stop, image)
         checker = self.kexec.purgatory
         own = written_by_early_check(self.ram, checker) if checker is not None else []
-        damage = find_damage(self.ram, image, purgatory=True, own=own)
+        damage = [] if resumed else find_damage(self.ram, image, purgatory=True, own=own)
         purgatory = None
         if stop.pc != image.start:
             # The kernel's own crash path went wrong: its kimage was damaged.

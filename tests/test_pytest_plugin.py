@@ -6,7 +6,6 @@ import configparser
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,15 @@ assert WRONG != GOOD
 
 @pytest.fixture
 def inner(pytester, monkeypatch):
-    """Run pytest in the test's own folder, with the plugin as an installation would have it."""
+    """Run pytest in the test's own folder with this plugin alone, whether or not kexecemu is installed."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    installed = list(entry_points(group="pytest11", name="kexecemu"))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def run(*arguments: str) -> pytest.RunResult:
-        plugin = () if installed else ("-p", "kexecemu.pytest_plugin")
         # In a process of its own: what is loaded when is a part of what is tested.
-        return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *arguments)
+        return pytester.runpytest_subprocess(
+            "-p", "kexecemu.pytest_plugin", "-p", "no:cacheprovider", *arguments
+        )
 
     return run
 
@@ -169,7 +169,7 @@ def test_workers_collect_the_same_and_run_each_once(pytester, inner):
             assert kexecemu_run("golden").outcome == "captured"
         """
     )
-    result = inner("-n", "2")
+    result = inner("-p", "xdist", "-n", "2")
     # xdist refuses to run when two workers disagree about what there is.
     result.assert_outcomes(passed=7, failed=1)
     result.stdout.fnmatch_lines(["again: kexecemu run wrong.scenario.toml --seed 7"])
@@ -311,9 +311,7 @@ def test_a_session_that_crashes_nothing_loads_nothing_of_the_emulator(pytester, 
         def test_nothing_is_loaded(request):
             ours = {name for name in sys.modules if name.split(".")[0] == "kexecemu"}
             assert ours == {"kexecemu", "kexecemu.pytest_plugin"}
-            assert request.config.pluginmanager.has_plugin("kexecemu") or request.config.pluginmanager.has_plugin(
-                "kexecemu.pytest_plugin"
-            )
+            assert request.config.pluginmanager.has_plugin("kexecemu.pytest_plugin")
             assert not {"unicorn", "msgspec", "rich", "jinja2", "cryptography"} & sys.modules.keys()
         """
     )
@@ -340,10 +338,11 @@ def test_an_installation_registers_the_plugin_by_itself(pytester, tmp_path):
     lines = setup["options.entry_points"]["pytest11"]
     (info / "entry_points.txt").write_text(f"[pytest11]\n{lines.strip()}\n")
     write(pytester, "one.scenario.toml", GOOD)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
         cwd=pytester.path,
-        env={**os.environ, "PYTHONPATH": f"{info.parent}{os.pathsep}{ROOT}"},
+        env={**environment, "PYTHONPATH": f"{info.parent}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
         check=False,

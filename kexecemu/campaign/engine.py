@@ -116,19 +116,28 @@ class Engine:
         if not 0 <= fault.variant < model.variants:
             raise InputError(f"{fault.id}: {fault.model} has {model.variants} variants")
         area = self._places.reach(fault)
-        before = self._memory(fault.moment, area)
+        before = self._memory(fault.moment, fault.at, area)
         segment = self.image.segment_at(area.start)
         # At the end of RAM the write is cut off; the model does not know.
         data = model.data(fault.variant, before.ljust(model.length(fault.variant), b"\0"))[: area.size]
         return _Place(fault, area, segment.name if segment else "", before, data)
 
-    def _memory(self, moment: Moment, area: PhysRange) -> bytes:
+    def _is_purgatorys(self, area: PhysRange) -> bool:
+        """The purgatory writes there itself: its own segment, and its record in the device tree."""
+        segment, record = self.image.segment("purgatory"), self.image.verdict_record
+        return (segment is not None and segment.area.overlaps(area)) or (
+            record is not None and record.overlaps(area)
+        )
+
+    def _memory(self, moment: Moment, at: int, area: PhysRange) -> bytes:
         """What memory holds there right before the write."""
         golden = self.golden
         if moment is Moment.DURING_LOAD:
             return self.victim.unloaded_memory(area)
         if area not in golden.region and not golden.region.covers(area):
             return self.victim.base_memory(area)
+        if moment is Moment.WHILE_HASHING and self._is_purgatorys(area):
+            return self.victim.memory_at(at, area)
         late = moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE)
         memory = golden.entry_memory if late else golden.memory
         start = area.start - golden.region.start
@@ -219,7 +228,9 @@ class Engine:
         changed = _changed(place)
         if not changed:
             return self._once(("same-value", fault.by, fault.moment), place), How.SAME_VALUE
-        if fault.moment is Moment.AFTER_LOAD and not all(golden.in_panic.untouched(one) for one in changed):
+        if fault.moment is Moment.AFTER_LOAD and any(
+            not golden.in_panic.untouched(one) or self.victim.by_the_model(one) for one in changed
+        ):
             return None
         if fault.moment in (Moment.AFTER_LOAD, Moment.DURING_PANIC, Moment.WHILE_HASHING):
             return self._conclude_before_check(place, changed)

@@ -134,7 +134,7 @@ class Victim:
         early = write.moment is Moment.AFTER_LOAD
         if late and write.moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE):
             return self._run_capture(write, golden)
-        from_load = not late or (early and not all(self._at_rest(golden, write)))
+        from_load = not late or (early and not self._at_rest(golden, write.area))
         checkpoint = None
         if late and write.moment is Moment.WHILE_HASHING:
             checkpoint = self._checkpoint(write.at)
@@ -155,7 +155,13 @@ class Victim:
             kernel.after_check.append(lambda: self._put(write))
         elif write.moment is Moment.IN_CAPTURE:
             capturing = (write.at, lambda: self._put(write))
-        end = kernel.follow(stop, while_checking=checking, in_capture=capturing, back_phys=golden.back_phys)
+        end = kernel.follow(
+            stop,
+            while_checking=checking,
+            in_capture=capturing,
+            back_phys=golden.back_phys,
+            resumed=checkpoint is not None,
+        )
         return end.outcome.value
 
     def _run_load(self, write: Write) -> str:
@@ -209,10 +215,19 @@ class Victim:
             self._checkpoints[step] = self.snapshots.take() if stop.kind is StopKind.DEADLINE else None
         return self._checkpoints[step]
 
-    @staticmethod
-    def _at_rest(golden: Golden, write: Write) -> list[bool]:
+    def _at_rest(self, golden: Golden, area: PhysRange) -> bool:
         """The crash path does not come near what is written."""
-        return [golden.region.covers(write.area) and golden.in_panic.untouched(write.area)]
+        return golden.region.covers(area) and golden.in_panic.untouched(area) and not self.by_the_model(area)
+
+    def by_the_model(self, area: PhysRange) -> bool:
+        """The crash path's own pages in the crash region: the model writes there, which no hook sees."""
+        return any(page.overlaps(area) for page in self.image.control_pages)
+
+    def memory_at(self, step: int, area: PhysRange) -> bytes:
+        """What memory holds in the middle of hashing."""
+        assert self.golden is not None
+        self._restore(self._checkpoint(step) or self.golden.jump)
+        return self.kernel.ram.read(area.start, area.size)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.snapshots.restore(snapshot)

@@ -91,8 +91,11 @@ def _decimals(width: float) -> int:
 
 
 def percent(share: float, decimals: int) -> str:
-    """A share as a percentage."""
-    return f"{100.0 * share:.{decimals}f} %"
+    """A share in percent, without the sign. What is not nothing is never shown as 0.0: it has one digit at least."""
+    number = f"{100.0 * share:.{decimals}f}"
+    if share > 0.0 and not float(number):
+        number = f"{100.0 * share:.{-math.floor(math.log10(100.0 * share))}f}"
+    return number
 
 
 def share_text(figure: Figure) -> str:
@@ -100,16 +103,16 @@ def share_text(figure: Figure) -> str:
     if figure.at_most is not None:
         return "none"
     interval = figure.interval
-    return percent(interval.estimate, _decimals(interval.high - interval.low))
+    return f"{percent(interval.estimate, _decimals(interval.high - interval.low))} %"
 
 
 def interval_text(figure: Figure) -> str:
     """Between what the share lies: "99.803 to 99.821 %", or "at most 0.030 %" where nothing was counted."""
     if figure.at_most is not None:
-        return f"at most {percent(figure.at_most, _decimals(figure.at_most))}"
+        return f"at most {percent(figure.at_most, _decimals(figure.at_most))} %"
     low, high = figure.interval.low, figure.interval.high
     decimals = _decimals(high - low)
-    return f"{100.0 * low:.{decimals}f} to {percent(high, decimals)}"
+    return f"{percent(low, decimals)} to {percent(high, decimals)} %"
 
 
 def basis_text(summary: Summary) -> str:

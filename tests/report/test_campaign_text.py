@@ -162,6 +162,7 @@ def test_words_of_the_scenario_are_no_markup():
         (0.0, 0.5, 1.0, "50.0 %", "0.0 to 100.0 %"),
         (1e-7, 1e-6, 4e-6, "0.00010 %", "0.00001 to 0.00040 %"),
         (0.25, 0.25, 0.25, "25.000 %", "25.000 to 25.000 %"),
+        (3.2e-7, 6.4e-6, 0.94, "0.0006 %", "0.00003 to 94.0 %"),
     ],
 )
 def test_a_share_has_the_digits_that_its_interval_bears(summary, low, estimate, high, share, between):

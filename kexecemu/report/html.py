@@ -94,6 +94,7 @@ def render(result: Result) -> str:
         map_reason=kernel.arch.plan.reason,
         granule=kernel.config.page_size,
         ram_size=kernel.ram.size,
+        idle=kernel.board.idle,
         console=_console(end),
         rows=_rows(result),
         event_tone=partial(_event_tone, tone),

@@ -1,0 +1,299 @@
+"""Debian's own kernels capture on the board of kexecemu, after the model kernel's crash and the real purgatory.
+
+What is said of a run here is checked by hashlib, pyelftools and the tools that read dumps, and by other ways to run it:
+again, counted in Python, stopped at random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import random
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from kexecemu.capture import linux
+from kexecemu.capture.linux import LinuxCapture, LinuxEnd
+from kexecemu.faults.fault import By, Fault, When
+from kexecemu.faults.outcome import Outcome
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.machine.board import Board
+from kexecemu.machine.system import System
+from kexecemu.scenario.lab import End, Kernel
+from kexecemu.scenario.runner import Result, crash, scenario_setup
+from kexecemu.scenario.schema import find_scenario, read_scenario
+from kexecemu.scenario.setup import Setup
+
+if TYPE_CHECKING:
+    from tests.real.conftest import DumpTools
+
+pytestmark = pytest.mark.real
+
+MIB = 1 << 20
+CHUNK = 4 * MIB
+STRAY_PHYS, STRAY = 0x44000000, bytes.fromhex("deadbeef")
+SEED = 20261124
+
+
+@pytest.fixture(scope="module")
+def setup(debian_kernel: Path, busybox: Path) -> Setup:
+    """What debian-captures loads: 512 MiB, 192 of them reserved, a seed for KASLR, a stock command line."""
+    path = find_scenario("debian-captures")
+    return scenario_setup(read_scenario(path), path.parent)
+
+
+def sha256(read: Callable[[int, int], bytes], start: int, size: int) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, size, CHUNK):
+        digest.update(read(start + offset, min(CHUNK, size - offset)))
+    return digest.hexdigest()
+
+
+@dataclass
+class Memory:
+    """Looks at RAM at the jump: the digest of each stretch that is not the crash kernel's."""
+
+    digests: dict[tuple[int, int], str]
+
+    def look(self, kernel: Kernel, image: Kimage) -> None:
+        """To be called at the jump."""
+        (bank,) = kernel.ram.banks
+        region = kernel.crashk_res
+        assert region is not None
+        for start, end in ((bank.start, region.start), (region.end, bank.end)):
+            self.digests[start, end] = sha256(kernel.ram.read, start, end - start)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A crash that was captured, its dump on disk, and RAM at the jump."""
+
+    result: Result
+    vmcore: Path
+    memory: Memory
+
+    @property
+    def linux(self) -> LinuxCapture:
+        return linux_of(self.result.end)
+
+    @property
+    def console(self) -> bytes:
+        return bytes(self.result.kernel.board.uart.output)
+
+
+def linux_of(end: End) -> LinuxCapture:
+    assert end.capture is not None and end.capture.linux is not None, end.reason
+    return end.capture.linux
+
+
+def capture(setup: Setup, folder: Path) -> Capture:
+    memory = Memory({})
+    stray = Fault(f"{STRAY_PHYS:#x}", write=STRAY, by=By.DMA, when=When.AFTER_LOAD)
+    result = crash("a crash of a test", setup, [stray], at_jump=memory.look)
+    assert isinstance(result.end.vmcore, linux.DiskVmcore), result.end.console[-2000:]
+    result.end.vmcore.write(folder / "vmcore")
+    return Capture(result, folder / "vmcore", memory)
+
+
+@pytest.fixture(scope="module")
+def captured(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Capture:
+    """The run that the others are compared with."""
+    return capture(setup, tmp_path_factory.mktemp("captured"))
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same(one: Capture, other: Capture) -> None:
+    """The same run: console, time, registers at the end, and the dump byte for byte."""
+    assert one.console == other.console
+    assert one.linux.where == other.linux.where
+    assert one.result.end.instructions == other.result.end.instructions
+    boards = [each.result.kernel.board for each in (one, other)]
+    registers = [board.boot_cpu.registers() for board in boards]
+    for each in registers:
+        del each["CNTKCTL_EL1"]  # not what the guest sees where programs' reads of the counter are served
+    assert registers[0] == registers[1]
+    assert digest(one.vmcore) == digest(other.vmcore)
+
+
+# -- the dump --------------------------------------------------------------------------------------------------
+
+
+def test_every_load_of_the_dump_is_memory_as_it_was_at_the_crash(captured: Capture) -> None:
+    kernel = captured.result.kernel
+    assert captured.result.end.outcome is Outcome.LATENT  # the stray word, which nobody is to notice
+    with captured.vmcore.open("rb") as file:
+        core = ELFFile(file)
+        assert (core["e_type"], core["e_machine"]) == ("ET_CORE", "EM_AARCH64")
+        loads = [one for one in core.iter_segments() if one["p_type"] == "PT_LOAD"]
+
+        def read(offset: int, size: int) -> bytes:
+            file.seek(offset)
+            return file.read(size)
+
+        found = {
+            (load["p_paddr"], load["p_paddr"] + load["p_filesz"]): sha256(
+                read, load["p_offset"], load["p_filesz"]
+            )
+            for load in loads
+        }
+        (at,) = [load for load in loads[1:] if 0 <= STRAY_PHYS - load["p_paddr"] < load["p_filesz"]]
+        assert read(at["p_offset"] + STRAY_PHYS - at["p_paddr"], 4) == STRAY
+    text = (loads[0]["p_paddr"], loads[0]["p_paddr"] + loads[0]["p_filesz"])
+    # All of RAM but the crash kernel's, and the first kernel's own image once more.
+    assert {area: one for area, one in found.items() if area != text} == captured.memory.digests
+    assert kernel.guest.area.start in range(*text)
+    assert found[text] == sha256(kernel.ram.read, text[0], text[1] - text[0])
+    # What the account says is the same.
+    said = {(load.phys.start, load.phys.end): load.sha256 for load in captured.linux.read}
+    assert said == found
+    assert captured.linux.true_dump
+
+
+def test_its_notes_are_the_first_kernels(captured: Capture) -> None:
+    with captured.vmcore.open("rb") as file:
+        (segment,) = [one for one in ELFFile(file).iter_segments() if one["p_type"] == "PT_NOTE"]
+        assert [note["n_name"] for note in segment.iter_notes()] == ["CORE", "VMCOREINFO"]
+    assert "kdump: OSRELEASE=6.1.0-kexecemu" in captured.linux.console
+
+
+def test_vmcore_dmesg_prints_the_log_of_the_kernel_that_crashed(
+    captured: Capture, dumptools: DumpTools, tmp_path: Path
+) -> None:
+    done = dumptools.run("vmcore-dmesg", captured.vmcore, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = captured.result.end.console.splitlines()
+    first = printed[: next(i for i, line in enumerate(printed) if line.endswith("Bye!")) + 1]
+    assert done.stdout.splitlines() == first
+
+
+def test_drgn_finds_the_crashed_thread_and_the_stray_word(captured: Capture) -> None:
+    if importlib.util.find_spec("drgn") is None:
+        pytest.skip("drgn is not installed (pip install drgn)")
+    import drgn
+
+    program = drgn.Program()
+    program.set_core_dump(captured.vmcore)
+    program.load_debug_info([str(captured.result.kernel.guest.vmlinux.path)])
+    assert program.read(STRAY_PHYS, 4, True) == STRAY
+    names = [frame.name for frame in program.crashed_thread().stack_trace()]
+    assert {"__crash_kexec", "panic", "sysrq_handle_crash"} <= set(names)
+
+
+# -- the same whatever the way it is run -------------------------------------------------------------------------
+
+
+def test_another_run_is_the_same(setup: Setup, captured: Capture, tmp_path: Path) -> None:
+    same(captured, capture(setup, tmp_path))
+
+
+def test_counted_in_python_it_is_the_same(
+    setup: Setup, captured: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEXECEMU_NO_NATIVE", "1")
+    same(captured, capture(setup, tmp_path))
+
+
+@pytest.mark.parametrize("counter", ["native", "python"])
+def test_stopped_at_random_it_is_the_same(
+    counter: str, setup: Setup, captured: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(SEED)
+    stops = []
+
+    def turn(cpus: int) -> int:
+        stops.append(chance.choice((1, 7, 1000, 60_000, 300_000, 2_000_000)))
+        return stops[-1]
+
+    monkeypatch.setattr(linux, "System", partial(System, slice_of=turn))
+    if counter == "python":
+        monkeypatch.setenv("KEXECEMU_NO_NATIVE", "1")
+    same(captured, capture(setup, tmp_path))
+    assert len(stops) > 1000
+
+
+def test_kaslr_is_on_and_another_seed_puts_the_kernel_elsewhere(captured: Capture) -> None:
+    assert "KASLR enabled" in captured.linux.console
+    assert captured.result.kernel.board.boot_cpu.pc >> 32 != 0xFFFF8000  # where it is linked to
+
+
+# -- other kernels, initrds and boards -----------------------------------------------------------------------------
+
+
+def test_linux_6_12_captures_too(setup: Setup, fetch_module: ModuleType, tmp_path: Path) -> None:
+    if fetch_module.cached("kernel-trixie") is None:
+        pytest.skip(fetch_module.how_to("kernel-trixie"))
+    one = capture(replace(setup, kernel=Path("fetched:kernel-trixie")), tmp_path)
+    assert one.linux.release.startswith("6.12.")
+    assert one.linux.true_dump
+
+
+def test_a_kernel_for_pages_that_the_cpu_lacks_is_said_to_wait_at_its_start(
+    setup: Setup, fetch_module: ModuleType
+) -> None:
+    if fetch_module.cached("kernel-16k") is None:
+        pytest.skip(fetch_module.how_to("kernel-16k"))
+    # Cortex-A57 has no pages of 16 KiB: head.S looks, and waits for good.
+    result = crash("16K", replace(setup, kernel=Path("fetched:kernel-16k")), [])
+    told = linux_of(result.end)
+    assert (result.end.outcome, told.end) == (Outcome.HUNG, LinuxEnd.STUCK)
+    assert "idle for good" in told.where and "it has printed nothing" in told.where
+    (kernel,) = [one for one in result.image.segments if one.name == "kernel"]
+    assert result.kernel.board.boot_cpu.pc in kernel.area
+
+
+def test_a_word_in_the_middle_of_busybox_goes_unnoticed_by_linux_without_a_purgatory(setup: Setup) -> None:
+    """What debian-initrd-stamped finds: here the dump happens to be good, and nothing says that luck was needed."""
+    fault = Fault("initrd+0x80000", write=b"\xa5" * 4)
+    end = crash("stamped", replace(setup, purgatory="none"), [fault]).end
+    assert end.outcome is Outcome.SILENT
+    assert linux_of(end).end is LinuxEnd.DONE
+    assert linux_of(end).true_dump
+
+
+def test_a_word_in_the_init_script_is_a_panic_without_a_purgatory(setup: Setup) -> None:
+    loaded = crash("look", replace(setup, capture="linux"), [], at_jump=None).image
+    (initrd,) = [one for one in loaded.segments if one.name == "initrd"]
+    at = bytes(initrd.buf).index(b"#!/bin/sh\n# The init of a capture kernel")
+    fault = Fault(f"initrd+{at:#x}", write=b"\xff\xff\xff\xff")
+    end = crash("stamped", replace(setup, purgatory="none"), [fault]).end
+    assert (end.outcome, linux_of(end).end) == (Outcome.TRAPPED, LinuxEnd.PANIC)
+    assert "Kernel panic - not syncing" in linux_of(end).where
+
+
+def test_an_initrd_of_ones_own_that_takes_no_dump_is_told_so(setup: Setup, initramfs: Path) -> None:
+    end = crash("own initrd", replace(setup, initrd=initramfs), []).end
+    told = linux_of(end)
+    assert (end.outcome, told.end, end.vmcore) == (Outcome.HUNG, LinuxEnd.OFF, None)
+    assert "init: vmcore of " in told.console
+    assert "powers off without a word of the dump" in end.timeline.of("captured")[0].text
+
+
+def test_on_the_device_tree_of_qemus_virt_it_captures_too(setup: Setup, tmp_path: Path) -> None:
+    qemu = shutil.which("qemu-system-aarch64")
+    if qemu is None:
+        pytest.skip("qemu-system-aarch64 is not installed")
+    blob = tmp_path / "virt.dtb"
+    machine = f"virt,gic-version=2,dumpdtb={blob}"
+    subprocess.run(
+        [qemu, "-M", machine, "-cpu", "cortex-a57", "-m", "512M"], check=True, capture_output=True, timeout=60
+    )
+    assert struct.unpack(">I", blob.read_bytes()[:4]) == (0xD00DFEED,)
+    one = capture(replace(setup, ram=None, dtb=blob), tmp_path)
+    assert one.linux.true_dump
+    assert isinstance(one.result.kernel.board, Board)
+    # It has looked for what the board lacks, and gone on.
+    assert "pci-host-generic" in one.linux.console

@@ -1,0 +1,151 @@
+"""What one process of a campaign does: decide some faults, with an engine that it keeps for the next ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kexecemu.campaign.fault import CampaignFault, Decided, How
+from kexecemu.campaign.version import own_version
+from kexecemu.errors import InputError, MachineError
+from kexecemu.faults.outcome import Outcome
+from kexecemu.scenario.schema import Scenario
+
+__all__ = [
+    "CampaignConfig",
+    "EngineLike",
+    "discard_engine",
+    "error_of",
+    "keep_engine",
+    "make_engine",
+    "run_chunk",
+]
+
+
+class EngineLike(Protocol):
+    """What a campaign needs of kexecemu.campaign.engine.Engine."""
+
+    @property
+    def space(self) -> Any: ...
+
+    @property
+    def config_hash(self) -> str: ...
+
+    def decide(self, fault: CampaignFault) -> Decided: ...
+
+    def run(self, fault: CampaignFault) -> Decided: ...
+
+    def close(self) -> None: ...
+
+
+def make_engine(scenario: Scenario, folder: Path) -> EngineLike:
+    """The engine that campaigns use. Raises MachineError when its golden runs differ, InputError for bad input."""
+    from kexecemu.campaign.engine import Engine
+
+    return Engine(scenario, folder)
+
+
+@dataclass(frozen=True)
+class CampaignConfig:
+    """All that a process needs to know; it is sent to other machines too.
+
+    folder is where the scenario's relative paths start. version and config_hash are those of the process that planned
+    the campaign: another one that comes to a different hash does not take part. engine makes one, and is found by its
+    name in other processes.
+    """
+
+    scenario: Scenario
+    folder: Path
+    seed: int
+    faults: int
+    sampler: str
+    version: str
+    config_hash: str
+    engine: Callable[[Scenario, Path], EngineLike] = make_engine
+
+
+# One engine a process, for the campaign that it was last asked about. An engine is one machine: threads of a process
+# (dask has several unless told otherwise) take turns.
+_turn = threading.Lock()
+_kept: tuple[CampaignConfig, EngineLike] | None = None
+
+
+def run_chunk(config: CampaignConfig, indices: Sequence[int], audit: bool) -> list[Decided]:
+    """What comes of the faults with these numbers of the space; with audit by running each to its end.
+
+    An exception on the way is that fault's outcome, error. Raises MachineError, in words that can be sent between
+    processes, when there is no engine to be had here or it is not the campaign's.
+    """
+    with _turn:
+        results = []
+        _engine(config)  # though there be no faults: then it is asked whether there is one
+        for index in indices:
+            engine = _engine(config)
+            fault = engine.space.fault(index)
+            try:
+                results.append(engine.run(fault) if audit else engine.decide(fault))
+            except Exception as error:
+                results.append(error_of(engine.space, fault, f"{type(error).__name__}: {error}"))
+                if not isinstance(error, InputError):
+                    # Whatever state it left the machine in, the next fault must not see it.
+                    _forget()
+        return results
+
+
+def error_of(space: Any, fault: CampaignFault, detail: str) -> Decided:
+    """A fault that could not be decided, and why."""
+    try:
+        phys = space.places.area(fault.base).start + fault.offset
+    except (AttributeError, InputError):
+        phys = 0
+    return Decided(fault, Outcome.ERROR.value, How.RUN, "", phys, " ".join(detail.split()))
+
+
+def keep_engine(config: CampaignConfig, engine: EngineLike) -> None:
+    """Use this engine for the campaign in this process, instead of making one."""
+    global _kept
+    with _turn:
+        _forget()
+        _kept = config, engine
+
+
+def discard_engine() -> None:
+    """Close the engine that this process keeps, if it keeps one."""
+    with _turn:
+        _forget()
+
+
+def _forget() -> None:
+    global _kept
+    if _kept is not None:
+        _, engine = _kept
+        _kept = None
+        engine.close()
+
+
+def _engine(config: CampaignConfig) -> EngineLike:
+    global _kept
+    if _kept is not None and _kept[0] == config:
+        return _kept[1]
+    _forget()
+    if config.version != own_version():
+        raise MachineError(f"a worker has kexecemu {own_version()}, the campaign is one of {config.version}")
+    try:
+        engine = config.engine(config.scenario, config.folder)
+    except Exception as error:
+        # Not all exceptions survive the way to another process.
+        raise MachineError(
+            f"a worker has no machine to try faults on: {type(error).__name__}: {error}"
+        ) from None
+    if engine.config_hash != config.config_hash:
+        found = engine.config_hash
+        engine.close()
+        raise MachineError(
+            f"a worker has loaded something else than the campaign's image: configuration {found[:12]}, "
+            f"not {config.config_hash[:12]}"
+        )
+    _kept = config, engine
+    return engine

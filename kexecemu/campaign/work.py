@@ -1,0 +1,252 @@
+"""A campaign from its plan to its summary: chunks of the sample go to whoever does the work, results to the store."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kexecemu.campaign.accounting import summarise
+from kexecemu.campaign.audit import AUDIT, choose
+from kexecemu.campaign.crew import Alone, Crew, Stop, Task, Workers, local_pool, stoppable
+from kexecemu.campaign.header import Header
+from kexecemu.campaign.job import CampaignConfig, EngineLike, discard_engine, keep_engine, make_engine
+from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
+from kexecemu.campaign.store import Store
+from kexecemu.campaign.summary import Summary
+from kexecemu.campaign.version import own_version
+from kexecemu.errors import InputError
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.scenario.schema import Scenario
+
+__all__ = ["CHUNK", "Campaign", "Interrupted", "Progress", "plan_campaign", "run_campaign"]
+
+CHUNK = 2000
+"""Faults that are decided and stored together. Fixed, so that a campaign can go on with other workers."""
+
+# Hears "faults" or "audit", how many are done, of how many, and the count of each outcome so far.
+Progress = Callable[[str, int, int, Mapping[str, int]], object]
+
+_WIDTH = 32  # tasks at a time for an executor whose number of workers is not known
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C: what had come back was stored, and the campaign can be resumed."""
+
+    def __init__(self, done: int, faults: int) -> None:
+        super().__init__(f"{done:,} of {faults:,} faults are stored")
+        self.done = done
+        self.faults = faults
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign that is ready to run. sample holds numbers of the space, in the order in which they are tried."""
+
+    config: CampaignConfig
+    header: Header
+    space: Any
+    sample: Sequence[int]
+
+    def strata(self, positions: range) -> list[int]:
+        """The numbers of the strata that these positions of the sample are in."""
+        firsts = [one.first for one in self.space.strata]
+        return [bisect_right(firsts, self.sample[position]) - 1 for position in positions]
+
+
+def plan_campaign(
+    scenario: Scenario,
+    folder: Path,
+    faults: int,
+    seed: int,
+    *,
+    named: str = "",
+    source: str = "",
+    chunk: int = CHUNK,
+    engine: Callable[[Scenario, Path], EngineLike] = make_engine,
+) -> Campaign:
+    """Load the scenario, check the machine, and draw the sample.
+
+    The seed is the sample's alone: the machine has the scenario's, so that a fault's name and the scenario are enough
+    to run it again. named and source are how the scenario was named and its text, for the record. The engine stays for
+    run_campaign(), or until discard_engine(). Raises InputError for a scenario or a number of faults that cannot be,
+    MachineError when the undisturbed machine does not do the same with and without hooks.
+    """
+    if faults < 1:
+        raise InputError(f"a campaign has at least one fault, not {faults}")
+    machine = engine(scenario, folder)
+    try:
+        space = machine.space
+        sampling = scenario.campaign.sampling
+        if sampling == "stratified":
+            sample = [index for index, _ in sample_stratified(space, faults, seed)]
+        else:
+            sample = sample_uniform(space, faults, seed)
+        header = Header(
+            version=own_version(),
+            config_hash=machine.config_hash,
+            protection=_protection(scenario),
+            purgatory=_purgatory(scenario),
+            seed=seed,
+            faults=faults,
+            population=space.size,
+            sampler=f"{SAMPLER} {sampling}",
+            chunk=chunk,
+            name=scenario.name,
+            scenario=named,
+            source=source,
+            strata=tuple(_stratum(one) for one in space.strata),
+            areas=tuple(
+                (area.name, area.phys.start, area.phys.end, area.kind.value)
+                for area in {one.area: None for one in space.strata}
+            ),
+        )
+    except BaseException:
+        machine.close()
+        raise
+    config = CampaignConfig(
+        scenario, folder, seed, faults, header.sampler, header.version, header.config_hash, engine
+    )
+    keep_engine(config, machine)
+    return Campaign(config, header, space, sample)
+
+
+def run_campaign(
+    campaign: Campaign,
+    out: Path,
+    *,
+    resume: bool = False,
+    executor: Executor | Callable[[], Executor] | None = None,
+    workers: int = 1,
+    audit: int = AUDIT,
+    progress: Progress | None = None,
+) -> Summary:
+    """Decide every fault of the sample, store the results in a folder, audit the conclusions, and sum up.
+
+    executor is any of concurrent.futures' kind, or makes one: a made one is shut down, and replaced when it breaks.
+    Without one it is this process, or `workers` processes of this machine. The results are the same whoever does the
+    work. Where it is this process alone, a fault that kills it takes the campaign along; resumed, that chunk is done by
+    other processes, and the fault recorded as an error.
+
+    Raises InputError when the folder holds results and resume was not asked for, or another campaign's; Interrupted
+    after Ctrl-C; MachineError when workers cannot do the work. What has come back is stored in any case.
+    """
+    if audit < 0 or workers < 1:
+        raise InputError("a campaign has at least one worker and no fewer than zero audits")
+    try:
+        with Store.begin(out, campaign.header, resume) as store, stoppable() as stop:
+            crew = _crew(campaign, store, executor, workers)
+            try:
+                _decide(campaign, store, crew, stop, progress)
+                _audit(campaign, store, crew, stop, audit, progress)
+            finally:
+                crew.close()
+            return summarise(store)
+    finally:
+        discard_engine()
+
+
+def _crew(
+    campaign: Campaign, store: Store, executor: Executor | Callable[[], Executor] | None, workers: int
+) -> Crew:
+    if executor is None and workers == 1:
+        return Alone(
+            campaign.config,
+            campaign.space,
+            lambda task: None if task.audit else store.mark_begun(task.number),
+        )
+    discard_engine()  # the workers have their own
+    if executor is None:
+        return Workers(campaign.config, campaign.space, partial(local_pool, workers), 2 * workers)
+    return Workers(campaign.config, campaign.space, executor, max(_WIDTH, 2 * workers))
+
+
+def _decide(campaign: Campaign, store: Store, crew: Crew, stop: Stop, progress: Progress | None) -> None:
+    header, sample = campaign.header, campaign.sample
+    outcomes = Counter[str]()
+    for _, _, outcome, _, count in store.counts():
+        outcomes[outcome] += count
+    clock = _Clock()
+
+    def task(chunk: int) -> Task:
+        positions = header.positions(chunk)
+        return Task(chunk, sample[positions.start : positions.stop])
+
+    def take(chunk: int, results: Sequence[Any]) -> None:
+        store.add_chunk(chunk, results, campaign.strata(header.positions(chunk)), clock.lap())
+        outcomes.update(str(one.outcome) for one in results)
+        tell()
+
+    def tell() -> None:
+        if progress is not None:
+            progress("faults", outcomes.total(), header.faults, outcomes)
+
+    tell()
+    # What was begun by a process that is dead may have killed it.
+    for chunk in store.begun():
+        if not stop.asked:
+            take(chunk, crew.one_by_one(task(chunk)))
+    for done, results in crew.results(map(task, store.pending()), stop):
+        take(done.number, results)
+    if stop.asked:
+        raise Interrupted(store.count(), header.faults)
+
+
+def _audit(
+    campaign: Campaign, store: Store, crew: Crew, stop: Stop, faults: int, progress: Progress | None
+) -> None:
+    done = {one.position for one in store.audits()}
+    chosen = choose(store, faults)
+    tasks = [
+        Task(position, [campaign.sample[position]], audit=True) for position in chosen if position not in done
+    ]
+    agreed = Counter[str]()
+    clock = _Clock()
+    for number, (task, results) in enumerate(crew.results(tasks, stop), 1):
+        store.add_audits([(task.number, results[0])], clock.lap())
+        agreed[str(results[0].outcome)] += 1
+        if progress is not None:
+            progress("audit", len(chosen) - len(tasks) + number, len(chosen), agreed)
+    if stop.asked:
+        raise Interrupted(store.count(), campaign.header.faults)
+
+
+class _Clock:
+    """The host's. Nothing but the rate that is told to people depends on it."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        before, self.last = self.last, now
+        return now - before
+
+
+def _stratum(one: Any) -> tuple[str, str, str, str, str, int]:
+    return (
+        one.area.name,
+        one.area.kind.value,
+        one.model.name,
+        one.by.value,
+        one.moment.value,
+        one.size,
+    )
+
+
+def _protection(scenario: Scenario) -> str:
+    """The way that is in force: the scenario's, or the one of its era."""
+    return KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection).way.value
+
+
+def _purgatory(scenario: Scenario) -> str:
+    purgatory = scenario.kernel.purgatory
+    words = "default" if purgatory is True else str(purgatory or "none")
+    return "kexec-tools" if scenario.load.syscall == "kexec_load" and words in ("default", "none") else words

@@ -12,7 +12,11 @@ Everything else is run to its end, faults in the purgatory's code, data and stac
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +83,7 @@ class Engine:
         self.config_hash = self._config_hash(scenario, setup.seed)
         self._hash = self._hash_states()
         self._known: dict[tuple[str, ...], str] = {}
+        self._borders = self._find_borders()
         self._quick = self._quick_places()
 
     def close(self) -> None:
@@ -116,32 +121,39 @@ class Engine:
         if not 0 <= fault.variant < model.variants:
             raise InputError(f"{fault.id}: {fault.model} has {model.variants} variants")
         area = self._places.reach(fault)
-        before = self._memory(fault.moment, fault.at, area)
+        before = self._memory(fault.moment, area)
         segment = self.image.segment_at(area.start)
+        return _Place(fault, area, segment.name if segment else "", before, self._data(fault, before))
+
+    @staticmethod
+    def _data(fault: CampaignFault, before: bytes) -> bytes:
+        """What is written over `before`."""
+        model = find_model(fault.model)
         # At the end of RAM the write is cut off; the model does not know.
-        data = model.data(fault.variant, before.ljust(model.length(fault.variant), b"\0"))[: area.size]
-        return _Place(fault, area, segment.name if segment else "", before, data)
+        whole = before.ljust(model.length(fault.variant), b"\0")
+        return model.data(fault.variant, whole)[: len(before)]
 
-    def _is_purgatorys(self, area: PhysRange) -> bool:
-        """The purgatory writes there itself: its own segment, and its record in the device tree."""
-        segment, record = self.image.segment("purgatory"), self.image.verdict_record
-        return (segment is not None and segment.area.overlaps(area)) or (
-            record is not None and record.overlaps(area)
-        )
-
-    def _memory(self, moment: Moment, at: int, area: PhysRange) -> bytes:
-        """What memory holds there right before the write."""
+    def _memory(self, moment: Moment, area: PhysRange) -> bytes:
+        """What memory holds there right before the write, of an undisturbed run. It is a guess where hashing or the
+        capture kernel has come by until then, and nothing may be concluded from it."""
         golden = self.golden
         if moment is Moment.DURING_LOAD:
             return self.victim.unloaded_memory(area)
-        if area not in golden.region and not golden.region.covers(area):
+        if not golden.region.covers(area):
             return self.victim.base_memory(area)
-        if moment is Moment.WHILE_HASHING and self._is_purgatorys(area):
-            return self.victim.memory_at(at, area)
+        if moment is Moment.AFTER_LOAD and not self.victim.at_rest(area):
+            return self.victim.base_memory(area)
         late = moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE)
         memory = golden.entry_memory if late else golden.memory
         start = area.start - golden.region.start
         return memory[start : start + area.size]
+
+    def _find_borders(self) -> list[int]:
+        """Where one thing ends or another begins, as far as conclusions are concerned, ascending."""
+        areas = [segment.area for segment in self.image.segments]
+        areas += [*self.image.sha_regions, *self.golden.early_check]
+        areas += [one for one in (self.image.verdict_record, self.victim.page_tables) if one is not None]
+        return sorted({edge for area in areas for edge in (area.start, area.end)})
 
     # -- the common case ---------------------------------------------------------------------------------------------
 
@@ -209,9 +221,9 @@ class Engine:
     def _finish(place: _Place, outcome: str, how: How) -> Decided:
         return Decided(place.fault, outcome, how, place.segment, place.area.start)
 
-    @staticmethod
-    def _write(place: _Place) -> Write:
-        return Write(place.fault.by, place.area, place.data, place.fault.moment, place.fault.at)
+    def _write(self, place: _Place) -> Write:
+        fault = place.fault
+        return Write(fault.by, place.area, partial(self._data, fault), fault.moment, fault.at)
 
     def _conclude(self, place: _Place) -> tuple[str, How] | None:
         golden, fault = self.golden, place.fault
@@ -219,30 +231,50 @@ class Engine:
             return None  # the first kernel's memory: it lives there
         if fault.moment is Moment.DURING_LOAD:
             return self._conclude_during_load(place)
+        if not self.victim.reached(fault.moment, fault.at):
+            return None  # and it never happens
         if fault.by in (Writer.CPU, Writer.LATE_CPU):
-            allowed = [self.victim.store_allowed(page) for page in _pages(place.area)]
+            allowed = self.victim.stores_allowed(place.area)
             if not any(allowed):
                 return self._once(("refused", fault.by, fault.moment), place), How.REFUSED
             if not all(allowed):
                 return None
-        changed = _changed(place)
+        if not self._is_known(place):
+            return None
+        changed = self._changed(place)
         if not changed:
             return self._once(("same-value", fault.by, fault.moment), place), How.SAME_VALUE
-        if fault.moment is Moment.AFTER_LOAD and any(
-            not golden.in_panic.untouched(one) or self.victim.by_the_model(one) for one in changed
-        ):
+        if fault.moment is Moment.AFTER_LOAD and not all(map(self.victim.at_rest, changed)):
             return None
         if fault.moment in (Moment.AFTER_LOAD, Moment.DURING_PANIC, Moment.WHILE_HASHING):
             return self._conclude_before_check(place, changed)
         if fault.moment is Moment.AFTER_CHECK:
-            return self._conclude_in_capture(place, changed)
+            return self._conclude_in_capture(changed)
         if fault.moment is Moment.IN_CAPTURE and all(golden.in_capture.untouched(one) for one in changed):
             return Outcome.LATENT.value, How.UNREAD
         return None
 
+    def _is_known(self, place: _Place) -> bool:
+        """The bytes that the fault hits are what place.before says: nobody has written to them just before."""
+        golden, area, moment = self.golden, place.area, place.fault.moment
+        if moment is Moment.IN_CAPTURE:
+            return golden.in_capture.untouched(area)
+        if moment is not Moment.WHILE_HASHING:
+            return True
+        # What is hashed stays what it was, or the digest would not be right; of all else that was touched who knows.
+        return all(
+            golden.in_check.untouched(one)
+            or (self._hash is not None and self._hash.place(one.start) is not None)
+            for one in cut([area], self._borders)
+        )
+
+    def _changed(self, place: _Place) -> list[PhysRange]:
+        """The runs of bytes that the write changes, none of them in two segments or half in what is hashed."""
+        return cut(_changed(place), self._borders)
+
     def _conclude_during_load(self, place: _Place) -> tuple[str, How] | None:
         """A write before the segments are copied to where they belong: nothing protects them yet, and nothing need."""
-        changed = _changed(place)
+        changed = self._changed(place)
         if not changed:
             return Outcome.MASKED.value, How.SAME_VALUE
         if any(segment.area.covers(place.area) for segment in self.image.segments):
@@ -266,26 +298,28 @@ class Engine:
             scratch = self.victim.page_tables
             if scratch is not None and all(scratch.covers(one) for one in changed):
                 if early and all(golden.in_check.of(one) == First.WRITTEN_FIRST for one in changed):
-                    return self._unnoticed(place, changed), How.OVERWRITTEN
+                    return self._unnoticed(changed, How.OVERWRITTEN)
                 # Every table is cleared before it is linked: a page that nobody came near is none, and the MMU, whose
                 # reads nobody records, does not come there either.
                 if all(golden.in_check.untouched(_whole_pages(one)) for one in changed):
-                    return self._conclude_in_capture(place, changed)
+                    return self._conclude_in_capture(changed)
             return None
         hashed = [
             one for one in changed if self._hash is not None and self._hash.place(one.start) is not None
         ]
-        if not hashed:
-            if golden.purgatory is None or all(golden.in_check.untouched(one) for one in changed):
-                return self._conclude_in_capture(place, changed)
+        if golden.purgatory is not None and not all(
+            golden.in_check.untouched(one) for one in changed if one not in hashed
+        ):
             return None
+        if not hashed:
+            return self._conclude_in_capture(changed)
         assert self._hash is not None
         if place.fault.moment is Moment.WHILE_HASHING:
             seen = self._still_to_be_read(place.fault.at, hashed)
             if seen is None:
                 return None
             if not seen:
-                return self._conclude_in_capture(place, changed)
+                return self._conclude_in_capture(changed)
         for one in hashed:
             start = self._hash.place(one.start)
             end = self._hash.place(one.last)
@@ -310,27 +344,31 @@ class Engine:
         first = [self.golden.in_check.first_read(one) - begin for one in widened]
         if all(time > when for time in first):
             return True
-        return False if all(time <= when for time in last) else None
+        return False if all(time < when for time in last) else None
 
-    def _conclude_in_capture(self, place: _Place, changed: list[PhysRange]) -> tuple[str, How] | None:
+    def _conclude_in_capture(self, changed: list[PhysRange]) -> tuple[str, How] | None:
         seen = First.NOTHING
         for one in changed:
             seen |= self.golden.in_capture.of(one)
         if seen & First.READ:
             return None
-        return self._unnoticed(place, changed), How.OVERWRITTEN if seen else How.UNREAD
+        return self._unnoticed(changed, How.OVERWRITTEN if seen else How.UNREAD)
 
-    def _unnoticed(self, place: _Place, changed: list[PhysRange]) -> str:
+    def _unnoticed(self, changed: list[PhysRange], how: How) -> tuple[str, How] | None:
         """The undisturbed run with other bytes in memory, as judge() sees it."""
+        golden = self.golden
+        # What find_damage() does not look at: the verdict's place, and what an early check has used.
+        own = golden.early_check + ([record] if (record := self.image.verdict_record) is not None else [])
         damage = [
             Damage(segment.name, one.start - segment.mem, one.size)
             for one in changed
             if (segment := self.image.segment_at(one.start)) is not None
+            and not any(area.covers(one) for area in own)
         ]
-        golden = self.golden
-        if not damage:
-            return Outcome.LATENT.value
-        return judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture).value
+        if damage:
+            return judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture).value, how
+        # Whether what is overwritten ends as it was is for memory to say.
+        return (Outcome.LATENT.value, how) if how is How.UNREAD else None
 
     def _once(self, kind: tuple[str, ...], place: _Place) -> str:
         """The outcome of all faults of a kind: that of the first one of it, which is run."""
@@ -344,8 +382,14 @@ def _whole_pages(area: PhysRange) -> PhysRange:
     return PhysRange(area.start & ~0xFFF, (area.last | 0xFFF) + 1)
 
 
-def _pages(area: PhysRange) -> list[int]:
-    return list(range(area.start >> 12, (area.last >> 12) + 1))
+def cut(areas: Iterable[PhysRange], borders: Sequence[int]) -> list[PhysRange]:
+    """The same bytes, in pieces that no border (ascending) lies within."""
+    found = []
+    for area in areas:
+        inside = borders[bisect_right(borders, area.start) : bisect_left(borders, area.end)]
+        edges = [area.start, *inside, area.end]
+        found += [PhysRange(start, end) for start, end in pairwise(edges)]
+    return found
 
 
 def _changed(place: _Place) -> list[PhysRange]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kexecemu.campaign.accesses import Accesses, recorded
 from kexecemu.capture.second_stage import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
 from kexecemu.errors import MachineError
+from kexecemu.faults.damage import written_by_early_check
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import Stop, StopKind
@@ -48,6 +49,8 @@ class Golden:
     """x30 at the jump: where a purgatory that objects may return to."""
     check_began: int
     """The boot CPU's instructions at the purgatory's entry."""
+    early_check: list[PhysRange]
+    """What an early check has written of the purgatory by the jump."""
 
 
 def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
@@ -74,6 +77,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     began = cpu.instructions
     back_phys = cpu.x(30)
     checker = kernel.kexec.purgatory
+    early_check = written_by_early_check(kernel.ram, checker) if checker is not None else []
     purgatory = None
     with recorded(cpu, region) as in_check:
         if checker is not None:
@@ -104,6 +108,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
         capture,
         back_phys,
         began,
+        early_check,
     )
 
 

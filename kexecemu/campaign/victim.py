@@ -33,13 +33,19 @@ _STEPS = 256
 
 @dataclass(frozen=True)
 class Write:
-    """Bytes that are written over a physical area, by whom and when."""
+    """What is written over a physical area, by whom and when: data(bytes that are there then) is what a model makes of
+    them, as the same number of bytes."""
 
     by: Writer
     area: PhysRange
-    data: bytes
+    data: Callable[[bytes], bytes]
     moment: Moment
     at: int = 0
+
+    @property
+    def step(self) -> tuple[Moment, int]:
+        """When."""
+        return self.moment, self.at
 
 
 class Victim:
@@ -55,7 +61,8 @@ class Victim:
         self.page_tables = self._page_tables()
         self._allowed: dict[int, bool] = {}
         self._stale_code = False
-        self._checkpoints: dict[int, Snapshot | None] = {}
+        self._checkpoints: dict[int, Snapshot] = {}
+        self._reached: dict[tuple[Moment, int], bool] = {}
 
     def _page_tables(self) -> PhysRange | None:
         """Where the purgatory builds page tables: the only memory of its that it writes whole before it reads any."""
@@ -66,7 +73,7 @@ class Victim:
         return PhysRange(symbol[0], checker.segment.area.end)
 
     def base_memory(self, area: PhysRange) -> bytes:
-        """What memory outside the crash region holds right after the load."""
+        """What memory holds right after the load."""
         assert self.golden is not None
         self._restore(self.golden.loaded)
         return self.kernel.ram.read(area.start, area.size)
@@ -103,6 +110,33 @@ class Victim:
             )
         return allowed
 
+    def stores_allowed(self, area: PhysRange) -> list[bool]:
+        """store_allowed() of each page of an area."""
+        return [self.store_allowed(page) for page in range(area.start >> 12, (area.last >> 12) + 1)]
+
+    def reached(self, moment: Moment, at: int) -> bool:
+        """The undisturbed run comes to that moment: it may be over before so many instructions."""
+        golden = self.golden
+        assert golden is not None
+        if moment not in (Moment.WHILE_HASHING, Moment.IN_CAPTURE):
+            return True
+        if (moment, at) not in self._reached:
+            if moment is Moment.WHILE_HASHING:
+                checker = self.kernel.kexec.purgatory
+                start, limit = golden.jump, self.instructions_at(at)
+                area = checker.segment.area if checker is not None else None
+            else:
+                start, limit = golden.entry, at
+                segment = self.image.segment("kernel")
+                area = segment.area if segment is not None else None
+            assert area is not None
+            self._restore(start)
+            stop = self.kernel.board.boot_cpu.run(
+                within=range(area.start, area.end), limit=limit, deliver=moment is Moment.IN_CAPTURE
+            )
+            self._reached[moment, at] = stop.kind is StopKind.DEADLINE
+        return self._reached[moment, at]
+
     def instructions_at(self, step: int) -> int:
         """Instructions of the purgatory's undisturbed run after so many 256ths of it."""
         golden = self.golden
@@ -128,15 +162,16 @@ class Victim:
         if write.moment is Moment.DURING_LOAD:
             return self._run_load(write)
         kernel = self.kernel
-        if write.by is Writer.LATE_CPU:
-            for page in range(write.area.start >> 12, (write.area.last >> 12) + 1):
-                self.store_allowed(page)  # asked while the first kernel's tables are in use
+        # Asked while the first kernel's tables are in use.
+        allowed = write.by not in (Writer.CPU, Writer.LATE_CPU) or all(self.stores_allowed(write.area))
+        reached = self.reached(*write.step)
         early = write.moment is Moment.AFTER_LOAD
         if late and write.moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE):
-            return self._run_capture(write, golden)
-        from_load = not late or (early and not self._at_rest(golden, write.area))
+            return self._run_capture(write, golden, reached)
+        # What the page tables refuse in part only the real store knows.
+        from_load = not late or (early and not (allowed and self.at_rest(write.area)))
         checkpoint = None
-        if late and write.moment is Moment.WHILE_HASHING:
+        if late and write.moment is Moment.WHILE_HASHING and write.at and reached:
             checkpoint = self._checkpoint(write.at)
         self._restore(checkpoint or (golden.loaded if from_load else golden.jump))
         kernel.forget_faults()
@@ -147,7 +182,9 @@ class Victim:
             self._put(write)
         checking: tuple[int, Callable[[], object]] | None = None
         capturing: tuple[int, Callable[[], object]] | None = None
-        if checkpoint is not None:
+        if not reached:
+            pass
+        elif checkpoint is not None:
             self._put(write)
         elif write.moment is Moment.WHILE_HASHING:
             checking = (self.instructions_at(write.at), lambda: self._put(write))
@@ -171,9 +208,9 @@ class Victim:
 
         def happen(kernel: Kernel) -> None:
             if write.by is Writer.CPU:
-                kernel.stray_write_virt(kernel.space.linear_virt(area.start), write.data)
+                kernel.stray_write_virt(kernel.space.linear_virt(area.start), write.data(before))
             else:
-                kernel.ram.write(area.start, write.data)
+                kernel.ram.write(area.start, write.data(before))
 
         kernel, _ = prepare(self._setup, between=happen)
         try:
@@ -186,48 +223,39 @@ class Victim:
         finally:
             kernel.board.close()
 
-    def _run_capture(self, write: Write, golden: Golden) -> str:
+    def _run_capture(self, write: Write, golden: Golden, reached: bool) -> str:
         """A write that cannot matter before the capture kernel's entry: from there."""
         self._restore(golden.entry)
         self.kernel.forget_faults()
         capturing: tuple[int, Callable[[], object]] | None = None
         if write.moment is Moment.AFTER_CHECK:
             self.kernel.after_check.append(lambda: self._put(write))
-        else:
+        elif reached:
             capturing = (write.at, lambda: self._put(write))
         end = self.kernel.boot_capture(self.image, golden.purgatory, in_capture=capturing)
         return end.outcome.value
 
-    def _checkpoint(self, step: int) -> Snapshot | None:
+    def _checkpoint(self, step: int) -> Snapshot:
         """The machine in the middle of hashing, kept for the next fault at the same step."""
         golden = self.golden
         checker = self.kernel.kexec.purgatory
-        assert golden is not None
-        if checker is None or not step:
-            return None
+        assert golden is not None and checker is not None
         if step not in self._checkpoints:
             self._restore(golden.jump)
             area = checker.segment.area
-            stop = self.kernel.board.boot_cpu.run(
+            self.kernel.board.boot_cpu.run(
                 within=range(area.start, area.end), limit=self.instructions_at(step), deliver=False
             )
-            # The run may be over before that: then there is nothing in the middle to go on from.
-            self._checkpoints[step] = self.snapshots.take() if stop.kind is StopKind.DEADLINE else None
+            self._checkpoints[step] = self.snapshots.take()
         return self._checkpoints[step]
 
-    def _at_rest(self, golden: Golden, area: PhysRange) -> bool:
-        """The crash path does not come near what is written."""
-        return golden.region.covers(area) and golden.in_panic.untouched(area) and not self.by_the_model(area)
-
-    def by_the_model(self, area: PhysRange) -> bool:
-        """The crash path's own pages in the crash region: the model writes there, which no hook sees."""
-        return any(page.overlaps(area) for page in self.image.control_pages)
-
-    def memory_at(self, step: int, area: PhysRange) -> bytes:
-        """What memory holds in the middle of hashing."""
-        assert self.golden is not None
-        self._restore(self._checkpoint(step) or self.golden.jump)
-        return self.kernel.ram.read(area.start, area.size)
+    def at_rest(self, area: PhysRange) -> bool:
+        """The crash path does not come near an area of the crash region."""
+        golden = self.golden
+        assert golden is not None
+        # The model writes into the crash path's own pages there from outside of the machine, which no hook sees.
+        own = any(page.overlaps(area) for page in self.image.control_pages)
+        return golden.region.covers(area) and golden.in_panic.untouched(area) and not own
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.snapshots.restore(snapshot)
@@ -244,25 +272,26 @@ class Victim:
         width = next(
             width for width in (8, 4, 2, 1) if not write.area.start % width and not write.area.size % width
         )
-        self.kernel.inject(Fault(f"{write.area.start:#x}", write=write.data, by=By.CPU, width=width))
+        data = write.data(self.kernel.ram.read(write.area.start, write.area.size))
+        self.kernel.inject(Fault(f"{write.area.start:#x}", write=data, by=By.CPU, width=width))
 
     def _put(self, write: Write) -> None:
-        """The bytes get into memory, past the MMU of the CPU that runs; a late CPU's own tables are asked."""
+        """The bytes get into memory past the running CPU's MMU; a CPU that writes asks the first kernel's tables."""
         kernel, area = self.kernel, write.area
         exception = None
         before = kernel.ram.read(area.start, area.size)
-        data = write.data
-        if write.by is Writer.LATE_CPU:
+        wanted = data = write.data(before)
+        if write.by in (Writer.CPU, Writer.LATE_CPU):
             # Its stores go in address order, byte for byte, until one is refused.
             room = self._writable_part(area)
             if room < area.size:
                 data = data[:room] + before[room:]
-                exception = self._refusal(area.start + room)
+                exception = self._refusal(write.by, area.start + room)
         try:
             kernel.ram.write(area.start, data)
         except BusError as error:
             raise MachineError(f"no RAM at {area}") from error
-        fault = Fault(f"{area.start:#x}", write=write.data, by=By.DMA)
+        fault = Fault(f"{area.start:#x}", write=wanted, by=By.DMA)
         kernel.note_injection(Injection(fault, area.start, before, data, exception))
 
     def _writable_part(self, area: PhysRange) -> int:
@@ -272,7 +301,7 @@ class Victim:
                 return max(0, (page << 12) - area.start)
         return area.size
 
-    def _refusal(self, phys: int) -> GuestFault:
-        """The data abort of a CPU that did not stop: a translation fault at level 3, a write."""
+    def _refusal(self, by: Writer, phys: int) -> GuestFault:
+        """The data abort of the CPU that panics or one that did not stop: a translation fault at level 3, a write."""
         virt = self.kernel.space.linear_virt(phys)
-        return GuestFault(1, self.kernel.board.time, "sync", _REFUSED, virt, 0, 1, 0)
+        return GuestFault(int(by is Writer.LATE_CPU), self.kernel.board.time, "sync", _REFUSED, virt, 0, 1, 0)

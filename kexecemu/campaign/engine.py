@@ -43,6 +43,10 @@ _MARGIN = 4096
 """Bytes around the place where hashing stands within which nothing is concluded."""
 
 
+_LONGEST_BLOCK = 1024
+"""Instructions; no block of the engine's is as long."""
+
+
 class _Hashed(NamedTuple):
     """A segment that is hashed throughout: where it is in memory, its size, and where in the hash's input it begins."""
 
@@ -342,7 +346,8 @@ class Engine:
         ]
         last = [self.golden.in_check.last_read(one) - begin for one in widened]
         first = [self.golden.in_check.first_read(one) - begin for one in widened]
-        if all(time > when for time in first):
+        # Blocks are counted as they begin, and the write waits for the next one.
+        if all(time > when + _LONGEST_BLOCK for time in first):
             return True
         return False if all(time < when for time in last) else None
 

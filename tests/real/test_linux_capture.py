@@ -29,6 +29,7 @@ from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.board import Board
 from kexecemu.machine.system import System
+from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel
 from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result, crash, scenario_setup
 from kexecemu.scenario.schema import find_scenario, read_scenario
@@ -264,14 +265,24 @@ def test_a_word_in_the_middle_of_busybox_goes_unnoticed_by_linux_without_a_purga
     assert linux_of(end).true_dump
 
 
-def test_a_word_in_the_init_script_is_a_panic_without_a_purgatory(setup: Setup) -> None:
-    loaded = crash("look", replace(setup, capture="linux"), [], at_jump=None).image
-    (initrd,) = [one for one in loaded.segments if one.name == "initrd"]
-    at = bytes(initrd.buf).index(b"#!/bin/sh\n# The init of a capture kernel")
-    fault = Fault(f"initrd+{at:#x}", write=b"\xff\xff\xff\xff")
-    end = crash("stamped", replace(setup, purgatory="none"), [fault]).end
+def stamped_at(setup: Setup, mark: bytes, word: bytes = b"\xff" * 4) -> End:
+    """A crash without a purgatory, a word written where `mark` lies in the initrd."""
+    at = fetched_initrd(fetched_kernel(None)).index(mark)
+    return crash("stamped", replace(setup, purgatory="none"), [Fault(f"initrd+{at:#x}", write=word)]).end
+
+
+def test_a_word_in_the_head_of_busybox_is_a_panic_without_a_purgatory(setup: Setup) -> None:
+    end = stamped_at(setup, b"\x7fELF")
     assert (end.outcome, linux_of(end).end) == (Outcome.TRAPPED, LinuxEnd.PANIC)
-    assert "Kernel panic - not syncing" in linux_of(end).where
+    assert "Kernel panic - not syncing: No working init found." in linux_of(end).where
+
+
+def test_a_word_in_the_head_of_init_leaves_a_shell_that_waits_for_somebody(setup: Setup) -> None:
+    end = stamped_at(setup, b"#!/bin/sh\n# The init of a capture kernel")
+    told = linux_of(end)
+    assert (end.outcome, told.end) == (Outcome.HUNG, LinuxEnd.BUDGET)
+    assert "Failed to execute /init (error -8)" in told.console
+    assert "used up the budget" in told.where
 
 
 def test_an_initrd_of_ones_own_that_takes_no_dump_is_told_so(setup: Setup, initramfs: Path) -> None:

@@ -77,6 +77,7 @@ def summarise(store: Store) -> Summary:
         table_sha256=store.table_sha256(),
         seconds=store.seconds("decide"),
         audit_seconds=store.seconds("audit"),
+        options=header.options,
     )
 
 

@@ -15,8 +15,8 @@ class Header:
     """What a campaign is. Two with the same identity have the same table when they are done.
 
     chunk is how many faults are one transaction. strata are those of the fault space in order: where, kind, model, by,
-    moment, size; areas its places: name, phys start, phys end, kind. scenario is how the user named it, source its
-    text, name its sentence: they are for people.
+    moment, size; areas its places: name, phys start, phys end, kind. scenario is how the user named it, options
+    what they gave to change it, source its text, name its sentence: they are for people.
     """
 
     version: str
@@ -29,6 +29,7 @@ class Header:
     sampler: str
     chunk: int
     name: str = ""
+    options: str = ""
     scenario: str = ""
     source: str = ""
     strata: tuple[tuple[str, str, str, str, str, int], ...] = ()

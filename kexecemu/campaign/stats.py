@@ -53,7 +53,10 @@ class Stratum:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What a figure rests on. config_hash covers everything that decides what a fault does."""
+    """What a figure rests on. config_hash covers everything that decides what a fault does.
+
+    A comparison of campaigns has two of them, and of versions where they differ, joined with " and ".
+    """
 
     population: int
     faults: int
@@ -64,9 +67,10 @@ class Basis:
     method: str = f"Clopper-Pearson, {CONFIDENCE:.0%}"
 
     def __str__(self) -> str:
+        hashes = " and ".join(one[:12] for one in self.config_hash.split(" and "))
         return (
             f"{self.faults:,} faults of a population of {self.population:,}, {self.sampler}, seed {self.seed}, "
-            f"kexecemu {self.version}, configuration {self.config_hash[:12]}, {self.method}"
+            f"kexecemu {self.version}, configuration {hashes}, {self.method}"
         )
 
 

@@ -58,6 +58,7 @@ class Summary:
 
     name            the scenario's sentence
     scenario        the scenario as it was named on the command line: what `kexecemu replay ID SCENARIO` needs
+    options         what was given on the command line to change it, "" for nothing; replay needs it as well
     protection, purgatory   what was in force, in the words of the scenario
     basis           population, faults (the sample), seed, version, config_hash, sampler, method: goes with each figure
     outcomes        count of each outcome in the sample: all ten, in the order of Outcome, zeros too
@@ -90,6 +91,7 @@ class Summary:
     table_sha256: str
     seconds: float
     audit_seconds: float
+    options: str = ""
 
     @property
     def population(self) -> int:
@@ -108,4 +110,4 @@ class Summary:
 
     def reproducer(self, example: Example | Disagreement) -> str:
         """The command that runs one fault again."""
-        return f"kexecemu replay {example.fault} {self.scenario}"
+        return f"kexecemu replay {example.fault} {self.scenario} {self.options}".rstrip()

@@ -67,6 +67,7 @@ def plan_campaign(
     seed: int,
     *,
     named: str = "",
+    options: str = "",
     source: str = "",
     chunk: int = CHUNK,
     engine: Callable[[Scenario, Path], EngineLike] = make_engine,
@@ -74,7 +75,8 @@ def plan_campaign(
     """Load the scenario, check the machine, and draw the sample.
 
     The seed is the sample's alone: the machine has the scenario's, so that a fault's name and the scenario are enough
-    to run it again. named and source are how the scenario was named and its text, for the record. The engine stays for
+    to run it again. named, options and source are how the scenario was named, what was given to change
+    it, and its text: for the record. The engine stays for
     run_campaign(), or until discard_engine(). Raises InputError for a scenario or a number of faults that cannot be,
     MachineError when the undisturbed machine does not do the same with and without hooks.
     """
@@ -100,6 +102,7 @@ def plan_campaign(
             chunk=chunk,
             name=scenario.name,
             scenario=named,
+            options=options,
             source=source,
             strata=tuple(_stratum(one) for one in space.strata),
             areas=tuple(

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kexecemu.commands.campaign import campaign_command, compare_command
 from kexecemu.commands.linear_map import linear_map_command
 from kexecemu.commands.purgatory import app as purgatory_app
+from kexecemu.commands.replay import replay_command
 from kexecemu.errors import FormatError, InputError, KexecemuError, KexecError
 
 if TYPE_CHECKING:
@@ -249,6 +251,9 @@ def verify_image(
 
 app.command("linear-map")(linear_map_command)
 app.add_typer(purgatory_app, name="purgatory")
+app.command("campaign")(campaign_command)
+app.command("campaign-compare")(compare_command)
+app.command("replay")(replay_command)
 
 
 def _setup(

@@ -6,6 +6,7 @@ The kernel has no part in this: segments, purgatory and digest are made here, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kexecemu.errors import FormatError, InputError
@@ -34,8 +35,10 @@ _FDT_MAX = 2 << 20
 class MachineView:
     """What user space can see of the running system, in /proc/iomem, /sys and /proc/kallsyms.
 
-    crash_kernel is "Crash kernel" in /proc/iomem (physical); device_tree is /sys/firmware/fdt; core_header builds
-    the ELF core header from crash_notes, vmcoreinfo and "System RAM"; sink_phys is what --serial= leads to (0: none).
+    crash_kernel is "Crash kernel" in /proc/iomem (physical), crash_kernel_low the lower one of two; device_tree is
+    /sys/firmware/fdt; core_header builds the ELF core header from crash_notes, vmcoreinfo and "System RAM"; sink_phys
+    is what --serial= leads to (0: none). getrandom gives 64 random bits; None is a kernel whose random numbers are not
+    ready.
     """
 
     crash_kernel: PhysRange
@@ -43,6 +46,8 @@ class MachineView:
     core_header: bytes
     sink_phys: int
     page_size: int
+    getrandom: Callable[[], int] | None = None
+    crash_kernel_low: PhysRange | None = None
 
 
 @dataclass(frozen=True)
@@ -156,21 +161,33 @@ def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: 
         if chosen is None:
             chosen = tree.add_subnode(0, "chosen")
         tree.setprop(chosen, "bootargs", _tag_aligned(to_bytes(cmdline) + b"\0"))
-        # Without random numbers for it kexec-tools switches KASLR off: a seed that is there becomes 0.
-        if tree.getprop(chosen, "kaslr-seed") is not None:
-            tree.setprop_u64(chosen, "kaslr-seed", 0)
+        _renew_kaslr_seed(view, tree, chosen)
         tree.delprop(chosen, "linux,elfcorehdr")
         tree.delprop(chosen, "linux,usable-memory-range")
         region = view.crash_kernel
         # The exact length of the header here, not whole pages as in the kernel's tree.
         tree.appendprop_addrrange(0, chosen, "linux,elfcorehdr", core.mem, core.bufsz)
-        tree.appendprop_addrrange(0, chosen, "linux,usable-memory-range", region.start, region.size)
+        for area in (region, view.crash_kernel_low):
+            if area is not None:
+                tree.appendprop_addrrange(0, chosen, "linux,usable-memory-range", area.start, area.size)
         if initrd is not None:
             _set_initrd(tree, chosen, initrd)
         tree.pack()
         return tree.to_bytes()
     except FormatError as error:
         raise InputError(f"kexec-tools: {error}") from error
+
+
+def _renew_kaslr_seed(view: MachineView, tree: FdtEditor, chosen: int) -> None:
+    """A seed that the running kernel has used up becomes another one; 0, without random numbers, is no KASLR."""
+    seed = tree.get_u64(chosen, "kaslr-seed")
+    if seed is None:
+        return
+    if seed:
+        raise InputError(
+            "kexec-tools: kaslr-seed is not wiped to 0 (as by a kernel that was booted with nokaslr)"
+        )
+    tree.setprop_u64(chosen, "kaslr-seed", view.getrandom() if view.getrandom is not None else 0)
 
 
 def _set_initrd(tree: FdtEditor, chosen: int, initrd: Segment) -> None:

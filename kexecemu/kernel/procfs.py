@@ -77,7 +77,8 @@ def sysfs(kernel: Kernel) -> dict[str, str]:
     guest = kernel.guest
     note_phys = kernel.space.virt_to_phys(guest.read("vmcoreinfo_note"))
     region = kernel.crashk_res
-    low = kernel.crashk_low_res
+    # Before 6.5 crash_get_memory_size() knew of one region only.
+    low = kernel.crashk_low_res if kernel.config.release.generic_reservation else None
     size = (region.size if region else 0) + (low.size if low else 0)
     files = {
         "/sys/kernel/kexec_crash_loaded": f"{int(kernel.image is not None)}\n",

@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from kexecemu.errors import InputError
-from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.boot import TextLayout, arm64_memblock_init, setup_memory
 from kexecemu.kernel.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.mm_init import mm_init
@@ -36,6 +36,7 @@ def setup_arch(kernel: Kernel) -> None:
     given = (tree.getprop(chosen, "bootargs") if chosen is not None else None) or b""
     boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
+    _take_seeds(kernel, bootargs)
     kernel.log(f"Machine model: {kernel.machine_model}")
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     guest.ram.write(
@@ -70,6 +71,23 @@ def setup_arch(kernel: Kernel) -> None:
         guest.write("cpu_logical_map", affinity, 8 * index)
     oops = parameter(bootargs, "oops")
     guest.write_u32("panic_on_oops", int(oops == "panic" or kernel.config.enabled("PANIC_ON_OOPS")))
+
+
+def _take_seeds(kernel: Kernel, bootargs: str) -> None:
+    """get_kaslr_seed() and early_init_dt_scan_chosen(): what is secret does not stay in the device tree.
+
+    The seed of the image's place becomes 0, unless nokaslr lets nobody read it; the random numbers' is overwritten by
+    NOPs.
+    """
+    tree = FdtEditor(kernel.initial_boot_params)
+    chosen = tree.path_offset("/chosen")
+    if chosen is None:
+        return
+    seed = tree.getprop(chosen, "kaslr-seed")
+    if seed is not None and len(seed) == 8 and "nokaslr" not in bootargs.split():
+        tree.setprop(chosen, "kaslr-seed", bytes(8))
+    tree.nop_property(chosen, "rng-seed")
+    kernel.ram.write(kernel.dtb_phys, tree.to_bytes())
 
 
 def kernel_init_freeable(kernel: Kernel) -> None:

@@ -94,6 +94,8 @@ def kexec_tools_load(
         core_header=core_header[: core_header_size(headers)],
         sink_phys=kernel.console_phys,
         page_size=kernel.config.page_size,
+        crash_kernel_low=kernel.crashk_low_res,
+        getrandom=(lambda: kernel.random.getrandbits(64)) if kernel.config.rng_ready else None,
     )
     prepared = prepare_crash_load(view, image_file, initrd, cmdline, kexec_tools_purgatory(kernel.config))
     image = kexec_load(kernel.kexec, KexecLoadArguments(prepared.entry, prepared.segments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from errno import EACCES, EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
 
@@ -15,6 +16,7 @@ from kexecemu.kernel.kexec_load import KEXEC_ARCH_AARCH64, KEXEC_ON_CRASH, Kexec
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.policy import KexecSignaturePolicy, Lockdown
 from kexecemu.kernel.procfs import proc_iomem, sysfs
+from kexecemu.kernel.virt_board import virt_device_tree
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()
@@ -68,24 +70,68 @@ def test_the_device_tree_is_edited_as_kexec_tools_does() -> None:
     assert names.index("linux,usable-memory-range") < names.index("linux,elfcorehdr")
 
 
-def test_a_seed_that_is_there_becomes_zero() -> None:
-    kernel = booted()
-    tree = kernel.initial_boot_params
-    from kexecemu.formats.fdt import FdtEditor
-
-    editor = FdtEditor.open_into(tree, len(tree) + 256)
-    chosen = editor.path_offset("/chosen")
-    assert chosen is not None
-    editor.setprop_u64(chosen, "kaslr-seed", 0x1234)
-    editor.pack()
-    kernel.ram.write(kernel.dtb_phys, editor.to_bytes())
-    loaded = kernel.kexec_tools_load(STUB, None, "quiet")
-    segment = loaded.segment("dtb")
-    assert segment is not None
-    fdt = Fdt(bytes(segment.buf))
+def chosen_of(kernel: Kernel, cmdline: str = CMDLINE) -> tuple[Fdt, int]:
+    """/chosen of the device tree that kexec-tools makes."""
+    tree = kernel.kexec_tools_load(image(0x50B828, 0x550000), None, cmdline).segment("dtb")
+    assert tree is not None
+    fdt = Fdt(bytes(tree.buf))
     chosen = fdt.path_offset("/chosen")
     assert chosen is not None
-    assert fdt.get_u64(chosen, "kaslr-seed") == 0
+    return fdt, chosen
+
+
+def with_seeds(cmdline: str, *, rng_ready: bool) -> Kernel:
+    """A kernel whose boot loader gave it random numbers."""
+    board = Board("768M", 2)
+    dtb = virt_device_tree(
+        board.ram.banks,
+        2,
+        0x9000000,
+        cmdline=cmdline,
+        kaslr_seed=0x1122334455667788,
+        rng_seed=bytes(range(1, 33)),
+    )
+    return Kernel.boot(board, KernelConfig("6.1", rng_ready=rng_ready), cmdline=None, dtb=dtb)
+
+
+@pytest.mark.parametrize("rng_ready", [False, True])
+def test_a_seed_that_the_kernel_has_used_up_becomes_another_one_if_there_are_random_numbers(
+    rng_ready: bool,
+) -> None:
+    kernel = with_seeds("crashkernel=96M", rng_ready=rng_ready)
+    running = Fdt(kernel.initial_boot_params)
+    own = running.path_offset("/chosen")
+    assert own is not None
+    assert running.get_u64(own, "kaslr-seed") == 0
+    assert running.getprop(own, "rng-seed") is None
+    fdt, chosen = chosen_of(kernel)
+    seed = fdt.get_u64(chosen, "kaslr-seed")
+    assert seed is not None
+    assert (seed != 0, seed == 0x1122334455667788) == (rng_ready, False)
+    assert fdt.getprop(chosen, "rng-seed") is None
+
+
+def test_a_seed_that_nokaslr_has_left_there_is_refused() -> None:
+    # Linux 6.1 with nokaslr, and kexec-tools 2.0.25: "setup_2nd_dtb: kaslr-seed is not wiped to 0."
+    with pytest.raises(InputError, match="kaslr-seed is not wiped to 0"):
+        chosen_of(with_seeds("crashkernel=96M nokaslr", rng_ready=True))
+
+
+@pytest.mark.parametrize(("era", "size"), [("6.1", 256), ("6.4", 256), ("6.12", 256 + 64)])
+def test_both_parts_of_a_high_reservation_are_usable_and_later_kernels_count_both(
+    era: str, size: int
+) -> None:
+    cmdline = "crashkernel=256M,high crashkernel=64M,low"
+    kernel = Kernel.boot(Board("6G"), KernelConfig(era), cmdline=cmdline)
+    fdt, chosen = chosen_of(kernel)
+    high, low = kernel.crashk_res, kernel.crashk_low_res
+    assert high is not None
+    assert low is not None
+    # Linux 6.12 of 6 GiB: <1 a9200000 0 10000000 0 f4000000 0 8000000>, the low part behind.
+    assert fdt.getprop(chosen, "linux,usable-memory-range") == struct.pack(
+        ">4Q", high.start, high.size, low.start, low.size
+    )
+    assert sysfs(kernel)["/sys/kernel/kexec_crash_size"] == f"{size << 20}\n"
 
 
 @pytest.fixture(scope="module")

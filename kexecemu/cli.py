@@ -250,6 +250,31 @@ def verify_image(
 
 
 app.command("linear-map")(linear_map_command)
+
+
+@app.command("compare-linux")
+def compare_linux(
+    kernel: Annotated[Path, typer.Option("--kernel", help="A real arm64 Image, or fetched:NAME.")] = Path(
+        "fetched:kernel"
+    ),
+    ram: Annotated[str, typer.Option("--ram", help="RAM of the board.")] = "512M",
+    cpus: Annotated[int, typer.Option("--cpus", help="Number of CPUs.")] = 1,
+    cmdline: Annotated[
+        str, typer.Option("--cmdline", help="The first kernel's command line, with crashkernel=.")
+    ] = "crashkernel=192M",
+    seed: SeedOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Print equal lines too.")] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Boot a real kernel and the model of it alike, load by kexec-tools, compare: exit 1 if something differs."""
+    from kexecemu.commands.compare_linux import CompareOptions, compare_linux_command
+
+    setup = CompareOptions(kernel, ram, cpus, cmdline, seed or 0)
+    good = compare_linux_command(setup, every=every, json=json, verbose=verbose)
+    raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
+
+
 app.add_typer(purgatory_app, name="purgatory")
 app.command("campaign")(campaign_command)
 app.command("campaign-compare")(compare_command)

@@ -35,7 +35,7 @@ from kexecemu.scenario.first_linux_records import (
     parse_kexec,
     split_records,
 )
-from kexecemu.scenario.first_linux_store import GuestStore
+from kexecemu.scenario.first_linux_store import GuestKernelMap, store
 
 __all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "FirstLinux", "LinuxSetup"]
 
@@ -120,7 +120,8 @@ class FirstLinux:
         self.dtb = self._boot()
         self._said: KexecSaid | None = None
         self._image: Kimage | None = None
-        self._store: GuestStore | None = None
+        self._map: GuestKernelMap | None = None
+        self._at = 0
         self.crashk_res: PhysRange | None = None
         self.crashk_low_res: PhysRange | None = None
 
@@ -138,6 +139,9 @@ class FirstLinux:
         bank = self.ram.banks[0]
         place = PhysRange.of(bank.start + min(bank.size // 2, _INITRD_OFFSET) // _PAGE * _PAGE, len(initrd))
         seeds = random.Random(setup.seed)
+        kaslr_seed, rng_seed = seeds.getrandbits(64), seeds.randbytes(32)
+        # Linux leaves a seed that it does not use, and kexec-tools refuses to load where one is left.
+        kaslr = "nokaslr" not in setup.cmdline.split()
         dtb = virt_device_tree(
             self.ram.banks,
             setup.cpus,
@@ -146,8 +150,8 @@ class FirstLinux:
             virtio_slots=(DUMP_SLOT,),
             rtc=True,
             initrd=place,
-            kaslr_seed=seeds.getrandbits(64),
-            rng_seed=seeds.randbytes(32),
+            kaslr_seed=kaslr_seed if kaslr else None,
+            rng_seed=rng_seed,
         )
         size = parse_header(setup.image).image_size or len(setup.image)
         places = choose_places(self.ram, size, Fdt(dtb))
@@ -189,6 +193,13 @@ class FirstLinux:
         found = re.search(r"^first: Linux (\S+) is up", self.board.uart.text, re.MULTILINE)
         return found[1] if found else ""
 
+    @property
+    def kernel_map(self) -> GuestKernelMap:
+        """Where Linux has its text and its linear map; MachineError before load()."""
+        if self._map is None:
+            raise MachineError("the first Linux has loaded nothing yet")
+        return self._map
+
     def load(self, progress: Progress | None = None) -> Kimage:
         """Run until the crash kernel is loaded and init waits; returns what is loaded, checked against memory.
 
@@ -207,7 +218,8 @@ class FirstLinux:
             raise InputError("the first Linux has reserved no crashkernel memory")
         self._said = parse_kexec(self.records.get("kexec.txt", ""))
         self._image = self._kimage(self._said, self.crashk_res)
-        self._store = GuestStore(self.board.cpus[end.cpu], self._said, self.records["iomem.txt"])
+        self._map = GuestKernelMap(self._said, self.records["iomem.txt"])
+        self._at = end.cpu
         self._tell_loaded(self._image)
         return self._image
 
@@ -230,6 +242,8 @@ class FirstLinux:
         lines = [line for line in console.splitlines() if line.strip()]
         init = [line for line in lines if line.startswith("first: ")]
         panic = [line for line in lines if "Kernel panic" in line]
+        if init and "kexec failed" in init[-1]:
+            return "; ".join(lines[-2:])
         return (panic or init or lines or ["it said nothing"])[-1]
 
     def _kimage(self, said: KexecSaid, region: PhysRange) -> Kimage:
@@ -318,11 +332,11 @@ class FirstLinux:
         before = self.ram.read(phys, fault.length)
         data = fault.write if fault.write is not None else bytes([before[0] ^ (fault.flip or 0)])
         exception, dying = None, self.dying
-        assert self._store is not None
+        cpu = self.board.cpus[self._at]
         if fault.by is By.DMA:
             self.board.dma.write(phys, data)
         elif not dying:
-            exception = self._store.store(phys, data, fault.width)
+            exception = store(cpu, self.kernel_map, phys, data, fault.width)
         injection = Injection(fault, phys, before, self.ram.read(phys, fault.length), exception)
         self.injections.append(injection)
         silent = fault.by is By.CPU and dying
@@ -330,7 +344,7 @@ class FirstLinux:
             "fault",
             f"{fault.at}: no CPU stores any more, Linux is dying"
             if silent
-            else account(injection, data, self._store.cpu.index),
+            else account(injection, data, cpu.index),
             by=fault.by.value,
             at=fault.at,
             phys=phys,

@@ -17,6 +17,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import SystemEnd, SystemEndKind
 from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.scenario.first_linux import FirstLinux
+from kexecemu.scenario.first_linux_store import hang
 from kexecemu.scenario.lab import End, linux_words
 
 __all__ = ["crash"]
@@ -26,8 +27,7 @@ _CRASHES = ("sysrq: Trigger a crash", "Unable to handle kernel", "Internal error
 _BYE = "] Bye!"
 _PANIC_END = "---[ end Kernel panic"
 _OFF = "first: end: "
-_STEP = 256
-_STEPS = 20_000
+_BLOCKS = 100_000
 """From "Bye!" to the purgatory's first instruction are some thousand instructions."""
 
 _USUAL = 1_500_000_000
@@ -85,25 +85,28 @@ def _to_the_jump(linux: FirstLinux, progress: Progress | None) -> SystemEnd:
 
 
 def _cut_off(linux: FirstLinux, crashing: int) -> None:
-    """The CPUs that are to be stuck hear no interrupt any more: as if they span with interrupts masked."""
+    """The CPUs that are to be stuck get into an endless loop with interrupts masked, or at least hear none."""
     for index in linux.setup.stuck_cpus:
         if index == crashing:
             text = f"cpu{index} is the one that crashes: it is not stuck"
         else:
+            # One that runs a program has no such loop at hand: it goes on until it waits for an interrupt.
             linux.board.gic.cpu_interface(index).write(_GICC_CTLR, 4, 0)
-            text = f"cpu{index} hears no interrupt any more"
+            hung = hang(linux.board.cpus[index], linux.kernel_map)
+            where = "is in an endless loop with interrupts masked" if hung else "hears no interrupt any more"
+            text = f"cpu{index} {where}"
         linux.board.timeline.record("stuck", text, cpu=index)
 
 
 def _arrival(linux: FirstLinux) -> SystemCpu | None:
-    """The CPU that has jumped into the crash region, in small steps; None when none does."""
+    """The CPU that stands at its first instruction in the crash region, found block by block; None when none does."""
     region = linux.crashk_res
     assert region is not None
-    for _ in range(_STEPS):
+    for _ in range(_BLOCKS):
         for cpu in linux.board.cpus:
             if cpu.powered and cpu.pc in region:
                 return cpu
-        if linux.system.run(_STEP).kind is not SystemEndKind.BUDGET:
+        if linux.system.run(1).kind is not SystemEndKind.BUDGET:
             return None
     return None
 

@@ -11,93 +11,111 @@ import struct
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.elfcore import PT_LOAD
-from kexecemu.machine.exceptions import GuestFault
-from kexecemu.machine.system_cpu import SystemCpu
+from kexecemu.machine.exceptions import GuestFault, Pstate
+from kexecemu.machine.system_cpu import BRANCH_TO_SELF, SystemCpu
 from kexecemu.scenario.first_linux_records import KexecSaid, iomem
 
-__all__ = ["GuestStore"]
+__all__ = ["GuestKernelMap", "hang", "store"]
 
 _RET = 0xD65F03C0
 _STORES = {1: 0x39000001, 2: 0x79000001, 4: 0xB9000001, 8: 0xF9000001}
 """strb w1, [x0]; strh w1, [x0]; str w1, [x0]; str x1, [x0]: by width in bytes."""
 
+_PARK_LOOP = (0xD503205F, 0xD503207F, 0x17FFFFFE)
+"""wfe; wfi; b .-8"""
 
-class GuestStore:
-    """Stores by one CPU of a machine that has loaded a crash kernel.
+_MASK64 = (1 << 64) - 1
 
-    said has the virtual addresses of the linear map and of the kernel's text, from the core's headers; resources is
-    /proc/iomem. That they are right is checked before each store, by the tables that the CPU walks.
+
+class GuestKernelMap:
+    """Where a Linux that has loaded a crash kernel has its text and its linear map, in virtual addresses.
+
+    said has them in the core's headers; resources is /proc/iomem. That they are right is checked at each use, by the
+    tables that the CPU walks.
     """
 
-    def __init__(self, cpu: SystemCpu, said: KexecSaid, resources: str) -> None:
-        self.cpu = cpu
-        self._loads = [header for header in said.headers if header.type == PT_LOAD]
+    def __init__(self, said: KexecSaid, resources: str) -> None:
+        self._text, *self._linear = [header for header in said.headers if header.type == PT_LOAD]
         self._code = next((area for _, area, name in iomem(resources) if name == "Kernel code"), None)
 
-    def store(self, phys: int, data: bytes, width: int) -> GuestFault | None:
-        """Store data at a physical address, width bytes at a time; the exception that ended it, or None.
+    def linear_virt(self, cpu: SystemCpu, phys: int) -> int:
+        """__phys_to_virt(). InputError where the CPU's tables say otherwise of the memory around the crash region."""
+        load = self._linear[-1]
+        # A page of the crash region may have no entry: that is what a protection is.
+        for other in self._linear:
+            if cpu.translate(load.virt + other.phys - load.phys & _MASK64) != other.phys:
+                raise InputError("the linear map is not where kexec-tools says: a CPU cannot store, use DMA")
+        return load.virt + phys - load.phys & _MASK64
 
-        Raises InputError when the CPU is not in kernel mode or the kernel has no such instructions.
-        """
-        step = width if phys % width == 0 and len(data) % width == 0 else 1
-        for at in range(0, len(data), step):
-            virt = self._linear_virt(phys + at)
-            fault = self._store_once(virt, int.from_bytes(data[at : at + step], "little"), step)
-            if fault is not None:
-                return fault
-        return None
-
-    def _store_once(self, virt: int, value: int, width: int) -> GuestFault | None:
-        cpu = self.cpu
-        if cpu.pstate >> 2 & 3 != 1:
-            raise InputError('the CPU is not in kernel mode, where it could store astray: use by = "dma"')
-        where = self._instructions(width)
-        saved = {number: cpu.x(number) for number in (0, 1, 30)}
-        back, pstate = cpu.pc, cpu.pstate
-        cpu.set_x(0, virt)
-        cpu.set_x(1, value)
-        cpu.set_x(30, back)
-        cpu.pc = where
-        when = cpu.now
-        cpu.advance(when + 1)
-        if cpu.pc != back:
-            # The machine has entered Linux's vectors, as a CPU does, and stands at a boundary in there.
-            if cpu.sysreg("ELR_EL1") != where or cpu.pc >> 11 != cpu.sysreg("VBAR_EL1") >> 11:
-                raise MachineError(f"a store did not come back to {back:#x}: the CPU is at {cpu.pc:#x}")
-            return GuestFault(
-                cpu.index, when, "sync", cpu.sysreg("ESR_EL1"), cpu.sysreg("FAR_EL1"), where, 1, pstate
-            )
-        for number, old in saved.items():
-            cpu.set_x(number, old)
-        return None
-
-    def _linear_virt(self, phys: int) -> int:
-        """__phys_to_virt(), by the core's last header: all but the kernel's own are of the linear map."""
-        load = self._loads[-1]
-        virt = load.virt + phys - load.phys & (1 << 64) - 1
-        # The page tables may have no entry for a page of the crash region, but they have the region's neighbours.
-        for other in self._loads[1:]:
-            there = load.virt + other.phys - load.phys & (1 << 64) - 1
-            if self.cpu.translate(there) != other.phys:
-                raise InputError(
-                    'the linear map is not where kexec-tools says: a CPU cannot store, use by = "dma"'
-                )
-        return virt
-
-    def _instructions(self, width: int) -> int:
-        """The virtual address of a store of that width and a return behind it, in the kernel's text."""
-        text = self._loads[0]
+    def code_virt(self, cpu: SystemCpu, *words: int) -> int | None:
+        """Where the kernel's text has these instructions; None when it does not. InputError as linear_virt()."""
         if self._code is None:
             raise InputError("/proc/iomem names no kernel code")
-        pair = struct.pack("<II", _STORES[width], _RET)
-        code = self.cpu.ram.read(self._code.start, self._code.size)
-        at = code.find(pair)
+        wanted = struct.pack(f"<{len(words)}I", *words)
+        code = cpu.ram.read(self._code.start, self._code.size)
+        at = code.find(wanted)
         while at % 4 and at >= 0:
-            at = code.find(pair, at + 1)
+            at = code.find(wanted, at + 1)
         if at < 0:
-            raise InputError(f"the kernel has no store of {width} bytes that returns: choose another width")
+            return None
         phys = self._code.start + at
-        virt = text.virt + phys - text.phys & (1 << 64) - 1
-        if self.cpu.code_phys(virt) != phys:
-            raise MachineError(f"the kernel's text is not at {virt:#x}")
+        virt = self._text.virt + phys - self._text.phys & _MASK64
+        if cpu.code_phys(virt) != phys:
+            raise InputError("the kernel's text is not where kexec-tools says")
         return virt
+
+
+def store(cpu: SystemCpu, where: GuestKernelMap, phys: int, data: bytes, width: int) -> GuestFault | None:
+    """Store data at a physical address, width bytes at a time; the exception that ended it, or None.
+
+    Single bytes where address or length are no multiple of the width. Raises InputError when the CPU is not in kernel
+    mode or the kernel has no such instructions.
+    """
+    step = width if phys % width == 0 and len(data) % width == 0 else 1
+    for at in range(0, len(data), step):
+        virt = where.linear_virt(cpu, phys + at)
+        fault = _store_once(cpu, where, virt, int.from_bytes(data[at : at + step], "little"), step)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _store_once(
+    cpu: SystemCpu, where: GuestKernelMap, virt: int, value: int, width: int
+) -> GuestFault | None:
+    if cpu.pstate & Pstate.EL_MASK == 0:
+        raise InputError("the CPU is not in kernel mode, where it could store astray: use DMA")
+    code = where.code_virt(cpu, _STORES[width], _RET)
+    if code is None:
+        raise InputError(f"the kernel has no store of {width} bytes that returns: choose another width")
+    saved = {number: cpu.x(number) for number in (0, 1, 30)}
+    back, pstate, when = cpu.pc, cpu.pstate, cpu.now
+    for number, content in ((0, virt), (1, value), (30, back)):
+        cpu.set_x(number, content)
+    cpu.pc = code
+    cpu.advance(when + 1)
+    if cpu.pc != back:
+        # The machine has entered Linux's vectors, as a CPU does, and stands at a boundary in there.
+        if cpu.sysreg("ELR_EL1") != code or cpu.pc >> 11 != cpu.sysreg("VBAR_EL1") >> 11:
+            raise MachineError(f"a store did not come back to {back:#x}: the CPU is at {cpu.pc:#x}")
+        esr, far = cpu.sysreg("ESR_EL1"), cpu.sysreg("FAR_EL1")
+        return GuestFault(cpu.index, when, "sync", esr, far, code, 1, pstate)
+    for number, old in saved.items():
+        cpu.set_x(number, old)
+    return None
+
+
+def hang(cpu: SystemCpu, where: GuestKernelMap) -> bool:
+    """Send a CPU in kernel mode into an endless loop with interrupts masked; False if it cannot be.
+
+    Like a driver that waits for its hardware for ever: it touches no memory, and hears nobody. The loop is one of
+    Linux's own, that of cpu_park_loop() where it has it: one that only waits costs the host nothing.
+    """
+    if cpu.pstate & Pstate.EL_MASK == 0:
+        return False
+    virt = where.code_virt(cpu, *_PARK_LOOP) or where.code_virt(cpu, BRANCH_TO_SELF)
+    if virt is None:
+        return False
+    cpu.pstate |= Pstate.DAIF
+    cpu.pc = virt
+    return True

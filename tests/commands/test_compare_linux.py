@@ -1,0 +1,172 @@
+"""compare-linux: what counts as a difference, and what is printed; the real one is in tests/real."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from kexecemu import InputError
+from kexecemu.cli import main
+from kexecemu.commands.compare_linux import print_rows, rows_object
+from kexecemu.formats.fdt import build, cells
+from kexecemu.kernel.config import Era
+from kexecemu.scenario.first_linux_compare import (
+    Row,
+    Same,
+    compare_trees,
+    compare_vmcoreinfo,
+    config_options,
+    era_of,
+)
+from kexecemu.scenario.first_linux_records import split_records
+
+DATA = Path(__file__).parents[1] / "data/first-linux"
+
+
+def vmcoreinfo(version: str) -> str:
+    console = gzip.decompress((DATA / f"console-{version}.txt.gz").read_bytes()).decode()
+    return split_records(console)["vmcoreinfo.txt"]
+
+
+@pytest.mark.parametrize(
+    ("release", "era"),
+    [
+        ("6.1.0-56-cloud-arm64", Era.V6_1),
+        ("6.3.13", Era.V6_1),
+        ("5.10.0", Era.V6_1),
+        ("6.4-rc1", Era.V6_4),
+        ("6.6.99", Era.V6_4),
+        ("6.7.0", Era.V6_12),
+        ("6.12.118+deb13-cloud-arm64", Era.V6_12),
+        ("7.0", Era.V6_12),
+    ],
+)
+def test_the_era_is_the_releases(release: str, era: Era) -> None:
+    assert era_of(release) is era
+
+
+def test_what_is_no_release_has_no_era() -> None:
+    with pytest.raises(InputError, match="no release of Linux"):
+        era_of("")
+
+
+def test_a_configuration_gives_the_options_that_the_model_knows() -> None:
+    text = (
+        "CONFIG_ARM64_4K_PAGES=y\n# CONFIG_ARM64_16K_PAGES is not set\nCONFIG_CMA_SIZE_MBYTES=64\n"
+        'CONFIG_LOCALVERSION="-x"\nCONFIG_ZONE_DMA=y\n#\n# Kernel Features\n'
+    )
+    assert config_options(text) == {
+        "ARM64_4K_PAGES": "y",
+        "ARM64_16K_PAGES": "n",
+        "CMA_SIZE_MBYTES": "64",
+        "ZONE_DMA": "y",
+    }
+    assert config_options("") == {}
+
+
+def test_a_line_is_equal_different_or_does_not_count() -> None:
+    assert Row("g", "n", "1", "1").same is Same.EQUAL
+    assert Row("g", "n", "1", "1", "random").same is Same.EQUAL
+    assert Row("g", "n", "1", "2").same is Same.DIFFERENT
+    assert Row("g", "n", "1", "2", "random").same is Same.SHOWN
+
+
+def tree(**chosen: bytes | str) -> bytes:
+    return build(
+        {"model": "x", "chosen": dict(chosen), "memory@40000000": {"reg": cells(0, 0x40000000, 0, 1)}}
+    )
+
+
+def different(rows: list[Row]) -> list[str]:
+    return [row.name for row in rows if row.same is Same.DIFFERENT]
+
+
+def test_trees_differ_by_value_by_what_is_missing_and_by_order() -> None:
+    whole = tree(bootargs="a", one=cells(1), two=cells(2))
+    assert different(list(compare_trees(whole, whole))) == []
+    assert different(list(compare_trees(whole, tree(bootargs="b", one=cells(1), two=cells(2))))) == [
+        "/chosen/bootargs"
+    ]
+    assert different(list(compare_trees(whole, tree(bootargs="a", two=cells(2))))) == ["/chosen/one"]
+    assert different(list(compare_trees(tree(bootargs="a", two=cells(2)), whole))) == ["/chosen/one"]
+    assert different(list(compare_trees(whole, tree(bootargs="a", two=cells(2), one=cells(1))))) == ["order"]
+    assert different(list(compare_trees(whole, b"nonsense"))) == ["blob"]
+
+
+def test_a_seed_may_differ_but_not_be_missing() -> None:
+    seed, other = (tree(**{"kaslr-seed": cells(0, number)}) for number in (1, 2))
+    assert different(list(compare_trees(seed, other))) == []
+    assert different(list(compare_trees(seed, tree()))) == ["/chosen/kaslr-seed"]
+
+
+def test_of_vmcoreinfo_numbers_and_keys_count_and_addresses_do_not() -> None:
+    real = vmcoreinfo("6.1.192")
+    assert different(list(compare_vmcoreinfo(real, real, ""))) == []
+
+    def changed(old: str, new: str) -> list[str]:
+        assert old in real
+        return different(list(compare_vmcoreinfo(real, real.replace(old, new), "")))
+
+    assert changed("PAGESIZE=4096", "PAGESIZE=16384") == ["PAGESIZE"]
+    assert changed("NUMBER(PG_lru)=4", "NUMBER(PG_lru)=5") == ["NUMBER(PG_lru)"]
+    assert changed("NUMBER(PG_lru)=4\n", "") == ["NUMBER(PG_lru)"]
+    assert changed("SIZE(zone)=1728", "SIZE(zone)=1016") == []
+    assert changed("SYMBOL(_stext)=", "SYMBOL(_stext)=f") == []
+    assert changed("SYMBOL(_stext)=", "SYMBOL(_etext)=") == ["SYMBOL(_stext)", "SYMBOL(_etext)"]
+
+
+def test_two_releases_differ_in_what_they_write_down() -> None:
+    # compound_dtor went away, VMEMMAP's symbol came; the model's guest is of the older release.
+    old, new = vmcoreinfo("6.1.192"), vmcoreinfo("6.12.118")
+    rows = list(compare_vmcoreinfo(new, old, ""))
+    assert {"OFFSET(page.compound_dtor)", "SYMBOL(vmemmap)", "NUMBER(PG_lru)"} <= set(different(rows))
+    assert different(list(compare_vmcoreinfo(new, old, "of another release"))) == []
+    assert different(list(compare_vmcoreinfo(new, old.replace("PAGESIZE=4096", "PAGESIZE=1"), "x"))) == [
+        "PAGESIZE"
+    ]
+
+
+ROWS = [
+    Row("places", "kernel", "0x1", "0x1"),
+    Row("places", "initrd", "0x2", "0x3"),
+    Row("numbers", "seed", "7", "8", "a random number"),
+]
+
+
+def test_the_table_has_what_differs_with_both_values_and_the_rest_by_its_number() -> None:
+    text = print_rows(ROWS, every=False)
+    lines = text.splitlines()
+    assert "places: 1 equal, 1 different" in lines
+    assert "numbers: 1 not counted" in lines
+    assert [line.split() for line in lines if line.startswith("  !")] == [["!", "initrd", "real", "0x2"]]
+    assert any(line.split() == ["model", "0x3"] for line in lines)
+    assert any(line.endswith("model 8  (a random number)") for line in lines)
+    assert "kernel" not in text
+    assert lines[-1] == "1 equal, 1 different, 1 not counted"
+    assert "  = kernel  0x1" in print_rows(ROWS, every=True)
+
+
+def test_json_has_every_line_and_the_counts() -> None:
+    value = rows_object("6.1", ROWS)
+    assert value["counts"] == {"equal": 1, "different": 1, "not counted": 1}
+    assert [row["result"] for row in value["rows"]] == ["equal", "different", "not counted"]
+    assert value["rows"][2]["why"] == "a random number"
+    assert value["rows"][0]["why"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernel", "fetched:nosuch"], "no such kernel to fetch"),
+        (["--kernel", "nosuch"], "kernel nosuch: No such file"),
+        (["--kernel", __file__], "no arm64 Image"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare-linux", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line

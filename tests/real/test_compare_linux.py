@@ -1,0 +1,68 @@
+"""compare-linux: the model reserves, places and writes down what Debian's kernels and kexec-tools do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.real.conftest import Command
+
+pytestmark = pytest.mark.real
+
+# (kernel, RAM, CPUs, command line): each has found a difference once, or shows another way of reserving.
+BOARDS = [
+    ("kernel", "512M", 2, "crashkernel=192M"),
+    ("kernel", "6G", 1, "crashkernel=256M,high crashkernel=64M,low"),
+    ("kernel", "768M", 1, "crashkernel=128M@0x50000000 nokaslr"),
+    ("kernel-trixie", "6G", 1, "crashkernel=256M,high"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "ram", "cpus", "cmdline"), BOARDS)
+def test_the_model_does_what_the_real_kernel_does(
+    command: Callable[..., Command], fetch_module: ModuleType, kernel: str, ram: str, cpus: int, cmdline: str
+) -> None:
+    for name in (kernel, "busybox", "kexec-tools"):
+        if fetch_module.cached(name) is None:
+            pytest.skip(fetch_module.how_to(name))
+    options = ["--kernel", f"fetched:{kernel}", "--ram", ram, "--cpus", cpus, "--cmdline", cmdline, "--json"]
+    done = command("compare-linux", *map(str, options))
+    rows = done.json["rows"]
+    assert [row for row in rows if row["result"] == "different"] == []
+    assert done.status == 0
+    groups = {row["group"] for row in rows}
+    assert groups == {
+        "crashkernel",
+        "/proc/iomem",
+        "segments",
+        "device tree",
+        "elfcorehdr",
+        "purgatory",
+        "protection",
+        "vmcoreinfo",
+    }
+    # Not by comparing nothing: every segment's three numbers, and a tree of some size.
+    assert sum(row["group"] == "segments" for row in rows) == 2 + 3 * 5
+    assert sum(row["group"] == "device tree" and row["result"] == "equal" for row in rows) > 60
+    protected = {row["real"] for row in rows if row["group"] == "protection"}
+    assert protected == ({"not mapped"} if kernel == "kernel" else {"mapped"})
+
+
+def test_a_model_with_other_options_differs_and_the_status_says_so(
+    command: Callable[..., Command], debian_kernel: Path, fetch_module: ModuleType, tmp_path: Path
+) -> None:
+    for name in ("busybox", "kexec-tools"):
+        if fetch_module.cached(name) is None:
+            pytest.skip(fetch_module.how_to(name))
+    # No configuration beside it: the model has no CMA area then, and reserves where that would be.
+    copy = tmp_path / "vmlinuz"
+    copy.write_bytes(debian_kernel.read_bytes())
+    done = command("compare-linux", "--kernel", copy)
+    assert done.status == 1
+    assert "no config-" in done.stderr
+    assert "! crashk_res" in done.stdout

@@ -1,0 +1,198 @@
+"""A real Linux as first kernel and another as capture kernel: Debian's, its kexec-tools, and faults in between."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kexecemu.capture.linux import load_digests
+from kexecemu.errors import InputError
+from kexecemu.faults.fault import By, Fault
+from kexecemu.faults.outcome import Outcome
+from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.first_linux import FirstLinux
+from kexecemu.scenario.first_linux_crash import crash
+from kexecemu.scenario.first_linux_records import iomem
+from kexecemu.scenario.first_linux_run import LinuxResult, linux_setup, run_linux_scenario
+from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
+
+pytestmark = pytest.mark.real
+
+STAMP = b"\xa5\xa5\xa5\xa5"
+
+
+def scenario(name: str) -> Scenario:
+    return read_scenario(find_scenario(name))
+
+
+REAL = [name for name in shipped_scenarios() if scenario(name).kernel.linux is not None]
+
+
+def run(name: str) -> LinuxResult:
+    try:
+        return run_linux_scenario(scenario(name), Path())
+    except InputError as error:
+        if "is not fetched yet" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.fixture
+def needs(fetch_module: ModuleType) -> None:
+    """Skip unless everything is there."""
+    for name in ("kernel", "busybox", "kexec-tools"):
+        if fetch_module.cached(name) is None:
+            pytest.skip(fetch_module.how_to(name))
+
+
+@pytest.fixture
+def loaded(needs: None) -> Callable[..., FirstLinux]:
+    """Machines of the scenario linux-captures, or with something changed, that have loaded their crash kernel."""
+
+    def load(**changes: object) -> FirstLinux:
+        setup = linux_setup(scenario("linux-captures"), Path())
+        linux = FirstLinux(replace(setup, **changes))  # type: ignore[arg-type]
+        linux.load()
+        return linux
+
+    return load
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_scenario_of_two_real_kernels_ends_as_it_says(name: str) -> None:
+    result = run(name)
+    assert result.mismatches == []
+    assert result.expected
+
+
+def test_two_runs_give_the_same_console_timeline_and_dump(needs: None, tmp_path: Path) -> None:
+    dumps = []
+    results = [run("linux-captures") for _ in range(2)]
+    for number, result in enumerate(results):
+        assert result.end.vmcore is not None
+        result.end.vmcore.write(tmp_path / str(number))
+        dumps.append((tmp_path / str(number)).read_bytes())
+    first, second = (result.end for result in results)
+    assert first.console == second.console
+    assert first.timeline.as_jsonl() == second.timeline.as_jsonl()
+    assert dumps[0] == dumps[1]
+
+
+def test_the_dump_is_the_crashed_machines_memory_and_says_whose_it_is(needs: None) -> None:
+    result = run("linux-captures")
+    assert result.end.capture is not None
+    linux = result.end.capture.linux
+    assert linux is not None
+    # All of RAM but the crash region, and the kernel once more; the first kernel's memory has not changed since.
+    records = result.kernel.records
+    (ram,) = [area for _, area, name in iomem(records["iomem.txt"]) if name == "System RAM"]
+    region = result.kernel.crashk_res
+    assert region is not None
+    text, *loads = linux.read
+    assert [load.phys for load in loads] == [
+        PhysRange(ram.start, region.start),
+        PhysRange(region.end, ram.end),
+    ]
+    assert load_digests(result.kernel.ram, [text.phys, *(load.phys for load in loads)]) == linux.read
+    assert linux.release == result.kernel.release
+    assert f"kdump: OSRELEASE={result.kernel.release}" in result.end.console
+
+
+def test_what_kexec_says_is_what_memory_holds(loaded: Callable[..., FirstLinux]) -> None:
+    linux = loaded()
+    # The core header, by the kernel's own reading of it, against the lines of kexec -d.
+    core = linux.image.segment("elfcorehdr")
+    assert core is not None
+    headers = parse_core_header(linux.ram.read(core.mem, core.memsz)).program_headers
+    said = [(one.type, one.phys, one.virt, one.size) for one in linux.said.headers]
+    assert [(one.type, one.paddr, one.vaddr, one.memsz) for one in headers] == said
+    assert [one.type for one in headers].count(PT_LOAD) == 3
+    # The page of vmcoreinfo that the kernel keeps in the crash region, behind the segments: no free memory.
+    control = linux.image.control_pages
+    assert linux.ram.read(control[1].start, 10) == b"OSRELEASE="
+    assert not any(linux._area("crashkernel-free").overlaps(page) for page in control)
+
+
+def test_another_seed_moves_the_kernel_and_nothing_else(loaded: Callable[..., FirstLinux]) -> None:
+    one, other = loaded(seed=1), loaded(seed=2)
+    texts = {
+        re.search(r"SYMBOL\(_stext\)=(\w+)", linux.records["vmcoreinfo.txt"])[1] for linux in (one, other)
+    }  # type: ignore[index]
+    assert len(texts) == 2
+    assert [segment.area for segment in one.image.segments] == [
+        segment.area for segment in other.image.segments
+    ]
+
+
+@pytest.mark.parametrize("cpus", [2, 4])
+def test_several_cpus_come_up_and_are_stopped_at_the_crash(
+    loaded: Callable[..., FirstLinux], cpus: int
+) -> None:
+    linux = loaded(cpus=cpus)
+    assert f"SMP: Total of {cpus} processors activated." in linux.records["dmesg.txt"]
+    end = crash(linux)
+    assert end.outcome is Outcome.CAPTURED, end.timeline.as_jsonl()
+    assert "SMP: stopping secondary CPUs" in end.console
+    assert "failed to stop" not in end.console
+
+
+def test_free_memory_that_is_stamped_is_latent_and_the_same_value_is_masked(
+    loaded: Callable[..., FirstLinux],
+) -> None:
+    linux = loaded()
+    linux.inject(Fault("crashkernel-free+0x1000", write=STAMP, by=By.DMA))
+    assert crash(linux).outcome is Outcome.LATENT
+    linux = loaded()
+    before = linux.ram.read(linux._area("initrd").start, 1)
+    linux.inject(Fault("initrd", write=before, by=By.DMA))
+    assert crash(linux).outcome is Outcome.MASKED
+
+
+def test_a_purgatory_whose_code_is_damaged_ends_otherwise_than_by_its_check(
+    loaded: Callable[..., FirstLinux],
+) -> None:
+    linux = loaded()
+    # No instruction: the vectors are the dead kernel's, which is not mapped any more.
+    linux.inject(Fault("purgatory:purgatory", write=bytes(4), by=By.DMA))
+    end = crash(linux)
+    assert end.outcome is Outcome.TRAPPED
+    assert [damage.segment for damage in end.damage] == ["purgatory"]
+
+
+def test_a_damaged_kernel_that_nobody_checks_is_found_out_by_running_it(
+    loaded: Callable[..., FirstLinux],
+) -> None:
+    linux = loaded(checks=False)
+    assert linux.image.digest is None
+    # b . at the entry: the second Linux stands there for ever.
+    linux.inject(Fault("kernel", write=(0x14000000).to_bytes(4, "little"), by=By.DMA))
+    end = crash(linux)
+    assert end.outcome is Outcome.HUNG
+    assert end.capture is not None
+    assert end.capture.pc == linux.image.kernel_entry
+
+
+def test_stores_of_every_width_do_what_dma_does(loaded: Callable[..., FirstLinux]) -> None:
+    linux = loaded()
+    console = linux.board.uart.text
+    # Outside the crash region the linear map is writable.
+    spare = linux.said.headers[-1].phys - linux.crashk_res.size - 0x400000  # type: ignore[union-attr]
+    for width in (1, 2, 4, 8):
+        data = bytes(range(width, width + 16))
+        injection = linux.inject(Fault(f"{spare:#x}", write=data, width=width))
+        assert injection.exception is None
+        assert linux.ram.read(spare, 16) == data
+        linux.inject(Fault(f"{spare:#x}", write=injection.before, by=By.DMA))
+    assert linux.board.uart.text == console
+    assert crash(linux).outcome in (Outcome.CAPTURED, Outcome.MASKED)
+
+
+def test_a_first_linux_that_loads_nothing_says_why(loaded: Callable[..., FirstLinux]) -> None:
+    with pytest.raises(InputError, match=r"kexec failed with status"):
+        loaded(cmdline="nokaslr")

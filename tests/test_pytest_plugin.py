@@ -176,7 +176,8 @@ def test_workers_collect_the_same_and_run_each_once(pytester, inner):
     result.stdout.no_fnmatch_line("*Different tests were collected*")
 
 
-def test_the_fixtures_give_what_their_names_say_and_close_it_behind_the_test(pytester, inner):
+def test_the_fixtures_give_what_their_names_say_and_all_is_closed_behind_a_test(pytester, inner):
+    write(pytester, "a.scenario.toml", GOOD)  # runs first
     pytester.makepyfile(
         """
         import os
@@ -213,7 +214,7 @@ def test_the_fixtures_give_what_their_names_say_and_close_it_behind_the_test(pyt
             assert memories() == 0
         """
     )
-    inner().assert_outcomes(passed=4)
+    inner().assert_outcomes(passed=5)
 
 
 def test_a_failed_assertion_ends_where_the_test_asked_and_shows_how_to_have_it_again(pytester, inner):

@@ -7,6 +7,7 @@ be concluded about memory that holds page tables in use.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntFlag
@@ -111,6 +112,14 @@ class Accesses:
         """Nothing read or wrote it."""
         start, end = self._spans(area, GRAIN)
         return not any(self._grains[start:end])
+
+    def touched(self) -> list[PhysRange]:
+        """What was touched at all, in order, in whole grains."""
+        start = self.region.start
+        return [
+            PhysRange(start + run.start() * GRAIN, start + run.end() * GRAIN)
+            for run in re.finditer(rb"[^\0]+", bytes(self._grains))
+        ]
 
     def first_read(self, area: PhysRange) -> int:
         """When the first byte of an area was first read, in instructions of the CPU; -1 if none ever was."""

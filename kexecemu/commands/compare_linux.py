@@ -13,7 +13,8 @@ from kexecemu.errors import InputError
 from kexecemu.report.progress import live_console, progress_bar
 from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs
 from kexecemu.scenario.first_linux import FirstLinux, LinuxSetup
-from kexecemu.scenario.first_linux_compare import Row, Same, boot_model, compare, config_options
+from kexecemu.scenario.first_linux_compare import boot_model, compare, config_options
+from kexecemu.scenario.first_linux_rows import Row, Same
 from kexecemu.scenario.first_linux_run import read_kernel
 from kexecemu.scenario.setup import read_input
 

@@ -21,14 +21,13 @@ from kexecemu.faults.fault import By, Fault, Injection, account
 from kexecemu.faults.target import free_area, resolve_by
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import parse as parse_header
-from kexecemu.kernel.digests import calculate_digest
 from kexecemu.kernel.firmware import choose_places
-from kexecemu.kernel.kexec_core import alloc_crash_control_pages
-from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
+from kexecemu.scenario.first_linux_load import read_load, tell_loaded
 from kexecemu.scenario.first_linux_records import (
     KexecSaid,
     crash_kernel,
@@ -217,10 +216,18 @@ class FirstLinux:
         if self.crashk_res is None:
             raise InputError("the first Linux has reserved no crashkernel memory")
         self._said = parse_kexec(self.records.get("kexec.txt", ""))
-        self._image = self._kimage(self._said, self.crashk_res)
+        page = re.search(r"^PAGESIZE=(\d+)$", self.records.get("vmcoreinfo.txt", ""), re.MULTILINE)
+        self._image = read_load(
+            self.ram,
+            self._said,
+            {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd},
+            self.crashk_res,
+            page_size=int(page[1]) if page else _PAGE,
+            checks=self.setup.checks,
+        )
         self._map = GuestKernelMap(self._said, self.records["iomem.txt"])
         self._at = end.cpu
-        self._tell_loaded(self._image)
+        tell_loaded(self.board.timeline, self._image)
         return self._image
 
     def run_to(self, marks: tuple[str, ...], progress: Progress | None = None) -> SystemEnd:
@@ -245,58 +252,6 @@ class FirstLinux:
         if init and "kexec failed" in init[-1]:
             return "; ".join(lines[-2:])
         return (panic or init or lines or ["it said nothing"])[-1]
-
-    def _kimage(self, said: KexecSaid, region: PhysRange) -> Kimage:
-        """The load as an object, from what kexec said and what memory holds."""
-        segments = [
-            Segment(one.name, self.ram.read(one.mem, one.bufsz), one.mem, one.memsz) for one in said.segments
-        ]
-        image = Kimage(control_page=region.start, segments=segments, start=said.entry)
-        for segment in segments:
-            if self.ram.read(segment.mem, segment.memsz) != segment.content():
-                raise MachineError(
-                    f"{segment.name} at {segment.area} has no zeros behind its {segment.bufsz:#x} bytes"
-                )
-        files = {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd}
-        magics = {"dtb": b"\xd0\x0d\xfe\xed", "elfcorehdr": b"\x7fELF"}
-        for name in (*files, *magics):
-            found = image.segment(name)
-            good = found is not None and (
-                found.buf == files[name] if name in files else found.buf[:4] == magics[name]
-            )
-            if not good:
-                raise MachineError(f"memory does not hold the {name} where kexec said that it is")
-        kernel, dtb = image.segment("kernel"), image.segment("dtb")
-        assert kernel is not None and dtb is not None
-        image.kernel_entry, image.dtb_mem = kernel.mem, dtb.mem
-        if self.setup.checks:
-            image.digest, image.sha_regions = calculate_digest(segments)
-            purgatory = image.segment("purgatory")
-            if purgatory is None or image.digest not in bytes(purgatory.buf):
-                raise MachineError("the purgatory that was loaded has not the digest of the other segments")
-        for why in ("control_code_buffer", "vmcoreinfo copy buffer"):
-            alloc_crash_control_pages(image, region, _PAGE, why)
-        return image
-
-    def _tell_loaded(self, image: Kimage) -> None:
-        say = self.board.timeline.record
-        for one in image.segments:
-            say(
-                "segment",
-                f"{one.name}: {one.bufsz:#x} bytes at {one.area} ({one.memsz:#x} in memory)",
-                segment=one.name,
-                mem_phys=one.mem,
-                memsz=one.memsz,
-                bufsz=one.bufsz,
-            )
-        digest = f"digest {image.digest.hex()}" if image.digest else "--no-checks: no digest"
-        say(
-            "loaded",
-            f"kexec_load by kexec-tools: crash image loaded, entry {image.start:#x}, {digest}",
-            call="kexec_load",
-            entry_phys=image.start,
-            digest=image.digest.hex() if image.digest else None,
-        )
 
     # -- faults --------------------------------------------------------------------------------------------------
 

@@ -6,14 +6,11 @@ one's configuration that it knows, and kexec-tools' own purgatory; then both loa
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.elfcore import PT_LOAD, ProgramHeader, iterate_notes, parse_core_header
-from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
@@ -21,53 +18,19 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.first_linux import FirstLinux
 from kexecemu.scenario.first_linux_records import iomem
+from kexecemu.scenario.first_linux_rows import (
+    ABSENT,
+    ALLOCATED,
+    IMAGE,
+    ONE_GUEST,
+    RANDOM,
+    Row,
+    compare_trees,
+    compare_vmcoreinfo,
+)
 from kexecemu.scenario.lab import Kernel
 
-__all__ = [
-    "Row",
-    "Same",
-    "boot_model",
-    "compare",
-    "compare_trees",
-    "compare_vmcoreinfo",
-    "config_options",
-    "era_of",
-]
-
-# Why a line does not count.
-_RANDOM = "random by KASLR"
-_SEED = "a random number"
-_ALLOCATED = "from the kernel's allocator"
-_IMAGE = "the model is a kernel image of its own"
-_LAYOUT = "structures of the model's own build"
-_ONE_GUEST = "the model's guest is a 6.1 in every era"
-_ABSENT = "-"
-
-
-class Same(enum.StrEnum):
-    """What came of one line."""
-
-    EQUAL = "equal"
-    DIFFERENT = "different"
-    SHOWN = "not counted"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: what it is, the two values in words, and why it does not count if it does not."""
-
-    group: str
-    name: str
-    real: str
-    model: str
-    why: str = ""
-
-    @property
-    def same(self) -> Same:
-        """Whether both are equal, and whether that counts."""
-        if self.real == self.model:
-            return Same.EQUAL
-        return Same.SHOWN if self.why else Same.DIFFERENT
+__all__ = ["boot_model", "compare", "config_options", "era_of"]
 
 
 def era_of(release: str) -> Era:
@@ -126,7 +89,7 @@ def compare(linux: FirstLinux, kernel: Kernel) -> list[Row]:
         *compare_vmcoreinfo(
             _real_vmcoreinfo(linux),
             kernel.vmcoreinfo().decode(errors="replace"),
-            "" if kernel.config.release is Era.V6_1 else _ONE_GUEST,
+            "" if kernel.config.release is Era.V6_1 else ONE_GUEST,
         ),
     ]
 
@@ -137,14 +100,14 @@ def _content(image: Kimage, name: str) -> bytes:
 
 
 def _text(area: PhysRange | None) -> str:
-    return _ABSENT if area is None else f"{area.start:#x}-{area.last:#x}"
+    return ABSENT if area is None else f"{area.start:#x}-{area.last:#x}"
 
 
 def _reservation(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
     yield Row("crashkernel", "crashk_res", _text(linux.crashk_res), _text(kernel.crashk_res))
     yield Row("crashkernel", "crashk_low_res", _text(linux.crashk_low_res), _text(kernel.crashk_low_res))
     found = re.search(r"kexec_crash_size (\d+)", linux.board.uart.text)
-    real = found[1] if found else _ABSENT
+    real = found[1] if found else ABSENT
     yield Row("crashkernel", "kexec_crash_size", real, sysfs(kernel)["/sys/kernel/kexec_crash_size"].strip())
 
 
@@ -154,9 +117,9 @@ def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
     for name, why in (
         ("System RAM", ""),
         ("Crash kernel", ""),
-        ("Kernel code", _IMAGE),
-        ("Kernel data", _IMAGE),
-        ("reserved", _ALLOCATED),
+        ("Kernel code", IMAGE),
+        ("Kernel data", IMAGE),
+        ("reserved", ALLOCATED),
     ):
         ours = [_text(area) for _, area, what in real if what == name]
         theirs = [_text(area) for _, area, what in model if what == name]
@@ -165,7 +128,7 @@ def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
 
 
 def _at(values: Sequence[str], number: int) -> str:
-    return values[number] if number < len(values) else _ABSENT
+    return values[number] if number < len(values) else ABSENT
 
 
 def _segments(real: Kimage, model: Kimage) -> Iterator[Row]:
@@ -182,65 +145,10 @@ def _segments(real: Kimage, model: Kimage) -> Iterator[Row]:
             yield Row(
                 "segments",
                 f"{name} {field}",
-                _ABSENT if ours is None else f"{getattr(ours, field):#x}",
-                _ABSENT if theirs is None else f"{getattr(theirs, field):#x}",
+                ABSENT if ours is None else f"{getattr(ours, field):#x}",
+                ABSENT if theirs is None else f"{getattr(theirs, field):#x}",
             )
     yield Row("segments", "entry", f"{real.start:#x}", f"{model.start:#x}")
-
-
-def _properties(blob: bytes) -> dict[str, bytes]:
-    """All properties of a tree by their path, in the tree's order; a node itself is a path that ends in a slash."""
-    tree, path = Fdt(blob), [""]
-    found: dict[str, bytes] = {}
-    for node in tree.nodes():
-        path[node.depth :] = [node.name]
-        folder = "/".join(path) + "/"
-        found[folder] = b""
-        for prop in tree.properties(node.offset):
-            found[folder + prop.name] = prop.value
-    return found
-
-
-def _shown(value: bytes) -> str:
-    """Strings as strings, else cells."""
-    if not value:
-        return "(empty)"
-    if value[-1] == 0 and all(32 <= byte < 127 or byte == 0 for byte in value) and value[0]:
-        return " ".join(f'"{word}"' for word in value.rstrip(b"\0").decode().split("\0")) + (
-            "" if not value.endswith(b"\0\0") else f" ({len(value)} bytes)"
-        )
-    if len(value) % 4 == 0:
-        cells = [int.from_bytes(value[at : at + 4], "big") for at in range(0, len(value), 4)]
-        return f"<{' '.join(f'{cell:x}' for cell in cells)}>"
-    return value.hex()
-
-
-def compare_trees(real: bytes, model: bytes) -> Iterator[Row]:
-    """Of the two trees for the crash kernel every property, where they are the same in one line a node."""
-    try:
-        ours, theirs = _properties(real), _properties(model)
-    except FormatError as error:
-        yield Row("device tree", "blob", f"{len(real)} bytes", f"{len(model)} bytes: {error}")
-        return
-    yield Row("device tree", "order", _order(ours, theirs), "the same")
-    why = {"/chosen/kaslr-seed": _SEED, "/chosen/rng-seed": _SEED}
-    for path in dict.fromkeys((*ours, *theirs)):
-        values = [_shown(tree[path]) if path in tree else _ABSENT for tree in (ours, theirs)]
-        reason = why.get(path, "") if path in ours and path in theirs else ""
-        yield Row("device tree", path, values[0], values[1], reason)
-
-
-def _order(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> str:
-    """Where the order of what both have is another one, for people."""
-    left, right = [path for path in ours if path in theirs], [path for path in theirs if path in ours]
-    return next(
-        (
-            f"{one} where the model has {other}"
-            for one, other in zip(left, right, strict=True)
-            if one != other
-        ),
-        "the same",
-    )
 
 
 def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
@@ -266,11 +174,11 @@ def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
         name = f"{number} {'PT_LOAD' if is_load else 'PT_NOTE'}{' kernel' if kernel else ''}"
         for field, why in (
             ("type", ""),
-            ("paddr", "" if is_load else _ALLOCATED),
-            ("vaddr", (_RANDOM if kaslr else "") if is_load else ""),
-            ("memsz", _IMAGE if kernel else ""),
+            ("paddr", "" if is_load else ALLOCATED),
+            ("vaddr", (RANDOM if kaslr else "") if is_load else ""),
+            ("memsz", IMAGE if kernel else ""),
         ):
-            values = [_ABSENT if one is None else f"{getattr(one, field):#x}" for one in (left, right)]
+            values = [ABSENT if one is None else f"{getattr(one, field):#x}" for one in (left, right)]
             yield Row("elfcorehdr", f"{name} p_{field}", values[0], values[1], why)
 
 
@@ -327,40 +235,3 @@ def _real_vmcoreinfo(linux: FirstLinux) -> str:
     return next((note.desc for note in iterate_notes(data) if note.name == "VMCOREINFO"), b"").decode(
         errors="replace"
     )
-
-
-_COUNTED = re.compile(r"PAGESIZE|NUMBER\((?!MODULES_|VMALLOC_|VMEMMAP_|kimage_voffset|PHYS_OFFSET)")
-
-
-# What is the same in each of the eras, for pages of one size.
-_EVERY_ERA = ("PAGESIZE", "NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)")
-
-_BY_CONFIG = {
-    "NUMBER(PG_hwpoison)": "the model is built without MEMORY_FAILURE",
-    "NUMBER(HUGETLB_PAGE_DTOR)": "the model is built without HUGETLB_PAGE",
-    "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)": "the model is built without HUGETLB_PAGE",
-    "SYMBOL(mem_map)": "the model is built without NUMA",
-    "SYMBOL(contig_page_data)": "the model is built without NUMA",
-    **{
-        f"SYMBOL(kallsyms_{name})": "the model is built without KALLSYMS"
-        for name in ("names", "num_syms", "token_table", "token_index", "offsets", "relative_base")
-    },
-}
-
-
-def compare_vmcoreinfo(real: str, model: str, another: str) -> Iterator[Row]:
-    """Lines by their key. Which keys there are counts, and the numbers that no address and no structure decides.
-
-    another says why a line may differ that would count in a kernel of the model's own release.
-    """
-    ours, theirs = (
-        dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line) for text in (real, model)
-    )
-    for key in dict.fromkeys((*ours, *theirs)):
-        both = key in ours and key in theirs
-        why = _BY_CONFIG.get(key, another) if not both else "" if key in _EVERY_ERA else another
-        if both and not _COUNTED.match(key):
-            why = _LAYOUT if key.startswith(("SIZE", "OFFSET", "LENGTH")) else _IMAGE
-            if key.startswith(("SYMBOL", "KERNELOFFSET", "NUMBER")):
-                why = _RANDOM
-        yield Row("vmcoreinfo", key, ours.get(key, _ABSENT), theirs.get(key, _ABSENT), why)

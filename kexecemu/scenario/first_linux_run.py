@@ -67,6 +67,11 @@ def linux_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Li
     machine, kernel, load = scenario.machine, scenario.kernel, scenario.load
     assert kernel.linux is not None
 
+    cpus = 1 if machine.cpus is None else machine.cpus
+    wrong = [index for index in machine.stuck_cpus if not 0 <= index < cpus]
+    if wrong:
+        raise InputError(f"machine.stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
+
     def kernel_path(name: str) -> Path:
         return fetched_kernel(Path(name)) if name.startswith(FETCHED) else folder / name
 
@@ -74,10 +79,6 @@ def linux_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Li
     second = kernel_path(load.kernel) if load.kernel is not None else first
     image = read_kernel(first)
     programs = fetched_programs()
-    cpus = 1 if machine.cpus is None else machine.cpus
-    wrong = [index for index in machine.stuck_cpus if not 0 <= index < cpus]
-    if wrong:
-        raise InputError(f"machine.stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
     return LinuxSetup(
         image=image,
         crash_image=image if second == first else read_kernel(second),

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kexecemu import InputError, read_scenario
+from kexecemu.cli import main
+from kexecemu.formats.image import build
 from kexecemu.machine.board import Board
+from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.system import System
+from kexecemu.machine.system import System, SystemEndKind
+from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.scenario.first_linux import Marks
 from kexecemu.scenario.first_linux_records import (
+    KexecSaid,
+    SaidHeader,
     SaidSegment,
     crash_kernel,
     iomem,
     parse_kexec,
     split_records,
 )
+from kexecemu.scenario.first_linux_run import linux_setup
+from kexecemu.scenario.first_linux_store import GuestKernelMap, hang, store
 from kexecemu.scenario.runner import run_scenario, scenario_setup
 from kexecemu.scenario.schema import Scenario, find_scenario, shipped_scenarios
 
@@ -224,6 +233,26 @@ def test_what_runs_the_model_says_that_it_cannot_run_a_real_kernel(tmp_path: Pat
             refused(scenario, tmp_path)
 
 
+def test_what_is_not_fetched_is_one_line_that_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KEXECEMU_CACHE", str(tmp_path))
+    for command in (["run", "linux-captures"], ["compare-linux"]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "run python -m kexecemu.fixtures.fetch kernel" in line
+
+
+def test_a_cpu_that_there_is_not_cannot_be_stuck(tmp_path: Path) -> None:
+    (tmp_path / "Image").write_bytes(build(image_size=0x10000))
+    scenario = read(
+        tmp_path,
+        HEAD + '[kernel]\nlinux = "Image"\n[load]\ninitrd = "Image"\n[machine]\ncpus = 2\nstuck_cpus = [2]\n',
+    )
+    with pytest.raises(InputError, match="the board has CPUs 0 to 1, not 2"):
+        linux_setup(scenario, tmp_path)
+
+
 def test_those_that_ship_explain_themselves_and_say_what_to_fetch() -> None:
     names = [
         name for name in shipped_scenarios() if read_scenario(find_scenario(name)).kernel.linux is not None
@@ -233,3 +262,77 @@ def test_those_that_ship_explain_themselves_and_say_what_to_fetch() -> None:
         text = find_scenario(name).read_text()
         assert re.search(r"python -m kexecemu.fixtures.fetch kernel\S* busybox kexec-tools\n", text)
         assert len(" ".join(re.findall(r"^# (.*)$", text, re.MULTILINE)).split()) >= 35
+
+
+# -- a CPU that stores astray ----------------------------------------------------------------------------------
+
+RAM, TEXT, DATA_AT = 0x40000000, 0x40010000, 0x40100000
+SAID = KexecSaid(
+    RAM,
+    [],
+    [SaidHeader(4, RAM, 0, 424), SaidHeader(1, TEXT, TEXT, 0x1000), SaidHeader(1, RAM, RAM, 16 << 20)],
+    {},
+)
+IOMEM = "40000000-40ffffff : System RAM\n  40010000-40010fff : Kernel code\n"
+STORES = (
+    (0x39000001, 0xD65F03C0),
+    (0x79000001, 0xD65F03C0),
+    (0xB9000001, 0xD65F03C0),
+    (0xF9000001, 0xD65F03C0),
+)
+PARK = (0xD503205F, 0xD503207F, 0x17FFFFFE)
+
+
+@pytest.fixture
+def standing() -> Iterator[SystemCpu]:
+    """A CPU without its MMU, stopped in a loop of two branches; its text has stores that return, and a park loop."""
+    with Board("16M") as board:
+        words = [word for pair in STORES for word in (0xD503201F, *pair)] + [*PARK]
+        board.ram.write(TEXT, b"".join(word.to_bytes(4, "little") for word in words))
+        board.ram.write(RAM, (0x14000001).to_bytes(4, "little") + (0x17FFFFFF).to_bytes(4, "little"))
+        cpu = board.boot_cpu
+        cpu.reset(RAM)
+        for number in range(31):
+            cpu.set_x(number, 0x1111 * number)
+        assert System(board).run(1001).kind is SystemEndKind.BUDGET
+        yield cpu
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_a_stray_store_changes_memory_and_nothing_that_the_cpu_had(standing: SystemCpu, width: int) -> None:
+    before = standing.registers()
+    data = bytes(range(0x80, 0x90))
+    assert store(standing, GuestKernelMap(SAID, IOMEM), DATA_AT, data, width) is None
+    assert standing.ram.read(DATA_AT - 8, 32) == bytes(8) + data + bytes(8)
+    assert standing.registers() == before
+    # As many stores as that width takes, each with its return.
+    assert standing.instructions == 1001 + 2 * 16 // width
+
+
+def test_a_store_that_is_not_aligned_to_its_width_is_one_of_bytes(standing: SystemCpu) -> None:
+    assert store(standing, GuestKernelMap(SAID, IOMEM), DATA_AT + 1, b"abcd", 4) is None
+    assert standing.ram.read(DATA_AT, 6) == b"\0abcd\0"
+    assert standing.instructions == 1001 + 2 * 4
+
+
+def test_without_the_instructions_or_the_right_map_there_is_no_store(standing: SystemCpu) -> None:
+    ram = standing.ram
+    ram.write(TEXT, bytes(0x100))
+    with pytest.raises(InputError, match="no store of 8 bytes"):
+        store(standing, GuestKernelMap(SAID, IOMEM), DATA_AT, bytes(8), 8)
+    elsewhere = KexecSaid(RAM, [], [*SAID.headers[:2], SaidHeader(1, RAM, RAM + 0x1000, 1 << 20)], {})
+    with pytest.raises(InputError, match="linear map is not where"):
+        store(standing, GuestKernelMap(elsewhere, IOMEM), DATA_AT, b"a", 1)
+    with pytest.raises(InputError, match="names no kernel code"):
+        store(standing, GuestKernelMap(SAID, ""), DATA_AT, b"a", 1)
+    assert ram.read(DATA_AT, 8) == bytes(8)
+
+
+def test_a_cpu_that_hangs_is_in_an_endless_loop_and_hears_no_interrupt(standing: SystemCpu) -> None:
+    assert hang(standing, GuestKernelMap(SAID, IOMEM))
+    assert standing.pstate & Pstate.I
+    assert standing.ram.read(standing.pc, 12) == b"".join(word.to_bytes(4, "little") for word in PARK)
+    memory = standing.ram.read(RAM, 1 << 20)
+    for _ in range(3):
+        assert standing.advance(standing.now + 100).kind.value == "idle"
+    assert standing.ram.read(RAM, 1 << 20) == memory

@@ -1,0 +1,150 @@
+"""Lines of a comparison between a real kernel and the model: what counts, for device trees and VMCOREINFO."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from kexecemu.errors import FormatError
+from kexecemu.formats.fdt import Fdt
+
+__all__ = [
+    "ABSENT",
+    "ALLOCATED",
+    "IMAGE",
+    "ONE_GUEST",
+    "RANDOM",
+    "Row",
+    "Same",
+    "compare_trees",
+    "compare_vmcoreinfo",
+]
+
+# Why a line does not count.
+RANDOM = "random by KASLR"
+_SEED = "a random number"
+ALLOCATED = "from the kernel's allocator"
+IMAGE = "the model is a kernel image of its own"
+_LAYOUT = "structures of the model's own build"
+ONE_GUEST = "the model's guest is a 6.1 in every era"
+ABSENT = "-"
+
+
+class Same(enum.StrEnum):
+    """What came of one line."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    SHOWN = "not counted"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: what it is, the two values in words, and why it does not count if it does not."""
+
+    group: str
+    name: str
+    real: str
+    model: str
+    why: str = ""
+
+    @property
+    def same(self) -> Same:
+        """Whether both are equal, and whether that counts."""
+        if self.real == self.model:
+            return Same.EQUAL
+        return Same.SHOWN if self.why else Same.DIFFERENT
+
+
+def _properties(blob: bytes) -> dict[str, bytes]:
+    """All properties of a tree by their path, in the tree's order; a node itself is a path that ends in a slash."""
+    tree, path = Fdt(blob), [""]
+    found: dict[str, bytes] = {}
+    for node in tree.nodes():
+        path[node.depth :] = [node.name]
+        folder = "/".join(path) + "/"
+        found[folder] = b""
+        for prop in tree.properties(node.offset):
+            found[folder + prop.name] = prop.value
+    return found
+
+
+def _shown(value: bytes) -> str:
+    """Strings as strings, else cells."""
+    if not value:
+        return "(empty)"
+    if value[-1] == 0 and all(32 <= byte < 127 or byte == 0 for byte in value) and value[0]:
+        return " ".join(f'"{word}"' for word in value.rstrip(b"\0").decode().split("\0")) + (
+            "" if not value.endswith(b"\0\0") else f" ({len(value)} bytes)"
+        )
+    if len(value) % 4 == 0:
+        cells = [int.from_bytes(value[at : at + 4], "big") for at in range(0, len(value), 4)]
+        return f"<{' '.join(f'{cell:x}' for cell in cells)}>"
+    return value.hex()
+
+
+def compare_trees(real: bytes, model: bytes) -> Iterator[Row]:
+    """Every property of the two trees for the crash kernel, and whether their order is the same."""
+    try:
+        ours, theirs = _properties(real), _properties(model)
+    except FormatError as error:
+        yield Row("device tree", "blob", f"{len(real)} bytes", f"{len(model)} bytes: {error}")
+        return
+    yield Row("device tree", "order", _order(ours, theirs), "the same")
+    why = {"/chosen/kaslr-seed": _SEED, "/chosen/rng-seed": _SEED}
+    for path in dict.fromkeys((*ours, *theirs)):
+        values = [_shown(tree[path]) if path in tree else ABSENT for tree in (ours, theirs)]
+        reason = why.get(path, "") if path in ours and path in theirs else ""
+        yield Row("device tree", path, values[0], values[1], reason)
+
+
+def _order(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> str:
+    """Where the order of what both have is another one, for people."""
+    left, right = [path for path in ours if path in theirs], [path for path in theirs if path in ours]
+    return next(
+        (
+            f"{one} where the model has {other}"
+            for one, other in zip(left, right, strict=True)
+            if one != other
+        ),
+        "the same",
+    )
+
+
+_COUNTED = re.compile(r"PAGESIZE|NUMBER\((?!MODULES_|VMALLOC_|VMEMMAP_|kimage_voffset|PHYS_OFFSET)")
+
+
+# What is the same in each of the eras, for pages of one size.
+_EVERY_ERA = ("PAGESIZE", "NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)")
+
+_BY_CONFIG = {
+    "NUMBER(PG_hwpoison)": "the model is built without MEMORY_FAILURE",
+    "NUMBER(HUGETLB_PAGE_DTOR)": "the model is built without HUGETLB_PAGE",
+    "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)": "the model is built without HUGETLB_PAGE",
+    "SYMBOL(mem_map)": "the model is built without NUMA",
+    "SYMBOL(contig_page_data)": "the model is built without NUMA",
+    **{
+        f"SYMBOL(kallsyms_{name})": "the model is built without KALLSYMS"
+        for name in ("names", "num_syms", "token_table", "token_index", "offsets", "relative_base")
+    },
+}
+
+
+def compare_vmcoreinfo(real: str, model: str, another: str) -> Iterator[Row]:
+    """Lines by their key. Which keys there are counts, and the numbers that no address and no structure decides.
+
+    another says why a line may differ that would count in a kernel of the model's own release.
+    """
+    ours, theirs = (
+        dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line) for text in (real, model)
+    )
+    for key in dict.fromkeys((*ours, *theirs)):
+        both = key in ours and key in theirs
+        why = _BY_CONFIG.get(key, another) if not both else "" if key in _EVERY_ERA else another
+        if both and not _COUNTED.match(key):
+            why = _LAYOUT if key.startswith(("SIZE", "OFFSET", "LENGTH")) else IMAGE
+            if key.startswith(("SYMBOL", "KERNELOFFSET", "NUMBER")):
+                why = RANDOM
+        yield Row("vmcoreinfo", key, ours.get(key, ABSENT), theirs.get(key, ABSENT), why)

@@ -28,7 +28,7 @@ from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, VerdictStat
 from kexecemu.capture.vmcore import Vmcore
 from kexecemu.faults.damage import Damage, find_damage, written_by_early_check
 from kexecemu.faults.fault import By, Fault, Injection, When, inject
-from kexecemu.faults.outcome import Outcome, judge
+from kexecemu.faults.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel import model
 from kexecemu.kernel.config import KernelConfig
@@ -220,9 +220,11 @@ class Kernel(model.Kernel):
         self.say(
             "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry
         )
+        # A real Linux makes use of all its memory: what a fault has left there is judged before it does.
+        differ = written_bytes_differ(self.ram, self._injections) if linux else None
         capture = run_capture(self, image, linux=linux, progress=progress, interlude=in_capture)
         self._tell_capture(capture)
-        outcome = judge(self.ram, self._injections, damage, purgatory, capture)
+        outcome = judge(self.ram, self._injections, damage, purgatory, capture, differ=differ)
         return self._end(outcome, outcome.meaning, damage, purgatory, capture)
 
     def reboot_by_kexec(self, *, progress: Progress | None = None) -> Reboot:

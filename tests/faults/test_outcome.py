@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from kexecemu.capture.linux import LinuxCapture, LinuxEnd, Load
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.capture.verdict import Verdict, VerdictState
 from kexecemu.faults.damage import Damage
 from kexecemu.faults.fault import By, Fault, Injection
-from kexecemu.faults.outcome import Outcome, judge
+from kexecemu.faults.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -167,3 +168,44 @@ def test_every_end_of_purgatory_and_capture_kernel_is_judged() -> None:
         assert isinstance(outcome(purgatory=purgatory(end), capture=capture()), Outcome)
     for last in CaptureEnd:
         assert isinstance(outcome(capture=capture(last)), Outcome)
+
+
+# -- a real Linux as capture kernel ----------------------------------------------------------------------------
+
+LOADS = [Load(PhysRange.of(PHYS, 0x1000), "a" * 64), Load(PhysRange.of(PHYS + 0x2000, 0x1000), "b" * 64)]
+
+
+def linux(end: LinuxEnd, read: list[Load], crashed: list[Load]) -> CaptureRun:
+    run = LinuxCapture(end, "where it stood", 1000, read=read, crashed=crashed)
+    ends = {LinuxEnd.DONE: CaptureEnd.DONE, LinuxEnd.OFF: CaptureEnd.OFF}
+    return CaptureRun(ends[end], PHYS, 1000, None, linux=run)
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (LOADS, Outcome.CAPTURED),
+        (LOADS[:1], Outcome.SILENT),  # one is missing
+        ([LOADS[0], Load(LOADS[1].phys, "c" * 64)], Outcome.SILENT),  # one is not what memory held
+        ([], Outcome.SILENT),
+    ],
+)
+def test_a_dump_that_is_not_what_memory_held_is_no_capture(read: list[Load], expected: Outcome) -> None:
+    assert outcome(capture=linux(LinuxEnd.DONE, read, LOADS)) is expected
+
+
+def test_a_linux_that_switches_off_without_a_word_of_the_dump_has_taken_none() -> None:
+    assert outcome(capture=linux(LinuxEnd.OFF, [], LOADS)) is Outcome.HUNG
+    assert outcome(capture=linux(LinuxEnd.OFF, [], LOADS), damage=(INITRD,)) is Outcome.SILENT
+
+
+def test_what_memory_was_at_the_jump_counts_where_the_capture_kernel_has_used_it_since() -> None:
+    ram = Ram([PhysRange.of(PHYS, 0x10000)])
+    ram.write(PHYS, b"b")
+    assert written_bytes_differ(ram, [CHANGED])
+    ram.write(PHYS, b"a")  # by chance, whatever the capture kernel has put there
+    done = linux(LinuxEnd.DONE, LOADS, LOADS)
+    assert judge(ram, [CHANGED], [], None, done, differ=True) is Outcome.LATENT
+    ram.write(PHYS, b"x")
+    assert judge(ram, [CHANGED], [], None, done, differ=False) is Outcome.MASKED
+    assert judge(ram, [CHANGED], [], None, done) is Outcome.LATENT

@@ -20,6 +20,7 @@ again. With pytest the fixtures kexecemu_board, kexecemu_kernel, kexecemu_run an
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -215,7 +216,7 @@ def campaign(
             path.parent,
             1 if fault is not None else faults,
             seed,
-            named=str(scenario),
+            named=shlex.quote(str(scenario)),
             source=path.read_text(encoding="utf-8"),
         )
         if fault is not None:

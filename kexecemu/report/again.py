@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kexecemu.faults.fault import By, Fault, When
 
-__all__ = ["crash_again", "replay_again", "scenario_again"]
+__all__ = ["crash_again", "scenario_again"]
 
 _WORDS = {
     "kernel": "--kernel",
@@ -34,11 +34,6 @@ _WORDS = {
 def scenario_again(scenario: str | Path, seed: int) -> str:
     """The line that runs a scenario, a path or the name of one that ships, with a seed."""
     return shlex.join(["kexecemu", "run", str(scenario), "--seed", str(seed)])
-
-
-def replay_again(fault_id: str, scenario: str | Path) -> str:
-    """The line that runs one fault of a campaign, named by its id, in full."""
-    return shlex.join(["kexecemu", "replay", fault_id, str(scenario)])
 
 
 def crash_again(

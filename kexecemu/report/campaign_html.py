@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from kexecemu.campaign.compare import Comparison
 from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.summary import AreaHits, Example, Summary
 from kexecemu.faults.outcome import Outcome
-from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, Mark, axis_of, strip_of
+from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, Row, axis_of, strip_of
 from kexecemu.report.campaign_words import (
     DIMENSION_WORDS,
     HARM,
@@ -29,25 +27,13 @@ from kexecemu.report.campaign_words import (
     interval_text,
     matrix_of,
     share_text,
-    tone_of,
 )
+from kexecemu.report.comparison_html import comparison_part, environment
 from kexecemu.report.picture import size_text
 
 __all__ = ["render_campaign"]
 
 _WORST_OPEN = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """An outcome as the table shows it."""
-
-    outcome: str
-    count: int
-    share: str
-    between: str
-    mark: Mark
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -61,11 +47,14 @@ class Group:
     folded: list[Example]
 
 
-def render_campaign(summary: Summary) -> str:
-    """The report as one HTML document. Equal campaigns give the same text."""
+def render_campaign(summary: Summary, comparison: Comparison | None = None) -> str:
+    """The report as one HTML document, with a comparison with another campaign where one is given.
+
+    Equal campaigns give the same text.
+    """
     axis = axis_of(summary.figures)
     return (
-        _environment()
+        environment()
         .get_template("campaign.html")
         .render(
             summary=summary,
@@ -89,22 +78,10 @@ def render_campaign(summary: Summary) -> str:
             basis=basis_text(summary),
             audit=audit_text(summary),
             areas=[(area, _hits(area)) for area in summary.areas],
+            size_text=size_text,
+            **(comparison_part(comparison) if comparison is not None else {"comparison": None}),
         )
     )
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("kexecemu.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["size"] = size_text
-    environment.filters["tone"] = tone_of
-    return environment
 
 
 def _tone(summary: Summary) -> str:
@@ -123,7 +100,7 @@ def _verdict(summary: Summary) -> str:
 def _setting(summary: Summary) -> list[tuple[str, str]]:
     basis = summary.basis
     return [
-        ("scenario", summary.scenario),
+        ("scenario", f"{summary.scenario} {summary.options}".rstrip()),
         ("page protection", summary.protection),
         ("purgatory", summary.purgatory),
         ("faults", f"{basis.faults:,}"),

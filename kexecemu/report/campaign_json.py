@@ -22,6 +22,7 @@ def campaign_object(summary: Summary) -> dict[str, Any]:
     return {
         "name": summary.name,
         "scenario": summary.scenario,
+        "options": summary.options,
         "protection": summary.protection,
         "purgatory": summary.purgatory,
         "population": summary.population,

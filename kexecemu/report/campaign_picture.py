@@ -14,7 +14,7 @@ from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import AreaHits
 from kexecemu.report.campaign_words import occurring, plural
 
-__all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Strip", "axis_of", "strip_of"]
+__all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Row", "Strip", "axis_of", "strip_of"]
 
 AXIS_WIDTH = 300.0
 _FURTHEST = -9  # decades: no sample tells smaller shares apart
@@ -41,6 +41,18 @@ class Mark:
     low: float
     middle: float | None
     high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure as a table shows it: outcome is what is counted, share and between are in words."""
+
+    outcome: str
+    count: int
+    share: str
+    between: str
+    mark: Mark
+    meaning: str = ""
 
 
 @dataclass(frozen=True)

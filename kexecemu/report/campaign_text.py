@@ -36,12 +36,9 @@ _WORST_SHOWN = 3  # of each outcome
 def print_campaign(console: Console, summary: Summary) -> None:
     """The whole account. Every table stands under the line that says what its figures rest on."""
     _line(console, f"[bold]{escape(summary.name)}[/]")
-    _line(
-        console,
-        escape(
-            f"scenario {summary.scenario}; protection {summary.protection}, purgatory {summary.purgatory}"
-        ),
-    )
+    named = f"{summary.scenario} {summary.options}".rstrip()
+    setting = f"scenario {named}; protection {summary.protection}, purgatory {summary.purgatory}"
+    _line(console, escape(setting))
     _print_space(console, summary)
     _line(console)
     _line(console, escape(headline(summary)))

@@ -180,3 +180,9 @@ def test_what_was_never_seen_has_a_bound_and_no_share(summary):
 def test_each_outcome_has_a_tone():
     assert {tone_of(outcome) for outcome in ("silent", "misboot", "hung", "trapped")} == {"bad"}
     assert {tone_of(outcome) for outcome in Outcome} == {"good", "caught", "quiet", "bad", "none"}
+
+
+def test_what_was_given_to_change_the_scenario_is_said_and_given_to_the_replay_too():
+    text = printed(made_up_summary(options="--protection pte"))
+    assert "\nscenario campaign-16m --protection pte; protection " in text
+    assert text.count(" campaign-16m --protection pte\n") == 15  # of the worst, all that are shown

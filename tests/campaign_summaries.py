@@ -33,7 +33,7 @@ AREAS = (
 )
 _WEIGHTS = (1, 900, 700, 500, 60, 20, 240, 60, 1)
 _WRITERS = ("alias", "cpu", "dma")
-_MODELS = ("bit-flip", "byte", "memset", "stamp", "word")
+_MODELS = ("bit-flip", "byte", "memset", "stamp", "word64")
 _MOMENTS = ("after-load", "during-panic", "hashing")
 _ENDS = {
     "hashed": (("detected", "hash", 955), ("masked", "same-value", 40), ("silent", "run", 5)),

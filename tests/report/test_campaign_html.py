@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 from campaign_summaries import disagreeing, made_up_summary
+from html_page import Page
 
 from kexecemu.campaign.stats import Figure, Interval, clopper_pearson
 from kexecemu.campaign.summary import AreaHits
@@ -15,63 +15,7 @@ from kexecemu.faults.outcome import Outcome
 from kexecemu.report.campaign_html import render_campaign
 from kexecemu.report.campaign_picture import AXIS_WIDTH, STRIP_WIDTH, axis_of, strip_of
 
-_VOID = {"meta", "br"}
-_SVG_EMPTY = {"rect", "circle", "path", "line"}
 _FETCHING = {"script", "link", "img", "iframe", "object", "embed", "audio", "video", "source", "base", "form"}
-
-
-class Page(HTMLParser):
-    """What Python's own parser sees: tags with attributes, rows of tables, text, and what was not closed in order."""
-
-    def __init__(self, document: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.misnested: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.commands: list[str] = []
-        self.in_command = False
-        self.text = ""
-        self.feed(document)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        elif tag == "code":
-            self.in_command = ("class", "command") in attrs
-            self.commands += [""] if self.in_command else []
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in _SVG_EMPTY:
-            self.misnested.append(f"<{tag}/>")
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.misnested.append(f"</{tag}>")
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.text += data
-        if ("td" in self.open or "th" in self.open) and "svg" not in self.open:
-            self.rows[-1][-1] += data
-        if self.open[-1:] == ["code"] and self.in_command:
-            self.commands[-1] += data
-
-    def row(self, *begin: str) -> list[str]:
-        """The first row that begins with these cells."""
-        return next(row for row in self.rows if tuple(row[: len(begin)]) == begin)
-
-    def having(self, css: str) -> list[dict[str, str | None]]:
-        """The attributes of all tags that have a class."""
-        return [one for _, one in self.tags if css in str(one.get("class", "")).split()]
 
 
 @pytest.fixture(scope="module")

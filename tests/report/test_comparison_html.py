@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 from campaign_summaries import made_up_summary
+from html_page import Page
 
 from kexecemu.campaign.compare import Comparison, Pair
 from kexecemu.campaign.header import Header
@@ -44,42 +44,6 @@ def comparison(**changes: object) -> Comparison:
         "examples_second": (),
     }
     return Comparison(**{**values, **changes})  # type: ignore[arg-type]
-
-
-class Page(HTMLParser):
-    """Tags in their order, rows of tables, text, and what was not closed rightly."""
-
-    def __init__(self, document: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.misnested: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self.feed(document)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.misnested.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text += data
-            if {"td", "th"} & set(self.open) and "svg" not in self.open:
-                self.rows[-1][-1] += data
 
 
 @pytest.fixture(scope="module")

@@ -273,6 +273,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         with _plainly(path):
             # In this order: with an exclusive lock from the start there is no shared memory.
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            _check_is_ours(connection, path)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             # Takes the lock: from here on nobody else gets in.
@@ -302,6 +303,18 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
+def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
+    """Before anything is changed in it."""
+    if _is_empty(connection):
+        return
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    form = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION:
+        raise InputError(f"{path}: is no campaign, but some other SQLite file")
+    if form != _FORMAT:
+        raise InputError(f"{path}: has format {form}; this kexecemu reads format {_FORMAT}")
+
+
 def _create(connection: sqlite3.Connection, header: Header, anew: bool = False) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -319,10 +332,6 @@ def _create(connection: sqlite3.Connection, header: Header, anew: bool = False) 
 
 
 def _header(connection: sqlite3.Connection, path: Path) -> Header:
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    form = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application != _APPLICATION:
-        raise InputError(f"{path}: is no campaign, but some other SQLite file or an empty one")
-    if form != _FORMAT:
-        raise InputError(f"{path}: has format {form}; this kexecemu reads format {_FORMAT}")
+    if _is_empty(connection):
+        raise InputError(f"{path}: no campaign there (it was not even begun)")
     return Header.from_items(connection.execute("SELECT key, value FROM header"))

@@ -1,0 +1,250 @@
+"""The store: chunks whole or not at all, none twice; one process at a time; campaigns that are not mixed."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
+from kexecemu.campaign.header import Header
+from kexecemu.campaign.store import Store
+from kexecemu.errors import InputError
+
+HEADER = Header(
+    version="1+abc",
+    config_hash="c" * 64,
+    protection="none",
+    purgatory="default",
+    seed=7,
+    faults=25,
+    population=10**6,
+    sampler="shuffle uniform",
+    chunk=10,
+    name="a campaign",
+    scenario="here.toml",
+    source="schema = 1\n",
+    strata=(("initrd", "hashed", "byte", "dma", "after-load", 10**6),),
+    areas=(("initrd", 0x1000, 0x2000, "hashed"),),
+)
+
+
+def decided(position: int, outcome: str = "detected") -> Decided:
+    fault = CampaignFault(Writer.DMA, "byte", position, "initrd", position, Moment.AFTER_LOAD)
+    return Decided(fault, outcome, How.HASH, "initrd", 0x1000 + position, f"the {position}th, über alles")
+
+
+def chunk(number: int) -> list[Decided]:
+    return [decided(position) for position in HEADER.positions(number)]
+
+
+def add(store: Store, number: int, results: Sequence[Decided] | None = None) -> None:
+    found = chunk(number) if results is None else results
+    store.add_chunk(number, found, [0] * len(found), 0.5)
+
+
+def test_chunks_cover_the_sample_and_the_last_may_be_shorter() -> None:
+    assert HEADER.chunks == 3
+    assert [position for number in range(3) for position in HEADER.positions(number)] == list(range(25))
+
+
+def test_what_was_stored_is_there_again(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        for number in (2, 0, 1):  # they come back in any order
+            add(store, number)
+        store.add_audits([(3, decided(3, "hung"))], 2.0)
+    with Store.read(tmp_path) as store:
+        assert store.header == HEADER
+        rows = list(store.rows())
+        assert [row.position for row in rows] == list(range(25))
+        for row in rows:
+            one = decided(row.position)
+            assert row[1:] == (one.fault.id, 0, "detected", "hash", "initrd", one.phys, one.detail)
+        (audit,) = store.audits()
+        assert audit == (3, decided(3).fault.id, "detected", "hash", "hung", decided(3).detail)
+        assert store.seconds("decide") == 1.5 and store.seconds("audit") == 2.0
+        assert store.pending() == [] and store.count() == 25
+
+
+def test_a_folder_holds_one_file_when_the_store_is_closed(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["campaign.sqlite"]
+
+
+def test_a_chunk_that_comes_twice_counts_once(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 1)
+        add(store, 1, [decided(position, "silent") for position in HEADER.positions(1)])
+        assert store.count() == 10
+        assert {row.outcome for row in store.rows()} == {"detected"}
+        assert store.seconds("decide") == 0.5
+
+
+def test_a_chunk_with_results_missing_is_a_mistake_of_ours(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        with pytest.raises(ValueError, match="has 10 faults, not 9"):
+            add(store, 0, chunk(0)[:9])
+        assert store.count() == 0 and store.pending() == [0, 1, 2]
+
+
+def test_a_chunk_that_cannot_be_stored_whole_is_not_stored(tmp_path: Path) -> None:
+    bad = chunk(0)
+    bad[7] = replace(bad[7], segment=None)  # type: ignore[arg-type]
+    with Store.begin(tmp_path, HEADER) as store:
+        with pytest.raises(InputError):
+            add(store, 0, bad)
+        assert store.count() == 0 and store.pending() == [0, 1, 2]
+        add(store, 0)
+        assert store.count() == 10
+
+
+def test_a_chunk_that_was_begun_is_pending_until_it_is_done(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        store.mark_begun(1)
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.begun() == [1]
+        assert store.pending() == [0, 1, 2]
+        add(store, 1)
+        assert store.begun() == [] and store.pending() == [0, 2]
+        store.mark_begun(1)
+        assert store.pending() == [0, 2]
+
+
+def test_results_that_are_there_are_refused_without_resume(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+    with pytest.raises(InputError, match=r"there are 10 results of a campaign already.*--resume"):
+        Store.begin(tmp_path, HEADER)
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.count() == 10 and store.pending() == [1, 2]
+
+
+def test_a_campaign_without_results_stands_in_nobodys_way(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        store.mark_begun(0)
+    other = replace(HEADER, seed=8)
+    with Store.begin(tmp_path, other) as store:
+        assert store.header == other and store.begun() == []
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.header == HEADER
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", 8, "seed is 7, not 8"),
+        ("faults", 26, "faults is 25, not 26"),
+        ("config_hash", "d" * 64, "config_hash is 'c"),
+        ("version", "2", "version is '1\\+abc', not '2'"),
+        ("protection", "pte", "protection is 'none', not 'pte'"),
+        ("sampler", "shuffle stratified", "sampler is"),
+    ],
+)
+def test_campaigns_are_not_mixed(tmp_path: Path, key: str, value: object, said: str) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+    with pytest.raises(InputError, match=f"another campaign: its {said}"):
+        Store.begin(tmp_path, replace(HEADER, **{key: value}), resume=True)
+    with Store.read(tmp_path) as store:
+        assert store.count() == 10
+
+
+def test_the_name_and_the_path_of_a_scenario_make_no_other_campaign(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+    with Store.begin(tmp_path, replace(HEADER, scenario="there.toml", source=""), resume=True) as store:
+        assert store.count() == 10 and store.header == HEADER
+
+
+def test_the_table_has_one_digest_that_no_clock_and_no_order_change(tmp_path: Path) -> None:
+    digests = []
+    for name, order, outcome in (
+        ("a", (0, 1, 2), "detected"),
+        ("b", (2, 1, 0), "detected"),
+        ("c", (0, 1, 2), "silent"),
+    ):
+        with Store.begin(tmp_path / name, HEADER) as store:
+            for number in order:
+                store.add_chunk(
+                    number,
+                    [decided(one, outcome) for one in HEADER.positions(number)],
+                    [0] * len(chunk(number)),
+                    number,
+                )
+            digests.append(store.table_sha256())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_hits_are_counted_by_cell(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+        add(store, 1, [decided(position, "silent") for position in HEADER.positions(1)])
+        assert store.hits(0x1000, 0x1000 + 20, 4) == [
+            (0, "detected", 5),
+            (1, "detected", 5),
+            (2, "silent", 5),
+            (3, "silent", 5),
+        ]
+        assert store.hits(0x1001, 0x1003, 1) == [(0, "detected", 2)]
+        assert store.hits(0x5000, 0x6000, 8) == []
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom kexecemu.campaign.store import Store\n"
+        "from kexecemu.errors import InputError\n"
+        "try:\n    Store.read(Path(sys.argv[1]))\nexcept InputError as error:\n    sys.exit(str(error))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.returncode == 1 and "another process uses it" in refused.stderr
+        add(store, 1)
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
+
+
+def test_a_folder_without_a_campaign_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no campaign there"):
+        Store.read(tmp_path)
+    with pytest.raises(InputError, match="no campaign there"):
+        Store.read(tmp_path / "nowhere")
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "campaign.sqlite"
+    path.write_bytes(b"a diary, and not a database at all" * 100)
+    before = path.read_bytes()
+    for open_ in (Store.read, lambda folder: Store.begin(folder, HEADER, resume=True)):
+        with pytest.raises(InputError, match="is no campaign"):
+            open_(tmp_path)
+    assert path.read_bytes() == before
+    path.unlink()
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE diary (day TEXT)")
+    other.commit()
+    other.close()
+    before = path.read_bytes()
+    for open_ in (Store.read, lambda folder: Store.begin(folder, HEADER)):
+        with pytest.raises(InputError, match="some other SQLite file"):
+            open_(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        store.db.execute("PRAGMA user_version = 99")
+    with pytest.raises(InputError, match="has format 99"):
+        Store.read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        Store.begin(tmp_path / "file" / "out", HEADER)

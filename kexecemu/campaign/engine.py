@@ -163,11 +163,12 @@ class Engine:
 
     def _quick_places(self) -> dict[str, _Hashed]:
         """Segments that are hashed from end to end, by name, for _decide_hashed()."""
-        golden = self.golden
-        if self._hash is None or not golden.in_panic.untouched(golden.region):
+        if self._hash is None:
             return {}
         quick = {}
         for segment in self.image.segments:
+            if not (self.victim.at_rest(segment.area) or self._is_checked_early(segment.area)):
+                continue
             first = self._hash.place(segment.mem)
             last = self._hash.place(segment.area.last)
             if first is not None and last == first + segment.memsz - 1:
@@ -194,7 +195,7 @@ class Engine:
         data = model.data(fault.variant, before)
         if data == before or not self._hash.differs(hashed.place + offset, data):
             return None
-        outcome = self._known.get(("mismatch", fault.base))
+        outcome = self._known.get((self._objection(fault), fault.base))
         if outcome is None:
             return None
         return Decided(fault, outcome, How.HASH, fault.base, phys)
@@ -248,7 +249,9 @@ class Engine:
         changed = self._changed(place)
         if not changed:
             return self._once(("same-value", fault.by, fault.moment), place), How.SAME_VALUE
-        if fault.moment is Moment.AFTER_LOAD and not all(map(self.victim.at_rest, changed)):
+        if fault.moment is Moment.AFTER_LOAD and not (
+            all(map(self.victim.at_rest, changed)) or all(map(self._is_checked_early, changed))
+        ):
             return None
         if fault.moment in (Moment.AFTER_LOAD, Moment.DURING_PANIC, Moment.WHILE_HASHING):
             return self._conclude_before_check(place, changed)
@@ -332,8 +335,25 @@ class Engine:
             offset = one.start - place.area.start
             if self._hash.differs(start, place.data[offset : offset + one.size]):
                 segment = self.image.segment_at(one.start)
-                return self._once(("mismatch", segment.name if segment else ""), place), How.HASH
+                kind = (self._objection(place.fault), segment.name if segment else "")
+                return self._once(kind, place), How.HASH
         return None
+
+    def _is_checked_early(self, area: PhysRange) -> bool:
+        """It is hashed, and all that the crash path does with it is to have it hashed, by the purgatory, early."""
+        golden, purgatory = self.golden, self.image.segment("purgatory")
+        if self._hash is None or purgatory is None or not golden.early_check:
+            return False
+        start, end = self._hash.place(area.start), self._hash.place(area.last)
+        if start is None or end is None or end - start != area.size - 1:
+            return False
+        began = golden.in_panic.first_read(purgatory.area)
+        return golden.in_panic.of(area) is First.READ and 0 <= began < golden.in_panic.first_read(area)
+
+    def _objection(self, fault: CampaignFault) -> str:
+        """What is run once for all damage to a segment's hashed bytes: the check at the end, or an early one."""
+        early = self.golden.early_check and fault.moment is Moment.AFTER_LOAD
+        return "mismatch found early" if early else "mismatch"
 
     def _still_to_be_read(self, at: int, hashed: list[PhysRange]) -> bool | None:
         """While the purgatory hashes: all of it is yet to be read, nothing of it will be, or None for neither."""

@@ -1,0 +1,333 @@
+"""What is concluded about a fault against what full emulation finds, whatever was decided before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+import stray_faults
+from stray_faults import Marksman, fault, scenario, start
+
+from kexecemu.campaign.engine import Engine, cut
+from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
+from kexecemu.campaign.models import MODELS
+from kexecemu.errors import InputError
+from kexecemu.faults.fault import Injection
+from kexecemu.machine.ranges import PhysRange
+
+FAULTS = 20  # of each scenario in every run of the tests
+
+
+@pytest.fixture(scope="module")
+def checked() -> Iterator[Engine]:
+    engine = start(scenario())
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def unchecked() -> Iterator[Engine]:
+    engine = start(scenario(purgatory="none"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def pte() -> Iterator[Engine]:
+    engine = start(scenario(protection="pte"))
+    yield engine
+    engine.close()
+
+
+def both(engine: Engine, token: str) -> Decided:
+    """The conclusion, once full emulation has said the same."""
+    one = fault(token)
+    decided = engine.decide(one)
+    assert engine.run(one).outcome == decided.outcome, token
+    return decided
+
+
+def offset_of(engine: Engine, phys: int) -> int:
+    return phys - engine.golden.region.start
+
+
+@pytest.mark.parametrize("name", stray_faults.SCENARIOS)
+def test_a_conclusion_is_what_full_emulation_finds(name: str) -> None:
+    engine = start(stray_faults.SCENARIOS[name])
+    marksman = Marksman(engine, Random(f"6 {name}"))
+    try:
+        for _ in range(FAULTS):
+            one = marksman.fault()
+            decided, run = engine.decide(one), engine.run(one)
+            assert (decided.outcome, decided.segment, decided.phys) == (run.outcome, run.segment, run.phys), (
+                f"{one.id}: {decided.how}"
+            )
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", stray_faults.OPTIONS)
+def test_no_damage_to_what_is_hashed_gets_by_silently(name: str) -> None:
+    engine = start(stray_faults.scenario(stray_faults.OPTIONS[name]))
+    random = Random(f"silent {name}")
+    assert engine.space.places is not None
+    hashed = [
+        (segment.name, segment.memsz)
+        for segment in engine.image.segments
+        if all(segment.area.overlaps(one) for one in engine.image.sha_regions if one.overlaps(segment.area))
+        and any(one.covers(segment.area) for one in engine.image.sha_regions)
+    ]
+    assert {"kernel", "initrd", "elfcorehdr"} <= {name for name, _ in hashed}
+    try:
+        for _ in range(500):
+            base, size = random.choice(hashed)
+            model = random.choice(["bit-flip", "byte", "word64", "memset", "stuck-at-0"])
+            variant = random.randrange(MODELS[model].variants)
+            offset = random.randrange(size - MODELS[model].length(variant) + 1)
+            one = CampaignFault(Writer.DMA, model, variant, base, offset, Moment.AFTER_LOAD)
+            decided = engine.decide(one)
+            if decided.outcome != "masked":  # what was there already
+                assert decided.outcome == "detected", one.id
+    finally:
+        engine.close()
+
+
+# -- conclusions that were wrong once ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["capture-1000000000", "hashing-256"])
+@pytest.mark.parametrize("by", ["dma", "late-cpu"])
+def test_a_fault_whose_moment_never_comes_leaves_the_undisturbed_run(
+    pte: Engine, by: str, moment: str
+) -> None:
+    # stuck-at-0 is the same value in free memory, byte in the kernel is not, and a late CPU is refused.
+    both(pte, f"{by}.byte.0.crashkernel+10.capture-1")
+    for token in (f"{by}.byte.0.kernel+40.{moment}", f"{by}.stuck-at-0.0.crashkernel-free+10.{moment}"):
+        assert both(pte, token).outcome == "captured"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_page_tables_have_their_say_until_the_jump(order: tuple[int, int]) -> None:
+    engine = start(scenario(protection="pte"))
+    tokens = ["cpu.byte.1.crashkernel-free+100.during-panic", "cpu.byte.1.kernel+100.during-panic"]
+    try:
+        free, kernel = (both(engine, token) for token in tokens)
+        assert kernel.outcome == "prevented" and kernel.how is How.REFUSED
+        decided = [engine.decide(fault(tokens[index])).outcome for index in order]
+        assert decided == [(free, kernel)[index].outcome for index in order]
+    finally:
+        engine.close()
+
+
+def test_a_store_over_the_edge_of_what_is_protected_is_refused_in_part(pte: Engine) -> None:
+    variant = next(one for one in range(MODELS["memset"].variants) if MODELS["memset"].length(one) == 1024)
+    region, allowed = pte.golden.region, pte.victim.store_allowed
+    edges = [
+        page
+        for page in range((region.start >> 12) + 1, region.end >> 12)
+        if allowed(page - 1) != allowed(page)
+    ]
+    assert len(edges) > 1
+    outcomes = set()
+    for page in edges:
+        below = offset_of(pte, page << 12) - 512
+        decided = both(pte, f"cpu.memset.{variant + 10:x}.crashkernel+{below:x}.after-load")
+        assert decided.how is How.RUN
+        outcomes.add(decided.outcome)
+    assert outcomes == {"latent", "prevented"}
+
+
+def test_the_purgatory_s_live_stack_is_not_the_same_value_as_before_it_ran(checked: Engine) -> None:
+    purgatory = checked.image.segment("purgatory")
+    checker = checked.kernel.kexec.purgatory
+    assert purgatory is not None and checker is not None
+    stack, size = checker.symbol_table()["purgatory_stack"]
+    outcomes = set()
+    for at in range(stack, stack + size, 8):
+        if checked.golden.in_check.untouched(PhysRange.of(at, 8)):
+            continue
+        token = f"dma.stuck-at-0.2.purgatory+{at - purgatory.mem:x}.hashing-128"
+        decided = both(checked, token)
+        assert decided.how is How.RUN
+        outcomes.add(decided.outcome)
+    assert outcomes - {"masked", "captured", "latent"}, "none of it was in use"
+
+
+@pytest.mark.parametrize("moment", ["hashing-128", "capture-90000"])
+def test_a_bit_is_flipped_of_the_byte_that_is_there_then(
+    checked: Engine, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Injection] = []
+    note = checked.kernel.note_injection
+
+    def see(injection: Injection) -> None:
+        seen.append(injection)
+        note(injection)
+
+    monkeypatch.setattr(checked.kernel, "note_injection", see)
+    golden = checked.golden
+    memory = golden.memory if moment.startswith("hashing") else golden.entry_memory
+    checked.run(fault("dma.byte.0.crashkernel-free+0.capture-1000000000"))
+    after = checked.kernel.ram.read(golden.region.start, golden.region.size)
+    changing = [offset for offset, byte in enumerate(after) if byte != memory[offset]]
+    stale = 0
+    for offset in changing[:: len(changing) // 40]:
+        one = fault(f"dma.bit-flip.2.crashkernel+{offset:x}.{moment}")
+        checked.decide(one)
+        checked.run(one)
+        stale += seen[-1].before != memory[offset].to_bytes()
+    assert all(one.before[0] ^ one.after[0] == 4 for one in seen)
+    assert stale, "no byte had changed by then"
+
+
+def test_one_write_over_the_border_of_two_segments_counts_for_both(unchecked: Engine) -> None:
+    """A run of changed bytes from unused memory into a segment that nobody reads there is damage to the segment."""
+    initrd = unchecked.image.segment("initrd")
+    assert initrd is not None
+    variant = next(one for one in range(MODELS["memset"].variants) if MODELS["memset"].length(one) == 64)
+    # 0xff over zeros and then the archive.
+    token = f"dma.memset.{variant + 10:x}.crashkernel+{offset_of(unchecked, initrd.mem) - 32:x}.after-load"
+    assert both(unchecked, token).outcome == "silent"
+    assert both(unchecked, token.replace("after-load", "after-check")).outcome == "silent"
+
+
+def test_what_the_model_writes_of_the_crash_region_is_not_untouched(checked: Engine) -> None:
+    """vmcoreinfo's copy is written anew in the panic, from outside of the machine."""
+    safecopy = checked.image.vmcoreinfo_safecopy
+    for distance in (0, 8, 0x100, 0xFF0):
+        for writer in ("dma", "cpu"):
+            both(
+                checked, f"{writer}.byte.7.crashkernel+{offset_of(checked, safecopy) + distance:x}.after-load"
+            )
+
+
+def test_damage_to_the_verdict_s_place_after_the_check_is_none_to_the_image() -> None:
+    engine = start(scenario({"CHOSEN": "y"}))
+    try:
+        record = engine.image.verdict_record
+        assert record is not None
+        for distance in range(-8, record.size + 8, 8):
+            both(
+                engine, f"dma.word64.4.crashkernel+{offset_of(engine, record.start) + distance:x}.after-check"
+            )
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("moment", ["during-panic", "after-load"])
+def test_tables_that_an_early_check_has_built_are_built_again_alike(moment: str) -> None:
+    engine = start(scenario({"EARLY_CHECK": "y"}))
+    try:
+        tables = engine.victim.page_tables
+        assert tables is not None
+        for phys in range(tables.start, tables.end, tables.size // 24 & ~7):
+            both(engine, f"dma.byte.3.crashkernel+{offset_of(engine, phys):x}.{moment}")
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("step", [1, 8, 16, 64, 255])
+def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
+    checked: Engine, step: int
+) -> None:
+    for region in checked.image.sha_regions:
+        middle = (region.start + region.end) // 2
+        # Behind the Image's header lies the capture stub's record, which nobody reads but us.
+        for phys in (region.start, region.start + 64, region.start + 256, middle, region.last):
+            both(checked, f"dma.bit-flip.0.crashkernel+{offset_of(checked, phys):x}.hashing-{step}")
+
+
+# -- any order -----------------------------------------------------------------------------------------------------
+
+
+def decisions(engine: Engine, faults: list[CampaignFault]) -> list[Decided]:
+    return [engine.decide(one) for one in faults]
+
+
+@pytest.mark.parametrize("name", ["as it ships", "everything", "readonly", "no purgatory"])
+def test_what_is_decided_does_not_depend_on_what_was_decided_before(name: str) -> None:
+    one, other = start(stray_faults.SCENARIOS[name]), start(stray_faults.SCENARIOS[name])
+    random = Random(name)
+    marksman = Marksman(one, random)
+    faults = [marksman.fault() for _ in range(40)]
+    try:
+        first = decisions(one, faults)
+        again = faults[:]
+        random.shuffle(again)
+        for each in again[:5]:
+            other.run(each)
+        second = {decided.fault: decided for decided in decisions(other, again)}
+        assert first == [second[each] for each in faults]
+        assert first == decisions(one, faults)
+        assert one.config_hash == other.config_hash
+    finally:
+        one.close()
+        other.close()
+
+
+def test_without_the_native_library_everything_is_decided_alike(
+    checked: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marksman = Marksman(checked, Random("native"))
+    faults = [marksman.fault() for _ in range(15)]
+    expected = decisions(checked, faults)
+    monkeypatch.setenv("KEXECEMU_NO_NATIVE", "1")
+    engine = start(scenario())
+    try:
+        assert engine.kernel.board.boot_cpu.counter.library is None
+        assert decisions(engine, faults) == expected
+    finally:
+        engine.close()
+
+
+def test_a_run_leaves_the_machine_as_it_was(checked: Engine) -> None:
+    def state() -> object:
+        checked.victim.snapshots.restore(checked.golden.loaded)
+        taken = checked.victim.snapshots.take()
+        return taken.pages, checked.kernel.board.time, checked.kernel.board.uart.text
+
+    before = state()
+    marksman = Marksman(checked, Random("machine"))
+    for _ in range(10):
+        checked.run(marksman.fault())
+    assert state() == before
+
+
+# -- small things --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("dma.no-model.0.kernel+0.after-load", "no fault model"),
+        ("dma.bit-flip.8.kernel+0.after-load", "8"),
+        ("dma.bit-flip.0.basement+0.after-load", "no place"),
+        ("dma.bit-flip.0.dtb+ffffffff.after-load", "has only"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused(checked: Engine, token: str, words: str) -> None:
+    for ask in (checked.decide, checked.run):
+        with pytest.raises(InputError, match=words):
+            ask(fault(token))
+
+
+def test_a_scenario_with_faults_of_its_own_or_a_linux_is_no_campaign() -> None:
+    with pytest.raises(InputError, match="no faults of its own"):
+        start(scenario(fault=[{"at": "kernel", "write": "ff"}]))
+    with pytest.raises(InputError, match="capture stub"):
+        start(scenario(load={"capture": "linux"}))
+
+
+def test_cutting_keeps_every_byte_and_leaves_no_border_inside() -> None:
+    random = Random(3)
+    for _ in range(300):
+        starts = random.sample(range(0, 200, 2), 6)
+        areas = [PhysRange(one, one + random.randrange(1, 9)) for one in starts]
+        borders = sorted(random.sample(range(210), random.randrange(12)))
+        pieces = cut(areas, borders)
+        assert sorted(byte for one in areas for byte in range(one.start, one.end)) == sorted(
+            byte for one in pieces for byte in range(one.start, one.end)
+        )
+        assert all(not one.start < border < one.end for one in pieces for border in borders)
+        assert all(one.size for one in pieces)

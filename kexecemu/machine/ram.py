@@ -13,6 +13,7 @@ import itertools
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from errno import ENXIO
 
@@ -44,6 +45,8 @@ class Bank:
         except OSError as error:
             os.close(self.fd)
             raise MachineError(f"the host cannot map {phys.size:#x} bytes of guest RAM: {error}") from error
+        # A board that nobody closed gives its descriptor back with its memory.
+        self._let_go = weakref.finalize(self, os.close, self.fd)
         # Only the address is kept: a live ctypes view would make the mapping impossible to close.
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
@@ -54,7 +57,7 @@ class Bank:
         except BufferError:
             pass  # a view() outlives us: the mapping goes when the last view does
         finally:
-            os.close(self.fd)
+            self._let_go()
 
 
 class Ram:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,13 +35,17 @@ _FILE_OR_SHARED: Final = 1 << 61
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One moment of a board. pages maps (bank, offset) to the bytes of each page that differs from the base."""
+    """One moment of a board. pages maps (bank, offset) to the bytes of each page that differs from the base.
+
+    devices is what is in the registers of the UART and of the interrupt controller, where stray code may store too.
+    """
 
     pages: dict[tuple[int, int], bytes]
     cpus: list[Any]
     idle: int
     output: int
     events: int
+    devices: Any
 
 
 class Snapshots:
@@ -82,6 +87,7 @@ class Snapshots:
             board.idle,
             len(board.uart.output),
             len(board.timeline),
+            _devices(board),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -94,17 +100,34 @@ class Snapshots:
             board.ram.mapped[number].map[offset : offset + HOST_PAGE] = page
         for cpu, state in zip(board.cpus, snapshot.cpus, strict=True):
             cpu.restore(state)
+            if state is None:
+                cpu.exceptions.clear()  # it had never run, and so met none
         board.idle = snapshot.idle
         del board.uart.output[snapshot.output :]
         board.timeline.forget(snapshot.events)
+        if _devices(board) != snapshot.devices:
+            uart, gic = snapshot.devices
+            for name, value in uart.items():
+                setattr(board.uart, name, copy(value))
+            board.gic.restore(gic)
+
+
+_UART: Final = ("_registers", "_received", "_raw_interrupts", "_level")
+
+
+def _devices(board: Board) -> tuple[dict[str, Any], Any]:
+    return {name: copy(getattr(board.uart, name)) for name in _UART}, board.gic.snapshot()
 
 
 def _written(bank: Bank) -> list[int]:
     """Offsets of the pages of a privately mapped bank that have been written."""
     first = bank.host_address // HOST_PAGE
     count = bank.phys.size // HOST_PAGE
-    with open("/proc/self/pagemap", "rb", buffering=0) as file:
-        raw = os.pread(file.fileno(), count * 8, first * 8)
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            raw = os.pread(file.fileno(), count * 8, first * 8)
+    except OSError as error:
+        raise MachineError(f"the host does not tell which pages were written: {error}") from error
     if len(raw) != count * 8:
         raise MachineError("the host does not tell which pages were written")
     entries = memoryview(raw).cast("Q")

@@ -86,7 +86,9 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
             "damage": [{"start": one.start, "end": one.last} for one in verdict.damage if one.size],
         },
         "mismatches": result.mismatches,
-        "linux": None if end.capture is None or end.capture.linux is None else linux_object(end.capture.linux),
+        "linux": None
+        if end.capture is None or end.capture.linux is None
+        else linux_object(end.capture.linux),
     }
 
 

@@ -36,7 +36,7 @@ from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup
 
 if TYPE_CHECKING:
-    from tests.real.conftest import DumpTools
+    from tests.real.conftest import Command, DumpTools
 
 pytestmark = pytest.mark.real
 
@@ -192,6 +192,23 @@ def test_drgn_finds_the_crashed_thread_and_the_stray_word(captured: Capture) -> 
     assert program.read(STRAY_PHYS, 4, True) == STRAY
     names = [frame.name for frame in program.crashed_thread().stack_trace()]
     assert {"__crash_kexec", "panic", "sysrq_handle_crash"} <= set(names)
+
+
+def test_the_command_tells_programs_of_the_dump_and_shows_the_console_meanwhile(
+    setup: Setup, command: Callable[..., Command], tmp_path: Path
+) -> None:
+    done = command("run", "debian-captures", "-v", "--json", "--vmcore", tmp_path / "vmcore")
+    assert done.status == 0, done.stderr
+    said = done.json["linux"]
+    assert (said["end"], said["vmcore_bytes"]) == ("done", (tmp_path / "vmcore").stat().st_size)
+    assert [load["same"] for load in said["loads"]] == [True] * 3
+    with (tmp_path / "vmcore").open("rb") as file:
+        loads = [one for one in ELFFile(file).iter_segments() if one["p_type"] == "PT_LOAD"]
+    ends = [(one["p_paddr"], one["p_paddr"] + one["p_filesz"] - 1) for one in loads]
+    assert [(load["start"], load["end"]) for load in said["loads"]] == ends
+    shown = done.stderr.replace("\r", "").splitlines()
+    assert shown == done.json["console"].splitlines()
+    assert f"kdump: Linux {said['release']} is up" in shown
 
 
 # -- the same whatever the way it is run -------------------------------------------------------------------------

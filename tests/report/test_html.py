@@ -12,7 +12,9 @@ import pytest
 from shipped import every_scenario
 
 from kexecemu.faults.fault import By, Fault, When
+from kexecemu.machine.board import parse_size
 from kexecemu.report.html import render
+from kexecemu.report.picture import size_text
 from kexecemu.scenario.runner import Result, crash
 from kexecemu.scenario.schema import Expect, Outcome, find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup
@@ -104,9 +106,9 @@ def test_outcome_meaning_and_setting_are_there(run, name):
     assert "As expected" in page.text
     scenario = read_scenario(find_scenario(name))
     assert f"first kernel's command line {scenario.kernel.cmdline}" in page.text
-    ram = {"1G": "1 GiB", "512M": "512 MiB"}[str(scenario.machine.ram)]
+    ram = size_text(parse_size(scenario.machine.ram))
     era = f"kernel era {result.kernel.config.release.value}"
-    for said in (f"RAM {ram}", f"CPUs {scenario.machine.cpus or 1}", "seed 1", era):
+    for said in (f"RAM {ram}", f"CPUs {scenario.machine.cpus or 1}", f"seed {scenario.seed}", era):
         assert said in page.text
 
 

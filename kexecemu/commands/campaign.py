@@ -111,6 +111,15 @@ def _check_html(html: Path | None) -> None:
         )
 
 
+def _write_html(html: Path, text: str) -> None:
+    from kexecemu.files import replace_file
+
+    try:
+        replace_file(html, text.encode())
+    except OSError as error:
+        raise InputError(f"--html {html}: {error.strerror or error}") from error
+
+
 def _cpus() -> int:
     try:
         return len(os.sched_getaffinity(0))
@@ -134,16 +143,12 @@ def _executor(words: str) -> Iterator[Callable[[], Executor] | None]:
 
 
 def _deliver(summary: Summary, json: bool, html: Path | None) -> None:
-    from kexecemu.files import replace_file
     from kexecemu.report.json import to_text
 
     if html is not None:
         from kexecemu.report.campaign_html import render_campaign
 
-        try:
-            replace_file(html, render_campaign(summary).encode())
-        except OSError as error:
-            raise InputError(f"--html {html}: {error.strerror or error}") from error
+        _write_html(html, render_campaign(summary))
     if json:
         from kexecemu.report.campaign_json import campaign_object
 
@@ -202,11 +207,19 @@ def compare_command(
     first: Annotated[Path, typer.Argument(help="The folder of a finished campaign.")],
     second: Annotated[Path, typer.Argument(help="The folder of another one over the same faults.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the table and a picture as one HTML file.")
+    ] = None,
 ) -> None:
     """What each of two campaigns catches that the other does not, fault by fault."""
     from kexecemu.campaign.compare import compare
 
+    _check_html(html)
     comparison = compare(first, second)
+    if html is not None:
+        from kexecemu.report.comparison_html import render_comparison
+
+        _write_html(html, render_comparison(comparison))
     if json:
         from kexecemu.report.json import to_text
 

@@ -19,6 +19,7 @@ from kexecemu.campaign.job import discard_engine
 from kexecemu.campaign.store import Row, Store
 from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.work import plan_campaign, run_campaign
+from kexecemu.cli import main
 from kexecemu.errors import InputError
 
 pytest.importorskip("distributed", reason="the extra dask is not installed")
@@ -105,6 +106,37 @@ def test_a_cluster_that_loses_a_worker_midway_gives_the_table_of_one_process(
     assert rows(tmp_path / "dask") == rows(tmp_path / "alone")
     assert summary.table_sha256 == alone.table_sha256
     assert summary.audited == alone.audited == 20 and not summary.disagreements
+
+
+def test_the_command_line_gives_its_campaign_to_a_cluster(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "small.toml"
+    scenario.write_text(
+        'schema = 1\nname = "small"\n[machine]\nram = "128M"\n[kernel]\ncmdline = "crashkernel=32M"\n'
+    )
+    tables = []
+    for place in (f"dask://{cluster.address}", "local"):
+        words = [
+            "--faults",
+            "2500",
+            "--seed",
+            "1",
+            "--audit",
+            "4",
+            "--workers",
+            "1",
+            "--executor",
+            place,
+            "--json",
+        ]
+        assert main(["campaign", str(scenario), "--out", str(tmp_path / place[:4]), *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        tables.append(
+            (found["table_sha256"], found["outcomes"], found["audited"], found["audit_disagreements"])
+        )
+    assert tables[0] == tables[1]
+    assert tables[0][2:] == (4, 0)
 
 
 def test_a_fault_that_kills_workers_of_a_cluster_is_found(cluster: Cluster, tmp_path: Path) -> None:

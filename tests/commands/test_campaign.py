@@ -220,7 +220,9 @@ def test_two_campaigns_are_compared(
     assert found["second"]["caught_alone"] == 0
     low, high = found["first"]["interval"]
     assert 0 < low < found["first"]["caught_alone"] / 200 < high < 1
-    assert main(["campaign-compare", str(tmp_path / "pte"), str(tmp_path / "none")]) == 0
+    page = tmp_path / "comparison.html"
+    assert main(["campaign-compare", str(tmp_path / "pte"), str(tmp_path / "none"), "--html", str(page)]) == 0
+    assert found["first"]["examples"][0]["fault"] in page.read_text(encoding="utf-8")
     said = capsys.readouterr().out
     assert "first alone" in said and found["first"]["examples"][0]["fault"] in said
     assert "200 faults of a population of" in said

@@ -17,7 +17,9 @@ from typing import Any, Final
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.board import Board
+from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ram import HOST_PAGE, Bank
+from kexecemu.machine.timeline import Event
 
 __all__ = ["Snapshot", "Snapshots"]
 
@@ -43,8 +45,9 @@ class Snapshot:
     pages: dict[tuple[int, int], bytes]
     cpus: list[Any]
     idle: int
-    output: int
-    events: int
+    exceptions: list[list[GuestFault]]
+    output: bytes
+    events: list[Event]
     devices: Any
 
 
@@ -85,8 +88,9 @@ class Snapshots:
             pages,
             [cpu.save() for cpu in board.cpus],
             board.idle,
-            len(board.uart.output),
-            len(board.timeline),
+            [cpu.exceptions[:] for cpu in board.cpus],
+            bytes(board.uart.output),
+            list(board.timeline),
             _devices(board),
         )
 
@@ -98,13 +102,12 @@ class Snapshots:
                 raise MachineError(f"the host keeps written pages: {os.strerror(ctypes.get_errno())}")
         for (number, offset), page in snapshot.pages.items():
             board.ram.mapped[number].map[offset : offset + HOST_PAGE] = page
-        for cpu, state in zip(board.cpus, snapshot.cpus, strict=True):
+        for cpu, state, exceptions in zip(board.cpus, snapshot.cpus, snapshot.exceptions, strict=True):
             cpu.restore(state)
-            if state is None:
-                cpu.exceptions.clear()  # it had never run, and so met none
+            cpu.exceptions[:] = exceptions
         board.idle = snapshot.idle
-        del board.uart.output[snapshot.output :]
-        board.timeline.forget(snapshot.events)
+        board.uart.output[:] = snapshot.output
+        board.timeline.put_back(snapshot.events)
         if _devices(board) != snapshot.devices:
             uart, gic = snapshot.devices
             for name, value in uart.items():

@@ -7,7 +7,7 @@ the same timeline, byte for byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Event", "Timeline"]
@@ -46,9 +46,9 @@ class Timeline:
         self._events.append(event)
         return event
 
-    def forget(self, count: int) -> None:
-        """Keep the first `count` events only: the machine has gone back to when they were all."""
-        del self._events[count:]
+    def put_back(self, events: Sequence[Event]) -> None:
+        """Nothing but these has happened: the machine has gone back to when they were all."""
+        self._events[:] = events
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self._events)

@@ -127,9 +127,8 @@ def _back(kernel: Kernel, snapshots: Snapshots, loaded: Snapshot) -> None:
 
 def _state(kernel: Kernel, snapshots: Snapshots) -> dict[str, object]:
     """Everything that two equal runs have in common."""
-    cpu = kernel.board.boot_cpu
     return {
-        "registers": cpu.registers(),
+        "registers": [cpu.registers() for cpu in kernel.board.cpus if cpu.instructions],
         "instructions": kernel.board.instructions,
         "console": bytes(kernel.board.uart.output),
         "memory": snapshots.take().pages,

@@ -21,6 +21,8 @@ def choose(store: Store, faults: int) -> list[int]:
     the strata give one fault each in turn, so that rare conclusions are checked as well as common ones. The campaign's
     seed says which; fewer faults are the first ones of more.
     """
+    if not faults:
+        return []
     strata: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for row in store.decided():
         moment = store.header.strata[row.stratum][4]

@@ -20,7 +20,8 @@ def dask_workers(address: str) -> Iterator[tuple[Callable[[], Executor], int]]:
     """Give what makes an executor for the cluster of a scheduler at HOST:PORT, and how many tasks run there at a time.
 
     A task whose worker is lost is given to another one by the scheduler; one that takes several workers along comes
-    back as distributed.scheduler.KilledWorker. A worker process does one task at a time however many threads it has.
+    back as distributed.scheduler.KilledWorker. Without any workers left it waits for new ones: start them with a nanny,
+    which replaces those that die. A worker process does one task at a time however many threads it has.
     Raises InputError where distributed is not installed, no scheduler answers, or it has no workers.
     """
     distributed: Any  # is not always there, and has no types that could be relied on

@@ -272,27 +272,53 @@ def begin(tmp_path: Path, out: Path, name: str, workers: int) -> subprocess.Pope
     return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
 
 
+def stored(out: Path) -> int:
+    """How many results a campaign that was killed has left."""
+    try:
+        with Store.read(out) as store:
+            return store.count()
+    except InputError as error:
+        assert "no campaign there" in str(error)
+        return 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, workers: int) -> None:
     name = "slow=1"
     undisturbed = campaign(tmp_path / "whole", name, audit=20)
     out = tmp_path / "out"
-    # Moments all over a run, which takes about 1.5 s; the first ones hit it before there is a file.
     counts = []
     for moment in range(12):
         process = begin(tmp_path, out, name, workers)
-        time.sleep(0.25 + 0.137 * moment)
+        # The first ones die while they begin, perhaps before there is a file; the others are at work.
+        while moment > 2 and process.poll() is None and not (out / "campaign.sqlite-wal").exists():
+            time.sleep(0.01)
+        time.sleep(0.25 if moment < 3 else 0.03 * moment)
         process.kill()
         process.communicate()
-        if (out / "campaign.sqlite").exists():
-            with Store.read(out) as store:
-                counts.append(store.count())
+        counts.append(stored(out))
+    assert any(0 < count < FAULTS for count in counts), "none was killed at work"
     assert counts == sorted(counts), "a result that was stored is gone"
     assert all(count % CHUNK == 0 or count == FAULTS for count in counts), "a part of a chunk is stored"
     finished = campaign(out, name, audit=20, resume=True)
     assert rows(out) == rows(tmp_path / "whole")
     assert finished.table_sha256 == undisturbed.table_sha256
     assert finished.outcomes == undisturbed.outcomes
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks /proc for a process's children")
+def test_workers_do_not_outlive_a_campaign_that_was_killed(tmp_path: Path) -> None:
+    process = begin(tmp_path, tmp_path / "out", "slow=1", 2)
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 30
+    while len(children := listed.read_text().split()) < 3:  # two workers, and multiprocessing's tracker
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=30)  # its workers hold the pipe as well
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline + 30, "a worker lives on"
+        time.sleep(0.05)
 
 
 def test_a_fault_that_kills_the_campaign_itself_is_found_when_it_is_resumed(tmp_path: Path) -> None:

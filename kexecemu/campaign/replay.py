@@ -238,9 +238,10 @@ class _Culprits:
     def watching(self) -> Iterator[None]:
         """Hook the stores of every CPU to the area, and nothing else: the rest runs as ever."""
         with ExitStack() as stack:
-            for cpu in self._engine.kernel.board.cpus:
-                if cpu.powered:
-                    stack.enter_context(self._watch(cpu.index))
+            # Whether they are off now says nothing: the run before this one may have ended so.
+            for index, state in enumerate(self._engine.golden.loaded.cpus):
+                if state is not None:
+                    stack.enter_context(self._watch(index))
             yield
 
     @contextmanager

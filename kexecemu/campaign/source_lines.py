@@ -31,7 +31,8 @@ def _lines(path: Path) -> tuple[list[int], list[tuple[int, str, int]]]:
                 state = entry.state
                 if state is None:
                     continue
-                if before is not None and before.address < state.address:
+                # Line 0 is code of the compiler's own.
+                if before is not None and before.address < state.address and before.line:
                     # DWARF 5 counts files from 0.
                     file = program.header["file_entry"][before.file - (version < 5)].name.decode()
                     rows.append((before.address, state.address, file, before.line))

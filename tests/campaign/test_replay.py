@@ -1,0 +1,196 @@
+"""A fault once more: the same outcome, a trace of who ran, and the store caught in the act."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import capstone
+import pytest
+from elftools.elf.elffile import ELFFile
+from stray_faults import fault, scenario, start
+
+from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.replay import Culprit, Replay, replay, replay_in
+from kexecemu.errors import InputError
+
+STORED = "cpu.byte.5.initrd+100.after-load"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = start(scenario())
+    yield engine
+    engine.close()
+
+
+def again(engine: Engine, token: str, *, trace: bool = False, culprit: bool = False) -> Replay:
+    return replay_in(engine, fault(token), trace=trace, culprit=culprit)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        STORED,
+        "dma.word64.9.kernel+40.after-check",
+        "dma.bit-flip.1.purgatory+2c70.after-load",
+        "cpu.stuck-at-0.0.crashkernel-free+0.after-load",
+    ],
+)
+def test_a_replay_agrees_with_the_campaign_and_ends_in_the_outcome_s_event(
+    engine: Engine, token: str
+) -> None:
+    plain = again(engine, token)
+    assert plain.agrees and plain.outcome == engine.run(fault(token)).outcome
+    assert plain.events[-1].kind == "outcome" and plain.events[-1].facts["outcome"] == plain.outcome
+    assert "Kernel panic - not syncing" in plain.console
+    assert not plain.trace and not plain.culprits
+    watched = again(engine, token, trace=True, culprit=True)
+    assert (watched.outcome, watched.console) == (plain.outcome, plain.console)
+    assert watched.events == plain.events
+
+
+def test_the_culprit_is_the_very_store_instruction(engine: Engine) -> None:
+    found = again(engine, STORED, culprit=True).culprits
+    assert len(found) == 1
+    one = found[0]
+    assert (one.who, one.phys) == ("cpu0", engine.area(fault(STORED)).start)
+    assert one.symbol.startswith("stray_write+0x")
+    vmlinux = engine.kernel.guest.vmlinux
+    with Path(vmlinux.path).open("rb") as stream:
+        elf = ELFFile(stream)
+        load = next(
+            segment
+            for segment in elf.iter_segments("PT_LOAD")
+            if segment["p_vaddr"] <= one.pc_virt < segment["p_vaddr"] + segment["p_filesz"]
+        )
+        word = load.data()[one.pc_virt - load["p_vaddr"] :][:4]
+        symbol = elf.get_section_by_name(".symtab").get_symbol_by_name("stray_write")[0]
+        assert symbol["st_value"] <= one.pc_virt < symbol["st_value"] + symbol["st_size"]
+    instruction = next(capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM).disasm(word, one.pc_virt))
+    assert instruction.mnemonic == "strb"
+    assert one.instruction == f"{instruction.mnemonic} {instruction.op_str}"
+    assert f"`{one.instruction}` at {one.pc_virt:#x}" in str(one)
+
+
+def test_the_culprit_s_source_line_is_the_one_that_addr2line_says(engine: Engine) -> None:
+    tool = shutil.which("aarch64-linux-gnu-addr2line") or shutil.which("addr2line")
+    if tool is None:
+        pytest.skip("no addr2line")
+    one = again(engine, STORED, culprit=True).culprits[0]
+    path = engine.kernel.guest.vmlinux.path
+    line = (
+        subprocess.run(
+            [tool, "-e", str(path), f"{one.pc_virt:#x}"], capture_output=True, text=True, check=True
+        )
+        .stdout.split(" (")[0]
+        .strip()
+    )
+    assert one.source == f"{Path(line.rsplit(':', 1)[0]).name}:{line.rsplit(':', 1)[1]}"
+
+
+@pytest.mark.parametrize(
+    ("variant", "mnemonic", "stores"), [("0", "strb", 1), ("1", "str", 1), ("2", "str", 1)]
+)
+def test_a_store_is_as_wide_as_it_can_be(engine: Engine, variant: str, mnemonic: str, stores: int) -> None:
+    found = again(engine, f"cpu.stuck-at-1.{variant}.initrd+100.after-load", culprit=True).culprits
+    assert [one.instruction.split()[0] for one in found] == [mnemonic] * stores
+
+
+def test_every_store_of_a_long_write_is_caught_in_order(engine: Engine) -> None:
+    found = again(engine, "cpu.memset.3.initrd+100.after-load", culprit=True).culprits
+    start_phys = engine.area(fault("cpu.memset.3.initrd+100.after-load")).start
+    assert [one.phys for one in found] == [start_phys + 8 * number for number in range(8)]
+    assert [one.when for one in found] == sorted(one.when for one in found)
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("dma.byte.5.initrd+100.after-load", "a bus master wrote"),
+        ("alias.byte.5.initrd+100.after-load", "a CPU, through another mapping, wrote"),
+        ("late-cpu.byte.5.initrd+100.during-panic", "a CPU that did not stop wrote"),
+    ],
+)
+def test_what_no_cpu_of_the_run_stored_is_told_as_such(engine: Engine, token: str, words: str) -> None:
+    found = again(engine, token, culprit=True).culprits
+    assert len(found) == 1 and not found[0].instruction
+    assert str(found[0]).startswith(words) and "no instruction did" in str(found[0])
+
+
+def test_a_store_that_is_refused_has_no_culprit_among_the_stores() -> None:
+    engine = start(scenario(protection="pte"))
+    try:
+        one = again(engine, STORED, culprit=True)
+        assert one.outcome == "prevented" and one.agrees and not one.culprits
+    finally:
+        engine.close()
+
+
+def test_the_purgatory_is_a_culprit_where_it_writes_over_the_damage(engine: Engine) -> None:
+    purgatory, checker = engine.image.segment("purgatory"), engine.kernel.kexec.purgatory
+    assert purgatory is not None and checker is not None
+    stack, size = checker.symbol_table()["purgatory_stack"]
+    token = f"dma.byte.5.purgatory+{stack + size - 8 - purgatory.mem:x}.after-load"
+    found = again(engine, token, culprit=True).culprits
+    assert found[0].who == "a bus master"
+    assert any(one.symbol.startswith("purgatory:") and one.instruction.startswith("st") for one in found[1:])
+
+
+def test_a_trace_says_who_ran_from_when_on(engine: Engine) -> None:
+    lines = again(engine, STORED, trace=True).trace
+    entries = [re.match(r" *([\d,]+)  (\S+) +0x([0-9a-f]+)\Z", line) for line in lines]
+    times = [int(entry[1].replace(",", "")) for entry in entries if entry]
+    assert times == sorted(times) and len(times) > 20
+    names = [entry[2] for entry in entries if entry]
+    order = [
+        "stray_write",
+        "panic",
+        "machine_kexec",
+        "purgatory:purgatory_start",
+        "purgatory:sha256_ce_blocks",
+    ]
+    at = [next(index for index, name in enumerate(names) if name.startswith(one)) for one in order]
+    assert at == sorted(at)
+    assert all(name != following for name, following in pairwise(names))
+    last = lines[lines.index("the last instructions:") + 1 :]
+    assert last and all(re.match(r"  0x[0-9a-f]+  \S+", line) for line in last)
+    assert "purgatory:" in last[-1]
+
+
+def test_a_long_trace_leaves_its_middle_out(engine: Engine) -> None:
+    lines = again(engine, STORED, trace=True).trace
+    middle = [line for line in lines if "changes of function are left out" in line]
+    assert len(middle) == 1 and len(lines) < 1000
+    assert int(re.sub(r"\D", "", middle[0])) > 0
+
+
+def test_replaying_leaves_no_hook_behind(engine: Engine) -> None:
+    first = again(engine, STORED, trace=True, culprit=True)
+    count = len(first.culprits)
+    engine.run(fault(STORED))
+    assert len(first.culprits) == count
+    assert again(engine, STORED, culprit=True).culprits == first.culprits
+
+
+def test_a_scenario_file_and_a_token_are_enough(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(
+        'schema = 1\nname = "small"\n[machine]\nram = "64M"\n[kernel]\ncmdline = "crashkernel=8M"\n'
+    )
+    one = replay(path, STORED, culprit=True)
+    assert one.agrees and one.outcome == "detected"
+    assert one.culprits[0].symbol.startswith("stray_write")
+    with pytest.raises(InputError, match="is no fault"):
+        replay(path, "nonsense")
+    with pytest.raises(InputError, match="no scenario"):
+        replay("no-such-scenario", STORED)
+
+
+def test_a_culprit_without_a_source_line_is_told_without() -> None:
+    one = Culprit("cpu1", 5, 0x1000, 0x2000, "str x0, [x1]", "memcpy+0x4")
+    assert str(one) == "cpu1 stored at 0x1000 by `str x0, [x1]` at 0x2000, memcpy+0x4"

@@ -12,6 +12,17 @@ __all__ = ["virt_device_tree"]
 _CLOCK_PHANDLE = 0x8000
 _GIC_PHANDLE = 0x8002
 
+_GIC: dict[int, NodeSpec] = {
+    2: {"reg": reg64(0x8000000, 0x10000, 0x8010000, 0x10000), "compatible": "arm,cortex-a15-gic"},
+    3: {
+        "reg": reg64(0x8000000, 0x10000, 0x80A0000, 0xF60000),
+        "#redistributor-regions": 1,
+        "compatible": "arm,gic-v3",
+    },
+}
+_PPI_FLAGS = {2: 0x104, 3: 4}
+"""Active high; of a GICv2 also for which CPUs."""
+
 _RTC_PHYS = 0x09010000
 _VIRTIO_PHYS = 0x0A000000
 _VIRTIO_SIZE = 0x200
@@ -30,14 +41,18 @@ def virt_device_tree(
     initrd: PhysRange | None = None,
     kaslr_seed: int | None = None,
     rng_seed: bytes | None = None,
+    gic: int = 2,
 ) -> bytes:
     """A device tree for a board with this RAM (physical ranges), this many CPUs and a PL011 at uart_phys.
 
+    gic is the interrupt controller's version, 2 or 3.
     virtio_slots are the numbers (0 to 31) of the virtio-mmio transports there are, rtc says whether there is a PL031.
     The rest goes to /chosen, each left out when it is empty or None: cmdline as bootargs, the bytes of an initrd in RAM
     (physical), the 64 bits from which the kernel takes its image's place, and what it stirs into its random numbers.
-    Raises ValueError for a slot that there is not, or a seed that is no 64-bit number.
+    Raises ValueError for a slot or a version that there is not, or a seed that is no 64-bit number.
     """
+    if gic not in _GIC:
+        raise ValueError(f"the board has a GIC of version 2 or 3, not {gic}")
     chosen: dict[str, str | bytes] = {"stdout-path": f"/pl011@{uart_phys:x}"}
     if cmdline:
         chosen["bootargs"] = cmdline
@@ -88,13 +103,12 @@ def virt_device_tree(
         },
         "intc@8000000": {
             "phandle": _GIC_PHANDLE,
-            "reg": reg64(0x8000000, 0x10000, 0x8010000, 0x10000),
-            "compatible": "arm,cortex-a15-gic",
+            **_GIC[gic],
             "#interrupt-cells": 3,
             "interrupt-controller": b"",
         },
         "timer": {
-            "interrupts": cells(1, 13, 0x104, 1, 14, 0x104, 1, 11, 0x104, 1, 10, 0x104),
+            "interrupts": cells(*(cell for ppi in (13, 14, 11, 10) for cell in (1, ppi, _PPI_FLAGS[gic]))),
             "always-on": b"",
             "compatible": ["arm,armv8-timer", "arm,armv7-timer"],
         },

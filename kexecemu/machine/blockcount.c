@@ -36,6 +36,7 @@ typedef unsigned int u32;
 #define REG_PSTATE	265
 #define REG_CP_REG	290
 
+#define EXCP_UDEF	1
 #define EXCP_SWI	2
 #define EXCP_PREFETCH	3
 #define EXCP_DATA	4
@@ -128,6 +129,11 @@ struct blockcount {
 	const struct exception *exception;	/* inside context */
 	/* A read (write = 0) or write of a timer's register; returns the value read. */
 	u64 (*timer)(u32 crm, u32 op2, u32 write, u64 value);
+	/*
+	 * What ID_AA64PFR0_EL1 reads as where that is not the engine's to say, or 0. It is set where Python has system
+	 * registers that the engine lacks: what is undefined at EL1 may be an access to one.
+	 */
+	u64 id_aa64pfr0;
 	u64 filter[FILTER_BITS / 64];	/* bit (address / 4) % FILTER_BITS of each stop */
 };
 
@@ -291,7 +297,8 @@ void blockcount_interrupt(void *uc, u32 number, struct blockcount *bc)
 
 	bc->interrupt = number;
 	/* Calls to firmware are Python's, and so is a vector whose first instruction faults. */
-	if (!bc->system || number == EXCP_HVC || number == EXCP_SMC) {
+	if (!bc->system || number == EXCP_HVC || number == EXCP_SMC ||
+	    (number == EXCP_UDEF && bc->id_aa64pfr0 && pstate(uc, bc) & PSTATE_EL)) {
 		stop(uc, bc, WHY_INTERRUPT);
 		return;
 	}
@@ -325,19 +332,22 @@ static u64 ticks(void *uc, const struct blockcount *bc)
 /*
  * UC_HOOK_INSN for MRS: CNTPCT_EL0 and CNTVCT_EL0 count instructions. Unicorn's
  * own read the host's clock, and no two runs would be the same. Its timers are
- * none. Everything else is left to Unicorn (returns 0).
+ * none. ID_AA64PFR0_EL1 says what the board has. Everything else is left to
+ * Unicorn (returns 0).
  */
 u32 blockcount_mrs(void *uc, int reg, const struct cp_reg *cp, struct blockcount *bc)
 {
 	u64 value;
 
-	if (cp->crn != 14 || cp->op0 != 3 || cp->op1 != 3 || cp->op2 > 2)
+	if (cp->op0 != 3)
 		return 0;
 
-	if (cp->crm == 0 && cp->op2)
+	if (cp->crn == 14 && cp->op1 == 3 && cp->crm == 0 && (cp->op2 == 1 || cp->op2 == 2))
 		value = ticks(uc, bc);
-	else if ((cp->crm == 2 || cp->crm == 3) && bc->system)
+	else if (cp->crn == 14 && cp->op1 == 3 && (cp->crm == 2 || cp->crm == 3) && cp->op2 <= 2 && bc->system)
 		value = bc->timer(cp->crm, cp->op2, 0, 0);
+	else if (bc->id_aa64pfr0 && !cp->op1 && !cp->crn && cp->crm == 4 && !cp->op2)
+		value = bc->id_aa64pfr0;
 	else
 		return 0;
 

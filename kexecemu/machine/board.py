@@ -12,6 +12,8 @@ from kexecemu.machine.cpu import Cpu
 from kexecemu.machine.dma import DmaMaster
 from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.gic import Gic2
+from kexecemu.machine.gic3 import MAX_CPUS as GIC3_CPUS
+from kexecemu.machine.gic3 import CpuInterface3, Gic3
 from kexecemu.machine.pl011 import Pl011
 from kexecemu.machine.pl031 import Pl031
 from kexecemu.machine.psci import Psci
@@ -45,6 +47,8 @@ _ABSENT = (
     (PhysRange.of(0x10000000, 0x30000000), 0xFF),
     (PhysRange.of(0x4010000000, 0x10000000), 0xFF),
 )
+# And with a GICv3 its ITS.
+_ABSENT_GIC3 = ((PhysRange.of(0x08080000, 0x20000), 0),)
 
 
 def _unconnected(level: bool) -> None:
@@ -84,20 +88,29 @@ class Board:
         ram_base: int = 0x40000000,
         uart_base: int = 0x09000000,
         absent: bool = False,
+        gic: int = 2,
     ) -> None:
-        """absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault.
+        """gic is the interrupt controller's architecture, 2 or 3.
+
+        absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault.
 
         It is for a kernel that was given QEMU's device tree and looks for those.
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
         if not 1 <= cpus <= MAX_CPUS:
             raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
+        if gic not in (2, 3):
+            raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
+        if gic == 3 and cpus > GIC3_CPUS:
+            raise InputError(f"a board with a GICv3 has 1 to {GIC3_CPUS} CPUs, not {cpus}")
         if isinstance(ram, str | int):
             size = parse_size(ram)
             if size % HOST_PAGE:
                 raise InputError(f"RAM of {ram!r} is not made of whole pages of {HOST_PAGE:#x} bytes")
             ram = (PhysRange.of(ram_base, size),)
-        self.gic = Gic2(min(cpus, GIC_CPUS), self._interrupt)
+        self.gic: Gic2 | Gic3 = (
+            Gic2(min(cpus, GIC_CPUS), self._interrupt) if gic == 2 else Gic3(cpus, self._interrupt)
+        )
         self.uart = Pl011(uart_base, irq=self.gic.line(UART_SPI))
         for bank in ram:
             if bank.overlaps(self.uart.phys):
@@ -107,7 +120,8 @@ class Board:
         self.ram = Ram(ram)
         self.virtio = VirtioBus(self.ram)
         self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(RTC_SPI))
-        self._absent = [Absent(phys, value) for phys, value in _ABSENT] if absent else []
+        missing = _ABSENT + (_ABSENT_GIC3 if gic == 3 else ())
+        self._absent = [Absent(phys, value) for phys, value in missing] if absent else []
         self._noted = 0
         self.idle = 0
         """Instructions of time in which all CPUs were waiting: run by none of them."""
@@ -132,8 +146,13 @@ class Board:
         devices: list[MmioDevice] = [self.uart]
         physical: Callable[[bool], object] = _unconnected
         virtual: Callable[[bool], object] = _unconnected
-        if index < GIC_CPUS:
+        registers: CpuInterface3 | None = None
+        if isinstance(self.gic, Gic3):
+            devices += [self.gic.distributor, self.gic.redistributors]
+            registers = self.gic.cpu_interface(index)
+        elif index < GIC_CPUS:
             devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
+        if index < self.gic.cpus:
             physical = self.gic.line(TIMER_PHYSICAL_PPI, index)
             virtual = self.gic.line(TIMER_VIRTUAL_PPI, index)
         devices += [self.virtio, self.rtc, *self._absent]
@@ -149,6 +168,7 @@ class Board:
             hypercall=self._hypercall,
             physical=physical,
             virtual=virtual,
+            gic_registers=registers,
         )
 
     def _interrupt(self, cpu: int, level: bool) -> None:

@@ -89,6 +89,7 @@ class BlockCount(ctypes.Structure):
         ("context", ctypes.c_void_p),
         ("exception", ctypes.c_void_p),
         ("timer", ctypes.c_void_p),
+        ("id_aa64pfr0", ctypes.c_uint64),
         ("filter", ctypes.c_uint64 * (FILTER_BITS // 64)),
     )
 
@@ -257,10 +258,15 @@ class BlockCounter:
         self._stop(Why.INTERRUPT)
 
     def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
-        if (named.op0, named.op1, named.crn, named.crm) != (3, 3, 14, 0) or named.op2 not in (1, 2):
-            return 0
         state = self.state
-        to_come = state.block + state.block_size - uc.reg_read(UC_ARM64_REG_PC)
+        key = (named.op0, named.op1, named.crn, named.crm)
+        if key == (3, 3, 14, 0) and named.op2 in (1, 2):
+            to_come = state.block + state.block_size - uc.reg_read(UC_ARM64_REG_PC)
+            value = (state.elsewhere + state.total - to_come // 4) // INSTRUCTIONS_PER_TICK
+        elif key == (3, 0, 0, 4) and not named.op2 and state.id_aa64pfr0:
+            value = state.id_aa64pfr0
+        else:
+            return 0
         if register != UC_ARM64_REG_XZR:
-            uc.reg_write(register, (state.elsewhere + state.total - to_come // 4) // INSTRUCTIONS_PER_TICK)
+            uc.reg_write(register, value)
         return 1

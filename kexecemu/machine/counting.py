@@ -51,6 +51,7 @@ _EC_TRAPPED_MRS: Final = 0x18
 _VBAR_EL1: Final = (3, 0, 12, 0, 0)
 _SCTLR_EL1: Final = (3, 0, 1, 0, 0)
 _CNTKCTL_EL1: Final = (3, 0, 14, 1, 0)
+_ID_AA64PFR0_EL1: Final = (3, 0, 0, 4, 0)
 _MRS_CNTPCT, _MRS_CNTVCT = 0xD53BE020, 0xD53BE040
 _EL0PCTEN, _EL0VCTEN = 1, 2
 
@@ -318,6 +319,8 @@ class CountingStepper:
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
         if key == _CNTKCTL_EL1:
             value = self._cntkctl
+        elif key == _ID_AA64PFR0_EL1 and self._state.id_aa64pfr0:
+            value = self._state.id_aa64pfr0
         elif key[:3] != (3, 3, 14) or named.op2 > 2:
             return 0
         elif named.crm == 0 and named.op2:

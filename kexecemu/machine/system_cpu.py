@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from kexecemu.machine import exceptions
 from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
@@ -14,17 +15,38 @@ from kexecemu.machine.generic_timer import GenericTimer
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.stepper import CODE, TLB, Halt, NativeStepper, Stepper
 
-__all__ = ["SystemCpu"]
+__all__ = ["SystemCpu", "SystemRegisters"]
 
 BRANCH_TO_SELF = 0x14000000
+EXCP_UDEF = 1
+# An MRS and an MSR, of a register with an op0 of 2 or 3; and which, in bits 18 to 5 where op0 is 3.
+_ACCESS, _MRS, _MSR, _OP0_3 = 0xFFF00000, 0xD5300000, 0xD5100000, 1 << 19
+_ID_AA64PFR0_GIC = 1 << 24
 
 Line = Callable[[bool], object]
+
+
+class SystemRegisters(Protocol):
+    """System registers of a device beside the CPU, which the engine takes for undefined instructions.
+
+    A register is named by bits 18 to 5 of an instruction that accesses it: op1, CRn, CRm, op2; op0 is 3.
+    """
+
+    def read_sysreg(self, register: int) -> int | None:
+        """An MRS at EL1; None for a register that there is not, or that cannot be read."""
+
+    def write_sysreg(self, register: int, value: int) -> bool:
+        """An MSR at EL1; False for a register that there is not, or that cannot be written."""
+
+    def reset_cpu(self) -> None:
+        """The CPU is reset."""
 
 
 class SystemCpu(Cpu):
     """A CPU with a generic timer and an interrupt signal, which advance() heeds and run() does not.
 
-    physical and virtual are the interrupt lines of its two timers.
+    physical and virtual are the interrupt lines of its two timers. A GICv3 has its interface among the CPU's system
+    registers: gic_registers, and ID_AA64PFR0_EL1 says so.
     """
 
     def __init__(
@@ -37,10 +59,12 @@ class SystemCpu(Cpu):
         hypercall: Callable[[Cpu], str | None],
         physical: Line,
         virtual: Line,
+        gic_registers: SystemRegisters | None = None,
     ) -> None:
         super().__init__(index, ram, devices, clock=clock, hypercall=hypercall)
         self.timer = GenericTimer(self._ticks, physical, virtual)
         self.irq = False
+        self._gic_registers = gic_registers
         self._stepper: Stepper | None = None
         self._elsewhere = 0
 
@@ -59,6 +83,10 @@ class SystemCpu(Cpu):
         """Power on; the timers are off then."""
         super().reset(entry_phys, x0)
         self.timer.reset()
+        if self._gic_registers is not None:
+            self._gic_registers.reset_cpu()
+            pfr0 = self._engine.read_sysreg("ID_AA64PFR0_EL1")
+            self._engine.counter.state.id_aa64pfr0 = pfr0 | _ID_AA64PFR0_GIC
         if self._stepper is not None:
             self._stepper.reset()
 
@@ -132,7 +160,7 @@ class SystemCpu(Cpu):
                 power = self._call_firmware()
                 if power is not None:
                     return Stop(StopKind.POWER, self.pc, counter.total - begin, power=power)
-            else:
+            elif self._gic_registers is None or not self._access(self._gic_registers):
                 fault = self._event()
             if fault is not None:
                 if not self._take(fault, True):
@@ -156,6 +184,33 @@ class SystemCpu(Cpu):
         state = self._engine.counter.state
         state.user_ran = 1
         state.settled_page = 0
+
+    def _access(self, registers: SystemRegisters) -> bool:
+        """Do what the instruction at PC asks for if that is to read or write one of these; False if not."""
+        counter = self._engine.counter
+        if counter.why is Why.MISALIGNED or counter.state.interrupt != EXCP_UDEF:
+            return False
+        pc = self.pc
+        word = self.word_at(pc)
+        if word is None or not word & _OP0_3 or not self.pstate & Pstate.EL_MASK:
+            return False
+        # Not the stack pointer: 31 reads as zero, and goes nowhere.
+        number, register = word & 31, word >> 5 & 0x3FFF
+        if word & _ACCESS == _MRS:
+            value = registers.read_sysreg(register)
+            if value is None:
+                return False
+            if number != 31:
+                self.set_x(number, value)
+        elif word & _ACCESS == _MSR:
+            if not registers.write_sysreg(register, self.x(number) if number != 31 else 0):
+                return False
+        else:
+            return False
+        counter.uncount_from(pc)
+        counter.state.total += 1
+        self.pc = pc + 4
+        return True
 
     def _event(self) -> GuestFault:
         counter = self._engine.counter

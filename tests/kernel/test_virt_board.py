@@ -34,13 +34,13 @@ def _walk(fdt: Fdt, node: int, path: str) -> Iterator[tuple[str, dict[str, bytes
         yield from _walk(fdt, child.offset, f"{path}/{child.name}")
 
 
-def dump(folder: Path, cpus: int) -> Tree:
-    """The tree of QEMU's virt with a GICv2 and so many CPUs; skips where there is no QEMU."""
+def dump(folder: Path, cpus: int, gic: int = 2) -> Tree:
+    """The tree of QEMU's virt with a GIC of that version and so many CPUs; skips where there is no QEMU."""
     qemu = shutil.which("qemu-system-aarch64")
     if qemu is None:
         pytest.skip("qemu-system-aarch64 is not installed")
     blob = folder / "virt.dtb"
-    machine = f"virt,gic-version=2,dumpdtb={blob}"
+    machine = f"virt,gic-version={gic},dumpdtb={blob}"
     subprocess.run(
         [qemu, "-machine", machine, "-cpu", "cortex-a57", "-smp", str(cpus), "-m", "1G", "-display", "none"],
         check=True,
@@ -67,8 +67,8 @@ def resolved(tree: Tree) -> Tree:
     return tree
 
 
-def full_tree() -> Tree:
-    return resolved(tree_of(virt_device_tree([BANK], 1, UART, virtio_slots=range(32), rtc=True)))
+def full_tree(gic: int = 2) -> Tree:
+    return resolved(tree_of(virt_device_tree([BANK], 1, UART, virtio_slots=range(32), rtc=True, gic=gic)))
 
 
 def test_every_node_is_as_qemu_writes_it(qemu_tree: Tree) -> None:
@@ -89,6 +89,27 @@ def test_the_interrupt_controller_lacks_only_what_its_missing_frame_needs(qemu_t
     assert set(theirs) - set(gic) == {"ranges", "#address-cells", "#size-cells"}
     del gic["phandle"]
     assert gic.items() <= theirs.items()
+
+
+def test_a_board_with_a_gicv3_is_as_qemu_writes_it(tmp_path: Path) -> None:
+    """QEMU's has an ITS below it, for message signalled interrupts."""
+    ours, theirs = full_tree(3), dump(tmp_path, 20, 3)
+    for path in set(ours) - {"/", "/chosen", "/cpus/cpu@0", "/intc@8000000"}:
+        for node in (ours[path], theirs[path]):
+            node.pop("phandle", None)
+        assert ours[path] == theirs[path], path
+    gic, their_gic = ours["/intc@8000000"], theirs["/intc@8000000"]
+    del gic["phandle"]
+    assert set(their_gic) - set(gic) == {"ranges", "#address-cells", "#size-cells", "phandle"}
+    assert gic.items() <= their_gic.items()
+    many = tree_of(virt_device_tree([BANK], 20, UART, gic=3))
+    assert affinities(many) == affinities(theirs)
+    assert affinities(many)[-1] == b"\0\0\1\3"
+
+
+def affinities(tree: Tree) -> list[bytes]:
+    """Of the CPUs. QEMU numbers the nodes otherwise."""
+    return sorted(node["reg"] for path, node in tree.items() if path.startswith("/cpus/cpu@"))
 
 
 def test_the_cpus_are_those_of_qemu(tmp_path: Path) -> None:
@@ -137,7 +158,14 @@ def test_without_the_new_arguments_the_tree_is_the_one_that_recorded_results_res
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"virtio_slots": (32,)}, {"virtio_slots": (-1,)}, {"kaslr_seed": 1 << 64}, {"kaslr_seed": -1}]
+    "wrong",
+    [
+        {"virtio_slots": (32,)},
+        {"virtio_slots": (-1,)},
+        {"kaslr_seed": 1 << 64},
+        {"kaslr_seed": -1},
+        {"gic": 4},
+    ],
 )
 def test_what_the_board_cannot_have_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError):

@@ -185,10 +185,10 @@ _IRQ = flat(
 )  # fmt: skip
 
 
-def vectors() -> dict[int, list[int]]:
+def vectors(irq: Sequence[int] = _IRQ) -> dict[int, list[int]]:
     """The handlers by their offsets in the table."""
     handlers = dict.fromkeys((0, 512), _SYNC) | {0x400: _SYNC_EL0}
-    handlers |= dict.fromkeys((128, 640, 1152), _IRQ)
+    handlers |= {offset: list(irq) for offset in (128, 640, 1152)}
     assert all(len(handler) * 4 <= 0x80 for handler in handlers.values())
     return handlers
 
@@ -235,10 +235,12 @@ def run(
     prepare: Callable[[Board], object] = lambda board: None,
     slice_of: Callable[[int], int] | None = None,
     pieces: Callable[[], int] | None = None,
+    gic: int = 2,
+    irq: Sequence[int] = _IRQ,
 ) -> Result:
-    """Run a program on a board of its own; with a seed, with extra stops at random."""
-    with native(is_native), Board("4M", cpus) as board:
-        for offset, handler in vectors().items():
+    """Run a program on a board of its own; with a seed, with extra stops at random. irq handles interrupts."""
+    with native(is_native), Board("4M", cpus, gic=gic) as board:
+        for offset, handler in vectors(irq).items():
             put(board, VECTORS + offset, handler)
         put(board, entry, *program)
         prepare(board)

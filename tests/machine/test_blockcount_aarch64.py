@@ -330,6 +330,18 @@ SYSTEM_CASES = [
         for number in (1, 2, 3, 4, 7, 11, 13)
         for pstate in (MASKED, OPEN, OPEN_AT_EL0, ON_SP_EL0, 0xF0400345)
     ),
+    # With a GICv3 what is undefined at EL1 is Python's.
+    *(
+        interrupt({"id_aa64pfr0": 1 << 24}, number, pstate=pstate)
+        for number in (1, 2, 4)
+        for pstate in (MASKED, OPEN, OPEN_AT_EL0, ON_SP_EL0)
+    ),
+    *(
+        ("blockcount_mrs", {**PAST_HALF, "system": 1, "id_aa64pfr0": pfr0}, AT, [register, named(*key)])
+        for pfr0 in (0, 1 << 24 | 0x22)
+        for register in (UC_ARM64_REG_X3, UC_ARM64_REG_XZR)
+        for key in ((3, 0, 0, 4, 0), (3, 0, 0, 4, 1), (3, 0, 0, 5, 0), (3, 1, 0, 4, 0), (2, 0, 0, 4, 0))
+    ),
     interrupt({"system": 0}, 2, pstate=MASKED),
     interrupt({"entered": 94}, 1, pstate=MASKED),
     interrupt({"entered": 100}, 1, pstate=MASKED),

@@ -69,7 +69,7 @@ TIMERS = tuple(f"cnt{which}_{register}_el0" for which in "pv" for register in ("
 def kind_by_capstone(instruction: capstone.CsInsn) -> int | None:
     """What the search should make of an instruction, by its assembly."""
     name, operands = instruction.mnemonic, instruction.op_str.lower().replace(" ", "").split(",")
-    if name == "mrs" and operands[1] in (*COUNTERS, *TIMERS, "cntkctl_el1"):
+    if name == "mrs" and operands[1] in (*COUNTERS, *TIMERS, "cntkctl_el1", "id_aa64pfr0_el1"):
         return UC_ARM64_INS_MRS
     if name == "msr" and operands[0] in (*TIMERS, "cntkctl_el1", "sctlr_el1"):
         return UC_ARM64_INS_MSR
@@ -103,9 +103,8 @@ def test_of_all_system_instructions_those_are_found_that_capstone_says_matter(ra
                 if "sctlr_el1" in instruction.op_str:
                     expected[virt - VIRT + TEXT] = kind  # the MMU goes off where both addresses are the same
     found = dict(sites(ram, Image(TEXT, VIRT, size)))
-    assert (
-        len(expected) == len((*COUNTERS, *TIMERS, *TIMERS)) + 3 + 1 + 3
-    )  # CNTKCTL twice, SCTLR at two places, IC
+    # CNTKCTL twice, SCTLR at two places, ID_AA64PFR0, IC
+    assert len(expected) == len((*COUNTERS, *TIMERS, *TIMERS)) + 3 + 1 + 1 + 3
     assert found == expected
 
 

@@ -1,0 +1,189 @@
+"""A GICv3: distributor, redistributors and CPU interfaces, after ARM IHI 0069, as the one in QEMU's virt without EL3.
+
+There is one security state (GICD_CTLR.DS is 1), affinity routing is always on, and the CPU interfaces are system
+registers. No LPIs, and so no ITS; no interrupt is sent to any one of several CPUs (GICD_TYPER.No1N). A redistributor
+forwards interrupts whether or not GICR_WAKER says that its CPU sleeps.
+
+Sets of interrupts are integers with bit N for interrupt N, as in gic.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kexecemu.machine.gic3_bank import Bank3, Bank3State
+from kexecemu.machine.gic3_cpu_interface import SPURIOUS, CpuInterface3, CpuInterface3State
+from kexecemu.machine.gic3_distributor import Distributor3, Redistributors
+from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface3", "Gic3", "Gic3State", "affinity"]
+
+MAX_CPUS = 123
+"""So many redistributors have room where QEMU's virt has them."""
+
+_ROUTE = 0xFF00FFFFFF
+_SGI_IRM = 1 << 40
+
+Gic3State = tuple[int, Bank3State, dict[int, int], tuple[CpuInterface3State, ...]]
+
+
+def affinity(cpu: int) -> int:
+    """Aff3.Aff2.Aff1.Aff0 of a CPU, a byte each: 16 to a cluster, which is what one SGI can reach."""
+    return cpu // 16 << 8 | cpu % 16
+
+
+class Gic3:
+    """The interrupt controller of `cpus` CPUs, with `spis` shared interrupts (a multiple of 32) from 32 on.
+
+    on_output(cpu, level) is called exactly when the IRQ signal to a CPU changes. It may come from within a register
+    access of that or of another CPU, or from within set_level.
+    """
+
+    def __init__(
+        self,
+        cpus: int,
+        on_output: Callable[[int, bool], object],
+        *,
+        spis: int = 256,
+        distributor_phys: int = 0x08000000,
+        redistributors_phys: int = 0x080A0000,
+    ) -> None:
+        """Raises ValueError for numbers that this GICv3 cannot have."""
+        if not 1 <= cpus <= MAX_CPUS:
+            raise ValueError(f"this GICv3 has 1 to {MAX_CPUS} CPUs, not {cpus}")
+        if spis % 32 or not 32 <= spis <= 960:
+            raise ValueError(f"SPIs come in blocks of 32, up to 960: not {spis}")
+        self.cpus = cpus
+        self.on_output = on_output
+        self.spis = Bank3((1 << spis) - 1 << FIRST_SPI)
+        self.ctlr = 0
+        self.routes: dict[int, int] = {}
+        """GICD_IROUTER of the SPIs that are not routed to affinity 0.0.0.0."""
+        # No1N, affinity 3 can be other than 0, numbers of 16 bits, and how many interrupts there are.
+        self.typer = 1 << 25 | 1 << 24 | 0xF << 19 | spis // 32
+        self._count = FIRST_SPI + spis
+        self.interfaces = tuple(CpuInterface3(self, cpu, affinity(cpu)) for cpu in range(cpus))
+        self.distributor = Distributor3(self, PhysRange.of(distributor_phys, 0x10000))
+        self.redistributors = Redistributors(self, redistributors_phys)
+
+    def cpu_interface(self, cpu: int) -> CpuInterface3:
+        """The system registers of this CPU."""
+        return self.interfaces[cpu]
+
+    def output(self, cpu: int) -> bool:
+        """The IRQ signal to a CPU."""
+        return self.interfaces[cpu].output
+
+    def line(self, intid: int, cpu: int = 0) -> Callable[[bool], None]:
+        """The input of a PPI of `cpu` (16 to 31) or of an SPI (from 32), to hand to a device.
+
+        Raises ValueError when there is no such input.
+        """
+        if not FIRST_PPI <= intid < self._count or not 0 <= cpu < self.cpus:
+            raise ValueError(f"the interrupt controller has no line {intid} (CPU {cpu})")
+
+        def drive(level: bool) -> None:
+            self.set_level(intid, level, cpu)
+
+        return drive
+
+    def set_level(self, intid: int, level: bool, cpu: int = 0) -> None:
+        """Drive an input as line() describes it; the level that it already has changes nothing."""
+        bank = self.spis if intid >= FIRST_SPI else self.interfaces[cpu].bank
+        bit = 1 << max(intid, 0)
+        if not bit & bank.valid & ~SGIS:
+            raise ValueError(f"the interrupt controller has no line {intid}")
+        if bool(bank.level & bit) == bool(level):
+            return
+        bank.level ^= bit
+        if level and bank.edge & bit:
+            bank.latch |= bit
+        ready = bank.ready
+        bank.refresh()
+        if ready == bank.ready:
+            return
+        if intid >= FIRST_SPI:
+            self.settle_targets(bit)
+        else:
+            self.interfaces[cpu].settle()
+
+    def settle_targets(self, bit: int) -> None:
+        """An SPI's readiness changed: settle the CPU that it is routed to."""
+        for interface in self.interfaces:
+            if interface.targets & bit:
+                interface.settle()
+
+    def settle_all(self) -> None:
+        """Settle every CPU's output."""
+        for interface in self.interfaces:
+            interface.settle()
+
+    def refresh(self, bank: Bank3) -> None:
+        """Work out again what of a bank the CPU interfaces get to see."""
+        groups = (bank.valid & ~bank.group if self.ctlr & 1 else 0) | (bank.group if self.ctlr & 2 else 0)
+        bank.forwarded = bank.enabled & groups
+        bank.refresh()
+
+    def refresh_all(self) -> None:
+        """Work out everything again, after what may have changed anything."""
+        self.refresh(self.spis)
+        for interface in self.interfaces:
+            self.refresh(interface.bank)
+        self.settle_all()
+
+    def set_route(self, intid: int, route: int) -> None:
+        """A store to GICD_IROUTER. An SPI that is routed to a CPU that there is not goes nowhere."""
+        if not self.spis.valid >> intid & 1:
+            return
+        self.routes[intid] = route & _ROUTE
+        self._follow_routes()
+        self.settle_all()
+
+    def _follow_routes(self) -> None:
+        targets = {0: self.spis.valid}
+        for intid, route in self.routes.items():
+            targets[0] &= ~(1 << intid)
+            to = route >> 32 << 24 | route & 0xFFFFFF
+            targets[to] = targets.get(to, 0) | 1 << intid
+        for interface in self.interfaces:
+            interface.targets = targets.get(interface.affinity, 0)
+
+    def send_sgi(self, sender: int, group: int, value: int) -> None:
+        """A store to ICC_SGI0R_EL1 or ICC_SGI1R_EL1, which reach the CPUs that have that interrupt in that group."""
+        bit = 1 << (value >> 24 & 0xF)
+        cluster = (value >> 48 & 0xFF) << 16 | (value >> 32 & 0xFF) << 8 | value >> 16 & 0xFF
+        for interface in self.interfaces:
+            if value & _SGI_IRM:
+                meant = interface.cpu != sender
+            else:
+                at = interface.affinity
+                meant = cluster == at >> 8 and bool(value >> (at & 0xF) & 1)
+            if meant and bool(interface.bank.group & bit) == bool(group):
+                interface.bank.latch |= bit
+                interface.bank.refresh()
+                interface.settle()
+
+    def reset(self) -> None:
+        """The reset state. The lines keep the levels that their devices drive them to."""
+        self.ctlr = 0
+        self.routes.clear()
+        self.spis.reset()
+        for interface in self.interfaces:
+            interface.reset()
+        self.settle_all()
+
+    def snapshot(self) -> Gic3State:
+        """All state, for restore()."""
+        interfaces = tuple(each.state() for each in self.interfaces)
+        return self.ctlr, self.spis.saved(), dict(self.routes), interfaces
+
+    def restore(self, snapshot: Gic3State) -> None:
+        """Go back to a snapshot of a GIC of the same shape; on_output hears of the signals that this changes."""
+        self.ctlr, spis, routes, interfaces = snapshot
+        self.spis.go_back(spis)
+        self.routes = dict(routes)
+        for interface, state in zip(self.interfaces, interfaces, strict=True):
+            interface.restore(state)
+        self._follow_routes()
+        self.refresh_all()

@@ -140,14 +140,30 @@ def setup_memory(
     dma_limit = arm64_dma_phys_limit(config, memblock)
     for line in zone_messages(config, memblock, dma_limit):
         log(line)
-    cma = config.number("CMA_SIZE_MBYTES") << 20
-    if cma:
-        area = memblock.phys_alloc_range(cma, _CMA_ALIGN[config.page_size], 0, dma_limit)
-        log(
-            f"cma: Reserved {cma >> 20} MiB at {area:#018x}"
-            if area
-            else f"cma: Failed to reserve {cma >> 20} MiB"
-        )
+    _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
     return ArchSetup(memblock, reservation, plan, dma_limit, memory_map)
+
+
+def _dma_contiguous_reserve(
+    memblock: Memblock, cmdline: str, config: KernelConfig, dma_limit: int, log: Print
+) -> None:
+    """dma_contiguous_reserve(): cma=SIZE[@START[-END]] or what the kernel was built with, below the DMA limit."""
+    size, start, end = config.number("CMA_SIZE_MBYTES") << 20, 0, 0
+    asked = parameter(cmdline, "cma")
+    if asked is not None:
+        size, rest = memparse(asked)
+        if rest[:1] == "@":
+            start, rest = memparse(rest[1:])
+            end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
+    align = _CMA_ALIGN[config.page_size]
+    size = -(-size // align) * align
+    if not size:
+        return
+    area = memblock.phys_alloc_range(size, align, start, min(end or dma_limit, dma_limit))
+    log(
+        f"cma: Reserved {size >> 20} MiB at {area:#018x}"
+        if area
+        else f"cma: Failed to reserve {size >> 20} MiB"
+    )

@@ -199,6 +199,30 @@ def test_a_cma_area_is_aligned_to_huge_pages() -> None:
     assert booted.crashk_res == PhysRange(0x51600000, 0x5B600000)
 
 
+@pytest.mark.parametrize(
+    ("asked", "area"),
+    [
+        # Debian 6.1.192 of 1 GiB with crashkernel=192M: the crash kernel is at 6ac00000-76bfffff, below these.
+        ("cma=128M", PhysRange(0x76C00000, 0x7EC00000)),
+        ("cma=64M", PhysRange(0x7AC00000, 0x7EC00000)),
+        ("", PhysRange(0x7AC00000, 0x7EC00000)),
+        ("cma=0", None),
+        ("cma=32M@0x60000000", PhysRange(0x60000000, 0x62000000)),
+        ("cma=32M@0x60000000-0x68000000", PhysRange(0x66000000, 0x68000000)),
+        ("cma=3M", PhysRange(0x7E800000, 0x7EC00000)),  # whole pageblocks
+    ],
+)
+def test_the_command_line_decides_on_the_cma_area(asked: str, area: PhysRange | None) -> None:
+    config = KernelConfig("6.1", options={"CMA_SIZE_MBYTES": "64"})
+    debian = TextLayout(0x40200000, 0x40210000, 0x41590000, 0x41CB0000)
+    booted = set_up(config, f"crashkernel=192M {asked}", debian, kernel_tables=11)
+    lines = [line for line in booted.log if line.startswith("cma: ")]
+    wanted = [] if area is None else [f"cma: Reserved {area.size >> 20} MiB at {area.start:#018x}"]
+    assert lines == wanted
+    if asked == "cma=128M":
+        assert booted.crashk_res == PhysRange(0x6AC00000, 0x76C00000)
+
+
 # -- the truth table of granularity and reservation ------------------------------------------------------------
 
 

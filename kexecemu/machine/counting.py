@@ -202,10 +202,16 @@ class CountingStepper:
             self._engine.flush_code()
             self._el0_ran = False
         else:
-            lines = {self._owner.code_phys(virt) for virt in self._stale_lines}
-            if None in lines:
+            elsewhere = []
+            for virt in self._stale_lines:
+                if self._image is not None and 0 <= virt - self._image.virt < self._image.size:
+                    # The kernel's own text can always be fetched; tens of thousands of lines when it patches itself.
+                    self._engine.drop_code(virt, LINE_SIZE)
+                else:
+                    elsewhere.append(self._owner.code_phys(virt))
+            if None in elsewhere:
                 self._engine.flush_code()
-            self._engine.drop_code_phys([line for line in lines if line is not None], LINE_SIZE)
+            self._engine.drop_code_phys([line for line in elsewhere if line is not None], LINE_SIZE)
         self._stale_lines.clear()
         self._stale_all = False
 

@@ -49,7 +49,8 @@ _INITRD_OFFSET = 128 << 20  # as QEMU's boot loader, or half of a small RAM
 _OURS = "console=ttyAMA0 cryptomgr.notests kexecemu.wait=1 kexecemu.records=console"
 
 _WAITING = "first: waiting for a line"
-_STOPPED = ("first: end: ", "---[ end Kernel panic")
+_OFF = "first: end: "
+_STOPPED = (_OFF, "---[ end Kernel panic")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class LinuxSetup:
     packages: Path
     ram: str | int = DEFAULT_RAM
     cpus: int = 1
+    gic: int = 2
     cmdline: str = DEFAULT_CMDLINE
     append: str = CAPTURE_CMDLINE
     checks: bool = True
@@ -107,7 +109,7 @@ class FirstLinux:
         Raises InputError when RAM is too small for it, and what first_kernel_initramfs() raises.
         """
         self.setup = setup
-        self.board = Board(setup.ram, setup.cpus)
+        self.board = Board(setup.ram, setup.cpus, gic=setup.gic)
         self.ram = self.board.ram
         self.system = System(self.board)
         self.marks = Marks(self.system.request_stop)
@@ -151,6 +153,7 @@ class FirstLinux:
             initrd=place,
             kaslr_seed=kaslr_seed if kaslr else None,
             rng_seed=rng_seed,
+            gic=setup.gic,
         )
         size = parse_header(setup.image).image_size or len(setup.image)
         places = choose_places(self.ram, size, Fdt(dtb))
@@ -246,12 +249,16 @@ class FirstLinux:
 
     @staticmethod
     def _last_words(console: str) -> str:
+        """Why there is no load, in the words of whoever had the last: the kernel, kexec or init."""
         lines = [line for line in console.splitlines() if line.strip()]
-        init = [line for line in lines if line.startswith("first: ")]
         panic = [line for line in lines if "Kernel panic" in line]
-        if init and "kexec failed" in init[-1]:
-            return "; ".join(lines[-2:])
-        return (panic or init or lines or ["it said nothing"])[-1]
+        if panic or not lines:
+            return (panic or ["it said nothing"])[-1]
+        if not lines[-1].startswith(f"{_OFF}kexec failed"):
+            return lines[-1]
+        up = max(number for number, line in enumerate(lines) if line.startswith("first: Linux "))
+        refused = [line for line in lines[:up] if "crashkernel" in line and "command line" not in line]
+        return "; ".join([*refused[-1:], *lines[up + 1 :][-4:]])
 
     # -- faults --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["BootPlaces", "choose_places", "console_phys", "cpu_affinities", "initrd_range", "memory_ranges"]
-__all__ += ["reg_ranges", "set_bootargs"]
+__all__ += ["gic_version", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
@@ -113,6 +113,14 @@ def cpu_affinities(dtb: Fdt) -> list[int]:
         for node in dtb.subnodes(cpus)
         if dtb.getprop(node.offset, "device_type") == b"cpu\0"
     ]
+
+
+def gic_version(dtb: Fdt) -> int:
+    """The architecture of the board's interrupt controller, a child of the root: 3 for a GICv3, else 2."""
+    found = any(
+        "arm,gic-v3" in (dtb.get_strings(node.offset, "compatible") or []) for node in dtb.subnodes(0)
+    )
+    return 3 if found else 2
 
 
 def console_phys(dtb: Fdt) -> int:

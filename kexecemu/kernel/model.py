@@ -118,7 +118,9 @@ class Kernel:
         """
         config = config or KernelConfig()
         if dtb is None:
-            dtb = virt_device_tree(board.ram.banks, len(board.cpus), board.uart.phys.start)
+            dtb = virt_device_tree(
+                board.ram.banks, len(board.cpus), board.uart.phys.start, gic=board.gic.version
+            )
         try:
             if cmdline is not None:
                 dtb = firmware.set_bootargs(dtb, cmdline)

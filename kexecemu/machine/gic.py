@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS, Bank, BankState
-from kexecemu.machine.gic_cpu_interface import SPURIOUS, CpuInterface, CpuInterfaceState
+from kexecemu.machine.gic_cpu_interface import GICC_CTLR, SPURIOUS, CpuInterface, CpuInterfaceState
 from kexecemu.machine.gic_distributor import Distributor
 from kexecemu.machine.ranges import PhysRange
 
@@ -30,6 +30,9 @@ class Gic2:
     on_output(cpu, level) is called exactly when the IRQ signal to a CPU changes. It may come from within a register
     access of that or of another CPU, or from within set_level.
     """
+
+    version = 2
+    """Of the architecture."""
 
     def __init__(
         self,
@@ -63,6 +66,10 @@ class Gic2:
     def cpu_interface(self, cpu: int) -> CpuInterface:
         """The device at cpu_interface_phys for this CPU's list of devices."""
         return self.interfaces[cpu]
+
+    def deafen(self, cpu: int) -> None:
+        """Let a CPU hear no interrupt any more, as if it had disabled them in its interface."""
+        self.interfaces[cpu].write(GICC_CTLR, 4, 0)
 
     def output(self, cpu: int) -> bool:
         """The IRQ signal to a CPU."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kexecemu.machine.gic3_bank import Bank3, Bank3State
-from kexecemu.machine.gic3_cpu_interface import SPURIOUS, CpuInterface3, CpuInterface3State
+from kexecemu.machine.gic3_cpu_interface import IGRPEN1, SPURIOUS, CpuInterface3, CpuInterface3State
 from kexecemu.machine.gic3_distributor import Distributor3, Redistributors
 from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS
 from kexecemu.machine.ranges import PhysRange
@@ -39,6 +39,9 @@ class Gic3:
     on_output(cpu, level) is called exactly when the IRQ signal to a CPU changes. It may come from within a register
     access of that or of another CPU, or from within set_level.
     """
+
+    version = 3
+    """Of the architecture."""
 
     def __init__(
         self,
@@ -70,6 +73,10 @@ class Gic3:
     def cpu_interface(self, cpu: int) -> CpuInterface3:
         """The system registers of this CPU."""
         return self.interfaces[cpu]
+
+    def deafen(self, cpu: int) -> None:
+        """Let a CPU hear no interrupt any more, as if it had disabled them in its interface."""
+        self.interfaces[cpu].write_sysreg(IGRPEN1, 0)
 
     def output(self, cpu: int) -> bool:
         """The IRQ signal to a CPU."""

@@ -13,7 +13,6 @@ from kexecemu.errors import FormatError
 from kexecemu.faults.damage import Damage, find_damage
 from kexecemu.faults.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
-from kexecemu.machine.gic import Gic2
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import SystemEnd, SystemEndKind
 from kexecemu.machine.system_cpu import SystemCpu
@@ -23,7 +22,6 @@ from kexecemu.scenario.lab import End, linux_words
 
 __all__ = ["crash"]
 
-_GICC_CTLR = 0
 _CRASHES = ("sysrq: Trigger a crash", "Unable to handle kernel", "Internal error: ")
 _BYE = "] Bye!"
 _PANIC_END = "---[ end Kernel panic"
@@ -92,9 +90,7 @@ def _cut_off(linux: FirstLinux, crashing: int) -> None:
             text = f"cpu{index} is the one that crashes: it is not stuck"
         else:
             # One that runs a program has no such loop at hand: it goes on until it waits for an interrupt.
-            gic = linux.board.gic
-            if isinstance(gic, Gic2):
-                gic.cpu_interface(index).write(_GICC_CTLR, 4, 0)
+            linux.board.gic.deafen(index)
             hung = hang(linux.board.cpus[index], linux.kernel_map)
             where = "is in an endless loop with interrupts masked" if hung else "hears no interrupt any more"
             text = f"cpu{index} {where}"

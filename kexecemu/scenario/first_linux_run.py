@@ -90,6 +90,7 @@ def linux_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Li
         packages=programs.packages,
         ram=DEFAULT_RAM if machine.ram is None else machine.ram,
         cpus=cpus,
+        gic=2 if machine.gic is None else machine.gic,
         cmdline=DEFAULT_CMDLINE if kernel.cmdline is None else kernel.cmdline,
         append=CAPTURE_CMDLINE if load.append == Load().append else load.append,
         checks=kernel.purgatory != "none",

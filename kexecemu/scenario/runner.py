@@ -66,6 +66,7 @@ def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) ->
         append=scenario.load.append,
         ram=scenario.machine.ram,
         cpus=scenario.machine.cpus,
+        gic=scenario.machine.gic,
         cmdline=scenario.kernel.cmdline,
         dtb=path(scenario.machine.dtb),
         era=scenario.kernel.era,

@@ -23,11 +23,13 @@ class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Machine(_Table, frozen=True):
     """[machine]: ram in bytes or as "1G"; cpus; dtb a device tree blob that describes another board.
 
+    gic is the version of the interrupt controller, 2 (the default, or what dtb says) or 3.
     stuck_cpus are numbers of CPUs that hear no interrupt once a real Linux crashes, so that it cannot stop them.
     """
 
     ram: str | int | None = None
     cpus: int | None = None
+    gic: int | None = None
     dtb: str | None = None
     stuck_cpus: list[int] = []
 
@@ -165,7 +167,7 @@ def read_scenario(path: Path) -> Scenario:
 
 # What means something to a real first kernel; all else is the model's.
 _LINUX_KEYS = {
-    "machine": ("ram", "cpus", "stuck_cpus"),
+    "machine": ("ram", "cpus", "gic", "stuck_cpus"),
     "kernel": ("linux", "cmdline", "purgatory"),
     "load": ("kernel", "initrd", "append", "syscall", "capture"),
     "crash": (),

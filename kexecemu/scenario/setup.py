@@ -12,7 +12,7 @@ from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import missing_bytes
 from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.firmware import cpu_affinities, memory_ranges
+from kexecemu.kernel.firmware import cpu_affinities, gic_version, memory_ranges
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board, parse_size
@@ -39,7 +39,8 @@ class Setup:
 
     kernel, initrd and dtb are paths; None means the fixture that ships (for dtb: the board's own tree), and initrd
     "none" means none at all; initrd_size makes it that large by a second archive. ram is a size, None: 1G or what the
-    device tree says. cmdline None: what the device tree says, else crashkernel=256M. capture is stub or linux, which
+    device tree says. gic is the interrupt controller's version, 2 or 3; None: what the device tree says to a real
+    kernel, else 2. cmdline None: what the device tree says, else crashkernel=256M. capture is stub or linux, which
     runs a real capture kernel: kernel None is then Debian's, and initrd None one that copies the dump to a disk.
     syscall is kexec_file_load, or kexec_load for kexec-tools' way.
     """
@@ -51,6 +52,7 @@ class Setup:
     append: str = DEFAULT_APPEND
     ram: str | int | None = None
     cpus: int | None = None
+    gic: int | None = None
     cmdline: str | None = None
     dtb: Path | None = None
     era: str = "6.4"
@@ -83,12 +85,17 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
         board.uart.base_phys,
         virtio_slots=(DUMP_SLOT,),
         rtc=True,
+        gic=board.gic.version,
     )
 
 
 def _board(setup: Setup, dtb: bytes | None) -> Board:
     if dtb is None:
-        return Board(DEFAULT_RAM if setup.ram is None else setup.ram, 1 if setup.cpus is None else setup.cpus)
+        return Board(
+            DEFAULT_RAM if setup.ram is None else setup.ram,
+            1 if setup.cpus is None else setup.cpus,
+            gic=2 if setup.gic is None else setup.gic,
+        )
     try:
         tree = Fdt(dtb)
         banks, affinities = memory_ranges(tree), cpu_affinities(tree)
@@ -100,7 +107,9 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         raise InputError(f"device tree {setup.dtb}: no memory node")
     try:
         cpus = (len(affinities) or 1) if setup.cpus is None else setup.cpus
-        return Board(banks, cpus, absent=setup.capture == "linux")
+        real = setup.capture == "linux"
+        gic = setup.gic if setup.gic is not None else gic_version(tree) if real else 2
+        return Board(banks, cpus, absent=real, gic=gic)
     except MachineError as error:
         raise InputError(f"device tree {setup.dtb}: {error}") from error
 

@@ -14,6 +14,7 @@ from kexecemu.kernel.firmware import (
     choose_places,
     console_phys,
     cpu_affinities,
+    gic_version,
     initrd_range,
     memory_ranges,
     set_bootargs,
@@ -174,6 +175,11 @@ def test_what_the_model_reads_from_its_own_tree_is_what_it_wrote() -> None:
     assert initrd_range(tree) is None
     chosen = tree.path_offset("/chosen")
     assert chosen is not None and tree.get_strings(chosen, "bootargs") == ["crashkernel=1G quiet"]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_interrupt_controller_is_told_from_its_node(version: int) -> None:
+    assert gic_version(Fdt(virt_device_tree([BANK], 1, UART, gic=version))) == version
 
 
 def test_a_command_line_in_the_device_tree_counts_when_none_is_given() -> None:

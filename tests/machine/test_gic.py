@@ -170,6 +170,14 @@ def test_the_frames_are_where_the_caller_puts_them():
     assert gic.cpu_interface(0).phys == PhysRange.of(0x2000000, 0x10000)
 
 
+def test_a_cpu_that_is_made_deaf_hears_nothing_any_more():
+    bench = Bench(2)
+    for cpu in range(2):
+        bench.gic.line(27, cpu)(True)
+    bench.gic.deafen(1)
+    assert [bench.gic.output(cpu) for cpu in (0, 1)] == [True, False]
+
+
 # -- targets ---------------------------------------------------------------------------------------------------
 
 

@@ -161,6 +161,14 @@ def test_redistributors_are_found_by_affinity_as_linux_looks_for_them():
     assert [cpu for cpu, typer in enumerate(typers) if typer & 1 << 4] == [19], "the last one says so"
 
 
+def test_a_cpu_that_is_made_deaf_hears_nothing_any_more():
+    bench = Bench(2)
+    for cpu in range(2):
+        bench.gic.line(27, cpu)(True)
+    bench.gic.deafen(1)
+    assert bench.outputs() == [0]
+
+
 # -- routes ----------------------------------------------------------------------------------------------------
 
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEndKind
+from kexecemu.scenario.first_linux import FirstLinux
+from kexecemu.scenario.first_linux_crash import crash as crash_linux
+from kexecemu.scenario.first_linux_run import linux_setup
+from kexecemu.scenario.runner import crash, scenario_setup
+from kexecemu.scenario.schema import find_scenario, read_scenario
 
 pytestmark = pytest.mark.real
 
@@ -98,6 +106,48 @@ def test_it_brings_more_cpus_up_than_a_gicv2_has(debian_kernel: Path, initramfs:
     assert "smp: Brought up 1 node, 18 CPUs" in result.console
     assert "GICv3: CPU17: found redistributor 101 region 0:0x00000000082c0000" in result.console
     assert "init: up on 6.1" in result.console
+
+
+@pytest.mark.parametrize("dtb", [False, True], ids=["own tree", "QEMU's tree"])
+def test_a_real_capture_kernel_writes_its_dump(debian_kernel: Path, tmp_path: Path, dtb: bool) -> None:
+    """After the model kernel's crash; QEMU's device tree has an ITS, which the board has not."""
+    path = find_scenario("debian-captures")
+    setup = scenario_setup(read_scenario(path), path.parent)
+    changes = {"ram": None, "dtb": qemu_tree(tmp_path / "virt.dtb")} if dtb else {"gic": 3}
+    setup = replace(setup, **changes)
+    result = crash("a crash of a test", setup, [])
+    assert result.end.outcome is Outcome.CAPTURED
+    console = result.kernel.board.uart.text
+    assert "GICv3: CPU0: found redistributor 0 region 0:0x00000000080a0000" in console
+    assert "kdump: end: status 0" in console
+
+
+def qemu_tree(blob: Path) -> Path:
+    """The device tree of QEMU's virt with a GICv3 and 512 MiB."""
+    qemu = shutil.which("qemu-system-aarch64")
+    if qemu is None:
+        pytest.skip("qemu-system-aarch64 is not installed")
+    machine = f"virt,gic-version=3,dumpdtb={blob}"
+    command = [qemu, "-machine", machine, "-cpu", "cortex-a57", "-m", "512M", "-display", "none"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return blob
+
+
+def test_a_real_first_kernel_crashes_into_a_real_capture_kernel(debian_kernel: Path) -> None:
+    """Three CPUs, one of which no interrupt can stop."""
+    path = find_scenario("linux-cpu-stuck")
+    scenario = read_scenario(path)
+    setup = replace(linux_setup(scenario, path.parent), cpus=3, gic=3)
+    linux = FirstLinux(setup)
+    with linux.board:
+        linux.load()
+        end = crash_linux(linux)
+        console = linux.board.uart.text
+    assert end.outcome is Outcome.CAPTURED
+    assert console.count("GICv3: CPU0: found redistributor 0 region 0:0x00000000080a0000") == 2
+    assert "smp: Brought up 1 node, 3 CPUs" in console
+    assert "SMP: failed to stop secondary CPUs" in console
+    assert "kdump: end: status 0" in console
 
 
 def test_debian_13_s_boots_with_three_cpus(fetch_module: ModuleType, initramfs: Path) -> None:

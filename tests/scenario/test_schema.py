@@ -54,6 +54,7 @@ def test_every_key_arrives_where_it_is_meant_to(tmp_path: Path) -> None:
         [machine]
         ram = 0x8000000
         cpus = 3
+        gic = 3
         [kernel]
         era = "6.12"
         cmdline = "crashkernel=32M"
@@ -82,7 +83,7 @@ def test_every_key_arrives_where_it_is_meant_to(tmp_path: Path) -> None:
         """,
     )
     setup = scenario_setup(scenario, tmp_path)
-    assert (setup.ram, setup.cpus, setup.seed, setup.rng_ready) == (0x8000000, 3, 7, True)
+    assert (setup.ram, setup.cpus, setup.gic, setup.seed, setup.rng_ready) == (0x8000000, 3, 3, 7, True)
     assert (setup.kernel, setup.no_initrd, setup.append) == (tmp_path / "Image", True, "quiet")
     assert setup.purgatory == str(tmp_path / "mine.ro")
     config = KernelConfig(setup.era, protection=setup.protection, options=setup.options)

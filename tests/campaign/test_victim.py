@@ -1,0 +1,98 @@
+"""The machine that a campaign writes to: who may write where, when a moment comes, and what a write does then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from stray_faults import scenario, start
+
+from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.fault import Moment, Writer
+from kexecemu.campaign.victim import Write
+from kexecemu.faults.fault import Injection
+from kexecemu.machine.ranges import PhysRange
+
+
+@pytest.fixture(scope="module", params=["none", "pte", "readonly", "bbml2"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = start(scenario(protection=request.param))
+    yield engine
+    engine.close()
+
+
+def test_what_is_said_of_a_page_is_what_a_store_to_it_meets(engine: Engine) -> None:
+    """A page of each kind: a real store by the CPU, through the page tables of the loaded kernel."""
+    victim, kernel = engine.victim, engine.kernel
+    starts = [segment.mem for segment in engine.image.segments] + [
+        page.start for page in engine.image.control_pages
+    ]
+    assert engine.space.places is not None
+    starts.append(engine.space.places.area("crashkernel-free").start)
+    protected = engine.kernel.config.way.value != "none"
+    said = {phys: victim.store_allowed(phys >> 12) for phys in starts}
+    assert any(not allowed for allowed in said.values()) == protected
+    for phys, allowed in said.items():
+        victim.snapshots.restore(engine.golden.loaded)
+        kernel.forget_faults()
+        before = kernel.ram.read_u64(phys)
+        stored = kernel.stray_write_virt(kernel.space.linear_virt(phys), bytes([before & 0xFF ^ 1]))
+        assert stored == allowed and (kernel.ram.read_u64(phys) != before) == allowed
+
+
+def test_a_moment_comes_until_the_undisturbed_run_is_over(engine: Engine) -> None:
+    victim = engine.victim
+    assert all(victim.reached(Moment.WHILE_HASHING, step) for step in range(0, 256, 15))
+    assert not victim.reached(Moment.WHILE_HASHING, 256)
+    assert victim.reached(Moment.IN_CAPTURE, 0) and victim.reached(Moment.IN_CAPTURE, 1000)
+    assert not victim.reached(Moment.IN_CAPTURE, engine.golden.capture.instructions)
+    assert not victim.reached(Moment.IN_CAPTURE, 10**9)
+
+
+def test_a_write_is_made_of_what_is_there_at_its_moment(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Injection] = []
+    note = engine.kernel.note_injection
+
+    def see(injection: Injection) -> None:
+        seen.append(injection)
+        note(injection)
+
+    monkeypatch.setattr(engine.kernel, "note_injection", see)
+    checker = engine.kernel.kexec.purgatory
+    assert checker is not None
+    stack, size = checker.symbol_table()["purgatory_stack"]
+    area = PhysRange(stack, stack + size)
+    write = Write(
+        Writer.DMA, area, lambda before: bytes(one ^ 0xFF for one in before), Moment.WHILE_HASHING, 128
+    )
+    for late in (True, False):
+        engine.victim.run(write, late=late)
+    first, second = seen
+    # Going on from the middle of hashing, the bytes are those of a run that went through it.
+    assert first.before == second.before and any(first.before)
+    for one in seen:
+        assert one.after == bytes(byte ^ 0xFF for byte in one.before)
+
+
+@pytest.mark.parametrize("by", [Writer.CPU, Writer.LATE_CPU])
+def test_a_write_over_the_edge_of_what_is_protected_gets_as_far_as_the_edge(
+    engine: Engine, by: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, region = engine.victim, engine.golden.region
+    pages = range((region.start >> 12) + 1, region.end >> 12)
+    edge = next(
+        (page for page in pages if victim.store_allowed(page - 1) and not victim.store_allowed(page)), None
+    )
+    if edge is None:
+        assert engine.kernel.config.way.value == "none"
+        return
+    seen: list[Injection] = []
+    monkeypatch.setattr(engine.kernel, "note_injection", seen.append)
+    area = PhysRange((edge << 12) - 8, (edge << 12) + 8)
+    victim.run(Write(by, area, lambda before: b"\xa5" * len(before), Moment.DURING_PANIC), late=True)
+    assert seen[0].after == b"\xa5" * 8 + seen[0].before[8:]
+    assert seen[0].exception is not None
+    assert seen[0].exception.far == engine.kernel.space.linear_virt(edge << 12)
+    assert seen[0].exception.cpu == (1 if by is Writer.LATE_CPU else 0)

@@ -214,11 +214,11 @@ class Victim:
 
         kernel, _ = prepare(self._setup, between=happen)
         try:
+            # The load writes over some of it, or all.
+            kept = kernel.ram.read(area.start, area.size) != self.base_memory(area)
             end = kernel.panic()
             if end.outcome is not Outcome.CAPTURED:
                 return end.outcome.value
-            loaded = any(segment.area.covers(area) for segment in self.image.segments)
-            kept = not loaded and kernel.ram.read(area.start, area.size) != before
             return (Outcome.LATENT if kept else Outcome.MASKED).value
         finally:
             kernel.board.close()

@@ -331,3 +331,19 @@ def test_cutting_keeps_every_byte_and_leaves_no_border_inside() -> None:
         )
         assert all(not one.start < border < one.end for one in pieces for border in borders)
         assert all(one.size for one in pieces)
+
+
+@pytest.mark.parametrize(
+    ("token", "outcome"),
+    [
+        ("dma.bit-flip.0.initrd+100.during-load", "masked"),  # the load writes over it
+        ("dma.bit-flip.0.crashkernel-free+100.during-load", "latent"),
+        ("alias.memset.6.below-elfcorehdr+5.during-load", "masked"),  # zeros over zeros, and a segment beside
+        ("cpu.memset.b.below-initrd+4.during-load", "masked"),
+        ("cpu.memset.b.above-initrd+0.during-load", "latent"),
+    ],
+)
+def test_a_write_before_the_load_is_there_only_where_the_load_writes_nothing(
+    pte: Engine, token: str, outcome: str
+) -> None:
+    assert both(pte, token).outcome == outcome

@@ -21,7 +21,6 @@ from unicorn.arm64_const import (
     UC_ARM64_INS_MSR,
     UC_ARM64_INS_SYS,
     UC_ARM64_REG_PC,
-    UC_ARM64_REG_PSTATE,
     UC_ARM64_REG_X0,
     UC_ARM64_REG_X29,
     UC_ARM64_REG_XZR,
@@ -137,7 +136,8 @@ class CountingStepper:
         self._stale_all = False
         self._el0_ran = False
         self._cntkctl = 0
-        self._distances: dict[int, tuple[int, bool]] = {}
+        self._distances: dict[int, dict[int, tuple[int, bool]]] = {}  # by page, by address
+        self._pc = self._pstate = 0  # where the engine has stopped last
         self._hooks: list[int] = []
         self._sys_callback = _SYS(self._on_sys)
         self.error = 0
@@ -184,6 +184,7 @@ class CountingStepper:
         """See Stepper."""
         self._deadline = deadline
         self._at_boundary = True
+        self._pc, self._pstate = self._engine.where()
         while True:
             if self._at_boundary and self._must_return():
                 return Halt.BOUNDARY
@@ -218,7 +219,7 @@ class CountingStepper:
     def _must_return(self) -> bool:
         if self._state.total >= self._deadline:
             return True
-        return self._irq and not self._engine.get(UC_ARM64_REG_PSTATE) & Pstate.I
+        return self._irq and not self._pstate & Pstate.I
 
     def _finish(self) -> Halt | None:
         """Run to the next boundary; None if it was reached."""
@@ -241,20 +242,36 @@ class CountingStepper:
 
     def _distance(self) -> tuple[int, bool]:
         """Instructions from PC on to one that ends a block, and whether one was found before code that is not there."""
-        virt = self._engine.get(UC_ARM64_REG_PC)
+        virt = self._pc
         if not virt >> 63:
             return self._look_ahead(virt)
-        # The kernel's own code changes only with maintenance that is seen.
-        found = self._distances.get(virt)
+        # The kernel's own code changes only with maintenance that is seen, and forgotten by pages then.
+        page = self._distances.get(virt // _PAGE)
+        if page is None:
+            page = self._distances[virt // _PAGE] = {}
+        found = page.get(virt)
         if found is None:
-            found = self._distances[virt] = self._look_ahead(virt)
+            found = page[virt] = self._look_ahead(virt)
         return found
+
+    def _code_phys(self, virt: int) -> int | None:
+        """Where code is, without a walk for the kernel's own text, which is in one piece."""
+        image = self._image
+        if image is not None and 0 <= virt - image.virt < image.size:
+            return virt - image.virt + image.phys
+        return self._owner.code_phys(virt)
+
+    def _forget_distances(self, virt: int) -> None:
+        """Code has changed at an address; what leads up to it may begin in the page before."""
+        self._distances.pop(virt // _PAGE, None)
+        self._distances.pop(virt // _PAGE - 1, None)
 
     def _look_ahead(self, virt: int) -> tuple[int, bool]:
         count = 0
         while True:
-            phys = self._owner.code_phys(virt)
-            if phys is None:
+            phys = self._code_phys(virt)
+            # Nothing is looked for further than a page away, so that _forget_distances() forgets enough.
+            if phys is None or count > _PAGE // 4:
                 return max(count, 1), False
             for word in _words(self._owner.ram, phys):
                 count += 1
@@ -278,7 +295,8 @@ class CountingStepper:
                 self._running = False
                 done, limit = self._done.value, self._limit.value
             state.total += min(done, limit)
-            if not self._engine.get(UC_ARM64_REG_PSTATE) & Pstate.EL_MASK:
+            self._pc, self._pstate = self._engine.where()
+            if not self._pstate & Pstate.EL_MASK:
                 self._el0_ran = True
             if self.error:
                 # What could not be loaded or stored has not retired; what could not be fetched was not counted.
@@ -299,7 +317,7 @@ class CountingStepper:
     def _serve_counter(self) -> bool:
         """Answer an EL0 program's read of the counter, which the engine has refused in place of the hook."""
         engine = self._engine
-        if engine.get(UC_ARM64_REG_PSTATE) & Pstate.EL_MASK or engine.syndrome().esr >> 26 != _EC_TRAPPED_MRS:
+        if self._pstate & Pstate.EL_MASK or engine.syndrome().esr >> 26 != _EC_TRAPPED_MRS:
             return False
         pc = engine.get(UC_ARM64_REG_PC)
         word = self._owner.word_at(pc) or 0
@@ -359,13 +377,19 @@ class CountingStepper:
     def _on_sys(self, uc: int, register: int, named: _NamedPointer, _: int) -> int:
         if named[0].crn != 7 or named[0].crm not in (1, 5):
             return 0  # not IC
-        self._distances.clear()
         self._state.maintenance |= CODE
-        op1, virt = named[0].op1, int(named[0].val)
-        if op1 == 3:
-            self._stale_lines.append(virt - virt % LINE_SIZE)
-        if op1 != 3 or (virt >> 63 and self._el0_ran):
+        virt = int(named[0].val)
+        if named[0].op1 != 3:
+            self._distances.clear()
             self._stale_all = True
+        elif virt >> 63 and self._el0_ran:
+            # It may be the kernel's address for a page that programs run.
+            self._forget_distances(virt)
+            self._stale_all = True
+        else:
+            self._forget_distances(virt)
+            # Not dropped here and now: that has lost a running block of its patched code.
+            self._stale_lines.append(virt - virt % LINE_SIZE)
         self._cut_here()
         return 0
 

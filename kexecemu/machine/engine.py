@@ -17,7 +17,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from unicorn.arm64_const import UC_ARM64_REG_CP_REG, UC_ARM64_REG_PC, UC_CPU_ARM64_A57
+from unicorn.arm64_const import UC_ARM64_REG_CP_REG, UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_CPU_ARM64_A57
 from unicorn.unicorn_const import (
     UC_ARCH_ARM64,
     UC_CTL_IO_WRITE,
@@ -48,6 +48,7 @@ HCR_EL2 = 1 << 31
 PHYS_END = 1 << 64
 
 _emu_start = uclib.uc_emu_start
+_WHERE = (ctypes.c_int * 2)(UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE)
 
 
 class MmioDevice(Protocol):
@@ -123,6 +124,9 @@ class Engine:
         self.uc = open_engine()
         self._handle = self.uc._uch
         self._value = ctypes.c_uint64()
+        self._where = (ctypes.c_uint64 * 2)()
+        at = ctypes.addressof(self._where)
+        self._where_pointers = (ctypes.c_void_p * 2)(at, at + 8)
         self._sysregs: dict[str, UcRegCP64] = {}
         self._ram = ram  # keeps the mapping alive as long as the engine may touch it
         for bank in ram.mapped:
@@ -177,6 +181,11 @@ class Engine:
         """Put all registers back; cached address translations are dropped, translated code is not."""
         self.uc.context_restore(context)
         self.flush_tlb()
+
+    def where(self) -> tuple[int, int]:
+        """PC and PSTATE, in one call: what is asked for after each of many short runs."""
+        uclib.uc_reg_read_batch(self._handle, _WHERE, self._where_pointers, 2)
+        return self._where[0], self._where[1] & 0xFFFFFFFF
 
     def run(self, count: int = 0) -> int:
         """Run from PC until something ends it (counter, exception, WFI, error); the Unicorn error number, or 0.

@@ -42,6 +42,8 @@ __all__ = ["CountingStepper", "counter_offsets"]
 _NOP: Final = 0xD503201F
 _WORD = struct.Struct("<I")
 _PAGE: Final = 0x1000
+_IC_LOOP: Final = 16
+"""Instructions between two ICs of a loop over a page's lines, at most: no code of the page can run in between."""
 _EXCP_SWI: Final = 2
 _EXCP_PREFETCH_ABORT: Final = 3
 _EXCP_HVC: Final = 11
@@ -135,6 +137,8 @@ class CountingStepper:
         self._stale_lines: list[int] = []
         self._stale_all = False
         self._el0_ran = False
+        self._ic_page = -1  # of the last IC, and when it was
+        self._ic_when = 0
         self._cntkctl = 0
         self._distances: dict[int, dict[int, tuple[int, bool]]] = {}  # by page, by address
         self._pc = self._pstate = 0  # where the engine has stopped last
@@ -207,12 +211,13 @@ class CountingStepper:
             for virt in self._stale_lines:
                 if self._image is not None and 0 <= virt - self._image.virt < self._image.size:
                     # The kernel's own text can always be fetched; tens of thousands of lines when it patches itself.
-                    self._engine.drop_code(virt, LINE_SIZE)
+                    self._engine.drop_code(virt - virt % _PAGE, _PAGE)
                 else:
-                    elsewhere.append(self._owner.code_phys(virt))
+                    phys = self._owner.code_phys(virt)
+                    elsewhere.append(None if phys is None else phys - phys % _PAGE)
             if None in elsewhere:
                 self._engine.flush_code()
-            self._engine.drop_code_phys([line for line in elsewhere if line is not None], LINE_SIZE)
+            self._engine.drop_code_phys([page for page in elsewhere if page is not None], _PAGE)
         self._stale_lines.clear()
         self._stale_all = False
 
@@ -379,6 +384,11 @@ class CountingStepper:
             return 0  # not IC
         self._state.maintenance |= CODE
         virt = int(named[0].val)
+        now, page = self.now, virt // _PAGE
+        if named[0].op1 == 3 and page == self._ic_page and now - self._ic_when < _IC_LOOP:
+            # The next line of the same page, in one loop over it: the first has dropped all of the page.
+            self._ic_when = now
+            return 0
         if named[0].op1 != 3:
             self._distances.clear()
             self._stale_all = True
@@ -390,6 +400,7 @@ class CountingStepper:
             self._forget_distances(virt)
             # Not dropped here and now: that has lost a running block of its patched code.
             self._stale_lines.append(virt - virt % LINE_SIZE)
+            self._ic_page, self._ic_when = page, now
         self._cut_here()
         return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -43,3 +44,26 @@ def test_the_library_example_runs_and_finds_the_damage() -> None:
     assert example
     done = subprocess.run([sys.executable, "-c", example[1]], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "detected initrd+0x1000, 1 byte"
+
+
+def test_the_example_of_tests_passes_under_pytest(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    [example] = [
+        one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "kexecemu_campaign" in one
+    ]
+    (tmp_path / "test_example.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "kexecemu.pytest_plugin", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_a_mark_cuts_is_cut(readme: ModuleType) -> None:
+    lines = [f"{number}\n" for number in range(1, 13)]
+    assert readme._cut(lines, ["from 9", "without 11"]) == ["9\n", "10\n", "12\n"]
+    assert readme._cut(lines, ["from 3", "to 5"]) == ["3\n", "4\n"]
+    assert readme._cut(lines, ["fold 1 2"]) == ["1\n", "... 9 lines ...\n", "11\n", "12\n"]

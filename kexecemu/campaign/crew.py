@@ -172,6 +172,7 @@ class Alone(Crew):
         self.before = before
 
     def results(self, tasks: Iterable[Task], stop: Stop) -> Iterator[Result]:
+        """One task after the other."""
         for task in tasks:
             if stop.asked:
                 return
@@ -196,6 +197,7 @@ class Workers(Crew):
         self.executor: Executor | None = None
 
     def results(self, tasks: Iterable[Task], stop: Stop) -> Iterator[Result]:
+        """As they come; a task that was lost with its worker comes last."""
         waiting = deque(tasks)
         flying: dict[Future[list[Decided]], Task] = {}
         lost: list[Task] = []
@@ -233,6 +235,7 @@ class Workers(Crew):
         return self.executor.submit(run_chunk, self.config, task.indices, task.audit)
 
     def close(self) -> None:
+        """Shut down what was made here."""
         if self.executor is not None and self.executor is not self.make:
             self.executor.shutdown(wait=True)
         self.executor = None

@@ -29,16 +29,21 @@ class EngineLike(Protocol):
     """What a campaign needs of kexecemu.campaign.engine.Engine."""
 
     @property
-    def space(self) -> Any: ...
+    def space(self) -> Any:
+        """The fault space."""
 
     @property
-    def config_hash(self) -> str: ...
+    def config_hash(self) -> str:
+        """A digest of everything that a result depends on."""
 
-    def decide(self, fault: CampaignFault) -> Decided: ...
+    def decide(self, fault: CampaignFault) -> Decided:
+        """What comes of a fault, by the cheapest way that is safe."""
 
-    def run(self, fault: CampaignFault) -> Decided: ...
+    def run(self, fault: CampaignFault) -> Decided:
+        """The same in full emulation."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give the machine back."""
 
 
 def make_engine(scenario: Scenario, folder: Path) -> EngineLike:

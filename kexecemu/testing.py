@@ -89,6 +89,7 @@ class SetupOptions(TypedDict, total=False):
     seed: int
     syscall: str
     capture: str
+    gic: int | None
 
 
 class KexecemuFailure(AssertionError):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS, Bank, BankState
+from kexecemu.machine.gic_bank import FIRST_SPI, Bank, BankState
+from kexecemu.machine.gic_base import GicBase
 from kexecemu.machine.gic_cpu_interface import GICC_CTLR, SPURIOUS, CpuInterface, CpuInterfaceState
 from kexecemu.machine.gic_distributor import Distributor
 from kexecemu.machine.ranges import PhysRange
@@ -24,13 +25,14 @@ MAX_CPUS = 8
 GicState = tuple[int, BankState, tuple[CpuInterfaceState, ...]]
 
 
-class Gic2:
+class Gic2(GicBase):
     """The interrupt controller of `cpus` CPUs, with `spis` shared interrupts (a multiple of 32) from 32 on.
 
     on_output(cpu, level) is called exactly when the IRQ signal to a CPU changes. It may come from within a register
     access of that or of another CPU, or from within set_level.
     """
 
+    interfaces: tuple[CpuInterface, ...]
     version = 2
     """Of the architecture."""
 
@@ -46,14 +48,9 @@ class Gic2:
         """Raises ValueError for numbers that a GICv2 cannot have."""
         if not 1 <= cpus <= MAX_CPUS:
             raise ValueError(f"a GICv2 has 1 to {MAX_CPUS} CPUs, not {cpus}")
-        if spis % 32 or not 32 <= spis <= 960:
-            raise ValueError(f"SPIs come in blocks of 32, up to 960: not {spis}")
-        self.cpus = cpus
-        self.on_output = on_output
+        super().__init__(cpus, on_output, spis)
         self.spis = Bank((1 << spis) - 1 << FIRST_SPI)
-        self.ctlr = 0
         self.typer = spis // 32 | cpus - 1 << 5
-        self._count = FIRST_SPI + spis
         frame = PhysRange.of(cpu_interface_phys, 0x10000)
         self.interfaces = tuple(CpuInterface(self, cpu, frame, self._count) for cpu in range(cpus))
         frame = PhysRange.of(distributor_phys, 0x10000)
@@ -70,67 +67,6 @@ class Gic2:
     def deafen(self, cpu: int) -> None:
         """Let a CPU hear no interrupt any more, as if it had disabled them in its interface."""
         self.interfaces[cpu].write(GICC_CTLR, 4, 0)
-
-    def output(self, cpu: int) -> bool:
-        """The IRQ signal to a CPU."""
-        return self.interfaces[cpu].output
-
-    def line(self, intid: int, cpu: int = 0) -> Callable[[bool], None]:
-        """The input of a PPI of `cpu` (16 to 31) or of an SPI (from 32), to hand to a device.
-
-        Raises ValueError when there is no such input.
-        """
-        if not FIRST_PPI <= intid < self._count or not 0 <= cpu < self.cpus:
-            raise ValueError(f"the interrupt controller has no line {intid} (CPU {cpu})")
-
-        def drive(level: bool) -> None:
-            self.set_level(intid, level, cpu)
-
-        return drive
-
-    def set_level(self, intid: int, level: bool, cpu: int = 0) -> None:
-        """Drive an input as line() describes it; the level that it already has changes nothing."""
-        bit = 1 << intid
-        bank = self.spis if intid >= FIRST_SPI else self.interfaces[cpu].bank
-        if not bit & bank.valid & ~SGIS:
-            raise ValueError(f"the interrupt controller has no line {intid}")
-        if bool(bank.level & bit) == bool(level):
-            return
-        bank.level ^= bit
-        if level and bank.edge & bit:
-            bank.latch |= bit
-        ready = bank.ready
-        bank.refresh()
-        if ready == bank.ready:
-            return
-        if intid >= FIRST_SPI:
-            self.settle_targets(bit, None)
-        else:
-            self.interfaces[cpu].settle()
-
-    def settle_targets(self, bit: int, acting: CpuInterface | None) -> None:
-        """An SPI's readiness changed: settle those it is sent to, and the one whose running priority changed."""
-        for interface in self.interfaces:
-            if interface.targets & bit or interface is acting:
-                interface.settle()
-
-    def settle_all(self) -> None:
-        """Settle every CPU's output."""
-        for interface in self.interfaces:
-            interface.settle()
-
-    def refresh(self, bank: Bank) -> None:
-        """Work out again what of a bank the CPU interfaces get to see."""
-        groups = (bank.valid & ~bank.group if self.ctlr & 1 else 0) | (bank.group if self.ctlr & 2 else 0)
-        bank.forwarded = bank.enabled & groups
-        bank.refresh()
-
-    def refresh_all(self) -> None:
-        """Work out everything again, after what may have changed anything."""
-        self.refresh(self.spis)
-        for interface in self.interfaces:
-            self.refresh(interface.bank)
-        self.settle_all()
 
     def set_priority(self, intid: int, priority: int, interface: CpuInterface) -> None:
         """A store to IPRIORITYR by the interface's CPU."""

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from kexecemu.machine.gic3_bank import Bank3, Bank3State
 from kexecemu.machine.gic3_cpu_interface import IGRPEN1, SPURIOUS, CpuInterface3, CpuInterface3State
 from kexecemu.machine.gic3_distributor import Distributor3, Redistributors
-from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS
+from kexecemu.machine.gic_bank import FIRST_SPI
+from kexecemu.machine.gic_base import GicBase
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface3", "Gic3", "Gic3State", "affinity"]
@@ -33,13 +34,15 @@ def affinity(cpu: int) -> int:
     return cpu // 16 << 8 | cpu % 16
 
 
-class Gic3:
+class Gic3(GicBase):
     """The interrupt controller of `cpus` CPUs, with `spis` shared interrupts (a multiple of 32) from 32 on.
 
     on_output(cpu, level) is called exactly when the IRQ signal to a CPU changes. It may come from within a register
     access of that or of another CPU, or from within set_level.
     """
 
+    interfaces: tuple[CpuInterface3, ...]
+    spis: Bank3
     version = 3
     """Of the architecture."""
 
@@ -55,17 +58,12 @@ class Gic3:
         """Raises ValueError for numbers that this GICv3 cannot have."""
         if not 1 <= cpus <= MAX_CPUS:
             raise ValueError(f"this GICv3 has 1 to {MAX_CPUS} CPUs, not {cpus}")
-        if spis % 32 or not 32 <= spis <= 960:
-            raise ValueError(f"SPIs come in blocks of 32, up to 960: not {spis}")
-        self.cpus = cpus
-        self.on_output = on_output
+        super().__init__(cpus, on_output, spis)
         self.spis = Bank3((1 << spis) - 1 << FIRST_SPI)
-        self.ctlr = 0
         self.routes: dict[int, int] = {}
         """GICD_IROUTER of the SPIs that are not routed to affinity 0.0.0.0."""
         # No1N, affinity 3 can be other than 0, numbers of 16 bits, and how many interrupts there are.
         self.typer = 1 << 25 | 1 << 24 | 0xF << 19 | spis // 32
-        self._count = FIRST_SPI + spis
         self.interfaces = tuple(CpuInterface3(self, cpu, affinity(cpu)) for cpu in range(cpus))
         self.distributor = Distributor3(self, PhysRange.of(distributor_phys, 0x10000))
         self.redistributors = Redistributors(self, redistributors_phys)
@@ -77,67 +75,6 @@ class Gic3:
     def deafen(self, cpu: int) -> None:
         """Let a CPU hear no interrupt any more, as if it had disabled them in its interface."""
         self.interfaces[cpu].write_sysreg(IGRPEN1, 0)
-
-    def output(self, cpu: int) -> bool:
-        """The IRQ signal to a CPU."""
-        return self.interfaces[cpu].output
-
-    def line(self, intid: int, cpu: int = 0) -> Callable[[bool], None]:
-        """The input of a PPI of `cpu` (16 to 31) or of an SPI (from 32), to hand to a device.
-
-        Raises ValueError when there is no such input.
-        """
-        if not FIRST_PPI <= intid < self._count or not 0 <= cpu < self.cpus:
-            raise ValueError(f"the interrupt controller has no line {intid} (CPU {cpu})")
-
-        def drive(level: bool) -> None:
-            self.set_level(intid, level, cpu)
-
-        return drive
-
-    def set_level(self, intid: int, level: bool, cpu: int = 0) -> None:
-        """Drive an input as line() describes it; the level that it already has changes nothing."""
-        bank = self.spis if intid >= FIRST_SPI else self.interfaces[cpu].bank
-        bit = 1 << max(intid, 0)
-        if not bit & bank.valid & ~SGIS:
-            raise ValueError(f"the interrupt controller has no line {intid}")
-        if bool(bank.level & bit) == bool(level):
-            return
-        bank.level ^= bit
-        if level and bank.edge & bit:
-            bank.latch |= bit
-        ready = bank.ready
-        bank.refresh()
-        if ready == bank.ready:
-            return
-        if intid >= FIRST_SPI:
-            self.settle_targets(bit)
-        else:
-            self.interfaces[cpu].settle()
-
-    def settle_targets(self, bit: int) -> None:
-        """An SPI's readiness changed: settle the CPU that it is routed to."""
-        for interface in self.interfaces:
-            if interface.targets & bit:
-                interface.settle()
-
-    def settle_all(self) -> None:
-        """Settle every CPU's output."""
-        for interface in self.interfaces:
-            interface.settle()
-
-    def refresh(self, bank: Bank3) -> None:
-        """Work out again what of a bank the CPU interfaces get to see."""
-        groups = (bank.valid & ~bank.group if self.ctlr & 1 else 0) | (bank.group if self.ctlr & 2 else 0)
-        bank.forwarded = bank.enabled & groups
-        bank.refresh()
-
-    def refresh_all(self) -> None:
-        """Work out everything again, after what may have changed anything."""
-        self.refresh(self.spis)
-        for interface in self.interfaces:
-            self.refresh(interface.bank)
-        self.settle_all()
 
     def set_route(self, intid: int, route: int) -> None:
         """A store to GICD_IROUTER. An SPI that is routed to a CPU that there is not goes nowhere."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kexecemu.campaign.fault import Moment, Writer
+from kexecemu.capture.second_stage import Interlude
 from kexecemu.errors import BusError, MachineError
 from kexecemu.faults.fault import By, Fault, Injection
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
@@ -122,20 +123,25 @@ class Victim:
             return True
         if (moment, at) not in self._reached:
             if moment is Moment.WHILE_HASHING:
-                checker = self.kernel.kexec.purgatory
-                start, limit = golden.jump, self.instructions_at(at)
-                area = checker.segment.area if checker is not None else None
+                stop = self._run_to_step(at)
             else:
-                start, limit = golden.entry, at
                 segment = self.image.segment("kernel")
-                area = segment.area if segment is not None else None
-            assert area is not None
-            self._restore(start)
-            stop = self.kernel.board.boot_cpu.run(
-                within=range(area.start, area.end), limit=limit, deliver=moment is Moment.IN_CAPTURE
-            )
+                assert segment is not None
+                self._restore(golden.entry)
+                within = range(segment.area.start, segment.area.end)
+                stop = self.kernel.board.boot_cpu.run(within=within, limit=at)
             self._reached[moment, at] = stop.kind is StopKind.DEADLINE
         return self._reached[moment, at]
+
+    def _run_to_step(self, step: int) -> Stop:
+        """Run the purgatory from the jump on to where it has done so many 256ths, or to its end before that."""
+        checker = self.kernel.kexec.purgatory
+        assert self.golden is not None and checker is not None
+        self._restore(self.golden.jump)
+        area = checker.segment.area
+        return self.kernel.board.boot_cpu.run(
+            within=range(area.start, area.end), limit=self.instructions_at(step), deliver=False
+        )
 
     def instructions_at(self, step: int) -> int:
         """Instructions of the purgatory's undisturbed run after so many 256ths of it."""
@@ -180,8 +186,8 @@ class Victim:
         stop = kernel.crash() if from_load else golden.jump_stop
         if write.moment is Moment.DURING_PANIC or (early and not from_load):
             self._put(write)
-        checking: tuple[int, Callable[[], object]] | None = None
-        capturing: tuple[int, Callable[[], object]] | None = None
+        checking: Interlude | None = None
+        capturing: Interlude | None = None
         if not reached:
             pass
         elif checkpoint is not None:
@@ -227,7 +233,7 @@ class Victim:
         """A write that cannot matter before the capture kernel's entry: from there."""
         self._restore(golden.entry)
         self.kernel.forget_faults()
-        capturing: tuple[int, Callable[[], object]] | None = None
+        capturing: Interlude | None = None
         if write.moment is Moment.AFTER_CHECK:
             self.kernel.after_check.append(lambda: self._put(write))
         elif reached:
@@ -237,15 +243,8 @@ class Victim:
 
     def _checkpoint(self, step: int) -> Snapshot:
         """The machine in the middle of hashing, kept for the next fault at the same step."""
-        golden = self.golden
-        checker = self.kernel.kexec.purgatory
-        assert golden is not None and checker is not None
         if step not in self._checkpoints:
-            self._restore(golden.jump)
-            area = checker.segment.area
-            self.kernel.board.boot_cpu.run(
-                within=range(area.start, area.end), limit=self.instructions_at(step), deliver=False
-            )
+            self._run_to_step(step)
             self._checkpoints[step] = self.snapshots.take()
         return self._checkpoints[step]
 

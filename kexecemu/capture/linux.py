@@ -18,6 +18,7 @@ from kexecemu.capture.initramfs import CAPTURE_DONE, NO_VMCORE
 from kexecemu.errors import BusError, FormatError, MachineError
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
 from kexecemu.machine.board import Board
+from kexecemu.machine.console_lines import ConsoleLines
 from kexecemu.machine.disk import Disk
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -125,32 +126,26 @@ def _sha256(read: Callable[[int, int], bytes], start: int, size: int) -> str:
     return digest.hexdigest()
 
 
-class _Console:
-    """Cuts the console into lines, keeps what init says, and stops the machine at a panic's end."""
+class _Console(ConsoleLines):
+    """Keeps what init says, and stops the machine at a panic's end."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__(self._hear)
         self.said: list[str] = []
         self.panicked = False  # to the end
         self.panics = self.restarts = False
-        self._line = bytearray()
         self._stop = stop
 
-    def __call__(self, data: bytes) -> None:
-        for byte in data:
-            if byte != 0x0A:
-                self._line.append(byte)
-                continue
-            line = bytes(self._line)
-            self._line.clear()
-            if line.startswith(b"kdump: "):
-                self.said.append(line.decode(errors="replace").rstrip("\r"))
-            elif _PANIC_END in line:
-                self.panicked = True
-                self._stop()
-            elif _RESTART in line:
-                self.restarts = True
-            elif _PANIC in line:
-                self.panics = True
+    def _hear(self, line: bytes) -> None:
+        if line.startswith(b"kdump: "):
+            self.said.append(line.decode(errors="replace").rstrip("\r"))
+        elif _PANIC_END in line:
+            self.panicked = True
+            self._stop()
+        elif _RESTART in line:
+            self.restarts = True
+        elif _PANIC in line:
+            self.panics = True
 
 
 @contextmanager

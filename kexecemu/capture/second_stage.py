@@ -41,7 +41,6 @@ Progress = Callable[[int, int], None]
 Interlude = tuple[int, Callable[[], object]]
 
 _SLICE = 20_000_000
-_BRANCH_TO_SELF = 0x14000000
 # The slowest purgatory worth waiting for takes about 60 instructions a byte (kexec-tools' at -Os takes 50).
 _BUDGET_PER_BYTE = 100
 _BUDGET_BASE = 20_000_000
@@ -154,19 +153,10 @@ def _run_sliced(
     while True:
         stop = cpu.run(within=within, limit=min(_SLICE, budget - used), deliver=deliver)
         used += stop.instructions
-        if stop.kind is not StopKind.DEADLINE or used >= budget or _spins(cpu, stop):
+        if stop.kind is not StopKind.DEADLINE or used >= budget or cpu.spins():
             return stop, used
         if progress is not None:
             progress(used, max(expected, used))
-
-
-def _spins(cpu: Cpu, stop: Stop) -> bool:
-    """The CPU stands at a branch to itself, which nothing can end with interrupts masked."""
-    return (
-        cpu.translate(stop.pc) is not None
-        and cpu.ram.read_u32(stop.pc) == _BRANCH_TO_SELF
-        and bool(cpu.pstate & Pstate.I)
-    )
 
 
 def _purgatory_end(
@@ -195,7 +185,7 @@ def _purgatory_end(
         return PurgatoryEnd.HUNG
     # A foreign purgatory keeps no record. Those that are known end a mismatch in an endless loop of one branch, or
     # wait for an interrupt that is masked.
-    stopped = stop.kind is StopKind.IDLE or _spins(kernel.board.boot_cpu, stop)
+    stopped = stop.kind is StopKind.IDLE or kernel.board.boot_cpu.spins()
     return PurgatoryEnd.MISMATCH if stopped else PurgatoryEnd.HUNG
 
 

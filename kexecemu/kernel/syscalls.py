@@ -17,12 +17,13 @@ from kexecemu.kernel.kexec_load import KexecLoadArguments, kexec_load
 from kexecemu.kernel.kexec_tools import MachineView, core_header_size, prepare_crash_load
 from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.purgatory import parse_purgatory
+from kexecemu.machine.timeline import Timeline
 
 if TYPE_CHECKING:
     from kexecemu.kernel.environment import KexecEnvironment
     from kexecemu.kernel.model import Kernel
 
-__all__ = ["kexec_file_load", "kexec_tools_load", "kexec_tools_purgatory", "purgatory_object"]
+__all__ = ["kexec_file_load", "kexec_tools_load", "kexec_tools_purgatory", "purgatory_object", "tell_image"]
 
 
 def _read_purgatory(path: Path) -> elfrel.RelocatableObject:
@@ -109,9 +110,10 @@ def kexec_tools_load(
     return image
 
 
-def _tell_loaded(kernel: Kernel, image: Kimage, call: str) -> None:
+def tell_image(timeline: Timeline, image: Kimage, call: str, *, by: str, unchecked: str) -> None:
+    """A loaded image in the account of a run: by which call, in words too, and in words why it has no digest."""
     for segment in image.segments:
-        kernel.say(
+        timeline.record(
             "segment",
             f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)",
             segment=segment.name,
@@ -119,14 +121,18 @@ def _tell_loaded(kernel: Kernel, image: Kimage, call: str) -> None:
             memsz=segment.memsz,
             bufsz=segment.bufsz,
         )
-    digest = f"digest {image.digest.hex()}" if image.digest else "no purgatory and so no digest"
-    kernel.say(
+    digest = f"digest {image.digest.hex()}" if image.digest else unchecked
+    timeline.record(
         "loaded",
-        f"{call}: crash image loaded, entry {image.start:#x}, {digest}",
+        f"{by}: crash image loaded, entry {image.start:#x}, {digest}",
         call=call,
         entry_phys=image.start,
         digest=image.digest.hex() if image.digest else None,
     )
+
+
+def _tell_loaded(kernel: Kernel, image: Kimage, call: str) -> None:
+    tell_image(kernel.board.timeline, image, call, by=call, unchecked="no purgatory and so no digest")
     if kernel.protected:
         way = kernel.config.way.value
         areas = ", ".join(str(area) for area in kernel.protected)

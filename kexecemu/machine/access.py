@@ -23,7 +23,7 @@ from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.counter import Why
-from kexecemu.machine.cpu import Cpu
+from kexecemu.machine.cpu import BRANCH_TO_SELF, Cpu
 
 __all__ = ["AccessChecker", "AccessKind", "Violation", "checked", "element_size"]
 
@@ -31,7 +31,6 @@ AccessKind = Literal["unaligned", "dc zva", "exclusive", "fp trap"]
 
 CHECK_ACCESSES: Final = "KEXECEMU_CHECK_ACCESSES"
 _SHOWN: Final = 3
-_BRANCH_TO_SELF: Final = 0x14000000
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class AccessChecker:
         # The counter was hooked first: it may have refused this block, which is then not executed.
         if self._engine.counter.state.why != Why.NOTHING:
             return
-        if size == 4 and self._word(virt) == _BRANCH_TO_SELF:
+        if size == 4 and self._word(virt) == BRANCH_TO_SELF:
             self._give_up()
             return
         if self._stale:

@@ -31,6 +31,7 @@ from unicorn.unicorn_py3.unicorn import Uc
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, LINE_SIZE, NO_DEADLINE, Why
+from kexecemu.machine.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SWI
 from kexecemu.machine.engine import Engine, open_engine
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.kernel_sites import Image, find_image, sites
@@ -44,9 +45,6 @@ _WORD = struct.Struct("<I")
 _PAGE: Final = 0x1000
 _IC_LOOP: Final = 16
 """Instructions between two ICs of a loop over a page's lines, at most: no code of the page can run in between."""
-_EXCP_SWI: Final = 2
-_EXCP_PREFETCH_ABORT: Final = 3
-_EXCP_HVC: Final = 11
 _EC_TRAPPED_MRS: Final = 0x18
 
 _VBAR_EL1: Final = (3, 0, 12, 0, 0)
@@ -309,7 +307,7 @@ class CountingStepper:
                     state.total -= 1
                 return Halt.ERROR
             if state.why == Why.INTERRUPT:
-                if state.interrupt not in (_EXCP_SWI, _EXCP_HVC, _EXCP_PREFETCH_ABORT):
+                if state.interrupt not in (EXCP_SWI, EXCP_HVC, EXCP_PREFETCH_ABORT):
                     state.total -= 1
                 if not self._serve_counter():
                     return Halt.EVENT

@@ -37,12 +37,14 @@ NO_PROGRESS: Final = 32
 NO_PROGRESS_WITHIN: Final = 1000
 
 # Unicorn's exception numbers (QEMU's EXCP_*).
+EXCP_UDEF: Final = 1
 EXCP_SWI: Final = 2
 EXCP_PREFETCH_ABORT: Final = 3
 EXCP_DATA_ABORT: Final = 4
 EXCP_HVC: Final = 11
 EXCP_SMC: Final = 13
 
+BRANCH_TO_SELF: Final = 0x14000000
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
 _OFFSETS: Final[dict[ExceptionKind, int]] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
@@ -246,6 +248,10 @@ class Cpu(Registers):
         self.exceptions.append(self._record("irq", 0, 0))
         self.enter_exception("irq")
         return True
+
+    def spins(self) -> bool:
+        """It stands at a branch to itself with interrupts masked: nothing but a reset ends that."""
+        return bool(self.pstate & Pstate.I) and self.word_at(self.pc) == BRANCH_TO_SELF
 
     def _see_foreign_writes(self) -> None:
         """Drop translated code when the host, DMA or another CPU may have written it."""

@@ -131,9 +131,7 @@ class Ram:
 
     def write(self, phys: int, data: Buffer) -> None:
         """Store `data` at `phys`, as the host or a device does: no MMU, no permissions."""
-        length = len(data) if isinstance(data, bytes | bytearray) else data.nbytes
-        bank, offset = self._at(phys, length)
-        bank.map[offset : offset + length] = data if isinstance(data, bytes | bytearray) else data.cast("B")
+        self.write_dma(phys, data)
         self.generation += 1
 
     def write_dma(self, phys: int, data: Buffer) -> None:

@@ -175,3 +175,13 @@ class Registers:
             return virt
         walk = self.walk(virt)
         return None if walk is None else walk.phys
+
+    def word_at(self, virt: int) -> int | None:
+        """The instruction at a virtual address; None where nothing can be fetched."""
+        phys = self.code_phys(virt)
+        return None if phys is None else self.ram.read_u32(phys)
+
+    def code_phys(self, virt: int) -> int | None:
+        """Where code at a virtual address is, in physical memory; None where nothing can be fetched."""
+        phys = self.translate(virt)
+        return phys if phys is not None and phys in self.ram else None

@@ -8,7 +8,7 @@ from typing import Protocol
 from kexecemu.machine import exceptions
 from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
 from kexecemu.machine.counting import CountingStepper
-from kexecemu.machine.cpu import EXCP_HVC, Cpu, Stop, StopKind
+from kexecemu.machine.cpu import EXCP_HVC, EXCP_UDEF, Cpu, Stop, StopKind
 from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.exceptions import GuestFault, Pstate
 from kexecemu.machine.generic_timer import GenericTimer
@@ -17,8 +17,6 @@ from kexecemu.machine.stepper import CODE, TLB, Halt, NativeStepper, Stepper
 
 __all__ = ["SystemCpu", "SystemRegisters"]
 
-BRANCH_TO_SELF = 0x14000000
-EXCP_UDEF = 1
 # An MRS and an MSR, of a register with an op0 of 2 or 3; and which, in bits 18 to 5 where op0 is 3.
 _ACCESS, _MRS, _MSR, _OP0_3 = 0xFFF00000, 0xD5300000, 0xD5100000, 1 << 19
 _ID_AA64PFR0_GIC = 1 << 24
@@ -134,16 +132,6 @@ class SystemCpu(Cpu):
         expiry = self.timer.expiry()
         return NO_DEADLINE if expiry is None else expiry * INSTRUCTIONS_PER_TICK
 
-    def word_at(self, virt: int) -> int | None:
-        """The instruction at a virtual address; None where nothing can be fetched."""
-        phys = self.code_phys(virt)
-        return None if phys is None else self.ram.read_u32(phys)
-
-    def code_phys(self, virt: int) -> int | None:
-        """Where code at a virtual address is, in physical memory; None where nothing can be fetched."""
-        phys = self.translate(virt)
-        return phys if phys is not None and phys in self.ram else None
-
     def advance(self, until: int) -> Stop:
         """Run to the first boundary at which time is `until`, a timer expires, or an interrupt can be taken.
 
@@ -254,10 +242,6 @@ class SystemCpu(Cpu):
         """In a callback: end the advance() under way at the next boundary."""
         if self._stepper is not None:
             self._stepper.shorten(0)
-
-    def spins(self) -> bool:
-        """It stands at a branch to itself with interrupts masked: nothing but a reset ends that."""
-        return bool(self.pstate & Pstate.I) and self.word_at(self.pc) == BRANCH_TO_SELF
 
     def set_elsewhere(self) -> None:
         """Take over the board's time, which other CPUs and idling have moved on."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kexecemu.capture.linux import LinuxCapture
 from kexecemu.capture.verdict import VerdictFlags, describe_damage
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.lab import Kernel
+from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
 
-__all__ = ["image_object", "linux_object", "load_object", "result_object", "to_text"]
+if TYPE_CHECKING:
+    from kexecemu.scenario.first_linux_run import LinuxResult
+
+__all__ = ["image_object", "linux_object", "load_object", "result_object", "run_object", "to_text"]
 
 
 def _range(area: PhysRange | None) -> dict[str, int] | None:
@@ -57,10 +59,9 @@ def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
     }
 
 
-def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
-    """What `kexecemu run --json` and `kexecemu crash --json` print."""
+def run_object(result: Result | LinuxResult, vmcore: Path | None, vmlinux: Path | None) -> dict[str, Any]:
+    """The keys that every run has, up to what a purgatory of ours found. Paths are None for what there is not."""
     end = result.end
-    verdict = end.verdict
     return {
         "outcome": end.outcome.value,
         "as_expected": result.as_expected,
@@ -71,8 +72,16 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
         "console": end.console,
         "instructions": end.instructions,
         "seed": result.seed,
-        "vmlinux": str(result.kernel.guest.vmlinux.path),
+        "vmlinux": str(vmlinux) if vmlinux is not None else None,
         "vmcore": str(vmcore) if vmcore is not None else None,
+    }
+
+
+def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
+    """What `kexecemu run --json` and `kexecemu crash --json` print."""
+    verdict = result.end.verdict
+    return {
+        **run_object(result, vmcore, result.kernel.guest.vmlinux.path),
         "verdict": None
         if verdict is None
         else {
@@ -86,14 +95,18 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
             "damage": [{"start": one.start, "end": one.last} for one in verdict.damage if one.size],
         },
         "mismatches": result.mismatches,
-        "linux": None
-        if end.capture is None or end.capture.linux is None
-        else linux_object(end.capture.linux),
+        "linux": linux_object(result.end),
     }
 
 
-def linux_object(run: LinuxCapture) -> dict[str, Any]:
-    """The account of a real capture kernel; the digest of a load is of what it read, and same as memory was or not."""
+def linux_object(end: End) -> dict[str, Any] | None:
+    """The account of a real capture kernel, None where there was none.
+
+    The digest of a load is of what was read; same says whether memory was so.
+    """
+    run = end.capture.linux if end.capture is not None else None
+    if run is None:
+        return None
     return {
         "end": run.end.value,
         "where": run.where,

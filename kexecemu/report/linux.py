@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kexecemu.report.json import image_object, linux_object
+from kexecemu.report.json import linux_object, run_object
 from kexecemu.report.text import print_account, ram_and_cpus
 from kexecemu.scenario.first_linux_run import LinuxResult
 
@@ -35,23 +35,10 @@ def print_linux_result(console: Console, result: LinuxResult) -> None:
 
 def linux_result_object(result: LinuxResult, vmcore: Path | None) -> dict[str, Any]:
     """What `kexecemu run --json` prints of it: the keys of every run; nobody has an ELF of the first kernel."""
-    end = result.end
     return {
-        "outcome": end.outcome.value,
-        "as_expected": result.as_expected,
-        **image_object(result.kernel, result.image),
-        "damage": [
-            {"segment": one.segment, "offset": one.offset, "length": one.length} for one in end.damage
-        ],
-        "console": end.console,
-        "instructions": end.instructions,
-        "seed": result.seed,
-        "vmlinux": None,
-        "vmcore": str(vmcore) if vmcore is not None else None,
+        **run_object(result, vmcore, None),
         "verdict": None,
         "mismatches": result.mismatches,
         "first_linux": result.kernel.release,
-        "linux": None
-        if end.capture is None or end.capture.linux is None
-        else linux_object(end.capture.linux),
+        "linux": linux_object(result.end),
     }

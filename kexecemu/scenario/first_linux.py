@@ -23,11 +23,13 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import parse as parse_header
 from kexecemu.kernel.firmware import choose_places
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.syscalls import tell_image
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
+from kexecemu.machine.console_lines import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
-from kexecemu.scenario.first_linux_load import read_load, tell_loaded
+from kexecemu.scenario.first_linux_load import read_load
 from kexecemu.scenario.first_linux_records import (
     KexecSaid,
     crash_kernel,
@@ -78,26 +80,21 @@ class LinuxSetup:
     seed: int = 0
 
 
-class Marks:
+class Marks(ConsoleLines):
     """Hears the console, line by line, and stops the machine at a line that ends in, or has, what it was told."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__(self._hear)
         self.wanted: tuple[str, ...] = ()
         self.hit: str | None = None
         """The last line that was wanted."""
         self._stop = stop
-        self._line = bytearray()
 
-    def __call__(self, data: bytes) -> None:
-        for byte in data:
-            if byte != 0x0A:
-                self._line.append(byte)
-                continue
-            line = self._line.decode(errors="replace").strip("\r")
-            self._line.clear()
-            if any(mark in line for mark in self.wanted):
-                self.hit = line
-                self._stop()
+    def _hear(self, line: bytes) -> None:
+        text = line.decode(errors="replace").strip("\r")
+        if any(mark in text for mark in self.wanted):
+            self.hit = text
+            self._stop()
 
 
 class FirstLinux:
@@ -230,7 +227,8 @@ class FirstLinux:
         )
         self._map = GuestKernelMap(self._said, self.records["iomem.txt"])
         self._at = end.cpu
-        tell_loaded(self.board.timeline, self._image)
+        by, unchecked = "kexec_load by kexec-tools", "--no-checks: no digest"
+        tell_image(self.board.timeline, self._image, "kexec_load", by=by, unchecked=unchecked)
         return self._image
 
     def run_to(self, marks: tuple[str, ...], progress: Progress | None = None) -> SystemEnd:

@@ -10,10 +10,9 @@ from kexecemu.kernel.kexec_core import alloc_crash_control_pages
 from kexecemu.kernel.kimage import Kimage, Segment
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.timeline import Timeline
 from kexecemu.scenario.first_linux_records import KexecSaid
 
-__all__ = ["read_load", "tell_loaded"]
+__all__ = ["read_load"]
 
 _MAGICS = {"dtb": b"\xd0\x0d\xfe\xed", "elfcorehdr": b"\x7fELF"}
 
@@ -53,24 +52,3 @@ def read_load(
     for why in ("control_code_buffer", "vmcoreinfo copy buffer"):
         alloc_crash_control_pages(image, region, page_size, why)
     return image
-
-
-def tell_loaded(timeline: Timeline, image: Kimage) -> None:
-    """The load in the account of a run."""
-    for one in image.segments:
-        timeline.record(
-            "segment",
-            f"{one.name}: {one.bufsz:#x} bytes at {one.area} ({one.memsz:#x} in memory)",
-            segment=one.name,
-            mem_phys=one.mem,
-            memsz=one.memsz,
-            bufsz=one.bufsz,
-        )
-    digest = f"digest {image.digest.hex()}" if image.digest else "--no-checks: no digest"
-    timeline.record(
-        "loaded",
-        f"kexec_load by kexec-tools: crash image loaded, entry {image.start:#x}, {digest}",
-        call="kexec_load",
-        entry_phys=image.start,
-        digest=image.digest.hex() if image.digest else None,
-    )

@@ -4,29 +4,55 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-__all__ = ["Page"]
-
-_VOID = {"meta", "br"}
-_SVG_EMPTY = {"rect", "circle", "path", "line"}
+__all__ = ["NestedPage", "Page"]
 
 
-class Page(HTMLParser):
-    """What Python's own parser sees: tags with attributes, rows of tables, text, and what was not closed in order."""
+class NestedPage(HTMLParser):
+    """Tags with attributes, and what was not closed in order. Subclasses say which may go without an end, and look."""
+
+    void: frozenset[str] = frozenset()
+    """Elements of HTML that have no end tag."""
+    svg_empty: frozenset[str] = frozenset()
+    """Foreign elements that may close themselves: HTML ignores the slash."""
 
     def __init__(self, document: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.misnested: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.commands: list[str] = []
-        self.in_command = False
-        self.text = ""
         self.feed(document)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.svg_empty:
+            self.misnested.append(f"<{tag}/>")
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.misnested.append(f"</{tag}>")
+
+
+class Page(NestedPage):
+    """And rows of tables, text, and commands to copy."""
+
+    void = frozenset({"meta", "br"})
+    svg_empty = frozenset({"rect", "circle", "path", "line"})
+
+    def __init__(self, document: str) -> None:
+        self.rows: list[list[str]] = []
+        self.commands: list[str] = []
+        self.in_command = False
+        self.text = ""
+        super().__init__(document)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        super().handle_starttag(tag, attrs)
         if tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th"):
@@ -34,17 +60,6 @@ class Page(HTMLParser):
         elif tag == "code":
             self.in_command = ("class", "command") in attrs
             self.commands += [""] if self.in_command else []
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in _SVG_EMPTY:
-            self.misnested.append(f"<{tag}/>")
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.misnested.append(f"</{tag}>")
 
     def handle_data(self, data: str) -> None:
         if "style" in self.open:

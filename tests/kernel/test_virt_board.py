@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from qemu_tree import dump_tree
 
 from kexecemu.formats.fdt import Fdt, reg64
 from kexecemu.kernel.firmware import initrd_range
@@ -36,17 +35,7 @@ def _walk(fdt: Fdt, node: int, path: str) -> Iterator[tuple[str, dict[str, bytes
 
 def dump(folder: Path, cpus: int, gic: int = 2) -> Tree:
     """The tree of QEMU's virt with a GIC of that version and so many CPUs; skips where there is no QEMU."""
-    qemu = shutil.which("qemu-system-aarch64")
-    if qemu is None:
-        pytest.skip("qemu-system-aarch64 is not installed")
-    blob = folder / "virt.dtb"
-    machine = f"virt,gic-version={gic},dumpdtb={blob}"
-    subprocess.run(
-        [qemu, "-machine", machine, "-cpu", "cortex-a57", "-smp", str(cpus), "-m", "1G", "-display", "none"],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    blob = dump_tree(folder / "virt.dtb", gic=gic, cpus=cpus, ram="1G")
     return resolved(tree_of(blob.read_bytes()))
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from linux_boot import Boot, boot_debian
+from qemu_tree import dump_tree
 
 from kexecemu.faults.outcome import Outcome
-from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.machine.board import Board
-from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.system import System, SystemEndKind
 from kexecemu.scenario.first_linux import FirstLinux
 from kexecemu.scenario.first_linux_crash import crash as crash_linux
 from kexecemu.scenario.first_linux_run import linux_setup
@@ -26,51 +21,7 @@ from kexecemu.scenario.schema import find_scenario, read_scenario
 
 pytestmark = pytest.mark.real
 
-KERNEL, INITRD, DTB = 0x40200000, 0x48000000, 0x47000000
-BUDGET = 4_000_000_000
-# What takes time and shows nothing: the mitigations' code, and self-tests of ciphers.
-CMDLINE = "console=ttyAMA0 mitigations=off cryptomgr.notests random.trust_bootloader=on"
-
-
-@dataclass(frozen=True)
-class Boot:
-    """The end of one, and what is left."""
-
-    end: str
-    console: str
-    ram: str
-    time: int
-
-
-def boot(
-    kernel: Path,
-    initramfs: Path,
-    cpus: int = 1,
-    slice_of: Callable[[int], int] | None = None,
-    cmdline: str = CMDLINE,
-) -> Boot:
-    with Board(192 << 20, cpus, gic=3) as board:
-        archive = initramfs.read_bytes()
-        tree = virt_device_tree(
-            board.ram.banks,
-            cpus,
-            board.uart.base_phys,
-            cmdline=cmdline,
-            rtc=True,
-            initrd=PhysRange.of(INITRD, len(archive)),
-            rng_seed=bytes(range(32)),
-            gic=3,
-        )
-        board.ram.write(KERNEL, kernel.read_bytes())
-        board.ram.write(INITRD, archive)
-        board.ram.write(DTB, tree)
-        board.boot_cpu.reset(KERNEL, DTB)
-        end = System(board, slice_of=slice_of).run(BUDGET)
-        assert end.kind is SystemEndKind.OFF, board.uart.text[-2000:]
-        digest = hashlib.sha256()
-        for bank in board.ram.banks:
-            digest.update(board.ram.view(bank.start, bank.size))
-        return Boot(str(end), board.uart.text, digest.hexdigest(), board.time)
+boot = partial(boot_debian, gic=3)
 
 
 @pytest.fixture(scope="module")
@@ -113,24 +64,13 @@ def test_a_real_capture_kernel_writes_its_dump(debian_kernel: Path, tmp_path: Pa
     """After the model kernel's crash; QEMU's device tree has an ITS, which the board has not."""
     path = find_scenario("debian-captures")
     setup = scenario_setup(read_scenario(path), path.parent)
-    changes = {"ram": None, "dtb": qemu_tree(tmp_path / "virt.dtb")} if dtb else {"gic": 3}
+    changes = {"ram": None, "dtb": dump_tree(tmp_path / "virt.dtb", gic=3)} if dtb else {"gic": 3}
     setup = replace(setup, **changes)
     result = crash("a crash of a test", setup, [])
     assert result.end.outcome is Outcome.CAPTURED
     console = result.kernel.board.uart.text
     assert "GICv3: CPU0: found redistributor 0 region 0:0x00000000080a0000" in console
     assert "kdump: end: status 0" in console
-
-
-def qemu_tree(blob: Path) -> Path:
-    """The device tree of QEMU's virt with a GICv3 and 512 MiB."""
-    qemu = shutil.which("qemu-system-aarch64")
-    if qemu is None:
-        pytest.skip("qemu-system-aarch64 is not installed")
-    machine = f"virt,gic-version=3,dumpdtb={blob}"
-    command = [qemu, "-machine", machine, "-cpu", "cortex-a57", "-m", "512M", "-display", "none"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return blob
 
 
 def test_a_real_first_kernel_crashes_into_a_real_capture_kernel(debian_kernel: Path) -> None:

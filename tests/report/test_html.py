@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from time import process_time
 
 import pytest
+from html_page import NestedPage
 from shipped import every_scenario
 
 from kexecemu.faults.fault import By, Fault, When
@@ -21,40 +21,24 @@ from kexecemu.scenario.setup import Setup
 
 SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
 
-_VOID = {"meta", "br", "link", "img", "hr", "input"}
-_SVG_EMPTY = {"rect", "circle", "path", "polygon"}
 _BLOCKS = {"p", "div", "li", "dt", "dd", "td", "th", "h1", "h2", "h3", "ul", "text", "summary"}
 _FETCHING = {"script", "link", "img", "iframe", "object", "embed", "audio", "video", "source", "base", "form"}
 
 
-class _Page(HTMLParser):
-    """The page as Python's own parser sees it: text, tags with attributes, and what was not closed in order."""
+class _Page(NestedPage):
+    """And its text, in pieces with the element that each is directly in."""
+
+    void = frozenset({"meta", "br", "link", "img", "hr", "input"})
+    svg_empty = frozenset({"rect", "circle", "path", "polygon"})
 
     def __init__(self, document: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.misnested: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.pieces: list[tuple[str, str]] = []
-        self.feed(document)
-        self.close()
+        super().__init__(document)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
+        super().handle_starttag(tag, attrs)
         if tag in _BLOCKS:
             self.pieces.append(("", " "))
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        # Only foreign elements may close themselves: HTML ignores the slash.
-        self.tags.append((tag, dict(attrs)))
-        if tag not in _SVG_EMPTY:
-            self.misnested.append(f"<{tag}/>")
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.misnested.append(f"</{tag}>")
 
     def handle_data(self, data: str) -> None:
         self.pieces.append((self.open[-1] if self.open else "", data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from random import Random
 
@@ -17,6 +18,7 @@ from kexecemu.faults.fault import Injection
 from kexecemu.machine.ranges import PhysRange
 
 FAULTS = 20  # of each scenario in every run of the tests
+HASHED = int(os.environ.get("KEXECEMU_FAULTS", "500"))  # of each set of the purgatory's options, at least 500
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_no_damage_to_what_is_hashed_gets_by_silently(name: str) -> None:
     ]
     assert {"kernel", "initrd", "elfcorehdr"} <= {name for name, _ in hashed}
     try:
-        for _ in range(500):
+        for _ in range(max(HASHED, 500)):
             base, size = random.choice(hashed)
             model = random.choice(["bit-flip", "byte", "word64", "memset", "stuck-at-0"])
             variant = random.randrange(MODELS[model].variants)

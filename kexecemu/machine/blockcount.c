@@ -64,6 +64,7 @@ typedef unsigned int u32;
 
 #define STALE_SOME	1	/* the lines and pages named */
 #define STALE_ALL	2	/* everything */
+#define DOOMED		4	/* what runs has come to its end already: no block starts, and no exception is taken */
 
 /* What maintenance notes. */
 #define MAINTAINED_CODE	1	/* IC */
@@ -297,7 +298,7 @@ void blockcount_interrupt(void *uc, u32 number, struct blockcount *bc)
 
 	bc->interrupt = number;
 	/* Calls to firmware are Python's, and so is a vector whose first instruction faults. */
-	if (!bc->system || number == EXCP_HVC || number == EXCP_SMC ||
+	if (!bc->system || bc->stale & DOOMED || number == EXCP_HVC || number == EXCP_SMC ||
 	    (number == EXCP_UDEF && bc->id_aa64pfr0 && pstate(uc, bc) & PSTATE_EL)) {
 		stop(uc, bc, WHY_INTERRUPT);
 		return;

@@ -11,10 +11,9 @@ hooks are everywhere until a Linux has set its vectors, and only at the kernel's
 from __future__ import annotations
 
 import ctypes
-import functools
 import struct
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 from unicorn.arm64_const import (
     UC_ARM64_INS_MRS,
@@ -29,20 +28,21 @@ from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_H
 from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.errors import MachineError
 from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, LINE_SIZE, NO_DEADLINE, Why
 from kexecemu.machine.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SWI
-from kexecemu.machine.engine import Engine, open_engine
+from kexecemu.machine.engine import Engine
+from kexecemu.machine.engine_internals import Internals
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.kernel_sites import Image, find_image, sites
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.stepper import CODE, TLB, Halt, Owner, ends_block
 
-__all__ = ["CountingStepper", "counter_offsets"]
+__all__ = ["CountingStepper"]
 
-_NOP: Final = 0xD503201F
 _WORD = struct.Struct("<I")
 _PAGE: Final = 0x1000
+_LONGEST_BLOCK: Final = 512
+"""Instructions that the engine translates as one, at most (TCG_MAX_INSNS)."""
 _IC_LOOP: Final = 16
 """Instructions between two ICs of a loop over a page's lines, at most: no code of the page can run in between."""
 _EC_TRAPPED_MRS: Final = 0x18
@@ -77,41 +77,6 @@ _SYS = ctypes.CFUNCTYPE(
 )
 
 
-class Offsets(NamedTuple):
-    """Where the engine's struct keeps how many instructions it has counted, and at how many it stops."""
-
-    counter: int
-    limit: int
-
-
-@functools.cache
-def counter_offsets() -> Offsets:
-    """The engine's two counters, found by a run whose counts are known; MachineError where they cannot be found."""
-    limit, done = 0x5A1C3, 0x3B7
-    uc = open_engine()
-    uc.mem_map(0, 0x1000)
-    uc.mem_write(0, _WORD.pack(_NOP) * (done - 1) + _WORD.pack(0xD4200000))
-    found: list[Offsets] = []
-
-    def look(uc: Uc, number: int, _: object) -> None:
-        words = struct.unpack("<512Q", ctypes.string_at(_handle(uc), 4096))
-        if words.count(limit) == words.count(done) == 1:
-            found.append(Offsets(words.index(done) * 8, words.index(limit) * 8))
-        uc.emu_stop()
-
-    uc.hook_add(UC_HOOK_INTR, look)
-    uc.emu_start(0, 0, count=limit)
-    if not found:
-        raise MachineError("this version of the engine keeps its instruction count where it is not found")
-    return found[0]
-
-
-def _handle(uc: Uc) -> int:
-    handle = uc._uch.value
-    assert handle is not None
-    return handle
-
-
 class CountingStepper:
     """See Stepper."""
 
@@ -120,9 +85,11 @@ class CountingStepper:
         self._uc = engine.uc
         self._state = engine.counter.state
         self._owner = owner
-        offsets = counter_offsets()
-        self._done = ctypes.c_uint64.from_address(_handle(self._uc) + offsets.counter)
-        self._limit = ctypes.c_uint64.from_address(_handle(self._uc) + offsets.limit)
+        self._inside = Internals(self._uc)
+        self._done, self._limit = self._inside.done, self._inside.limit
+        self._sprinting = False
+        self._doomed_count: int | None = None  # what had been counted when the rest of a block was doomed
+        self._cut_at: tuple[int, int] | None = None  # where a sprint has been cut short: PC, and the count with it
         self._running = False
         self._finishing = False
         self._irq = False
@@ -133,10 +100,12 @@ class CountingStepper:
         self._at_boundary = True
         # Code that the guest has changed, see NativeStepper. What runs at EL0 is dropped whole, by any kernel's IC.
         self._stale_lines: list[int] = []
+        self._stale_pages: list[int] = []
         self._stale_all = False
         self._el0_ran = False
-        self._ic_page = -1  # of the last IC, and when it was
+        self._ic_page = -1  # of the last IC, when it was, and whether the whole page is dropped
         self._ic_when = 0
+        self._ic_whole = False
         self._cntkctl = 0
         self._distances: dict[int, dict[int, tuple[int, bool]]] = {}  # by page, by address
         self._pc = self._pstate = 0  # where the engine has stopped last
@@ -144,6 +113,8 @@ class CountingStepper:
         self._sys_callback = _SYS(self._on_sys)
         self.error = 0
         self._state.entered = NO_DEADLINE
+        self._inside.variant.value = 0
+        engine.on_doom = self._on_doom
         engine.counter.unhook()
         self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
         self._widen()
@@ -179,7 +150,12 @@ class CountingStepper:
             self._cut_here()
 
     def _cut_here(self) -> None:
-        if self._running:
+        if not self._running:
+            return
+        if self._sprinting:
+            self._cut_at = self._engine.get(UC_ARM64_REG_PC), self._done.value
+            self._uc.emu_stop()
+        else:
             self._limit.value = self._done.value
 
     def run(self, deadline: int) -> Halt:
@@ -192,10 +168,15 @@ class CountingStepper:
                 return Halt.BOUNDARY
             # The last instruction before the deadline, and where an interrupt waits any, may end a block or not.
             before = self._deadline - 1 - self._state.total
-            halt = self._finish() if self._irq or before <= 0 else self._stretch(before)
+            if self._irq or before <= 0:
+                halt = self._finish()
+            elif before > 2 * _LONGEST_BLOCK:
+                halt = self._stretch(before - _LONGEST_BLOCK, sprint=True)
+            else:
+                halt = self._stretch(before)
             if self._vectors_set or self._mmu_off:
                 self._follow_kernel()
-            if self._stale_all or self._stale_lines:
+            if self._stale_all or self._stale_lines or self._stale_pages:
                 self._drop_stale()
             if halt is not None:
                 return halt
@@ -205,19 +186,27 @@ class CountingStepper:
             self._engine.flush_code()
             self._el0_ran = False
         else:
-            elsewhere = []
-            for virt in self._stale_lines:
-                if self._image is not None and 0 <= virt - self._image.virt < self._image.size:
-                    # The kernel's own text can always be fetched; tens of thousands of lines when it patches itself.
-                    self._engine.drop_code(virt - virt % _PAGE, _PAGE)
-                else:
-                    phys = self._owner.code_phys(virt)
-                    elsewhere.append(None if phys is None else phys - phys % _PAGE)
-            if None in elsewhere:
-                self._engine.flush_code()
-            self._engine.drop_code_phys([page for page in elsewhere if page is not None], _PAGE)
+            self._drop(self._stale_lines, LINE_SIZE)
+            self._drop(self._stale_pages, _PAGE)
         self._stale_lines.clear()
+        self._stale_pages.clear()
         self._stale_all = False
+
+    def _drop(self, places_virt: Sequence[int], size: int) -> None:
+        elsewhere = []
+        for virt in places_virt:
+            if self._in_image(virt) and not self._el0_ran:
+                # The kernel's own text can always be fetched; tens of thousands of lines when it patches itself.
+                self._engine.drop_code(virt, size)
+            else:
+                elsewhere.append(self._owner.code_phys(virt))
+        if None in elsewhere:
+            self._engine.flush_code()
+        self._engine.drop_code_phys([phys for phys in elsewhere if phys is not None], size)
+
+    def _in_image(self, virt: int) -> bool:
+        image = self._image
+        return image is not None and 0 <= virt - image.virt < image.size
 
     def _must_return(self) -> bool:
         if self._state.total >= self._deadline:
@@ -229,12 +218,12 @@ class CountingStepper:
         self._finishing = True
         try:
             while True:
-                distance, ends = self._distance()
+                distance, ends = self._distance(self._pc)
                 goal = self._state.total + distance
                 halt = self._stretch(distance)
                 if halt is not None:
                     return halt
-                if self._stale_all or self._stale_lines:
+                if self._stale_all or self._stale_lines or self._stale_pages:
                     self._drop_stale()
                 # An IC ends the stretch: what lies ahead may be other code now.
                 if ends and self._state.total == goal:
@@ -243,9 +232,8 @@ class CountingStepper:
         finally:
             self._finishing = False
 
-    def _distance(self) -> tuple[int, bool]:
-        """Instructions from PC on to one that ends a block, and whether one was found before code that is not there."""
-        virt = self._pc
+    def _distance(self, virt: int) -> tuple[int, bool]:
+        """Instructions from there to one that ends a block; False if there is code that is not there before one."""
         if not virt >> 63:
             return self._look_ahead(virt)
         # The kernel's own code changes only with maintenance that is seen, and forgotten by pages then.
@@ -259,9 +247,8 @@ class CountingStepper:
 
     def _code_phys(self, virt: int) -> int | None:
         """Where code is, without a walk for the kernel's own text, which is in one piece."""
-        image = self._image
-        if image is not None and 0 <= virt - image.virt < image.size:
-            return virt - image.virt + image.phys
+        if self._image is not None and self._in_image(virt):
+            return virt - self._image.virt + self._image.phys
         return self._owner.code_phys(virt)
 
     def _forget_distances(self, virt: int) -> None:
@@ -282,22 +269,29 @@ class CountingStepper:
                     return count, True
             virt = (virt | _PAGE - 1) + 1
 
-    def _stretch(self, count: int) -> Halt | None:
-        """Run `count` instructions, or less if something cuts them short; None if nothing else came in between."""
+    def _stretch(self, count: int, *, sprint: bool = False) -> Halt | None:
+        """Run `count` instructions, or less if something cuts them short; None if nothing else came in between.
+
+        A sprint is faster, and goes on to the end of the block that it is in when its count or a cut ends it.
+        """
         state = self._state
+        self._select(sprint)
         self._at_boundary = False
         state.block_size = 0
         goal = state.total + count
         while state.total < goal:
             state.why = Why.NOTHING
             state.maintenance |= TLB  # not looked at one by one
+            self._cut_at = None
             self._running = True
             try:
                 self.error = self._engine.run(goal - state.total)
             finally:
                 self._running = False
                 done, limit = self._done.value, self._limit.value
-            state.total += min(done, limit)
+            if self._doomed_count is not None:
+                done, self._doomed_count = self._doomed_count, None
+            state.total += done if sprint else min(done, limit)
             self._pc, self._pstate = self._engine.where()
             if not self._pstate & Pstate.EL_MASK:
                 self._el0_ran = True
@@ -311,11 +305,27 @@ class CountingStepper:
                     state.total -= 1
                 if not self._serve_counter():
                     return Halt.EVENT
-            elif done <= limit:
-                return Halt.IDLE  # not by the count: WFI
+                if self._cut_at is not None:
+                    break
+            elif self._inside.halted.value:
+                return Halt.IDLE
             else:
+                if self._cut_at is not None:
+                    self._at_boundary = self._ends_block_behind(*self._cut_at, done)
                 break
         return None
+
+    def _select(self, sprint: bool) -> None:
+        """Choose the translations that stop between blocks only, or those that stop anywhere."""
+        if sprint is not self._sprinting:
+            self._sprinting = sprint
+            self._inside.between_blocks.value = self._engine.between_blocks = sprint
+            self._inside.variant.value = sprint
+
+    def _ends_block_behind(self, pc: int, counted: int, done: int) -> bool:
+        """True if the block in which a sprint was cut is one of those behind which there is a boundary."""
+        distance, ends = self._distance(pc)
+        return ends and done - counted == distance - 1
 
     def _serve_counter(self) -> bool:
         """Answer an EL0 program's read of the counter, which the engine has refused in place of the hook."""
@@ -342,6 +352,9 @@ class CountingStepper:
         self._state.why = Why.INTERRUPT
         uc.emu_stop()
 
+    def _on_doom(self) -> None:
+        self._doomed_count = self._done.value
+
     def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
         if key == _CNTKCTL_EL1:
@@ -361,6 +374,8 @@ class CountingStepper:
         return 1
 
     def _on_msr(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
+        if self._engine.doomed:
+            return 1
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
         if key[:3] == (3, 3, 14) and named.crm in (2, 3) and named.op2 <= 2:
             self._owner.write_timer(named.crm, named.op2, named.val)
@@ -378,27 +393,30 @@ class CountingStepper:
         return 0
 
     def _on_sys(self, uc: int, register: int, named: _NamedPointer, _: int) -> int:
-        if named[0].crn != 7 or named[0].crm not in (1, 5):
+        if named[0].crn != 7 or named[0].crm not in (1, 5) or self._engine.doomed:
             return 0  # not IC
         self._state.maintenance |= CODE
         virt = int(named[0].val)
         now, page = self.now, virt // _PAGE
-        if named[0].op1 == 3 and page == self._ic_page and now - self._ic_when < _IC_LOOP:
-            # The next line of the same page, in one loop over it: the first has dropped all of the page.
-            self._ic_when = now
-            return 0
         if named[0].op1 != 3:
             self._distances.clear()
             self._stale_all = True
-        elif virt >> 63 and self._el0_ran:
-            # It may be the kernel's address for a page that programs run.
-            self._forget_distances(virt)
-            self._stale_all = True
+        elif page == self._ic_page and now - self._ic_when < _IC_LOOP:
+            # The next line of the same page, in one loop over it: all of the page, and no more stops for the others.
+            self._ic_when = now
+            if self._ic_whole:
+                return 0
+            self._ic_whole = True
+            self._stale_pages.append(page * _PAGE)
         else:
             self._forget_distances(virt)
+            # It may be the kernel's address for a page that programs run; such a page is named whole, line by line.
+            self._ic_page, self._ic_when, self._ic_whole = page, now, bool(virt >> 63 and self._el0_ran)
             # Not dropped here and now: that has lost a running block of its patched code.
-            self._stale_lines.append(virt - virt % LINE_SIZE)
-            self._ic_page, self._ic_when = page, now
+            if self._ic_whole:
+                self._stale_pages.append(page * _PAGE)
+            else:
+                self._stale_lines.append(virt - virt % LINE_SIZE)
         self._cut_here()
         return 0
 

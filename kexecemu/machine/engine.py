@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from unicorn.arm64_const import UC_ARM64_REG_CP_REG, UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_CPU_ARM64_A57
@@ -26,6 +26,7 @@ from unicorn.unicorn_const import (
     UC_HOOK_MEM_FETCH_UNMAPPED,
     UC_HOOK_MEM_READ_UNMAPPED,
     UC_HOOK_MEM_WRITE_UNMAPPED,
+    UC_MEM_WRITE_UNMAPPED,
     UC_MODE_ARM,
     UC_PROT_ALL,
 )
@@ -44,6 +45,8 @@ __all__ = ["Engine", "MmioDevice", "Syndrome"]
 # AArch32.
 SCR_EL3 = 1 | 1 << 8 | 1 << 10
 HCR_EL2 = 1 << 31
+TCR_EPD0, TCR_EPD1 = 1 << 7, 1 << 23
+SCTLR_M = 1
 
 PHYS_END = 1 << 64
 
@@ -140,10 +143,16 @@ class Engine:
             self.uc.hook_add(unmapped, self._on_unmapped, begin=gap.start, end=gap.last)
         self.unmapped_phys = 0
         """The physical address of the last access to nothing."""
+        self.between_blocks = False
+        """Set where code is translated that stops between blocks only, see Internals."""
+        self.on_doom: Callable[[], object] | None = None
+        """Called when the rest of a block is doomed, see _doom()."""
+        self.doomed = False
         self.write_sysreg("SCR_EL3", SCR_EL3)
         self.write_sysreg("HCR_EL2", HCR_EL2)
         self._pristine = self.uc.context_save()
         self._scratch = self.uc.context_save()
+        self._at_doom = self.uc.context_save()
         self._exception = _ExceptionState.from_address(_context_address(self._scratch) + syndrome_offset())
 
     def close(self) -> None:
@@ -165,7 +174,23 @@ class Engine:
 
     def _on_unmapped(self, uc: Uc, access: int, phys: int, size: int, value: int, _: object) -> bool:
         self.unmapped_phys = phys
+        if access == UC_MEM_WRITE_UNMAPPED and self.between_blocks and not self.doomed:
+            self._doom()
         return False
+
+    def _doom(self) -> None:
+        """A store to nothing, in code that looks for a stop in none but its first place: the engine goes on behind it.
+
+        What is left of the block must leave no trace. Registers are put back when the run has ended, and for memory
+        there is no translation any more: the next access of any kind ends the block.
+        """
+        self.doomed = True
+        self.uc.context_update(self._at_doom)
+        self.write_sysreg("TCR_EL1", self.read_sysreg("TCR_EL1") | TCR_EPD0 | TCR_EPD1)
+        self.write_sysreg("SCTLR_EL1", self.read_sysreg("SCTLR_EL1") | SCTLR_M)
+        self.flush_tlb()
+        if self.on_doom is not None:
+            self.on_doom()
 
     def reset(self) -> None:
         """Put all registers back to their reset values and forget all translations."""
@@ -195,6 +220,9 @@ class Engine:
         """
         # The binding's own emu_start() costs more than a short run.
         error = _emu_start(self._handle, self.get(UC_ARM64_REG_PC), 0, 0, count)
+        if self.doomed:
+            self.restore(self._at_doom)
+            self.doomed = False
         raised = self.uc._hook_exception
         if raised is not None:
             self.uc._hook_exception = None
@@ -225,7 +253,7 @@ class Engine:
             return
         # The engine takes virtual addresses, which it translates as a fetch: without the MMU they are physical.
         sctlr = self.read_sysreg("SCTLR_EL1")
-        self.write_sysreg("SCTLR_EL1", sctlr & ~1)
+        self.write_sysreg("SCTLR_EL1", sctlr & ~SCTLR_M)
         for phys in pages_phys:
             self.uc.ctl_remove_cache(phys, phys + size)
         self.write_sysreg("SCTLR_EL1", sctlr)

@@ -17,6 +17,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from kexecemu.machine.counter import LINE_MARKS, LINE_SIZE, NO_DEADLINE, Why, function_address
 from kexecemu.machine.engine import Engine
+from kexecemu.machine.engine_internals import between_blocks_of
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.ram import Ram
 
@@ -30,6 +31,8 @@ PAGE_SIZE: Final = 0x1000
 
 STALE_ALL: Final = 2
 """In counter.state.stale: more than the lines and pages named there."""
+DOOMED: Final = 4
+"""There as well: what is left of the block leaves no trace, see Engine."""
 
 
 class Halt(Enum):
@@ -122,6 +125,9 @@ class NativeStepper:
         counter.hook(UC_HOOK_BLOCK, library.blockcount_system_block)
         counter.hook(UC_HOOK_INSN, library.blockcount_msr, UC_ARM64_INS_MSR)
         counter.hook(UC_HOOK_INSN, library.blockcount_sys, UC_ARM64_INS_SYS)
+        # Every stop is before a block's first instruction: nothing needs to look for one behind each load and store.
+        between_blocks_of(engine.uc).value = engine.between_blocks = True
+        engine.on_doom = self._on_doom
         engine.flush_code()
 
     @property
@@ -166,6 +172,7 @@ class NativeStepper:
                 raised, self._raised = self._raised, None
                 raise raised
             if self.error:
+                state.stale &= ~DOOMED
                 return Halt.ERROR
             why = state.why
             if why == Why.NOTHING:
@@ -202,7 +209,12 @@ class NativeStepper:
         word = self._owner.word_at(end - 4)
         return word is not None and ends_block(word)
 
+    def _on_doom(self) -> None:
+        self._counter.state.stale |= DOOMED
+
     def _on_timer(self, crm: int, op2: int, write: int, value: int) -> int:
+        if self._engine.doomed:
+            return 0
         # ctypes would print whatever is raised here and go on.
         try:
             if not write:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 
 import pytest
@@ -27,8 +26,9 @@ from unicorn.arm64_const import UC_ARM64_INS_MSR, UC_ARM64_REG_PC, UC_ARM64_REG_
 from unicorn.unicorn_const import UC_HOOK_INSN
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.counting import CountingStepper, counter_offsets
+from kexecemu.machine.counting import CountingStepper
 from kexecemu.machine.engine import open_engine
+from kexecemu.machine.engine_internals import Internals, offsets
 
 MSR_TPIDR = 0xD518D080
 
@@ -41,17 +41,14 @@ def engine(*words: int):
 
 
 def counters(uc):
-    address = uc._uch.value
-    return (
-        ctypes.c_uint64.from_address(address + counter_offsets().counter),
-        ctypes.c_uint64.from_address(address + counter_offsets().limit),
-    )
+    inside = Internals(uc)
+    return inside.done, inside.limit
 
 
 def test_the_counters_are_found_and_apart():
-    offsets = counter_offsets()
-    assert offsets.counter != offsets.limit
-    assert offsets.counter % 8 == offsets.limit % 8 == 0
+    found = offsets()
+    assert found.counter != found.limit
+    assert found.counter % 8 == found.limit % 8 == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 511, 512, 513, 2000])

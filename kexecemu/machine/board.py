@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kexecemu.errors import InputError
 from kexecemu.machine.absent import Absent
@@ -19,7 +19,7 @@ from kexecemu.machine.pl031 import Pl031
 from kexecemu.machine.psci import Psci
 from kexecemu.machine.ram import HOST_PAGE, Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.system_cpu import SystemCpu
+from kexecemu.machine.system_cpu import Line, SystemCpu
 from kexecemu.machine.timeline import Timeline
 from kexecemu.machine.virtio import VirtioBus, VirtioDevice
 
@@ -143,8 +143,8 @@ class Board:
 
     def _cpu(self, index: int) -> SystemCpu:
         devices: list[MmioDevice] = [self.uart]
-        physical: Callable[[bool], object] = _unconnected
-        virtual: Callable[[bool], object] = _unconnected
+        physical: Line = _unconnected
+        virtual: Line = _unconnected
         registers: CpuInterface3 | None = None
         if isinstance(self.gic, Gic3):
             devices += [self.gic.distributor, self.gic.redistributors]
@@ -152,8 +152,8 @@ class Board:
         elif index < GIC_CPUS:
             devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
         if index < self.gic.cpus:
-            physical = self.gic.line(TIMER_PHYSICAL_PPI, index)
-            virtual = self.gic.line(TIMER_VIRTUAL_PPI, index)
+            physical = self._timer_line(index, self.gic.line(TIMER_PHYSICAL_PPI, index))
+            virtual = self._timer_line(index, self.gic.line(TIMER_VIRTUAL_PPI, index))
         devices += [self.virtio, self.rtc, *self._absent]
         taken = [*self.ram.banks, self.uart.phys]
         devices[1:] = [
@@ -196,12 +196,21 @@ class Board:
         """Let time pass while nobody runs."""
         self.idle += instructions
 
-    def note_time(self) -> None:
-        """Let the real-time clock know what time it is.
+    def _timer_line(self, index: int, line: Line) -> Line:
+        """A timer's interrupt line, which also lets the real-time clock know what time it is when it goes up.
 
-        Called where time is the same in every run: a load of the clock comes from the middle of code.
+        That is the same in every run; a load of the clock comes from the middle of code, where nobody knows the time.
         """
-        self._noted = self.time
+        up = False
+
+        def follow(level: bool) -> None:
+            nonlocal up
+            if level and not up:
+                self._noted = self.cpus[index].now
+            up = level
+            line(level)
+
+        return follow
 
     def _hypercall(self, cpu: Cpu) -> str | None:
         return self._psci.call(cpu)

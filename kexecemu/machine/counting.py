@@ -1,8 +1,10 @@
 """The stepper for hosts without the native hook: pure Python, exact, and fast enough to boot a Linux.
 
 A Python function at every block would be some fifty times slower than the engine. Here the engine counts by itself
-(count=), which stops exactly but anywhere, and the way to the next boundary is found by reading the guest's code.
-Where it is in its count, and how far it may go, is read and changed in the engine's own two counters while it runs.
+(count=). Far from a deadline it does so in code that stops between blocks only, a sprint; near it in code that stops
+anywhere, and the way to the next boundary is found by reading the guest's code. Where it is in its count, and how far
+it may go, is read and changed in the engine's own two counters while it runs. An interrupt that waits for the guest to
+unmask it is left to the engine, which takes it just there.
 
 Registers of the timer cannot be hooked everywhere either, because the hook would see every MRS of the guest. The
 hooks are everywhere until a Linux has set its vectors, and only at the kernel's own instructions from then on.
@@ -11,8 +13,6 @@ hooks are everywhere until a Linux has set its vectors, and only at the kernel's
 from __future__ import annotations
 
 import ctypes
-import struct
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from unicorn.arm64_const import (
@@ -20,6 +20,7 @@ from unicorn.arm64_const import (
     UC_ARM64_INS_MSR,
     UC_ARM64_INS_SYS,
     UC_ARM64_REG_PC,
+    UC_ARM64_REG_PSTATE,
     UC_ARM64_REG_X0,
     UC_ARM64_REG_X29,
     UC_ARM64_REG_XZR,
@@ -28,23 +29,19 @@ from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_H
 from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, LINE_SIZE, NO_DEADLINE, Why
+from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
 from kexecemu.machine.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SWI
 from kexecemu.machine.engine import Engine
 from kexecemu.machine.engine_internals import Internals
 from kexecemu.machine.exceptions import Pstate
-from kexecemu.machine.kernel_sites import Image, find_image, sites
-from kexecemu.machine.ram import Ram
-from kexecemu.machine.stepper import CODE, TLB, Halt, Owner, ends_block
+from kexecemu.machine.guest_code import GuestCode, StaleCode
+from kexecemu.machine.kernel_sites import find_image, sites
+from kexecemu.machine.stepper import CODE, TLB, Halt, Owner
 
 __all__ = ["CountingStepper"]
 
-_WORD = struct.Struct("<I")
-_PAGE: Final = 0x1000
 _LONGEST_BLOCK: Final = 512
 """Instructions that the engine translates as one, at most (TCG_MAX_INSNS)."""
-_IC_LOOP: Final = 16
-"""Instructions between two ICs of a loop over a page's lines, at most: no code of the page can run in between."""
 _EC_TRAPPED_MRS: Final = 0x18
 
 _VBAR_EL1: Final = (3, 0, 12, 0, 0)
@@ -89,25 +86,17 @@ class CountingStepper:
         self._done, self._limit = self._inside.done, self._inside.limit
         self._sprinting = False
         self._doomed_count: int | None = None  # what had been counted when the rest of a block was doomed
-        self._cut_at: tuple[int, int] | None = None  # where a sprint has been cut short: PC, and the count with it
+        self._cuts: list[tuple[int, int]] = []  # where a sprint has been cut short: PC, and the count with it
         self._running = False
         self._finishing = False
         self._irq = False
         self._deadline = 0
-        self._image: Image | None = None
         self._vectors_set = False  # by the guest just now
         self._mmu_off = False
         self._at_boundary = True
-        # Code that the guest has changed, see NativeStepper. What runs at EL0 is dropped whole, by any kernel's IC.
-        self._stale_lines: list[int] = []
-        self._stale_pages: list[int] = []
-        self._stale_all = False
-        self._el0_ran = False
-        self._ic_page = -1  # of the last IC, when it was, and whether the whole page is dropped
-        self._ic_when = 0
-        self._ic_whole = False
+        self._code = GuestCode(owner)
+        self._stale = StaleCode(engine, self._code)
         self._cntkctl = 0
-        self._distances: dict[int, dict[int, tuple[int, bool]]] = {}  # by page, by address
         self._pc = self._pstate = 0  # where the engine has stopped last
         self._hooks: list[int] = []
         self._sys_callback = _SYS(self._on_sys)
@@ -129,13 +118,17 @@ class CountingStepper:
         """See Stepper."""
         self._state.entered = NO_DEADLINE
         self._cntkctl = 0
-        if self._image is not None:
+        if self._code.image is not None:
             self._widen()
 
     def set_irq(self, level: bool) -> None:
         """See Stepper."""
         self._irq = level
-        if level:
+        if not level:
+            self._inside.interrupt_request.value = 0
+        elif self._running and self._engine.get(UC_ARM64_REG_PSTATE) & Pstate.I:
+            self._inside.interrupt_request.value = Internals.INTERRUPT_IRQ
+        else:
             self._cut()
 
     def shorten(self, deadline: int) -> None:
@@ -153,7 +146,7 @@ class CountingStepper:
         if not self._running:
             return
         if self._sprinting:
-            self._cut_at = self._engine.get(UC_ARM64_REG_PC), self._done.value
+            self._cuts.append((self._engine.get(UC_ARM64_REG_PC), self._done.value))
             self._uc.emu_stop()
         else:
             self._limit.value = self._done.value
@@ -166,9 +159,12 @@ class CountingStepper:
         while True:
             if self._at_boundary and self._must_return():
                 return Halt.BOUNDARY
+            masked = bool(self._pstate & Pstate.I)
+            # The engine itself takes an interrupt at the boundary at which it is unmasked.
+            self._inside.interrupt_request.value = Internals.INTERRUPT_IRQ if self._irq and masked else 0
             # The last instruction before the deadline, and where an interrupt waits any, may end a block or not.
             before = self._deadline - 1 - self._state.total
-            if self._irq or before <= 0:
+            if before <= 0 or (self._irq and not masked):
                 halt = self._finish()
             elif before > 2 * _LONGEST_BLOCK:
                 halt = self._stretch(before - _LONGEST_BLOCK, sprint=True)
@@ -176,37 +172,10 @@ class CountingStepper:
                 halt = self._stretch(before)
             if self._vectors_set or self._mmu_off:
                 self._follow_kernel()
-            if self._stale_all or self._stale_lines or self._stale_pages:
-                self._drop_stale()
+            if self._stale:
+                self._stale.drop()
             if halt is not None:
                 return halt
-
-    def _drop_stale(self) -> None:
-        if self._stale_all:
-            self._engine.flush_code()
-            self._el0_ran = False
-        else:
-            self._drop(self._stale_lines, LINE_SIZE)
-            self._drop(self._stale_pages, _PAGE)
-        self._stale_lines.clear()
-        self._stale_pages.clear()
-        self._stale_all = False
-
-    def _drop(self, places_virt: Sequence[int], size: int) -> None:
-        elsewhere = []
-        for virt in places_virt:
-            if self._in_image(virt) and not self._el0_ran:
-                # The kernel's own text can always be fetched; tens of thousands of lines when it patches itself.
-                self._engine.drop_code(virt, size)
-            else:
-                elsewhere.append(self._owner.code_phys(virt))
-        if None in elsewhere:
-            self._engine.flush_code()
-        self._engine.drop_code_phys([phys for phys in elsewhere if phys is not None], size)
-
-    def _in_image(self, virt: int) -> bool:
-        image = self._image
-        return image is not None and 0 <= virt - image.virt < image.size
 
     def _must_return(self) -> bool:
         if self._state.total >= self._deadline:
@@ -218,56 +187,19 @@ class CountingStepper:
         self._finishing = True
         try:
             while True:
-                distance, ends = self._distance(self._pc)
+                distance, ends = self._code.distance(self._pc)
                 goal = self._state.total + distance
                 halt = self._stretch(distance)
                 if halt is not None:
                     return halt
-                if self._stale_all or self._stale_lines or self._stale_pages:
-                    self._drop_stale()
+                if self._stale:
+                    self._stale.drop()
                 # An IC ends the stretch: what lies ahead may be other code now.
                 if ends and self._state.total == goal:
                     self._at_boundary = True
                     return None
         finally:
             self._finishing = False
-
-    def _distance(self, virt: int) -> tuple[int, bool]:
-        """Instructions from there to one that ends a block; False if there is code that is not there before one."""
-        if not virt >> 63:
-            return self._look_ahead(virt)
-        # The kernel's own code changes only with maintenance that is seen, and forgotten by pages then.
-        page = self._distances.get(virt // _PAGE)
-        if page is None:
-            page = self._distances[virt // _PAGE] = {}
-        found = page.get(virt)
-        if found is None:
-            found = page[virt] = self._look_ahead(virt)
-        return found
-
-    def _code_phys(self, virt: int) -> int | None:
-        """Where code is, without a walk for the kernel's own text, which is in one piece."""
-        if self._image is not None and self._in_image(virt):
-            return virt - self._image.virt + self._image.phys
-        return self._owner.code_phys(virt)
-
-    def _forget_distances(self, virt: int) -> None:
-        """Code has changed at an address; what leads up to it may begin in the page before."""
-        self._distances.pop(virt // _PAGE, None)
-        self._distances.pop(virt // _PAGE - 1, None)
-
-    def _look_ahead(self, virt: int) -> tuple[int, bool]:
-        count = 0
-        while True:
-            phys = self._code_phys(virt)
-            # Nothing is looked for further than a page away, so that _forget_distances() forgets enough.
-            if phys is None or count > _PAGE // 4:
-                return max(count, 1), False
-            for word in _words(self._owner.ram, phys):
-                count += 1
-                if ends_block(word):
-                    return count, True
-            virt = (virt | _PAGE - 1) + 1
 
     def _stretch(self, count: int, *, sprint: bool = False) -> Halt | None:
         """Run `count` instructions, or less if something cuts them short; None if nothing else came in between.
@@ -282,7 +214,7 @@ class CountingStepper:
         while state.total < goal:
             state.why = Why.NOTHING
             state.maintenance |= TLB  # not looked at one by one
-            self._cut_at = None
+            self._cuts.clear()
             self._running = True
             try:
                 self.error = self._engine.run(goal - state.total)
@@ -294,7 +226,7 @@ class CountingStepper:
             state.total += done if sprint else min(done, limit)
             self._pc, self._pstate = self._engine.where()
             if not self._pstate & Pstate.EL_MASK:
-                self._el0_ran = True
+                self._stale.el0_ran = True
             if self.error:
                 # What could not be loaded or stored has not retired; what could not be fetched was not counted.
                 if self.error not in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
@@ -305,13 +237,15 @@ class CountingStepper:
                     state.total -= 1
                 if not self._serve_counter():
                     return Halt.EVENT
-                if self._cut_at is not None:
+                if self._cuts:
                     break
             elif self._inside.halted.value:
-                return Halt.IDLE
+                if not self._irq:
+                    return Halt.IDLE
+                break  # an interrupt waits, masked or not: WFI does not
             else:
-                if self._cut_at is not None:
-                    self._at_boundary = self._ends_block_behind(*self._cut_at, done)
+                if self._cuts:
+                    self._at_boundary = self._ends_block_behind(*self._cuts[-1], done)
                 break
         return None
 
@@ -324,7 +258,7 @@ class CountingStepper:
 
     def _ends_block_behind(self, pc: int, counted: int, done: int) -> bool:
         """True if the block in which a sprint was cut is one of those behind which there is a boundary."""
-        distance, ends = self._distance(pc)
+        distance, ends = self._code.distance(pc)
         return ends and done - counted == distance - 1
 
     def _serve_counter(self) -> bool:
@@ -384,10 +318,10 @@ class CountingStepper:
             self._cntkctl = named.val
             self._engine.write_sysreg("CNTKCTL_EL1", named.val & ~(_EL0PCTEN | _EL0VCTEN))
             return 1
-        elif key == _VBAR_EL1 and named.val >> 63 and self._image is None:
+        elif key == _VBAR_EL1 and named.val >> 63 and self._code.image is None:
             self._vectors_set = True
             self._cut()
-        elif key == _SCTLR_EL1 and not named.val & 1 and self._image is not None:
+        elif key == _SCTLR_EL1 and not named.val & 1 and self._code.image is not None:
             self._mmu_off = True
             self._cut()
         return 0
@@ -396,27 +330,10 @@ class CountingStepper:
         if named[0].crn != 7 or named[0].crm not in (1, 5) or self._engine.doomed:
             return 0  # not IC
         self._state.maintenance |= CODE
-        virt = int(named[0].val)
-        now, page = self.now, virt // _PAGE
         if named[0].op1 != 3:
-            self._distances.clear()
-            self._stale_all = True
-        elif page == self._ic_page and now - self._ic_when < _IC_LOOP:
-            # The next line of the same page, in one loop over it: all of the page, and no more stops for the others.
-            self._ic_when = now
-            if self._ic_whole:
-                return 0
-            self._ic_whole = True
-            self._stale_pages.append(page * _PAGE)
-        else:
-            self._forget_distances(virt)
-            # It may be the kernel's address for a page that programs run; such a page is named whole, line by line.
-            self._ic_page, self._ic_when, self._ic_whole = page, now, bool(virt >> 63 and self._el0_ran)
-            # Not dropped here and now: that has lost a running block of its patched code.
-            if self._ic_whole:
-                self._stale_pages.append(page * _PAGE)
-            else:
-                self._stale_lines.append(virt - virt % LINE_SIZE)
+            self._stale.everything()
+        elif not self._stale.line(int(named[0].val), self.now):
+            return 0
         self._cut_here()
         return 0
 
@@ -424,7 +341,7 @@ class CountingStepper:
 
     def _follow_kernel(self) -> None:
         """A kernel has come up, or is about to leave for another one."""
-        self._distances.clear()
+        self._code.forget()
         if self._mmu_off:
             self._widen()
         else:
@@ -439,7 +356,7 @@ class CountingStepper:
     def _widen(self) -> None:
         """Hook every MRS, MSR and SYS: slow, and right for any guest."""
         self._unhook()
-        self._image = None
+        self._code.image = None
         self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS))
         self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_msr, aux1=UC_ARM64_INS_MSR))
         self._hooks.append(self._engine.counter.hook(UC_HOOK_INSN, self._sys_callback, UC_ARM64_INS_SYS))
@@ -453,7 +370,7 @@ class CountingStepper:
         if image is None:
             return
         self._unhook()
-        self._image = image
+        self._code.image = image
         hooks = {UC_ARM64_INS_MRS: self._on_mrs, UC_ARM64_INS_MSR: self._on_msr}
         for virt, kind in sites(self._owner.ram, image):
             if kind == UC_ARM64_INS_SYS:
@@ -464,13 +381,6 @@ class CountingStepper:
                     self._uc.hook_add(UC_HOOK_INSN, hooks[kind], begin=virt, end=virt, aux1=kind)
                 )
         self._engine.flush_code()
-
-
-def _words(ram: Ram, phys: int) -> Iterator[int]:
-    """The instructions from a physical address to the end of its page."""
-    view = ram.view(phys, _PAGE - phys % _PAGE)
-    for (word,) in _WORD.iter_unpack(view):
-        yield word
 
 
 def _general(number: int) -> int:

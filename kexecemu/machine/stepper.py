@@ -176,8 +176,11 @@ class NativeStepper:
                 return Halt.ERROR
             why = state.why
             if why == Why.NOTHING:
-                return Halt.IDLE
-            if why == Why.STALE:
+                if not state.irq:
+                    return Halt.IDLE
+                # An interrupt waits, masked or not: WFI does not.
+                goal = max(goal, state.total + 1)
+            elif why == Why.STALE:
                 self._drop_stale()
             elif why not in (Why.DEADLINE, Why.IRQ):
                 return Halt.EVENT

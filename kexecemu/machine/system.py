@@ -135,8 +135,7 @@ class System:
         while True:
             cpu.set_elsewhere()
             cpu.timer.update()
-            if cpu.take_irq():
-                board.note_time()
+            cpu.take_irq()
             self._running = cpu
             try:
                 stop = cpu.advance(until)
@@ -199,5 +198,4 @@ class System:
             board.skip(end - board.time)
             return False
         board.skip(wake - board.time)
-        board.note_time()
         return True

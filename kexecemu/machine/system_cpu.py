@@ -15,20 +15,14 @@ from kexecemu.machine.generic_timer import GenericTimer
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.stepper import CODE, TLB, Halt, NativeStepper, Stepper
 
-__all__ = ["SystemCpu", "SystemRegisters"]
+__all__ = ["Line", "SystemCpu", "SystemRegisters"]
 
 # An MRS and an MSR, of a register with an op0 of 2 or 3; and which, in bits 18 to 5 where op0 is 3.
 _ACCESS, _MRS, _MSR, _OP0_3 = 0xFFF00000, 0xD5300000, 0xD5100000, 1 << 19
 _ID_AA64PFR0_GIC = 1 << 24
 
-ACKNOWLEDGE = 10_000
-"""Instructions in which a guest acknowledges an interrupt that it has taken; the signal is not looked at meanwhile.
-
-A guest that unmasks interrupts before it has asked the controller which one it is would take it again at once, and
-again; none does. Looking for it at every branch of every handler costs a pure Python run most of its time.
-"""
-
 Line = Callable[[bool], object]
+"""Gives a signal its level."""
 
 
 class SystemRegisters(Protocol):
@@ -72,15 +66,12 @@ class SystemCpu(Cpu):
         self._gic_registers = gic_registers
         self._stepper: Stepper | None = None
         self._elsewhere = 0
-        self._quiet_until: int | None = None  # the board's time, see ACKNOWLEDGE
 
     def set_irq(self, level: bool) -> None:
         """The interrupt controller's signal; it may come while any CPU of the board runs."""
         self.irq = level
-        if not level:
-            self._quiet_until = None
         if self._stepper is not None:
-            self._stepper.set_irq(level and self._quiet_until is None)
+            self._stepper.set_irq(level)
 
     def close(self) -> None:
         """Let go of the engine."""
@@ -91,7 +82,6 @@ class SystemCpu(Cpu):
         """Power on; the timers are off then."""
         super().reset(entry_phys, x0)
         self.timer.reset()
-        self._quiet_until = None
         if self._gic_registers is not None:
             self._gic_registers.reset_cpu()
             pfr0 = self._engine.read_sysreg("ID_AA64PFR0_EL1")
@@ -148,12 +138,6 @@ class SystemCpu(Cpu):
                 self._seen_generation = self.ram.generation
             self.timer.update()  # an event may have come when a timer had just expired
             deadline = min(until, self._next_expiry())
-            if self._quiet_until is not None:
-                if self.now >= self._quiet_until:
-                    self._quiet_until = None
-                    stepper.set_irq(self.irq)
-                else:
-                    deadline = min(deadline, self._quiet_until)
             halt = stepper.run(deadline - self._elsewhere)
             fault = None
             if halt is Halt.BOUNDARY:
@@ -251,12 +235,11 @@ class SystemCpu(Cpu):
 
     def take_irq(self) -> bool:
         """Enter the interrupt's vector if the signal is up and not masked; True if so."""
-        if not self.irq or self._quiet_until is not None or (pstate := self.pstate) & Pstate.I:
+        if not self.irq or (pstate := self.pstate) & Pstate.I:
             return False
         if not pstate & Pstate.EL_MASK:
             self._left_el0()
         self.enter_exception("irq")
-        self._quiet_until = self.now + ACKNOWLEDGE
-        if self._stepper is not None:
-            self._stepper.set_irq(False)
+        # As where the engine takes it, see CountingStepper: no handler looks at flags that it has not set.
+        self.pstate &= ~Pstate.NZCV
         return True

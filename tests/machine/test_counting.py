@@ -180,7 +180,7 @@ def test_a_linux_reads_its_counter_and_programs_its_timer_through_the_hooks_at_i
 
     def noted(self):
         narrow(self)
-        narrowed.append(self._image)
+        narrowed.append(self._code.image)
 
     monkeypatch.setattr(CountingStepper, "_narrow", noted)
     timer = g.flat(mov(9, 50), g.CNTV_TVAL | 9, mov(9, 1), g.CNTV_CTL | 9)

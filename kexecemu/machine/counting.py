@@ -13,6 +13,7 @@ hooks are everywhere until a Linux has set its vectors, and only at the kernel's
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from unicorn.arm64_const import (
@@ -26,7 +27,6 @@ from unicorn.arm64_const import (
     UC_ARM64_REG_XZR,
 )
 from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INSN, UC_HOOK_INTR
-from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc
 
 from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
@@ -68,8 +68,11 @@ class _Named(ctypes.Structure):
 if TYPE_CHECKING:
     _NamedPointer = ctypes._Pointer[_Named]
 
+_Hook = Callable[[int, _Named], int]
+"""Given UC_ARM64_REG_ of the general register, and the system register; true if the engine is to leave it at that."""
+
 # uint32_t cb(uc_engine *, enum uc_arm64_reg, const uc_arm64_cp_reg *, void *)
-_SYS = ctypes.CFUNCTYPE(
+_INSN = ctypes.CFUNCTYPE(
     ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Named), ctypes.c_void_p
 )
 
@@ -99,7 +102,13 @@ class CountingStepper:
         self._cntkctl = 0
         self._pc = self._pstate = 0  # where the engine has stopped last
         self._hooks: list[int] = []
-        self._sys_callback = _SYS(self._on_sys)
+        self._raised: BaseException | None = None
+        # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
+        self._callbacks = {
+            UC_ARM64_INS_MRS: self._insn(self._on_mrs),
+            UC_ARM64_INS_MSR: self._insn(self._on_msr),
+            UC_ARM64_INS_SYS: self._insn(self._on_sys),
+        }
         self.error = 0
         self._state.entered = NO_DEADLINE
         self._inside.variant.value = 0
@@ -221,6 +230,9 @@ class CountingStepper:
             finally:
                 self._running = False
                 done, limit = self._done.value, self._limit.value
+            if self._raised is not None:
+                raised, self._raised = self._raised, None
+                raise raised
             if self._doomed_count is not None:
                 done, self._doomed_count = self._doomed_count, None
             state.total += done if sprint else min(done, limit)
@@ -289,7 +301,19 @@ class CountingStepper:
     def _on_doom(self) -> None:
         self._doomed_count = self._done.value
 
-    def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
+    def _insn(self, hook: _Hook) -> ctypes._CFunctionType:
+        def call(uc: int, register: int, named: _NamedPointer, _: int) -> int:
+            # ctypes would print whatever is raised here and go on.
+            try:
+                return hook(register, named[0])
+            except BaseException as error:
+                self._raised = error
+                self._cut_here()
+                return 1
+
+        return _INSN(call)
+
+    def _on_mrs(self, register: int, named: _Named) -> int:
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
         if key == _CNTKCTL_EL1:
             value = self._cntkctl
@@ -304,10 +328,10 @@ class CountingStepper:
         else:
             return 0
         if register != UC_ARM64_REG_XZR:
-            uc.reg_write(register, value)
+            self._engine.put(register, value)
         return 1
 
-    def _on_msr(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
+    def _on_msr(self, register: int, named: _Named) -> int:
         if self._engine.doomed:
             return 1
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
@@ -326,13 +350,13 @@ class CountingStepper:
             self._cut()
         return 0
 
-    def _on_sys(self, uc: int, register: int, named: _NamedPointer, _: int) -> int:
-        if named[0].crn != 7 or named[0].crm not in (1, 5) or self._engine.doomed:
+    def _on_sys(self, register: int, named: _Named) -> int:
+        if named.crn != 7 or named.crm not in (1, 5) or self._engine.doomed:
             return 0  # not IC
         self._state.maintenance |= CODE
-        if named[0].op1 != 3:
+        if named.op1 != 3:
             self._stale.everything()
-        elif not self._stale.line(int(named[0].val), self.now):
+        elif not self._stale.line(named.val, self.now):
             return 0
         self._cut_here()
         return 0
@@ -353,13 +377,16 @@ class CountingStepper:
             self._engine.counter.unhook_one(hook)
         self._hooks.clear()
 
+    def _hook(self, kind: int, virt: int | None = None) -> None:
+        hook = self._engine.counter.hook(UC_HOOK_INSN, self._callbacks[kind], kind, at=virt)
+        self._hooks.append(hook)
+
     def _widen(self) -> None:
         """Hook every MRS, MSR and SYS: slow, and right for any guest."""
         self._unhook()
         self._code.image = None
-        self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS))
-        self._hooks.append(self._uc.hook_add(UC_HOOK_INSN, self._on_msr, aux1=UC_ARM64_INS_MSR))
-        self._hooks.append(self._engine.counter.hook(UC_HOOK_INSN, self._sys_callback, UC_ARM64_INS_SYS))
+        for kind in self._callbacks:
+            self._hook(kind)
         self._engine.flush_code()
 
     def _narrow(self) -> None:
@@ -371,15 +398,8 @@ class CountingStepper:
             return
         self._unhook()
         self._code.image = image
-        hooks = {UC_ARM64_INS_MRS: self._on_mrs, UC_ARM64_INS_MSR: self._on_msr}
         for virt, kind in sites(self._owner.ram, image):
-            if kind == UC_ARM64_INS_SYS:
-                # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
-                self._hooks.append(self._engine.counter.hook(UC_HOOK_INSN, self._sys_callback, kind, at=virt))
-            else:
-                self._hooks.append(
-                    self._uc.hook_add(UC_HOOK_INSN, hooks[kind], begin=virt, end=virt, aux1=kind)
-                )
+            self._hook(kind, virt)
         self._engine.flush_code()
 
 

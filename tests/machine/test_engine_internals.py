@@ -45,6 +45,31 @@ def test_code_that_stops_between_blocks_only_runs_on_to_the_end_of_its_block(cou
     assert inside.done.value == 8 * blocks
 
 
+@pytest.mark.parametrize("access", [g.str_w(0, 1), g.ldr_w(2, 1)], ids=["store", "load"])
+def test_such_code_may_be_stopped_from_a_device_and_the_access_is_made_once(access: int) -> None:
+    # Elsewhere this is the stop that must never be asked for: the access would be made again.
+    body = [*g.mov(1, 0x100000), *[add(0, 0, 1)] * 5, access, *[add(0, 0, 1)] * 5, g.b(1)]
+    uc = engine(*body, *[add(0, 0, 1)] * 50)
+    between_blocks_of(uc).value = 1
+    accesses = []
+
+    def load(uc, offset, size, _):
+        accesses.append("load")
+        uc.emu_stop()
+        return 7
+
+    def store(uc, offset, size, value, _):
+        accesses.append(value)
+        uc.emu_stop()
+
+    uc.mmio_map(0x100000, 0x1000, load, None, store, None)
+    uc.emu_start(0, 0, count=1000)
+    assert accesses in ([5], ["load"])
+    assert uc.reg_read(UC_ARM64_REG_X0) == 10
+    assert uc.reg_read(UC_ARM64_REG_PC) == 4 * len(body)
+    assert Internals(uc).done.value == len(body)
+
+
 def test_the_same_code_can_be_had_in_both_forms() -> None:
     uc = engine(*BLOCK * 100)
     inside = Internals(uc)

@@ -91,6 +91,18 @@ def test_each_way_to_go_wrong_is_told_apart_by_the_machine_s_state(
     assert result.purgatory is not None and result.purgatory.end is end
 
 
+def test_a_purgatory_that_is_over_before_what_was_to_happen_meanwhile_has_ended_there(tmp_path: Path) -> None:
+    trusting = tmp_path / "purgatory.ro"
+    trusting.write_bytes(gzip.decompress(SMALL.read_bytes()))
+    kernel, _ = loaded(purgatory=trusting)
+    # mov w0, #8; movk w0, #0x8400, lsl #16; hvc #0: PSCI's SYSTEM_OFF
+    kernel.dma_write("purgatory:purgatory_start", struct.pack("<3I", 0x52800100, 0x72B08000, 0xD4000002))
+    called: list[str] = []
+    end = kernel.follow(kernel.crash(), while_checking=(1000, lambda: called.append("meanwhile")))
+    assert end.purgatory is not None
+    assert (end.purgatory.power, end.purgatory.instructions, called) == ("system_off", 3, [])
+
+
 def test_a_verdict_that_was_overwritten_is_none_and_one_that_is_whole_is_read() -> None:
     kernel, _ = loaded()
     purgatory = kernel.kexec.purgatory

@@ -283,24 +283,45 @@ def stored(out: Path) -> int:
         return 0
 
 
+def wait_for_writes(process: subprocess.Popen[bytes], out: Path, number: int) -> None:
+    """Wait until the store's log has been written to so often, or the campaign is over."""
+
+    def state() -> tuple[int, int] | None:
+        try:
+            found = (out / "campaign.sqlite-wal").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+    for _ in range(number):
+        before = state()
+        while process.poll() is None and state() == before:
+            time.sleep(0.005)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, workers: int) -> None:
     name = "slow=3"
     undisturbed = campaign(tmp_path / "whole", name, audit=20)
     out = tmp_path / "out"
     counts: list[int] = []
-    # The first ones die while they begin, perhaps before there is a file; each of the others lives a little longer
-    # than the one before it, until some have been killed at work.
+    # The first ones die while they begin, perhaps before there is a file; each of the others soon after it has written
+    # twice, or more often where that was not enough to store anything. So it takes no more on a slow machine.
+    writes = 2
     while len({count for count in counts if 0 < count < FAULTS}) < 3:
         moment = len(counts)
-        assert moment < 60, counts
+        assert moment < 40, counts
         process = begin(tmp_path, out, name, workers)
-        while moment > 2 and process.poll() is None and not (out / "campaign.sqlite-wal").exists():
-            time.sleep(0.01)
-        time.sleep(0.25 if moment < 3 else 0.13 * moment)
+        if moment < 3:
+            time.sleep(0.25)
+        else:
+            wait_for_writes(process, out, writes)
+            time.sleep(0.01 * (moment % 5))
         process.kill()
         process.communicate()
         counts.append(stored(out))
+        if moment >= 3 and counts[-1] == counts[-2]:
+            writes += 1
     assert counts == sorted(counts), "a result that was stored is gone"
     assert all(count % CHUNK == 0 or count == FAULTS for count in counts), "a part of a chunk is stored"
     finished = campaign(out, name, audit=20, resume=True)

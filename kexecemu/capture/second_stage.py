@@ -113,12 +113,8 @@ def run_purgatory(
     budget = _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
     fault = None
     with checked(cpu, intact=kernel.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
-        ended, used = _play(cpu, within, interlude, deliver=False)
-        if ended is None:
-            stop, more = _run_sliced(cpu, within, budget, _USUAL_PER_BYTE * size, progress, deliver=False)
-            used += more
-        else:
-            stop = ended
+        usual = _USUAL_PER_BYTE * size
+        stop, used = _run_past(interlude, cpu, within, budget, usual, progress, deliver=False)
         if stop.fault is not None and cpu.sysreg("VBAR_EL1") in area:
             fault = _deliver(cpu, stop.fault)
             stop, more = _run_sliced(cpu, within, budget, used, progress, deliver=True)
@@ -128,18 +124,26 @@ def run_purgatory(
     return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power)
 
 
-def _play(cpu: Cpu, within: range, interlude: Interlude | None, *, deliver: bool) -> tuple[Stop | None, int]:
-    """Run up to an interlude and through it, if there is one.
-
-    The end, of a run that ends before it comes to that, and the instructions that this took.
-    """
-    if interlude is None:
-        return None, 0
-    stop = cpu.run(within=within, limit=interlude[0], deliver=deliver)
-    if stop.kind is not StopKind.DEADLINE:
-        return stop, stop.instructions
-    interlude[1]()
-    return None, stop.instructions
+def _run_past(
+    interlude: Interlude | None,
+    cpu: Cpu,
+    within: range,
+    budget: int,
+    expected: int,
+    progress: Progress | None,
+    *,
+    deliver: bool,
+) -> tuple[Stop, int]:
+    """_run_sliced() with an interlude on the way, if there is one; a run that is over before that ends there."""
+    before = 0
+    if interlude is not None:
+        stop = cpu.run(within=within, limit=interlude[0], deliver=deliver)
+        before = stop.instructions
+        if stop.kind is not StopKind.DEADLINE:
+            return stop, before
+        interlude[1]()
+    stop, used = _run_sliced(cpu, within, budget, expected, progress, deliver=deliver)
+    return stop, before + used
 
 
 def _deliver(cpu: Cpu, fault: GuestFault) -> GuestFault:
@@ -269,12 +273,8 @@ def run_capture(
         return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
     before = len(cpu.exceptions)
     within = range(segment.mem, segment.mem + segment.memsz)
-    ended, used = _play(cpu, within, interlude, deliver=True)
-    if ended is None:
-        stop, more = _run_sliced(cpu, within, _CAPTURE_BUDGET, _CAPTURE_BUDGET, None, deliver=True)
-        used += more
-    else:
-        stop = ended
+    budget = _CAPTURE_BUDGET
+    stop, used = _run_past(interlude, cpu, within, budget, budget, None, deliver=True)
     record = read_record(kernel.ram, segment.mem)
     fault = cpu.exceptions[-1] if len(cpu.exceptions) > before else None
     return CaptureRun(_capture_end(stop, record, fault), stop.pc, used, record, fault)

@@ -233,13 +233,12 @@ class SystemCpu(Cpu):
         self._elsewhere = self._clock() - self.instructions
         self._engine.counter.state.elsewhere = self._elsewhere
 
-    def take_irq(self) -> bool:
-        """Enter the interrupt's vector if the signal is up and not masked; True if so."""
+    def take_irq(self) -> None:
+        """Enter the interrupt's vector if the signal is up and not masked."""
         if not self.irq or (pstate := self.pstate) & Pstate.I:
-            return False
+            return
         if not pstate & Pstate.EL_MASK:
             self._left_el0()
         self.enter_exception("irq")
         # As where the engine takes it, see CountingStepper: no handler looks at flags that it has not set.
         self.pstate &= ~Pstate.NZCV
-        return True

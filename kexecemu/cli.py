@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kexecemu.commands.campaign import campaign_command, compare_command
+from kexecemu.commands.fetch import fetch_command
 from kexecemu.commands.linear_map import linear_map_command
 from kexecemu.commands.purgatory import app as purgatory_app
 from kexecemu.commands.replay import replay_command
@@ -275,6 +276,7 @@ def compare_linux(
     raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
 
 
+app.command("fetch")(fetch_command)
 app.add_typer(purgatory_app, name="purgatory")
 app.command("campaign")(campaign_command)
 app.command("campaign-compare")(compare_command)

@@ -1,6 +1,6 @@
 """What CI's test runs really did: which tests were skipped and why, and how many ran against what nobody here wrote.
 
-As a pytest plugin (`PYTEST_ADDOPTS="-p account"`, with this folder in PYTHONPATH) it adds what a run did to the file that
+As a pytest plugin (`PYTEST_ADDOPTS="-p account"`, this folder in PYTHONPATH) it adds what a run did to the file that
 KEXECEMU_ACCOUNT names: one JSON object a run. `python .ci/account.py check FILE` reads all of them, prints the account,
 and ends with 1 when a test was skipped that account.toml does not name with a reason, or when fewer tests than are
 committed there ran against real kernels or used a real tool. A tool counts for a test when the test has started it as
@@ -60,7 +60,9 @@ class _Account:
         if report.when == "call" and report.passed:
             self.passed.append(report.nodeid)
         if report.skipped and not hasattr(report, "wasxfail"):
-            self.skipped[report.nodeid] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
+            self.skipped[report.nodeid] = str(
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+            )
         for name, value in report.user_properties:
             if name == _PROPERTY:
                 for tool in str(value).split():
@@ -68,7 +70,9 @@ class _Account:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.skipped:
-            self.skipped[report.nodeid] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
+            self.skipped[report.nodeid] = str(
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+            )
 
     def pytest_sessionfinish(self) -> None:
         row = {
@@ -113,11 +117,16 @@ def check(path: Path) -> list[str]:
         for tool, tests in row["tools"].items():
             tools.setdefault(tool, set()).update(tests)
     counts = Counter({tool: len(tools.get(tool, ())) for tool in expected["tools"]})
-    folders = {folder: sum(test.startswith(f"{folder}/") for test in passed) for folder in expected["folders"]}
+    folders = {
+        folder: sum(test.startswith(f"{folder}/") for test in passed) for folder in expected["folders"]
+    }
     wrong = []
     print(f"{'ran and passed against':<32}{'tests':>7}{'at least':>10}")
     for what, count, least in [
-        *((f"real kernels ({folder})", folders[folder], least) for folder, least in expected["folders"].items()),
+        *(
+            (f"real kernels ({folder})", folders[folder], least)
+            for folder, least in expected["folders"].items()
+        ),
         *((tool, counts[tool], least) for tool, least in expected["tools"].items()),
     ]:
         print(f"{what:<32}{count:>7,}{least:>10,}{'   too few' if count < least else ''}")

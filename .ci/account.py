@@ -41,7 +41,9 @@ class _Watch:
 
         def watched(process: Any, args: Any, *more: Any, **keywords: Any) -> None:
             words = [args] if isinstance(args, (str, os.PathLike)) else list(args)
-            names = {Path(os.fsdecode(word)).name for word in words[:_WORDS]}
+            named = [os.fsdecode(word) for word in words[:_WORDS]]
+            # A word that is no path is a command of somebody else's: `kexecemu crash` is no run of crash.
+            names = {Path(word).name for word in (*named[:1], *(word for word in named if "/" in word))}
             self.seen |= names & self._tools
             start(process, args, *more, **keywords)
 

@@ -76,7 +76,7 @@ class Model:
 
 
 class ModelRow(NamedTuple):
-    """A line of the list of models, for help texts and the README. shortest and longest are bytes written."""
+    """A line of the list of models, for help texts and the documentation. shortest and longest are bytes written."""
 
     name: str
     variants: int

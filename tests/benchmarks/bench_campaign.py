@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How many stray writes a second, and by what? One table, everything measured in one run, side by side, on one core.
 
-    python tests/benchmarks/bench_campaign.py [--faults 100000] [--emulated 20] [--qemu 10] [--readme]
+    python tests/benchmarks/bench_campaign.py [--faults 100000] [--emulated 20] [--qemu 10] [--write]
 
 The crash is that of the scenario campaign-16m: 16 MiB of loaded image, the purgatory checks. Rows:
 
@@ -39,7 +39,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from readme_block import replace_block
+from measured_block import replace_block
 
 import kexecemu
 from kexecemu.campaign.engine import Engine
@@ -407,7 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=20,
         help="seconds after which a QEMU gives no verdict (default: 20)",
     )
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/figures.md")
     options = parser.parse_args(arguments)
     if min(options.faults, options.emulated, options.concluded) < 1 or options.qemu > options.emulated:
         parser.error("at least one fault of each kind, and no more in QEMU than are emulated")
@@ -416,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-campaign-") as name:
         text, agree = measure(options, Path(name))
     print(text)
-    if options.readme:
+    if options.write:
         replace_block("bench_campaign", f"```text\n{text}\n```")
     if not agree:
         print("bench_campaign: outcomes differ", file=sys.stderr)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A million stray writes against the page protection, the purgatory, and both: what each catches, in Markdown.
 
-    python tests/benchmarks/million.py [--faults 1000000] [--own 10000] [--workers N] [--out DIR] [--readme]
+    python tests/benchmarks/million.py [--faults 1000000] [--own 10000] [--workers N] [--out DIR] [--write]
 
 Three campaigns over the same faults (million.toml), then two over faults in the purgatory itself
 (million-purgatory.toml, --own of them: each has to be run), and how they compare fault by fault. --out keeps the
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from readme_block import replace_block
+from measured_block import replace_block
 
 import kexecemu
 from kexecemu.campaign.compare import Comparison, Pair, compare
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--audit", type=int, default=300, help="of each campaign (default: 300)")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one a CPU)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: none are kept)")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/figures.md")
     options = parser.parse_args(arguments)
     if min(options.faults, options.own) < 1:
         parser.error("at least one fault")
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = [run("million-purgatory.toml", way, options.own, options, out) for way in (PURGATORY, BOTH)]
         text = report(runs, own)
     print(text)
-    if options.readme:
+    if options.write:
         replace_block("million", text)
     return 0
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.faults.damage import Damage
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import Injection
 from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.machine.ram import Ram
 
-__all__ = ["Outcome", "judge", "written_bytes_differ"]
+__all__ = ["ONLY_FOR_THE_PURGATORY", "Outcome", "judge", "written_bytes_differ"]
 
 
 class Outcome(enum.StrEnum):
@@ -37,9 +38,9 @@ class Outcome(enum.StrEnum):
 _MEANINGS = {
     Outcome.CAPTURED: "nothing was harmed and the dump was taken",
     Outcome.PREVENTED: "the write faulted, memory is intact and the dump was taken",
-    Outcome.DETECTED: "the purgatory found that the loaded image is not as loaded",
+    Outcome.DETECTED: "the purgatory, or the first kernel, found that the loaded image is not as loaded",
     Outcome.MASKED: "the write changed nothing and the dump was taken",
-    Outcome.LATENT: "bytes changed that nobody checks or reads; the dump was taken",
+    Outcome.LATENT: "bytes changed that nobody checks or reads, or that made no difference; the dump was taken",
     Outcome.SILENT: "corrupt bytes reached the capture kernel and nobody noticed",
     Outcome.TRAPPED: "an exception ended the purgatory or the capture kernel",
     Outcome.MISBOOT: "control left the code that it should be in",
@@ -48,7 +49,7 @@ _MEANINGS = {
 }
 
 # The capture kernel never looks at these: damage there harms nobody after the check.
-_ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
+ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
 
 _PURGATORY_ENDS = {
     PurgatoryEnd.MISMATCH: Outcome.DETECTED,
@@ -73,13 +74,14 @@ def judge(
     purgatory: PurgatoryRun | None,
     capture: CaptureRun | None,
     *,
+    dump: Dump = Dump.TRUE,
     differ: bool | None = None,
 ) -> Outcome:
     """The outcome of a crash that got as far as the jump out of the first kernel.
 
     damage is what differs from the loaded image: in the purgatory as it was when it was entered, in the other
     segments as they are when the capture kernel starts. Where several faults were injected the worst that came of
-    them counts. differ is written_bytes_differ() at the jump, for a capture kernel that has used its memory since;
+    them counts. dump is what judge_dump() says of a capture kernel that took one or could have. differ is written_bytes_differ() at the jump, for a capture kernel that has used its memory since;
     None asks memory as it is now.
     """
     if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
@@ -90,11 +92,13 @@ def judge(
         return Outcome.HUNG
     if capture.end in _CAPTURE_ENDS:
         return _CAPTURE_ENDS[capture.end]
-    if any(one.segment not in _ONLY_FOR_THE_PURGATORY for one in damage):
+    if any(one.segment not in ONLY_FOR_THE_PURGATORY for one in damage):
         return Outcome.SILENT
     if capture.end in (CaptureEnd.NO_DUMP, CaptureEnd.OFF):
         return Outcome.HUNG
-    if capture.linux is not None and not capture.linux.true_dump:
+    # One that had the dump at hand and copied nothing has not hung, and nothing that was written astray kept it from
+    # copying: it was given no disk, or told not to. What came of the writes is judged as ever; dump says "none".
+    if dump is Dump.WRONG:
         return Outcome.SILENT
     if damage or (written_bytes_differ(ram, injections) if differ is None else differ):
         return Outcome.LATENT

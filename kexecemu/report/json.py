@@ -64,6 +64,8 @@ def run_object(result: Result | LinuxResult, vmcore: Path | None, vmlinux: Path 
     end = result.end
     return {
         "outcome": end.outcome.value,
+        "dump": end.dump.value,
+        "dump_reason": end.dump_reason,
         "as_expected": result.as_expected,
         **image_object(result.kernel, result.image),
         "damage": [

@@ -207,7 +207,9 @@ class Victim:
             in_capture=capturing,
             back_phys=golden.back_phys,
             resumed=checkpoint is not None,
-            crashed=None if from_load or before_jump and not golden.region.covers(write.area) else golden.crashed,
+            crashed=None
+            if from_load or (before_jump and not golden.region.covers(write.area))
+            else golden.crashed,
         )
         return ended(end)
 

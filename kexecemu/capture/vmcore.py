@@ -18,8 +18,8 @@ __all__ = ["Vmcore"]
 class Vmcore:
     """The dump of a board, found the way a capture kernel finds it.
 
-    dtb_phys is where the capture kernel's device tree lies; its linux,elfcorehdr leads to the core header. elfcorehdr is
-    where a capture kernel has found that already, physical: what becomes of the tree afterwards is nothing to it.
+    dtb_phys is where the capture kernel's device tree lies; its linux,elfcorehdr leads to the core header. elfcorehdr
+    is where a capture kernel has found that already, physical: what becomes of the tree afterwards is nothing to it.
     """
 
     board: Board

@@ -62,7 +62,8 @@ class CrashedMemory:
     """What a dump has to show, noted when the first kernel was left.
 
     layout is /proc/vmcore by the core header as it was loaded, None where none was; memory what its loads held, None
-    where that is not watched; vmcoreinfo what that text was at the load (b"": not known), to which a crash adds its time.
+    where that is not watched; vmcoreinfo what that text was at the load (b"": not known), to which a crash adds its
+    time.
     """
 
     layout: VmcoreLayout | None
@@ -118,9 +119,13 @@ def judge_dump(
         wrong = f"memory at {changed[0]} has changed since the crash"
     seen = capture.end is CaptureEnd.DONE
     if wrong is not None:
-        said = _MEANINGS[Dump.WRONG] if seen else f"/proc/vmcore would not show the crashed memory ({_NOT_RUN})"
+        said = (
+            _MEANINGS[Dump.WRONG] if seen else f"/proc/vmcore would not show the crashed memory ({_NOT_RUN})"
+        )
         return Dump.WRONG, f"{said}: {wrong}"
-    return Dump.TRUE, _MEANINGS[Dump.TRUE] if seen else f"/proc/vmcore would show the crashed memory ({_NOT_RUN})"
+    return Dump.TRUE, _MEANINGS[
+        Dump.TRUE
+    ] if seen else f"/proc/vmcore would show the crashed memory ({_NOT_RUN})"
 
 
 def _why_none(purgatory: PurgatoryRun | None, capture: CaptureRun | None) -> str:
@@ -128,31 +133,37 @@ def _why_none(purgatory: PurgatoryRun | None, capture: CaptureRun | None) -> str
         linux = capture.linux
         panic = f": {linux.panic}" if linux is not None and linux.panic else ""
         said = f" (it said: {linux.last_word})" if linux is not None and linux.last_word else ""
-        return "none: " + {
-            CaptureEnd.DONE: "the capture kernel has left none on its disk",
-            CaptureEnd.ENTERED: _NOT_RUN,
-            CaptureEnd.NO_DUMP: "device tree or core header led the capture kernel to no dump",
-            CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
-            CaptureEnd.TRAPPED: "an exception ended the capture kernel",
-            CaptureEnd.ELSEWHERE: "control left the capture kernel's code",
-            CaptureEnd.HUNG: "the capture kernel did not come to an end",
-            CaptureEnd.HEADERS: "the capture kernel read the headers and copied nothing (no disk, or told not to)",
-            CaptureEnd.OFF: f"the capture kernel switched off without one{said}",
-            CaptureEnd.PANIC: f"the capture kernel panicked{panic}",
-        }[capture.end]
+        return (
+            "none: "
+            + {
+                CaptureEnd.DONE: "the capture kernel has left none on its disk",
+                CaptureEnd.ENTERED: _NOT_RUN,
+                CaptureEnd.NO_DUMP: "device tree or core header led the capture kernel to no dump",
+                CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
+                CaptureEnd.TRAPPED: "an exception ended the capture kernel",
+                CaptureEnd.ELSEWHERE: "control left the capture kernel's code",
+                CaptureEnd.HUNG: "the capture kernel did not come to an end",
+                CaptureEnd.HEADERS: "the capture kernel read the headers and copied nothing (no disk, or told not to)",
+                CaptureEnd.OFF: f"the capture kernel switched off without one{said}",
+                CaptureEnd.PANIC: f"the capture kernel panicked{panic}",
+            }[capture.end]
+        )
     if purgatory is None:
         return "none: no capture kernel was started"
     act = {"system_off": "switched the machine off", "system_reset": "reset the machine"}.get(
         purgatory.power or "", "stopped"
     )
-    return "none: " + {
-        PurgatoryEnd.KERNEL: "no capture kernel was started",
-        PurgatoryEnd.MISMATCH: f"the purgatory {act} and started no capture kernel",
-        PurgatoryEnd.RETURNED: "the purgatory went back to the first kernel and started no capture kernel",
-        PurgatoryEnd.ELSEWHERE: "the purgatory jumped to something that is not the capture kernel",
-        PurgatoryEnd.TRAPPED: "an exception ended the purgatory before it started the capture kernel",
-        PurgatoryEnd.HUNG: "the purgatory came to no end and started no capture kernel",
-    }[purgatory.end]
+    return (
+        "none: "
+        + {
+            PurgatoryEnd.KERNEL: "no capture kernel was started",
+            PurgatoryEnd.MISMATCH: f"the purgatory {act} and started no capture kernel",
+            PurgatoryEnd.RETURNED: "the purgatory went back to the first kernel and started no capture kernel",
+            PurgatoryEnd.ELSEWHERE: "the purgatory jumped to something that is not the capture kernel",
+            PurgatoryEnd.TRAPPED: "an exception ended the purgatory before it started the capture kernel",
+            PurgatoryEnd.HUNG: "the purgatory came to no end and started no capture kernel",
+        }[purgatory.end]
+    )
 
 
 @dataclass(frozen=True)
@@ -192,9 +203,7 @@ def _notes(notes: bytes) -> bytes:
     return notes.rstrip(b"\0")
 
 
-def _first_difference(
-    crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcore | DiskVmcore
-) -> str | None:
+def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcore | DiskVmcore) -> str | None:
     """What of a dump is not as it should be, memory apart; None when all is. FormatError where it is no core."""
     assert crashed.layout is not None
     then = _shown(crashed.layout)
@@ -208,7 +217,9 @@ def _first_difference(
         if (place.phys, place.size) != (right.phys, right.size):
             return f"load {number} shows {place.size:#x} bytes from {place.phys:#x}, not from {right.phys:#x}"
     if now.header != then.header:
-        at = next(at for at, (one, other) in enumerate(zip(now.header, then.header, strict=True)) if one != other)
+        at = next(
+            at for at, (one, other) in enumerate(zip(now.header, then.header, strict=True)) if one != other
+        )
         return f"byte {at:#x} of its file header is {now.header[at]:#04x}, not {then.header[at]:#04x}"
     if now.notes != then.notes:
         return "its notes are not those that the first kernel left"
@@ -237,6 +248,9 @@ def _in_words(header: ProgramHeader) -> str:
 def _text_of(notes: bytes) -> bytes:
     """The text of the VMCOREINFO note; b"" where there is none."""
     try:
-        return next((note.desc for note in iterate_notes(notes + bytes(_NOTE_PADDING)) if note.name == "VMCOREINFO"), b"")
+        return next(
+            (note.desc for note in iterate_notes(notes + bytes(_NOTE_PADDING)) if note.name == "VMCOREINFO"),
+            b"",
+        )
     except FormatError:
         return b""

@@ -57,7 +57,9 @@ def reason_of(outcome: Outcome, facts: Facts) -> str:
     if end is CaptureEnd.ENTERED:
         return f"{what}; the capture kernel was entered as it should be, and not followed further"
     if end is CaptureEnd.HEADERS:
-        return f"{what}; the capture kernel came up, read the dump's headers and switched off without copying it"
+        return (
+            f"{what}; the capture kernel came up, read the dump's headers and switched off without copying it"
+        )
     return what
 
 
@@ -72,10 +74,8 @@ def _detected(facts: Facts) -> str:
         found = "the purgatory found that it was given another device tree than the loaded one"
     elif verdict is not None and verdict.state is VerdictState.TRAPPED:
         found = "the purgatory met an exception in its check and reported it"
-    elif all(one.segment == "purgatory" for one in facts.damage):
-        # Also where nothing differs any more: then it was right when it looked.
-        if facts.damage and (verdict is None or verdict.found == facts.image.digest):
-            found = "the purgatory refused an intact image: what it compares with is not as loaded"
+    elif _is_false_alarm(facts):
+        found = "the purgatory refused an intact image: what it compares with is not as loaded"
     if run.end is not PurgatoryEnd.KERNEL:
         return found
     if verdict is not None and VerdictFlags.REPAIRED in verdict.flags:
@@ -84,11 +84,18 @@ def _detected(facts: Facts) -> str:
     return f"{found}, and booted the capture kernel all the same"
 
 
+def _is_false_alarm(facts: Facts) -> bool:
+    """What it hashes is as loaded, and it is not. Where nothing differs any more it was right when it looked."""
+    verdict = facts.purgatory.verdict if facts.purgatory is not None else None
+    intact = bool(facts.damage) and all(one.segment == "purgatory" for one in facts.damage)
+    return intact and (verdict is None or verdict.found == facts.image.digest)
+
+
 def _trapped(facts: Facts) -> str:
     if facts.capture is not None:
         linux = facts.capture.linux
         if facts.capture.end is CaptureEnd.PANIC:
-            return f"the capture kernel panicked: {linux.panic}" if linux and linux.panic else "the capture kernel panicked"
+            return "the capture kernel panicked" + (f": {linux.panic}" if linux and linux.panic else "")
         return "an exception ended the capture kernel"
     verdict = facts.purgatory.verdict if facts.purgatory is not None else None
     if verdict is not None and verdict.state is VerdictState.TRAPPED:
@@ -102,7 +109,11 @@ def _astray(outcome: Outcome, facts: Facts) -> str:
             return "the purgatory jumped to something that is not the capture kernel"
         return "the purgatory gave no verdict within its budget of instructions"
     linux = facts.capture.linux
-    last = f"; it said: {linux.last_word}" if linux is not None and linux.last_word else " without a word of the dump"
+    last = (
+        f"; it said: {linux.last_word}"
+        if linux is not None and linux.last_word
+        else " without a word of the dump"
+    )
     return {
         CaptureEnd.ELSEWHERE: "control left the capture kernel's code",
         CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
@@ -112,7 +123,9 @@ def _astray(outcome: Outcome, facts: Facts) -> str:
 
 
 def _silent(facts: Facts) -> str:
-    harmed = list(dict.fromkeys(one.segment for one in facts.damage if one.segment not in ONLY_FOR_THE_PURGATORY))
+    harmed = list(
+        dict.fromkeys(one.segment for one in facts.damage if one.segment not in ONLY_FOR_THE_PURGATORY)
+    )
     if not harmed:
         return "the dump is not what memory held at the crash, and nobody noticed"
     text = f"corrupt bytes of {_and(harmed)} reached the capture kernel and nobody noticed"

@@ -181,9 +181,7 @@ def _end(
     capture: CaptureRun | None = None,
 ) -> End:
     board = linux.board
-    board.timeline.record(
-        "outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=dump[0].value
-    )
+    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=dump[0].value)
     return End(
         outcome,
         reason,

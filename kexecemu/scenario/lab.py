@@ -208,7 +208,13 @@ class Kernel(model.Kernel):
                 self.resume()
         if purgatory is None or purgatory.end is PurgatoryEnd.KERNEL:
             return self.boot_capture(
-                image, purgatory, damage, crashed=crashed, linux=linux, progress=progress, in_capture=in_capture
+                image,
+                purgatory,
+                damage,
+                crashed=crashed,
+                linux=linux,
+                progress=progress,
+                in_capture=in_capture,
             )
         damage += find_damage(self.ram, image, purgatory=False)
         dump = judge_dump(crashed, purgatory, None, None, ())
@@ -396,7 +402,9 @@ def linux_words(run: LinuxCapture) -> str:
     words = {
         LinuxEnd.NO_DUMP: "finds no dump, and powers off",
         LinuxEnd.HEADERS: "reads the dump's headers, and powers off without copying it",
-        LinuxEnd.OFF: f"powers off: {run.last_word}" if run.last_word else "powers off without a word of the dump",
+        LinuxEnd.OFF: f"powers off: {run.last_word}"
+        if run.last_word
+        else "powers off without a word of the dump",
         LinuxEnd.PANIC: f"panics: {run.panic}" if run.panic else "panics",
         LinuxEnd.STUCK: "gets nowhere",
         LinuxEnd.LOST: "is ended by an exception",

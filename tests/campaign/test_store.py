@@ -36,7 +36,11 @@ HEADER = Header(
 
 def decided(position: int, outcome: str = "detected") -> Decided:
     fault = CampaignFault(Writer.DMA, "byte", position, "initrd", position, Moment.AFTER_LOAD)
-    return Decided(fault, outcome, How.HASH, "initrd", 0x1000 + position, f"the {position}th, über alles")
+    dump = "none" if outcome == "detected" else "true"
+    text = f"the {position}th, über alles"
+    return Decided(
+        fault, outcome, How.HASH, "initrd", 0x1000 + position, text, dump, "why", outcome == "detected"
+    )
 
 
 def chunk(number: int) -> list[Decided]:
@@ -64,9 +68,20 @@ def test_what_was_stored_is_there_again(tmp_path: Path) -> None:
         assert [row.position for row in rows] == list(range(25))
         for row in rows:
             one = decided(row.position)
-            assert row[1:] == (one.fault.id, 0, "detected", "hash", "initrd", one.phys, one.detail)
+            found = (one.fault.id, 0, "detected", "hash", "initrd", one.phys, one.detail, "none", "why", 1)
+            assert row[1:] == found
         (audit,) = store.audits()
-        assert audit == (3, decided(3).fault.id, "detected", "hash", "hung", decided(3).detail)
+        assert audit == (
+            3,
+            decided(3).fault.id,
+            "detected",
+            "hash",
+            "hung",
+            decided(3).detail,
+            "none",
+            "true",
+        )
+        assert not audit.agrees
         assert store.seconds("decide") == 1.5 and store.seconds("audit") == 2.0
         assert store.pending() == [] and store.count() == 25
 

@@ -38,6 +38,7 @@ _SECTOR = 512
 _PANIC = b"Kernel panic - not syncing"
 _PANIC_END = b"---[ end Kernel panic"  # not printed with panic=SECONDS
 _RESTART = b"reboot: Restarting system"  # asked for by a program
+_END = "kdump: end: "  # how the line begins that says what came of the dump
 _PANIC_TEXT = re.compile(r"(?<!end )Kernel panic - not syncing: (.*)")
 
 
@@ -95,8 +96,8 @@ class LinuxCapture:
 
     where says in words where it stood at the end, and what it printed last. release is what it calls itself, empty if
     it said nothing; console is all that it printed. vmcore is None without a dump. read and crashed are its PT_LOADs,
-    as they were read and as memory was at the crash. last_word is what its init said last, without the init's name, and
-    panic the message of its panic; each is empty where there was none.
+    as they were read and as memory was at the crash. last_word is what its init said of the dump in the end, and panic
+    the message of its panic; each is empty where there was none.
     """
 
     end: LinuxEnd
@@ -209,7 +210,9 @@ def run_linux(
         vmcore,
         read,
         crashed,
-        last_word=console.said[-1].removeprefix("kdump: ").removeprefix("end: ") if console.said else "",
+        last_word=console.said[-1].removeprefix(_END)
+        if console.said and console.said[-1].startswith(_END)
+        else "",
         panic=panics[-1].strip() if panics else "",
     )
 

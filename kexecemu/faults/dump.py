@@ -114,6 +114,8 @@ def judge_dump(
     try:
         wrong = _first_difference(crashed, capture, vmcore)
     except FormatError as error:
+        if isinstance(vmcore, DiskVmcore):  # it was read and copied, whatever it is
+            return Dump.WRONG, f"{_MEANINGS[Dump.WRONG]}: {error}"
         return Dump.NONE, f"none: there is no /proc/vmcore: {error}"
     if wrong is None and changed:
         wrong = f"memory at {changed[0]} has changed since the crash"
@@ -209,7 +211,7 @@ def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcor
     then = _shown(crashed.layout)
     now = _read_back(vmcore) if isinstance(vmcore, DiskVmcore) else _shown(vmcore.layout())
     if len(now.loads) != len(then.loads):
-        return f"it has {len(now.loads)} loads, not {len(then.loads)}"
+        return f"the number of its loads is {len(now.loads)}, not {len(then.loads)}"
     for number, (one, other) in enumerate(zip(now.loads, then.loads, strict=True)):
         if _names(one) != _names(other):
             return f"load {number} is {_in_words(one)}, not {_in_words(other)}"

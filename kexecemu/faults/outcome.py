@@ -81,8 +81,9 @@ def judge(
 
     damage is what differs from the loaded image: in the purgatory as it was when it was entered, in the other
     segments as they are when the capture kernel starts. Where several faults were injected the worst that came of
-    them counts. dump is what judge_dump() says of a capture kernel that took one or could have. differ is written_bytes_differ() at the jump, for a capture kernel that has used its memory since;
-    None asks memory as it is now.
+    them counts. dump is what judge_dump() says of a capture kernel that took one, or could have. differ is
+    written_bytes_differ() at the jump, for a capture kernel that has used its memory since; None asks memory as it is
+    now.
     """
     if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
         return _PURGATORY_ENDS[purgatory.end]

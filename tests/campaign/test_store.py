@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,6 +257,26 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
         store.db.execute("PRAGMA user_version = 99")
     with pytest.raises(InputError, match="has format 99"):
         Store.read(tmp_path)
+
+
+@pytest.mark.parametrize("open_", [Store.read, lambda folder: Store.begin(folder, HEADER, resume=True)])
+def test_a_campaign_from_before_there_were_dumps_is_refused_in_words(
+    tmp_path: Path, open_: Callable[[Path], Store]
+) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        store.db.execute("PRAGMA user_version = 1")
+    said = "has format 1, in which nothing is said of dumps: run that campaign again; this kexecemu reads format 2"
+    with pytest.raises(InputError, match=said):
+        open_(tmp_path)
+
+
+def test_the_digest_of_the_table_is_of_the_dumps_too(tmp_path: Path) -> None:
+    digests = set()
+    for number, dump in enumerate(("true", "wrong")):
+        with Store.begin(tmp_path / str(number), HEADER) as store:
+            add(store, 0, [replace(one, dump=dump) for one in chunk(0)])
+            digests.add(store.table_sha256())
+    assert len(digests) == 2
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

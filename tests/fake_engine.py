@@ -2,8 +2,8 @@
 
 Words of the name: kill=N, raise=N, lie=N, half=N and odd=N are about faults at offset N of the segment that begins at
 0x1000: deciding it kills the process, raises, says what a run does not bear out (half: of the dump alone), or has an
-exception that cannot be sent to another process. die: making an engine kills the process; refuse: it raises; other: its hash is not as elsewhere.
-slow=N: deciding takes N milliseconds. nothing-decided: everything is run.
+exception that cannot be sent to another process. die: making an engine kills the process; refuse: it raises; other:
+its hash is not as elsewhere. slow=N: deciding takes N milliseconds. nothing-decided: everything is run.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from kexecemu.campaign.space import Space, space_of
 from kexecemu.campaign.victim import Victim, Write
 from kexecemu.errors import InputError
 from kexecemu.faults.damage import Damage
+from kexecemu.faults.dump import taken_by_stub
 from kexecemu.faults.outcome import Outcome, judge
 from kexecemu.kernel.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
@@ -406,7 +407,7 @@ class Engine:
         ]
         if damage:
             found = judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture)
-            return self._as_undisturbed(found), how
+            return replace(self._as_undisturbed(found), dump_reason=taken_by_stub(damage)), how
         # Whether what is overwritten ends as it was is for memory to say.
         return (self._as_undisturbed(Outcome.LATENT), how) if how is How.UNREAD else None
 

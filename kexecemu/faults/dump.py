@@ -15,6 +15,7 @@ from kexecemu.capture.linux import DiskVmcore
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.capture.vmcore import Vmcore
 from kexecemu.errors import FormatError, MachineError
+from kexecemu.faults.damage import Damage
 from kexecemu.formats.elf import EHDR_SIZE
 from kexecemu.formats.elfcore import (
     PT_LOAD,
@@ -25,12 +26,15 @@ from kexecemu.formats.elfcore import (
     iterate_notes,
     parse_core_header,
 )
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.machine.memory_mark import MemoryMark
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["CrashedMemory", "Dump", "judge_dump"]
+__all__ = ["ONLY_FOR_THE_PURGATORY", "CrashedMemory", "Dump", "judge_dump", "taken_by_stub"]
+
+ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
+"""Segments that no capture kernel ever looks at: damage there harms nobody after the check."""
 
 _HEAD = 1 << 16  # bytes of a core within which its program headers are
 _NOTE_PADDING = 4096  # what a descriptor may have lost with the zeros at its end
@@ -101,11 +105,12 @@ def judge_dump(
     capture: CaptureRun | None,
     vmcore: Vmcore | DiskVmcore | None,
     changed: Sequence[PhysRange],
+    damage: Sequence[Damage] = (),
 ) -> tuple[Dump, str]:
     """What became of the dump of a crash that left the first kernel, and why, in words.
 
     vmcore is what the capture kernel came to. changed is the dumped memory that is not as it was at the crash: when the
-    stub is through, or when a Linux begins, whose own reading of it is in capture.linux.
+    stub is through, or when a Linux begins, whose own reading of it is in capture.linux. damage is an End's.
     """
     if capture is None or vmcore is None:
         return Dump.NONE, _why_none(purgatory, capture)
@@ -125,9 +130,16 @@ def judge_dump(
             _MEANINGS[Dump.WRONG] if seen else f"/proc/vmcore would not show the crashed memory ({_NOT_RUN})"
         )
         return Dump.WRONG, f"{said}: {wrong}"
-    return Dump.TRUE, _MEANINGS[
-        Dump.TRUE
-    ] if seen else f"/proc/vmcore would show the crashed memory ({_NOT_RUN})"
+    if not seen:
+        return Dump.TRUE, f"/proc/vmcore would show the crashed memory ({_NOT_RUN})"
+    return Dump.TRUE, _MEANINGS[Dump.TRUE] if capture.linux is not None else taken_by_stub(damage)
+
+
+def taken_by_stub(damage: Sequence[Damage]) -> str:
+    """The reason of a true dump of the stub's, which uses little of what is loaded: a Linux boots from all of it."""
+    if all(one.segment in ONLY_FOR_THE_PURGATORY for one in damage):
+        return _MEANINGS[Dump.TRUE]
+    return f"{_MEANINGS[Dump.TRUE]}, by a stub: a Linux would have had to boot from the damaged image first"
 
 
 def _why_none(purgatory: PurgatoryRun | None, capture: CaptureRun | None) -> str:

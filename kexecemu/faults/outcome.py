@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.faults.damage import Damage
-from kexecemu.faults.dump import Dump
+from kexecemu.faults.dump import ONLY_FOR_THE_PURGATORY, Dump
 from kexecemu.faults.fault import Injection
-from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.machine.ram import Ram
 
-__all__ = ["ONLY_FOR_THE_PURGATORY", "Outcome", "judge", "written_bytes_differ"]
+__all__ = ["Outcome", "judge", "written_bytes_differ"]
 
 
 class Outcome(enum.StrEnum):
@@ -47,9 +46,6 @@ _MEANINGS = {
     Outcome.HUNG: "no verdict and no dump within the budget of instructions",
     Outcome.ERROR: "kexecemu itself failed",
 }
-
-# The capture kernel never looks at these: damage there harms nobody after the check.
-ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
 
 _PURGATORY_ENDS = {
     PurgatoryEnd.MISMATCH: Outcome.DETECTED,
@@ -99,8 +95,8 @@ def judge(
         return Outcome.HUNG
     # One that had the dump at hand and copied nothing has not hung, and nothing that was written astray kept it from
     # copying: it was given no disk, or told not to. What came of the writes is judged as ever; dump says "none".
-    if dump is Dump.WRONG:
-        return Outcome.SILENT
+    if dump is Dump.WRONG or (dump is Dump.NONE and capture.end is CaptureEnd.DONE):
+        return Outcome.SILENT  # nor is it a capture where the capture kernel took it that there was a dump
     if damage or (written_bytes_differ(ram, injections) if differ is None else differ):
         return Outcome.LATENT
     if any(one.exception is not None for one in injections):

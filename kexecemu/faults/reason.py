@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.capture.verdict import Damaged, VerdictFlags, VerdictState, describe_damage
 from kexecemu.faults.damage import Damage
-from kexecemu.faults.dump import Dump
+from kexecemu.faults.dump import ONLY_FOR_THE_PURGATORY, Dump
 from kexecemu.faults.fault import Injection
-from kexecemu.faults.outcome import ONLY_FOR_THE_PURGATORY, Outcome
+from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ranges import PhysRange
@@ -126,8 +126,10 @@ def _silent(facts: Facts) -> str:
     harmed = list(
         dict.fromkeys(one.segment for one in facts.damage if one.segment not in ONLY_FOR_THE_PURGATORY)
     )
-    if not harmed:
+    if not harmed and facts.dump is Dump.WRONG:
         return "the dump is not what memory held at the crash, and nobody noticed"
+    if not harmed:
+        return "the capture kernel took it that there was a dump, and nobody noticed that there is none"
     text = f"corrupt bytes of {_and(harmed)} reached the capture kernel and nobody noticed"
     end = facts.capture.end if facts.capture is not None else None
     if end in (CaptureEnd.NO_DUMP, CaptureEnd.OFF, CaptureEnd.HEADERS):

@@ -260,7 +260,7 @@ class Kernel(model.Kernel):
         vmcore = self._vmcore(image, capture)
         if changed is None:
             changed = crashed.changed() if vmcore is not None else []
-        dump = judge_dump(crashed, purgatory, capture, vmcore, changed)
+        dump = judge_dump(crashed, purgatory, capture, vmcore, changed, damage)
         outcome = judge(self.ram, self._injections, damage, purgatory, capture, dump=dump[0], differ=differ)
         checker = self.kexec.purgatory
         facts = Facts(image, self._injections, damage, purgatory, capture, dump[0], crashed.loads, checker)

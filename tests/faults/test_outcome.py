@@ -187,6 +187,8 @@ def test_a_dump_that_is_not_what_memory_held_is_no_capture() -> None:
     assert outcome(capture=run, dump=Dump.TRUE) is Outcome.CAPTURED
     assert outcome(capture=run, dump=Dump.WRONG) is Outcome.SILENT
     assert outcome(TRAPPED, capture=run, dump=Dump.WRONG) is Outcome.SILENT
+    # It believed that it had one:
+    assert outcome(CHANGED, capture=capture(), dump=Dump.NONE) is Outcome.SILENT
     # Whatever the capture kernel is: the stub's is asked as well.
     assert outcome(CHANGED, capture=capture(), dump=Dump.WRONG) is Outcome.SILENT
 

@@ -41,9 +41,9 @@ _MEANINGS = {
     Outcome.MASKED: "the write changed nothing and the dump was taken",
     Outcome.LATENT: "bytes changed that nobody checks or reads, or that made no difference; the dump was taken",
     Outcome.SILENT: "corrupt bytes reached the capture kernel and nobody noticed",
-    Outcome.TRAPPED: "an exception ended the purgatory or the capture kernel",
+    Outcome.TRAPPED: "an exception or a panic ended the purgatory or the capture kernel",
     Outcome.MISBOOT: "control left the code that it should be in",
-    Outcome.HUNG: "no verdict and no dump within the budget of instructions",
+    Outcome.HUNG: "no verdict and no dump: the budget of instructions ran out, or the capture kernel gave up",
     Outcome.ERROR: "kexecemu itself failed",
 }
 

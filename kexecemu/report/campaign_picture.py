@@ -20,7 +20,7 @@ AXIS_WIDTH = 300.0
 _FURTHEST = -9  # decades: no sample tells smaller shares apart
 
 STRIP_WIDTH = 960.0
-_LEFT, _RIGHT = 78.0, 58.0  # for the lanes' names and their counts
+_LEFT, _RIGHT = 86.0, 58.0  # for the lanes' names and their counts
 _BAND_TOP, _BAND = 20.0, 16.0
 _LANES_TOP, _LANE, _LANE_GAP = 46.0, 18.0, 4.0
 _GAP = 4.0  # between areas

@@ -72,6 +72,7 @@ DIMENSION_WORDS: Final[Mapping[str, str]] = {
     "model": "what was written",
     "moment": "when",
     "dump": "what became of the dump",
+    "outcome": "what became of the dump, by outcome",
 }
 
 
@@ -199,7 +200,7 @@ def dump_headline(summary: Summary) -> str:
 def dump_matrix(summary: Summary) -> Matrix:
     """Outcomes by what became of the dump; all of DUMPS are columns."""
     return Matrix(
-        "dump",
+        "outcome",
         tuple(DUMPS),
         tuple(
             (outcome, tuple(counts.get(dump.value, 0) for dump in Dump), sum(counts.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kexecemu.capture.linux import LinuxEnd
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.capture.verdict import Damaged, VerdictFlags, VerdictState, describe_damage
 from kexecemu.faults.damage import Damage
@@ -107,19 +108,22 @@ def _astray(outcome: Outcome, facts: Facts) -> str:
     if facts.capture is None:
         if outcome is Outcome.MISBOOT:
             return "the purgatory jumped to something that is not the capture kernel"
-        return "the purgatory gave no verdict within its budget of instructions"
+        return "the purgatory got nowhere and gave no verdict"
     linux = facts.capture.linux
     last = (
         f"; it said: {linux.last_word}"
         if linux is not None and linux.last_word
         else " without a word of the dump"
     )
+    nowhere = "the capture kernel got nowhere"
+    if linux is not None and linux.end is LinuxEnd.BUDGET:
+        nowhere = "the capture kernel had not come to an end when its budget of instructions was used up"
     return {
         CaptureEnd.ELSEWHERE: "control left the capture kernel's code",
         CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
         CaptureEnd.NO_DUMP: "the capture kernel came up and found no dump",
         CaptureEnd.OFF: f"the capture kernel switched off{last}",
-    }.get(facts.capture.end, "the capture kernel came to no end within its budget of instructions")
+    }.get(facts.capture.end, nowhere)
 
 
 def _silent(facts: Facts) -> str:

@@ -157,3 +157,10 @@ def test_no_end_speaks_of_a_dump_that_was_not_taken() -> None:
                 continue
             said = why(outcome, capture=run, dump=Dump.NONE, damage=[INITRD])
             assert "the dump was taken" not in said, (outcome, end)
+
+
+def test_a_budget_is_spoken_of_only_where_it_was_used_up() -> None:
+    stuck = why(Outcome.HUNG, capture=linux(LinuxEnd.STUCK))
+    assert stuck == "the capture kernel got nowhere"
+    assert "its budget of instructions was used up" in why(Outcome.HUNG, capture=linux(LinuxEnd.BUDGET))
+    assert why(Outcome.HUNG, purgatory=purgatory(PurgatoryEnd.HUNG)).startswith("the purgatory got nowhere")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kexecemu.errors import InputError, KexecemuError, KexecError
+    from kexecemu.faults.dump import Dump
     from kexecemu.faults.fault import By, Fault, When
     from kexecemu.faults.outcome import Outcome
     from kexecemu.kernel.config import Era, KernelConfig, Protection
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Board": "kexecemu.machine.board",
     "By": "kexecemu.faults.fault",
+    "Dump": "kexecemu.faults.dump",
     "End": "kexecemu.scenario.lab",
     "Era": "kexecemu.kernel.config",
     "Fault": "kexecemu.faults.fault",
@@ -52,6 +54,7 @@ __all__ = [
     "KEXEC_FILE_UNLOAD",
     "Board",
     "By",
+    "Dump",
     "End",
     "Era",
     "Fault",

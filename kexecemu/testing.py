@@ -29,6 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
 from kexecemu.errors import InputError
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.machine.board import Board
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "By",
+    "Dump",
     "End",
     "Fault",
     "Kernel",
@@ -175,17 +177,23 @@ def assert_outcome(
     *,
     segment: str | None = None,
     console: str | Sequence[str] = (),
+    dump: Dump | str | None = None,
 ) -> None:
     """Fail unless a crash ended as expected; segment must be damaged, and the console hold each piece of text.
 
+    dump is what must have become of the dump: "true" (taken, equal to the crashed memory), "wrong" or "none".
+
     Raises KexecemuFailure, an AssertionError whose text is the end of the timeline, what differs, and how to have it
-    again; InputError for an outcome that there is none of.
+    again; InputError for an outcome, or a dump, that there is none of.
     """
     __tracebackhide__ = True
     if outcome not in set(Outcome):
         raise InputError(f"{outcome!r} is no outcome; they are {', '.join(Outcome)}")
+    if dump is not None and dump not in set(Dump):
+        raise InputError(f"{dump!r} says nothing of a dump; the words are {', '.join(Dump)}")
     pieces = [console] if isinstance(console, str) else list(console)
-    wrong = mismatches_of(end, Expect(Outcome(outcome), segment, pieces))
+    wanted = Expect(Outcome(outcome), segment, pieces, Dump(dump) if dump is not None else None)
+    wrong = mismatches_of(end, wanted)
     if wrong:
         raise KexecemuFailure(failure_text(end, wrong))
 

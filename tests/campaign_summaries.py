@@ -13,6 +13,7 @@ from functools import cache
 
 from kexecemu.campaign.stats import Basis, Figure, Stratum, stratified, upper_bound
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 
 __all__ = ["disagreeing", "made_up_summary"]
@@ -60,6 +61,14 @@ _DETAILS = {
 }
 
 
+# What became of the dump: of those with two words the first fault in four has the second.
+_DUMPS = {
+    **dict.fromkeys(("captured", "prevented", "masked", "latent"), ("true", "true")),
+    **dict.fromkeys(("detected", "trapped", "misboot", "hung", "error"), ("none", "none")),
+    "silent": ("true", "wrong"),
+}
+
+
 def made_up_summary(seed: int = 1, faults: int = 20_000, **changes: object) -> Summary:
     """The summary; fields that are given replace what it would have."""
     return replace(_made_up(seed, faults), **changes)  # type: ignore[arg-type]
@@ -71,6 +80,8 @@ def _made_up(seed: int, faults: int) -> Summary:
     outcomes, how = Counter[str](), Counter[str]()
     by: dict[str, dict[str, Counter[str]]] = {dimension: {} for dimension in DIMENSIONS}
     cells = [[Counter[str]() for _ in range(min(64, size))] for _, _, size, _ in AREAS]
+    dumps, crossed = Counter[str](), {outcome.value: Counter[str]() for outcome in Outcome}
+    dumped = [[Counter[str]() for _ in range(min(64, size))] for _, _, size, _ in AREAS]
     examples: dict[str, list[Example]] = {outcome.value: [] for outcome in Outcome}
     for _ in range(faults):
         (number,) = draw.choices(range(len(AREAS)), _WEIGHTS)
@@ -84,12 +95,19 @@ def _made_up(seed: int, faults: int) -> Summary:
         keys = {"segment": name, "kind": kind, "writer": writer, "model": model, "moment": moment}
         for dimension in DIMENSIONS:
             by[dimension].setdefault(keys[dimension], Counter())[outcome] += 1
+        dump = _DUMPS[outcome][outcomes[outcome] % 4 == 0]
         outcomes[outcome] += 1
         how[way] += 1
+        dumps[dump] += 1
+        crossed[outcome][dump] += 1
+        dumped[number][offset * len(cells[number]) // size][dump] += 1
         cells[number][offset * len(cells[number]) // size][outcome] += 1
         if len(examples[outcome]) < 10:
             phys = _REGION + start + offset
-            examples[outcome].append(Example(token, outcome, way, name, phys, _DETAILS.get(outcome, "")))
+            why = f"{dump} <because> of it"
+            examples[outcome].append(
+                Example(token, outcome, way, name, phys, _DETAILS.get(outcome, ""), dump, why)
+            )
     basis = Basis(3_298_534_883_328, faults, seed, "0.1.0", "5f2c9b1e" * 8, "uniform-1")
     decided = faults - how["run"]
     return Summary(
@@ -106,8 +124,15 @@ def _made_up(seed: int, faults: int) -> Summary:
             for dimension, table in by.items()
         },
         areas=tuple(
-            AreaHits(name, _REGION + start, _REGION + start + size, kind, tuple(map(_in_order, hits)))
-            for (name, start, size, kind), hits in zip(AREAS, cells, strict=True)
+            AreaHits(
+                name,
+                _REGION + start,
+                _REGION + start + size,
+                kind,
+                tuple(map(_in_order, hits)),
+                tuple({dump.value: cell[dump] for dump in Dump if cell[dump]} for cell in there),
+            )
+            for (name, start, size, kind), hits, there in zip(AREAS, cells, dumped, strict=True)
         ),
         examples={outcome: tuple(found) for outcome, found in examples.items()},
         worst=tuple(
@@ -118,6 +143,13 @@ def _made_up(seed: int, faults: int) -> Summary:
         table_sha256="c0ffee" * 10 + "beef",
         seconds=2.0,
         audit_seconds=31.4,
+        dumps={one.value: dumps[one] for one in Dump},
+        dump_figures={one.value: _figure(f"dump {one.value}", dumps[one], basis) for one in Dump},
+        outcome_dumps={
+            outcome: {one.value: counts[one] for one in Dump if counts[one]}
+            for outcome, counts in crossed.items()
+            if counts
+        },
     )
 
 

@@ -1,9 +1,9 @@
 """An engine that decides by arithmetic, for the tests of what is around it; its scenario's name says what goes wrong.
 
-Words of the name: kill=N, raise=N, lie=N and odd=N are about faults at offset N of the segment that begins at 0x1000:
-deciding it kills the process, raises, says what a run does not bear out, or has an exception that cannot be sent to
-another process. die: making an engine kills the process; refuse: it raises; other: its hash is not as elsewhere.
-slow=N: deciding takes N milliseconds. nothing-decided: everything is run.
+Words of the name: kill=N, raise=N, lie=N, half=N and odd=N are about faults at offset N of the segment that begins at
+0x1000: deciding it kills the process, raises, says what a run does not bear out (half: of the dump alone), or has an
+exception that cannot be sent to another process. die: making an engine kills the process; refuse: it raises; other:
+its hash is not as elsewhere. slow=N: deciding takes N milliseconds. nothing-decided: everything is run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from kexecemu.campaign.areas import Area, Kind
@@ -72,7 +73,7 @@ class FakeEngine:
         known = self._decided(fault, True)
         if self._is("lie", fault):
             return Decided(fault, "hung", How.RUN, known.segment, known.phys)
-        return known
+        return replace(known, dump="wrong") if self._is("half", fault) else known
 
     def close(self) -> None:
         pass
@@ -95,7 +96,13 @@ class FakeEngine:
         else:
             outcome, how = HASHED_OUTCOMES[draw[0] % len(HASHED_OUTCOMES)], How.HASH
         segment = "" if area.kind is Kind.FREE else area.name
-        return Decided(fault, outcome, How.RUN if run else how, segment, phys)
+        dump = "true" if outcome in ("prevented", "masked", "latent") else "none"
+        if outcome == "silent":
+            dump = ("true", "wrong")[draw[1] % 2]
+        reported = outcome == "detected" or (outcome == "trapped" and draw[1] % 2 == 0)
+        return Decided(
+            fault, outcome, How.RUN if run else how, segment, phys, "", dump, f"{dump}, says a hash", reported
+        )
 
 
 def make(scenario: Scenario, folder: Path) -> FakeEngine:

@@ -220,6 +220,16 @@ def test_an_outcome_that_was_not_expected_exits_with_1(tmp_path: Path) -> None:
     assert kexecemu("crash", "--expect", "captured").returncode == 0
 
 
+def test_the_dump_is_told_below_the_outcome() -> None:
+    for name, told in {
+        "golden": "taken, equal to the crashed memory",
+        "initrd-stamped": "none: the purgatory stopped and started no capture kernel",
+    }.items():
+        lines = kexecemu("run", name).stdout.splitlines()
+        assert lines[-2].startswith("outcome      ")
+        assert lines[-1] == f"dump         {told}"
+
+
 def test_json_has_the_keys_that_programs_rely_on(tmp_path: Path) -> None:
     vmcore = tmp_path / "vmcore"
     done = kexecemu("run", "golden", "--json", "--vmcore", vmcore)
@@ -242,6 +252,7 @@ def test_json_has_the_keys_that_programs_rely_on(tmp_path: Path) -> None:
         "verdict",
     ]
     assert value["outcome"] == "captured"
+    assert (value["dump"], value["dump_reason"]) == ("true", "taken, equal to the crashed memory")
     assert value["as_expected"] is True
     assert [one["name"] for one in value["segments"]] == [
         "kernel",

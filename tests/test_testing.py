@@ -18,6 +18,7 @@ from kexecemu.errors import InputError
 from kexecemu.scenario.setup import Setup
 from kexecemu.testing import (
     By,
+    Dump,
     Fault,
     KexecemuFailure,
     Outcome,
@@ -56,6 +57,8 @@ def test_a_keyword_that_there_is_not_is_refused():
 def test_an_outcome_that_there_is_not_is_refused_instead_of_never_met():
     with pytest.raises(InputError, match="'detcted' is no outcome; they are captured, "):
         assert_outcome(run("golden"), "detcted")
+    with pytest.raises(InputError, match="'good' says nothing of a dump; the words are true, wrong, none"):
+        assert_outcome(run("golden"), "captured", dump="good")
 
 
 @pytest.mark.parametrize(
@@ -68,12 +71,17 @@ def test_an_outcome_that_there_is_not_is_refused_instead_of_never_met():
             {"outcome": "detected", "console": ["stopped", "all is well"]},
             "the console does not say 'all is well'",
         ),
+        (
+            {"outcome": "detected", "dump": "true"},
+            "dump is none (none: the purgatory stopped and started no capture kernel), expected true",
+        ),
         ({"outcome": "error"}, "no scenario can expect error: that is a failure of kexecemu itself"),
     ],
 )
 def test_each_thing_that_is_asked_for_is_looked_at(expected, said):
     end = run("initrd-stamped")
-    assert_outcome(end, "detected", segment="initrd", console="digests do NOT match")
+    assert_outcome(end, "detected", segment="initrd", console="digests do NOT match", dump="none")
+    assert_outcome(end, "detected", dump=Dump.NONE)
     with pytest.raises(KexecemuFailure) as failure:
         assert_outcome(end, **expected)
     assert said in str(failure.value).split("\n\n")[0].splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.header import Header
@@ -11,6 +12,7 @@ from kexecemu.campaign.stats import CONFIDENCE, Basis, Figure, Stratum, stratifi
 from kexecemu.campaign.store import Row, Store
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
 from kexecemu.errors import InputError
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 
 __all__ = ["HARM", "basis_of", "share", "summarise"]
@@ -35,12 +37,17 @@ def summarise(store: Store) -> Summary:
     outcomes, ways = Counter[str](), Counter[str]()
     by: dict[str, dict[str, Counter[str]]] = {one: defaultdict(Counter) for one in DIMENSIONS}
     drawn, found = Counter[int](), defaultdict[str, Counter[int]](Counter)
-    for stratum, segment, outcome, how, count in counts:
+    dumped, crossed = defaultdict[str, Counter[int]](Counter), defaultdict[str, Counter[str]](Counter)
+    reported = 0
+    for stratum, segment, outcome, how, dump, said, count in counts:
         where, kind, model, writer, moment, _ = header.strata[stratum]
         outcomes[outcome] += count
         ways[how] += count
         drawn[stratum] += count
         found[outcome][stratum] += count
+        dumped[dump][stratum] += count
+        crossed[outcome][dump] += count
+        reported += count if said and outcome == Outcome.TRAPPED else 0
         keys = {"segment": segment or where, "kind": kind, "writer": writer, "model": model, "moment": moment}
         for dimension, key in keys.items():
             by[dimension][key][outcome] += count
@@ -70,14 +77,22 @@ def summarise(store: Store) -> Summary:
         worst=tuple(example for outcome in _WORST for example in examples[outcome]),
         audited=len(audits),
         disagreements=tuple(
-            Disagreement(one.fault, one.decided, one.how, one.run, one.detail)
+            Disagreement(one.fault, one.decided, one.how, one.run, one.detail, one.decided_dump, one.run_dump)
             for one in audits
-            if one.decided != one.run
+            if not one.agrees
         ),
         table_sha256=store.table_sha256(),
         seconds=store.seconds("decide"),
         audit_seconds=store.seconds("audit"),
         options=header.options,
+        dumps={dump.value: dumped[dump].total() for dump in Dump},
+        dump_figures={dump.value: share(f"dump {dump.value}", header, drawn, dumped[dump]) for dump in Dump},
+        outcome_dumps={
+            outcome.value: {dump.value: counter[dump] for dump in Dump if counter[dump]}
+            for outcome in Outcome
+            if (counter := crossed.get(outcome))
+        },
+        reported=reported,
     )
 
 
@@ -114,22 +129,41 @@ def share(what: str, header: Header, drawn: Mapping[int, int], found: Mapping[in
     return Figure(what, count, stratified(strata), basis_of(header), at_most)
 
 
-def _in_order(counter: Mapping[str, int]) -> dict[str, int]:
-    return {outcome.value: counter[outcome] for outcome in Outcome if counter.get(outcome)}
+def _in_order(counter: Mapping[str, int], words: Iterable[StrEnum] = Outcome) -> dict[str, int]:
+    return {word.value: counter[word] for word in words if counter.get(word)}
 
 
 def _example(row: Row) -> Example:
-    return Example(row.fault, row.outcome, row.how, row.segment, row.phys, row.detail)
+    return Example(
+        row.fault,
+        row.outcome,
+        row.how,
+        row.segment,
+        row.phys,
+        row.detail,
+        row.dump,
+        row.dump_reason,
+        bool(row.reported),
+    )
 
 
 def _hits(store: Store, area: tuple[str, int, int, str]) -> AreaHits:
     name, start, end, kind = area
     cells = min(_CELLS, end - start)
-    return AreaHits(name, start, end, kind, _cells(store.hits(start, end, cells), cells))
+    return AreaHits(
+        name,
+        start,
+        end,
+        kind,
+        _cells(store.hits(start, end, cells), cells, Outcome),
+        _cells(store.hits(start, end, cells, "dump"), cells, Dump),
+    )
 
 
-def _cells(hits: Iterable[tuple[int, str, int]], count: int) -> tuple[Mapping[str, int], ...]:
+def _cells(
+    hits: Iterable[tuple[int, str, int]], count: int, words: Iterable[StrEnum]
+) -> tuple[Mapping[str, int], ...]:
     cells = [Counter[str]() for _ in range(count)]
-    for cell, outcome, hit in hits:
-        cells[cell][outcome] += hit
-    return tuple(_in_order(cell) for cell in cells)
+    for cell, word, hit in hits:
+        cells[cell][word] += hit
+    return tuple(_in_order(cell, words) for cell in cells)

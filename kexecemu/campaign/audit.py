@@ -17,16 +17,16 @@ AUDIT = 300
 def choose(store: Store, faults: int) -> list[int]:
     """Positions of the sample to be run in full emulation, so many or all there are; those in the store already too.
 
-    There is one stratum for each way of concluding, outcome and moment, for each such rests on reasons of its own, and
-    the strata give one fault each in turn, so that rare conclusions are checked as well as common ones. The campaign's
-    seed says which; fewer faults are the first ones of more.
+    There is one stratum for each way of concluding, outcome, dump and moment, for each such rests on reasons of its
+    own, and the strata give one fault each in turn, so that rare conclusions are checked as well as common ones. The
+    campaign's seed says which; fewer faults are the first ones of more.
     """
     if not faults:
         return []
-    strata: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    strata: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for row in store.decided():
         moment = store.header.strata[row.stratum][4]
-        strata[row.how, row.outcome, moment].append(row.position)
+        strata[row.how, row.outcome, row.dump, moment].append(row.position)
     drawn = [
         [
             positions[number]

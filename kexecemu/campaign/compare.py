@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kexecemu.campaign.accounting import HARM, basis_of, share
@@ -12,6 +12,7 @@ from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Basis, Figure, mcnemar
 from kexecemu.campaign.store import Row, Store
 from kexecemu.errors import InputError
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 
 __all__ = ["Class", "Comparison", "Pair", "class_of", "compare"]
@@ -21,14 +22,15 @@ _EXAMPLES = 5
 _SAME = ("seed", "faults", "sampler", "population")
 
 Class = str
-"""caught (prevented, detected), harmless (captured, masked, latent), harm (silent, misboot, hung, trapped) or error."""
+"""caught (prevented, detected, a trap that the purgatory reported), harmless (captured, masked, latent), harm (silent,
+misboot, hung, any other trap) or error."""
 
 _CLASSES = ("caught", "harmless", "harm", "error")
 
 
-def class_of(outcome: str) -> Class:
-    """Which of the classes an outcome is in."""
-    if outcome in _CAUGHT:
+def class_of(outcome: str, reported: bool | int = False) -> Class:
+    """Which of the classes an outcome is in; reported: the purgatory said itself that something was wrong."""
+    if outcome in _CAUGHT or (reported and outcome == Outcome.TRAPPED):
         return "caught"
     if outcome == Outcome.ERROR:
         return "error"
@@ -37,11 +39,13 @@ def class_of(outcome: str) -> Class:
 
 @dataclass(frozen=True)
 class Pair:
-    """One fault and what came of it in the first and in the second campaign."""
+    """One fault and what came of it in the first and in the second campaign: the outcomes, and the dumps."""
 
     fault: str
     first: str
     second: str
+    first_dump: str = ""
+    second_dump: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class Comparison:
     order. only_first: harm in the second campaign that the first catches; only_second the reverse; each with the first
     examples of the sample. even is the exact probability of a split at least as uneven between these two if neither way
     were better (McNemar).
+
+    dumps[first][second] counts what became of the dump in both; true_first is a true dump with the first alone,
+    true_second with the second alone, with their examples, and even_dumps is for these what even is for the other two.
+    turns[first outcome][second outcome] says on which side alone faults with these two do harm: "first" or "second".
     """
 
     first: Header
@@ -65,6 +73,13 @@ class Comparison:
     even: float
     examples_first: tuple[Pair, ...]
     examples_second: tuple[Pair, ...]
+    dumps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    true_first: Figure | None = None
+    true_second: Figure | None = None
+    even_dumps: float = 1.0
+    examples_true_first: tuple[Pair, ...] = ()
+    examples_true_second: tuple[Pair, ...] = ()
+    turns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -93,20 +108,36 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def _compare(one: Store, other: Store, first: Path, second: Path) -> Comparison:
-    outcomes = Counter[tuple[str, str]]()
-    drawn, only_first, only_second = Counter[int](), Counter[int](), Counter[int]()
-    examples: dict[tuple[Class, Class], list[Pair]] = {("caught", "harm"): [], ("harm", "caught"): []}
+    outcomes, classes, dumps = (
+        Counter[tuple[str, str]](),
+        Counter[tuple[str, str]](),
+        Counter[tuple[str, str]](),
+    )
+    drawn = Counter[int]()
+    sides = {name: _Side() for name in ("caught first", "caught second", "true first", "true second")}
+    turns: dict[str, dict[str, str]] = defaultdict(dict)
     for here, there in zip(one.rows(), other.rows(), strict=True):
         if here.fault != there.fault:
             raise InputError(_not_the_same(here, there, first, second))
         outcomes[here.outcome, there.outcome] += 1
+        dumps[here.dump, there.dump] += 1
         drawn[here.stratum] += 1
-        classes = class_of(here.outcome), class_of(there.outcome)
-        if classes in examples:
-            (only_first if classes[0] == "caught" else only_second)[here.stratum] += 1
-            if len(examples[classes]) < _EXAMPLES:
-                examples[classes].append(Pair(here.fault, here.outcome, there.outcome))
+        kinds = class_of(here.outcome, here.reported), class_of(there.outcome, there.reported)
+        classes[kinds] += 1
+        if "error" not in kinds and (kinds[0] == "harm") != (kinds[1] == "harm"):
+            turns[here.outcome][there.outcome] = "first" if kinds[0] == "harm" else "second"
+        if kinds in (("caught", "harm"), ("harm", "caught")):
+            sides["caught first" if kinds[0] == "caught" else "caught second"].add(here, there)
+        if here.dump != there.dump and Dump.TRUE in (here.dump, there.dump):
+            sides["true first" if here.dump == Dump.TRUE else "true second"].add(here, there)
     basis = _basis(one.header, other.header)
+
+    def figure(what: str, side: str) -> Figure:
+        return replace(share(what, one.header, drawn, sides[side].found), basis=basis)
+
+    def even(kind: str) -> float:
+        return mcnemar(sides[f"{kind} first"].found.total(), sides[f"{kind} second"].found.total())
+
     return Comparison(
         one.header,
         other.header,
@@ -116,19 +147,33 @@ def _compare(one: Store, other: Store, first: Path, second: Path) -> Comparison:
             for here in Outcome
             if (counts := {there.value: n for there in Outcome if (n := outcomes[here, there])})
         },
-        {
-            here: {
-                there: sum(n for (a, b), n in outcomes.items() if (class_of(a), class_of(b)) == (here, there))
-                for there in _CLASSES
-            }
-            for here in _CLASSES
-        },
-        replace(share("caught by the first alone", one.header, drawn, only_first), basis=basis),
-        replace(share("caught by the second alone", one.header, drawn, only_second), basis=basis),
-        mcnemar(only_first.total(), only_second.total()),
-        tuple(examples["caught", "harm"]),
-        tuple(examples["harm", "caught"]),
+        {here: {there: classes[here, there] for there in _CLASSES} for here in _CLASSES},
+        figure("caught by the first alone", "caught first"),
+        figure("caught by the second alone", "caught second"),
+        even("caught"),
+        tuple(sides["caught first"].examples),
+        tuple(sides["caught second"].examples),
+        {here.value: {there.value: dumps[here, there] for there in Dump} for here in Dump},
+        figure("a true dump with the first alone", "true first"),
+        figure("a true dump with the second alone", "true second"),
+        even("true"),
+        tuple(sides["true first"].examples),
+        tuple(sides["true second"].examples),
+        turns,
     )
+
+
+class _Side:
+    """Faults in which one campaign is ahead of the other, by stratum, and the first of them."""
+
+    def __init__(self) -> None:
+        self.found = Counter[int]()
+        self.examples: list[Pair] = []
+
+    def add(self, here: Row, there: Row) -> None:
+        self.found[here.stratum] += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(Pair(here.fault, here.outcome, there.outcome, here.dump, there.dump))
 
 
 def _basis(first: Header, second: Header) -> Basis:

@@ -7,6 +7,11 @@ A conclusion needs a fact from the undisturbed run (golden.py) that the fault ca
   bytes that nothing reads from then on           both runs are the same; only memory differs
   bytes written before anything reads them        likewise
 Everything else is run to its end, faults in the purgatory's code, data and stack always.
+
+A conclusion covers the dump as well. Where the rest of the run is the undisturbed one, so is its dump: nothing that
+a dump is made of lies in the crash region but the core header, which the capture kernel reads to the last byte that
+counts. Where the purgatory objects and stops there is none. Where it objects and boots all the same, what becomes of
+the dump depends on what was hit, so that nothing is concluded, unless it has mended all that was.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from kexecemu.campaign.accesses import First
-from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
+from kexecemu.campaign.fault import CampaignFault, Decided, Ended, How, Moment, Writer
 from kexecemu.campaign.golden import golden_run
 from kexecemu.campaign.hash_states import HashStates
 from kexecemu.campaign.models import find_model
@@ -31,7 +36,9 @@ from kexecemu.campaign.space import Space, space_of
 from kexecemu.campaign.victim import Victim, Write
 from kexecemu.errors import InputError
 from kexecemu.faults.damage import Damage
+from kexecemu.faults.dump import taken_by_stub
 from kexecemu.faults.outcome import Outcome, judge
+from kexecemu.kernel.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Scenario
@@ -86,7 +93,7 @@ class Engine:
         self._places = self.space.places
         self.config_hash = self._config_hash(scenario, setup.seed)
         self._hash = self._hash_states()
-        self._known: dict[tuple[str, ...], str] = {}
+        self._known: dict[tuple[str, ...], Ended] = {}
         self._borders = self._find_borders()
         self._quick = self._quick_places()
 
@@ -195,10 +202,10 @@ class Engine:
         data = model.data(fault.variant, before)
         if data == before or not self._hash.differs(hashed.place + offset, data):
             return None
-        outcome = self._known.get((self._objection(fault), fault.base))
-        if outcome is None:
+        ended = self._known.get((self._objection(fault), fault.base))
+        if ended is None or ended.mended is False:
             return None
-        return Decided(fault, outcome, How.HASH, fault.base, phys)
+        return _decided(fault, ended, How.HASH, fault.base, phys)
 
     # -- conclusions ------------------------------------------------------------------------------------------------
 
@@ -223,14 +230,14 @@ class Engine:
         return self._places.reach(fault)
 
     @staticmethod
-    def _finish(place: _Place, outcome: str, how: How) -> Decided:
-        return Decided(place.fault, outcome, how, place.segment, place.area.start)
+    def _finish(place: _Place, ended: Ended, how: How) -> Decided:
+        return _decided(place.fault, ended, how, place.segment, place.area.start)
 
     def _write(self, place: _Place) -> Write:
         fault = place.fault
         return Write(fault.by, place.area, partial(self._data, fault), fault.moment, fault.at)
 
-    def _conclude(self, place: _Place) -> tuple[str, How] | None:
+    def _conclude(self, place: _Place) -> tuple[Ended, How] | None:
         golden, fault = self.golden, place.fault
         if not golden.region.covers(place.area):
             return None  # the first kernel's memory: it lives there
@@ -258,7 +265,7 @@ class Engine:
         if fault.moment is Moment.AFTER_CHECK:
             return self._conclude_in_capture(changed)
         if fault.moment is Moment.IN_CAPTURE and all(golden.in_capture.untouched(one) for one in changed):
-            return Outcome.LATENT.value, How.UNREAD
+            return self._as_undisturbed(Outcome.LATENT), How.UNREAD
         return None
 
     def _is_known(self, place: _Place) -> bool:
@@ -279,13 +286,13 @@ class Engine:
         """The runs of bytes that the write changes, none of them in two segments or half in what is hashed."""
         return cut(_changed(place), self._borders)
 
-    def _conclude_during_load(self, place: _Place) -> tuple[str, How] | None:
+    def _conclude_during_load(self, place: _Place) -> tuple[Ended, How] | None:
         """A write before the segments are copied to where they belong: nothing protects them yet, and nothing need."""
         changed = self._changed(place)
         if not changed:
-            return Outcome.MASKED.value, How.SAME_VALUE
+            return self._as_undisturbed(Outcome.MASKED), How.SAME_VALUE
         if any(segment.area.covers(place.area) for segment in self.image.segments):
-            return Outcome.MASKED.value, How.OVERWRITTEN
+            return self._as_undisturbed(Outcome.MASKED), How.OVERWRITTEN
         golden = self.golden
         if any(segment.area.overlaps(place.area) for segment in self.image.segments):
             return None
@@ -293,10 +300,10 @@ class Engine:
         # A control page is written by the load as well.
         rewritten = any(page.overlaps(place.area) for page in self.image.control_pages)
         if not rewritten and all(accesses.untouched(one) for accesses in touched for one in changed):
-            return Outcome.LATENT.value, How.UNREAD
+            return self._as_undisturbed(Outcome.LATENT), How.UNREAD
         return None
 
-    def _conclude_before_check(self, place: _Place, changed: list[PhysRange]) -> tuple[str, How] | None:
+    def _conclude_before_check(self, place: _Place, changed: list[PhysRange]) -> tuple[Ended, How] | None:
         golden = self.golden
         purgatory = self.image.segment("purgatory")
         if purgatory is not None and any(one.overlaps(purgatory.area) for one in changed):
@@ -336,8 +343,16 @@ class Engine:
             if self._hash.differs(start, place.data[offset : offset + one.size]):
                 segment = self.image.segment_at(one.start)
                 kind = (self._objection(place.fault), segment.name if segment else "")
-                return self._once(kind, place), How.HASH
+                ended = self._once(kind, place)
+                if ended.mended is False or (ended.mended and not self._is_all_in(segment, changed)):
+                    return None
+                return ended, How.HASH
         return None
+
+    @staticmethod
+    def _is_all_in(segment: Segment | None, changed: list[PhysRange]) -> bool:
+        """Nothing else came to harm, above all not what a purgatory mends with."""
+        return segment is not None and all(segment.area.covers(one) for one in changed)
 
     def _is_checked_early(self, area: PhysRange) -> bool:
         """It is hashed, and all that the crash path does with it is to have it hashed, by the purgatory, early."""
@@ -371,7 +386,7 @@ class Engine:
             return True
         return False if all(time < when for time in last) else None
 
-    def _conclude_in_capture(self, changed: list[PhysRange]) -> tuple[str, How] | None:
+    def _conclude_in_capture(self, changed: list[PhysRange]) -> tuple[Ended, How] | None:
         seen = First.NOTHING
         for one in changed:
             seen |= self.golden.in_capture.of(one)
@@ -379,7 +394,7 @@ class Engine:
             return None
         return self._unnoticed(changed, How.OVERWRITTEN if seen else How.UNREAD)
 
-    def _unnoticed(self, changed: list[PhysRange], how: How) -> tuple[str, How] | None:
+    def _unnoticed(self, changed: list[PhysRange], how: How) -> tuple[Ended, How] | None:
         """The undisturbed run with other bytes in memory, as judge() sees it."""
         golden = self.golden
         # What find_damage() does not look at: the verdict's place, and what an early check has used.
@@ -391,16 +406,27 @@ class Engine:
             and not any(area.covers(one) for area in own)
         ]
         if damage:
-            return judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture).value, how
+            found = judge(self.kernel.ram, [], damage, golden.purgatory, golden.capture)
+            return replace(self._as_undisturbed(found), dump_reason=taken_by_stub(damage)), how
         # Whether what is overwritten ends as it was is for memory to say.
-        return (Outcome.LATENT.value, how) if how is How.UNREAD else None
+        return (self._as_undisturbed(Outcome.LATENT), how) if how is How.UNREAD else None
 
-    def _once(self, kind: tuple[str, ...], place: _Place) -> str:
-        """The outcome of all faults of a kind: that of the first one of it, which is run."""
+    def _as_undisturbed(self, outcome: Outcome) -> Ended:
+        """The undisturbed run and its dump, whatever else is in memory that nothing reads."""
+        return replace(self.golden.end, outcome=outcome.value)
+
+    def _once(self, kind: tuple[str, ...], place: _Place) -> Ended:
+        """What all faults of a kind end in: what the first one of it does, which is run."""
         known = self._known.get(kind)
         if known is None:
             known = self._known[kind] = self.victim.run(self._write(place), late=False)
         return known
+
+
+def _decided(fault: CampaignFault, ended: Ended, how: How, segment: str, phys: int) -> Decided:
+    return Decided(
+        fault, ended.outcome, how, segment, phys, "", ended.dump, ended.dump_reason, ended.reported
+    )
 
 
 def _whole_pages(area: PhysRange) -> PhysRange:

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 
 from kexecemu.errors import InputError
+from kexecemu.faults.dump import Dump
 
-__all__ = ["CampaignFault", "Decided", "How", "Moment", "Writer"]
+__all__ = ["CampaignFault", "Decided", "Ended", "How", "Moment", "Writer"]
 
 
 class Writer(enum.StrEnum):
@@ -92,11 +93,27 @@ class How(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """What a machine came to: outcome and dump are strings of kexecemu.faults.outcome.Outcome and of dump.Dump.
+
+    dump_reason says why in words that hold for every fault of a kind, so that it is the same whichever of them was run.
+    reported: the purgatory's own record says that something was wrong. mended: a capture kernel was started, after the
+    purgatory had put memory right (True) or not (False); None where none was started.
+    """
+
+    outcome: str
+    dump: str = Dump.NONE.value
+    dump_reason: str = ""
+    reported: bool = False
+    mended: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
-    """What came of one fault: outcome is one of kexecemu.faults.outcome.Outcome's strings.
+    """What came of one fault: outcome and dump are strings of kexecemu.faults.outcome.Outcome and of dump.Dump.
 
     segment is where it hit, "" for none; phys the address of the first byte; detail a sentence where there is more to
-    say (why it is an error, where control went).
+    say (why it is an error, where control went). dump_reason and reported are as Ended has them.
     """
 
     fault: CampaignFault
@@ -105,3 +122,6 @@ class Decided:
     segment: str
     phys: int
     detail: str = ""
+    dump: str = Dump.NONE.value
+    dump_reason: str = ""
+    reported: bool = False

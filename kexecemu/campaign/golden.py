@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from kexecemu.campaign.accesses import Accesses, recorded
+from kexecemu.campaign.fault import Ended
 from kexecemu.capture.second_stage import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
+from kexecemu.capture.verdict import VerdictFlags
 from kexecemu.errors import MachineError
 from kexecemu.faults.damage import written_by_early_check
+from kexecemu.faults.dump import CrashedMemory, Dump
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
-from kexecemu.scenario.lab import Kernel
+from kexecemu.scenario.lab import End, Kernel
 
-__all__ = ["Golden", "golden_run"]
+__all__ = ["Golden", "ended", "golden_run"]
 
 
 _HEADER_AND_RECORD: Final = 256
@@ -50,6 +53,10 @@ class Golden:
     in_capture: Accesses
     purgatory: PurgatoryRun | None
     capture: CaptureRun
+    end: Ended
+    """What the undisturbed machine comes to."""
+    crashed: CrashedMemory
+    """What a dump has to show, for whoever goes back to the jump or behind it."""
     back_phys: int
     """x30 at the jump: where a purgatory that objects may return to."""
     check_began: int
@@ -67,8 +74,10 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     region = kernel.crashk_res
     loaded = snapshots.take()
     end = kernel.panic()
-    if end.capture is None or end.outcome not in (Outcome.CAPTURED,):
-        raise MachineError(f"the undisturbed run does not end in a dump: {end.outcome.value} ({end.reason})")
+    if end.capture is None or end.outcome is not Outcome.CAPTURED or end.dump is not Dump.TRUE:
+        raise MachineError(
+            f"the undisturbed run does not end in a dump: {end.outcome.value} ({end.reason}; {end.dump_reason})"
+        )
     plain = _state(kernel, snapshots)
     _back(kernel, snapshots, loaded)
     cpu = kernel.board.boot_cpu
@@ -81,6 +90,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     memory = kernel.ram.read(region.start, region.size)
     began = cpu.instructions
     back_phys = cpu.x(30)
+    crashed = kernel.crashed_memory(image)
     checker = kernel.kexec.purgatory
     early_check = written_by_early_check(kernel.ram, checker) if checker is not None else []
     purgatory = None
@@ -113,10 +123,20 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
         in_capture,
         purgatory,
         capture,
+        ended(end),
+        crashed,
         back_phys,
         began,
         early_check,
     )
+
+
+def ended(end: End) -> Ended:
+    """What a campaign keeps of an end."""
+    mended = None
+    if end.capture is not None:
+        mended = end.verdict is not None and VerdictFlags.REPAIRED in end.verdict.flags
+    return Ended(end.outcome.value, end.dump.value, end.dump_reason, end.reported, mended)
 
 
 def _back(kernel: Kernel, snapshots: Snapshots, loaded: Snapshot) -> None:

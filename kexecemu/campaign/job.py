@@ -106,7 +106,8 @@ def error_of(space: Any, fault: CampaignFault, detail: str) -> Decided:
         phys = space.places.area(fault.base).start + fault.offset
     except (AttributeError, InputError):
         phys = 0
-    return Decided(fault, Outcome.ERROR.value, How.RUN, "", phys, " ".join(detail.split()))
+    none = "none: kexecemu itself failed"
+    return Decided(fault, Outcome.ERROR.value, How.RUN, "", phys, " ".join(detail.split()), dump_reason=none)
 
 
 def keep_engine(config: CampaignConfig, engine: EngineLike) -> None:

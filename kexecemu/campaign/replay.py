@@ -59,7 +59,7 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Replay:
-    """A fault run again. concluded is what a campaign makes of it, outcome what full emulation finds now.
+    """A fault run again. concluded is what a campaign makes of it; outcome, dump and dump_reason what is found now.
 
     trace is a list of lines: who ran from when on, and the last instructions. culprits are who stored to the bytes.
     """
@@ -71,11 +71,13 @@ class Replay:
     events: list[Event]
     trace: list[str] = field(default_factory=list)
     culprits: list[Culprit] = field(default_factory=list)
+    dump: str = ""
+    dump_reason: str = ""
 
     @property
     def agrees(self) -> bool:
-        """The campaign's conclusion holds."""
-        return self.outcome == self.concluded.outcome
+        """The campaign's conclusion holds, of the outcome and of the dump."""
+        return (self.outcome, self.dump) == (self.concluded.outcome, self.concluded.dump)
 
 
 def replay(
@@ -107,17 +109,19 @@ def replay_in(engine: Engine, fault: CampaignFault, *, trace: bool, culprit: boo
             hooks.enter_context(seen.recording())
         if culprit:
             hooks.enter_context(caught.watching())
-        outcome = engine.run(fault).outcome
+        run = engine.run(fault)
         # Before anything puts the machine back.
         console, events = engine.kernel.board.uart.text, list(engine.kernel.board.timeline)
     return Replay(
         fault,
         concluded,
-        outcome,
+        run.outcome,
         console,
         events,
         seen.lines() if trace else [],
         caught.found(events) if culprit else [],
+        run.dump,
+        run.dump_reason,
     )
 
 

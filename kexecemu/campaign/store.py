@@ -22,21 +22,22 @@ from kexecemu.errors import InputError
 __all__ = ["Audit", "Row", "Store"]
 
 FILE = "campaign.sqlite"
-_FORMAT = 1  # PRAGMA user_version
+_FORMAT = 2  # PRAGMA user_version; 1 did not say what became of the dumps
 _APPLICATION = 0x6B657865  # PRAGMA application_id: "kexe"
 
 _TABLES = {
     "header": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
     "chunk": "number INTEGER PRIMARY KEY, done INTEGER NOT NULL",
     "result": "position INTEGER PRIMARY KEY, fault TEXT NOT NULL, stratum INTEGER NOT NULL, outcome TEXT NOT NULL, "
-    "how TEXT NOT NULL, segment TEXT NOT NULL, phys INTEGER NOT NULL, detail TEXT NOT NULL",
-    "audit": "position INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL",
+    "how TEXT NOT NULL, segment TEXT NOT NULL, phys INTEGER NOT NULL, detail TEXT NOT NULL, dump TEXT NOT NULL, "
+    "dump_reason TEXT NOT NULL, reported INTEGER NOT NULL",
+    "audit": "position INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL, dump TEXT NOT NULL",
     "clock": "what TEXT PRIMARY KEY, seconds REAL NOT NULL",
 }
 
 
 class Row(NamedTuple):
-    """One result. stratum is the number of one of the header's."""
+    """One result. stratum is the number of one of the header's; reported is 0 or 1."""
 
     position: int
     fault: str
@@ -46,10 +47,16 @@ class Row(NamedTuple):
     segment: str
     phys: int
     detail: str
+    dump: str
+    dump_reason: str
+    reported: int
 
 
 class Audit(NamedTuple):
-    """A fault of the sample that was run to its end, after it had been decided without."""
+    """A fault of the sample that was run to its end, after it had been decided without.
+
+    decided and run are outcomes, decided_dump and run_dump what became of the dump.
+    """
 
     position: int
     fault: str
@@ -57,6 +64,13 @@ class Audit(NamedTuple):
     how: str
     run: str
     detail: str
+    decided_dump: str
+    run_dump: str
+
+    @property
+    def agrees(self) -> bool:
+        """Outcome and dump are as decided."""
+        return (self.decided, self.decided_dump) == (self.run, self.run_dump)
 
 
 class Store:
@@ -167,7 +181,7 @@ class Store:
             if marked.rowcount == 0:
                 return
             self.db.executemany(
-                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
                         position,
@@ -178,6 +192,9 @@ class Store:
                         one.segment,
                         one.phys,
                         one.detail,
+                        str(one.dump),
+                        one.dump_reason,
+                        int(one.reported),
                     )
                     for position, one, stratum in zip(positions, results, strata, strict=True)
                 ),
@@ -188,8 +205,8 @@ class Store:
         """What full emulation found of some positions of the sample."""
         with self._transaction():
             self.db.executemany(
-                "INSERT OR IGNORE INTO audit VALUES (?, ?, ?)",
-                ((position, str(one.outcome), one.detail) for position, one in audits),
+                "INSERT OR IGNORE INTO audit VALUES (?, ?, ?, ?)",
+                ((position, str(one.outcome), one.detail, str(one.dump)) for position, one in audits),
             )
             self._tick("audit", seconds)
 
@@ -219,23 +236,29 @@ class Store:
         query = f"SELECT {', '.join(Row._fields)} FROM result ORDER BY position"
         return map(Row._make, self.db.execute(query))
 
-    def counts(self) -> list[tuple[int, str, str, str, int]]:
-        """How many results there are of each stratum, segment, outcome and way of finding it."""
-        columns = "stratum, segment, outcome, how"
+    def counts(self) -> list[tuple[int, str, str, str, str, int, int]]:
+        """How many results there are of each stratum, segment, outcome, way of finding it, dump and reported."""
+        columns = "stratum, segment, outcome, how, dump, reported"
         query = f"SELECT {columns}, count(*) FROM result GROUP BY {columns} ORDER BY {columns}"
         return list(self.db.execute(query))
 
-    def hits(self, start: int, end: int, cells: int) -> list[tuple[int, str, int]]:
-        """What hit physical start to end (end exclusive), cut into equal cells: cell, outcome, count."""
+    def hits(self, start: int, end: int, cells: int, what: str = "outcome") -> list[tuple[int, str, int]]:
+        """What hit physical start to end (end exclusive), cut into equal cells: cell, outcome, count.
+
+        what is "outcome", or "dump" for that in its place.
+        """
         query = (
-            "SELECT (phys - ?) * ? / ? AS cell, outcome, count(*) FROM result WHERE phys >= ? AND phys < ? "
-            "GROUP BY cell, outcome ORDER BY cell, outcome"
+            f"SELECT (phys - ?) * ? / ? AS cell, {what}, count(*) FROM result WHERE phys >= ? AND phys < ? "
+            f"GROUP BY cell, {what} ORDER BY cell, {what}"
         )
         return list(self.db.execute(query, (start, cells, end - start, start, end)))
 
     def first(self, outcome: str, limit: int) -> list[Row]:
-        """The first results of the sample with an outcome."""
-        query = f"SELECT {', '.join(Row._fields)} FROM result WHERE outcome = ? ORDER BY position LIMIT ?"
+        """The first results of the sample with an outcome, those before the others that nobody reported."""
+        query = (
+            f"SELECT {', '.join(Row._fields)} FROM result WHERE outcome = ? ORDER BY "
+            "reported AND outcome = 'trapped', position LIMIT ?"
+        )
         return [Row._make(row) for row in self.db.execute(query, (outcome, limit))]
 
     def decided(self) -> Iterator[Row]:
@@ -246,8 +269,8 @@ class Store:
     def audits(self) -> list[Audit]:
         """All audits in the order of the sample."""
         query = (
-            "SELECT a.position, r.fault, r.outcome, r.how, a.outcome, a.detail FROM audit a JOIN result r "
-            "ON r.position = a.position ORDER BY a.position"
+            "SELECT a.position, r.fault, r.outcome, r.how, a.outcome, a.detail, r.dump, a.dump FROM audit a "
+            "JOIN result r ON r.position = a.position ORDER BY a.position"
         )
         return [Audit._make(row) for row in self.db.execute(query)]
 
@@ -312,7 +335,8 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     if application != _APPLICATION:
         raise InputError(f"{path}: is no campaign, but some other SQLite file")
     if form != _FORMAT:
-        raise InputError(f"{path}: has format {form}; this kexecemu reads format {_FORMAT}")
+        old = ", in which nothing is said of dumps: run that campaign again" if form == 1 else ""
+        raise InputError(f"{path}: has format {form}{old}; this kexecemu reads format {_FORMAT}")
 
 
 def _create(connection: sqlite3.Connection, header: Header, anew: bool = False) -> None:

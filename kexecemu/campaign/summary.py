@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kexecemu.campaign.stats import Basis, Figure
 
@@ -24,17 +24,25 @@ class Example:
     segment: str
     phys: int
     detail: str = ""
+    dump: str = ""
+    dump_reason: str = ""
+    reported: bool = False
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A fault that full emulation found to end otherwise than was decided: one of them fails the campaign."""
+    """A fault that full emulation found to end otherwise than was decided: one of them fails the campaign.
+
+    decided and run are outcomes, the dumps what became of the dump.
+    """
 
     fault: str
     decided: str
     how: str
     run: str
     detail: str = ""
+    decided_dump: str = ""
+    run_dump: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class AreaHits:
 
     phys start to end (end exclusive); kind is one of kexecemu.campaign.areas.Kind. cells are equal parts of the area in
     order of address, each with the count of every outcome that is not zero; a fault counts where its first byte is.
+    dumps has the same of what became of the dump.
     """
 
     name: str
@@ -50,6 +59,7 @@ class AreaHits:
     end: int
     kind: str
     cells: tuple[Mapping[str, int], ...]
+    dumps: tuple[Mapping[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,10 @@ class Summary:
     audited         how many decided faults were run to the end in full emulation
     disagreements   those that ended otherwise; empty in a campaign that can be believed
     table_sha256    over all results in the order of the sample: equal for equal campaigns, wherever they ran
+    dumps           count of what became of the dump: "true", "wrong", "none", zeros too
+    dump_figures    the same as figures has outcomes
+    outcome_dumps   outcome -> dump -> count (zeros left out), both in order
+    reported        how many of the trapped the purgatory reported itself: they are no harm that nobody noticed
     seconds, audit_seconds   by the host's clock, apart from each other: not reproducible, as is injections_per_second
     """
 
@@ -92,6 +106,10 @@ class Summary:
     seconds: float
     audit_seconds: float
     options: str = ""
+    dumps: Mapping[str, int] = field(default_factory=dict)
+    dump_figures: Mapping[str, Figure] = field(default_factory=dict)
+    outcome_dumps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    reported: int = 0
 
     @property
     def population(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kexecemu.campaign.fault import Moment, Writer
+from kexecemu.campaign.fault import Ended, Moment, Writer
+from kexecemu.campaign.golden import ended
 from kexecemu.capture.second_stage import Interlude
 from kexecemu.errors import BusError, MachineError
 from kexecemu.faults.fault import By, Fault, Injection
@@ -150,8 +151,8 @@ class Victim:
             raise MachineError("no purgatory hashes anything here")
         return golden.purgatory.instructions * step // _STEPS
 
-    def run(self, write: Write, *, late: bool) -> str:
-        """Make the write happen and follow the machine to its end: the outcome.
+    def run(self, write: Write, *, late: bool) -> Ended:
+        """Make the write happen and follow the machine to its end.
 
         late begins where the write cannot have mattered yet, at the jump or at the capture kernel's entry; without it
         everything since the load is run, with the store really executed where a CPU makes it.
@@ -164,7 +165,7 @@ class Victim:
             # Code may be other code than what was translated: by the write, or by what it led to.
             self._stale_code = True
 
-    def _run(self, write: Write, golden: Golden, late: bool) -> str:
+    def _run(self, write: Write, golden: Golden, late: bool) -> Ended:
         if write.moment is Moment.DURING_LOAD:
             return self._run_load(write)
         kernel = self.kernel
@@ -184,7 +185,9 @@ class Victim:
         if from_load and early:
             self._store_after_load(write)
         stop = kernel.crash() if from_load else golden.jump_stop
-        if write.moment is Moment.DURING_PANIC or (early and not from_load):
+        # What the first kernel's memory holds at the jump is what a dump has to show, a stray write among it.
+        before_jump = early or write.moment is Moment.DURING_PANIC
+        if before_jump and not (early and from_load):
             self._put(write)
         checking: Interlude | None = None
         capturing: Interlude | None = None
@@ -204,10 +207,13 @@ class Victim:
             in_capture=capturing,
             back_phys=golden.back_phys,
             resumed=checkpoint is not None,
+            crashed=None
+            if from_load or (before_jump and not golden.region.covers(write.area))
+            else golden.crashed,
         )
-        return end.outcome.value
+        return ended(end)
 
-    def _run_load(self, write: Write) -> str:
+    def _run_load(self, write: Write) -> Ended:
         """A write before the load, on a machine of its own: no snapshot is that old."""
         area = write.area
         before = self.unloaded_memory(area)
@@ -222,14 +228,14 @@ class Victim:
         try:
             # The load writes over some of it, or all.
             kept = kernel.ram.read(area.start, area.size) != self.base_memory(area)
-            end = kernel.panic()
-            if end.outcome is not Outcome.CAPTURED:
-                return end.outcome.value
-            return (Outcome.LATENT if kept else Outcome.MASKED).value
+            found = ended(kernel.panic())
+            if found.outcome != Outcome.CAPTURED:
+                return found
+            return replace(found, outcome=(Outcome.LATENT if kept else Outcome.MASKED).value)
         finally:
             kernel.board.close()
 
-    def _run_capture(self, write: Write, golden: Golden, reached: bool) -> str:
+    def _run_capture(self, write: Write, golden: Golden, reached: bool) -> Ended:
         """A write that cannot matter before the capture kernel's entry: from there."""
         self._restore(golden.entry)
         self.kernel.forget_faults()
@@ -238,8 +244,11 @@ class Victim:
             self.kernel.after_check.append(lambda: self._put(write))
         elif reached:
             capturing = (write.at, lambda: self._put(write))
-        end = self.kernel.boot_capture(self.image, golden.purgatory, in_capture=capturing)
-        return end.outcome.value
+        return ended(
+            self.kernel.boot_capture(
+                self.image, golden.purgatory, crashed=golden.crashed, in_capture=capturing
+            )
+        )
 
     def _checkpoint(self, step: int) -> Snapshot:
         """The machine in the middle of hashing, kept for the next fault at the same step."""

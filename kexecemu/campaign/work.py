@@ -173,7 +173,7 @@ def _crew(
 def _decide(campaign: Campaign, store: Store, crew: Crew, stop: Stop, progress: Progress | None) -> None:
     header, sample = campaign.header, campaign.sample
     outcomes = Counter[str]()
-    for _, _, outcome, _, count in store.counts():
+    for _, _, outcome, *_, count in store.counts():
         outcomes[outcome] += count
     clock = _Clock()
 

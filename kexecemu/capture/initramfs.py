@@ -23,6 +23,7 @@ __all__ = [
     "CAPTURE_CMDLINE",
     "CAPTURE_DONE",
     "CRASH_LOADED",
+    "HEADERS_READ",
     "NO_VMCORE",
     "build_initramfs",
     "busybox_applets",
@@ -38,6 +39,9 @@ CAPTURE_DONE = "kdump: end: status 0"
 
 NO_VMCORE = "kdump: end: no /proc/vmcore"
 """How it begins in a kernel that no crash has started."""
+
+HEADERS_READ = "kdump: end: headers read, nothing copied"
+"""How it begins where /proc/vmcore could be read and there was no disk to copy it to, or it was told not to."""
 
 CAPTURE_CMDLINE = "console=ttyAMA0 reset_devices nr_cpus=1 cryptomgr.notests"
 """A command line for the capture kernel: one CPU, and no minute lost on self-tests of ciphers that nobody uses."""

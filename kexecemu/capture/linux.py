@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from kexecemu.capture.initramfs import CAPTURE_DONE, NO_VMCORE
+from kexecemu.capture.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
 from kexecemu.errors import BusError, FormatError, MachineError
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
 from kexecemu.machine.board import Board
@@ -38,6 +38,8 @@ _SECTOR = 512
 _PANIC = b"Kernel panic - not syncing"
 _PANIC_END = b"---[ end Kernel panic"  # not printed with panic=SECONDS
 _RESTART = b"reboot: Restarting system"  # asked for by a program
+_END = "kdump: end: "  # how the line begins that says what came of the dump
+_PANIC_TEXT = re.compile(r"(?<!end )Kernel panic - not syncing: (.*)")
 
 
 class LinuxEnd(enum.StrEnum):
@@ -45,7 +47,10 @@ class LinuxEnd(enum.StrEnum):
 
     DONE = "done"  # its init said that the whole dump is on the disk
     NO_DUMP = "no dump"  # it came up without a /proc/vmcore
-    OFF = "off"  # switched off without having said either
+    HEADERS = (
+        "headers read"  # it had a /proc/vmcore, read its headers, and copied nothing: no disk, or told not to
+    )
+    OFF = "off"  # switched off without having said any of these
     PANIC = "panic"
     STUCK = "stuck"  # idle for good, or in an endless loop
     LOST = "lost"  # an exception that cannot be taken
@@ -91,7 +96,8 @@ class LinuxCapture:
 
     where says in words where it stood at the end, and what it printed last. release is what it calls itself, empty if
     it said nothing; console is all that it printed. vmcore is None without a dump. read and crashed are its PT_LOADs,
-    as they were read and as memory was at the crash.
+    as they were read and as memory was at the crash. last_word is what its init said of the dump in the end, and panic
+    the message of its panic; each is empty where there was none.
     """
 
     end: LinuxEnd
@@ -102,6 +108,8 @@ class LinuxCapture:
     vmcore: DiskVmcore | None = field(default=None, repr=False)
     read: list[Load] = field(default_factory=list)
     crashed: list[Load] = field(default_factory=list)
+    last_word: str = ""
+    panic: str = ""
 
     @property
     def wrong_loads(self) -> list[Load]:
@@ -110,7 +118,10 @@ class LinuxCapture:
 
     @property
     def true_dump(self) -> bool:
-        """A dump was taken, with every load that it should have, each as memory was at the crash."""
+        """A dump was taken, with every load that it should have, each as memory was at the crash.
+
+        Headers and notes are not asked here: kexecemu.faults.dump has the whole judgement.
+        """
         return bool(self.read) and self.read == self.crashed
 
 
@@ -189,7 +200,21 @@ def run_linux(
         read = []
     release = next((m[1] for line in console.said if (m := re.match(r"kdump: Linux (\S+) is up", line))), "")
     said = board.uart.text[printed:]
-    return LinuxCapture(kind, _where(end, said), board.time - begin, release, said, vmcore, read, crashed)
+    panics = _PANIC_TEXT.findall(said) if kind is LinuxEnd.PANIC else []
+    return LinuxCapture(
+        kind,
+        _where(end, said),
+        board.time - begin,
+        release,
+        said,
+        vmcore,
+        read,
+        crashed,
+        last_word=console.said[-1].removeprefix(_END)
+        if console.said and console.said[-1].startswith(_END)
+        else "",
+        panic=panics[-1].strip() if panics else "",
+    )
 
 
 def _where(end: SystemEnd, said: str) -> str:
@@ -209,6 +234,8 @@ def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
         last = console.said[-1] if console.said else ""
         if last.startswith(CAPTURE_DONE):
             return LinuxEnd.DONE
+        if last.startswith(HEADERS_READ):
+            return LinuxEnd.HEADERS
         return LinuxEnd.NO_DUMP if last.startswith(NO_VMCORE) else LinuxEnd.OFF
     if end.kind is SystemEndKind.FAULT:
         return LinuxEnd.LOST

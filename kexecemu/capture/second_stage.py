@@ -7,14 +7,12 @@ stub leave in memory. Nothing depends on a clock; a code that gets nowhere is en
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kexecemu.capture.linux import LinuxCapture, LinuxEnd, run_linux
 from kexecemu.capture.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.capture.verdict import Verdict, VerdictState, read_verdict
-from kexecemu.capture.vmcore import Vmcore
-from kexecemu.errors import FormatError
 from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.kernel.purgatory import LoadedPurgatory
@@ -24,6 +22,7 @@ from kexecemu.machine.exceptions import GuestFault, Pstate
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = [
+    "LINUX_ENDS",
     "CaptureEnd",
     "CaptureRun",
     "Interlude",
@@ -207,13 +206,15 @@ class CaptureEnd(enum.StrEnum):
     TRAPPED = "trapped"
     ELSEWHERE = "elsewhere"
     HUNG = "hung"
+    HEADERS = "headers read"  # a Linux read the dump's headers, and switched off without copying it
     OFF = "off"  # a Linux switched off without having said what came of the dump
     PANIC = "panic"  # a Linux gave up
 
 
-_LINUX_ENDS = {
+LINUX_ENDS = {
     LinuxEnd.DONE: CaptureEnd.DONE,
     LinuxEnd.NO_DUMP: CaptureEnd.NO_DUMP,
+    LinuxEnd.HEADERS: CaptureEnd.HEADERS,
     LinuxEnd.OFF: CaptureEnd.OFF,
     LinuxEnd.PANIC: CaptureEnd.PANIC,
     LinuxEnd.LOST: CaptureEnd.TRAPPED,
@@ -255,13 +256,14 @@ def run_capture(
     image: Kimage,
     *,
     linux: bool = False,
+    loads: Sequence[PhysRange] = (),
     progress: Progress | None = None,
     interlude: Interlude | None = None,
 ) -> CaptureRun:
     """Run the capture kernel from its entry, where the boot CPU stands.
 
     The stub runs to its end. Of any other kernel only the entry contract is checked, unless it is to be followed as a
-    real Linux; progress is called for that one alone.
+    real Linux; progress is called for that one alone, and loads are what its dump should have (physical).
     """
     cpu = kernel.board.boot_cpu
     segment = image.segment("kernel")
@@ -269,7 +271,7 @@ def run_capture(
     if read_record(kernel.ram, segment.mem) is None and CaptureRecord.magic_in(segment.buf) is False:
         wrong = entry_violations(cpu, image)
         if linux and not wrong:
-            return _run_linux(kernel, image, progress)
+            return _run_linux(kernel, loads, progress)
         return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
     before = len(cpu.exceptions)
     within = range(segment.mem, segment.mem + segment.memsz)
@@ -280,18 +282,14 @@ def run_capture(
     return CaptureRun(_capture_end(stop, record, fault), stop.pc, used, record, fault)
 
 
-def _run_linux(kernel: Kernel, image: Kimage, progress: Progress | None) -> CaptureRun:
+def _run_linux(kernel: Kernel, loads: Sequence[PhysRange], progress: Progress | None) -> CaptureRun:
     board = kernel.board
-    try:
-        areas = [PhysRange.of(load.phys, load.size) for load in Vmcore(board, image.dtb_mem).layout().loads]
-    except FormatError:
-        areas = []  # damaged: the kernel will find out
     run = run_linux(
         board,
-        areas=areas,
+        areas=list(loads),
         progress=None if progress is None else lambda done: progress(done, max(done, _USUAL_LINUX)),
     )
-    end = _LINUX_ENDS[run.end]
+    end = LINUX_ENDS[run.end]
     return CaptureRun(end, board.boot_cpu.pc, run.instructions, None, linux=run)
 
 

@@ -9,6 +9,7 @@ from kexecemu.errors import BusError, FormatError
 from kexecemu.formats.elfcore import VmcoreLayout, write_vmcore
 from kexecemu.formats.fdt import Fdt, join_cells
 from kexecemu.machine.board import Board
+from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["Vmcore"]
 
@@ -17,11 +18,13 @@ __all__ = ["Vmcore"]
 class Vmcore:
     """The dump of a board, found the way a capture kernel finds it.
 
-    dtb_phys is where the capture kernel's device tree lies; its linux,elfcorehdr leads to the core header.
+    dtb_phys is where the capture kernel's device tree lies; its linux,elfcorehdr leads to the core header. elfcorehdr
+    is where a capture kernel has found that already, physical: what becomes of the tree afterwards is nothing to it.
     """
 
     board: Board
     dtb_phys: int
+    elfcorehdr: PhysRange | None = None
 
     def layout(self) -> VmcoreLayout:
         """Header, notes and the place of every load; FormatError where a kernel would give no /proc/vmcore."""
@@ -32,14 +35,17 @@ class Vmcore:
 
     def _layout(self) -> VmcoreLayout:
         ram = self.board.ram
-        size = int.from_bytes(ram.read(self.dtb_phys + 4, 4), "big")
-        tree = Fdt(ram.read(self.dtb_phys, size))
-        chosen = tree.path_offset("/chosen")
-        cells = tree.get_cells(chosen, "linux,elfcorehdr") if chosen is not None else None
-        if not cells:
-            raise FormatError("dump: no linux,elfcorehdr in the device tree")
-        width = tree.address_cells(0)
-        return VmcoreLayout(ram.read(join_cells(cells[:width]), join_cells(cells[width:])), ram.read)
+        area = self.elfcorehdr
+        if area is None:
+            size = int.from_bytes(ram.read(self.dtb_phys + 4, 4), "big")
+            tree = Fdt(ram.read(self.dtb_phys, size))
+            chosen = tree.path_offset("/chosen")
+            cells = tree.get_cells(chosen, "linux,elfcorehdr") if chosen is not None else None
+            if not cells:
+                raise FormatError("dump: no linux,elfcorehdr in the device tree")
+            width = tree.address_cells(0)
+            area = PhysRange.of(join_cells(cells[:width]), join_cells(cells[width:]))
+        return VmcoreLayout(ram.read(area.start, area.size), ram.read)
 
     def write(self, path: str | os.PathLike[str]) -> int:
         """Write the dump to a file, sparse and atomically; returns its size in bytes. FormatError as layout() has it.

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,8 @@ import typer
 from kexecemu.errors import InputError
 
 if TYPE_CHECKING:
-    from kexecemu.campaign.compare import Comparison
+    from kexecemu.campaign.compare import Comparison, Pair
+    from kexecemu.campaign.stats import Figure
     from kexecemu.campaign.summary import Summary
     from kexecemu.campaign.work import Progress
     from kexecemu.scenario.schema import Scenario
@@ -160,8 +161,11 @@ def _deliver(summary: Summary, json: bool, html: Path | None) -> None:
 
         print_campaign(Console(), summary)
     for one in summary.disagreements:
+        from kexecemu.report.campaign_words import disagreement_text
+
+        decided, run = disagreement_text(one)
         print(
-            f"kexecemu: audit: {one.fault} was decided {one.decided}, but ends {one.run}: nothing here can be believed",
+            f"kexecemu: audit: {one.fault} was decided {decided}, but ends {run}: nothing here can be believed",
             file=sys.stderr,
         )
     raise typer.Exit(_NOT_AS_EXPECTED if summary.disagreements else _AS_EXPECTED)
@@ -235,6 +239,8 @@ def _comparison_object(comparison: Comparison) -> dict[str, Any]:
         header = (comparison.first, comparison.second)[number]
         figure = (comparison.only_first, comparison.only_second)[number]
         pairs = (comparison.examples_first, comparison.examples_second)[number]
+        true = (comparison.true_first, comparison.true_second)[number]
+        true_pairs = (comparison.examples_true_first, comparison.examples_true_second)[number]
         return {
             "scenario": header.scenario,
             "protection": header.protection,
@@ -243,7 +249,10 @@ def _comparison_object(comparison: Comparison) -> dict[str, Any]:
             "config_hash": header.config_hash,
             "caught_alone": figure.count,
             "interval": [figure.interval.low, figure.interval.high],
-            "examples": [{"fault": one.fault, "first": one.first, "second": one.second} for one in pairs],
+            "examples": [_pair(one) for one in pairs],
+            "true_dump_alone": true.count if true is not None else 0,
+            "true_dump_interval": [true.interval.low, true.interval.high] if true is not None else None,
+            "true_dump_examples": [_pair(one) for one in true_pairs],
         }
 
     return {
@@ -257,6 +266,18 @@ def _comparison_object(comparison: Comparison) -> dict[str, Any]:
         "outcomes": comparison.outcomes,
         "classes": comparison.classes,
         "mcnemar": comparison.even,
+        "dumps": comparison.dumps,
+        "dumps_mcnemar": comparison.even_dumps,
+    }
+
+
+def _pair(one: Pair) -> dict[str, str]:
+    return {
+        "fault": one.fault,
+        "first": one.first,
+        "second": one.second,
+        "first_dump": one.first_dump,
+        "second_dump": one.second_dump,
     }
 
 
@@ -274,25 +295,41 @@ def _print_comparison(comparison: Comparison) -> None:
     say(f"second  {names[1]}: {comparison.second.scenario}")
     say(str(comparison.basis))
     say("")
-    columns = list(dict.fromkeys(there for counts in comparison.outcomes.values() for there in counts))
-    table = Table(box=None, pad_edge=False, title="first, down; second, across", title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for here, counts in comparison.outcomes.items():
-        table.add_row(here, *(f"{counts.get(column, 0):,}" for column in columns))
-    console.print(table)
-    say("")
+
+    def cross(found: Mapping[str, Mapping[str, int]], columns: list[str], prefix: str = "") -> None:
+        table = Table(box=None, pad_edge=False, title="first, down; second, across", title_justify="left")
+        table.add_column("")
+        for column in columns:
+            table.add_column(prefix + column, justify="right", no_wrap=True)
+        for here, counts in found.items():
+            table.add_row(prefix + here, *(f"{counts.get(column, 0):,}" for column in columns))
+        console.print(table)
+        say("")
+
+    cross(
+        comparison.outcomes,
+        list(dict.fromkeys(there for counts in comparison.outcomes.values() for there in counts)),
+    )
     classes = comparison.classes
     say(f"caught by both     {classes['caught']['caught']:,}")
     say(f"harm in both       {classes['harm']['harm']:,}")
-    sides = (
-        ("first", comparison.only_first, comparison.examples_first),
-        ("second", comparison.only_second, comparison.examples_second),
-    )
-    for which, figure, pairs in sides:
+
+    def alone(which: str, what: str, figure: Figure, pairs: Sequence[Pair]) -> None:
         share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
-        say(f"{f'{which} alone':<18} {figure.count:,} caught that are harm in the other ({share})")
+        say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
         for pair in pairs:
-            say(f"    {pair.fault}  {pair.first} / {pair.second}")
+            dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
+            say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")
+
+    harm = "caught that are harm in the other"
+    alone("first", harm, comparison.only_first, comparison.examples_first)
+    alone("second", harm, comparison.only_second, comparison.examples_second)
     say(f"so uneven a split by chance: {comparison.even:.3g} (McNemar, exact)")
+    if comparison.true_first is None or comparison.true_second is None:
+        return
+    say("")
+    cross(comparison.dumps, list(comparison.dumps), "dump ")
+    true = "with a true dump where the other has none, or a wrong one"
+    alone("first", true, comparison.true_first, comparison.examples_true_first)
+    alone("second", true, comparison.true_second, comparison.examples_true_second)
+    say(f"so uneven a split by chance: {comparison.even_dumps:.3g} (McNemar, exact)")

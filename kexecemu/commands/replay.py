@@ -58,8 +58,11 @@ def _object(found: Replay) -> dict[str, Any]:
     return {
         "fault": found.fault.id,
         "outcome": found.outcome,
+        "dump": found.dump,
+        "dump_reason": found.dump_reason,
         "agrees": found.agrees,
         "concluded": found.concluded.outcome,
+        "concluded_dump": found.concluded.dump,
         "how": found.concluded.how.value,
         "segment": found.concluded.segment,
         "phys": found.concluded.phys,
@@ -95,5 +98,6 @@ def _print(found: Replay) -> None:
         say(f"culprit      at {one.when:,}: {one}")
     say("")
     say(f"outcome      {found.outcome}")
-    how = f"{found.concluded.outcome}, found by {found.concluded.how.value}"
+    say(f"dump         {found.dump_reason}")
+    how = f"{found.concluded.outcome}, dump {found.concluded.dump}, found by {found.concluded.how.value}"
     say(f"campaign     {how}" if found.agrees else f"campaign     {how}: that is WRONG")

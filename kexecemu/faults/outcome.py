@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.faults.damage import Damage
+from kexecemu.faults.dump import ONLY_FOR_THE_PURGATORY, Dump
 from kexecemu.faults.fault import Injection
-from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.machine.ram import Ram
 
 __all__ = ["Outcome", "judge", "written_bytes_differ"]
@@ -37,18 +37,15 @@ class Outcome(enum.StrEnum):
 _MEANINGS = {
     Outcome.CAPTURED: "nothing was harmed and the dump was taken",
     Outcome.PREVENTED: "the write faulted, memory is intact and the dump was taken",
-    Outcome.DETECTED: "the purgatory found that the loaded image is not as loaded",
+    Outcome.DETECTED: "the purgatory, or the first kernel, found that the loaded image is not as loaded",
     Outcome.MASKED: "the write changed nothing and the dump was taken",
-    Outcome.LATENT: "bytes changed that nobody checks or reads; the dump was taken",
+    Outcome.LATENT: "bytes changed that nobody checks or reads, or that made no difference; the dump was taken",
     Outcome.SILENT: "corrupt bytes reached the capture kernel and nobody noticed",
-    Outcome.TRAPPED: "an exception ended the purgatory or the capture kernel",
+    Outcome.TRAPPED: "an exception or a panic ended the purgatory or the capture kernel",
     Outcome.MISBOOT: "control left the code that it should be in",
-    Outcome.HUNG: "no verdict and no dump within the budget of instructions",
+    Outcome.HUNG: "no verdict and no dump: the budget of instructions ran out, or the capture kernel gave up",
     Outcome.ERROR: "kexecemu itself failed",
 }
-
-# The capture kernel never looks at these: damage there harms nobody after the check.
-_ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
 
 _PURGATORY_ENDS = {
     PurgatoryEnd.MISMATCH: Outcome.DETECTED,
@@ -73,14 +70,16 @@ def judge(
     purgatory: PurgatoryRun | None,
     capture: CaptureRun | None,
     *,
+    dump: Dump = Dump.TRUE,
     differ: bool | None = None,
 ) -> Outcome:
     """The outcome of a crash that got as far as the jump out of the first kernel.
 
     damage is what differs from the loaded image: in the purgatory as it was when it was entered, in the other
     segments as they are when the capture kernel starts. Where several faults were injected the worst that came of
-    them counts. differ is written_bytes_differ() at the jump, for a capture kernel that has used its memory since;
-    None asks memory as it is now.
+    them counts. dump is what judge_dump() says of a capture kernel that took one, or could have. differ is
+    written_bytes_differ() at the jump, for a capture kernel that has used its memory since; None asks memory as it is
+    now.
     """
     if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
         return _PURGATORY_ENDS[purgatory.end]
@@ -90,12 +89,14 @@ def judge(
         return Outcome.HUNG
     if capture.end in _CAPTURE_ENDS:
         return _CAPTURE_ENDS[capture.end]
-    if any(one.segment not in _ONLY_FOR_THE_PURGATORY for one in damage):
+    if any(one.segment not in ONLY_FOR_THE_PURGATORY for one in damage):
         return Outcome.SILENT
     if capture.end in (CaptureEnd.NO_DUMP, CaptureEnd.OFF):
         return Outcome.HUNG
-    if capture.linux is not None and not capture.linux.true_dump:
-        return Outcome.SILENT
+    # One that had the dump at hand and copied nothing has not hung, and nothing that was written astray kept it from
+    # copying: it was given no disk, or told not to. What came of the writes is judged as ever; dump says "none".
+    if dump is Dump.WRONG or (dump is Dump.NONE and capture.end is CaptureEnd.DONE):
+        return Outcome.SILENT  # nor is it a capture where the capture kernel took it that there was a dump
     if damage or (written_bytes_differ(ram, injections) if differ is None else differ):
         return Outcome.LATENT
     if any(one.exception is not None for one in injections):

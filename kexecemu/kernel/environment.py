@@ -123,7 +123,9 @@ class KexecEnvironment:
 
     def copy_vmcoreinfo(self, safecopy: PhysRange) -> None:
         """crash_update_vmcoreinfo_safecopy(): the boot's vmcoreinfo into a page of the crash region."""
-        self.ram.write(safecopy.start, self._kernel.vmcoreinfo().ljust(VMCOREINFO_BYTES, b"\0"))
+        text = self._kernel.vmcoreinfo()
+        self.ram.write(safecopy.start, text.ljust(VMCOREINFO_BYTES, b"\0"))
+        self._kernel.vmcoreinfo_loaded = text
 
     def protect(self, image: Kimage) -> None:
         """arch_kexec_protect_crashkres() and the TLB flush that set_memory_valid() ends with."""

@@ -86,6 +86,7 @@ class Kernel:
         self._console_phys = firmware.console_phys(tree)
         self._arch: ArchSetup | None = None
         self.cpus_stopped = False  # crash_smp_send_stop() has been called
+        self.vmcoreinfo_loaded = b""  # as the last load of a crash image found it, for whoever compares
         self._execution = Execution(board, self.guest, self._host_functions())
 
     def _host_functions(self) -> dict[int, Callable[[Cpu], None]]:

@@ -17,16 +17,21 @@ from kexecemu.faults.outcome import Outcome
 from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, Row, axis_of, strip_of
 from kexecemu.report.campaign_words import (
     DIMENSION_WORDS,
+    DUMPS,
     HARM,
     HOW_WORDS,
     KIND_WORDS,
     STRATIFIED,
     audit_text,
     basis_text,
+    disagreement_text,
+    dump_headline,
+    dump_matrix,
     headline,
     interval_text,
     matrix_of,
     share_text,
+    undetected,
 )
 from kexecemu.report.comparison_html import comparison_part, environment
 from kexecemu.report.picture import size_text
@@ -52,13 +57,16 @@ def render_campaign(summary: Summary, comparison: Comparison | None = None) -> s
 
     Equal campaigns give the same text.
     """
-    axis = axis_of(summary.figures)
+    axis = axis_of({**summary.figures, **summary.dump_figures})
     return (
         environment()
         .get_template("campaign.html")
         .render(
             summary=summary,
             headline=headline(summary),
+            dump_headline=dump_headline(summary),
+            dump_rows=_dump_rows(summary, axis),
+            disagreement_text=disagreement_text,
             tone=_tone(summary),
             verdict=_verdict(summary),
             setting=_setting(summary),
@@ -68,6 +76,7 @@ def render_campaign(summary: Summary, comparison: Comparison | None = None) -> s
             strip=strip_of(summary.areas),
             strip_text=_strip_text(summary),
             matrices=[matrix_of(summary, dimension) for dimension in summary.by],
+            dump_matrix=dump_matrix(summary),
             dimension_words=DIMENSION_WORDS,
             models=MODELS,
             how_words=HOW_WORDS,
@@ -87,13 +96,13 @@ def render_campaign(summary: Summary, comparison: Comparison | None = None) -> s
 def _tone(summary: Summary) -> str:
     if summary.disagreements:
         return "bad"
-    return "caught" if any(summary.outcomes[one] for one in HARM) else "good"
+    return "caught" if undetected(summary) else "good"
 
 
 def _verdict(summary: Summary) -> str:
     if summary.disagreements:
         return "not to be believed"
-    harm = sum(summary.outcomes[one] for one in HARM)
+    harm = sum(undetected(summary).values())
     return f"{harm:,} of {summary.faults:,} did harm undetected" if harm else "none did harm undetected"
 
 
@@ -123,6 +132,13 @@ def _rows(summary: Summary, axis: Axis) -> list[Row]:
             Outcome(outcome).meaning,
         )
         for outcome, count in summary.outcomes.items()
+    ]
+
+
+def _dump_rows(summary: Summary, axis: Axis) -> list[Row]:
+    return [
+        Row(name, figure.count, share_text(figure), interval_text(figure), axis.mark(figure), DUMPS[name])
+        for name, figure in zip(DUMPS, summary.dump_figures.values(), strict=False)
     ]
 
 

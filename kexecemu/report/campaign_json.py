@@ -14,7 +14,8 @@ __all__ = ["campaign_object"]
 def campaign_object(summary: Summary) -> dict[str, Any]:
     """What `kexecemu campaign --json` prints. Addresses are physical, as integers; ends of areas are inclusive.
 
-    outcomes counts the sample; intervals are shares of the population, each {low, estimate, high}, with at_most where
+    outcomes and dumps count the sample, outcome_dumps both together, reported those of the trapped that the purgatory
+    reported itself; intervals are shares of the population, each {low, estimate, high}, with at_most where
     nothing was counted (else null). injections_per_second, seconds and audit_seconds are by the host's clock and differ
     from run to run; all else is the same for the same campaign.
     """
@@ -34,6 +35,10 @@ def campaign_object(summary: Summary) -> dict[str, Any]:
         "outcomes": dict(summary.outcomes),
         "intervals": {outcome: _interval(figure) for outcome, figure in summary.figures.items()},
         "interval_method": basis.method,
+        "dumps": dict(summary.dumps),
+        "dump_intervals": {dump: _interval(figure) for dump, figure in summary.dump_figures.items()},
+        "outcome_dumps": {outcome: dict(counts) for outcome, counts in summary.outcome_dumps.items()},
+        "reported": summary.reported,
         "how": dict(summary.how),
         "by": {
             dimension: {key: dict(counts) for key, counts in table.items()}

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import AreaHits
-from kexecemu.report.campaign_words import occurring, plural
+from kexecemu.report.campaign_words import DUMPS, occurring, plural
 
 __all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Row", "Strip", "axis_of", "strip_of"]
 
@@ -20,7 +20,7 @@ AXIS_WIDTH = 300.0
 _FURTHEST = -9  # decades: no sample tells smaller shares apart
 
 STRIP_WIDTH = 960.0
-_LEFT, _RIGHT = 78.0, 58.0  # for the lanes' names and their counts
+_LEFT, _RIGHT = 86.0, 58.0  # for the lanes' names and their counts
 _BAND_TOP, _BAND = 20.0, 16.0
 _LANES_TOP, _LANE, _LANE_GAP = 46.0, 18.0, 4.0
 _GAP = 4.0  # between areas
@@ -114,7 +114,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Lane:
-    """One outcome along the whole region: y of its top, count of its faults, and the bins where it came out."""
+    """One outcome, or one of DUMPS, along the whole region: y of its top, its count, and the bins where it came out."""
 
     outcome: str
     y: float
@@ -145,25 +145,34 @@ def strip_of(areas: Sequence[AreaHits]) -> Strip:
     ones are where the interesting faults are.
     """
     places = _places(areas)
-    outcomes = occurring(cell for area in areas for cell in area.cells)
-    bins = [_bins(place) for place in places]
-    lanes = []
-    for number, outcome in enumerate(outcomes):
+    bins = [_bins(place, place.area.cells) for place in places]
+    lanes = list(_lanes(places, bins, occurring(cell for area in areas for cell in area.cells), _LANES_TOP))
+    bottom = _LANES_TOP + len(lanes) * (_LANE + _LANE_GAP)
+    dumps = [_bins(place, tuple(map(_named, place.area.dumps))) for place in places if place.area.dumps]
+    if dumps:
+        words = occurring((_named(cell) for area in areas for cell in area.dumps), DUMPS)
+        lanes += _lanes([place for place in places if place.area.dumps], dumps, words, bottom + 2 * _LANE_GAP)
+        bottom += 2 * _LANE_GAP + len(words) * (_LANE + _LANE_GAP)
+    return Strip(bottom + 16.0, places, lanes, _sampled(bins))
+
+
+def _named(cell: Mapping[str, int]) -> dict[str, int]:
+    return {f"dump {dump}": count for dump, count in cell.items()}
+
+
+def _lanes(
+    places: Sequence[Place], bins: Sequence[Sequence[_Stretch]], words: Sequence[str], top: float
+) -> Iterator[Lane]:
+    """A lane for each word."""
+    for number, word in enumerate(words):
         coloured = [
-            Bin(
-                x,
-                width,
-                _opacity(counts[outcome], counts.total()),
-                _title(place, outcome, counts, first, end),
-            )
+            Bin(x, width, _opacity(counts[word], counts.total()), _title(place, word, counts, first, end))
             for place, stretches in zip(places, bins, strict=True)
             for x, width, first, end, counts in stretches
-            if counts[outcome]
+            if counts[word]
         ]
-        count = sum(cell.get(outcome, 0) for area in areas for cell in area.cells)
-        lanes.append(Lane(outcome, _LANES_TOP + number * (_LANE + _LANE_GAP), count, coloured))
-    height = _LANES_TOP + len(lanes) * (_LANE + _LANE_GAP) + 16.0
-    return Strip(height, places, lanes, _sampled(bins))
+        count = sum(counts[word] for stretches in bins for *_, counts in stretches)
+        yield Lane(word, top + number * (_LANE + _LANE_GAP), count, coloured)
 
 
 def _places(areas: Sequence[AreaHits]) -> list[Place]:
@@ -190,16 +199,16 @@ def _places(areas: Sequence[AreaHits]) -> list[Place]:
 _Stretch = tuple[float, float, int, int, "Counter[str]"]  # x, width, first and end address, counts
 
 
-def _bins(place: Place) -> list[_Stretch]:
+def _bins(place: Place, counted: Sequence[Mapping[str, int]]) -> list[_Stretch]:
     """The area's cells in groups that are wide enough to be seen."""
     area = place.area
-    cells, size = len(area.cells), area.end - area.start
+    cells, size = len(counted), area.end - area.start
     count = max(1, min(cells, int(place.width / _BIN)))
     bins = []
     for number in range(count):
         first, end = number * cells // count, (number + 1) * cells // count
         counts = Counter[str]()
-        for cell in area.cells[first:end]:
+        for cell in counted[first:end]:
             counts.update(cell)
         bins.append(
             (

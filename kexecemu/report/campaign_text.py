@@ -8,16 +8,21 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from kexecemu.campaign.summary import Summary
+from kexecemu.campaign.stats import Figure
+from kexecemu.campaign.summary import Example, Summary
 from kexecemu.faults.outcome import Outcome
 from kexecemu.report.campaign_words import (
     DIMENSION_WORDS,
+    DUMPS,
     HOW_WORDS,
     KIND_WORDS,
     STRATIFIED,
     Matrix,
     audit_text,
     basis_text,
+    disagreement_text,
+    dump_headline,
+    dump_matrix,
     headline,
     interval_text,
     matrix_of,
@@ -42,7 +47,12 @@ def print_campaign(console: Console, summary: Summary) -> None:
     _print_space(console, summary)
     _line(console)
     _line(console, escape(headline(summary)))
+    if summary.dumps:
+        _line(console, escape(dump_headline(summary)))
     _print_outcomes(console, summary)
+    if summary.dumps:
+        _print_dumps(console, summary)
+        _print_matrix(console, summary, dump_matrix(summary))
     for dimension in summary.by:
         _print_matrix(console, summary, matrix_of(summary, dimension))
     _print_how(console, summary)
@@ -51,7 +61,8 @@ def print_campaign(console: Console, summary: Summary) -> None:
     style = "bold red" if summary.disagreements else "bold"
     _line(console, f"[{style}]audit[/]  {escape(audit_text(summary))}")
     for one in summary.disagreements:
-        _line(console, f"  {escape(f'{one.decided} by {one.how}, but {one.run}: {one.detail}'.rstrip(': '))}")
+        decided, run = disagreement_text(one)
+        _line(console, f"  {escape(f'{decided} by {one.how}, but {run}: {one.detail}'.rstrip(': '))}")
         _line(console, f"    {escape(summary.reproducer(one))}")
     _print_speed(console, summary)
     _line(console, f"[dim]results  sha256 {summary.table_sha256}[/]")
@@ -104,18 +115,30 @@ def _print_outcomes(console: Console, summary: Summary) -> None:
     _line(console, f"[bold]outcomes[/]  [dim]{escape(str(summary.basis))}[/]")
     if "stratified" in summary.basis.sampler:
         _line(console, f"[dim]{STRATIFIED}[/]")
-    rows = []
-    for outcome, count in summary.outcomes.items():
-        figure = summary.figures[outcome]
-        row = [
-            (outcome, _STYLES[tone_of(outcome)] if count else "dim"),
-            (f"{count:,}", ""),
-            (share_text(figure), ""),
-            (interval_text(figure), ""),
-            (Outcome(outcome).meaning, "dim"),
-        ]
-        rows.append(row)
-    _print_table(console, ("outcome", "faults", "share of the population", "between", ""), rows)
+    rows = [_row(outcome, summary.figures[outcome], Outcome(outcome).meaning) for outcome in summary.outcomes]
+    _print_table(console, ("outcome", *_FIGURE_HEADINGS), rows)
+
+
+def _print_dumps(console: Console, summary: Summary) -> None:
+    _heading(console, summary, DIMENSION_WORDS["dump"])
+    rows = [
+        _row(name, figure, DUMPS[name])
+        for name, figure in zip(DUMPS, summary.dump_figures.values(), strict=True)
+    ]
+    _print_table(console, ("dump", *_FIGURE_HEADINGS), rows)
+
+
+_FIGURE_HEADINGS = ("faults", "share of the population", "between", "")
+
+
+def _row(word: str, figure: Figure, meaning: str) -> list[_Cell]:
+    return [
+        (word, _STYLES[tone_of(word)] if figure.count else "dim"),
+        (f"{figure.count:,}", ""),
+        (share_text(figure), ""),
+        (interval_text(figure), ""),
+        (meaning, "dim"),
+    ]
 
 
 def _print_matrix(console: Console, summary: Summary, matrix: Matrix) -> None:
@@ -152,8 +175,8 @@ def _print_worst(console: Console, summary: Summary) -> None:
         shown[one.outcome] += 1
         if shown[one.outcome] > _WORST_SHOWN:
             continue
-        what = f"at {one.phys:#x} in {one.segment or 'no segment'}" + (
-            f": {one.detail}" if one.detail else ""
+        what = "; ".join(
+            part for part in (_where(one), one.dump_reason and f"dump: {one.dump_reason}") if part
         )
         style = _STYLES[tone_of(one.outcome)]
         _line(console, f"  [{style}]{one.outcome:<8}[/] {escape(what)}")
@@ -161,6 +184,13 @@ def _print_worst(console: Console, summary: Summary) -> None:
     more = sum(max(0, summary.outcomes[outcome] - _WORST_SHOWN) for outcome in shown)
     if more:
         _line(console, f"  and {more:,} more")
+
+
+def _where(one: Example) -> str:
+    reported = ", reported" if one.reported else ""
+    return f"at {one.phys:#x} in {one.segment or 'no segment'}{reported}" + (
+        f": {one.detail}" if one.detail else ""
+    )
 
 
 def _print_speed(console: Console, summary: Summary) -> None:

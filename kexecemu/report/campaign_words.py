@@ -10,11 +10,13 @@ from typing import Final
 from kexecemu.campaign.accounting import HARM
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.stats import Figure
-from kexecemu.campaign.summary import Summary
+from kexecemu.campaign.summary import Disagreement, Summary
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 
 __all__ = [
     "DIMENSION_WORDS",
+    "DUMPS",
     "HARM",
     "HOW_WORDS",
     "KIND_WORDS",
@@ -22,6 +24,9 @@ __all__ = [
     "Matrix",
     "audit_text",
     "basis_text",
+    "disagreement_text",
+    "dump_headline",
+    "dump_matrix",
     "headline",
     "interval_text",
     "matrix_of",
@@ -30,6 +35,7 @@ __all__ = [
     "plural",
     "share_text",
     "tone_of",
+    "undetected",
 ]
 
 _TONES = {
@@ -65,6 +71,8 @@ DIMENSION_WORDS: Final[Mapping[str, str]] = {
     "writer": "who wrote",
     "model": "what was written",
     "moment": "when",
+    "dump": "what became of the dump",
+    "outcome": "what became of the dump, by outcome",
 }
 
 
@@ -73,9 +81,22 @@ STRATIFIED: Final = (
 )
 
 
-def tone_of(outcome: str) -> str:
-    """How good or bad an outcome is: good, caught, quiet, bad, or none for a failure of kexecemu's own."""
-    return _TONES.get(Outcome(outcome), "bad")
+DUMPS: Final[Mapping[str, str]] = {f"dump {dump.value}": dump.meaning for dump in Dump}
+"""What became of the dump, as tables and pictures name it, and what that means."""
+
+_DUMP_TONES = {"dump true": "good", "dump wrong": "bad", "dump none": "caught"}
+
+
+def tone_of(word: str) -> str:
+    """How good or bad an outcome or one of DUMPS is: good, caught, quiet, bad, or none for a failure of our own."""
+    return _DUMP_TONES.get(word) or _TONES.get(Outcome(word), "bad")
+
+
+def undetected(summary: Summary) -> dict[Outcome, int]:
+    """The harm that nobody noticed, the worst first, zeros left out: what the purgatory reported is not among it."""
+    counts = {one: summary.outcomes[one] for one in HARM}
+    counts[Outcome.TRAPPED] -= summary.reported
+    return {outcome: count for outcome, count in counts.items() if count}
 
 
 def plural(count: int, word: str) -> str:
@@ -133,10 +154,10 @@ class Matrix:
     rows: tuple[tuple[str, tuple[int, ...], int], ...]
 
 
-def occurring(counts: Iterable[Mapping[str, int]]) -> tuple[str, ...]:
-    """The outcomes that occur in any of the counts, in the order of Outcome."""
-    found = {outcome for one in counts for outcome, count in one.items() if count}
-    return tuple(outcome.value for outcome in Outcome if outcome.value in found)
+def occurring(counts: Iterable[Mapping[str, int]], words: Iterable[str] = Outcome) -> tuple[str, ...]:
+    """The outcomes, or other words, that occur in any of the counts, in the order of Outcome, or of those."""
+    found = {word for one in counts for word, count in one.items() if count}
+    return tuple(str(word) for word in words if word in found)
 
 
 def matrix_of(summary: Summary, dimension: str) -> Matrix:
@@ -158,14 +179,41 @@ def matrix_of(summary: Summary, dimension: str) -> Matrix:
 
 def headline(summary: Summary) -> str:
     """The campaign in a sentence: absolute counts, what does harm first."""
-    told = [f"{summary.outcomes[one]:,} {one.value}" for one in HARM if summary.outcomes[one]]
+    told = [f"{count:,} {outcome.value}" for outcome, count in undetected(summary).items()]
     harm = ", ".join(told) if told else "none that does harm undetected (silent, misboot, hung or trapped)"
     rest = [
         f"{count:,} {outcome}"
         for outcome, count in summary.outcomes.items()
         if count and outcome not in set(HARM)
     ]
+    if summary.reported:
+        rest.append(f"{summary.reported:,} trapped and reported by the purgatory")
     return f"Of {plural(summary.faults, 'stray write')}: {harm}; {', '.join(rest) or 'nothing else'}."
+
+
+def dump_headline(summary: Summary) -> str:
+    """What became of the dumps, in a sentence; "" for a summary that says nothing of them."""
+    told = [f"{count:,} {dump}" for dump, count in summary.dumps.items() if count]
+    return f"The dump: {', '.join(told)}." if told else ""
+
+
+def dump_matrix(summary: Summary) -> Matrix:
+    """Outcomes by what became of the dump; all of DUMPS are columns."""
+    return Matrix(
+        "outcome",
+        tuple(DUMPS),
+        tuple(
+            (outcome, tuple(counts.get(dump.value, 0) for dump in Dump), sum(counts.values()))
+            for outcome, counts in summary.outcome_dumps.items()
+        ),
+    )
+
+
+def disagreement_text(one: Disagreement) -> tuple[str, str]:
+    """What was decided and what it is, with the dump where only that is another one."""
+    if one.decided != one.run:
+        return one.decided, one.run
+    return f"{one.decided}, dump {one.decided_dump}", f"{one.run}, dump {one.run_dump}"
 
 
 def audit_text(summary: Summary) -> str:

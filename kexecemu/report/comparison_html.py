@@ -14,8 +14,8 @@ from kexecemu.campaign.compare import Comparison, Pair
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Figure
 from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, Row, axis_of
-from kexecemu.report.campaign_words import interval_text, occurring, share_text
-from kexecemu.report.comparison_picture import flow_of, turn_of
+from kexecemu.report.campaign_words import DUMPS, interval_text, occurring, share_text
+from kexecemu.report.comparison_picture import Turn, dump_turn_of, flow_of, turn_of
 
 __all__ = ["comparison_part", "environment", "render_comparison"]
 
@@ -45,16 +45,37 @@ def comparison_part(comparison: Comparison) -> dict[str, Any]:
         f"{first}, where {second} does harm": comparison.only_first,
         f"{second}, where {first} does harm": comparison.only_second,
     }
-    axis = axis_of(figures)
+    true = {
+        f"{side}, where {other} has none or a wrong one": figure
+        for side, other, figure in (
+            (first, second, comparison.true_first),
+            (second, first, comparison.true_second),
+        )
+        if figure is not None
+    }
+    axis = axis_of({**figures, **true})
     examples = [
         (f"Caught with {first} alone", comparison.examples_first),
         (f"Caught with {second} alone", comparison.examples_second),
+        (f"A true dump with {first} alone", comparison.examples_true_first),
+        (f"A true dump with {second} alone", comparison.examples_true_second),
     ]
+    turn = _turn(comparison)
+    dumps = {
+        f"dump {here}": {f"dump {there}": count for there, count in counts.items()}
+        for here, counts in comparison.dumps.items()
+    }
     return {
         "comparison": comparison,
         "names": names,
-        "flow": flow_of(comparison.outcomes),
-        "turn_of": turn_of,
+        "flow": flow_of(comparison.outcomes, turn),
+        "turn_of": turn,
+        "dump_table": dumps,
+        "dump_flow": flow_of(dumps, dump_turn_of, DUMPS),
+        "dump_turn_of": dump_turn_of,
+        "dump_columns": list(DUMPS),
+        "alone_true": [_row(what, figure, axis) for what, figure in true.items()],
+        "even_dumps": f"{comparison.even_dumps:.2g}",
         "pair_columns": occurring(comparison.outcomes.values()),
         "pair_axis": axis,
         "pair_axis_width": AXIS_WIDTH,
@@ -66,6 +87,13 @@ def comparison_part(comparison: Comparison) -> dict[str, Any]:
             if pairs
         ],
     }
+
+
+def _turn(comparison: Comparison) -> Turn:
+    """As the comparison counted, which knows what of the trapped was reported."""
+    if not comparison.turns:
+        return turn_of
+    return lambda here, there: comparison.turns.get(here, {}).get(there, "")
 
 
 def _names(comparison: Comparison) -> tuple[str, str]:

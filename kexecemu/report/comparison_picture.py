@@ -7,14 +7,14 @@ ones that matter, can be seen beside the common ones. This module only computes;
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kexecemu.campaign.compare import class_of
 from kexecemu.faults.outcome import Outcome
 from kexecemu.report.campaign_words import plural
 
-__all__ = ["Flow", "Node", "Ribbon", "flow_of", "turn_of"]
+__all__ = ["Flow", "Node", "Ribbon", "Turn", "dump_turn_of", "flow_of", "turn_of"]
 
 WIDTH = 720.0
 _LEFT, _RIGHT = 150.0, 570.0  # where the columns stand
@@ -64,9 +64,16 @@ class Flow:
     node_width: float = _NODE
 
 
-def flow_of(outcomes: Mapping[str, Mapping[str, int]]) -> Flow:
-    """The drawing of outcomes[first][second] -> count, each column in the order of Outcome."""
-    order = [one.value for one in Outcome]
+Turn = Callable[[str, str], str]
+"""On which side alone a pair does harm; as turn_of()."""
+
+
+def flow_of(
+    outcomes: Mapping[str, Mapping[str, int]], turn: Turn | None = None, words: Iterable[str] = Outcome
+) -> Flow:
+    """The drawing of outcomes[first][second] -> count, each column in the order of Outcome, or of other words."""
+    order = [str(one) for one in words]
+    turn = turn or turn_of
     pairs = {
         (here, there): count
         for here in order
@@ -86,7 +93,7 @@ def flow_of(outcomes: Mapping[str, Mapping[str, int]]) -> Flow:
         here_y[here] += high
         there_y[there] += high
         title = f"{plural(count, 'fault')}: {here} in the first, {there} in the second"
-        ribbons.append(Ribbon(here, there, count, path, turn_of(here, there), title))
+        ribbons.append(Ribbon(here, there, count, path, turn(here, there), title))
     bottom = max((node.y + node.height for node in (*left, *right)), default=_TOP)
     return Flow(round(bottom + 6.0, 2), left, right, ribbons)
 
@@ -115,6 +122,13 @@ def _path(here: float, there: float, high: float) -> str:
         f"M{start:g},{here:.2f} C{middle:g},{here:.2f} {middle:g},{there:.2f} {end:g},{there:.2f} "
         f"V{there + high:.2f} C{middle:g},{there + high:.2f} {middle:g},{here + high:.2f} {start:g},{here + high:.2f} Z"
     )
+
+
+def dump_turn_of(here: str, there: str) -> str:
+    """On which side alone there is no true dump, of two of kexecemu.report.campaign_words.DUMPS."""
+    if (here == "dump true") == (there == "dump true"):
+        return ""
+    return "second" if here == "dump true" else "first"
 
 
 def turn_of(here: str, there: str) -> str:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import Injection
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Segment
@@ -31,6 +32,8 @@ _TONES = {
     Outcome.MASKED: "quiet",
     Outcome.LATENT: "quiet",
 }
+
+_DUMP_TONES = {Dump.TRUE: "good", Dump.WRONG: "bad", Dump.NONE: "caught"}
 
 # A guest's console may hold anything; HTML may not. Control characters are shown by their pictures.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -83,6 +86,7 @@ def render(result: Result) -> str:
         result=result,
         end=end,
         tone=tone,
+        dump_tone=_DUMP_TONES[end.dump],
         setting=_setting(result),
         steps=steps_of(result),
         picture=_picture(result),

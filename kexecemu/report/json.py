@@ -15,7 +15,15 @@ from kexecemu.scenario.runner import Result
 if TYPE_CHECKING:
     from kexecemu.scenario.first_linux_run import LinuxResult
 
-__all__ = ["image_object", "linux_object", "load_object", "result_object", "run_object", "to_text"]
+__all__ = [
+    "dump_object",
+    "image_object",
+    "linux_object",
+    "load_object",
+    "result_object",
+    "run_object",
+    "to_text",
+]
 
 
 def _range(area: PhysRange | None) -> dict[str, int] | None:
@@ -77,6 +85,11 @@ def run_object(result: Result | LinuxResult, vmcore: Path | None, vmlinux: Path 
     }
 
 
+def dump_object(end: End) -> dict[str, str]:
+    """The second answer, which every run has as well."""
+    return {"dump": end.dump.value, "dump_reason": end.dump_reason}
+
+
 def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
     """What `kexecemu run --json` and `kexecemu crash --json` print."""
     verdict = result.end.verdict
@@ -94,6 +107,7 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
             "damaged_pages": verdict.damaged_pages,
             "damage": [{"start": one.start, "end": one.last} for one in verdict.damage if one.size],
         },
+        **dump_object(result.end),
         "mismatches": result.mismatches,
         "linux": linux_object(result.end),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kexecemu.report.json import linux_object, run_object
+from kexecemu.report.json import dump_object, linux_object, run_object
 from kexecemu.report.text import print_account, ram_and_cpus
 from kexecemu.scenario.first_linux_run import LinuxResult
 
@@ -38,6 +38,7 @@ def linux_result_object(result: LinuxResult, vmcore: Path | None) -> dict[str, A
     return {
         **run_object(result, vmcore, None),
         "verdict": None,
+        **dump_object(result.end),
         "mismatches": result.mismatches,
         "first_linux": result.kernel.release,
         "linux": linux_object(result.end),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
 from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, VerdictState
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Injection, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.config import Protection
@@ -31,7 +32,8 @@ _CAPTURES = {
     CaptureEnd.TRAPPED: ("bad", "An exception ends it."),
     CaptureEnd.ELSEWHERE: ("bad", "Control leaves its code."),
     CaptureEnd.HUNG: ("bad", "It gets nowhere within its budget of instructions."),
-    CaptureEnd.OFF: ("quiet", "It powers off, and says nothing of a dump."),
+    CaptureEnd.HEADERS: ("quiet", "It reads the dump's headers, and powers off without copying it."),
+    CaptureEnd.OFF: ("quiet", "It powers off without a dump."),
     CaptureEnd.PANIC: ("bad", "It panics itself: there is no dump."),
 }
 
@@ -157,8 +159,12 @@ def _capture_step(result: Result) -> Step:
     if run.end is CaptureEnd.DONE and run.record is not None:
         text += f" and goes through a dump of {size_text(run.record.vmcore_bytes)}."
     if run.end is CaptureEnd.DONE and run.linux is not None and run.linux.vmcore is not None:
-        same = "all of it as memory was" if not run.linux.wrong_loads else "some of it not as memory was"
+        same = "all of it as memory was" if result.end.dump is Dump.TRUE else "some of it not as memory was"
         text = f"Linux {run.linux.release} copies a dump of {size_text(run.linux.vmcore.size)} to a disk, {same}."
-    if result.end.outcome is Outcome.SILENT:
+    if run.linux is not None and run.linux.panic:
+        text = f"It panics itself: {run.linux.panic}."
+    if run.linux is not None and run.linux.last_word and run.end is CaptureEnd.OFF:
+        text = f"It powers off without a dump, and says: {run.linux.last_word}."
+    if result.end.outcome is Outcome.SILENT and result.end.damage:
         tone, text = "bad", f"{text} Yet it runs on corrupt bytes, and does not know."
     return Step(title, tone, text)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.board import Board
@@ -25,6 +26,7 @@ _STYLES = {
     Outcome.SILENT: "bold red",
 }
 _BAD_STYLE = "bold magenta"
+_DUMP_STYLES = {Dump.TRUE: "green", Dump.WRONG: "bold red", Dump.NONE: "bold yellow"}
 
 # What a real kernel prints before and after its init is hundreds of lines. From one of these on it is in trouble.
 _TROUBLE = ("Kernel panic", "Unable to handle", "Internal error", "BUG:", "Unhandled")
@@ -104,6 +106,7 @@ def print_account(console: Console, name: str, setting: str, end: End, mismatche
         _print(console, f"[bold]damage[/]       {escape(str(damage))}")
     style = _STYLES.get(end.outcome, _BAD_STYLE)
     _print(console, f"[bold]outcome[/]      [{style}]{end.outcome.value}[/]: {escape(end.reason)}")
+    _print(console, f"[bold]dump[/]         [{_DUMP_STYLES[end.dump]}]{escape(end.dump_reason)}[/]")
     for mismatch in mismatches:
         _print(console, f"[bold red]unexpected[/]   {escape(mismatch)}")
 

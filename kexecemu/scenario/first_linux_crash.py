@@ -8,12 +8,11 @@ has left on the disk.
 from __future__ import annotations
 
 from kexecemu.capture.linux import LinuxCapture, LinuxEnd, run_linux
-from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, Progress, PurgatoryEnd, PurgatoryRun
-from kexecemu.errors import FormatError
+from kexecemu.capture.second_stage import LINUX_ENDS, CaptureRun, Progress, PurgatoryEnd, PurgatoryRun
 from kexecemu.faults.damage import Damage, find_damage
+from kexecemu.faults.dump import CrashedMemory, Dump, judge_dump
 from kexecemu.faults.outcome import Outcome, judge, written_bytes_differ
-from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.faults.reason import Facts, reason_of
 from kexecemu.machine.system import SystemEnd, SystemEndKind
 from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.scenario.first_linux import FirstLinux
@@ -53,23 +52,33 @@ def crash(linux: FirstLinux, progress: Progress | None = None) -> End:
     if cpu is None:
         say("lost", f"Linux's crash path did not get out of it: {end}", pc_virt=end.stop.pc)
         trapped = end.kind is SystemEndKind.FAULT
-        return _end(
-            linux,
-            Outcome.TRAPPED if trapped else Outcome.HUNG,
-            "the crash path did not get out of the first kernel",
-            damage,
-        )
+        reason = "the crash path did not get out of the first kernel"
+        none = (Dump.NONE, f"none: {reason}")
+        return _end(linux, Outcome.TRAPPED if trapped else Outcome.HUNG, reason, none, damage)
     say("jump", f"cpu{cpu.index} has left the first kernel for {image.start:#x}, MMU off", pc_phys=cpu.pc)
     seen = len(cpu.exceptions)
+    crashed = CrashedMemory.of(board.ram, image, watched=False)
     run = run_linux(
         board,
-        areas=_loads(linux),
+        areas=crashed.loads,
         progress=None if progress is None else lambda done: progress(done, max(done, _USUAL)),
     )
     purgatory, capture = _parts(linux, cpu, run, seen)
     _tell(linux, purgatory, capture)
-    outcome = judge(board.ram, linux.injections, damage, purgatory, capture, differ=differ)
-    return _end(linux, outcome, outcome.meaning, damage, purgatory, capture)
+    vmcore = run.vmcore if capture is not None else None
+    dump = judge_dump(crashed, purgatory, capture, vmcore, ())  # nobody writes to memory behind the jump
+    outcome = judge(board.ram, linux.injections, damage, purgatory, capture, dump=dump[0], differ=differ)
+    facts = Facts(
+        image,
+        linux.injections,
+        damage,
+        purgatory,
+        capture,
+        dump[0],
+        crashed.loads,
+        checks=linux.setup.checks,
+    )
+    return _end(linux, outcome, reason_of(outcome, facts), dump, damage, purgatory, capture)
 
 
 def _to_the_jump(linux: FirstLinux, progress: Progress | None) -> SystemEnd:
@@ -110,17 +119,6 @@ def _arrival(linux: FirstLinux) -> SystemCpu | None:
     return None
 
 
-def _loads(linux: FirstLinux) -> list[PhysRange]:
-    """What the dump should hold, by the core header in memory; [] when it is damaged."""
-    segment = linux.image.segment("elfcorehdr")
-    assert segment is not None
-    try:
-        headers = parse_core_header(linux.ram.read(segment.mem, segment.memsz)).program_headers
-    except FormatError:
-        return []
-    return [PhysRange.of(header.paddr, header.memsz) for header in headers if header.type == PT_LOAD]
-
-
 def _parts(
     linux: FirstLinux, cpu: SystemCpu, run: LinuxCapture, seen: int
 ) -> tuple[PurgatoryRun, CaptureRun | None]:
@@ -145,18 +143,9 @@ def _parts(
             return ended(PurgatoryEnd.MISMATCH if stopped else PurgatoryEnd.HUNG), None
         if not _in_crash_memory(linux, cpu, pc):
             return ended(PurgatoryEnd.ELSEWHERE), None
-    ends = {
-        LinuxEnd.DONE: CaptureEnd.DONE,
-        LinuxEnd.NO_DUMP: CaptureEnd.NO_DUMP,
-        LinuxEnd.OFF: CaptureEnd.OFF,
-        LinuxEnd.PANIC: CaptureEnd.PANIC,
-        LinuxEnd.LOST: CaptureEnd.TRAPPED,
-        LinuxEnd.STUCK: CaptureEnd.HUNG,
-        LinuxEnd.BUDGET: CaptureEnd.HUNG,
-    }
     return (
         PurgatoryRun(PurgatoryEnd.KERNEL, image.kernel_entry, 0, None),
-        CaptureRun(ends[run.end], pc, run.instructions, None, fault, run),
+        CaptureRun(LINUX_ENDS[run.end], pc, run.instructions, None, fault, run),
     )
 
 
@@ -186,12 +175,13 @@ def _end(
     linux: FirstLinux,
     outcome: Outcome,
     reason: str,
+    dump: tuple[Dump, str],
     damage: list[Damage],
     purgatory: PurgatoryRun | None = None,
     capture: CaptureRun | None = None,
 ) -> End:
     board = linux.board
-    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value)
+    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=dump[0].value)
     return End(
         outcome,
         reason,
@@ -203,4 +193,5 @@ def _end(
         purgatory,
         capture,
         capture.linux.vmcore if capture is not None and capture.linux is not None else None,
+        *dump,
     )

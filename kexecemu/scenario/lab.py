@@ -27,8 +27,10 @@ from kexecemu.capture.second_stage import (
 from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, VerdictState, describe_damage
 from kexecemu.capture.vmcore import Vmcore
 from kexecemu.faults.damage import Damage, find_damage, written_by_early_check
+from kexecemu.faults.dump import CrashedMemory, Dump, judge_dump
 from kexecemu.faults.fault import By, Fault, Injection, When, inject
 from kexecemu.faults.outcome import Outcome, judge, written_bytes_differ
+from kexecemu.faults.reason import Facts, reason_of
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel import model
 from kexecemu.kernel.config import KernelConfig
@@ -48,8 +50,9 @@ AtJump = Callable[["Kernel", Kimage], None]
 class End:
     """The end of one crash.
 
-    outcome as the machine's state says; damage what differed from the loaded image; console everything that was
-    printed; vmcore the dump, None where no capture kernel got far enough to take one; instructions of all CPUs.
+    outcome as the machine's state says, and reason what of it is this one's own; dump what became of the dump, and
+    dump_reason why; damage what differed from the loaded image; console everything that was printed; vmcore the dump,
+    None where no capture kernel got far enough to take one; instructions of all CPUs.
     """
 
     outcome: Outcome
@@ -62,11 +65,18 @@ class End:
     purgatory: PurgatoryRun | None = None
     capture: CaptureRun | None = None
     vmcore: Vmcore | DiskVmcore | None = field(default=None, repr=False)
+    dump: Dump = Dump.NONE
+    dump_reason: str = ""
 
     @property
     def verdict(self) -> Verdict | None:
         """What the purgatory's record says; None without one."""
         return self.purgatory.verdict if self.purgatory else None
+
+    @property
+    def reported(self) -> bool:
+        """The purgatory's own record says that something was wrong: whatever came of it, somebody was told."""
+        return self.verdict is not None and self.verdict.objects
 
 
 @dataclass(frozen=True)
@@ -160,10 +170,13 @@ class Kernel(model.Kernel):
         in_capture: Interlude | None = None,
         back_phys: int | None = None,
         resumed: bool = False,
+        crashed: CrashedMemory | None = None,
     ) -> End:
         """What comes after crash(), which ended with `stop`; see panic(). For back_phys see run_purgatory().
 
         resumed says that the CPU stands in the middle of the purgatory: what differs in that one is its own doing.
+        crashed is what the dump should show, for a machine that was put back to a moment behind the jump; None notes
+        it now.
 
         while_checking happens so many instructions into the purgatory, in_capture into the capture stub.
         """
@@ -182,7 +195,10 @@ class Kernel(model.Kernel):
                 pc_phys=stop.pc,
             )
             damage += find_damage(self.ram, image, purgatory=False)
-            return self._end(Outcome.MISBOOT, "the first kernel did not jump to the image's entry", damage)
+            reason = "the first kernel did not jump to the image's entry"
+            return self._end(Outcome.MISBOOT, reason, (Dump.NONE, f"none: {reason}"), damage)
+        if crashed is None:
+            crashed = self.crashed_memory(image)
         if at_jump is not None:
             at_jump(self, image)
         if self.kexec.purgatory is not None:
@@ -192,11 +208,23 @@ class Kernel(model.Kernel):
                 self.resume()
         if purgatory is None or purgatory.end is PurgatoryEnd.KERNEL:
             return self.boot_capture(
-                image, purgatory, damage, linux=linux, progress=progress, in_capture=in_capture
+                image,
+                purgatory,
+                damage,
+                crashed=crashed,
+                linux=linux,
+                progress=progress,
+                in_capture=in_capture,
             )
         damage += find_damage(self.ram, image, purgatory=False)
+        dump = judge_dump(crashed, purgatory, None, None, ())
         outcome = judge(self.ram, self._injections, damage, purgatory, None)
-        return self._end(outcome, outcome.meaning, damage, purgatory)
+        facts = Facts(image, self._injections, damage, purgatory, None, dump[0], crashed.loads, checker)
+        return self._end(outcome, reason_of(outcome, facts), dump, damage, purgatory)
+
+    def crashed_memory(self, image: Kimage) -> CrashedMemory:
+        """What a dump has to show, from the moment of the jump out of the first kernel, which is now."""
+        return CrashedMemory.of(self.ram, image, self.vmcoreinfo_loaded)
 
     def boot_capture(
         self,
@@ -204,13 +232,15 @@ class Kernel(model.Kernel):
         purgatory: PurgatoryRun | None,
         damage: Sequence[Damage] = (),
         *,
+        crashed: CrashedMemory,
         linux: bool = False,
         progress: Progress | None = None,
         in_capture: Interlude | None = None,
     ) -> End:
         """The last part of follow(), from the capture kernel's entry on, where the boot CPU stands.
 
-        purgatory is how it came there, damage what was found of that one's own segment.
+        purgatory is how it came there, damage what was found of that one's own segment, crashed what the dump should
+        show.
         """
         for fault in self._pending:
             self._injections.append(inject(self, fault))
@@ -222,10 +252,19 @@ class Kernel(model.Kernel):
         )
         # A real Linux makes use of all its memory: what a fault has left there is judged before it does.
         differ = written_bytes_differ(self.ram, self._injections) if linux else None
-        capture = run_capture(self, image, linux=linux, progress=progress, interlude=in_capture)
+        changed = crashed.changed() if linux else None
+        capture = run_capture(
+            self, image, linux=linux, loads=crashed.loads, progress=progress, interlude=in_capture
+        )
         self._tell_capture(capture)
-        outcome = judge(self.ram, self._injections, damage, purgatory, capture, differ=differ)
-        return self._end(outcome, outcome.meaning, damage, purgatory, capture)
+        vmcore = self._vmcore(image, capture)
+        if changed is None:
+            changed = crashed.changed() if vmcore is not None else []
+        dump = judge_dump(crashed, purgatory, capture, vmcore, changed, damage)
+        outcome = judge(self.ram, self._injections, damage, purgatory, capture, dump=dump[0], differ=differ)
+        checker = self.kexec.purgatory
+        facts = Facts(image, self._injections, damage, purgatory, capture, dump[0], crashed.loads, checker)
+        return self._end(outcome, reason_of(outcome, facts), dump, damage, purgatory, capture, vmcore)
 
     def reboot_by_kexec(self, *, progress: Progress | None = None) -> Reboot:
         """reboot(LINUX_REBOOT_CMD_KEXEC) into the image that was loaded with flags=0, and follow it.
@@ -250,19 +289,20 @@ class Kernel(model.Kernel):
     def _never_left(self, stop: Stop, image: Kimage | None) -> End:
         if image is None:
             reason = "no crash image is loaded: panic() goes on without a dump"
-            return self._end(Outcome.HUNG, reason, [])
+            return self._end(Outcome.HUNG, reason, (Dump.NONE, "none: no crash image is loaded"), [])
         checker = self.kexec.purgatory
         own = written_by_early_check(self.ram, checker) if checker is not None else []
         damage = find_damage(self.ram, image, purgatory=True, own=own)
         damage += find_damage(self.ram, image, purgatory=False)
         if self.refusal is not None and stop.pc == self.guest.vmlinux.virt("panic_no_kexec"):
-            return self._end(Outcome.DETECTED, f"the first kernel gives kdump up: {self.refusal}", damage)
+            none = "none: the first kernel does not start an image that it found damaged"
+            reason = f"the first kernel gives kdump up: {self.refusal}"
+            return self._end(Outcome.DETECTED, reason, (Dump.NONE, none), damage)
         trapped = stop.kind is StopKind.FAULT
         self.say("lost", f"the crash path did not get out of the first kernel: {stop}", pc_virt=stop.pc)
+        reason = "the crash path did not get out of the first kernel"
         return self._end(
-            Outcome.TRAPPED if trapped else Outcome.HUNG,
-            "the crash path did not get out of the first kernel",
-            damage,
+            Outcome.TRAPPED if trapped else Outcome.HUNG, reason, (Dump.NONE, f"none: {reason}"), damage
         )
 
     def _tell_purgatory(self, run: PurgatoryRun, image: Kimage) -> None:
@@ -306,30 +346,32 @@ class Kernel(model.Kernel):
             CaptureEnd.TRAPPED: f"the capture kernel is ended by an exception: {run.fault}",
             CaptureEnd.ELSEWHERE: f"the capture kernel runs away to {run.pc:#x}",
             CaptureEnd.HUNG: f"the capture kernel gets nowhere (pc {run.pc:#x})",
+            CaptureEnd.HEADERS: "the capture kernel reads the dump's headers and powers off",
             CaptureEnd.OFF: "the capture kernel powers off",
             CaptureEnd.PANIC: "the capture kernel panics",
         }
         text = words[run.end] if run.linux is None else linux_words(run.linux)
         self.say("captured", text, end=run.end.value, pc_phys=run.pc, instructions=run.instructions)
 
+    def _vmcore(self, image: Kimage, capture: CaptureRun) -> Vmcore | DiskVmcore | None:
+        """The dump that a capture kernel came to, None where it came to none."""
+        if capture.linux is not None:
+            return capture.linux.vmcore
+        if capture.end is CaptureEnd.DONE and capture.record is not None:
+            return Vmcore(self.board, image.dtb_mem, capture.record.elfcorehdr)
+        return Vmcore(self.board, image.dtb_mem) if capture.end is CaptureEnd.ENTERED else None
+
     def _end(
         self,
         outcome: Outcome,
         reason: str,
+        dump: tuple[Dump, str],
         damage: Sequence[Damage],
         purgatory: PurgatoryRun | None = None,
         capture: CaptureRun | None = None,
+        vmcore: Vmcore | DiskVmcore | None = None,
     ) -> End:
-        self.say("outcome", f"{outcome.value}: {reason}", outcome=outcome.value)
-        vmcore: Vmcore | DiskVmcore | None = None
-        if capture is not None and capture.linux is not None:
-            vmcore = capture.linux.vmcore
-        elif (
-            self.image is not None
-            and capture is not None
-            and capture.end in (CaptureEnd.DONE, CaptureEnd.ENTERED)
-        ):
-            vmcore = Vmcore(self.board, self.image.dtb_mem)
+        self.say("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=dump[0].value)
         return End(
             outcome,
             reason,
@@ -341,6 +383,7 @@ class Kernel(model.Kernel):
             purgatory,
             capture,
             vmcore,
+            *dump,
         )
 
 
@@ -358,8 +401,11 @@ def linux_words(run: LinuxCapture) -> str:
         )
     words = {
         LinuxEnd.NO_DUMP: "finds no dump, and powers off",
-        LinuxEnd.OFF: "powers off without a word of the dump",
-        LinuxEnd.PANIC: "panics",
+        LinuxEnd.HEADERS: "reads the dump's headers, and powers off without copying it",
+        LinuxEnd.OFF: f"powers off: {run.last_word}"
+        if run.last_word
+        else "powers off without a word of the dump",
+        LinuxEnd.PANIC: f"panics: {run.panic}" if run.panic else "panics",
         LinuxEnd.STUCK: "gets nowhere",
         LinuxEnd.LOST: "is ended by an exception",
         LinuxEnd.BUDGET: "has not come to an end",

@@ -131,6 +131,8 @@ def mismatches_of(end: End, expect: Expect | None) -> list[str]:
     wrong = []
     if end.outcome is not expect.outcome:
         wrong.append(f"outcome is {end.outcome.value}, expected {expect.outcome.value}")
+    if expect.dump is not None and end.dump is not expect.dump:
+        wrong.append(f"dump is {end.dump.value} ({end.dump_reason}), expected {expect.dump.value}")
     if expect.segment is not None and all(one.segment != expect.segment for one in end.damage):
         damaged = ", ".join(dict.fromkeys(one.segment for one in end.damage)) or "nothing"
         wrong.append(f"damaged is {damaged}, expected {expect.segment}")

@@ -10,6 +10,7 @@ import msgspec
 
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
 
@@ -106,11 +107,15 @@ class CampaignTable(_Table, frozen=True):
 
 
 class Expect(_Table, frozen=True):
-    """[expect]: the outcome, and optionally a damaged segment and pieces of text that the console must hold."""
+    """[expect]: the outcome, and optionally a damaged segment and pieces of text that the console must hold.
+
+    dump is what became of the dump: "true" (taken, equal to the crashed memory), "wrong" (not equal) or "none".
+    """
 
     outcome: Outcome
     segment: str | None = None
     console: list[str] = []
+    dump: Dump | None = None
 
 
 class Scenario(_Table, frozen=True):

@@ -103,33 +103,49 @@ def percent(low: float, high: float) -> str:
     return f"{100 * low:.3f} to {100 * high:.3f} %"
 
 
+def counted(count: int, interval: dict[str, float]) -> str:
+    """A count of the sample with the interval of its share, or the bound where there is none."""
+    if not count:
+        return f"0 (at most {100 * interval['at_most']:.4f} %)"
+    return f"{count:,} ({percent(interval['low'], interval['high'])})"
+
+
+def dumps_of(counts: dict[str, int]) -> str:
+    """What became of the dump of those faults: "true", or "12 true, 3 wrong" where it is not the same for all."""
+    found = {dump: count for dump, count in counts.items() if count}
+    return next(iter(found)) if len(found) == 1 else ", ".join(f"{n:,} {dump}" for dump, n in found.items())
+
+
 def outcomes_table(runs: Sequence[Ran]) -> list[str]:
-    """A row for each outcome that there is in any of the campaigns."""
+    """A row for each outcome that there is in any of the campaigns, with its dumps; then the dumps of all."""
     names = [name for name in runs[0].found["outcomes"] if any(one.found["outcomes"][name] for one in runs)]
-    lines = ["| | " + " | ".join(one.way.name for one in runs) + " |", "|---" * (len(runs) + 1) + "|"]
+    lines = [
+        "| | " + " | ".join(f"{one.way.name} | dump" for one in runs) + " |",
+        "|---" * (2 * len(runs) + 1) + "|",
+    ]
     for name in names:
         cells = []
         for one in runs:
-            interval = one.found["intervals"][name]
-            count = one.found["outcomes"][name]
-            share = (
-                percent(interval["low"], interval["high"])
-                if count
-                else f"at most {100 * interval['at_most']:.4f} %"
-            )
-            cells.append(f"{count:,} ({share})")
+            cells.append(counted(one.found["outcomes"][name], one.found["intervals"][name]))
+            cells.append(dumps_of(one.found["outcome_dumps"].get(name, {})))
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    for dump in runs[0].found["dumps"]:
+        cells = [counted(one.found["dumps"][dump], one.found["dump_intervals"][dump]) for one in runs]
+        lines.append(f"| dump `{dump}` | " + " | | ".join(cells) + " | |")
+    reported = [f"{one.found['reported']:,}" for one in runs]
+    if any(one.found["reported"] for one in runs):
+        lines.append("| `trapped`, and the purgatory reported it | " + " | | ".join(reported) + " | |")
     lines.append(
-        "| configuration | " + " | ".join(f"`{one.found['config_hash'][:12]}`" for one in runs) + " |"
+        "| configuration | " + " | | ".join(f"`{one.found['config_hash'][:12]}`" for one in runs) + " | |"
     )
     speeds = [f"{one.found['seconds']:,.0f} s, {one.found['injections_per_second']:,.0f}" for one in runs]
-    lines.append("| time, faults a second | " + " | ".join(speeds) + " |")
+    lines.append("| time, faults a second | " + " | | ".join(speeds) + " | |")
     audits = [
         f"{one.found['audited']:,}, {one.found['audit_disagreements']} wrong, {one.found['audit_seconds']:,.0f} s"
         for one in runs
     ]
-    lines.append("| audited besides | " + " | ".join(audits) + " |")
-    lines.append("| whole command | " + " | ".join(f"{one.wall:,.0f} s" for one in runs) + " |")
+    lines.append("| audited besides | " + " | | ".join(audits) + " | |")
+    lines.append("| whole command | " + " | | ".join(f"{one.wall:,.0f} s" for one in runs) + " | |")
     return lines
 
 
@@ -147,12 +163,17 @@ def writers_table(runs: Sequence[Ran]) -> list[str]:
 
 
 def cross_table(comparison: Comparison, down: str, across: str) -> list[str]:
-    """The faults by what came of them in each of two campaigns."""
+    """The faults by what came of them in each of two campaigns: their outcomes, then their dumps."""
     columns = list(dict.fromkeys(name for counts in comparison.outcomes.values() for name in counts))
-    lines = [f"| {down} ↓ {across} → | " + " | ".join(f"`{one}`" for one in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    dumps = list(comparison.dumps)
+    heads = [f"`{one}`" for one in columns] + [f"dump `{one}`" for one in dumps]
+    lines = [f"| {down} ↓ {across} → | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, counts in comparison.outcomes.items():
-        lines.append(f"| `{name}` | " + " | ".join(f"{counts.get(one, 0):,}" for one in columns) + " |")
+        cells = [f"{counts.get(one, 0):,}" for one in columns] + [""] * len(dumps)
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    for name, counts in comparison.dumps.items():
+        cells = [""] * len(columns) + [f"{counts[one]:,}" for one in dumps]
+        lines.append(f"| dump `{name}` | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -161,6 +182,13 @@ def alone(winner: str, loser: str, figure: Figure, pairs: Sequence[Pair]) -> str
     share = percent(figure.interval.low, figure.interval.high)
     text = f"Caught by the {winner} and harm with the {loser} alone: {figure.count:,} ({share} of the population)"
     return text + (f", the first of them `{pairs[0].fault}`." if pairs else ".")
+
+
+def true_alone(winner: str, loser: str, figure: Figure | None) -> str:
+    """The true dumps of one that the other has not."""
+    assert figure is not None
+    share = percent(figure.interval.low, figure.interval.high)
+    return f"A true dump with the {winner} and none, or a wrong one, with the {loser}: {figure.count:,} ({share})."
 
 
 def report(runs: Sequence[Ran], own: Sequence[Ran]) -> str:
@@ -178,7 +206,9 @@ def report(runs: Sequence[Ran], own: Sequence[Ran]) -> str:
     crossed = compare(runs[0].folder, runs[1].folder)
     lines += [*cross_table(crossed, "page protection", "purgatory"), ""]
     lines += [alone("page protection", "purgatory", crossed.only_first, crossed.examples_first)]
-    lines += [alone("purgatory", "page protection", crossed.only_second, crossed.examples_second), ""]
+    lines += [alone("purgatory", "page protection", crossed.only_second, crossed.examples_second)]
+    lines += [true_alone("page protection", "purgatory", crossed.true_first)]
+    lines += [true_alone("purgatory", "page protection", crossed.true_second), ""]
     first = own[0].found
     lines += [
         f"And in the purgatory itself, {first['faults']:,} of {first['population']:,} faults, seed {first['seed']}; "
@@ -190,6 +220,7 @@ def report(runs: Sequence[Ran], own: Sequence[Ran]) -> str:
     crossed = compare(own[0].folder, own[1].folder)
     lines += [*cross_table(crossed, "purgatory", "both"), ""]
     lines += [alone("page protection", "purgatory", crossed.only_second, crossed.examples_second)]
+    lines += [true_alone("page protection beside it", "purgatory alone", crossed.true_second)]
     return "\n".join(lines)
 
 

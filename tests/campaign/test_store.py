@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,11 @@ HEADER = Header(
 
 def decided(position: int, outcome: str = "detected") -> Decided:
     fault = CampaignFault(Writer.DMA, "byte", position, "initrd", position, Moment.AFTER_LOAD)
-    return Decided(fault, outcome, How.HASH, "initrd", 0x1000 + position, f"the {position}th, über alles")
+    dump = "none" if outcome == "detected" else "true"
+    text = f"the {position}th, über alles"
+    return Decided(
+        fault, outcome, How.HASH, "initrd", 0x1000 + position, text, dump, "why", outcome == "detected"
+    )
 
 
 def chunk(number: int) -> list[Decided]:
@@ -64,9 +68,20 @@ def test_what_was_stored_is_there_again(tmp_path: Path) -> None:
         assert [row.position for row in rows] == list(range(25))
         for row in rows:
             one = decided(row.position)
-            assert row[1:] == (one.fault.id, 0, "detected", "hash", "initrd", one.phys, one.detail)
+            found = (one.fault.id, 0, "detected", "hash", "initrd", one.phys, one.detail, "none", "why", 1)
+            assert row[1:] == found
         (audit,) = store.audits()
-        assert audit == (3, decided(3).fault.id, "detected", "hash", "hung", decided(3).detail)
+        assert audit == (
+            3,
+            decided(3).fault.id,
+            "detected",
+            "hash",
+            "hung",
+            decided(3).detail,
+            "none",
+            "true",
+        )
+        assert not audit.agrees
         assert store.seconds("decide") == 1.5 and store.seconds("audit") == 2.0
         assert store.pending() == [] and store.count() == 25
 
@@ -242,6 +257,26 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
         store.db.execute("PRAGMA user_version = 99")
     with pytest.raises(InputError, match="has format 99"):
         Store.read(tmp_path)
+
+
+@pytest.mark.parametrize("open_", [Store.read, lambda folder: Store.begin(folder, HEADER, resume=True)])
+def test_a_campaign_from_before_there_were_dumps_is_refused_in_words(
+    tmp_path: Path, open_: Callable[[Path], Store]
+) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        store.db.execute("PRAGMA user_version = 1")
+    said = "has format 1, in which nothing is said of dumps: run that campaign again; this kexecemu reads format 2"
+    with pytest.raises(InputError, match=said):
+        open_(tmp_path)
+
+
+def test_the_digest_of_the_table_is_of_the_dumps_too(tmp_path: Path) -> None:
+    digests = set()
+    for number, dump in enumerate(("true", "wrong")):
+        with Store.begin(tmp_path / str(number), HEADER) as store:
+            add(store, 0, [replace(one, dump=dump) for one in chunk(0)])
+            digests.add(store.table_sha256())
+    assert len(digests) == 2
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from machine.system_guest import DAIFSET_I, NOP, OFF, RESET, UDF, WFI, Words, b, br, flat, mov
 
-from kexecemu import Board, Kernel, KernelConfig, Outcome
+from kexecemu import Board, Dump, Kernel, KernelConfig, Outcome
 from kexecemu.capture import linux
 from kexecemu.capture.linux import LinuxCapture, LinuxEnd, Load, load_digests, run_linux
 from kexecemu.formats.image import HEADER_SIZE, build
@@ -173,6 +173,7 @@ def test_areas_that_are_no_ram_leave_nothing_to_compare_with(board: Board) -> No
 
 PANIC = "[    1.2] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000004"
 PANIC_END = f"[    1.3] ---[ end {PANIC.split('] ')[1]} ]---"
+HEADERS_READ = "kdump: end: headers read, nothing copied"
 NO_VMCORE = "kdump: end: no /proc/vmcore, this kernel was not started by a crash"
 
 # name: (program, end, words about it)
@@ -181,6 +182,7 @@ ENDS: dict[str, tuple[list[Words], LinuxEnd, str]] = {
     "off in silence": ([OFF], LinuxEnd.OFF, "it has printed nothing"),
     "reset": ([says(UP), RESET], LinuxEnd.OFF, "reset"),
     "no dump": ([says(UP, NO_VMCORE), OFF], LinuxEnd.NO_DUMP, "switched off"),
+    "headers read": ([says(UP, HEADERS_READ), OFF], LinuxEnd.HEADERS, "switched off"),
     "failed copy": (
         [says(UP, "kdump: end: status 1, 4096 bytes to /dev/vda"), OFF],
         LinuxEnd.OFF,
@@ -275,7 +277,13 @@ def crashed() -> Callable[..., End]:
     [
         ("off", Outcome.HUNG, "Linux 6.1.0-test powers off without a word of the dump"),
         ("no dump", Outcome.HUNG, "Linux 6.1.0-test finds no dump, and powers off"),
-        ("panic", Outcome.TRAPPED, "the capture kernel panics"),
+        (
+            "headers read",
+            Outcome.CAPTURED,
+            "Linux 6.1.0-test reads the dump's headers, and powers off without",
+        ),
+        ("failed copy", Outcome.HUNG, "Linux 6.1.0-test powers off: status 1, 4096 bytes to /dev/vda"),
+        ("panic", Outcome.TRAPPED, "the capture kernel panics: Attempted to kill init!"),
         ("idle for good", Outcome.HUNG, "the capture kernel gets nowhere"),
         ("a loop of one branch", Outcome.HUNG, "the capture kernel gets nowhere"),
         ("undefined", Outcome.TRAPPED, "the capture kernel is ended by an exception"),
@@ -286,7 +294,8 @@ def test_the_account_says_how_it_ended_and_where(
 ) -> None:
     program, kind, where = ENDS[name]
     end = crashed(*program)
-    assert (end.outcome, end.vmcore) == (outcome, None)
+    assert (end.outcome, end.vmcore, end.dump) == (outcome, None, Dump.NONE)
+    assert "budget" not in end.reason
     assert end.capture is not None and end.capture.linux is not None
     assert end.capture.linux.end is kind
     (event,) = end.timeline.of("captured")
@@ -297,7 +306,8 @@ def test_the_account_says_how_it_ended_and_where(
 
 def test_a_dump_that_is_not_what_memory_held_is_silent_corruption(crashed: Callable[..., End]) -> None:
     end = crashed(says(UP, done(4096)), OFF)
-    assert end.outcome is Outcome.SILENT
+    assert (end.outcome, end.dump) == (Outcome.SILENT, Dump.WRONG)
+    assert end.reason == "the dump is not what memory held at the crash, and nobody noticed"
     assert "is not what memory held" in end.timeline.of("captured")[0].text
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kexecemu.capture.linux import LinuxCapture, LinuxEnd, Load
-from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.capture.second_stage import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.capture.verdict import Verdict, VerdictState
 from kexecemu.faults.damage import Damage
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, Injection
 from kexecemu.faults.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.machine.exceptions import GuestFault
@@ -43,6 +44,7 @@ def outcome(
     purgatory: PurgatoryRun | None = None,
     capture: CaptureRun | None = None,
     memory: bytes | None = None,
+    dump: Dump = Dump.TRUE,
 ) -> Outcome:
     """The judgement; memory is what is at PHYS in the end (None: what the last injection wrote)."""
     ram = Ram([PhysRange.of(PHYS, 0x10000)])
@@ -50,7 +52,7 @@ def outcome(
         ram.write(one.phys, one.after)
     if memory is not None:
         ram.write(PHYS, memory)
-    return judge(ram, injections, damage, purgatory, capture)
+    return judge(ram, injections, damage, purgatory, capture, dump=dump)
 
 
 # -- a dump was taken ------------------------------------------------------------------------------------------
@@ -177,21 +179,35 @@ LOADS = [Load(PhysRange.of(PHYS, 0x1000), "a" * 64), Load(PhysRange.of(PHYS + 0x
 
 def linux(end: LinuxEnd, read: list[Load], crashed: list[Load]) -> CaptureRun:
     run = LinuxCapture(end, "where it stood", 1000, read=read, crashed=crashed)
-    ends = {LinuxEnd.DONE: CaptureEnd.DONE, LinuxEnd.OFF: CaptureEnd.OFF}
-    return CaptureRun(ends[end], PHYS, 1000, None, linux=run)
+    return CaptureRun(LINUX_ENDS[end], PHYS, 1000, None, linux=run)
+
+
+def test_a_dump_that_is_not_what_memory_held_is_no_capture() -> None:
+    run = linux(LinuxEnd.DONE, LOADS[:1], LOADS)
+    assert outcome(capture=run, dump=Dump.TRUE) is Outcome.CAPTURED
+    assert outcome(capture=run, dump=Dump.WRONG) is Outcome.SILENT
+    assert outcome(TRAPPED, capture=run, dump=Dump.WRONG) is Outcome.SILENT
+    # It believed that it had one:
+    assert outcome(CHANGED, capture=capture(), dump=Dump.NONE) is Outcome.SILENT
+    # Whatever the capture kernel is: the stub's is asked as well.
+    assert outcome(CHANGED, capture=capture(), dump=Dump.WRONG) is Outcome.SILENT
 
 
 @pytest.mark.parametrize(
-    ("read", "expected"),
+    ("injections", "damage", "expected"),
     [
-        (LOADS, Outcome.CAPTURED),
-        (LOADS[:1], Outcome.SILENT),  # one is missing
-        ([LOADS[0], Load(LOADS[1].phys, "c" * 64)], Outcome.SILENT),  # one is not what memory held
-        ([], Outcome.SILENT),
+        ((), (), Outcome.CAPTURED),
+        ((SAME,), (), Outcome.MASKED),
+        ((TRAPPED,), (), Outcome.PREVENTED),
+        ((CHANGED,), (), Outcome.LATENT),
+        ((CHANGED,), (INITRD,), Outcome.SILENT),
     ],
 )
-def test_a_dump_that_is_not_what_memory_held_is_no_capture(read: list[Load], expected: Outcome) -> None:
-    assert outcome(capture=linux(LinuxEnd.DONE, read, LOADS)) is expected
+def test_a_linux_that_read_the_headers_and_had_no_disk_has_not_hung(
+    injections: tuple[Injection, ...], damage: tuple[Damage, ...], expected: Outcome
+) -> None:
+    run = linux(LinuxEnd.HEADERS, [], LOADS)
+    assert outcome(*injections, damage=damage, capture=run, dump=Dump.NONE) is expected
 
 
 def test_a_linux_that_switches_off_without_a_word_of_the_dump_has_taken_none() -> None:

@@ -22,8 +22,10 @@ from qemu_tree import dump_tree
 
 from kexecemu.capture import linux
 from kexecemu.capture.linux import LinuxCapture, LinuxEnd
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When
 from kexecemu.faults.outcome import Outcome
+from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.board import Board
 from kexecemu.machine.system import System
@@ -31,7 +33,7 @@ from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel
 from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result, crash, scenario_setup
 from kexecemu.scenario.schema import find_scenario, read_scenario
-from kexecemu.scenario.setup import Setup
+from kexecemu.scenario.setup import Setup, prepare
 
 if TYPE_CHECKING:
     from tests.real.conftest import Command, DumpTools
@@ -290,6 +292,8 @@ def stamped_at(setup: Setup, mark: bytes, word: bytes = b"\xff" * 4) -> End:
 def test_a_word_in_the_head_of_busybox_is_a_panic_without_a_purgatory(setup: Setup) -> None:
     end = stamped_at(setup, b"\x7fELF")
     assert (end.outcome, linux_of(end).end) == (Outcome.TRAPPED, LinuxEnd.PANIC)
+    assert end.reason.startswith("the capture kernel panicked: No working init found.")
+    assert end.dump_reason.startswith("none: the capture kernel panicked: No working init found.")
     assert "Kernel panic - not syncing: No working init found." in linux_of(end).where
 
 
@@ -301,11 +305,35 @@ def test_a_word_in_the_head_of_init_leaves_a_shell_that_waits_for_somebody(setup
     assert "used up the budget" in told.where
 
 
+def test_a_linux_that_is_told_to_copy_nothing_has_not_hung(setup: Setup) -> None:
+    end = crash("copies nothing", replace(setup, append=f"{setup.append} kexecemu.copy=no"), []).end
+    assert (end.outcome, end.dump, end.vmcore) == (Outcome.CAPTURED, Dump.NONE, None)
+    assert linux_of(end).end is LinuxEnd.HEADERS
+    assert end.reason.endswith("read the dump's headers and switched off without copying it")
+    assert "copied nothing" in end.dump_reason
+
+
+def test_loads_that_lead_elsewhere_are_a_wrong_dump_of_linuxs_too(setup: Setup) -> None:
+    """Without a purgatory Linux believes its core header: the dump is what that says, and not what memory was."""
+    prepared, image = prepare(replace(setup, purgatory="none"))
+    segment = image.segment("elfcorehdr")
+    assert segment is not None
+    headers = parse_core_header(segment.content()).program_headers
+    number = max(index for index, one in enumerate(headers) if one.type == PT_LOAD)
+    prepared.board.close()
+    virt = Fault(f"elfcorehdr+{64 + 56 * number + 16 + 2:#x}", write=b"\x77", by=By.DMA)  # p_vaddr
+    end = crash("elsewhere", replace(setup, purgatory="none"), [virt]).end
+    assert linux_of(end).end is LinuxEnd.DONE and linux_of(end).true_dump
+    assert (end.outcome, end.dump) == (Outcome.SILENT, Dump.WRONG)
+    assert f"load {number - sum(one.type != PT_LOAD for one in headers)} is " in end.dump_reason
+
+
 def test_an_initrd_of_ones_own_that_takes_no_dump_is_told_so(setup: Setup, initramfs: Path) -> None:
     end = crash("own initrd", replace(setup, initrd=initramfs), []).end
     told = linux_of(end)
     assert (end.outcome, told.end, end.vmcore) == (Outcome.HUNG, LinuxEnd.OFF, None)
     assert "init: vmcore of " in told.console
+    assert end.reason == "the capture kernel switched off without a word of the dump"
     assert "powers off without a word of the dump" in end.timeline.of("captured")[0].text
 
 

@@ -11,9 +11,11 @@ from html_page import Page
 
 from kexecemu.campaign.stats import Figure, Interval, clopper_pearson
 from kexecemu.campaign.summary import AreaHits
+from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 from kexecemu.report.campaign_html import render_campaign
 from kexecemu.report.campaign_picture import AXIS_WIDTH, STRIP_WIDTH, axis_of, strip_of
+from kexecemu.report.campaign_words import dump_headline
 
 _FETCHING = {"script", "link", "img", "iframe", "object", "embed", "audio", "video", "source", "base", "form"}
 
@@ -192,9 +194,12 @@ def test_the_strip_is_in_the_order_of_address_and_nothing_overlaps(summary):
 
 def test_every_fault_is_in_one_bin_of_its_outcomes_lane(summary):
     strip = strip_of(summary.areas)
-    assert [lane.outcome for lane in strip.lanes] == [one for one in Outcome if summary.outcomes[one]]
+    dumps = [f"dump {dump}" for dump, count in summary.dumps.items() if count]
+    outcomes = [one for one in Outcome if summary.outcomes[one]]
+    assert [lane.outcome for lane in strip.lanes] == [*outcomes, *dumps]
+    counts = {**summary.outcomes, **{f"dump {dump}": count for dump, count in summary.dumps.items()}}
     for lane in strip.lanes:
-        assert lane.count == summary.outcomes[lane.outcome]
+        assert lane.count == counts[lane.outcome]
         told = [re.search(r": ([\d,]+) of ([\d,]+) faults? " + lane.outcome, one.title) for one in lane.bins]
         assert sum(int(match[1].replace(",", "")) for match in told if match) == lane.count
 
@@ -231,3 +236,30 @@ def test_a_region_without_a_hit_and_a_campaign_of_one_kind_are_drawn_too():
     assert (empty.lanes, empty.sampled) == ([], [])
     page = Page(render_campaign(made_up_summary(areas=())))
     assert page.misnested == []
+
+
+def test_what_became_of_the_dumps_is_told_with_intervals_and_by_outcome(summary, page, document):
+    for dump, count in summary.dumps.items():
+        (row,) = [row for row in page.rows if row[0] == f"dump {dump}"]
+        assert row[1] == f"{count:,}"
+        assert row[-1] == Dump(dump).meaning
+    for outcome, counts in summary.outcome_dumps.items():
+        told = [f"{counts.get(dump.value, 0):,}" for dump in Dump]
+        assert [outcome, *told, f"{sum(counts.values()):,}"] in page.rows
+    assert dump_headline(summary) in page.text
+    assert "dump: none &lt;because&gt; of it" in document
+
+
+def test_a_summary_that_says_nothing_of_dumps_has_no_empty_tables_of_them():
+    bare = made_up_summary(dumps={}, dump_figures={}, outcome_dumps={})
+    assert "What became of the dump" not in Page(render_campaign(bare)).text
+
+
+def test_what_the_purgatory_reported_is_not_called_harm_that_nobody_noticed():
+    trapped = {**dict.fromkeys((one.value for one in Outcome), 0), "trapped": 3, "detected": 7}
+    all_reported = made_up_summary(outcomes=trapped, reported=3)
+    assert "none did harm undetected" in Page(render_campaign(all_reported)).text
+    assert (
+        "1 of 20,000 did harm undetected"
+        in Page(render_campaign(made_up_summary(outcomes=trapped, reported=2))).text
+    )

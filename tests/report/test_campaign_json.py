@@ -84,3 +84,15 @@ def test_only_the_clock_differs_between_two_runs_of_one_campaign():
     other = campaign_object(made_up_summary(seconds=3.0, audit_seconds=4.0))
     assert {key for key in one if one[key] != other[key]} == CLOCK
     assert campaign_object(made_up_summary(seconds=0.0))["injections_per_second"] is None
+
+
+def test_dumps_are_counted_with_intervals_and_by_outcome():
+    value = json.loads(to_text(campaign_object(made_up_summary())))
+    assert list(value["dumps"]) == list(value["dump_intervals"]) == ["true", "wrong", "none"]
+    assert sum(value["dumps"].values()) == 20_000
+    for outcome, counts in value["outcome_dumps"].items():
+        assert sum(counts.values()) == value["outcomes"][outcome]
+    for dump, interval in value["dump_intervals"].items():
+        assert interval["low"] <= value["dumps"][dump] / 20_000 <= interval["high"]
+    assert all(one["dump"] and one["dump_reason"] for one in value["worst"])
+    assert value["reported"] == 0

@@ -50,9 +50,9 @@ def test_a_table_stands_under_its_population_sample_seed_version_and_configurati
     tables = [
         number
         for number, line in enumerate(lines)
-        if re.match(r"(outcome|segment|kind|writer|model|moment|how) .*\bfaults\b", line)
+        if re.match(r"(outcome|dump|segment|kind|writer|model|moment|how) .*\bfaults\b", line)
     ]
-    assert len(tables) == 2 + len(summary.by)
+    assert len(tables) == 4 + len(summary.by)
     for number in tables:
         basis = lines[number - 1]
         for part in ("20,000", "3,298,534,883,328", "uniform-1", "seed 1", "kexecemu 0.1.0", "5f2c9b1e5f2c"):
@@ -186,3 +186,11 @@ def test_what_was_given_to_change_the_scenario_is_said_and_given_to_the_replay_t
     text = printed(made_up_summary(options="--protection pte"))
     assert "\nscenario campaign-16m --protection pte; protection " in text
     assert text.count(" campaign-16m --protection pte\n") == 15  # of the worst, all that are shown
+
+
+def test_dumps_have_their_figures_and_outcomes_their_dumps(summary, text):
+    for dump, count in summary.dumps.items():
+        assert re.search(rf"^dump {dump} +{count:,} +\S+ % .* % +taken|lost", text, re.MULTILINE)
+    silent = summary.outcome_dumps["silent"]
+    assert re.search(rf"^silent +{silent['true']:,} +{silent['wrong']:,} +0 +", text, re.MULTILINE)
+    assert "dump: wrong <because> of it" in text

@@ -14,7 +14,7 @@ from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Figure, Interval
 from kexecemu.report.campaign_html import render_campaign
 from kexecemu.report.comparison_html import render_comparison
-from kexecemu.report.comparison_picture import flow_of, turn_of
+from kexecemu.report.comparison_picture import dump_turn_of, flow_of, turn_of
 
 OUTCOMES = {
     "detected": {"prevented": 400, "detected": 500, "silent": 2},
@@ -169,3 +169,58 @@ def test_a_ribbon_is_strong_where_one_side_alone_does_harm(first, second, turn):
 def test_nothing_to_compare_is_drawn_as_nothing():
     flow = flow_of({})
     assert (flow.left, flow.right, flow.ribbons) == ([], [], [])
+
+
+DUMPS = {
+    "true": {"true": 900, "wrong": 3, "none": 4},
+    "wrong": {"true": 1, "wrong": 2, "none": 0},
+    "none": {"true": 70, "wrong": 0, "none": 20},
+}
+
+
+def with_dumps() -> Comparison:
+    basis = made_up_summary().basis
+    return comparison(
+        dumps=DUMPS,
+        true_first=Figure("x", 7, Interval(1e-3, 7e-3, 9e-3), basis),
+        true_second=Figure("y", 71, Interval(5e-2, 7e-2, 9e-2), basis),
+        even_dumps=1e-12,
+        examples_true_second=(
+            Pair("dma.byte.1.initrd+5.after-load", "detected", "detected", "none", "true"),
+        ),
+    )
+
+
+def test_two_campaigns_that_differ_in_their_dumps_alone_are_shown_to():
+    page = Page(render_comparison(with_dumps()))
+    assert page.misnested == []
+    for here, counts in DUMPS.items():
+        told = [f"{count:,}" for count in counts.values()]
+        assert [f"dump {here}", *told, f"{sum(counts.values()):,}"] in page.rows
+    assert "a probability of 1e-12" in page.text
+    assert "detected in the first, detected in the second; dump none and true" in page.text
+    identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+
+
+def test_a_ribbon_of_dumps_is_strong_where_one_side_alone_has_a_true_one():
+    words = ["dump true", "dump wrong", "dump none"]
+    for here in words:
+        for there in words:
+            (ribbon,) = flow_of({here: {there: 1}}, dump_turn_of, words).ribbons
+            expected = (
+                "" if (here == words[0]) == (there == words[0]) else "second" if here == words[0] else "first"
+            )
+            assert ribbon.turn == expected
+
+
+def test_a_trap_that_was_reported_is_drawn_as_what_the_comparison_counted():
+    table = {"trapped": {"silent": 4}}
+    told = comparison(outcomes=table, turns={"trapped": {"silent": "second"}})
+    assert "harm silent" in render_comparison(told)
+    assert (
+        "harm"
+        not in re.findall(r'<td class="number([^"]*)">4</td>', render_comparison(comparison(outcomes=table)))[
+            0
+        ]
+    )

@@ -86,7 +86,9 @@ def test_outcome_meaning_and_setting_are_there(run, name):
     assert page.inside("h1") == result.name
     assert ("span", {"class": "badge " + _tone(page)}) in page.tags
     assert result.end.outcome.value in page.inside("span")
-    assert result.end.outcome.meaning[1:] in page.text
+    assert result.end.reason[1:] in page.text
+    assert f"dump {result.end.dump.value}" in page.inside("span")
+    assert result.end.dump_reason[1:] in page.text
     assert "As expected" in page.text
     scenario = read_scenario(find_scenario(name))
     assert f"first kernel's command line {scenario.kernel.cmdline}" in page.text

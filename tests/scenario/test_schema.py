@@ -221,7 +221,9 @@ FAULT = "[[fault]]\nat = 'initrd+0x10'\nwrite = 'ffff'\n[expect]\n"
 
 
 def test_expectations_that_come_true_leave_nothing_to_say(tmp_path: Path) -> None:
-    text = FAULT + "outcome = 'detected'\nsegment = 'initrd'\nconsole = ['digests do NOT match']"
+    text = (
+        FAULT + "outcome = 'detected'\nsegment = 'initrd'\ndump = 'none'\nconsole = ['digests do NOT match']"
+    )
     assert mismatches(tmp_path, text) == []
 
 
@@ -231,6 +233,9 @@ def test_each_expectation_that_fails_is_told(tmp_path: Path) -> None:
         "outcome is detected, expected silent",
         "damaged is initrd, expected dtb",
         "the console does not say 'all is well'",
+    ]
+    assert mismatches(tmp_path, "[expect]\noutcome = 'captured'\ndump = 'wrong'") == [
+        "dump is true (taken, equal to the crashed memory), expected wrong"
     ]
     assert mismatches(tmp_path, "[expect]\noutcome = 'captured'\nsegment = 'dtb'") == [
         "damaged is nothing, expected dtb"

@@ -18,7 +18,7 @@ from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.setup import Setup
 from kexecemu.scenario.toml import given_keys, scenario_of, scenario_toml
 
-__all__ = ["Again", "scenario_again"]
+__all__ = ["Again", "crash_again", "scenario_again"]
 
 _WORDS = {
     "kernel": "--kernel",
@@ -49,6 +49,32 @@ def scenario_again(
     return shlex.join([*words, *_expect_words(expect)])
 
 
+def crash_again(
+    scenario: str | Path | None,
+    seed: int,
+    faults: Sequence[Fault],
+    options: Mapping[str, object],
+    cell: str | None = None,
+    expect: Expect | None = None,
+) -> str | None:
+    """The command that has a crash of kexecemu.testing.run() again, from what run() was given.
+
+    options are fields of kexecemu.scenario.setup.Setup; seed is the one that was used in the end. None when there are
+    no words for some of it.
+    """
+    if scenario is not None and not faults and not options.keys() - {"seed"}:
+        return scenario_again(scenario, seed, cell, expect)
+    if scenario is not None or not _has_words(faults):
+        return None
+    words = _setup_words(options)
+    if words is None:
+        return None
+    for fault in faults:
+        words += [f"--{'dma' if fault.by is By.DMA else 'write'}", f"{fault.at}={(fault.write or b'').hex()}"]
+    # What was not given is the same in the command as in Setup.
+    return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
+
+
 @dataclass(frozen=True)
 class Again:
     """What kexecemu.testing.run() was given, and what it made of that: enough to have the crash again.
@@ -70,20 +96,7 @@ class Again:
 
         With expect it ends with status 1 where the crash does not end so, and says what is wrong.
         """
-        if self.scenario is not None and not self.given and not self.options.keys() - {"seed"}:
-            return scenario_again(self.scenario, self.setup.seed, self.cell, expect)
-        if self.scenario is not None or not _has_words(self.given):
-            return None
-        words = _setup_words(self.options)
-        if words is None:
-            return None
-        for fault in self.given:
-            words += [
-                f"--{'dma' if fault.by is By.DMA else 'write'}",
-                f"{fault.at}={(fault.write or b'').hex()}",
-            ]
-        # What was not given is the same in the command as in Setup.
-        return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
+        return crash_again(self.scenario, self.setup.seed, self.given, self.options, self.cell, expect)
 
     def python(self, expect: Expect | None = None) -> str:
         """A line of Python that does the same, whatever it is."""

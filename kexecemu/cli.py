@@ -18,6 +18,7 @@ from kexecemu.commands.fetch import fetch_command
 from kexecemu.commands.linear_map import linear_map_command
 from kexecemu.commands.purgatory import app as purgatory_app
 from kexecemu.commands.replay import replay_command
+from kexecemu.commands.schema import schema_command
 from kexecemu.errors import FormatError, InputError, KexecemuError, KexecError
 
 if TYPE_CHECKING:
@@ -71,6 +72,14 @@ VmcoreOption = Annotated[Path | None, typer.Option("--vmcore", help="Write the d
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the console as it is printed (on stderr).")
 ]
+ExpectOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expect",
+        metavar="OUTCOME|KEY=VALUE",
+        help="The outcome to expect, or another key of [expect] as KEY=VALUE; repeatable. All else exits with 1.",
+    ),
+]
 HandoffOption = Annotated[
     Path | None,
     typer.Option("--handoff", help="Write the machine at the jump to DIR, for QEMU to go on from there."),
@@ -87,15 +96,27 @@ def run(
     vmcore: VmcoreOption = None,
     handoff: HandoffOption = None,
     verbose: VerboseOption = False,
+    cell: Annotated[
+        str | None, typer.Option("--cell", help="Cells of its [matrix], for example era=6.1,protection=pte.")
+    ] = None,
+    expect: ExpectOption = None,
 ) -> None:
     """Run a scenario and say what came of it."""
+    from kexecemu.commands.run_matrix import chosen_scenario, run_matrix_command
     from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import run_scenario
-    from kexecemu.scenario.schema import find_scenario, read_scenario
+    from kexecemu.scenario.schema import find_scenario
 
     path = find_scenario(scenario)
-    parsed = read_scenario(path)
+    parsed, cells = chosen_scenario(path, cell, parse_expect(expect) if expect else None)
     _check_outputs(timeline, html, vmcore)
+    if len(cells) > 1:
+        files = {"--timeline": timeline, "--html": html, "--vmcore": vmcore, "--handoff": handoff}
+        good = run_matrix_command(
+            parsed.name, cells, path.parent, seed, json=json, verbose=verbose, outputs=files
+        )
+        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
     if parsed.kernel.linux is not None:
         from kexecemu.commands.run_linux import Outputs, run_linux_command
 
@@ -143,9 +164,7 @@ def crash(
     dma: Annotated[
         list[str] | None, typer.Option("--dma", help="TARGET=HEX: a stray write by DMA; repeatable.")
     ] = None,
-    expect: Annotated[
-        str | None, typer.Option("--expect", help="The outcome to expect; any other exits with 1.")
-    ] = None,
+    expect: ExpectOption = None,
     seed: SeedOption = None,
     json: JsonOption = False,
     timeline: TimelineOption = None,
@@ -156,19 +175,14 @@ def crash(
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
     from kexecemu.faults.fault import By
-    from kexecemu.faults.outcome import Outcome
     from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import crash as crash_now
-    from kexecemu.scenario.schema import Expect
 
     if capture not in ("stub", "linux"):
         raise InputError(f"--capture is stub or linux, not {capture!r}")
     faults = [_fault(text, By.CPU) for text in write or []] + [_fault(text, By.DMA) for text in dma or []]
-    wanted = None
-    if expect is not None:
-        if expect not in {outcome.value for outcome in Outcome}:
-            raise InputError(f"--expect {expect!r} is no outcome; they are {', '.join(Outcome)}")
-        wanted = Expect(outcome=Outcome(expect))
+    wanted = parse_expect(expect) if expect else None
     setup = _setup(
         kernel, initrd, append, ram, cpus, cmdline, dtb, era, protection, config, purgatory, syscall, seed
     )
@@ -281,6 +295,7 @@ app.add_typer(purgatory_app, name="purgatory")
 app.command("campaign")(campaign_command)
 app.command("campaign-compare")(compare_command)
 app.command("replay")(replay_command)
+app.command("schema")(schema_command)
 
 
 def _setup(

@@ -11,6 +11,12 @@ without one against the name:
     [pytest]
     kexecemu_scenarios = scenarios/*.toml
 
+A scenario with a [matrix] is a test for each of its cells. -m kexecemu selects scenarios and tests with these fixtures,
+and a mark gives what their calls leave open: @pytest.mark.kexecemu(era="6.1").
+
+A test that fails shows the crash behind it, whatever it asserted, and leaves report, console, timeline and scenario in
+pytest's temporary folder, or, with the dump, below --kexecemu-artefacts DIR (ini: kexecemu_artefacts).
+
 A test of a campaign asks for kexecemu_campaign:
 
     def test_nothing_slips_through(kexecemu_campaign):
@@ -24,7 +30,8 @@ imported here before a test asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,12 +41,7 @@ import pytest
 if TYPE_CHECKING:
     from kexecemu.campaign.summary import Summary
     from kexecemu.machine.board import Board
-    from kexecemu.scenario.first_linux_run import LinuxResult
     from kexecemu.scenario.lab import End, Kernel
-    from kexecemu.scenario.runner import Result
-    from kexecemu.scenario.schema import Scenario
-
-__all__ = ["ScenarioFile", "ScenarioItem"]
 
 _OWN_PATTERN: Final = "*.scenario.toml"
 
@@ -52,6 +54,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="ID",
         help="run this one fault, in full, in place of each campaign of kexecemu_campaign",
     )
+    group.addoption(
+        "--kexecemu-artefacts",
+        metavar="DIR",
+        help="keep report, console, timeline, dump and scenario of each failed test's crash in a folder below DIR",
+    )
+    parser.addini(
+        "kexecemu_artefacts",
+        "where the artefacts of failed tests go, from the root folder; default: pytest's temporary folder, no dump",
+        default="",
+    )
     parser.addini(
         "kexecemu_scenarios",
         f"patterns of scenario files to collect as tests, besides {_OWN_PATTERN}",
@@ -62,6 +74,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse an id that is none, before anything is collected."""
+    config.addinivalue_line(
+        "markers",
+        "kexecemu(**options): a test that crashes a kernel. kexecemu_run, kexecemu_kernel and kexecemu_board take the "
+        "options (era=, protection=, ...) for what a call does not say. All tests with these fixtures, and all "
+        "scenario files, have the marker: -m kexecemu selects them.",
+    )
     token = config.getoption("kexecemu_replay")
     if token is not None:
         from kexecemu.campaign.fault import CampaignFault
@@ -76,13 +94,15 @@ def pytest_configure(config: pytest.Config) -> None:
 # -- scenario files --------------------------------------------------------------------------------------------------
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ScenarioFile | None:
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.File | None:
     """Take the files that the patterns match, and those that are named on the command line."""
     if file_path.suffix != ".toml":
         return None
     patterns = [_OWN_PATTERN, *parent.config.getini("kexecemu_scenarios")]
     named = parent.session.isinitpath(file_path)
     if named or any(_matches(file_path, pattern, parent.config.rootpath) for pattern in patterns):
+        from kexecemu.pytest_scenarios import ScenarioFile
+
         return ScenarioFile.from_parent(parent, path=file_path)
     return None
 
@@ -102,106 +122,65 @@ def _match(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return bool(names) and fnmatch(names[0], patterns[0]) and _match(names[1:], patterns[1:])
 
 
-class ScenarioFile(pytest.File):
-    """A scenario file, which is one test."""
-
-    def collect(self) -> Iterator[ScenarioItem]:
-        """Read the file; what is wrong with it is an error of the collection, in one line."""
-        from kexecemu.errors import InputError
-        from kexecemu.scenario.schema import read_scenario
-
-        try:
-            scenario = read_scenario(self.path)
-        except InputError as error:
-            raise self.CollectError(str(error)) from None
-        # A name is a sentence for people. What a node id cannot hold goes.
-        name = " ".join(scenario.name.replace("::", ":").split()) or self.path.stem
-        yield ScenarioItem.from_parent(self, name=name, scenario=scenario)
+# -- what failed, and what is left of it ------------------------------------------------------------------------------
 
 
-class ScenarioItem(pytest.Item):
-    """The run of one scenario, which must end as its [expect] says."""
-
-    def __init__(self, *, scenario: Scenario, **keywords: Any) -> None:
-        super().__init__(**keywords)
-        self.scenario = scenario
-
-    def runtest(self) -> None:
-        """Run it. Skips where nothing is expected, or where a file is missing that does not ship."""
-        from kexecemu.report.again import scenario_again
-        from kexecemu.testing import KexecemuFailure, failure_text
-
-        if self.scenario.expect is None:
-            pytest.skip("the scenario expects nothing: it has no [expect]")
-        self._skip_unless_fetched()
-        result = self._run()
-        try:
-            if not result.as_expected:
-                path = _shown(self.path, self.config.invocation_params.dir)
-                again = scenario_again(path, result.seed)
-                raise KexecemuFailure(failure_text(result.end, result.mismatches, again))
-        finally:
-            result.kernel.board.close()
-
-    def _run(self) -> Result | LinuxResult:
-        from kexecemu.scenario.first_linux_run import run_linux_scenario
-        from kexecemu.scenario.runner import run_scenario
-
-        if self.scenario.kernel.linux is not None:
-            return run_linux_scenario(self.scenario, self.path.parent)
-        return run_scenario(self.scenario, self.path.parent)
-
-    def _skip_unless_fetched(self) -> None:
-        """A real kernel comes from outside, and not every machine has it."""
-        from kexecemu.errors import NotFetched
-        from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs, is_fetched
-
-        first, load = self.scenario.kernel.linux, self.scenario.load
-        capture = Path(load.kernel) if load.kernel is not None else None
-        try:
-            for one in (Path(first) if first is not None else None, capture):
-                if is_fetched(one):
-                    fetched_kernel(one)
-            if first is not None:
-                fetched_programs()
-            if load.capture == "linux" and load.initrd is None:
-                fetched_initrd(fetched_kernel(capture))
-        except NotFetched as error:
-            pytest.skip(str(error))
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **keywords: Any) -> Any:
-        """What was not as expected, or cannot be run: text alone. A traceback is for what is our own fault."""
-        from kexecemu.errors import InputError, KexecError
-        from kexecemu.testing import KexecemuFailure
-
-        if isinstance(excinfo.value, KexecemuFailure):
-            return str(excinfo.value)
-        if isinstance(excinfo.value, InputError | KexecError):
-            return f"{self.path.name}: {excinfo.value}"
-        return super().repr_failure(excinfo, *args, **keywords)
-
-    def reportinfo(self) -> tuple[Path, None, str]:
-        """The heading of a failure: the file and the scenario's sentence."""
-        return self.path, None, f"{self.path.name}: {self.name}"
+_COMPARED = pytest.StashKey[Any]()  # the last bare comparison that failed: Compared, or None
 
 
-def _shown(path: Path, folder: Path) -> Path:
-    """The path as one would type it in a folder."""
-    return path.relative_to(folder) if path.is_relative_to(folder) else path
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what crashes kernels, so that -m selects it; a scenario marks itself."""
+    if any(name.startswith("kexecemu_") for name in getattr(item, "fixturenames", ())):
+        item.add_marker("kexecemu")
+
+
+def pytest_assertrepr_compare(
+    config: pytest.Config, op: str, left: object, right: object
+) -> list[str] | None:
+    """Say what a bare assertion about an End's outcome, dump or console found; the report goes on from there."""
+    if "kexecemu.scenario.lab" not in sys.modules:
+        return None
+    from kexecemu.pytest_failures import compare
+
+    compared = compare(op, left, right)
+    if compared is None:
+        return None
+    config.stash[_COMPARED] = compared
+    return [compared.asserted, compared.wrong]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell a failure by the crash behind it, and keep what is left of that."""
+    if call.excinfo is None or "kexecemu.errors" not in sys.modules:
+        return (yield)
+    if isinstance(call.excinfo.value, pytest.skip.Exception | pytest.xfail.Exception):
+        return (yield)
+    from kexecemu.pytest_failures import Failure
+
+    failure = Failure(item, call, item.config.stash.get(_COMPARED, None))
+    report = yield
+    if report.failed:
+        failure.tell(report)
+    item.config.stash[_COMPARED] = None
+    return report
 
 
 # -- fixtures --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def kexecemu_board() -> Iterator[Callable[..., Board]]:
+def kexecemu_board(request: pytest.FixtureRequest) -> Iterator[Callable[..., Board]]:
     """A function that makes an empty board: kexecemu.testing.board(ram="1G", cpus=1). Closed after the test."""
     from kexecemu.testing import board
 
     made: list[Board] = []
+    marked = {key: value for key, value in _marked(request.node).items() if key in ("ram", "cpus")}
 
-    def make(ram: str | int = "1G", cpus: int = 1) -> Board:
-        made.append(board(ram, cpus))
+    def make(*arguments: Any, **options: Any) -> Board:
+        made.append(board(*arguments, **({} if arguments else marked) | options))
         return made[-1]
 
     yield make
@@ -209,14 +188,15 @@ def kexecemu_board() -> Iterator[Callable[..., Board]]:
 
 
 @pytest.fixture
-def kexecemu_kernel() -> Iterator[Callable[..., Kernel]]:
+def kexecemu_kernel(request: pytest.FixtureRequest) -> Iterator[Callable[..., Kernel]]:
     """A function that boots a kernel and loads its crash image: kexecemu.testing.kernel(). Closed after the test."""
     from kexecemu.testing import kernel
 
     made: list[Board] = []
+    marked = _marked(request.node)
 
     def make(**options: Any) -> Kernel:
-        loaded = kernel(**options)
+        loaded = kernel(**marked | options)
         made.append(loaded.board)
         return loaded
 
@@ -225,19 +205,32 @@ def kexecemu_kernel() -> Iterator[Callable[..., Kernel]]:
 
 
 @pytest.fixture
-def kexecemu_run() -> Iterator[Callable[..., End]]:
+def kexecemu_run(request: pytest.FixtureRequest) -> Iterator[Callable[..., End]]:
     """A function that runs a scenario, keywords or both to the End: kexecemu.testing.run(). Closed after the test."""
+    from kexecemu.pytest_artefacts import note_end
     from kexecemu.testing import run_result
 
     made: list[Board] = []
+    marked = _marked(request.node)
 
     def make(scenario: str | Path | None = None, **options: Any) -> End:
-        result = run_result(scenario, **options)
+        result = run_result(scenario, **marked | options)
         made.append(result.kernel.board)
+        note_end(request.node, result.end)
         return result.end
 
     yield make
     _close(made)
+
+
+def _marked(node: pytest.Item) -> dict[str, Any]:
+    """The options of the marks on a test, those nearest to it first of all."""
+    options: dict[str, Any] = {}
+    for mark in reversed(list(node.iter_markers("kexecemu"))):
+        if mark.args:
+            pytest.fail('the marker kexecemu takes options by name, as in era="6.1"', pytrace=False)
+        options |= mark.kwargs
+    return options
 
 
 @pytest.fixture

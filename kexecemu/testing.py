@@ -22,20 +22,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import islice
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
+from kexecemu.capture.verdict import VerdictFlags, VerdictState
 from kexecemu.errors import InputError
+from kexecemu.failure import KexecemuFailure, KnownEnd, again_line, events_text, failure_text
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When
 from kexecemu.faults.outcome import Outcome
 from kexecemu.machine.board import Board
-from kexecemu.machine.timeline import Event
-from kexecemu.report.again import crash_again
+from kexecemu.report.again import Again
 from kexecemu.scenario.lab import End, Kernel
+from kexecemu.scenario.matrix import the_cell
 from kexecemu.scenario.runner import Result, crash, mismatches_of, scenario_setup
 from kexecemu.scenario.schema import Expect, find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup, prepare
@@ -52,9 +53,11 @@ __all__ = [
     "Fault",
     "Kernel",
     "KexecemuFailure",
+    "KnownEnd",
     "Outcome",
     "SetupOptions",
     "When",
+    "again_line",
     "assert_no",
     "assert_outcome",
     "board",
@@ -66,7 +69,6 @@ __all__ = [
     "run_result",
 ]
 
-_EVENTS = 15  # of the timeline's end: from the load on in most runs
 _EXAMPLES = 3  # of each outcome
 _MESSAGE = "sysrq triggered crash"
 
@@ -92,17 +94,6 @@ class SetupOptions(TypedDict, total=False):
     syscall: str
     capture: str
     gic: int | None
-
-
-class KexecemuFailure(AssertionError):
-    """A crash did not end as expected; the message is all there is to say, a traceback adds nothing."""
-
-
-@dataclass(frozen=True)
-class _KnownEnd(End):
-    """An End that knows how to be had again: a line for a shell."""
-
-    again: str = ""
 
 
 def board(ram: str | int = "1G", cpus: int = 1) -> Board:
@@ -136,39 +127,43 @@ def run(
     scenario: str | Path | None = None,
     *,
     faults: Sequence[Fault] = (),
+    cell: str | None = None,
     **options: Unpack[SetupOptions],
 ) -> End:
     """One crash from end to end: of a scenario (a TOML file, or the name of one that ships), of keywords, or of both.
 
-    faults come on top of the scenario's; options change its setup. What it expects is not looked at: see
-    assert_outcome(). Raises what kernel() raises.
+    faults come on top of the scenario's; options change its setup. cell is the one to run of a scenario with a
+    [matrix], as "era=6.1,protection=pte". What it expects is not looked at: see assert_outcome(). Raises what kernel()
+    raises.
 
     >>> run(faults=[Fault("initrd", flip=1, by=By.DMA, when=When.AFTER_CHECK)]).outcome.value
     'silent'
     """
-    result = run_result(scenario, faults=faults, **options)
-    return result.end
+    return run_result(scenario, faults=faults, cell=cell, **options).end
 
 
 def run_result(
     scenario: str | Path | None = None,
     *,
     faults: Sequence[Fault] = (),
+    cell: str | None = None,
     **options: Unpack[SetupOptions],
 ) -> Result:
     """As run(), with the kernel and the image beside the end; result.kernel.board.close() gives their memory back."""
     if scenario is None:
         name, message, setup, own = "a crash of a test", _MESSAGE, Setup(), []
+        if cell is not None:
+            raise InputError(f"cell {cell!r}: there is no scenario that it could be a cell of")
     else:
         path = find_scenario(str(scenario))
-        read = read_scenario(path)
+        read = the_cell(read_scenario(path), cell)
         name, message, setup = read.name, read.crash.message, scenario_setup(read, path.parent)
         own = [table.fault() for table in read.fault]
     setup = _changed(setup, options)
     result = crash(name, setup, [*own, *faults], message)
-    again = crash_again(scenario, setup.seed, faults, options)
-    known = _KnownEnd(**{one.name: getattr(result.end, one.name) for one in fields(End)}, again=again)
-    return replace(result, end=known)
+    again = Again(scenario, cell, faults, options, name, setup, [*own, *faults], message)
+    plain = {one.name: getattr(result.end, one.name) for one in fields(End)}
+    return replace(result, end=KnownEnd(**plain, again=again, kernel=result.kernel))
 
 
 def assert_outcome(
@@ -176,26 +171,56 @@ def assert_outcome(
     outcome: Outcome | str,
     *,
     segment: str | None = None,
+    segments: Sequence[str] = (),
     console: str | Sequence[str] = (),
     dump: Dump | str | None = None,
+    console_absent: str | Sequence[str] = (),
+    verdict: str | Sequence[str] = (),
+    verdict_state: str | None = None,
 ) -> None:
-    """Fail unless a crash ended as expected; segment must be damaged, and the console hold each piece of text.
+    """Fail unless a crash ended as expected; the keywords are those of a scenario's [expect].
+
+    Each of the segments must be damaged; the console must hold each piece of text of console, and none of
+    console_absent; the purgatory's record must have the flags of verdict, and be in verdict_state.
 
     dump is what must have become of the dump: "true" (taken, equal to the crashed memory), "wrong" or "none".
 
     Raises KexecemuFailure, an AssertionError whose text is the end of the timeline, what differs, and how to have it
-    again; InputError for an outcome, or a dump, that there is none of.
+    again; InputError for an outcome, a dump, a flag or a state that there is none of.
     """
     __tracebackhide__ = True
     if outcome not in set(Outcome):
         raise InputError(f"{outcome!r} is no outcome; they are {', '.join(Outcome)}")
     if dump is not None and dump not in set(Dump):
         raise InputError(f"{dump!r} says nothing of a dump; the words are {', '.join(Dump)}")
-    pieces = [console] if isinstance(console, str) else list(console)
-    wanted = Expect(Outcome(outcome), segment, pieces, Dump(dump) if dump is not None else None)
-    wrong = mismatches_of(end, wanted)
+    expect = Expect(
+        outcome=Outcome(outcome),
+        segment=segment,
+        segments=_listed(segments),
+        console=_listed(console),
+        console_absent=_listed(console_absent),
+        verdict=_known(VerdictFlags, _listed(verdict), "flag of a verdict"),
+        verdict_state=_known(VerdictState, [verdict_state], "state of a verdict")[0]
+        if verdict_state
+        else None,
+        dump=Dump(dump) if dump is not None else None,
+    )
+    wrong = mismatches_of(end, expect)
     if wrong:
-        raise KexecemuFailure(failure_text(end, wrong))
+        raise KexecemuFailure(wrong, end, expect)
+
+
+def _listed(text: str | Sequence[str]) -> list[str]:
+    return [text] if isinstance(text, str) else list(text)
+
+
+def _known(kind: type[VerdictFlags | VerdictState], words: list[str], what: str) -> list[str]:
+    """The words, each of which must name a member; in lower case, as [expect] has them."""
+    known = [name.lower() for name in kind.__members__]
+    for word in words:
+        if word not in known:
+            raise InputError(f"{word!r} is no {what}; they are {', '.join(known)}")
+    return words
 
 
 def campaign(
@@ -254,32 +279,12 @@ def assert_no(summary: Summary, *outcomes: Outcome | str) -> None:
             for one in summary.examples[outcome][:_EXAMPLES]:
                 where = f"{one.outcome} at {one.phys:#x} in {one.segment or 'no segment'}"
                 examples += ["", where + (f": {one.detail}" if one.detail else "")]
-                examples += [f"again: {summary.reproducer(one)}"]
+                examples += [f"again: {summary.reproducer(one)} --not {outcome.value}"]
     for odd in summary.disagreements[:_EXAMPLES]:
         wrong.append(f"the audit finds {odd.run} where {odd.decided} was concluded ({odd.how})")
         examples += ["", f"again: {summary.reproducer(odd)}"]
     if wrong:
-        raise KexecemuFailure("\n".join([*wrong, "", f"based on {summary.basis}", *examples]))
-
-
-def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> str:
-    """Why a test failed, for people: what is wrong, the end of the timeline, and the line that does it again."""
-    again = getattr(end, "again", "") if again is None else again
-    lines = [*wrong, "", events_text(list(end.timeline))]
-    lines += [f"damage: {damage}" for damage in islice(end.damage, 8)]
-    if len(end.damage) > 8:
-        lines.append(f"damage: and {len(end.damage) - 8} more")
-    if again:
-        lines += ["", f"again: {again}"]
-    return "\n".join(lines)
-
-
-def events_text(events: Sequence[Event]) -> str:
-    """The end of a timeline, one event a line."""
-    shown = events[-_EVENTS:]
-    title = "timeline" if len(shown) == len(events) else f"the last {len(shown)} of {len(events)} events"
-    lines = [f"{event.when:>14,}  {event.kind:<14} {event.text}" for event in shown]
-    return "\n".join([f"{title}, time in instructions:", *lines])
+        raise KexecemuFailure(wrong, more=["", f"based on {summary.basis}", *examples])
 
 
 def _changed(setup: Setup, options: SetupOptions) -> Setup:

@@ -9,7 +9,7 @@ import pytest
 
 from kexecemu.errors import NotFetched
 from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel
-from kexecemu.scenario.schema import find_scenario, read_scenario, shipped_scenarios
+from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
 
 __all__ = ["every_scenario", "skip_if_not_fetched"]
 
@@ -24,8 +24,13 @@ def every_scenario() -> list[object]:
     return [
         pytest.param(name, marks=pytest.mark.real) if needs_fetched(name) else name
         for name in shipped_scenarios()
-        if read_scenario(find_scenario(name)).kernel.linux is None
+        if _is_one_of_the_model(read_scenario(find_scenario(name)))
     ]
+
+
+def _is_one_of_the_model(scenario: Scenario) -> bool:
+    """A matrix is several, and run by tests/scenario/test_matrix.py."""
+    return scenario.kernel.linux is None and scenario.matrix is None
 
 
 def skip_if_not_fetched(name: str) -> None:

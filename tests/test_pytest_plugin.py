@@ -20,24 +20,6 @@ WRONG = GOOD.replace('outcome = "detected"', 'outcome = "silent"').replace("seed
 assert WRONG != GOOD
 
 
-@pytest.fixture
-def inner(pytester, monkeypatch):
-    """Run pytest in the test's own folder with this plugin alone, whether or not kexecemu is installed."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    # pytest asks these whether it runs on CI, and then writes more; only the tests that say so want that.
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.delenv("BUILD_NUMBER", raising=False)
-
-    def run(*arguments: str) -> pytest.RunResult:
-        # In a process of its own: what is loaded when is a part of what is tested.
-        return pytester.runpytest_subprocess(
-            "-p", "kexecemu.pytest_plugin", "-p", "no:cacheprovider", *arguments
-        )
-
-    return run
-
-
 def write(pytester, name: str, text: str) -> None:
     path = pytester.path / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +232,7 @@ def test_a_failed_assertion_ends_where_the_test_asked_and_shows_how_to_have_it_a
         [
             ">*assert_outcome(end, [\"']detected[\"'])",
             "E*outcome is silent, expected detected",
-            "E*again: kexecemu crash --purgatory none --seed 3 --write initrd+5=7e7e",
+            "E*again: kexecemu crash --purgatory none --seed 3 --write initrd+5=7e7e --expect detected",
         ]
     )
     result.stdout.no_fnmatch_line("*testing.py*")

@@ -76,15 +76,68 @@ def test_an_outcome_that_there_is_not_is_refused_instead_of_never_met():
             "dump is none (none: the purgatory stopped and started no capture kernel), expected true",
         ),
         ({"outcome": "error"}, "no scenario can expect error: that is a failure of kexecemu itself"),
+        ({"outcome": "detected", "segments": ["initrd", "dtb"]}, "damaged is initrd, expected dtb"),
+        ({"outcome": "detected", "console_absent": "digests do"}, "the console says 'digests do'"),
+        (
+            {"outcome": "detected", "verdict": ["crypto", "repaired", "early"]},
+            "verdict is mmu_on, crypto, self_checked, expected repaired, early among them",
+        ),
+        ({"outcome": "detected", "verdict_state": "match"}, "verdict_state is mismatch, expected match"),
     ],
 )
 def test_each_thing_that_is_asked_for_is_looked_at(expected, said):
     end = run("initrd-stamped")
     assert_outcome(end, "detected", segment="initrd", console="digests do NOT match", dump="none")
     assert_outcome(end, "detected", dump=Dump.NONE)
+    assert_outcome(
+        end,
+        "detected",
+        segment="initrd",
+        segments=["initrd"],
+        console="digests do NOT match",
+        console_absent=["capture:", "all is well"],
+        verdict=["crypto", "mmu_on"],
+        verdict_state="mismatch",
+        dump="none",
+    )
+    assert_outcome(end, "detected", dump=Dump.NONE)
     with pytest.raises(KexecemuFailure) as failure:
         assert_outcome(end, **expected)
     assert said in str(failure.value).split("\n\n")[0].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [
+        (
+            {"verdict": "mmu"},
+            "'mmu' is no flag of a verdict; they are mmu_on, crypto, self_checked, at_el2, repaired",
+        ),
+        (
+            {"verdict_state": "good"},
+            "'good' is no state of a verdict; they are not_run, checking, match, mismatch",
+        ),
+    ],
+)
+def test_a_flag_or_a_state_that_there_is_not_is_refused(expected, said):
+    with pytest.raises(InputError, match=said):
+        assert_outcome(run("golden"), "captured", **expected)
+
+
+def test_without_a_purgatory_there_is_no_verdict_to_expect_anything_of():
+    with pytest.raises(KexecemuFailure, match="there is no record of the purgatory's"):
+        assert_outcome(run(purgatory="none"), "captured", verdict="mmu_on")
+
+
+def test_a_cell_of_a_scenario_with_a_matrix_is_run_by_its_name():
+    assert run("ways-of-protecting", cell="protection=none,purgatory=none").outcome == "silent"
+    assert run("ways-of-protecting", cell="protection=none,purgatory=default").outcome == "detected"
+    with pytest.raises(
+        InputError, match="a matrix of 8 cells: name one, as in protection=none,purgatory=default"
+    ):
+        run("ways-of-protecting")
+    with pytest.raises(InputError, match="there is no scenario that it could be a cell of"):
+        run(cell="era=6.1")
 
 
 def test_a_failure_ends_with_the_timeline_the_damage_and_the_way_to_have_it_again():
@@ -198,7 +251,9 @@ def test_what_a_campaign_missed_is_named_with_the_line_that_runs_it(stray):
     assert first == f"{summary.outcomes['silent']} silent, expected none: {Outcome.SILENT.meaning}"
     assert f"\nbased on {summary.basis}\n" in str(failure.value)
     lines = [line for line in str(failure.value).splitlines() if line.startswith("again: ")]
-    assert lines == [f"again: kexecemu replay {one.fault} {stray}" for one in summary.examples["silent"][:3]]
+    assert lines == [
+        f"again: kexecemu replay {one.fault} {stray} --not silent" for one in summary.examples["silent"][:3]
+    ]
 
 
 def test_one_fault_of_a_campaign_alone_ends_as_it_did_among_the_others(stray):

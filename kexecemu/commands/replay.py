@@ -29,6 +29,10 @@ def replay_command(
     purgatory: Annotated[
         str | None, typer.Option("--purgatory", help="As it was given to the campaign.")
     ] = None,
+    refused: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="OUTCOME", help="An outcome that it must not have; repeatable."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run one fault of a campaign again to its end; exit status 1 if that is not what the campaign makes of it."""
@@ -36,8 +40,13 @@ def replay_command(
     from kexecemu.campaign.fault import CampaignFault
     from kexecemu.campaign.replay import replay_in
     from kexecemu.commands.campaign import overridden
+    from kexecemu.errors import InputError
+    from kexecemu.faults.outcome import Outcome
     from kexecemu.scenario.schema import find_scenario, read_scenario
 
+    for outcome in refused or ():
+        if outcome not in set(Outcome):
+            raise InputError(f"--not {outcome!r} is no outcome; they are {', '.join(Outcome)}")
     parsed = CampaignFault.parse(fault)
     path = find_scenario(scenario)
     engine = Engine(overridden(read_scenario(path), protection, purgatory), path.parent)
@@ -51,7 +60,10 @@ def replay_command(
         sys.stdout.write(to_text(_object(found)))
     else:
         _print(found)
-    raise typer.Exit(_AS_EXPECTED if found.agrees else _NOT_AS_EXPECTED)
+    unwanted = found.outcome in (refused or ())
+    if unwanted and not json:
+        print(f"unexpected   {found.outcome}, expected none")
+    raise typer.Exit(_AS_EXPECTED if found.agrees and not unwanted else _NOT_AS_EXPECTED)
 
 
 def _object(found: Replay) -> dict[str, Any]:

@@ -1,18 +1,24 @@
-"""How to have a run again: one line for a shell.
+"""How to have a run again: one line for a shell, or a scenario file.
 
-A crash that the command line has words for gets those, any other a line of Python.
+A crash that the command line has words for gets those, any other a line of Python or a file. With what was expected
+they end with status 1 and say what is not so.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from kexecemu.faults.fault import By, Fault, When
+from kexecemu.scenario.expectation import expect_words
+from kexecemu.scenario.schema import Expect
+from kexecemu.scenario.setup import Setup
+from kexecemu.scenario.toml import given_keys, scenario_of, scenario_toml
 
-__all__ = ["crash_again", "scenario_again"]
+__all__ = ["Again", "crash_again", "scenario_again"]
 
 _WORDS = {
     "kernel": "--kernel",
@@ -31,29 +37,93 @@ _WORDS = {
 }
 
 
-def scenario_again(scenario: str | Path, seed: int) -> str:
-    """The line that runs a scenario, a path or the name of one that ships, with a seed."""
-    return shlex.join(["kexecemu", "run", str(scenario), "--seed", str(seed)])
+def scenario_again(
+    scenario: str | Path, seed: int, cell: str | None = None, expect: Expect | None = None
+) -> str:
+    """The line that runs a scenario, a path or the name of one that ships, with a seed.
+
+    cell is the one of its matrix; expect takes the place of what the file expects.
+    """
+    words = ["kexecemu", "run", str(scenario), "--seed", str(seed)]
+    words += ["--cell", cell] if cell else []
+    return shlex.join([*words, *_expect_words(expect)])
 
 
 def crash_again(
-    scenario: str | Path | None, seed: int, faults: Sequence[Fault], options: Mapping[str, object]
-) -> str:
-    """The line that has a crash of kexecemu.testing.run() again, from what run() was given.
+    scenario: str | Path | None,
+    seed: int,
+    faults: Sequence[Fault],
+    options: Mapping[str, object],
+    cell: str | None = None,
+    expect: Expect | None = None,
+) -> str | None:
+    """The command that has a crash of kexecemu.testing.run() again, from what run() was given.
 
-    options are fields of kexecemu.scenario.setup.Setup; seed is the one that was used in the end.
+    options are fields of kexecemu.scenario.setup.Setup; seed is the one that was used in the end. None when there are
+    no words for some of it.
     """
     if scenario is not None and not faults and not options.keys() - {"seed"}:
-        return scenario_again(scenario, seed)
-    if scenario is None and _has_words(faults):
-        words = _setup_words(options)
-        if words is not None:
-            for fault in faults:
-                words += [f"--{'dma' if fault.by is By.DMA else 'write'}"]
-                words += [f"{fault.at}={(fault.write or b'').hex()}"]
-            # What was not given is the same in the command as in Setup.
-            return shlex.join(["kexecemu", "crash", *words])
-    return shlex.join(["python", "-c", _python(scenario, faults, options)])
+        return scenario_again(scenario, seed, cell, expect)
+    if scenario is not None or not _has_words(faults):
+        return None
+    words = _setup_words(options)
+    if words is None:
+        return None
+    for fault in faults:
+        words += [f"--{'dma' if fault.by is By.DMA else 'write'}", f"{fault.at}={(fault.write or b'').hex()}"]
+    # What was not given is the same in the command as in Setup.
+    return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
+
+
+@dataclass(frozen=True)
+class Again:
+    """What kexecemu.testing.run() was given, and what it made of that: enough to have the crash again.
+
+    scenario, cell, given and options are run()'s arguments; name, setup, faults and message are all of the crash.
+    """
+
+    scenario: str | Path | None
+    cell: str | None
+    given: Sequence[Fault]
+    options: Mapping[str, object]
+    name: str
+    setup: Setup
+    faults: Sequence[Fault]
+    message: str
+
+    def command(self, expect: Expect | None = None) -> str | None:
+        """The command of ours that has the crash again; None when there are no words for some of it.
+
+        With expect it ends with status 1 where the crash does not end so, and says what is wrong.
+        """
+        return crash_again(self.scenario, self.setup.seed, self.given, self.options, self.cell, expect)
+
+    def python(self, expect: Expect | None = None) -> str:
+        """A line of Python that does the same, whatever it is."""
+        arguments = [repr(str(self.scenario))] if self.scenario is not None else []
+        arguments += [f"cell={self.cell!r}"] if self.cell else []
+        if self.given:
+            arguments.append(f"faults=[{', '.join(_fault_text(fault) for fault in self.given)}]")
+        for name, value in self.options.items():
+            arguments.append(f"{name}={(str(value) if isinstance(value, Path) else value)!r}")
+        run = f"run({', '.join(arguments)})"
+        does = f"print({run}.outcome)"
+        if expect is not None:
+            wanted = [run, *(f"{key}={value!r}" for key, value in given_keys(expect).items())]
+            does = f"assert_outcome({', '.join(wanted)})"
+        return shlex.join(["python", "-c", f"from kexecemu.testing import *; {does}"])
+
+    def line(self, expect: Expect | None = None) -> str:
+        """One of the two: the command where it has words."""
+        return self.command(expect) or self.python(expect)
+
+    def file(self, expect: Expect | None = None) -> str:
+        """The crash as the text of a scenario file."""
+        return scenario_toml(scenario_of(self.name, self.setup, self.faults, self.message, expect))
+
+
+def _expect_words(expect: Expect | None) -> list[str]:
+    return [word for one in (expect_words(expect) if expect else []) for word in ("--expect", one)]
 
 
 def _has_words(faults: Sequence[Fault]) -> bool:
@@ -77,16 +147,6 @@ def _setup_words(options: Mapping[str, object]) -> list[str] | None:
         else:
             return None
     return words
-
-
-def _python(scenario: str | Path | None, faults: Sequence[Fault], options: Mapping[str, object]) -> str:
-    arguments = [repr(str(scenario))] if scenario is not None else []
-    if faults:
-        arguments.append(f"faults=[{', '.join(_fault_text(fault) for fault in faults)}]")
-    arguments += [
-        f"{name}={(str(value) if isinstance(value, Path) else value)!r}" for name, value in options.items()
-    ]
-    return f"from kexecemu.testing import *; print(run({', '.join(arguments)}).outcome)"
 
 
 def _fault_text(fault: Fault) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kexecemu.capture.second_stage import Progress
+from kexecemu.capture.verdict import VerdictFlags
 from kexecemu.errors import InputError
 from kexecemu.faults.fault import Fault, When
 from kexecemu.faults.outcome import Outcome
@@ -46,6 +47,11 @@ def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) ->
 
     InputError for one whose first kernel is a real Linux: first_linux_run has those.
     """
+    if scenario.matrix is not None:
+        raise InputError(
+            f"the scenario is a matrix, which `kexecemu run` and pytest run; a campaign needs one of its cells in "
+            f"a file of its own: {scenario.name}"
+        )
     if scenario.kernel.linux is not None:
         raise InputError(f"the first kernel is a real Linux, which only `kexecemu run` runs: {scenario.name}")
 
@@ -133,13 +139,32 @@ def mismatches_of(end: End, expect: Expect | None) -> list[str]:
         wrong.append(f"outcome is {end.outcome.value}, expected {expect.outcome.value}")
     if expect.dump is not None and end.dump is not expect.dump:
         wrong.append(f"dump is {end.dump.value} ({end.dump_reason}), expected {expect.dump.value}")
-    if expect.segment is not None and all(one.segment != expect.segment for one in end.damage):
-        damaged = ", ".join(dict.fromkeys(one.segment for one in end.damage)) or "nothing"
-        wrong.append(f"damaged is {damaged}, expected {expect.segment}")
+    damaged = list(dict.fromkeys(one.segment for one in end.damage))
+    for segment in dict.fromkeys([*filter(None, [expect.segment]), *expect.segments]):
+        if segment not in damaged:
+            wrong.append(f"damaged is {', '.join(damaged) or 'nothing'}, expected {segment}")
     wrong += [f"the console does not say {text!r}" for text in expect.console if text not in end.console]
+    wrong += [f"the console says {text!r}" for text in expect.console_absent if text in end.console]
+    wrong += _wrong_verdict(end, expect)
     if expect.outcome is Outcome.ERROR:
         wrong.append("no scenario can expect error: that is a failure of kexecemu itself")
     return wrong
 
 
-_mismatches = mismatches_of  # the name that kexecemu.testing has for it
+def _wrong_verdict(end: End, expect: Expect) -> list[str]:
+    """What the purgatory's record does not say as expected."""
+    if not expect.verdict and expect.verdict_state is None:
+        return []
+    if end.verdict is None:
+        return ["there is no record of the purgatory's, so it cannot say what was expected of it"]
+    wrong = []
+    state = end.verdict.state.name.lower()
+    if expect.verdict_state not in (None, state):
+        wrong.append(f"verdict_state is {state}, expected {expect.verdict_state}")
+    flags = [name.lower() for name, flag in VerdictFlags.__members__.items() if flag in end.verdict.flags]
+    missing = [flag for flag in expect.verdict if flag not in flags]
+    if missing:
+        wrong.append(
+            f"verdict is {', '.join(flags) or 'without flags'}, expected {', '.join(missing)} among them"
+        )
+    return wrong

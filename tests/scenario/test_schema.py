@@ -124,7 +124,7 @@ def test_a_seed_from_outside_wins_over_the_file_s(tmp_path: Path) -> None:
             "$.fault[1]",
         ),
         ("[crash]\nmsg = 'x'", "msg", "$.crash"),
-        ("[expect]\noutcome = 'silent'\nsegments = []", "segments", "$.expect"),
+        ("[expect]\noutcome = 'silent'\nsegmnets = []", "segmnets", "$.expect"),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_path(

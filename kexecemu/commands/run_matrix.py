@@ -1,0 +1,88 @@
+"""kexecemu run, of a scenario with a [matrix]: every cell, a line each, and what came of all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kexecemu.errors import InputError, KexecError
+from kexecemu.scenario.matrix import Cell, choose_cells
+from kexecemu.scenario.schema import Expect, Scenario, read_scenario
+
+if TYPE_CHECKING:
+    from kexecemu.scenario.runner import Result
+
+__all__ = ["chosen_scenario", "run_matrix_command"]
+
+
+def chosen_scenario(path: Path, cell: str | None, expect: Expect | None) -> tuple[Scenario, list[Cell]]:
+    """The scenario to run and the cells: for one alone its own scenario, else the file's. expect counts for all.
+
+    Raises InputError for a file that is none, or a cell that it does not have.
+    """
+    scenario = read_scenario(path)
+    cells = choose_cells(scenario, cell)
+    if expect is not None:
+        cells = [Cell(one.values, msgspec.structs.replace(one.scenario, expect=expect)) for one in cells]
+    return cells[0].scenario if len(cells) == 1 else scenario, cells
+
+
+def run_matrix_command(
+    name: str,
+    cells: Sequence[Cell],
+    folder: Path,
+    seed: int | None,
+    *,
+    json: bool,
+    verbose: bool,
+    outputs: Mapping[str, Path | None],
+) -> bool:
+    """Run all cells and print a line each, or one JSON object; True when each ended as expected.
+
+    Raises InputError for outputs, which are of one crash, and for a cell that cannot be run.
+    """
+    from kexecemu.report.json import result_object, to_text
+
+    given = [option for option, path in outputs.items() if path is not None]
+    if given:
+        raise InputError(
+            f"{given[0]} is for one crash, and this is a matrix of {len(cells)}: add --cell {cells[0].name}"
+        )
+    objects: list[dict[str, Any]] = []
+    good = 0
+    if not json:
+        print(name)
+    for cell in cells:
+        result = _run(cell, folder, seed, verbose)
+        good += result.as_expected
+        if json:
+            objects.append({"cell": dict(cell.values), **result_object(result, None)})
+        else:
+            _print_cell(cell, result, max(len(one.name) for one in cells))
+        result.kernel.board.close()
+    if json:
+        found = {"name": name, "as_expected": good == len(cells), "cells": objects}
+        sys.stdout.write(to_text(found))
+    else:
+        print(f"{good} of {len(cells)} as expected")
+    return good == len(cells)
+
+
+def _run(cell: Cell, folder: Path, seed: int | None, verbose: bool) -> Result:
+    from kexecemu.report.progress import live_console
+    from kexecemu.scenario.runner import run_scenario
+
+    try:
+        return run_scenario(cell.scenario, folder, seed=seed, console=live_console if verbose else None)
+    except (InputError, KexecError) as error:
+        raise InputError(f"cell {cell.name}: {error}") from error
+
+
+def _print_cell(cell: Cell, result: Result, width: int) -> None:
+    print(f"{cell.name:<{width}}  {result.end.outcome.value}", flush=True)
+    for mismatch in result.mismatches:
+        print(f"{'':<{width}}  unexpected: {mismatch}")

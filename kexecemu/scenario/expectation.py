@@ -1,0 +1,67 @@
+"""What a crash is expected to end in, as words of a command: --expect detected --expect segment=initrd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from kexecemu.errors import InputError
+from kexecemu.faults.outcome import Outcome
+from kexecemu.scenario.schema import Expect
+from kexecemu.scenario.toml import given_keys
+
+__all__ = ["expect_words", "parse_expect"]
+
+
+def expect_words(expect: Expect) -> list[str]:
+    """The words that parse_expect() reads, without the option's name: the outcome, then KEY=VALUE for each value."""
+    words = [expect.outcome.value]
+    for key, value in given_keys(expect).items():
+        if key != "outcome":
+            words += [f"{key}={one}" for one in (value if isinstance(value, list) else [value])]
+    return words
+
+
+def parse_expect(words: Sequence[str]) -> Expect:
+    """An [expect] from an outcome and its other keys as KEY=VALUE, a list's key once for each of its values.
+
+    Raises InputError that names what there is.
+    """
+    data: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            key, value = "outcome", word
+        if key not in Expect.__struct_fields__:
+            raise InputError(
+                f"--expect {word!r}: no key {key!r}; there are {', '.join(Expect.__struct_fields__)}"
+            )
+        if key == "outcome" and value not in set(Outcome):
+            raise InputError(f"--expect {value!r} is no outcome; they are {', '.join(Outcome)}")
+        if (allowed := _allowed(key)) and value not in allowed:
+            raise InputError(f"--expect {word!r}: {key} is one of {', '.join(allowed)}")
+        if isinstance(_empty(key), list):
+            data.setdefault(key, []).append(value)
+        elif key in data:
+            raise InputError(f"--expect {word!r}: {key} is given twice")
+        else:
+            data[key] = value
+    if "outcome" not in data:
+        raise InputError(f"--expect {words[0]!r}: give the outcome too, as in --expect detected")
+    return msgspec.convert(data, Expect)
+
+
+def _allowed(key: str) -> list[str]:
+    """The words that may be a key's value, or one of its values; [] where any text may."""
+    tables = msgspec.json.schema(Expect)["$defs"]
+    place = tables["Expect"]["properties"][key]
+    choices = [one for part in [place, place.get("items", {})] for one in part.get("anyOf", [part])]
+    enums = [tables[one["$ref"].rpartition("/")[2]] if "$ref" in one else one for one in choices]
+    return [value for one in enums for value in one.get("enum", ()) if value is not None]
+
+
+def _empty(key: str) -> object:
+    """The value of a key that is not given."""
+    return getattr(Expect(Outcome.CAPTURED), key)

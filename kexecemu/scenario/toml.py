@@ -1,0 +1,125 @@
+"""A scenario as the text of its file: read again it is the same scenario."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kexecemu.faults.fault import Fault
+from kexecemu.scenario.fetched import is_fetched
+from kexecemu.scenario.schema import (
+    Crash,
+    Expect,
+    FaultTable,
+    KernelTable,
+    Load,
+    Machine,
+    Scenario,
+)
+from kexecemu.scenario.setup import Setup
+
+__all__ = ["given_keys", "scenario_of", "scenario_toml"]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+def scenario_toml(scenario: Scenario) -> str:
+    """The text of a file that says this; what is not given stays away."""
+    data = given_keys(scenario)
+    lines = [f"{key} = {_value(value)}" for key, value in data.items() if not _is_table(value)]
+    for key, value in data.items():
+        for table in value if isinstance(value, list) else [value]:
+            if _is_table(value):
+                heading = f"[[{key}]]" if isinstance(value, list) else f"[{key}]"
+                lines += ["", heading, *(f"{name} = {_value(one)}" for name, one in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def given_keys(table: msgspec.Struct) -> dict[str, Any]:
+    """The keys of a table, and of those in it, whose values are not the defaults; as builtins."""
+    given = {}
+    for one in msgspec.structs.fields(table):
+        value = getattr(table, one.name)
+        factory = one.default_factory
+        if value == (factory() if callable(factory) else one.default):
+            continue
+        if isinstance(value, msgspec.Struct):
+            value = given_keys(value)
+        elif isinstance(value, list):
+            value = [given_keys(item) if isinstance(item, msgspec.Struct) else item for item in value]
+        given[one.encode_name] = msgspec.to_builtins(value)
+    return given
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_name(key)} = {_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    # A basic string, a number and a truth value are the same in JSON; only DEL may stand bare there and not here.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _name(key: str) -> str:
+    return key if _BARE.match(key) else _value(key)
+
+
+def scenario_of(
+    name: str, setup: Setup, faults: Sequence[Fault], message: str, expect: Expect | None = None
+) -> Scenario:
+    """The scenario of a crash that was put together from a setup. Paths become absolute ones."""
+
+    def path(value: Path | str | None) -> str | None:
+        if value is None or is_fetched(Path(value)):
+            return None if value is None else str(value)
+        return str(Path(value).absolute())
+
+    purgatory = setup.purgatory
+    if purgatory is None or isinstance(purgatory, bool):
+        purgatory = "default" if purgatory else "none"
+    elif str(purgatory) not in ("default", "none"):
+        purgatory = path(purgatory)
+    return Scenario(
+        schema=1,
+        name=name,
+        seed=setup.seed,
+        machine=Machine(
+            ram=setup.ram,
+            cpus=setup.cpus,
+            gic=setup.gic,  # type: ignore[arg-type]  # checked where the board is made
+            dtb=path(setup.dtb),
+        ),
+        kernel=KernelTable(
+            era=setup.era,
+            cmdline=setup.cmdline,
+            protection=setup.protection,
+            purgatory=str(purgatory),
+            config=dict(setup.options),
+            rng_ready=setup.rng_ready,
+        ),
+        load=Load(
+            kernel=path(setup.kernel),
+            initrd="none" if setup.no_initrd else path(setup.initrd),
+            initrd_size=setup.initrd_size,
+            append=setup.append,
+            syscall=setup.syscall,  # type: ignore[arg-type]  # checked by prepare()
+            capture=setup.capture,  # type: ignore[arg-type]
+        ),
+        fault=[_table(fault) for fault in faults],
+        crash=Crash(message),
+        expect=expect,
+    )
+
+
+def _table(fault: Fault) -> FaultTable:
+    write = fault.write.hex() if fault.write is not None else None
+    return FaultTable(fault.at, fault.by, write, fault.flip, fault.when, fault.width)

@@ -13,6 +13,7 @@ from kexecemu.campaign.stats import Basis, Figure, mcnemar
 from kexecemu.campaign.store import Row, Store
 from kexecemu.errors import InputError
 from kexecemu.faults.outcome import Outcome
+from kexecemu.shown import shown
 
 __all__ = ["Class", "Comparison", "Pair", "class_of", "compare"]
 
@@ -44,6 +45,7 @@ class Pair:
     second: str
 
 
+@shown()
 @dataclass(frozen=True)
 class Comparison:
     """Two campaigns over one sample.

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from kexecemu.errors import InputError
+from kexecemu.shown import shown
 
 __all__ = ["CampaignFault", "Decided", "How", "Moment", "Writer"]
 
@@ -38,6 +39,7 @@ _ID = re.compile(
 _WITH_NUMBER = (Moment.WHILE_HASHING, Moment.IN_CAPTURE)
 
 
+@shown()
 @dataclass(frozen=True, slots=True, order=True)
 class CampaignFault:
     """A fault: who writes what (a model and its variant) where (bytes from the start of base) and when.
@@ -91,6 +93,7 @@ class How(enum.StrEnum):
     OVERWRITTEN = "overwritten"  # they are written before anything reads them
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Decided:
     """What came of one fault: outcome is one of kexecemu.faults.outcome.Outcome's strings.

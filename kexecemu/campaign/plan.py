@@ -10,6 +10,7 @@ from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.models import MODELS, Model
 from kexecemu.errors import InputError
 from kexecemu.scenario.schema import Scenario
+from kexecemu.shown import shown
 
 __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 
@@ -21,6 +22,7 @@ _FURTHEST = {Moment.WHILE_HASHING: 256, Moment.IN_CAPTURE: 10**9}
 _MOMENT = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z", re.ASCII)
 
 
+@shown()
 @dataclass(frozen=True)
 class Plan:
     """The campaign that a scenario describes: words of where, models, writers, moments with their numbers."""

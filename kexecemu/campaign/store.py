@@ -18,6 +18,7 @@ from typing import NamedTuple
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.header import Header
 from kexecemu.errors import InputError
+from kexecemu.shown import shown
 
 __all__ = ["Audit", "Row", "Store"]
 
@@ -35,6 +36,7 @@ _TABLES = {
 }
 
 
+@shown()
 class Row(NamedTuple):
     """One result. stratum is the number of one of the header's."""
 
@@ -48,6 +50,7 @@ class Row(NamedTuple):
     detail: str
 
 
+@shown()
 class Audit(NamedTuple):
     """A fault of the sample that was run to its end, after it had been decided without."""
 
@@ -59,6 +62,7 @@ class Audit(NamedTuple):
     detail: str
 
 
+@shown("path", "header")
 class Store:
     """A campaign's file, open in this process alone. Close it, or use it as a context manager."""
 

@@ -27,6 +27,7 @@ from kexecemu.kernel.model import Kernel
 from kexecemu.machine.board import Board
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.shown import shown
 
 __all__ = ["Handoff", "check_board", "write_handoff"]
 
@@ -50,6 +51,7 @@ class _Piece:
     sha256: str
 
 
+@shown()
 @dataclass(frozen=True)
 class Handoff:
     """What was written: the folder, the exception level at which QEMU goes on, and the command line's words.

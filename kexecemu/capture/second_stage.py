@@ -22,6 +22,7 @@ from kexecemu.machine.access import checked
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault, Pstate
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = [
     "CaptureEnd",
@@ -61,6 +62,7 @@ class PurgatoryEnd(enum.StrEnum):
     HUNG = "hung"  # it used up its budget, or stopped without a verdict
 
 
+@shown()
 @dataclass(frozen=True)
 class PurgatoryRun:
     """One run of a purgatory: its end, the physical PC there, and the record that it left (None: it keeps none).
@@ -222,6 +224,7 @@ _LINUX_ENDS = {
 }
 
 
+@shown()
 @dataclass(frozen=True)
 class CaptureRun:
     """One run of a capture kernel; record is the stub's own account, None for another kernel.

@@ -23,6 +23,7 @@ from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.access import AccessChecker, Violation
 from kexecemu.machine.board import Board
 from kexecemu.scenario.lab import Kernel
+from kexecemu.shown import shown
 
 __all__ = ["Check", "check_purgatory", "print_checks", "progress_of"]
 
@@ -37,6 +38,7 @@ _SCALAR: Mapping[str, str] = {"KEXEC_PURGATORY_CRYPTO": "n"}
 Progress = Callable[[], None]
 
 
+@shown()
 @dataclass(frozen=True)
 class Check:
     """Everything that was found out about one purgatory. Sizes in bytes, addresses physical.

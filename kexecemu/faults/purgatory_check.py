@@ -21,6 +21,7 @@ from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ram import Ram
+from kexecemu.shown import shown
 
 __all__ = ["RUNS", "Case", "Reply", "cases", "judge_reply"]
 
@@ -66,6 +67,7 @@ class Reply(enum.StrEnum):
     MISBOOT = "misboot"  # it jumped to what is not the kernel's entry
 
 
+@shown()
 @dataclass(frozen=True)
 class Case:
     """One row: its name, and the faults of each run; several runs are counted. No runs: it does not apply."""

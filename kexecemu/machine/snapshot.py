@@ -20,6 +20,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ram import HOST_PAGE, Bank
 from kexecemu.machine.timeline import Event
+from kexecemu.shown import shown
 
 __all__ = ["Snapshot", "Snapshots"]
 
@@ -35,6 +36,7 @@ _SWAPPED: Final = 1 << 62
 _FILE_OR_SHARED: Final = 1 << 61
 
 
+@shown()
 @dataclass(frozen=True)
 class Snapshot:
     """One moment of a board. pages maps (bank, offset) to the bytes of each page that differs from the base.
@@ -51,6 +53,7 @@ class Snapshot:
     devices: Any
 
 
+@shown("board")
 class Snapshots:
     """All snapshots of one board. The board must not be restored by anybody else meanwhile."""
 

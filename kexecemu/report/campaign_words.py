@@ -12,6 +12,7 @@ from kexecemu.campaign.fault import How
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import Summary
 from kexecemu.faults.outcome import Outcome
+from kexecemu.shown import shown
 
 __all__ = [
     "DIMENSION_WORDS",
@@ -124,6 +125,7 @@ def basis_text(summary: Summary) -> str:
     )
 
 
+@shown()
 @dataclass(frozen=True)
 class Matrix:
     """Counts of outcomes by one dimension: columns are the outcomes that occur, in their order; total is of a row."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
@@ -24,6 +25,7 @@ __all__ = ["app", "describe_purgatory"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a purgatory, and try it.")
 
 _SHF_ALLOC, _SHF_EXECINSTR, _SHT_NOBITS = 2, 4, 8
+_RELOCATIONS = {0: "R_ARM_NONE", **{kind: name for name, kind in ENUM_RELOC_TYPE_AARCH64.items()}}
 _TRIAL_PHYS = 0x4000_0000  # any page will do to see whether it links
 
 # What each interface wants of a purgatory: symbol and size in bytes, and whether a loader cannot do without it.
@@ -82,9 +84,15 @@ def describe_purgatory(obj: RelocatableObject) -> dict[str, Any]:
             for kind, wanted in _INTERFACES.items()
         },
         "relocations": {str(kind): counts[kind] for kind in sorted(counts)},
+        "relocation_names": {str(kind): _relocation(kind) for kind in sorted(counts)},
         "unsupported_relocations": sorted(kind for kind in counts if kind not in SUPPORTED_TYPES),
         **_trial(obj),
     }
+
+
+def _relocation(kind: int) -> str:
+    """A relocation type by the name that the ABI has for it."""
+    return _RELOCATIONS.get(kind, f"type {kind}")
 
 
 def _found(obj: RelocatableObject, name: str, size: int) -> str:
@@ -193,10 +201,12 @@ def _text(file: Path, found: dict[str, Any]) -> str:
     for symbols in found["symbols"].values():
         if any(state != "missing" for state in symbols.values()):
             lines += [f"  {name:<28}{state}" for name, state in symbols.items()]
-    relocations = ", ".join(f"type {kind}: {count}" for kind, count in found["relocations"].items()) or "none"
-    lines += ["", f"relocations   {relocations}"]
-    if found["unsupported_relocations"]:
-        lines.append(f"unsupported   {', '.join(map(str, found['unsupported_relocations']))}")
+    names, unsupported = found["relocation_names"], found["unsupported_relocations"]
+    lines += ["", f"{'relocation':<32}{'type':>6}{'count':>7}"] if names else ["", "relocations   none"]
+    for kind, count in found["relocations"].items():
+        refused = " unsupported" if int(kind) in unsupported else ""
+        lines.append(f"{names[kind]:<32}{kind:>6}{count:>7}{refused}")
+    lines.append("")
     if found["links"] is True:
         lines.append(f"loaded        {found['bufsz']} bytes, {found['memsz']} in memory")
         lines.append(f"entry         at offset {found['entry_offset']:#x}")

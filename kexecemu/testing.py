@@ -28,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
+from kexecemu.arguments import instance, integer, text
 from kexecemu.errors import InputError
 from kexecemu.faults.fault import By, Fault, When
 from kexecemu.faults.outcome import Outcome
@@ -96,7 +97,7 @@ class KexecemuFailure(AssertionError):
     """A crash did not end as expected; the message is all there is to say, a traceback adds nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _KnownEnd(End):
     """An End that knows how to be had again: a line for a shell."""
 
@@ -158,11 +159,12 @@ def run_result(
     if scenario is None:
         name, message, setup, own = "a crash of a test", _MESSAGE, Setup(), []
     else:
-        path = find_scenario(str(scenario))
+        path = find_scenario(scenario)
         read = read_scenario(path)
         name, message, setup = read.name, read.crash.message, scenario_setup(read, path.parent)
         own = [table.fault() for table in read.fault]
     setup = _changed(setup, options)
+    faults = [faults] if isinstance(faults, Fault) else list(instance(faults, Sequence, "faults"))
     result = crash(name, setup, [*own, *faults], message)
     again = crash_again(scenario, setup.seed, faults, options)
     known = _KnownEnd(**{one.name: getattr(result.end, one.name) for one in fields(End)}, again=again)
@@ -182,9 +184,12 @@ def assert_outcome(
     again; InputError for an outcome that there is none of.
     """
     __tracebackhide__ = True
-    if outcome not in set(Outcome):
+    instance(end, End, "end")
+    if outcome not in list(Outcome):
         raise InputError(f"{outcome!r} is no outcome; they are {', '.join(Outcome)}")
-    pieces = [console] if isinstance(console, str) else list(console)
+    pieces = [console] if isinstance(console, str) else list(instance(console, Sequence, "console"))
+    if segment is not None:
+        text(segment, "segment")
     wrong = mismatches_of(end, Expect(Outcome(outcome), segment, pieces))
     if wrong:
         raise KexecemuFailure(failure_text(end, wrong))
@@ -209,8 +214,10 @@ def campaign(
     from kexecemu.campaign.job import discard_engine
     from kexecemu.campaign.work import plan_campaign, run_campaign
 
-    path = find_scenario(str(scenario))
-    fault = CampaignFault.parse(only) if only is not None else None
+    path = find_scenario(scenario)
+    for name, value in (("faults", faults), ("seed", seed), ("workers", workers), ("audit", audit)):
+        integer(value, name, 0)
+    fault = CampaignFault.parse(text(only, "only")) if only is not None else None
     try:
         plan = plan_campaign(
             read_scenario(path),
@@ -236,7 +243,10 @@ def assert_no(summary: Summary, *outcomes: Outcome | str) -> None:
     none of, and when none is given.
     """
     __tracebackhide__ = True
-    unknown = [one for one in outcomes if one not in set(Outcome)]
+    from kexecemu.campaign.summary import Summary
+
+    instance(summary, Summary, "summary")
+    unknown = [str(one) for one in outcomes if one not in list(Outcome)]
     if unknown or not outcomes:
         raise InputError(f"{', '.join(unknown) or 'nothing'} is no outcome; they are {', '.join(Outcome)}")
     wrong, examples = [], []
@@ -256,6 +266,7 @@ def assert_no(summary: Summary, *outcomes: Outcome | str) -> None:
 
 def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> str:
     """Why a test failed, for people: what is wrong, the end of the timeline, and the line that does it again."""
+    instance(end, End, "end")
     again = getattr(end, "again", "") if again is None else again
     lines = [*wrong, "", events_text(list(end.timeline))]
     lines += [f"damage: {damage}" for damage in islice(end.damage, 8)]
@@ -268,6 +279,7 @@ def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> st
 
 def events_text(events: Sequence[Event]) -> str:
     """The end of a timeline, one event a line."""
+    instance(events, Sequence, "events")
     shown = events[-_EVENTS:]
     title = "timeline" if len(shown) == len(events) else f"the last {len(shown)} of {len(events)} events"
     lines = [f"{event.when:>14,}  {event.kind:<14} {event.text}" for event in shown]
@@ -281,8 +293,4 @@ def _changed(setup: Setup, options: SetupOptions) -> Setup:
     for name in given:
         if name not in known:
             raise InputError(f"no option {name!r}; there are {', '.join(sorted(known))}")
-    for name in ("kernel", "initrd", "dtb"):
-        value = given.get(name)
-        if isinstance(value, str):
-            given[name] = Path(value)
-    return replace(setup, **given)  # type: ignore[arg-type]  # checked by name above, by value in prepare()
+    return replace(setup, **given)  # type: ignore[arg-type]  # checked by name above, by value in Setup

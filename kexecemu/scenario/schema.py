@@ -8,14 +8,17 @@ from typing import Any, Literal
 
 import msgspec
 
+from kexecemu.arguments import instance
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
+from kexecemu.shown import shown
 
 __all__ = ["Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
 
 
+@shown()
 class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A table in which every key must be known."""
 
@@ -133,8 +136,9 @@ def shipped_scenarios() -> list[str]:
     return sorted(path.stem for path in fixture_path("scenarios").glob("*.toml"))
 
 
-def find_scenario(name: str) -> Path:
+def find_scenario(name: str | Path) -> Path:
     """The path of a scenario: a TOML file, or the name of one that ships. InputError when there is neither."""
+    name = str(instance(name, (str, Path), "scenario"))
     path = Path(name)
     if path.suffix == ".toml" or "/" in name:
         return path
@@ -144,8 +148,9 @@ def find_scenario(name: str) -> Path:
     return shipped
 
 
-def read_scenario(path: Path) -> Scenario:
-    """Read and check a scenario file. Raises InputError that names the file and the key."""
+def read_scenario(path: str | Path) -> Scenario:
+    """Read and check a scenario file, or one that ships, by its name. Raises InputError that names file and key."""
+    path = path if isinstance(path, Path) else find_scenario(path)
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

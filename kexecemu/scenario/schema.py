@@ -163,6 +163,11 @@ def read_scenario(path: str | Path) -> Scenario:
         raise InputError(f"scenario {path}: {error}") from error
     try:
         _check_linux(data, scenario)
+        if "campaign" in data:
+            # Its words are the campaign's, which knows scenarios; asked here, so that no command takes a bad table.
+            from kexecemu.campaign.plan import plan_of
+
+            plan_of(scenario)
         for table in scenario.fault:
             table.fault()
     except InputError as error:

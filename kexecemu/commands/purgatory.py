@@ -164,12 +164,22 @@ def check(
             "--config", help="An option of the loading kernel, as KEXEC_PURGATORY_MMU=n; repeatable."
         ),
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            help="caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
+            "and name the rows where it is not so; with commas or repeated.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
     from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
+    from kexecemu.commands.purgatory_require import parse_requirements
 
     options = split_options(config or ())
+    required = parse_requirements(require or ())
     paths = [purgatory_path() if name == "default" else Path(name) for name in files]
     objects = [_read(path) for path in paths]
     interfaces = [_usable(path, obj) for path, obj in zip(paths, objects, strict=True)]
@@ -178,7 +188,7 @@ def check(
             check_purgatory(name if name == "default" else path.name, path, obj, interface, options, progress)
             for name, path, obj, interface in zip(files, paths, objects, interfaces, strict=True)
         ]
-    print_checks(checks, json)
+    raise typer.Exit(0 if print_checks(checks, json, required) else 1)
 
 
 def _usable(path: Path, obj: RelocatableObject) -> str:

@@ -57,11 +57,6 @@ class Era(enum.Enum):
         """KEXEC_FILE_FLAGS: UNLOAD 1, ON_CRASH 2, NO_INITRAMFS 4; 6.8 added DEBUG 8."""
         return 0xF if self is Era.V6_12 else 0x7
 
-    @property
-    def uname_release(self) -> str:
-        """What the model calls itself: the guest image is one and the same for all eras."""
-        return "6.1.0-kexecemu"
-
 
 class Protection(enum.Enum):
     """How the loaded crash image is protected from stray writes through the linear map."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Set, Sized
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -24,37 +25,10 @@ _LEAST, _MOST = 60, 300  # for one value
 _COLUMN, _SPARE = 8, 400  # members that get a line each, and characters for all such
 _SMALL = 32  # bytes: a digest is worth seeing, a page is not
 
-# Numbers that people count in tens, by the last word of their names; all others are addresses, sizes or registers.
-_COUNTS = frozenset(
-    (
-        *(
-            "instructions",
-            "when",
-            "time",
-            "idle",
-            "seed",
-            "faults",
-            "population",
-            "count",
-            "cpus",
-            "cpu",
-            "number",
-        ),
-        *(
-            "position",
-            "pid",
-            "sample",
-            "audited",
-            "version",
-            "chunk",
-            "total",
-            "index",
-            "width",
-            "generation",
-            "events",
-        ),
-        *("nodes", "exceptions", "major", "minor", "symbols"),
-    )
+# Numbers that people count in tens, by how their names end; all others are addresses, sizes or registers.
+_COUNTED = re.compile(
+    r"(instructions|when|time|idle|seed|faults|population|count|cpus?|number|position|pid|sample|audited|version|"
+    r"chunk|total|index|width|generation|events|nodes|exceptions|major|minor|symbols)$"
 )
 
 
@@ -138,14 +112,16 @@ def brief(value: object, name: str = "", room: int = _LINE, deep: int = 0) -> st
     if isinstance(value, bool | float | range) or value is None:
         return repr(value)
     if isinstance(value, int):
-        counted = name.rpartition("_")[2] in _COUNTS
-        return f"{value:_}" if counted or 0 <= value < 10 else hex(value)
+        return f"{value:_}" if _COUNTED.search(name) or 0 <= value < 10 else hex(value)
     if isinstance(value, bytes | bytearray | memoryview):
         size = memoryview(value).nbytes
         return f"<{size:#x} bytes {bytes(value).hex()}>" if 0 < size <= _SMALL else f"<{size:#x} bytes>"
     if isinstance(value, str | PurePath):
         text = str(value)
-        return repr(text) if len(text) <= room - 2 else f"{text[: room // 2]!r}... <{len(text):,} characters>"
+        quoted = repr(text[:room])  # escapes may make it longer
+        if len(text) <= room and len(quoted) <= room:
+            return quoted
+        return f"{quoted[: room // 2]}{quoted[0]}... <{len(text):,} characters>"
     if isinstance(value, KexecemuError):
         return f"<{str(value)[: room - 2]}>"
     if isinstance(value, Mapping | list | tuple | Set) and not hasattr(value, "_shown"):
@@ -154,30 +130,19 @@ def brief(value: object, name: str = "", room: int = _LINE, deep: int = 0) -> st
 
 
 def _enum(value: enum.Enum) -> str:
-    if isinstance(value, enum.Flag):
-        return (
-            f"{type(value).__name__}.{value.name}"
-            if value.name
-            else f"{type(value).__name__}({value.value:#x})"
-        )
-    return f"{type(value).__name__}.{value.name}"
+    kind = type(value).__name__
+    if isinstance(value, enum.Flag) and not value.name:
+        return f"{kind}({value.value:#x})"
+    return f"{kind}.{value.name}"
 
 
 def _collection(value: Collection[Any], name: str, room: int, deep: int) -> str:
     """As many members as there is room for, and how many more there are."""
-    left, right = (
-        ("{", "}") if isinstance(value, Mapping | Set) else ("(", ")") if isinstance(value, tuple) else "[]"
-    )
+    left, right = "{}" if isinstance(value, Mapping | Set) else "()" if isinstance(value, tuple) else "[]"
     told: list[str] = []
     size = 2
-    members = (
-        value.items()
-        if isinstance(value, Mapping)
-        else sorted(value, key=repr)
-        if isinstance(value, Set)
-        else value
-    )
-    for one in members:
+    members: Iterable[Any] = value.items() if isinstance(value, Mapping) else value
+    for one in sorted(members, key=repr) if isinstance(value, Set) else members:
         if isinstance(value, Mapping):
             text = f"{brief(one[0], '', 40, deep + 1)}: {brief(one[1], str(one[0]), 60, deep + 1)}"
         else:

@@ -171,7 +171,8 @@ def test_what_raises_says_so_in_the_table() -> None:
     [
         (bytes(33), "<0x21 bytes>"),
         (memoryview(b"ab"), "<0x2 bytes 6162>"),
-        ("x" * 500, f"'{'x' * 50}'... <500 characters>"),
+        ("\n" * 90, "'" + r"\n" * 24 + "\\'... <90 characters>"),
+        ("x" * 500, f"'{'x' * 49}'... <500 characters>"),
         (
             list(range(1000, 5000)),
             f"[{', '.join(map(hex, range(1000, 1011)))}, and 3,989 more]",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kexecemu.scenario.runner import run_scenario
     from kexecemu.scenario.schema import Scenario, read_scenario
 
+    __version__: str
+
 _HOMES = {
     "Board": "kexecemu.machine.board",
     "By": "kexecemu.faults.fault",
@@ -72,8 +74,23 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(home), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("kexecemu")
+    except PackageNotFoundError:
+        return "checkout"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from kexecemu.arguments import instance
 from kexecemu.machine.timeline import Event
 from kexecemu.report.again import Again
 from kexecemu.scenario.lab import End, Kernel
@@ -45,7 +46,7 @@ class KexecemuFailure(AssertionError):
         return failure_text(self.end, self.wrong, self.again)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KnownEnd(End):
     """An End of run(), which knows how it came about."""
 
@@ -60,6 +61,7 @@ def again_line(end: End, expect: Expect | None = None) -> str:
 
 def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> str:
     """Why a test failed, for people: what is wrong, the end of the timeline, and the line that does it again."""
+    instance(end, End, "end")
     again = again_line(end) if again is None else again
     lines = [*wrong, ""] if wrong else []
     lines.append(events_text(list(end.timeline)))
@@ -73,6 +75,7 @@ def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> st
 
 def events_text(events: Sequence[Event]) -> str:
     """The end of a timeline, one event a line."""
+    instance(events, Sequence, "events")
     shown = events[-_EVENTS:]
     title = "timeline" if len(shown) == len(events) else f"the last {len(shown)} of {len(events)} events"
     lines = [f"{event.when:>14,}  {event.kind:<14} {event.text}" for event in shown]

@@ -27,6 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
+from kexecemu.arguments import instance, integer, text
 from kexecemu.capture.verdict import VerdictFlags, VerdictState
 from kexecemu.errors import InputError
 from kexecemu.failure import KexecemuFailure, KnownEnd, again_line, events_text, failure_text
@@ -155,11 +156,12 @@ def run_result(
         if cell is not None:
             raise InputError(f"cell {cell!r}: there is no scenario that it could be a cell of")
     else:
-        path = find_scenario(str(scenario))
+        path = find_scenario(scenario)
         read = the_cell(read_scenario(path), cell)
         name, message, setup = read.name, read.crash.message, scenario_setup(read, path.parent)
         own = [table.fault() for table in read.fault]
     setup = _changed(setup, options)
+    faults = [faults] if isinstance(faults, Fault) else list(instance(faults, Sequence, "faults"))
     result = crash(name, setup, [*own, *faults], message)
     again = Again(scenario, cell, faults, options, name, setup, [*own, *faults], message)
     plain = {one.name: getattr(result.end, one.name) for one in fields(End)}
@@ -189,10 +191,13 @@ def assert_outcome(
     again; InputError for an outcome, a dump, a flag or a state that there is none of.
     """
     __tracebackhide__ = True
-    if outcome not in set(Outcome):
+    instance(end, End, "end")
+    if outcome not in list(Outcome):
         raise InputError(f"{outcome!r} is no outcome; they are {', '.join(Outcome)}")
-    if dump is not None and dump not in set(Dump):
+    if dump is not None and dump not in list(Dump):
         raise InputError(f"{dump!r} says nothing of a dump; the words are {', '.join(Dump)}")
+    if segment is not None:
+        text(segment, "segment")
     expect = Expect(
         outcome=Outcome(outcome),
         segment=segment,
@@ -210,8 +215,8 @@ def assert_outcome(
         raise KexecemuFailure(wrong, end, expect)
 
 
-def _listed(text: str | Sequence[str]) -> list[str]:
-    return [text] if isinstance(text, str) else list(text)
+def _listed(words: str | Sequence[str]) -> list[str]:
+    return [words] if isinstance(words, str) else list(instance(words, Sequence, "words"))
 
 
 def _known(kind: type[VerdictFlags | VerdictState], words: list[str], what: str) -> list[str]:
@@ -242,8 +247,10 @@ def campaign(
     from kexecemu.campaign.job import discard_engine
     from kexecemu.campaign.work import plan_campaign, run_campaign
 
-    path = find_scenario(str(scenario))
-    fault = CampaignFault.parse(only) if only is not None else None
+    path = find_scenario(scenario)
+    for name, value in (("faults", faults), ("seed", seed), ("workers", workers), ("audit", audit)):
+        integer(value, name, 0)
+    fault = CampaignFault.parse(text(only, "only")) if only is not None else None
     try:
         plan = plan_campaign(
             read_scenario(path),
@@ -269,7 +276,10 @@ def assert_no(summary: Summary, *outcomes: Outcome | str) -> None:
     none of, and when none is given.
     """
     __tracebackhide__ = True
-    unknown = [one for one in outcomes if one not in set(Outcome)]
+    from kexecemu.campaign.summary import Summary
+
+    instance(summary, Summary, "summary")
+    unknown = [str(one) for one in outcomes if one not in list(Outcome)]
     if unknown or not outcomes:
         raise InputError(f"{', '.join(unknown) or 'nothing'} is no outcome; they are {', '.join(Outcome)}")
     wrong, examples = [], []
@@ -294,8 +304,4 @@ def _changed(setup: Setup, options: SetupOptions) -> Setup:
     for name in given:
         if name not in known:
             raise InputError(f"no option {name!r}; there are {', '.join(sorted(known))}")
-    for name in ("kernel", "initrd", "dtb"):
-        value = given.get(name)
-        if isinstance(value, str):
-            given[name] = Path(value)
-    return replace(setup, **given)  # type: ignore[arg-type]  # checked by name above, by value in prepare()
+    return replace(setup, **given)  # type: ignore[arg-type]  # checked by name above, by value in Setup

@@ -11,12 +11,14 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 
-from kexecemu.campaign.stats import Basis, Figure, Stratum, stratified, upper_bound
+from kexecemu.campaign.compare import Comparison, Pair
+from kexecemu.campaign.header import Header
+from kexecemu.campaign.stats import Basis, Figure, Interval, Stratum, stratified, upper_bound
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 
-__all__ = ["disagreeing", "made_up_summary"]
+__all__ = ["PAIRS", "disagreeing", "made_up_comparison", "made_up_header", "made_up_summary"]
 
 _MIB = 1 << 20
 _REGION = 0x6000_0000
@@ -168,3 +170,33 @@ def _figure(outcome: str, count: int, basis: Basis) -> Figure:
 
 def _in_order(counts: Counter[str]) -> dict[str, int]:
     return {one.value: counts[one.value] for one in Outcome if counts[one.value]}
+
+
+PAIRS = {
+    "detected": {"prevented": 400, "detected": 500, "silent": 2},
+    "latent": {"prevented": 30, "latent": 900},
+    "silent": {"prevented": 120, "silent": 40},
+    "trapped": {"latent": 7, "error": 1},
+}
+
+
+def made_up_header(protection: str, purgatory: str, **more: str) -> Header:
+    return Header("0.1.0", "ab" * 32, protection, purgatory, 1, 2000, 10**9, "uniform-1", 500, **more)
+
+
+def made_up_comparison(**changes: object) -> Comparison:
+    """Two campaigns of which the second catches more."""
+    basis = made_up_summary().basis
+    values: dict[str, object] = {
+        "first": made_up_header("none", "default", scenario="'a b.toml'"),
+        "second": made_up_header("pte", "<default>", scenario="'a b.toml'", options="--protection pte"),
+        "basis": basis,
+        "outcomes": PAIRS,
+        "classes": {here: dict.fromkeys(("caught", "harmless", "harm"), 7) for here in ("caught", "harm")},
+        "only_first": Figure("x", 2, Interval(1e-4, 1e-3, 2e-3), basis),
+        "only_second": Figure("y", 0, Interval(0.0, 0.0, 2e-3), basis, at_most=1.5e-3),
+        "even": 1.5e-31,
+        "examples_first": (Pair("dma.byte.1.dtb+5.after-load", "detected", "silent"),),
+        "examples_second": (),
+    }
+    return Comparison(**{**values, **changes})  # type: ignore[arg-type]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 from elftools.elf.relocation import RelocationSection
 
 from kexecemu.data import fixture_path, purgatory_path
 
 OURS = purgatory_path()
+NAMES = {kind: name for name, kind in ENUM_RELOC_TYPE_AARCH64.items()}
 KEXEC_TOOLS = fixture_path("guests/kexec-tools-purgatory.ro")
 
 
@@ -42,6 +45,7 @@ def test_it_says_what_pyelftools_says(path: Path, interface: str) -> None:
                     kind = str(rela["r_info_type"])
                     counts[kind] = counts.get(kind, 0) + 1
     assert value["relocations"] == dict(sorted(counts.items(), key=lambda item: int(item[0])))
+    assert value["relocation_names"] == {kind: NAMES[int(kind)] for kind in counts}
     assert value["unsupported_relocations"] == []
     assert set(value["symbols"][interface].values()) == {"ok"}
 
@@ -52,6 +56,25 @@ def test_the_account_for_people_names_sections_and_symbols() -> None:
     assert ".kexec-purgatory" in done.stdout
     assert "interface     kernel" in done.stdout
     assert "purgatory_sha256_digest     ok" in done.stdout
+
+
+def test_relocations_are_named(tmp_path: Path) -> None:
+    done = info(OURS)
+    assert re.search(r"^R_AARCH64_CALL26 +283 +\d+$", done.stdout, re.MULTILINE)
+    # The type is the lower half of r_info. A purgatory has no global offset table, and no loader makes one.
+    data = bytearray(OURS.read_bytes())
+    with OURS.open("rb") as file:
+        section = next(one for one in ELFFile(file).iter_sections() if one.name == ".rela.text")
+        at = section["sh_offset"] + 8
+    data[at : at + 4] = (311).to_bytes(4, "little")
+    other = tmp_path / "other.ro"
+    other.write_bytes(data)
+    done = info(other)
+    assert done.returncode == 1
+    assert re.search(r"^R_AARCH64_ADR_GOT_PAGE +311 +1 unsupported$", done.stdout, re.MULTILINE)
+    found = json.loads(info(other, "--json").stdout)
+    assert found["unsupported_relocations"] == [311]
+    assert found["relocation_names"]["311"] == "R_AARCH64_ADR_GOT_PAGE"
 
 
 def test_an_object_that_no_loader_can_use_exits_with_1(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from unicorn.unicorn_py3.unicorn import Uc
 from kexecemu.machine.counter import BlockCounter
 from kexecemu.machine.cpu import Cpu
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["GRAIN", "LINE", "Accesses", "First", "recorded"]
 
@@ -49,6 +50,7 @@ class Touched(ctypes.Structure):
     )
 
 
+@shown("region")
 class Accesses:
     """All accesses to one physical region; the code must run with virtual addresses equal to physical ones."""
 

@@ -11,6 +11,7 @@ from kexecemu.campaign.models import find_model
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.shown import shown
 
 __all__ = ["EDGE", "WHERE", "Area", "Kind", "Places"]
 
@@ -36,6 +37,7 @@ class Kind(enum.StrEnum):
     EDGE = "edge"  # just outside: where an off-by-one lands
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Area:
     """A stretch of physical memory, all of one kind.
@@ -50,6 +52,7 @@ class Area:
     base_phys: int
 
 
+@shown("region", "names")
 class Places:
     """What the names of places stand for, for one loaded image; all physical.
 

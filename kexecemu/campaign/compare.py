@@ -14,6 +14,7 @@ from kexecemu.campaign.store import Row, Store
 from kexecemu.errors import InputError
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
+from kexecemu.shown import shown
 
 __all__ = ["Class", "Comparison", "Pair", "class_of", "compare"]
 
@@ -48,6 +49,7 @@ class Pair:
     second_dump: str = ""
 
 
+@shown()
 @dataclass(frozen=True)
 class Comparison:
     """Two campaigns over one sample.

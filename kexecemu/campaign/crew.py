@@ -26,12 +26,14 @@ from typing import Any
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.job import CampaignConfig, error_of, run_chunk
 from kexecemu.errors import MachineError
+from kexecemu.shown import shown
 
 __all__ = ["Alone", "Crew", "Stop", "Task", "Workers", "local_pool", "stoppable"]
 
 _POLL = 0.5  # seconds after which Ctrl-C is noticed at the latest
 
 
+@shown()
 @dataclass(frozen=True)
 class Task:
     """Some faults to be decided, or with audit to be run to their ends. number is the caller's own."""
@@ -96,6 +98,7 @@ def local_pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_live_and_die_with_the_parent)
 
 
+@shown("space")
 class Crew:
     """Gives results for tasks, in any order; every task once."""
 

@@ -43,6 +43,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Scenario
 from kexecemu.scenario.setup import prepare
+from kexecemu.shown import shown
 
 __all__ = ["Engine"]
 
@@ -73,6 +74,7 @@ class _Place:
     data: bytes
 
 
+@shown("config_hash", "space")
 class Engine:
     """One scenario, loaded once. decide() and run() give the same whatever they were asked before."""
 

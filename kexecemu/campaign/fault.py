@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kexecemu.errors import InputError
 from kexecemu.faults.dump import Dump
+from kexecemu.shown import shown
 
 __all__ = ["CampaignFault", "Decided", "Ended", "How", "Moment", "Writer"]
 
@@ -39,6 +40,7 @@ _ID = re.compile(
 _WITH_NUMBER = (Moment.WHILE_HASHING, Moment.IN_CAPTURE)
 
 
+@shown()
 @dataclass(frozen=True, slots=True, order=True)
 class CampaignFault:
     """A fault: who writes what (a model and its variant) where (bytes from the start of base) and when.
@@ -92,6 +94,7 @@ class How(enum.StrEnum):
     OVERWRITTEN = "overwritten"  # they are written before anything reads them
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What a machine came to: outcome and dump are strings of kexecemu.faults.outcome.Outcome and of dump.Dump.
@@ -108,6 +111,7 @@ class Ended:
     mended: bool | None = None
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Decided:
     """What came of one fault: outcome and dump are strings of kexecemu.faults.outcome.Outcome and of dump.Dump.

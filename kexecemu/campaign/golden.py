@@ -22,6 +22,7 @@ from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.scenario.lab import End, Kernel
+from kexecemu.shown import shown
 
 __all__ = ["Golden", "ended", "golden_run"]
 
@@ -30,6 +31,7 @@ _HEADER_AND_RECORD: Final = 256
 """Bytes."""
 
 
+@shown()
 @dataclass(frozen=True)
 class Golden:
     """The undisturbed run.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["RUNG", "HashStates"]
 
@@ -21,6 +22,7 @@ RUNG: Final = 1024
 """Bytes between two checkpoints."""
 
 
+@shown("input")
 class HashStates:
     """The hash of a sequence of physical regions with known contents."""
 

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from kexecemu.shown import shown
+
 __all__ = ["Header"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Header:
     """What a campaign is. Two with the same identity have the same table when they are done.

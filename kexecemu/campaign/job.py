@@ -13,6 +13,7 @@ from kexecemu.campaign.version import own_version
 from kexecemu.errors import InputError, MachineError
 from kexecemu.faults.outcome import Outcome
 from kexecemu.scenario.schema import Scenario
+from kexecemu.shown import shown
 
 __all__ = [
     "CampaignConfig",
@@ -53,6 +54,7 @@ def make_engine(scenario: Scenario, folder: Path) -> EngineLike:
     return Engine(scenario, folder)
 
 
+@shown()
 @dataclass(frozen=True)
 class CampaignConfig:
     """All that a process needs to know; it is sent to other machines too.

@@ -27,6 +27,7 @@ from kexecemu.campaign.contents import (
     structure_like,
 )
 from kexecemu.errors import InputError
+from kexecemu.shown import shown
 
 __all__ = ["MAX_LENGTH", "MODELS", "Model", "ModelRow", "find_model", "model_rows"]
 
@@ -38,6 +39,7 @@ _SULLIVAN = "Sullivan and Chillarege, Software defects and their impact on syste
 _RIO = "Chen and others, The Rio file cache: surviving operating system crashes, ASPLOS 1996"
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Model:
     """A way of writing astray.
@@ -75,6 +77,7 @@ class Model:
             )
 
 
+@shown()
 class ModelRow(NamedTuple):
     """A line of the list of models, for help texts and the documentation. shortest and longest are bytes written."""
 

@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kexecemu.campaign.areas import WHERE
 from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.models import MODELS, Model
 from kexecemu.errors import InputError
+from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.scenario.schema import Scenario
+from kexecemu.shown import shown
 
 __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 
@@ -17,10 +20,13 @@ __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 HASHING_STEPS = tuple(range(8, 256, 16))
 
 _BEFORE_THE_CRASH = (Moment.DURING_LOAD, Moment.AFTER_LOAD)
+# Segments that an image may have; whether the loaded one does is known after the load.
+_SEGMENTS = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", COPY, PAGE_DIGESTS)
 _FURTHEST = {Moment.WHILE_HASHING: 256, Moment.IN_CAPTURE: 10**9}
 _MOMENT = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z", re.ASCII)
 
 
+@shown()
 @dataclass(frozen=True)
 class Plan:
     """The campaign that a scenario describes: words of where, models, writers, moments with their numbers."""
@@ -58,6 +64,11 @@ def plan_of(scenario: Scenario) -> Plan:
         twice = next((word for at, word in enumerate(words) if word in words[:at]), None)
         if twice is not None:
             raise InputError(f"campaign.{key}: {twice!r} is there twice")
+    for word in table.where:
+        if word not in (*WHERE, *_SEGMENTS):
+            raise InputError(
+                f"campaign.where: no place {word!r}; there are {', '.join((*WHERE, *_SEGMENTS))}"
+            )
     models = tuple(_model(name) for name in table.models)
     writers = tuple(_writer(name) for name in table.by)
     moments = _moments(table.moments)

@@ -25,6 +25,7 @@ from kexecemu.campaign.source_lines import SymbolMap, source_line
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Event
 from kexecemu.scenario.schema import find_scenario, read_scenario
+from kexecemu.shown import shown
 
 __all__ = ["Culprit", "Replay", "replay"]
 
@@ -34,6 +35,7 @@ _LAST_BLOCKS: Final = 8
 """Blocks at the end of a trace that are shown instruction by instruction."""
 
 
+@shown()
 @dataclass(frozen=True)
 class Culprit:
     """A store that hit the damaged bytes.
@@ -57,6 +59,7 @@ class Culprit:
         return f"{self.who} stored at {self.phys:#x} by `{self.instruction}` at {self.pc_virt:#x}, {where}"
 
 
+@shown()
 @dataclass(frozen=True)
 class Replay:
     """A fault run again. concluded is what a campaign makes of it; outcome, dump and dump_reason what is found now.

@@ -20,6 +20,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.scenario.schema import Scenario
+from kexecemu.shown import shown
 
 __all__ = [
     "SAMPLER",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Stratum:
     """A part of the space: its faults are those from number `first` on, `size` of them.
@@ -78,6 +80,7 @@ class Stratum:
         return (byte * self.model.variants + fault.variant) * len(self.steps) + self.steps.index(fault.at)
 
 
+@shown()
 class SpaceRow(NamedTuple):
     """A line of the table of the space: one stratum. bytes * variants * steps is size."""
 
@@ -92,6 +95,7 @@ class SpaceRow(NamedTuple):
     size: int
 
 
+@shown("size", "strata")
 class Space:
     """Faults by number, from 0 to size - 1; fault() and index() undo each other.
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.errors import InputError
+from kexecemu.shown import shown
 
 __all__ = [
     "CONFIDENCE",
@@ -42,6 +43,7 @@ class Interval:
     high: float
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Stratum:
     """A part of the fault space: its size, how many of it were drawn, and how many of those are counted."""
@@ -51,6 +53,7 @@ class Stratum:
     count: int
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Basis:
     """What a figure rests on. config_hash covers everything that decides what a fault does.
@@ -74,6 +77,7 @@ class Basis:
         )
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A count with its interval, which cannot be printed without its basis.

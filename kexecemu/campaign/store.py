@@ -18,6 +18,7 @@ from typing import NamedTuple
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.header import Header
 from kexecemu.errors import InputError
+from kexecemu.shown import shown
 
 __all__ = ["Audit", "Row", "Store"]
 
@@ -36,6 +37,7 @@ _TABLES = {
 }
 
 
+@shown()
 class Row(NamedTuple):
     """One result. stratum is the number of one of the header's; reported is 0 or 1."""
 
@@ -52,6 +54,7 @@ class Row(NamedTuple):
     reported: int
 
 
+@shown()
 class Audit(NamedTuple):
     """A fault of the sample that was run to its end, after it had been decided without.
 
@@ -73,6 +76,7 @@ class Audit(NamedTuple):
         return (self.decided, self.decided_dump) == (self.run, self.run_dump)
 
 
+@shown("path", "header")
 class Store:
     """A campaign's file, open in this process alone. Close it, or use it as a context manager."""
 

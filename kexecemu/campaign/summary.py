@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kexecemu.campaign.stats import Basis, Figure
+from kexecemu.shown import shown
 
 __all__ = ["DIMENSIONS", "AreaHits", "Disagreement", "Example", "Summary"]
 
@@ -14,6 +15,7 @@ __all__ = ["DIMENSIONS", "AreaHits", "Disagreement", "Example", "Summary"]
 DIMENSIONS = ("segment", "kind", "writer", "model", "moment")
 
 
+@shown()
 @dataclass(frozen=True)
 class Example:
     """One fault and what came of it. phys is the address of its first byte, segment "" where it hit none."""
@@ -45,6 +47,7 @@ class Disagreement:
     run_dump: str = ""
 
 
+@shown()
 @dataclass(frozen=True)
 class AreaHits:
     """What hit one area of the fault space, for pictures.
@@ -62,6 +65,7 @@ class AreaHits:
     dumps: tuple[Mapping[str, int], ...] = ()
 
 
+@shown()
 @dataclass(frozen=True)
 class Summary:
     """A whole campaign.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import kexecemu
@@ -21,10 +20,6 @@ def own_version() -> str:
 
     What a campaign loads (fixtures, the purgatory, Linux) is not in it, but in the campaign's configuration hash.
     """
-    try:
-        release = version("kexecemu")
-    except PackageNotFoundError:
-        release = "checkout"
     home = Path(kexecemu.__file__).parent
     digest = hashlib.sha256()
     for room in _ROOMS:
@@ -32,4 +27,4 @@ def own_version() -> str:
             if path.suffix in (".py", ".so"):
                 digest.update(f"{path.relative_to(home).as_posix()} ".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{release}+{digest.hexdigest()[:8]}"
+    return f"{kexecemu.__version__}+{digest.hexdigest()[:8]}"

@@ -19,6 +19,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.scenario.lab import Kernel
 from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.campaign.golden import Golden
@@ -33,6 +34,7 @@ _STEPS = 256
 """Of hashing, see Moment.WHILE_HASHING."""
 
 
+@shown()
 @dataclass(frozen=True)
 class Write:
     """What is written over a physical area, by whom and when: data(bytes that are there then) is what a model makes of
@@ -50,6 +52,7 @@ class Write:
         return self.moment, self.at
 
 
+@shown("kernel", "golden")
 class Victim:
     """A loaded kernel with its snapshots. golden is set once there is one."""
 

@@ -24,6 +24,7 @@ from kexecemu.campaign.version import own_version
 from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.scenario.schema import Scenario
+from kexecemu.shown import shown
 
 __all__ = ["CHUNK", "Campaign", "Interrupted", "Progress", "plan_campaign", "run_campaign"]
 
@@ -45,6 +46,7 @@ class Interrupted(KeyboardInterrupt):
         self.faults = faults
 
 
+@shown()
 @dataclass(frozen=True)
 class Campaign:
     """A campaign that is ready to run. sample holds numbers of the space, in the order in which they are tried."""

@@ -24,6 +24,7 @@ from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.machine.virtio_block import VirtioBlock
+from kexecemu.shown import shown
 
 __all__ = ["DUMP_SLOT", "DiskVmcore", "LinuxCapture", "LinuxEnd", "Load", "load_digests", "run_linux"]
 
@@ -57,6 +58,7 @@ class LinuxEnd(enum.StrEnum):
     BUDGET = "budget"
 
 
+@shown()
 @dataclass(frozen=True)
 class Load:
     """One PT_LOAD: physical memory, and the SHA-256 of its bytes."""
@@ -65,6 +67,7 @@ class Load:
     sha256: str
 
 
+@shown()
 @dataclass(frozen=True)
 class DiskVmcore:
     """A dump as a capture kernel wrote it to a disk; size in bytes."""
@@ -90,6 +93,7 @@ class DiskVmcore:
         ]
 
 
+@shown()
 @dataclass(frozen=True)
 class LinuxCapture:
     """One run of a real capture kernel.

@@ -20,6 +20,7 @@ from kexecemu.machine.access import checked
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault, Pstate
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = [
     "LINUX_ENDS",
@@ -60,6 +61,7 @@ class PurgatoryEnd(enum.StrEnum):
     HUNG = "hung"  # it used up its budget, or stopped without a verdict
 
 
+@shown()
 @dataclass(frozen=True)
 class PurgatoryRun:
     """One run of a purgatory: its end, the physical PC there, and the record that it left (None: it keeps none).
@@ -223,6 +225,7 @@ LINUX_ENDS = {
 }
 
 
+@shown()
 @dataclass(frozen=True)
 class CaptureRun:
     """One run of a capture kernel; record is the stub's own account, None for another kernel.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["CaptureRecord", "CaptureState", "Violation", "read_record"]
 
@@ -39,6 +40,7 @@ class Violation(enum.IntFlag):
     MISPLACED = 64
 
 
+@shown()
 @dataclass(frozen=True)
 class CaptureRecord:
     """struct capture_record: addresses are physical, sizes in bytes, usable as in linux,usable-memory-range."""

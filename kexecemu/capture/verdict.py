@@ -10,6 +10,7 @@ from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["Damaged", "Verdict", "VerdictFlags", "VerdictState", "describe_damage", "read_verdict"]
 
@@ -54,6 +55,7 @@ class Damaged(enum.IntFlag):
     DTB_POINTER = 1 << 17
 
 
+@shown()
 @dataclass(frozen=True)
 class Verdict:
     """struct purgatory_verdict: bytes hashed so far, the digest the loader stored and the one that was computed.

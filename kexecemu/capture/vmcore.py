@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from kexecemu.arguments import path as path_of
 from kexecemu.errors import BusError, FormatError
 from kexecemu.formats.elfcore import VmcoreLayout, write_vmcore
 from kexecemu.formats.fdt import Fdt, join_cells
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["Vmcore"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Vmcore:
     """The dump of a board, found the way a capture kernel finds it.
@@ -52,6 +55,7 @@ class Vmcore:
 
         What the core header takes for RAM and is none reads as zeros.
         """
+        path = path_of(path, "path")
         layout = self.layout()
         write_vmcore(path, layout, self.board.ram.view, self.board.ram.data_ranges)
         return layout.size

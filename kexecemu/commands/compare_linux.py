@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kexecemu.arguments import contents
 from kexecemu.errors import InputError
 from kexecemu.report.progress import live_console, progress_bar
 from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs
@@ -16,13 +17,14 @@ from kexecemu.scenario.first_linux import FirstLinux, LinuxSetup
 from kexecemu.scenario.first_linux_compare import boot_model, compare, config_options
 from kexecemu.scenario.first_linux_rows import Row, Same
 from kexecemu.scenario.first_linux_run import read_kernel
-from kexecemu.scenario.setup import read_input
+from kexecemu.shown import shown
 
 __all__ = ["CompareOptions", "compare_linux_command", "print_rows", "rows_object"]
 
 _WIDEST = 60
 
 
+@shown()
 @dataclass(frozen=True)
 class CompareOptions:
     """What is booted: an Image (its config-* is looked for beside it) or fetched:NAME, and the board."""
@@ -70,7 +72,7 @@ def _config(path: Path, release: str) -> str:
     for candidate in (path.with_name(f"config-{release}"), path.with_name(".config")):
         if candidate.is_file():
             try:
-                return read_input(candidate, "configuration").decode()
+                return contents(candidate, "configuration").decode()
             except UnicodeDecodeError as error:
                 raise InputError(f"configuration {candidate}: {error}") from error
     print(f"kexecemu: no config-{release} beside {path}: the model has its usual options", file=sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
@@ -24,6 +25,7 @@ __all__ = ["app", "describe_purgatory"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a purgatory, and try it.")
 
 _SHF_ALLOC, _SHF_EXECINSTR, _SHT_NOBITS = 2, 4, 8
+_RELOCATIONS = {0: "R_ARM_NONE", **{kind: name for name, kind in ENUM_RELOC_TYPE_AARCH64.items()}}
 _TRIAL_PHYS = 0x4000_0000  # any page will do to see whether it links
 
 # What each interface wants of a purgatory: symbol and size in bytes, and whether a loader cannot do without it.
@@ -82,9 +84,15 @@ def describe_purgatory(obj: RelocatableObject) -> dict[str, Any]:
             for kind, wanted in _INTERFACES.items()
         },
         "relocations": {str(kind): counts[kind] for kind in sorted(counts)},
+        "relocation_names": {str(kind): _relocation(kind) for kind in sorted(counts)},
         "unsupported_relocations": sorted(kind for kind in counts if kind not in SUPPORTED_TYPES),
         **_trial(obj),
     }
+
+
+def _relocation(kind: int) -> str:
+    """A relocation type by the name that the ABI has for it."""
+    return _RELOCATIONS.get(kind, f"type {kind}")
 
 
 def _found(obj: RelocatableObject, name: str, size: int) -> str:
@@ -156,12 +164,22 @@ def check(
             "--config", help="An option of the loading kernel, as KEXEC_PURGATORY_MMU=n; repeatable."
         ),
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            help="caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
+            "and name the rows where it is not so; with commas or repeated.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
     from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
+    from kexecemu.commands.purgatory_require import parse_requirements
 
     options = split_options(config or ())
+    required = parse_requirements(require or ())
     paths = [purgatory_path() if name == "default" else Path(name) for name in files]
     objects = [_read(path) for path in paths]
     interfaces = [_usable(path, obj) for path, obj in zip(paths, objects, strict=True)]
@@ -170,7 +188,7 @@ def check(
             check_purgatory(name if name == "default" else path.name, path, obj, interface, options, progress)
             for name, path, obj, interface in zip(files, paths, objects, interfaces, strict=True)
         ]
-    print_checks(checks, json)
+    raise typer.Exit(0 if print_checks(checks, json, required) else 1)
 
 
 def _usable(path: Path, obj: RelocatableObject) -> str:
@@ -193,10 +211,12 @@ def _text(file: Path, found: dict[str, Any]) -> str:
     for symbols in found["symbols"].values():
         if any(state != "missing" for state in symbols.values()):
             lines += [f"  {name:<28}{state}" for name, state in symbols.items()]
-    relocations = ", ".join(f"type {kind}: {count}" for kind, count in found["relocations"].items()) or "none"
-    lines += ["", f"relocations   {relocations}"]
-    if found["unsupported_relocations"]:
-        lines.append(f"unsupported   {', '.join(map(str, found['unsupported_relocations']))}")
+    names, unsupported = found["relocation_names"], found["unsupported_relocations"]
+    lines += ["", f"{'relocation':<32}{'type':>6}{'count':>7}"] if names else ["", "relocations   none"]
+    for kind, count in found["relocations"].items():
+        refused = " unsupported" if int(kind) in unsupported else ""
+        lines.append(f"{names[kind]:<32}{kind:>6}{count:>7}{refused}")
+    lines.append("")
     if found["links"] is True:
         lines.append(f"loaded        {found['bufsz']} bytes, {found['memsz']} in memory")
         lines.append(f"entry         at offset {found['entry_offset']:#x}")

@@ -7,12 +7,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from kexecemu.capture.second_stage import PurgatoryEnd, run_purgatory
+from kexecemu.commands.purgatory_require import unmet
 from kexecemu.data import fixture_path
 from kexecemu.faults.fault import Fault
 from kexecemu.faults.purgatory_check import RUNS, Case, Reply, cases, judge_reply
@@ -23,6 +24,7 @@ from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.access import AccessChecker, Violation
 from kexecemu.machine.board import Board
 from kexecemu.scenario.lab import Kernel
+from kexecemu.shown import shown
 
 __all__ = ["Check", "check_purgatory", "print_checks", "progress_of"]
 
@@ -37,13 +39,14 @@ _SCALAR: Mapping[str, str] = {"KEXEC_PURGATORY_CRYPTO": "n"}
 Progress = Callable[[], None]
 
 
+@shown()
 @dataclass(frozen=True)
 class Check:
     """Everything that was found out about one purgatory. Sizes in bytes, addresses physical.
 
     replies has one Reply for each run of each case; violations are what silicon would refuse, in good runs and in
     those that find damage, each with its place as SYMBOL+OFFSET. scalar_per_byte is None where the purgatory cannot be
-    told to do without the SHA-2 instructions.
+    told to do without the SHA-2 instructions. absent says why of a row that has no replies.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Check:
     violations: list[tuple[str, Violation]]
     bufsz: int
     memsz: int
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def as_object(self) -> dict[str, Any]:
         """For --json."""
@@ -61,7 +65,11 @@ class Check:
             "purgatory": self.name,
             "interface": self.interface,
             "faults": [
-                {"fault": case, "replies": {one.value: found.count(one) for one in Reply if one in found}}
+                {
+                    "fault": case,
+                    "replies": {one.value: found.count(one) for one in Reply if one in found},
+                    "absent": self.absent.get(case),
+                }
                 for case, found in self.replies.items()
             ],
             "instructions_per_byte": self.instructions_per_byte,
@@ -200,11 +208,14 @@ def check_purgatory(
     kernel, image, loaded = bench.load()
     stack_top = _stack_top(loaded, small[2] if small is not None else None)
     replies: dict[str, list[Reply]] = {}
+    absent: dict[str, str] = {}
     for case in cases(kernel.ram, image, obj, loaded, interface, stack_top):
         replies[case.name] = _run(bench, case, progress)
+        if case.absent:
+            absent[case.name] = case.absent
     violations = bench.violations()
     segment = loaded.segment
-    return Check(name, interface, replies, per_byte, scalar, violations, segment.bufsz, segment.memsz)
+    return Check(name, interface, replies, per_byte, scalar, violations, segment.bufsz, segment.memsz, absent)
 
 
 def _run(bench: _Bench, case: Case, progress: Progress) -> list[Reply]:
@@ -218,27 +229,44 @@ def _run(bench: _Bench, case: Case, progress: Progress) -> list[Reply]:
 # -- what is printed -----------------------------------------------------------------------------------------------
 
 
-def print_checks(checks: Sequence[Check], json: bool) -> None:
-    """One table, a column for each purgatory; or one JSON object."""
+def print_checks(checks: Sequence[Check], json: bool, required: Sequence[str] = ()) -> bool:
+    """One table, a column for each purgatory; or one JSON object. True if all that is required is there.
+
+    What is not is one line on stderr.
+    """
+    rows = [{word: unmet(word, one.replies) for word in required} for one in checks]
     if json:
-        value = {"purgatories": [one.as_object() for one in checks]}
-        sys.stdout.write(json_module.dumps(value, indent=2) + "\n")
+        told = [
+            {**one.as_object(), **({"unmet": found} if required else {})}
+            for one, found in zip(checks, rows, strict=True)
+        ]
+        sys.stdout.write(json_module.dumps({"purgatories": told}, indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(_table(checks)) + "\n")
+    wrong = [
+        f"{word}: {one.name}: {', '.join(where)}"
+        for one, found in zip(checks, rows, strict=True)
+        for word, where in found.items()
+        if where
+    ]
+    if wrong:
+        print(f"kexecemu: not as required: {'; '.join(wrong)}", file=sys.stderr)
+    return not wrong
 
 
 def _table(checks: Sequence[Check]) -> list[str]:
     rows: list[list[str]] = [["fault", *(one.name for one in checks)], []]
     for case in checks[0].replies:
         found = [one.replies[case] for one in checks]
-        if max(map(len, found)) == 1:
+        if max(map(len, found)) <= 1:
             rows.append([case, *(one[0].value if one else _ABSENT for one in found)])
             continue
         rows.append([case, *("" for _ in checks)])
         for reply in Reply:
             counts = [Counter(one)[reply] for one in found]
             if any(counts):
-                rows.append([f"  {reply.value}", *map(str, counts)])
+                cells = (str(count) if one else _ABSENT for count, one in zip(counts, found, strict=True))
+                rows.append([f"  {reply.value}", *cells])
     rows += [
         [],
         ["loaded by", *("kexec_file_load" if c.interface == "kernel" else "kexec_load" for c in checks)],
@@ -255,11 +283,29 @@ def _table(checks: Sequence[Check]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
         for row in rows
     ]
+    blanks = [f"  {row}: {why}" for row, why in _blanks(checks)]
+    if blanks:
+        lines += ["", f"{_ABSENT} says that there is nothing to tell:", *blanks]
     for one in checks:
         if one.violations:
             lines += ["", f"{one.name}: what silicon refuses in it, and this machine does not"]
             lines += [f"  {place:<24}{violation}" for place, violation in one.violations]
     return lines
+
+
+def _blanks(checks: Sequence[Check]) -> Iterator[tuple[str, str]]:
+    """The rows with blanks in them, and why those are there."""
+    for one in checks:
+        for row, why in one.absent.items():
+            yield row, f"{one.name}: {why}"
+    for one in checks:
+        if one.instructions_per_byte is None:
+            yield "instructions per byte", f"{one.name}: it does not boot an untouched image"
+    for one in checks:
+        if one.scalar_per_byte is None:
+            boots = one.instructions_per_byte is not None
+            why = "it cannot be told to do without them" if boots else "it does not boot an untouched image"
+            yield "without SHA-2 instructions", f"{one.name}: {why}"
 
 
 def _number(value: float | None) -> str:

@@ -10,12 +10,14 @@ from kexecemu.kernel.kimage import Kimage, Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["Damage", "find_damage", "written_by_early_check"]
 
 _CHUNK = 4096
 
 
+@shown()
 @dataclass(frozen=True)
 class Damage:
     """A run of bytes of a segment that are not as loaded: offset from the segment's start and length, in bytes."""

@@ -30,6 +30,7 @@ from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.machine.memory_mark import MemoryMark
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["ONLY_FOR_THE_PURGATORY", "CrashedMemory", "Dump", "judge_dump", "taken_by_stub"]
 
@@ -61,6 +62,7 @@ _MEANINGS = {
 }
 
 
+@shown()
 @dataclass(frozen=True)
 class CrashedMemory:
     """What a dump has to show, noted when the first kernel was left.

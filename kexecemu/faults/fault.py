@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
+from kexecemu.arguments import buffer, instance, integer, member, text
 from kexecemu.errors import InputError
 from kexecemu.faults.target import resolve
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.exceptions import GuestFault
+from kexecemu.shown import shown
 
 __all__ = ["By", "Fault", "Injection", "When", "account", "inject", "parse_hex"]
 
@@ -28,11 +31,12 @@ class When(enum.StrEnum):
     AFTER_CHECK = "after-check"  # the purgatory has jumped, the capture kernel has not begun
 
 
+@shown()
 @dataclass(frozen=True)
 class Fault:
     """A stray write.
 
-    at      a target (see kexecemu.faults.target)
+    at      a target (see kexecemu.faults.target), or a physical address
     write   the bytes that are written, or None
     flip    the bits to invert in the byte at the target, as a mask (0x01 to 0xff), or None
     width   bytes per store of a CPU: 1, 2, 4 or 8
@@ -46,6 +50,16 @@ class Fault:
     width: int = 1
 
     def __post_init__(self) -> None:
+        # An address may be a number, a moment and a writer their words.
+        given: Any = self.at
+        at = f"{given:#x}" if isinstance(given, int) and not isinstance(given, bool) else given
+        object.__setattr__(self, "at", text(at, "fault: at"))
+        object.__setattr__(self, "by", member(self.by, By, f"fault at {at}: by"))
+        object.__setattr__(self, "when", member(self.when, When, f"fault at {at}: when"))
+        if self.write is not None:
+            object.__setattr__(self, "write", buffer(self.write, f"fault at {at}: write"))
+        if self.flip is not None:
+            integer(self.flip, f"fault at {at}: flip")
         if (self.write is None) == (self.flip is None):
             raise InputError(f"fault at {self.at}: give either the bytes to write or the bits to flip")
         if self.write is not None and not self.write:
@@ -65,6 +79,7 @@ class Fault:
         return len(self.write) if self.write is not None else 1
 
 
+@shown()
 @dataclass(frozen=True)
 class Injection:
     """What a fault did: the bytes at phys before and right after, and the exception if the store met one."""
@@ -92,6 +107,7 @@ def parse_hex(text: str, what: str) -> bytes:
 
 def inject(kernel: Kernel, fault: Fault) -> Injection:
     """Make the write happen now; the timeline says what it did. Raises InputError for a target that is not there."""
+    instance(fault, Fault, "fault")
     phys = resolve(kernel, fault.at, fault.length)
     before = kernel.ram.read(phys, fault.length)
     data = fault.write if fault.write is not None else bytes([before[0] ^ (fault.flip or 0)])

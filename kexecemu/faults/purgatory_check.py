@@ -21,10 +21,13 @@ from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ram import Ram
+from kexecemu.shown import shown
 
-__all__ = ["RUNS", "Case", "Reply", "cases", "judge_reply"]
+__all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "judge_reply"]
 
 CODE_WORDS = 32
+CODE, UNTOUCHED = f"purgatory's code, {CODE_WORDS} bits", "nothing"
+"""The rows that are unlike the others: many runs in one, and one without a fault."""
 RUNS = CODE_WORDS + 18
 """Runs of the whole set, where every case applies."""
 _STRAY = 0xDEADBEEF
@@ -66,12 +69,17 @@ class Reply(enum.StrEnum):
     MISBOOT = "misboot"  # it jumped to what is not the kernel's entry
 
 
+@shown()
 @dataclass(frozen=True)
 class Case:
-    """One row: its name, and the faults of each run; several runs are counted. No runs: it does not apply."""
+    """One row: its name, and the faults of each run; several runs are counted.
+
+    No runs: it does not apply, and absent says why.
+    """
 
     name: str
     runs: tuple[tuple[Fault, ...], ...]
+    absent: str = ""
 
 
 def _dma(at: str | int, data: bytes) -> Fault:
@@ -121,15 +129,18 @@ def cases(
     """
     names = _SYMBOLS[interface]
 
-    def symbol(kind: str, data: bytes, offset: int = 0, *more: Fault) -> tuple[tuple[Fault, ...], ...]:
+    def symbol(row: str, kind: str, data: bytes, offset: int = 0, *more: Fault) -> Case:
         name = names[kind]
         if not loaded.has_symbol(name):
-            return ()
-        return ((_dma(f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}", data), *more),)
+            return Case(row, (), f"it has no symbol {name}")
+        at = f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}"
+        return Case(row, ((_dma(at, data), *more),))
 
-    def segment(name: str, offset: int) -> tuple[tuple[Fault, ...], ...]:
+    def segment(row: str, name: str, offset: int) -> Case:
         found = image.segment(name)
-        return ((_invert(ram, found.mem + offset),),) if found is not None else ()
+        if found is None:
+            return Case(row, (), f"the image has no segment {name}")
+        return Case(row, ((_invert(ram, found.mem + offset),),))
 
     kernel, initrd = image.segment("kernel"), image.segment("initrd")
     assert kernel is not None and initrd is not None
@@ -143,27 +154,27 @@ def cases(
     )
     digest = ram.read(loaded.symbol_phys(names["digest"]), 1)
     return [
-        Case("nothing", ((),)),
-        Case("kernel, first word", segment("kernel", 0)),
+        Case(UNTOUCHED, ((),)),
+        segment("kernel, first word", "kernel", 0),
         Case("kernel, a bit in the middle", ((Fault(f"kernel+{middle}", flip=0x10, by=By.DMA),),)),
         Case("kernel, last byte", ((Fault(f"kernel+{last}", flip=0xFF, by=By.DMA),),)),
         Case("initrd, a word", ((stray_initrd,),)),
-        Case("device tree, a word", segment("dtb", 0x40)),
-        Case("elfcorehdr, a word", segment("elfcorehdr", 0x40)),
-        Case(f"purgatory's code, {CODE_WORDS} bits", code),
-        Case("stored digest, a byte", symbol("digest", bytes([digest[0] ^ 0xFF]))),
-        Case("regions[0].len = 0", symbol("regions", bytes(8), 8)),
-        Case("regions[0].start = 0xdeadbeef", symbol("regions", struct.pack("<Q", _STRAY))),
-        Case("regions[0].len = 0xdeadbeef", symbol("regions", struct.pack("<Q", _STRAY), 8)),
-        Case(
-            "kernel's entry + 0x1000", symbol("entry", struct.pack("<Q", (image.kernel_entry or 0) + 0x1000))
+        segment("device tree, a word", "dtb", 0x40),
+        segment("elfcorehdr, a word", "elfcorehdr", 0x40),
+        Case(CODE, code),
+        symbol("stored digest, a byte", "digest", bytes([digest[0] ^ 0xFF])),
+        symbol("regions[0].len = 0", "regions", bytes(8), 8),
+        symbol("regions[0].start = 0xdeadbeef", "regions", struct.pack("<Q", _STRAY)),
+        symbol("regions[0].len = 0xdeadbeef", "regions", struct.pack("<Q", _STRAY), 8),
+        symbol("kernel's entry + 0x1000", "entry", struct.pack("<Q", (image.kernel_entry or 0) + 0x1000)),
+        symbol("device tree's address + 0x1000", "dtb", struct.pack("<Q", (image.dtb_mem or 0) + 0x1000)),
+        symbol("console's address = 0xdeadbeef", "console", struct.pack("<Q", _STRAY)),
+        symbol("check switched off, and initrd", "switch", bytes([_SWITCHED_OFF]), 0, stray_initrd),
+        Case("stack", ((_dma(stack_top_phys - 64, b"\xa5" * 64),),))
+        if stack_top_phys is not None
+        else Case(
+            "stack", (), "where its stack is, is not known: no purgatory_stack_top, and SP is elsewhere"
         ),
-        Case(
-            "device tree's address + 0x1000", symbol("dtb", struct.pack("<Q", (image.dtb_mem or 0) + 0x1000))
-        ),
-        Case("console's address = 0xdeadbeef", symbol("console", struct.pack("<Q", _STRAY))),
-        Case("check switched off, and initrd", symbol("switch", bytes([_SWITCHED_OFF]), 0, stray_initrd)),
-        Case("stack", ((_dma(stack_top_phys - 64, b"\xa5" * 64),),) if stack_top_phys is not None else ()),
         Case("free memory", ((_dma("crashkernel-free+0x1000", b"\xa5" * 8),),)),
         Case("initrd, the same value", ((_dma("initrd+0x1000", ram.read(initrd.mem + 0x1000, 4)),),)),
     ]

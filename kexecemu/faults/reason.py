@@ -15,10 +15,12 @@ from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["Facts", "reason_of"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Facts:
     """What a sentence is made of: an End's parts, and what was loaded. loads is the memory that a dump holds."""

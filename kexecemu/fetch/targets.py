@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kexecemu.errors import FetchError
 from kexecemu.fetch.apt import Apt, run_program
+from kexecemu.shown import shown
 
 __all__ = ["TARGETS", "USUAL", "Target"]
 
@@ -25,6 +26,7 @@ def _nothing(kept: Path) -> None:
     """What is kept is as it should be."""
 
 
+@shown()
 @dataclass(frozen=True)
 class Target:
     """One thing to fetch: how its packages are downloaded, what of them is kept, and the file that it is about.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kexecemu.formats import ber, oid
 from kexecemu.formats.ber import Fault, Reader
+from kexecemu.shown import shown
 
 __all__ = ["IndirectData", "parse"]
 
@@ -17,6 +18,7 @@ __all__ = ["IndirectData", "parse"]
 _CONTENT_TYPES = (oid.MS_PE_IMAGE_DATA, oid.MS_INDIVIDUAL_SP_KEY_PURPOSE)
 
 
+@shown()
 @dataclass(frozen=True)
 class IndirectData:
     """The digest of the PE file that is being vouched for, and the name of its algorithm."""

@@ -14,6 +14,7 @@ import enum
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError
+from kexecemu.shown import shown
 
 __all__ = [
     "BIT_STRING",
@@ -69,6 +70,7 @@ class Asn1Error(FormatError):
         self.fault = fault
 
 
+@shown()
 class Element(NamedTuple):
     """One value: its tag, its identifier and length octets, what they enclose, and all of it as in the file."""
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from kexecemu.formats import ber, oid, x509
 from kexecemu.formats.ber import Asn1Error, Element, Fault, Reader
 from kexecemu.formats.x509 import Certificate, SignatureAlgorithm
+from kexecemu.shown import shown
 
 __all__ = ["SignedData", "SignerInfo", "parse"]
 
 _CRL_TAGS = (ber.context(1), ber.context(3))
 
 
+@shown()
 @dataclass(frozen=True)
 class SignerInfo:
     """One signer's block.
@@ -38,6 +40,7 @@ class SignerInfo:
     signing_time: int | None
 
 
+@shown()
 @dataclass(frozen=True)
 class SignedData:
     """A message. content is the signed value as it lies in the file, None where the message carries none."""

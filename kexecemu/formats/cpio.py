@@ -6,6 +6,8 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kexecemu.shown import shown
+
 __all__ = ["CpioEntry", "build"]
 
 _MAGIC = "070701"
@@ -14,6 +16,7 @@ _FIRST_INODE = 1
 _BLOCK = 512
 
 
+@shown()
 @dataclass(frozen=True)
 class CpioEntry:
     """One member: its path without a leading slash, mode with the file type, contents, and a device's numbers."""

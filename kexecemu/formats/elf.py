@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.errors import FormatError
+from kexecemu.shown import shown
 
 __all__ = [
     "EHDR_SIZE",
@@ -76,6 +77,7 @@ SHDR_SIZE = _SHDR.size
 PHDR_SIZE = 56
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class ElfHeader:
     """The fields of Elf64_Ehdr that differ between files; phoff and shoff are file offsets in bytes."""
@@ -91,6 +93,7 @@ class ElfHeader:
     shstrndx: int
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Section:
     """One section: Elf64_Shdr in file order, and its bytes (none for SHT_NOBITS and SHT_NULL)."""
@@ -117,6 +120,7 @@ class Section:
         return self.file[self.offset : self.offset + self.size]
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Symbol:
     """One symbol; value is an offset into section shndx in ET_REL, a virtual address in ET_EXEC."""

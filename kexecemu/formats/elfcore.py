@@ -26,6 +26,7 @@ from kexecemu.formats.elfnote import (
     vmcoreinfo_note,
 )
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = [
     "CRASH_NOTE_BYTES",
@@ -65,6 +66,7 @@ _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class ProgramHeader:
     """Elf64_Phdr. In an elfcorehdr offset is the physical address paddr; in a file it is a file offset."""
@@ -85,6 +87,7 @@ class ProgramHeader:
         )
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class CoreHeader:
     """The header of a core that passed the kernel's checks."""
@@ -92,6 +95,7 @@ class CoreHeader:
     program_headers: tuple[ProgramHeader, ...]
 
 
+@shown()
 class LoadRange(NamedTuple):
     """A run of bytes of a core file and the physical memory that it is; offsets and sizes in bytes."""
 
@@ -151,6 +155,7 @@ def _page_up(value: int) -> int:
     return (value + PAGE_SIZE - 1) & -PAGE_SIZE
 
 
+@shown("size", "loads", "notes", "header")
 class VmcoreLayout:
     """/proc/vmcore as vmcore_init() lays it out, from an elfcorehdr and the old kernel's memory.
 

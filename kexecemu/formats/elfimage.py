@@ -24,6 +24,7 @@ from kexecemu.formats.elf import (
     read_symbols,
 )
 from kexecemu.formats.elfnote import iterate_notes
+from kexecemu.shown import shown
 
 __all__ = ["ElfImage", "LoadSegment", "parse"]
 
@@ -33,6 +34,7 @@ _NT_GNU_BUILD_ID = 3
 _PHDR = struct.Struct("<IIQQQQQQ")
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class LoadSegment:
     """One PT_LOAD: vaddr virtual, paddr physical as linked; data is filesz bytes, zeros follow to memsz."""
@@ -46,6 +48,7 @@ class LoadSegment:
     data: bytes
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class ElfImage:
     """A parsed kernel: symbols maps names to virtual addresses, symbol_table to all that is known of them."""

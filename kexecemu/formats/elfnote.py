@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError
+from kexecemu.shown import shown
 
 __all__ = [
     "CRASH_NOTE_BYTES",
@@ -51,6 +52,7 @@ def _align4(size: int) -> int:
     return (size + 3) & ~3
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Note:
     """One note; name without its terminating NUL."""
@@ -94,6 +96,7 @@ def iterate_notes(data: bytes | bytearray | memoryview) -> Iterator[Note]:
         offset = desc_start + _align4(descsz)
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Prstatus:
     """What crash_save_cpu() keeps of a CPU: pid of the current task and x0..x30, sp, pc, pstate."""

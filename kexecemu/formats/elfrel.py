@@ -23,6 +23,7 @@ from kexecemu.formats.elf import (
     read_sections,
     read_symbols,
 )
+from kexecemu.shown import shown
 
 __all__ = ["Rela", "RelocatableObject", "Section", "Symbol", "parse"]
 
@@ -30,6 +31,7 @@ _WHAT = "relocatable object"
 _RELA = struct.Struct("<QQq")
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Rela:
     """One Elf64_Rela: offset into the section to patch, index into the symbol table, type, signed addend."""
@@ -40,6 +42,7 @@ class Rela:
     addend: int
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class RelocatableObject:
     """A parsed object.

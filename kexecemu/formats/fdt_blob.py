@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import NamedTuple
 
+from kexecemu.arguments import contents
 from kexecemu.errors import FormatError
+from kexecemu.shown import shown
 
 __all__ = ["FdtBlob", "MemReserve", "Property"]
 
@@ -24,6 +27,7 @@ _U32 = struct.Struct(">I")
 _RESERVE = struct.Struct(">QQ")
 
 
+@shown()
 class Property(NamedTuple):
     """A property: its offset in the structure block, its name, its value."""
 
@@ -32,6 +36,7 @@ class Property(NamedTuple):
     value: bytes
 
 
+@shown()
 class MemReserve(NamedTuple):
     """An entry of the memory reservation block: physical address and size in bytes."""
 
@@ -58,6 +63,7 @@ def tag_align(size: int) -> int:
     return (size + TAG_SIZE - 1) & -TAG_SIZE
 
 
+@shown("version", "totalsize")
 class FdtBlob:
     """A device tree blob, checked as a whole when it is made, as fdt_check_full() does.
 
@@ -73,8 +79,9 @@ class FdtBlob:
     boot_cpuid_phys = _HeaderField(28)
     size_dt_strings = _HeaderField(32)
 
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self.data: bytes | bytearray = bytes(data)
+    def __init__(self, data: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
+        """data is the blob, or the path of a file that holds one."""
+        self.data: bytes | bytearray = contents(data, "device tree")
         self._struct_limit = 0
         self._last_string_end = -1
         self._check_header()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kexecemu.errors import FormatError
 from kexecemu.formats.fdt_blob import FDT_BEGIN_NODE, FDT_END_NODE, FDT_NOP, FDT_PROP, FdtBlob, Property
+from kexecemu.shown import shown
 
 __all__ = ["Fdt", "Node"]
 
@@ -16,6 +17,7 @@ _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 
 
+@shown()
 class Node(NamedTuple):
     """A node: its offset in the structure block, its depth (the root's is 0), its name with unit address."""
 
@@ -24,6 +26,12 @@ class Node(NamedTuple):
     name: str
 
 
+@shown(
+    "version",
+    "totalsize",
+    model=lambda tree: (tree.get_strings(0, "model") or [None])[0],
+    nodes=lambda tree: sum(1 for _ in tree.nodes()),
+)
 class Fdt(FdtBlob):
     """A device tree to read.
 

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError
+from kexecemu.shown import shown
 
 __all__ = [
     "HEADER_SIZE",
@@ -40,6 +41,7 @@ _FLAG_PHYS_ANYWHERE = 1 << 3
 _PAGE_SIZES = (0, 4096, 16384, 65536)
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """struct arm64_image_header: text_offset, image_size in bytes; pe_offset (res5) is a file offset."""

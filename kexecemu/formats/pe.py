@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError
+from kexecemu.shown import shown
 
 __all__ = [
     "MACHINE_ARM64",
@@ -48,6 +49,7 @@ _SECTION = struct.Struct("<8sIIIIIIHHI")
 _WIN_CERTIFICATE = struct.Struct("<IHH")
 
 
+@shown()
 class Section(NamedTuple):
     """One section header, as far as a digest needs it."""
 
@@ -58,6 +60,7 @@ class Section(NamedTuple):
     data_offset: int
 
 
+@shown()
 class CertificateTable(NamedTuple):
     """Where the certificate table lies. Its "virtual address" is, alone of all directories, a file offset."""
 
@@ -65,6 +68,7 @@ class CertificateTable(NamedTuple):
     size: int
 
 
+@shown()
 class WinCertificate(NamedTuple):
     """The wrapper around a signature; length counts the wrapper's own SIZE bytes too."""
 
@@ -76,6 +80,7 @@ class WinCertificate(NamedTuple):
 WIN_CERTIFICATE_SIZE = _WIN_CERTIFICATE.size
 
 
+@shown()
 @dataclass(frozen=True)
 class PeFile:
     """The headers of a PE file."""

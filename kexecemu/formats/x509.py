@@ -17,6 +17,7 @@ from cryptography import x509
 
 from kexecemu.formats import ber, oid
 from kexecemu.formats.ber import Asn1Error, Element, Fault, Reader
+from kexecemu.shown import shown
 
 __all__ = ["Certificate", "PublicKey", "SignatureAlgorithm", "check_name", "decode_time", "parse"]
 
@@ -31,6 +32,7 @@ class SignatureAlgorithm:
     hash: str
 
 
+@shown()
 @dataclass(frozen=True)
 class PublicKey:
     """A public key: "rsa" or the kernel's name of an elliptic curve, the key itself, and its SubjectPublicKeyInfo."""
@@ -40,6 +42,7 @@ class PublicKey:
     encoded: bytes = field(repr=False)
 
 
+@shown()
 @dataclass(frozen=True)
 class Certificate:
     """One certificate.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kexecemu.shown import shown
+
 __all__ = ["AddressSpace", "memstart_addr"]
 
 _U64 = 1 << 64
@@ -16,6 +18,7 @@ def memstart_addr(start_of_dram: int, page_size: int) -> int:
     return start_of_dram & ~(align - 1)
 
 
+@shown()
 @dataclass(frozen=True)
 class AddressSpace:
     """The two ways in which the kernel sees physical memory: the linear map, and its own image.

@@ -26,6 +26,7 @@ from kexecemu.kernel.memblock import Memblock
 from kexecemu.kernel.sparsemem import MemoryMap, alloc_memory_map
 from kexecemu.kernel.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
 
@@ -34,6 +35,7 @@ __all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
 _CMA_ALIGN = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
 
 
+@shown()
 @dataclass(frozen=True)
 class TextLayout:
     """Physical addresses inside the kernel image that memory setup looks at."""
@@ -44,6 +46,7 @@ class TextLayout:
     end: int  # _end
 
 
+@shown()
 @dataclass(frozen=True)
 class ArchSetup:
     """What setup_arch() has decided and built."""

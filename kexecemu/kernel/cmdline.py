@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EINVAL, ENOENT
 
+from kexecemu.shown import shown
+
 __all__ = [
     "COMMAND_LINE_SIZE",
     "CrashkernelOption",
@@ -74,6 +76,7 @@ def parameter(cmdline: str, name: str) -> str | None:
     return found[-1] if found else None
 
 
+@shown()
 @dataclass(frozen=True)
 class CrashkernelOption:
     """One parsed crashkernel= option: bytes, a physical base (0: anywhere), or an errno (positive) in `error`."""

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kexecemu.arguments import instance, text
 from kexecemu.errors import InputError
+from kexecemu.shown import shown
 
 __all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "Protection", "split_options"]
 
@@ -54,11 +56,6 @@ class Era(enum.Enum):
     def file_load_flags(self) -> int:
         """KEXEC_FILE_FLAGS: UNLOAD 1, ON_CRASH 2, NO_INITRAMFS 4; 6.8 added DEBUG 8."""
         return 0xF if self is Era.V6_12 else 0x7
-
-    @property
-    def uname_release(self) -> str:
-        """What the model calls itself: the guest image is one and the same for all eras."""
-        return "6.1.0-kexecemu"
 
 
 class Protection(enum.Enum):
@@ -128,11 +125,11 @@ def _check_purgatory(options: dict[str, str]) -> None:
 def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in given.items():
-        short = name.removeprefix("CONFIG_")
+        short = text(name, "config option").removeprefix("CONFIG_")
         if short not in KNOWN_OPTIONS:
             known = ", ".join(sorted(KNOWN_OPTIONS))
             raise InputError(f"config option {name} is not one that the model knows; known are {known}")
-        _check_value(name, short, value)
+        _check_value(name, short, text(value, f"config option {name}"))
         options[short] = value
     if "ZONE_DMA" in options:
         options.setdefault("ZONE_DMA32", options["ZONE_DMA"])
@@ -157,6 +154,7 @@ def split_options(given: Iterable[str]) -> dict[str, str]:
     return options
 
 
+@shown("era", "protection", "purgatory", "rng_ready", options=lambda config: config.changed)
 @dataclass(frozen=True)
 class KernelConfig:
     """One kernel build.
@@ -176,18 +174,27 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.era, Era):
+            text(self.era, "era")
             try:
                 object.__setattr__(self, "era", Era(self.era))
             except ValueError:
                 known = ", ".join(era.value for era in Era)
                 raise InputError(f"era {self.era!r} is not modelled; known are {known}") from None
-        if isinstance(self.protection, str):
+        if self.protection is not None and not isinstance(self.protection, Protection):
+            text(self.protection, "protection")
             try:
                 object.__setattr__(self, "protection", Protection(self.protection))
             except ValueError:
                 known = ", ".join(way.value for way in Protection)
                 raise InputError(f"protection {self.protection!r} is not known; known are {known}") from None
-        object.__setattr__(self, "options", _parse_options(self.options))
+        if self.purgatory is not None:
+            instance(self.purgatory, (bool, str, Path), "purgatory")
+        object.__setattr__(self, "options", _parse_options(instance(self.options, Mapping, "options")))
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """The options that are not as they are in every kernel."""
+        return {name: value for name, value in self.options.items() if value != KNOWN_OPTIONS[name]}
 
     @property
     def release(self) -> Era:

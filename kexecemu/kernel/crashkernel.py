@@ -14,6 +14,7 @@ from kexecemu.kernel.config import Era
 from kexecemu.kernel.memblock import Memblock
 from kexecemu.kernel.zones import PHYS_MASK_LIMIT
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["CRASH_ALIGN", "DEFAULT_LOW_SIZE", "CrashReservation", "reserve_crashkernel"]
 
@@ -24,6 +25,7 @@ _HIGH_MAX = PHYS_MASK_LIMIT
 Print = Callable[[str], None]
 
 
+@shown()
 @dataclass(frozen=True)
 class CrashReservation:
     """crashk_res and crashk_low_res as physical ranges; None where nothing is reserved."""

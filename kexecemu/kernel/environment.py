@@ -19,6 +19,7 @@ from kexecemu.kernel.relocation import Relocation, load_normal_segments, prepare
 from kexecemu.kernel.vmcoreinfo import VMCOREINFO_BYTES, VMCOREINFO_NOTE_SIZE
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.kernel.model import Kernel
@@ -28,6 +29,7 @@ __all__ = ["KexecEnvironment"]
 _CRASH_NOTE_SIZE = 424
 
 
+@shown("crashk_res", "protected", "page_size")
 class KexecEnvironment:
     """The running kernel as kexec_file.RunningKernel wants it."""
 

@@ -14,6 +14,7 @@ from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
+from kexecemu.shown import shown
 
 __all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Call", "Execution"]
 
@@ -27,6 +28,7 @@ _SOFT_RESTART_LIMIT = 1000
 _RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image
 
 
+@shown()
 @dataclass(frozen=True)
 class Call:
     """How a call of a guest function ended: it returned, or its task died in an oops, or `stop` says what else."""
@@ -36,6 +38,7 @@ class Call:
     stop: Stop
 
 
+@shown("dying")
 class Execution:
     """The CPUs of a board as the first kernel uses them.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EACCES, EBADF, EFBIG, EINVAL, EIO, ETXTBSY
 
+from kexecemu.arguments import contents
 from kexecemu.errors import KexecError
+from kexecemu.shown import shown
 
 __all__ = ["KEXEC_FILE_SIZE_MAX", "OpenFile", "kernel_read_file"]
 
@@ -13,9 +15,10 @@ KEXEC_FILE_SIZE_MAX = 4 << 30
 _STEP = "kernel_read_file_from_fd"
 
 
+@shown()
 @dataclass(frozen=True)
 class OpenFile:
-    """One open file.
+    """One open file: its bytes, or a path that they are read from.
 
     readable        FMODE_READ: it was not opened O_WRONLY
     regular         it is a regular file, no directory, pipe or device
@@ -30,6 +33,9 @@ class OpenFile:
     open_for_write: bool = False
     size: int | None = None
     lsm_denies: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", contents(self.data, "file"))
 
 
 def kernel_read_file(name: str, file: OpenFile | bytes | None, limit: int = KEXEC_FILE_SIZE_MAX) -> bytes:

@@ -14,6 +14,7 @@ from kexecemu.formats.fdt import Fdt, FdtEditor, join_cells
 from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["BootPlaces", "choose_places", "console_phys", "cpu_affinities", "initrd_range", "memory_ranges"]
 __all__ += ["gic_version", "reg_ranges", "set_bootargs"]
@@ -23,6 +24,7 @@ _INITRD_OFFSET = 128 << 20
 _DTB_ALIGN = 2 << 20
 
 
+@shown()
 @dataclass(frozen=True)
 class BootPlaces:
     """Physical addresses at which the boot loader puts _text of the kernel image and the device tree."""

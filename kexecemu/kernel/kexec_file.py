@@ -29,6 +29,7 @@ from kexecemu.kernel.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.purgatory_setup import check_demands, set_up_purgatory, tables_text
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["KexecFile", "Prepared", "RunningKernel", "add_control_pages"]
 
@@ -112,6 +113,7 @@ class SignaturePolicy(Protocol):
 Prepare = Callable[[], "Prepared"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Prepared:
     """An image that is ready to be copied to its place, and the purgatory in it (None without one)."""
@@ -120,6 +122,7 @@ class Prepared:
     purgatory: LoadedPurgatory | None = None
 
 
+@shown("crash_image", "reboot_image", "purgatory", "locked", "load_disabled")
 class KexecFile:
     """The state behind the system calls: the lock, the loaded crash image and its purgatory."""
 

@@ -17,6 +17,7 @@ from kexecemu.kernel.kexec_core import add_buffer
 from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["CrashFiles", "LoadContext", "image_load", "image_probe"]
 
@@ -27,6 +28,7 @@ _1G = 1 << 30
 _INITRD_WINDOW = 32 << 30
 
 
+@shown()
 @dataclass(frozen=True)
 class LoadContext:
     """What the loader needs of the running kernel: where it may place things, and how it builds the rest.
@@ -46,6 +48,7 @@ class LoadContext:
     copy: bool = False
 
 
+@shown()
 @dataclass(frozen=True)
 class CrashFiles:
     """The bytes to load.

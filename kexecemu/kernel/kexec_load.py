@@ -15,6 +15,7 @@ from kexecemu.errors import KexecError
 from kexecemu.kernel.kexec_core import sanity_check_segment_list
 from kexecemu.kernel.kexec_file import KexecFile, Prepared, add_control_pages
 from kexecemu.kernel.kimage import KEXEC_SEGMENT_MAX, Kimage, Segment
+from kexecemu.shown import shown
 
 __all__ = ["KEXEC_ARCH_AARCH64", "KEXEC_ON_CRASH", "KexecLoadArguments", "kexec_load"]
 
@@ -25,6 +26,7 @@ KEXEC_ARCH_DEFAULT = 0
 KEXEC_ARCH_AARCH64 = 183 << 16
 
 
+@shown()
 @dataclass(frozen=True)
 class KexecLoadArguments:
     """entry is a physical address; flags as in the system call, the architecture in the upper half."""

@@ -22,6 +22,7 @@ from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.kernel.purgatory_setup import set_kexec_tools_digest, set_kexec_tools_places
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["CrashLoad", "MachineView", "prepare_crash_load"]
 
@@ -31,6 +32,7 @@ _COMMAND_LINE_MAX = 2047
 _FDT_MAX = 2 << 20
 
 
+@shown()
 @dataclass(frozen=True)
 class MachineView:
     """What user space can see of the running system, in /proc/iomem, /sys and /proc/kallsyms.
@@ -50,6 +52,7 @@ class MachineView:
     crash_kernel_low: PhysRange | None = None
 
 
+@shown()
 @dataclass(frozen=True)
 class CrashLoad:
     """The arguments of kexec_load() that user space arrives at: the purgatory's entry and the sorted segments."""

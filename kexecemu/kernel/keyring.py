@@ -12,10 +12,12 @@ from errno import EKEYREJECTED, ENOKEY
 
 from kexecemu.errors import KexecError
 from kexecemu.formats.x509 import Certificate
+from kexecemu.shown import shown
 
 __all__ = ["Blacklist", "Key", "Keyring", "SystemKeyrings"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Key:
     """A key in a keyring: an X.509 certificate's."""
@@ -28,6 +30,7 @@ class Key:
         return self.certificate.id, self.certificate.skid
 
 
+@shown()
 @dataclass(frozen=True)
 class Keyring:
     """Keys in the order in which they were loaded, then those of the keyrings that are linked to it."""
@@ -66,6 +69,7 @@ class Keyring:
         return key
 
 
+@shown()
 @dataclass(frozen=True)
 class Blacklist:
     """What is trusted no more: certificates by the digest of their signed part, and keys.
@@ -82,6 +86,7 @@ def _builtin() -> Keyring:
     return Keyring(".builtin_trusted_keys")
 
 
+@shown()
 @dataclass(frozen=True)
 class SystemKeyrings:
     """All that signatures on system data are held against.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.kernel.purgatory_guard import PurgatoryGuard
@@ -42,6 +43,7 @@ PAGE_DIGESTS, COPY = "page-digests", "copy"
 IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8
 
 
+@shown()
 @dataclass
 class Segment:
     """One piece of a crash image: `buf` is loaded to physical `mem` and padded with zeros to `memsz` bytes.
@@ -66,11 +68,15 @@ class Segment:
         """The physical range that the segment fills."""
         return PhysRange.of(self.mem, self.memsz)
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.area} ({self.bufsz:#x} bytes)"
+
     def content(self) -> bytes:
         """What memory holds right after the load: the buffer and zeros, memsz bytes."""
         return bytes(self.buf) + bytes(self.memsz - len(self.buf))
 
 
+@shown()
 @dataclass
 class Kimage:
     """An image to kexec: segments in kimage order and where it starts.

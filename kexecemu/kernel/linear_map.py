@@ -17,6 +17,7 @@ from kexecemu.kernel.memblock import Memblock
 from kexecemu.machine.descriptors import AF, AP_RO, ATTR_IDX, DBM, ENTRY_SIZE, PXN, SH_INNER, UXN, TableFormat
 from kexecemu.machine.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
 __all__ += [
@@ -100,6 +101,7 @@ def defer_reserve_crashkernel(config: KernelConfig) -> bool:
     return config.has_dma_zones if config.release.protects_by_pte else True
 
 
+@shown()
 @dataclass(frozen=True)
 class MapPiece:
     """A physical range of the linear map with one attribute set and one policy for large mappings."""
@@ -110,6 +112,7 @@ class MapPiece:
     contiguous: bool
 
 
+@shown()
 @dataclass(frozen=True)
 class LinearMapPlan:
     """What map_mem() will map, in its order, and in one clause why."""

@@ -32,10 +32,12 @@ from kexecemu.errors import MachineError
 from kexecemu.kernel.address_space import AddressSpace
 from kexecemu.machine.descriptors import CONT, ENTRY_SIZE, TableFormat
 from kexecemu.machine.walk import TableReader
+from kexecemu.shown import shown
 
 __all__ = ["CountedTables", "LinearMapPrice", "measure_linear_map"]
 
 
+@shown()
 @dataclass(frozen=True)
 class LinearMapPrice:
     """What a linear map takes.
@@ -103,6 +105,7 @@ def measure_linear_map(tables: TableReader, space: AddressSpace) -> LinearMapPri
     return tally.price()
 
 
+@shown("price")
 class CountedTables:
     """Takes what PageTables takes and writes nothing: it knows how many tables and entries there would be.
 

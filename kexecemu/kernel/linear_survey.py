@@ -28,6 +28,7 @@ from kexecemu.kernel.vmlinux import load_vmlinux
 from kexecemu.machine.mmu import PageTables, TableFormat
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["BUILT_UP_TO", "LinearMapSurvey", "LoadPrice", "survey_linear_map"]
 
@@ -38,6 +39,7 @@ _UART_PHYS = 0x09000000
 _TOO_SMALL = "RAM is too small for the page tables of its own linear map"
 
 
+@shown()
 @dataclass(frozen=True)
 class LoadPrice:
     """What protecting a loaded image adds: tables that split blocks need, and entries that are written."""
@@ -46,6 +48,7 @@ class LoadPrice:
     entries: int
 
 
+@shown()
 @dataclass(frozen=True)
 class LinearMapSurvey:
     """The linear map of one machine as one kernel would build it.

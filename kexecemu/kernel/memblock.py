@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.shown import shown
 
 __all__ = ["Memblock", "merge"]
 
@@ -23,6 +24,7 @@ def merge(ranges: list[PhysRange]) -> list[PhysRange]:
     return joined
 
 
+@shown("memory", "reserved", "nomap")
 class Memblock:
     """Physical memory as the kernel sees it before the buddy allocator lives.
 

@@ -28,6 +28,7 @@ from kexecemu.kernel.zones import max_zone_phys
 from kexecemu.machine.mmu import PageTables, TableFormat
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["ZONE_NAMES", "Zone", "mm_init", "zone_sizes"]
 
@@ -41,6 +42,7 @@ _SECTION_FLAGS = 0xF
 _NO_PUD_BLOCK = 512 << 20
 
 
+@shown()
 @dataclass(frozen=True)
 class Zone:
     """One zone of the only node: page frames from start_pfn (0 for an empty zone), numbers of pages."""

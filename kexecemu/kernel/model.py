@@ -10,9 +10,11 @@ import struct
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Self
 
+from kexecemu.arguments import contents, instance, integer, text
 from kexecemu.errors import FormatError, InputError, MachineError
 from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
@@ -42,12 +44,24 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.machine.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["Kernel"]
 
 _NR_CPUS = 64
 
 
+@shown(
+    "crashk_res",
+    "crashk_low_res",
+    "protected",
+    "dtb_phys",
+    era=lambda kernel: kernel.config.release,
+    protection=lambda kernel: kernel.config.way,
+    purgatory=lambda kernel: kernel.config.purgatory,
+    segments=lambda kernel: kernel.image.segments if kernel.image is not None else None,
+    board=lambda kernel: kernel.board,
+)
 class Kernel:
     """A booted first kernel. Use Kernel.boot()."""
 
@@ -87,6 +101,7 @@ class Kernel:
         self._arch: ArchSetup | None = None
         self.cpus_stopped = False  # crash_smp_send_stop() has been called
         self.vmcoreinfo_loaded = b""  # as the last load of a crash image found it, for whoever compares
+        self._over: str | None = None  # what has ended this kernel
         self._execution = Execution(board, self.guest, self._host_functions())
 
     def _host_functions(self) -> dict[int, Callable[[Cpu], None]]:
@@ -108,17 +123,30 @@ class Kernel:
         config: KernelConfig | None = None,
         *,
         cmdline: str | None = "crashkernel=256M",
-        dtb: bytes | None = None,
+        dtb: bytes | str | Path | None = None,
         seed: int = 0,
     ) -> Self:
         """Boot the model kernel on a board and return it idle.
 
-        cmdline is the first kernel's command line; None takes the one in dtb. dtb describes the board (default: the
-        board's own tree). seed feeds the kernel's random numbers, once config.rng_ready. Raises InputError when the
-        pieces do not fit together, KexecError(ENOEXEC) when config.purgatory is no usable object.
+        cmdline is the first kernel's command line; None takes the one in dtb. dtb describes the board, as bytes or by
+        its path (default: the board's own tree). seed feeds the kernel's random numbers, once config.rng_ready. Leaving
+        a with block closes the board.
+
+        Raises InputError when the pieces do not fit together or another kernel has run on the board,
+        KexecError(ENOEXEC) when config.purgatory is no usable object.
         """
-        config = config or KernelConfig()
-        if dtb is None:
+        instance(board, Board, "board")
+        config = KernelConfig() if config is None else instance(config, KernelConfig, "config")
+        integer(seed, "seed")
+        if cmdline is not None:
+            text(cmdline, "cmdline")
+        if board.ram.closed:
+            raise InputError("the board is closed: a kernel needs another one")
+        if board.instructions or any(cpu.powered for cpu in board.cpus):
+            raise InputError("a kernel runs on this board already: each needs a board of its own")
+        if dtb is not None:
+            dtb = contents(dtb, "device tree")
+        else:
             dtb = virt_device_tree(
                 board.ram.banks, len(board.cpus), board.uart.phys.start, gic=board.gic.version
             )
@@ -166,6 +194,16 @@ class Kernel:
         self.arch = replace(self.arch, reservation=reservation)
         self.arch.memblock.free(freed)
         publish_resources(self)
+
+    def close(self) -> None:
+        """Close the board: the host's memory is given back, and the kernel is gone."""
+        self.board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- what the rest of the kernel asks ------------------------------------------------------------------------
 
@@ -250,22 +288,31 @@ class Kernel:
         virt = self.guest.read("crash_notes") + self.guest.read("__per_cpu_offset", 8 * cpu)
         return self.space.virt_to_phys(virt % (1 << 64))
 
+    def check_alive(self, wanted: str) -> None:
+        """Raise InputError, in words that say for what, once this kernel has crashed or was left by kexec."""
+        if self._over is not None:
+            raise InputError(f"{wanted}: the kernel {self._over}; boot another on a board of its own")
+
     # -- kexec ---------------------------------------------------------------------------------------------------
 
     def kexec_file_load(
         self,
-        kernel: OpenFile | bytes | None,
-        initrd: OpenFile | bytes | None = None,
+        kernel: OpenFile | bytes | str | Path | None,
+        initrd: OpenFile | bytes | str | Path | None = None,
         cmdline: str | bytes | None = None,
         flags: int = KEXEC_FILE_ON_CRASH,
         *,
         capable: bool = True,
     ) -> Kimage | None:
-        """kexec_file_load(2) as user space calls it; see syscalls.kexec_file_load()."""
+        """kexec_file_load(2) as user space calls it, files as such, by path or open; see syscalls.kexec_file_load()."""
+        self.check_alive("kexec_file_load")
         return syscalls.kexec_file_load(self, kernel, initrd, cmdline, flags, capable=capable)
 
-    def kexec_tools_load(self, kernel: bytes, initrd: bytes | None = None, cmdline: str = "") -> Kimage:
+    def kexec_tools_load(
+        self, kernel: bytes | str | Path, initrd: bytes | str | Path | None = None, cmdline: str = ""
+    ) -> Kimage:
         """`kexec -c -p`: kexec-tools prepares everything in user space and calls kexec_load(2)."""
+        self.check_alive("kexec_load")
         return syscalls.kexec_tools_load(self, self.environment, kernel, initrd, cmdline)
 
     # -- running guest code --------------------------------------------------------------------------------------
@@ -286,9 +333,11 @@ class Kernel:
 
     def reboot(self) -> Stop:
         """kexec into the image that was loaded without KEXEC_FILE_ON_CRASH; see Execution.kexec()."""
+        self.check_alive("reboot")
         image = self.kexec.reboot_image
         if image is None:
             raise InputError("no image is loaded for a reboot: kexec_file_load() one with flags=0")
+        self._over = "has been left by kexec"
         self.say("reboot", "reboot by kexec")
         page = range(image.control_code_page, image.control_code_page + self.config.page_size)
         stop = self._execution.kexec(page)
@@ -298,6 +347,9 @@ class Kernel:
 
     def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
         """Panic, up to the first instruction outside this kernel; see Execution.crash()."""
+        self.check_alive("panic")
+        text(message, "message")
+        self._over = "has crashed"
         if self.dying:
             self.say("panic", "the oops is fatal: the crash has begun already", message="")
         else:
@@ -313,6 +365,7 @@ class Kernel:
     def forget_crash(self) -> None:
         """The machine has gone back to before its crash."""
         self.cpus_stopped = False
+        self._over = None
         self._execution.forget_crash()
 
     def resume(self) -> Stop:

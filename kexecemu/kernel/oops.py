@@ -10,6 +10,7 @@ from kexecemu.errors import BusError
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.exceptions import FSC_EXTERNAL
 from kexecemu.machine.mmu import PageTables
+from kexecemu.shown import shown
 
 __all__ = ["PtRegs", "call_trace", "die_report", "fault_report", "read_pt_regs", "task_line"]
 
@@ -18,6 +19,7 @@ _TRACE_LIMIT = 32
 _LEVEL_NAMES = (("pgd", 0), ("p4d", 0), ("pud", 1), ("pmd", 2), ("pte", 3))
 
 
+@shown()
 @dataclass(frozen=True)
 class PtRegs:
     """struct pt_regs as the exception entry stored it: x0-x30, sp, pc (virtual), pstate."""

@@ -12,6 +12,7 @@ from kexecemu.errors import MachineError
 from kexecemu.kernel.linear_map import MAIR_VALUE, PAGE_KERNEL, PAGE_KERNEL_RO, PAGE_KERNEL_ROX
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.mmu import Granule, PageTables, TableFormat
+from kexecemu.shown import shown
 
 __all__ = ["EarlyTables", "granule_of"]
 
@@ -40,6 +41,7 @@ def tcr_value(fmt: TableFormat) -> int:
     return size | size << 16 | walk << 8 | walk << 24 | tg0 << 14 | tg1 << 30 | 5 << 32 | 1 << 36
 
 
+@shown("idmap", "swapper")
 class EarlyTables:
     """idmap_pg_dir and swapper_pg_dir of a guest kernel."""
 

@@ -19,6 +19,7 @@ from kexecemu.formats.cms import SignedData, SignerInfo
 from kexecemu.formats.x509 import Certificate
 from kexecemu.kernel.keyring import Blacklist
 from kexecemu.kernel.public_key import CryptoModules, Signature, is_of_kind, public_key_verify_signature
+from kexecemu.shown import shown
 
 __all__ = ["ASN1_ERRNOS", "MessageCertificate", "MessageSigner", "Pkcs7Message", "parse_message"]
 
@@ -31,6 +32,7 @@ ASN1_ERRNOS = {
 _MAX_MESSAGE = 65535  # asn1_ber_decoder() counts in 16 bits
 
 
+@shown("certificate")
 class MessageCertificate:
     """A certificate of the message, and what becomes known of it on the way.
 
@@ -72,6 +74,7 @@ class MessageCertificate:
         return True
 
 
+@shown()
 @dataclass
 class MessageSigner:
     """A signer's block, and what becomes known of it on the way."""
@@ -99,6 +102,7 @@ def parse_message(message: bytes, crypto: CryptoModules, blacklist: Blacklist) -
     return Pkcs7Message(parsed, crypto, blacklist)
 
 
+@shown("certificates", "signers")
 class Pkcs7Message:
     """One message on its way through verification."""
 

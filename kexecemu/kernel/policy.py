@@ -17,6 +17,7 @@ from kexecemu.errors import KexecError
 from kexecemu.kernel.keyring import SystemKeyrings
 from kexecemu.kernel.public_key import CryptoModules
 from kexecemu.kernel.signature import kexec_kernel_verify_pe_sig
+from kexecemu.shown import shown
 
 __all__ = ["KexecSignaturePolicy", "Lockdown"]
 
@@ -34,6 +35,7 @@ class Lockdown(enum.Enum):
     CONFIDENTIALITY = "confidentiality"
 
 
+@shown()
 @dataclass(frozen=True)
 class KexecSignaturePolicy:
     """What of a kernel and its machine decides over signatures.

@@ -8,6 +8,7 @@ from contextlib import suppress
 from kexecemu.errors import BusError
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.pl011 import Pl011
+from kexecemu.shown import shown
 
 __all__ = ["Printk"]
 
@@ -22,6 +23,7 @@ _DESC = struct.Struct("<QQQ")  # state_var, text_blk_lpos.begin and .next
 _INFO = struct.Struct("<QQHBBI")  # seq, ts_nsec, text_len, facility, flags and level, caller_id
 
 
+@shown()
 class Printk:
     """Appends finalized records to struct printk_ringbuffer in guest RAM (kernel/printk/printk_ringbuffer.c of 6.1).
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
 from kexecemu.errors import KexecError
 from kexecemu.formats.x509 import PublicKey, SignatureAlgorithm
+from kexecemu.shown import shown
 
 __all__ = ["CryptoModules", "Signature", "is_of_kind", "public_key_verify_signature"]
 
@@ -31,6 +32,7 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
 _RSA_KEY_BITS = (512, 1024, 1536, 2048, 3072, 4096)
 
 
+@shown()
 @dataclass(frozen=True)
 class CryptoModules:
     """What the kernel was built with: digest algorithms by name, and CONFIG_CRYPTO_ECDSA."""
@@ -50,6 +52,7 @@ class CryptoModules:
         return sum_.digest()
 
 
+@shown()
 @dataclass(frozen=True)
 class Signature:
     """A signature's value, how it was made, and the digest that it is about."""

@@ -14,6 +14,7 @@ from kexecemu.formats import elfrel
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.relocate import relocate
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["LoadedPurgatory", "parse_purgatory"]
 
@@ -40,6 +41,7 @@ def parse_purgatory(data: bytes, name: str = "purgatory") -> elfrel.RelocatableO
         raise KexecError(ENOEXEC, "kexec_load_purgatory", f"{name}: {error}") from error
 
 
+@shown("entry", "segment", "buf")
 class LoadedPurgatory:
     """struct purgatory_info: the linked image of a purgatory, its place and its symbols.
 

@@ -18,6 +18,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig, Protection
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.shown import shown
 
 __all__ = ["PurgatoryGuard", "check_guard", "early_check_limit", "make_guard"]
 
@@ -26,6 +27,7 @@ _EARLY_CHECK_PER_BYTE = (
 )
 
 
+@shown()
 @dataclass(frozen=True)
 class PurgatoryGuard:
     """The members of struct kimage_arch that are about the purgatory; addresses are physical, sizes in bytes.

@@ -18,12 +18,14 @@ from kexecemu.kernel.linear_map import PAGE_KERNEL, PAGE_KERNEL_ROX
 from kexecemu.kernel.vmlinux import GuestKernel
 from kexecemu.machine.mmu import PageTables, TableFormat
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.shown import shown
 
 __all__ = ["ImagePages", "Relocation", "load_normal_segments", "prepare_relocation"]
 
 _ENTRY = struct.Struct("<Q")
 
 
+@shown()
 @dataclass(frozen=True)
 class Relocation:
     """What machine_kexec() needs for an ordinary image: physical addresses of code, tables and an empty table.

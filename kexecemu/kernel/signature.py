@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from errno import EBADMSG, EKEYREJECTED, ELIBBAD, EMSGSIZE, ENODATA, ENOKEY
+from pathlib import Path
 from typing import NoReturn
 
+from kexecemu.arguments import contents, instance
 from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats import authenticode, ber, pe
 from kexecemu.formats.authenticode import IndirectData
@@ -22,6 +24,7 @@ from kexecemu.kernel.keyring import Blacklist, Key, Keyring, SystemKeyrings
 from kexecemu.kernel.pkcs7 import ASN1_ERRNOS, Pkcs7Message, parse_message
 from kexecemu.kernel.pkcs7_trust import validate_trust
 from kexecemu.kernel.public_key import CryptoModules
+from kexecemu.shown import shown
 
 __all__ = [
     "VerifiedImage",
@@ -34,6 +37,7 @@ __all__ = [
 _ENOTSUPP = 524  # not EOPNOTSUPP, and without a name in userspace
 
 
+@shown()
 @dataclass(frozen=True)
 class VerifiedImage:
     """What a verified signature says. signers are the certificates that the message carries for its signers."""
@@ -70,15 +74,20 @@ def kexec_kernel_verify_pe_sig(
 
 
 def verify_pefile_signature(
-    image: bytes, keyring: Keyring, blacklist: Blacklist | None = None, crypto: CryptoModules | None = None
+    image: bytes | str | Path,
+    keyring: Keyring,
+    blacklist: Blacklist | None = None,
+    crypto: CryptoModules | None = None,
 ) -> VerifiedImage:
-    """verify_pefile_signature(): the image's Authenticode signature against one keyring.
+    """verify_pefile_signature(): the image's Authenticode signature against one keyring; image may be a path.
 
     Raises KexecError: ELIBBAD no PE file; ENODATA not signed; ENOTSUPP another kind of certificate; EMSGSIZE a
     signature of more than 64 KiB; what verify_pkcs7_signature() raises; EBADMSG or ENOPKG it signs no PE file, or
     with an unknown digest; EKEYREJECTED the image is not the one that was signed.
     """
     crypto = crypto or CryptoModules()
+    image = contents(image, "image")
+    instance(keyring, Keyring, "keyring")
     file, table = _parse_binary(image)
     message = _strip_sig_wrapper(file, table)
     verified = verify_pkcs7_signature(message, keyring, blacklist or Blacklist(), crypto)

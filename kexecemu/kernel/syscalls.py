@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kexecemu.arguments import contents, integer, text
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats import elfrel
@@ -55,8 +56,8 @@ def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
 
 def kexec_file_load(
     kernel: Kernel,
-    image_file: OpenFile | bytes | None,
-    initrd: OpenFile | bytes | None,
+    image_file: OpenFile | bytes | str | Path | None,
+    initrd: OpenFile | bytes | str | Path | None,
     cmdline: str | bytes | None,
     flags: int,
     *,
@@ -64,26 +65,44 @@ def kexec_file_load(
 ) -> Kimage | None:
     """kexec_file_load(2) as user space calls it; a str command line gets its NUL.
 
-    Without an initrd KEXEC_FILE_NO_INITRAMFS is added, as kexec-tools does. Raises KexecError; returns the image
-    (None after an unload). A failed load leaves no crash kernel at all.
+    Files are bytes, paths, or open with all that may be wrong with that. Without an initrd KEXEC_FILE_NO_INITRAMFS is
+    added, as kexec-tools does. Raises InputError for what no system call can be made of, KexecError for what it
+    refuses; returns the image (None after an unload). A failed load leaves no crash kernel at all.
     """
+    if cmdline is not None and not isinstance(cmdline, bytes):
+        text(cmdline, "cmdline")
+    integer(flags, "flags")
     if isinstance(cmdline, str):
         cmdline = to_bytes(cmdline) + b"\0" if cmdline else None
     if initrd is None:
         flags |= KEXEC_FILE_NO_INITRAMFS
-    image = kernel.kexec.load(image_file, initrd, cmdline, flags, capable=capable)
+    image = kernel.kexec.load(
+        _file(image_file, "kernel"), _file(initrd, "initrd"), cmdline, flags, capable=capable
+    )
     if image is not None:
         _tell_loaded(kernel, image, "kexec_file_load")
     return image
 
 
+def _file(file: OpenFile | bytes | str | Path | None, what: str) -> OpenFile | bytes | None:
+    """What is read from: a path is opened here, as user space does."""
+    return file if file is None or isinstance(file, OpenFile) else contents(file, what)
+
+
 def kexec_tools_load(
-    kernel: Kernel, environment: KexecEnvironment, image_file: bytes, initrd: bytes | None, cmdline: str
+    kernel: Kernel,
+    environment: KexecEnvironment,
+    image_file: bytes | str | Path,
+    initrd: bytes | str | Path | None,
+    cmdline: str,
 ) -> Kimage:
     """`kexec -c -p`: kexec-tools prepares everything in user space, and kexec_load(2) copies it.
 
     Raises InputError for what kexec-tools refuses, KexecError for what the kernel does.
     """
+    image_file = contents(image_file, "kernel")
+    initrd = contents(initrd, "initrd") if initrd is not None else None
+    text(cmdline, "cmdline")
     region = kernel.crashk_res
     if region is None:
         raise InputError("kexec-tools: memory for crashkernel is not reserved")

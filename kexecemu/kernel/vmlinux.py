@@ -14,10 +14,12 @@ from kexecemu.formats import elfimage
 from kexecemu.kernel.address_space import AddressSpace
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["GuestKernel", "Vmlinux", "load_vmlinux"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Vmlinux:
     """A linked guest kernel: virtual addresses of symbols, offsets of structure members in bytes."""
@@ -72,6 +74,7 @@ def load_vmlinux(path: Path | None = None) -> Vmlinux:
     return Vmlinux(path, elfimage.parse(path.read_bytes()), layout)
 
 
+@shown("area", "vmlinux")
 class GuestKernel:
     """The image in guest RAM: variables are read and written where the CPU sees them, and nowhere else."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["Absent"]
 
 
+@shown("phys")
 class Absent:
     """Physical addresses at which nothing answers, yet an access does not fault.
 

@@ -24,6 +24,7 @@ from unicorn.unicorn_py3.unicorn import Uc, uclib
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.counter import Why
 from kexecemu.machine.cpu import BRANCH_TO_SELF, Cpu
+from kexecemu.shown import shown
 
 __all__ = ["AccessChecker", "AccessKind", "Violation", "checked", "element_size"]
 
@@ -33,6 +34,7 @@ CHECK_ACCESSES: Final = "KEXECEMU_CHECK_ACCESSES"
 _SHOWN: Final = 3
 
 
+@shown()
 @dataclass(frozen=True)
 class Violation:
     """The first time that an instruction did what silicon refuses.
@@ -120,6 +122,7 @@ def element_size(word: int) -> int | None:
     return 16 if vector and upper == 0 and word >> 23 & 1 else 1 << upper
 
 
+@shown("violations")
 class AccessChecker:
     """Watches one CPU between entering and leaving it as a context manager. Nothing of the guest's state changes.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Self
 
+from kexecemu.arguments import instance, integer
 from kexecemu.errors import InputError
 from kexecemu.machine.absent import Absent
 from kexecemu.machine.counter import INSTRUCTIONS_PER_SECOND
@@ -22,6 +24,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system_cpu import Line, SystemCpu
 from kexecemu.machine.timeline import Timeline
 from kexecemu.machine.virtio import VirtioBus, VirtioDevice
+from kexecemu.shown import shown
 
 __all__ = ["Board", "parse_size"]
 
@@ -59,9 +62,11 @@ _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def parse_size(size: str | int) -> int:
     """Bytes in "1G", "768M", "0x1000", "512k" or a number; InputError for anything else, zero included."""
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(size, bool):
         value = size
     else:
+        if not isinstance(size, str):
+            raise InputError(f"not a size: {size!r} (write for example 1G, 768M or 0x40000000)")
         match = re.fullmatch(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", size, re.IGNORECASE)
         if match is None:
             raise InputError(f"not a size: {size!r} (write for example 1G, 768M or 0x40000000)")
@@ -72,6 +77,13 @@ def parse_size(size: str | int) -> int:
     return value
 
 
+@shown(
+    "ram",
+    cpus=lambda board: len(board.cpus),
+    gic=lambda board: board.gic.version,
+    uart_phys=lambda board: board.uart.base_phys,
+    instructions=lambda board: board.instructions,
+)
 class Board:
     """A machine like QEMU's virt: RAM from ram_base on, a PL011 below it, PSCI by HVC.
 
@@ -96,17 +108,22 @@ class Board:
         It is for a kernel that was given QEMU's device tree and looks for those.
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
-        if not 1 <= cpus <= MAX_CPUS:
+        if not 1 <= integer(cpus, "cpus") <= MAX_CPUS:
             raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
-        if gic not in (2, 3):
+        if integer(gic, "gic") not in (2, 3):
             raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
         if gic == 3 and cpus > GIC3_CPUS:
             raise InputError(f"a board with a GICv3 has 1 to {GIC3_CPUS} CPUs, not {cpus}")
-        if isinstance(ram, str | int):
+        for what, base in (("ram_base", ram_base), ("uart_base", uart_base)):
+            if integer(base, what, 0) % HOST_PAGE:
+                raise InputError(f"{what}: {base:#x} is not the start of a page of {HOST_PAGE:#x} bytes")
+        if not isinstance(ram, Sequence) or isinstance(ram, str | bytes):
             size = parse_size(ram)
             if size % HOST_PAGE:
                 raise InputError(f"RAM of {ram!r} is not made of whole pages of {HOST_PAGE:#x} bytes")
             ram = (PhysRange.of(ram_base, size),)
+        for bank in ram:
+            instance(bank, PhysRange, "ram")
         self.gic: Gic2 | Gic3 = (
             Gic2(min(cpus, GIC_CPUS), self._interrupt) if gic == 2 else Gic3(cpus, self._interrupt)
         )
@@ -135,7 +152,7 @@ class Board:
             cpu.close()
         self.ram.close()
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

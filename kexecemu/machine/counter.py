@@ -24,6 +24,7 @@ from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["BlockCounter", "Why", "library_path"]
 
@@ -117,6 +118,7 @@ def function_address(function: Any) -> int:
     return address
 
 
+@shown("total")
 class BlockCounter:
     """The counter of one engine. All addresses are virtual; counts are instructions."""
 

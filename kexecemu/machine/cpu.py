@@ -26,6 +26,7 @@ from kexecemu.machine.exceptions import ExceptionKind, GuestFault, Pstate
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.registers import Registers
 from kexecemu.machine.stop import Stop, StopKind
+from kexecemu.shown import shown
 
 __all__ = ["Cpu", "Stop", "StopKind"]
 
@@ -50,6 +51,7 @@ PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 _OFFSETS: Final[dict[ExceptionKind, int]] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
 
 
+@shown()
 @dataclass(frozen=True)
 class CpuState:
     """A CPU's registers and counts at one moment; exceptions is how many had been recorded."""
@@ -61,6 +63,20 @@ class CpuState:
     progress: tuple[int, int, int, int]
 
 
+def _register(name: str) -> Callable[[Cpu], int | None]:
+    """A register for people who look at a CPU; None for one that has none, or none any more."""
+    return lambda cpu: getattr(cpu, name) if cpu._created is not None else None
+
+
+@shown(
+    "index",
+    "mpidr",
+    "powered",
+    "instructions",
+    pc=_register("pc"),
+    sp=_register("sp"),
+    pstate=_register("pstate"),
+)
 class Cpu(Registers):
     """A CPU of a board, off until reset() is called (by the board's owner, or by PSCI CPU_ON).
 

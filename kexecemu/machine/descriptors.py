@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kexecemu.errors import MachineError
+from kexecemu.shown import shown
 
 __all__ = [
     "AF",
@@ -100,6 +101,7 @@ _CONTIGUOUS = {
 _BLOCKS = {Granule.K4: (1, 2), Granule.K16: (2,), Granule.K64: (2,)}
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class TableFormat:
     """A granule and a size of the virtual address space in bits (25 to 48, that is 64 - TCR_EL1.TnSZ)."""

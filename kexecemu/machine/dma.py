@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from kexecemu.machine.ram import Ram
+from kexecemu.shown import shown
 
 __all__ = ["DmaMaster"]
 
 
+@shown()
 class DmaMaster:
     """A device with direct memory access and no IOMMU in front of it.
 

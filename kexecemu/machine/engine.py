@@ -38,6 +38,7 @@ from kexecemu.machine.counter import BlockCounter
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.machine.sysregs import SYSREGS
+from kexecemu.shown import shown
 
 __all__ = ["Engine", "MmioDevice", "Syndrome"]
 
@@ -68,6 +69,7 @@ class MmioDevice(Protocol):
         """A store to the device."""
 
 
+@shown()
 class Syndrome(NamedTuple):
     """What the CPU noted about the last exception."""
 
@@ -120,6 +122,7 @@ def syndrome_offset() -> int:
     return raw.index(mark)
 
 
+@shown("counter", "doomed")
 class Engine:
     """A Unicorn engine with the board's RAM and devices mapped and its block counter hooked."""
 

@@ -19,6 +19,7 @@ from unicorn.unicorn_py3.unicorn import Uc
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.engine import open_engine
+from kexecemu.shown import shown
 
 __all__ = ["Internals", "Offsets", "between_blocks_of", "offsets"]
 
@@ -39,6 +40,7 @@ _CPU_TAIL: Final = struct.Struct("<iIIi4xQ")
 """From cluster_index on, which lies at an odd multiple of 4."""
 
 
+@shown()
 class Offsets(NamedTuple):
     """In bytes from the engine's address; cpu is where a pointer to CPUState lies, and cluster_index is in that."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kexecemu.shown import shown
+
 __all__ = ["ExceptionKind", "GuestFault", "Pstate"]
 
 ExceptionKind = Literal["sync", "irq", "fiq", "serror"]
@@ -74,6 +76,7 @@ _STATUS_WITH_LEVEL = {
 _STATUS = {FSC_EXTERNAL: "external abort", 0x21: "alignment fault", 0x30: "TLB conflict"}
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class GuestFault:
     """One exception: what the CPU wrote, or would have written, into its EL1 exception registers.

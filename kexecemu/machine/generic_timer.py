@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from kexecemu.shown import shown
+
 __all__ = ["PHYSICAL", "VIRTUAL", "GenericTimer"]
 
 PHYSICAL: Final = 2
@@ -28,6 +30,7 @@ class _Timer:
         self.cval = 0
 
 
+@shown()
 class GenericTimer:
     """Both timers of a CPU. ticks() is the count now; each line is told the level of its interrupt.
 

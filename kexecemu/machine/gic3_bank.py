@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kexecemu.machine.gic_bank import SGIS, Bank, BankState
+from kexecemu.shown import shown
 
 __all__ = ["IDENTITY", "ID_REGISTERS", "Bank3", "Bank3State"]
 
@@ -19,6 +20,7 @@ IDENTITY = bytes((0x44, 0, 0, 0, 0x92, 0xB4, 0x3B, 0, 0x0D, 0xF0, 0x05, 0xB1))
 Bank3State = tuple[BankState, bytes]
 
 
+@shown("valid")
 class Bank3(Bank):
     """Either the 32 interrupts that one redistributor has, or the distributor's SPIs.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from kexecemu.machine.gic3_bank import Bank3, Bank3State
 from kexecemu.machine.gic_bank import FIRST_SPI, PRIVATE
+from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.machine.gic3 import Gic3
@@ -49,6 +50,7 @@ IAR1, EOIR1, HPPIR1, BPR1, CTLR, SRE_EL1, IGRPEN0, IGRPEN1 = (_reg(0, 12, 12, op
 CpuInterface3State = tuple[tuple[int, ...], Bank3State]
 
 
+@shown("cpu", "affinity")
 class CpuInterface3:
     """One CPU's interface and its redistributor's state. affinity is Aff3.Aff2.Aff1.Aff0, a byte each."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kexecemu.machine.gic3_bank import ID_REGISTERS, IDENTITY
 from kexecemu.machine.gic_bank import FIRST_SPI, IIDR
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.machine.gic3 import Gic3
@@ -41,6 +42,7 @@ def _identity(offset: int) -> int:
     return IDENTITY[index] if 0 <= index < len(IDENTITY) else 0
 
 
+@shown("phys")
 class Distributor3:
     """The distributor, which looks alike to all CPUs: their own interrupts are the redistributors'."""
 
@@ -83,6 +85,7 @@ class Distributor3:
             gic.settle_all()
 
 
+@shown("phys")
 class Redistributors:
     """The redistributors of all CPUs, one behind the other, each of an RD and an SGI frame."""
 

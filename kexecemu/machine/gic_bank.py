@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kexecemu.shown import shown
+
 __all__ = ["FIRST_PPI", "FIRST_SPI", "IIDR", "PRIVATE", "SGIS", "Bank", "BankState"]
 
 FIRST_PPI = 16
@@ -14,6 +16,7 @@ IIDR = 0x43B  # the implementer: Arm
 BankState = tuple[int, ...]
 
 
+@shown("valid")
 class Bank:
     """State of a set of interrupts: either the 32 that one CPU has for itself, or the SPIs."""
 

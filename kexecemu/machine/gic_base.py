@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS, Bank
+from kexecemu.shown import shown
 
 __all__ = ["GicBase", "Interface"]
 
@@ -25,6 +26,7 @@ class Interface(Protocol):
         """Work out the signal to the CPU."""
 
 
+@shown("version", "cpus")
 class GicBase:
     """The lines of an interrupt controller of `cpus` CPUs with `spis` shared interrupts from 32 on.
 

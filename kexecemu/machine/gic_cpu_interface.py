@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, IIDR, PRIVATE, Bank, BankState
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.machine.gic import Gic2
@@ -43,6 +44,7 @@ GICC_CTLR_MASK = 0x21F
 CpuInterfaceState = tuple[tuple[int, ...], BankState, bytes, bytes]
 
 
+@shown("cpu", "phys")
 class CpuInterface:
     """One CPU's interface, as a device in that CPU's physical address space."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kexecemu.machine.gic_bank import IIDR, PRIVATE, SGIS, Bank
 from kexecemu.machine.gic_cpu_interface import CpuInterface
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.machine.gic import Gic2
@@ -31,6 +32,7 @@ GICD_ID = 0xFD0
 IDENTITY = bytes((0x04, 0, 0, 0, 0x90, 0xB4, 0x2B, 0, 0x0D, 0xF0, 0x05, 0xB1))
 
 
+@shown("phys")
 class Distributor:
     """The distributor as one CPU sees it: with that CPU's own interrupts 0 to 31."""
 

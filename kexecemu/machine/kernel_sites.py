@@ -14,6 +14,7 @@ from unicorn.arm64_const import UC_ARM64_INS_MRS, UC_ARM64_INS_MSR, UC_ARM64_INS
 
 from kexecemu.errors import BusError
 from kexecemu.machine.ram import Ram
+from kexecemu.shown import shown
 
 __all__ = ["Image", "find_image", "sites"]
 
@@ -47,6 +48,7 @@ _SOUGHT: Final = (
 )
 
 
+@shown()
 @dataclass(frozen=True)
 class Image:
     """A kernel in memory: where its _text is, physical and virtual, and its size in bytes."""

@@ -31,6 +31,7 @@ from kexecemu.machine.descriptors import (
 )
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.walk import Leaf, TableReader, Walk
+from kexecemu.shown import shown
 
 __all__ = [
     "AF",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 
+@shown("root_phys", "tables", "entries_written")
 class PageTables(TableReader):
     """One set of tables in `ram`: a root at root_phys, further tables from alloc().
 

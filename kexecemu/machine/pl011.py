@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["Pl011"]
 
@@ -45,6 +46,7 @@ STORED = {0x024: 0, 0x028: 0, LCR_H: 0, 0x030: 0x300, 0x034: 0x12, IMSC: 0, 0x04
 _LINE_END = re.compile(r"\r\n|\n\r")
 
 
+@shown("phys", "output")
 class Pl011:
     """The UART at base_phys. Everything sent is kept in `output`; listeners hear of each chunk as it is sent.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["DEFAULT_START", "Pl031"]
 
@@ -27,6 +28,7 @@ IDENTITY = bytes((0x31, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
 WRAP = 1 << 32
 
 
+@shown("phys", "alarm_at")
 class Pl031:
     """The clock at base_phys: it counts seconds of the epoch, from `start` on.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kexecemu.machine.cpu import Cpu
+from kexecemu.shown import shown
 
 __all__ = ["Psci"]
 
@@ -51,6 +52,7 @@ _FUNCTIONS: Final = frozenset(
 AFFINITY_MASK: Final = 0xFF00FFFFFF
 
 
+@shown()
 class Psci:
     """Answers the hypercalls of all CPUs of one board. Anything unknown gets NOT_SUPPORTED."""
 

@@ -17,8 +17,9 @@ import weakref
 from collections.abc import Iterator, Sequence
 from errno import ENXIO
 
-from kexecemu.errors import BusError, MachineError
+from kexecemu.errors import BusError, InputError, MachineError
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["HOST_PAGE", "Bank", "Ram"]
 
@@ -31,6 +32,7 @@ _U64 = struct.Struct("<Q")
 Buffer = bytes | bytearray | memoryview
 
 
+@shown("phys")
 class Bank:
     """One contiguous bank of RAM: a range of physical addresses and the host mapping behind it."""
 
@@ -60,6 +62,7 @@ class Bank:
             self._let_go()
 
 
+@shown("size", "banks", "closed")
 class Ram:
     """All RAM of a board. Addresses are physical, lengths are in bytes, a new byte is zero.
 
@@ -85,7 +88,8 @@ class Ram:
         """Who executed guest code last; a CPU that finds another one here drops its translations."""
         self.private = False
         """The banks are mapped privately over their files (see snapshot.py): what counts is in the mappings alone."""
-        self._closed = False
+        self.closed = False
+        """close() has been called: there is no memory any more."""
 
     @property
     def size(self) -> int:
@@ -94,16 +98,17 @@ class Ram:
 
     def close(self) -> None:
         """Give the host memory back. No engine that maps it may run afterwards."""
-        if not self._closed:
-            self._closed = True
-            for bank in self.mapped:
-                bank.close()
+        banks, self.mapped, self.closed = self.mapped, (), True
+        for bank in banks:
+            bank.close()
 
     def _at(self, phys: int, length: int) -> tuple[Bank, int]:
         """The bank that holds [phys, phys + length) and the offset of phys in it."""
         for bank in self.mapped:
             if bank.phys.start <= phys and phys + length <= bank.phys.end and length >= 0:
                 return bank, phys - bank.phys.start
+        if self.closed:
+            raise InputError("the board is closed: its memory is gone")
         raise BusError(phys, length)
 
     def __contains__(self, phys: int) -> bool:

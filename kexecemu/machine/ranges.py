@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kexecemu.shown import shown
+
 __all__ = ["PhysRange", "subtract"]
 
 
+@shown()
 @dataclass(frozen=True, order=True, slots=True)
 class PhysRange:
     """A half-open range [start, end) of physical addresses, in bytes.

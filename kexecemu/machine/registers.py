@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from unicorn import arm64_const as uc64
 
-from kexecemu.errors import MachineError
+from kexecemu.errors import InputError, MachineError
 from kexecemu.machine.descriptors import Granule, TableFormat
 from kexecemu.machine.engine import Engine, MmioDevice
 from kexecemu.machine.exceptions import Pstate
@@ -42,6 +42,8 @@ class Registers:
     @property
     def _engine(self) -> Engine:
         if self._created is None:
+            if self.ram.closed:
+                raise InputError("the board is closed: its CPUs are gone")
             self._created = Engine(self.ram, self._devices)
         return self._created
 

@@ -21,6 +21,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ram import HOST_PAGE, Bank
 from kexecemu.machine.timeline import Event
+from kexecemu.shown import shown
 
 __all__ = ["Snapshot", "Snapshots", "written_pages"]
 
@@ -36,6 +37,7 @@ _WRITTEN: Final = bytes(ord("X") if flags & 0xC0 and not flags & 0x20 else 0 for
 _RUN: Final = re.compile(rb"X+")
 
 
+@shown()
 @dataclass(frozen=True)
 class Snapshot:
     """One moment of a board. pages maps (bank, offset) to the bytes of each page that differs from the base.
@@ -52,6 +54,7 @@ class Snapshot:
     devices: Any
 
 
+@shown("board")
 class Snapshots:
     """All snapshots of one board. The board must not be restored by anybody else meanwhile."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kexecemu.machine.exceptions import GuestFault
+from kexecemu.shown import shown
 
 __all__ = ["Stop", "StopKind"]
 
@@ -21,6 +22,7 @@ class StopKind(StrEnum):
     FAULT = "fault"
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Stop:
     """How one Cpu.run() ended: why, at which virtual PC, after how many instructions of this run.

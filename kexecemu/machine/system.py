@@ -15,6 +15,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK
 from kexecemu.machine.stop import Stop, StopKind
 from kexecemu.machine.system_cpu import SystemCpu
+from kexecemu.shown import shown
 
 __all__ = ["System", "SystemEnd", "SystemEndKind"]
 
@@ -40,6 +41,7 @@ class SystemEndKind(StrEnum):
     FAULT = "fault"  # an exception that cannot be taken
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class SystemEnd:
     """The end of a run: which kind, on which CPU, and how that CPU stopped. time is the board's, in instructions."""
@@ -62,6 +64,7 @@ class SystemEnd:
         return f"cpu{self.cpu} at pc {self.stop.pc:#x}, {self.time} instructions: {words[self.kind]}"
 
 
+@shown("board")
 class System:
     """The scheduler of one board. run() may be called again after a BUDGET end, and goes on where it was."""
 

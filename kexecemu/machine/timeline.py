@@ -10,11 +10,21 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from kexecemu.shown import shown
+
 __all__ = ["Event", "Timeline"]
 
 Fact = int | str | bool | None
 
+_SHOWN = 10  # events, and the characters of each
+_WIDE = 120
 
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."
+
+
+@shown()
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened: `when` in instructions, `kind` a short fixed name, `text` a sentence for people.
@@ -49,6 +59,15 @@ class Timeline:
     def put_back(self, events: Sequence[Event]) -> None:
         """Nothing but these has happened: the machine has gone back to when they were all."""
         self._events[:] = events
+
+    def __repr__(self) -> str:
+        """The last events as a table."""
+        last = self._events[-_SHOWN:]
+        title = f"Timeline of {len(self._events)} events" + (
+            f", the last {_SHOWN}" if last != self._events else ""
+        )
+        rows = (f"{one.when:>14,}  {one.kind:<14} {_cut(one.text)}" for one in last)
+        return "\n".join([title + ("; when is in instructions:" if last else ""), *rows])
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self._events)

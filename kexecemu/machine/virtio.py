@@ -8,6 +8,7 @@ from kexecemu.errors import InputError
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virtio_mmio import MAGIC, VENDOR, Reg, TransportState, VirtioDevice, VirtioMmio
+from kexecemu.shown import shown
 
 __all__ = ["SLOT_SIZE", "VirtioBus", "VirtioDevice"]
 
@@ -15,6 +16,7 @@ SLOT_SIZE = 0x200
 """Bytes of registers and configuration for one device, as on QEMU's virt."""
 
 
+@shown("phys", devices=lambda bus: sum(one is not None for one in bus.slots))
 class VirtioBus:
     """A row of slots, each for one device; one MmioDevice in whole pages, as an engine maps it.
 

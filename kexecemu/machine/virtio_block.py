@@ -8,6 +8,7 @@ from kexecemu.errors import InputError, MachineError
 from kexecemu.machine.disk import SECTOR, Disk
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.virtqueue import Chain, RingError
+from kexecemu.shown import shown
 
 __all__ = ["VirtioBlock"]
 
@@ -57,6 +58,7 @@ _PIECE = 4 << 20
 """Bytes that are read from the disk at a time."""
 
 
+@shown("disk")
 class VirtioBlock:
     """A disk behind a transport: a VirtioDevice with one queue.
 

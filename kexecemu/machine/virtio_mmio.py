@@ -18,6 +18,7 @@ from kexecemu.machine.virtqueue import (
     RingState,
     Virtqueue,
 )
+from kexecemu.shown import shown
 
 __all__ = ["VERSION_1", "TransportState", "VirtioDevice", "VirtioMmio"]
 
@@ -113,6 +114,7 @@ class _Queue:
         return self.num, tuple(self.addresses.values()), self.rings.state() if self.rings else None
 
 
+@shown("device")
 class VirtioMmio:
     """One slot: the registers of a transport and the device behind it.
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from kexecemu.errors import BusError
 from kexecemu.machine.ram import Ram
+from kexecemu.shown import shown
 
 __all__ = ["RING_EVENT_IDX", "RING_INDIRECT_DESC", "Chain", "RingError", "RingState", "Virtqueue"]
 
@@ -41,6 +42,7 @@ class RingError(Exception):
     """The driver put something into a ring that virtio does not allow; never leaves the transport."""
 
 
+@shown()
 class Chain(NamedTuple):
     """One request: what the device may read of it, as it lies in RAM, and where in RAM it may answer."""
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from kexecemu.machine.descriptors import CONT, ENTRY_SIZE, VALID, TableFormat
 from kexecemu.machine.ram import Ram
+from kexecemu.shown import shown
 
 __all__ = ["Leaf", "TableReader", "Walk"]
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Walk:
     """One walk of the tables: the descriptors passed, and where it ended.
@@ -39,6 +41,7 @@ class Walk:
         return self.steps[-1][2]
 
 
+@shown()
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """What one stretch of virtual addresses leads to: one leaf, or a hole (descriptor 0) of any size.
@@ -63,6 +66,7 @@ class Leaf:
         return bool(self.descriptor & CONT)
 
 
+@shown("root_phys", "fmt")
 class TableReader:
     """Tables that somebody built, from the root at root_phys on.
 

@@ -17,6 +17,7 @@ from kexecemu.scenario.expectation import expect_words
 from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.setup import Setup
 from kexecemu.scenario.toml import given_keys, scenario_of, scenario_toml
+from kexecemu.shown import shown
 
 __all__ = ["Again", "crash_again", "scenario_again"]
 
@@ -75,6 +76,7 @@ def crash_again(
     return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
 
 
+@shown()
 @dataclass(frozen=True)
 class Again:
     """What kexecemu.testing.run() was given, and what it made of that: enough to have the crash again.

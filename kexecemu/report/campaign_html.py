@@ -35,12 +35,14 @@ from kexecemu.report.campaign_words import (
 )
 from kexecemu.report.comparison_html import comparison_part, environment
 from kexecemu.report.picture import size_text
+from kexecemu.shown import shown
 
 __all__ = ["render_campaign"]
 
 _WORST_OPEN = 3
 
 
+@shown()
 @dataclass(frozen=True)
 class Group:
     """The examples of one outcome: some in sight, the rest folded away. count is how many the sample has."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import AreaHits
 from kexecemu.report.campaign_words import DUMPS, occurring, plural
+from kexecemu.shown import shown
 
 __all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Row", "Strip", "axis_of", "strip_of"]
 
@@ -34,6 +35,7 @@ _PALEST = 0.45
 # -- shares -----------------------------------------------------------------------------------------------------------
 
 
+@shown()
 @dataclass(frozen=True)
 class Mark:
     """One row's drawing: x of the likeliest share and of both ends of its interval; middle None where none was seen."""
@@ -43,6 +45,7 @@ class Mark:
     high: float
 
 
+@shown()
 @dataclass(frozen=True)
 class Row:
     """A figure as a table shows it: outcome is what is counted, share and between are in words."""
@@ -55,6 +58,7 @@ class Row:
     meaning: str = ""
 
 
+@shown()
 @dataclass(frozen=True)
 class Axis:
     """Shares from 10**first to 1, a decade always as wide as the next. ticks are (x, percentage), the largest first."""
@@ -91,6 +95,7 @@ def axis_of(figures: Mapping[str, Figure]) -> Axis:
 # -- the heat strip ---------------------------------------------------------------------------------------------------
 
 
+@shown()
 @dataclass(frozen=True)
 class Place:
     """An area on the strip: x and width, and whether there is room for its name and its first address."""
@@ -112,6 +117,7 @@ class Bin:
     title: str
 
 
+@shown()
 @dataclass(frozen=True)
 class Lane:
     """One outcome, or one of DUMPS, along the whole region: y of its top, its count, and the bins where it came out."""
@@ -122,6 +128,7 @@ class Lane:
     bins: list[Bin]
 
 
+@shown()
 @dataclass(frozen=True)
 class Strip:
     """Everything that is drawn. sampled are (x, width) of the stretches that any fault hit."""

@@ -13,6 +13,7 @@ from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import Disagreement, Summary
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
+from kexecemu.shown import shown
 
 __all__ = [
     "DIMENSION_WORDS",
@@ -145,6 +146,7 @@ def basis_text(summary: Summary) -> str:
     )
 
 
+@shown()
 @dataclass(frozen=True)
 class Matrix:
     """Counts of outcomes by one dimension: columns are the outcomes that occur, in their order; total is of a row."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kexecemu.campaign.compare import class_of
 from kexecemu.faults.outcome import Outcome
 from kexecemu.report.campaign_words import plural
+from kexecemu.shown import shown
 
 __all__ = ["Flow", "Node", "Ribbon", "Turn", "dump_turn_of", "flow_of", "turn_of"]
 
@@ -25,6 +26,7 @@ _THINNEST = 1.5
 _SMALLEST = 15.0  # a node is as high as its name
 
 
+@shown()
 @dataclass(frozen=True)
 class Node:
     """An outcome in one of the two columns."""
@@ -35,6 +37,7 @@ class Node:
     height: float
 
 
+@shown()
 @dataclass(frozen=True)
 class Ribbon:
     """The faults with one outcome in the first campaign and another in the second; path is an SVG path.
@@ -50,6 +53,7 @@ class Ribbon:
     title: str
 
 
+@shown()
 @dataclass(frozen=True)
 class Flow:
     """The whole drawing."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+import kexecemu
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import Injection
 from kexecemu.faults.outcome import Outcome
@@ -139,13 +139,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _program_version() -> str:
-    try:
-        return version("kexecemu")
-    except PackageNotFoundError:
-        return "from a checkout"
-
-
 def _setting(result: Result) -> list[tuple[str, str]]:
     kernel = result.kernel
     config = kernel.config
@@ -163,7 +156,7 @@ def _setting(result: Result) -> list[tuple[str, str]]:
         ("purgatory", purgatory),
         ("pages", size_text(config.page_size)),
         ("seed", str(result.seed)),
-        ("kexecemu", _program_version()),
+        ("kexecemu", kexecemu.__version__),
     ]
     if said:
         setting.append(("first kernel's command line", said[0].split("Kernel command line: ", 1)[1]))

@@ -14,6 +14,7 @@ from kexecemu.faults.damage import Damage
 from kexecemu.faults.fault import Injection
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.shown import shown
 
 __all__ = ["Bar", "Box", "Marker", "Picture", "Piece", "draw", "effect_of", "merge", "size_text"]
 
@@ -45,6 +46,7 @@ class Box:
         return round(self.y + self.height, 2)
 
 
+@shown()
 @dataclass(frozen=True)
 class Marker:
     """A stray write: number as in the list of writes, y on its bar, column counted away from the bar."""
@@ -57,6 +59,7 @@ class Marker:
     title: str
 
 
+@shown()
 @dataclass(frozen=True)
 class Bar:
     """One of the two bars that are to scale, with the addresses at its ends (first and last, inclusive)."""
@@ -67,6 +70,7 @@ class Bar:
     markers: list[Marker] = field(default_factory=list)
 
 
+@shown()
 @dataclass(frozen=True)
 class Piece:
     """A piece of the third bar: a segment, the control pages, or a part that nothing uses.
@@ -105,6 +109,7 @@ class Piece:
         return round(self.y + self.height, 2)
 
 
+@shown()
 @dataclass(frozen=True)
 class Picture:
     """Everything that is drawn. zoom is the crash region's place on the bar of RAM."""

@@ -143,10 +143,12 @@ def _purgatory_step(result: Result) -> Step:
         )
     if run.end is PurgatoryEnd.RETURNED:
         return Step(title, "caught", "It finds that something is wrong, and returns to the first kernel.")
-    ends = {
-        PurgatoryEnd.ELSEWHERE: f"It jumps to {run.pc:#x}, which is not the kernel.",
-        PurgatoryEnd.TRAPPED: f"An exception ends it at {run.pc:#x}: {run.fault.description if run.fault else ''}.",
-    }
+    ends = {PurgatoryEnd.ELSEWHERE: f"It jumps to {run.pc:#x}, which is not the kernel."}
+    if run.fault is not None:
+        # A purgatory that reports its exception stands in its last loop by now: the place is that of the exception.
+        ends[PurgatoryEnd.TRAPPED] = f"An exception ends it at {run.fault.pc:#x}: {run.fault.description}."
+    else:
+        ends[PurgatoryEnd.TRAPPED] = f"Its record tells of an exception; it stands at {run.pc:#x}."
     return Step(title, "bad", ends.get(run.end, "It gives no verdict within its budget of instructions."))
 
 

@@ -37,6 +37,7 @@ from kexecemu.scenario.first_linux_records import (
     split_records,
 )
 from kexecemu.scenario.first_linux_store import GuestKernelMap, store
+from kexecemu.shown import shown
 
 __all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "FirstLinux", "LinuxSetup"]
 
@@ -55,6 +56,7 @@ _OFF = "first: end: "
 _STOPPED = (_OFF, "---[ end Kernel panic")
 
 
+@shown()
 @dataclass(frozen=True)
 class LinuxSetup:
     """What decides a run: the first kernel's Image, the crash kernel's with its initrd, and the programs for the init.
@@ -97,6 +99,7 @@ class Marks(ConsoleLines):
             self._stop()
 
 
+@shown("setup", "crashk_res", "crashk_low_res", "board")
 class FirstLinux:
     """One board with a real first kernel: FirstLinux(setup), load(), inject(), then first_linux_crash.crash()."""
 

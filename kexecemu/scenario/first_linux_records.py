@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
 __all__ = ["KexecSaid", "SaidHeader", "SaidSegment", "crash_kernel", "iomem", "parse_kexec", "split_records"]
 
@@ -28,6 +29,7 @@ _VALUE = re.compile(r"^sym: *(\S+) value: ([0-9a-f]+) addr: ")
 _IOMEM = re.compile(r"^( *)([0-9a-f]+)-([0-9a-f]+) : (.*)$")
 
 
+@shown()
 @dataclass(frozen=True)
 class SaidSegment:
     """One segment of the system call: bufsz bytes to physical mem, memsz bytes in all."""
@@ -38,6 +40,7 @@ class SaidSegment:
     bufsz: int
 
 
+@shown()
 @dataclass(frozen=True)
 class SaidHeader:
     """One program header of the elfcorehdr as kexec-tools says that it made it; size is p_memsz."""
@@ -48,6 +51,7 @@ class SaidHeader:
     size: int
 
 
+@shown()
 @dataclass(frozen=True)
 class KexecSaid:
     """What `kexec -d -p` said: the call's entry (physical), its segments in order, and the core's headers.

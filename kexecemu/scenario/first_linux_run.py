@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kexecemu.arguments import contents
 from kexecemu.capture.initramfs import CAPTURE_CMDLINE
 from kexecemu.capture.second_stage import Progress
 from kexecemu.errors import InputError
@@ -17,11 +18,13 @@ from kexecemu.scenario.first_linux_crash import crash
 from kexecemu.scenario.lab import End
 from kexecemu.scenario.runner import mismatches_of
 from kexecemu.scenario.schema import Load, Scenario
-from kexecemu.scenario.setup import Listener, read_input
+from kexecemu.scenario.setup import Listener
+from kexecemu.shown import shown
 
 __all__ = ["LinuxResult", "linux_setup", "read_kernel", "run_linux_scenario"]
 
 
+@shown()
 @dataclass(frozen=True)
 class LinuxResult:
     """A finished run: the machine and what was loaded for whoever wants to look, and the end.
@@ -50,7 +53,7 @@ class LinuxResult:
 
 def read_kernel(path: Path) -> bytes:
     """An Image from a file; InputError for one that no boot loader starts, or that is cut off."""
-    image = read_input(path, "kernel")
+    image = contents(path, "kernel")
     if not has_magic(image):
         raise InputError(f"kernel {path}: no arm64 Image")
     if missing := missing_bytes(image):
@@ -84,7 +87,7 @@ def linux_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Li
         crash_image=image if second == first else read_kernel(second),
         crash_initrd=fetched_initrd(second)
         if load.initrd is None
-        else read_input(folder / load.initrd, "initrd"),
+        else contents(folder / load.initrd, "initrd"),
         busybox=programs.busybox,
         kexec=programs.kexec,
         packages=programs.packages,

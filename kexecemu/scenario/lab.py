@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from kexecemu.arguments import instance
 from kexecemu.capture.linux import DiskVmcore, LinuxCapture, LinuxEnd
 from kexecemu.capture.second_stage import (
     CaptureEnd,
@@ -39,6 +40,7 @@ from kexecemu.kernel.vmlinux import Vmlinux
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.timeline import Timeline
+from kexecemu.shown import shown
 
 __all__ = ["AtJump", "End", "Kernel", "Reboot", "linux_words"]
 
@@ -46,6 +48,7 @@ __all__ = ["AtJump", "End", "Kernel", "Reboot", "linux_words"]
 AtJump = Callable[["Kernel", Kimage], None]
 
 
+@shown()
 @dataclass(frozen=True)
 class End:
     """The end of one crash.
@@ -79,6 +82,7 @@ class End:
         return self.verdict is not None and self.verdict.objects
 
 
+@shown()
 @dataclass(frozen=True)
 class Reboot:
     """The end of an ordinary kexec: how the purgatory ended (None without one) and how the new kernel was entered.
@@ -111,6 +115,8 @@ class Kernel(model.Kernel):
 
     def inject(self, fault: Fault) -> Injection | None:
         """Make a fault happen: now, or later when its moment is after the check (then None)."""
+        instance(fault, Fault, "fault")
+        self.check_alive(f"fault at {fault.at}")
         if fault.when is When.AFTER_CHECK:
             self._pending.append(fault)
             return None

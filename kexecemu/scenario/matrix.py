@@ -11,6 +11,7 @@ import msgspec
 
 from kexecemu.errors import InputError
 from kexecemu.scenario.schema import Except, Expect, Matrix, Scenario
+from kexecemu.shown import shown
 
 __all__ = ["AXES", "Cell", "cells_of", "check_matrix", "choose_cells", "the_cell"]
 
@@ -24,6 +25,7 @@ AXES: Final = {
 """The keys of a matrix, in the order in which cells are named and run, with the table that each changes."""
 
 
+@shown()
 @dataclass(frozen=True)
 class Cell:
     """One combination, and the scenario that it is; of a scenario without a matrix there is one, without values."""

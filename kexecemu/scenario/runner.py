@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kexecemu.arguments import instance
+from kexecemu.arguments import path as path_of
 from kexecemu.capture.second_stage import Progress
 from kexecemu.capture.verdict import VerdictFlags
 from kexecemu.errors import InputError
@@ -13,12 +15,14 @@ from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.scenario.fetched import FETCHED
 from kexecemu.scenario.lab import AtJump, End, Kernel
-from kexecemu.scenario.schema import Expect, Scenario
+from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario
 from kexecemu.scenario.setup import Listener, Setup, prepare
+from kexecemu.shown import shown
 
 __all__ = ["Result", "crash", "mismatches_of", "run_scenario", "scenario_setup"]
 
 
+@shown()
 @dataclass(frozen=True)
 class Result:
     """A finished run: the kernel and its image for whoever wants to look, and the end.
@@ -97,6 +101,8 @@ def crash(
     console: Listener | None = None,
 ) -> Result:
     """Load, make every fault happen at its moment, panic, and follow the machine to the end."""
+    for fault in faults:
+        instance(fault, Fault, "fault")
     kernel, image = prepare(setup, console)
     for moment in (When.AFTER_LOAD, When.BEFORE_PANIC, When.AFTER_CHECK):
         for fault in faults:
@@ -109,15 +115,22 @@ def crash(
 
 
 def run_scenario(
-    scenario: Scenario,
-    folder: Path,
+    scenario: Scenario | str | Path,
+    folder: str | Path | None = None,
     *,
     seed: int | None = None,
     progress: Progress | None = None,
     at_jump: AtJump | None = None,
     console: Listener | None = None,
 ) -> Result:
-    """Run a scenario that was read from a file in `folder`."""
+    """Run a scenario: a file, the name of one that ships, or what read_scenario() has of one.
+
+    Relative paths in it start at `folder`: by default the file's own, the current one where only the scenario is given.
+    """
+    if not isinstance(scenario, Scenario):
+        path = find_scenario(scenario)
+        scenario, folder = read_scenario(path), path.parent if folder is None else folder
+    folder = Path() if folder is None else path_of(folder, "folder")
     return crash(
         scenario.name,
         scenario_setup(scenario, folder, seed),

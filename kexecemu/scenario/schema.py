@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
+from kexecemu.arguments import instance
 from kexecemu.capture.verdict import VerdictFlags, VerdictState
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
@@ -18,6 +19,7 @@ from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.shown import shown
 
 __all__ = ["Expect", "Matrix", "Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
 
@@ -43,6 +45,7 @@ def _key(text: str, /, **more: Any) -> msgspec.Meta:
     return msgspec.Meta(description=text, extra_json_schema=more or None)
 
 
+@shown()
 class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A table in which every key must be known."""
 
@@ -312,8 +315,9 @@ def shipped_scenarios() -> list[str]:
     return sorted(path.stem for path in fixture_path("scenarios").glob("*.toml"))
 
 
-def find_scenario(name: str) -> Path:
+def find_scenario(name: str | Path) -> Path:
     """The path of a scenario: a TOML file, or the name of one that ships. InputError when there is neither."""
+    name = str(instance(name, (str, Path), "scenario"))
     path = Path(name)
     if path.suffix == ".toml" or "/" in name:
         return path
@@ -323,11 +327,12 @@ def find_scenario(name: str) -> Path:
     return shipped
 
 
-def read_scenario(path: Path) -> Scenario:
-    """Read and check a scenario file. Raises InputError that names the file and the key."""
+def read_scenario(path: str | Path) -> Scenario:
+    """Read and check a scenario file, or one that ships, by its name. Raises InputError that names file and key."""
     from kexecemu.scenario.linux_keys import check_linux
     from kexecemu.scenario.matrix import check_matrix
 
+    path = path if isinstance(path, Path) else find_scenario(path)
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -341,6 +346,11 @@ def read_scenario(path: Path) -> Scenario:
     try:
         check_linux(data, scenario)
         check_matrix(scenario)
+        if "campaign" in data:
+            # Its words are the campaign's, which knows scenarios; asked here, so that no command takes a bad table.
+            from kexecemu.campaign.plan import plan_of
+
+            plan_of(scenario)
         for table in scenario.fault:
             table.fault()
     except InputError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kexecemu.arguments import contents, instance, integer, path, text
 from kexecemu.capture.linux import DUMP_SLOT
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
@@ -19,8 +20,9 @@ from kexecemu.machine.board import Board, parse_size
 from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.scenario.lab import Kernel
 from kexecemu.scenario.padding import padded_initrd
+from kexecemu.shown import shown
 
-__all__ = ["Listener", "Setup", "prepare", "read_input"]
+__all__ = ["Listener", "Setup", "prepare"]
 
 DEFAULT_CMDLINE = "crashkernel=256M"
 DEFAULT_APPEND = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
@@ -33,6 +35,7 @@ SYSCALLS = ("kexec_file_load", "kexec_load")
 Listener = Callable[[bytes], object]
 
 
+@shown()
 @dataclass(frozen=True)
 class Setup:
     """Everything that decides a load.
@@ -64,15 +67,16 @@ class Setup:
     syscall: str = "kexec_file_load"
     capture: str = "stub"
 
-
-def read_input(path: Path, what: str) -> bytes:
-    """A file's bytes; InputError that names the file for anything that stands in the way."""
-    try:
-        if path.is_dir():
-            raise InputError(f"{what} {path}: is a directory")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{what} {path}: {error.strerror or error}") from error
+    def __post_init__(self) -> None:
+        for name in ("kernel", "initrd", "dtb"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, path(getattr(self, name), name))
+        for name in ("append", "cmdline", "syscall", "capture"):
+            if getattr(self, name) is not None:
+                text(getattr(self, name), name)
+        for name in ("cpus", "gic", "seed"):
+            if getattr(self, name) is not None:
+                integer(getattr(self, name), name)
 
 
 def _own_tree(setup: Setup, board: Board) -> bytes | None:
@@ -133,6 +137,7 @@ def prepare(
 
     Raises InputError for files and options that cannot be used, KexecError when the load is refused.
     """
+    instance(setup, Setup, "setup")
     config = KernelConfig(
         setup.era,
         protection=setup.protection,
@@ -150,7 +155,7 @@ def prepare(
         kernel_path = fetched_kernel(setup.kernel)
     else:
         kernel_path = setup.kernel or fixture_path("guests/capture-Image")
-    image = read_input(kernel_path, "kernel")
+    image = contents(kernel_path, "kernel")
     missing = missing_bytes(image)
     if missing:
         raise InputError(
@@ -161,8 +166,8 @@ def prepare(
         if linux and setup.initrd is None:
             initrd = fetched_initrd(kernel_path)
         else:
-            initrd = read_input(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
-    dtb = read_input(setup.dtb, "device tree") if setup.dtb else None
+            initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
+    dtb = contents(setup.dtb, "device tree") if setup.dtb else None
     cmdline = setup.cmdline
     if cmdline is None and dtb is None:
         cmdline = DEFAULT_CMDLINE

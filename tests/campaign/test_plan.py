@@ -9,6 +9,7 @@ import pytest
 from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.plan import HASHING_STEPS, Plan, can_write, plan_of
+from kexecemu.cli import main
 from kexecemu.errors import InputError
 from kexecemu.scenario.schema import read_scenario
 
@@ -91,6 +92,7 @@ def test_dma_writes_whenever_it_likes_and_somebody_always_can() -> None:
         ("by = []", "campaign.by: is empty"),
         ("moments = []", "campaign.moments: is empty"),
         ('where = ["initrd", "dtb", "initrd"]', "campaign.where: 'initrd' is there twice"),
+        ('where = ["intird"]', "campaign.where: no place 'intird'; there are segments, crashkernel-free,"),
         ('models = ["bitflip"]', "campaign.models: no fault model 'bitflip'; there are bit-flip, byte,"),
         ('by = ["gpu"]', "campaign.by: no writer 'gpu'; there are cpu, alias, dma, late-cpu"),
         ('moments = ["later"]', "campaign.moments: no moment 'later'; there are during-load, after-load,"),
@@ -117,13 +119,26 @@ def test_dma_writes_whenever_it_likes_and_somebody_always_can() -> None:
         ('by = ["late-cpu"]\nmoments = ["hashing"]', "campaign.by: a late-cpu is a second one"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line_that_names_the_key(
+def test_what_makes_no_sense_is_refused_when_the_file_is_read_in_one_line_that_names_the_key(
     tmp_path: Path, table: str, words: str
 ) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(f"{HEAD}[campaign]\n{table}")
     with pytest.raises(InputError) as refusal:
-        plan(tmp_path, "[campaign]\n" + table)
-    assert words in str(refusal.value)
+        read_scenario(path)
+    assert str(refusal.value).startswith(f"scenario {path}: {words}")
     assert "\n" not in str(refusal.value)
+
+
+def test_run_takes_no_scenario_that_campaign_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(f'{HEAD}[campaign]\nby = ["gpu"]\n')
+    assert main(["run", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"kexecemu: scenario {path}: campaign.by: no writer 'gpu'; there are cpu, alias, dma, late-cpu\n"
+    )
 
 
 def test_hashing_needs_a_purgatory(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.capture.verdict import Damaged, Verdict, VerdictState
+from kexecemu.commands.purgatory_require import unmet
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import MachineError
 from kexecemu.faults.damage import Damage
@@ -225,3 +226,75 @@ def test_a_trap_that_the_record_tells_of_is_another_thing_than_a_silent_one() ->
     ):
         run = purgatory_run(PurgatoryEnd.TRAPPED, Verdict(state, 0, b"", b""))
         assert judge_reply(True, Outcome.TRAPPED, OWN, run, None) is reply
+
+
+# -- what is required ------------------------------------------------------------------------------------------------
+
+
+ROWS = {
+    "nothing": [Reply.BOOTS],
+    "initrd, a word": [Reply.CAUGHT],
+    CODE: [Reply.CAUGHT, Reply.MISBOOT, Reply.TRAP_REPORTED],
+    "stored digest, a byte": [Reply.FALSE_ALARM],
+    "stack": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("requirement", "changes", "rows"),
+    [
+        ("caught", {}, []),
+        ("caught", {"initrd, a word": [Reply.MISSED]}, ["initrd, a word (missed)"]),
+        ("caught", {"initrd, a word": [Reply.HUNG]}, ["initrd, a word (hung)"]),
+        ("caught", {"initrd, a word": [Reply.TRAP_REPORTED]}, []),
+        ("boots", {}, []),
+        ("boots", {"nothing": [Reply.FALSE_ALARM]}, ["nothing (false alarm)"]),
+        ("no-false-alarm", {}, ["stored digest, a byte (false alarm)"]),
+        ("no-false-alarm", {"stored digest, a byte": [Reply.CAUGHT]}, []),
+        ("no-misboot", {}, [f"{CODE} (misboot)"]),
+        ("no-trap-reported", {}, [f"{CODE} (trap reported)"]),
+        ("no-missed", {}, []),
+    ],
+)
+def test_a_requirement_names_the_rows_that_do_not_meet_it(
+    requirement: str, changes: dict[str, list[Reply]], rows: list[str]
+) -> None:
+    assert unmet(requirement, {**ROWS, **changes}) == rows
+
+
+def test_what_is_required_and_not_so_is_one_line_and_exit_1() -> None:
+    done = kexecemu("default", KEXEC_TOOLS, "--require", "boots,caught", "--json")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"kexecemu: not as required: caught: {KEXEC_TOOLS.name}: regions[0].start")
+    assert "check switched off, and initrd (missed)" in line and "default" not in line
+    ours, other = json.loads(done.stdout)["purgatories"]
+    assert ours["unmet"] == {"boots": [], "caught": []}
+    assert len(other["unmet"]["caught"]) == 6 and other["unmet"]["boots"] == []
+
+
+def test_what_is_required_and_so_is_exit_0() -> None:
+    done = kexecemu("default", "--require", "caught", "--require", "boots,no-missed,no-false-alarm,no-hung")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_requirement_that_is_none_is_refused_before_anything_runs() -> None:
+    done = kexecemu("default", "--require", "caught,silent")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("kexecemu: --require 'silent' is not one of caught, boots, no-missed,")
+
+
+def test_a_blank_says_why_it_is_one(tmp_path: Path) -> None:
+    """A purgatory of another make: its check has no switch."""
+    data = KEXEC_TOOLS.read_bytes()
+    assert data.count(b"skip_checks\0") == 1
+    data = data.replace(b"skip_checks\0", b"skip_checkz\0")
+    other = tmp_path / "other.ro"
+    other.write_bytes(data)
+    done = kexecemu(other)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("  ") for line in done.stdout.splitlines()]
+    assert ["check switched off, and initrd", "-"] in lines
+    assert "\n- says that there is nothing to tell:\n" in done.stdout
+    assert "\n  check switched off, and initrd: other.ro: it has no symbol skip_checks\n" in done.stdout
+    assert "\n  without SHA-2 instructions: other.ro: it cannot be told to do without them\n" in done.stdout

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu import Board, Kernel, KernelConfig
+from kexecemu import Board, Era, Kernel, KernelConfig
+from kexecemu.data import fixture_path
 
 # (RAM, crashkernel=, options, lines of a real kernel's log from the first to the last about memory)
 REAL = {
@@ -59,3 +60,16 @@ def test_ram_on_both_sides_of_4_gib_is_in_two_zones() -> None:
     assert "  DMA      [mem 0x0000000040000000-0x00000000ffffffff]\n" in text
     assert "  DMA32    empty\n" in text
     assert "  Normal   [mem 0x0000000100000000-0x00000001bfffffff]\n" in text
+
+
+@pytest.mark.parametrize("era", list(Era))
+def test_the_banner_does_not_pass_for_that_of_the_era(era: Era) -> None:
+    """The release is that of the structures in memory, by which debuggers read a dump; the version says so."""
+    with Kernel.boot(Board("256M"), KernelConfig(era), cmdline="crashkernel=32M") as kernel:
+        kernel.kexec_file_load(fixture_path("guests/capture-Image"))
+        end = kernel.panic()
+        banners = [line for line in end.console.splitlines() if "Linux version" in line]
+        (banner,) = banners  # and the capture stub has none: it is no Linux
+        assert banner.endswith(" #1 SMP PREEMPT one image for every era of the model")
+        memory = kernel.ram.read_cstring(kernel.guest.phys("linux_banner"), 200).decode()
+        assert banner == f"[    0.000000] {memory.rstrip()}"

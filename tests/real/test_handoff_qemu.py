@@ -286,6 +286,34 @@ def test_the_script_runs_qemu(cpus: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "case",
+    [
+        Case("detected", [flip("initrd")]),
+        Case("trapped", [at("purgatory", "00000000")]),
+        Case("detected", [flip("initrd")], syscall="kexec_load"),
+    ],
+    ids=["ours", "ours, trapped before it says a word", "kexec-tools'"],
+)
+def test_the_script_ends_when_the_cpu_has_stopped_for_good(case: Case, tmp_path: Path) -> None:
+    both = crash_and_hand_over(tmp_path, case)
+    assert both.result.end.outcome == case.outcome
+    done = subprocess.run(
+        [str(both.handoff.script)], stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * LIMIT_SECONDS
+    )
+    assert (done.returncode, done.stdout) == (3, both.console)
+    assert done.stderr == b"run-qemu.sh: the boot CPU has stopped for good; QEMU is ended\n"
+
+
+def test_the_script_waits_for_whom_has_stopped_the_machine_to_look_at_it(tmp_path: Path) -> None:
+    both = crash_and_hand_over(tmp_path, Case("detected", [flip("initrd")]))
+    with subprocess.Popen([str(both.handoff.script), "-S"], stdin=subprocess.DEVNULL) as script:
+        with pytest.raises(subprocess.TimeoutExpired):
+            script.wait(8)
+        script.terminate()
+        assert script.wait(LIMIT_SECONDS) == 143
+
+
+@pytest.mark.parametrize(
     ("el", "cpu_model"), [(1, "cortex-a57"), (1, "max,sme=off"), (2, "cortex-a57"), (2, "max,sme=off")]
 )
 def test_every_register_arrives(el: int, cpu_model: str, tmp_path: Path) -> None:

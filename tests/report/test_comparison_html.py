@@ -6,44 +6,17 @@ import re
 from itertools import pairwise
 
 import pytest
+from campaign_summaries import PAIRS as OUTCOMES
+from campaign_summaries import made_up_comparison as comparison
+from campaign_summaries import made_up_header as header
 from campaign_summaries import made_up_summary
 from html_page import Page
 
 from kexecemu.campaign.compare import Comparison, Pair
-from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Figure, Interval
 from kexecemu.report.campaign_html import render_campaign
 from kexecemu.report.comparison_html import render_comparison
 from kexecemu.report.comparison_picture import dump_turn_of, flow_of, turn_of
-
-OUTCOMES = {
-    "detected": {"prevented": 400, "detected": 500, "silent": 2},
-    "latent": {"prevented": 30, "latent": 900},
-    "silent": {"prevented": 120, "silent": 40},
-    "trapped": {"latent": 7, "error": 1},
-}
-
-
-def header(protection: str, purgatory: str, **more: str) -> Header:
-    return Header("0.1.0", "ab" * 32, protection, purgatory, 1, 2000, 10**9, "uniform-1", 500, **more)
-
-
-def comparison(**changes: object) -> Comparison:
-    """Two campaigns of which the second catches more."""
-    basis = made_up_summary().basis
-    values: dict[str, object] = {
-        "first": header("none", "default", scenario="'a b.toml'"),
-        "second": header("pte", "<default>", scenario="'a b.toml'", options="--protection pte"),
-        "basis": basis,
-        "outcomes": OUTCOMES,
-        "classes": {here: dict.fromkeys(("caught", "harmless", "harm"), 7) for here in ("caught", "harm")},
-        "only_first": Figure("x", 2, Interval(1e-4, 1e-3, 2e-3), basis),
-        "only_second": Figure("y", 0, Interval(0.0, 0.0, 2e-3), basis, at_most=1.5e-3),
-        "even": 1.5e-31,
-        "examples_first": (Pair("dma.byte.1.dtb+5.after-load", "detected", "silent"),),
-        "examples_second": (),
-    }
-    return Comparison(**{**values, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

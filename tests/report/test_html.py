@@ -234,6 +234,15 @@ def test_a_write_says_who_where_when_and_what_came_of_it(run):
     assert "Writes after the check" in text
 
 
+def test_an_exception_is_told_with_the_place_where_it_happened_and_not_where_it_was_reported(run):
+    result = run("purgatory-code-stamped")
+    purgatory, (stamped,) = result.end.purgatory, result.end.injections
+    assert purgatory.pc != stamped.phys, "it waits for ever in its own loop, the report behind it"
+    page = _Page(render(result))
+    assert f"An exception ends it at {stamped.phys:#x}: undefined instruction." in page.text
+    assert f"{purgatory.pc:#x}" not in page.text
+
+
 def test_the_steps_end_where_the_run_ends(run):
     def steps(name: str) -> list[str]:
         page = _Page(render(run(name)))

@@ -1,0 +1,98 @@
+"""What callers pass in, taken if there is any sense in it and refused in one sentence if there is none."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kexecemu.errors import InputError
+from kexecemu.shown import brief
+
+__all__ = ["buffer", "contents", "instance", "integer", "member", "path", "text"]
+
+_Member = TypeVar("_Member", bound=enum.Enum)
+_Kind = TypeVar("_Kind")
+
+
+def _kind(value: object) -> str:
+    name, told = type(value).__name__, brief(value, room=60)
+    return told if value is None or told.lstrip("<").startswith(name) else f"{name} {told}"
+
+
+def contents(value: Any, what: str) -> bytes:
+    """The bytes of a file: given as such, or by its path. InputError that names `what`, and the path if it is one."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{what}: bytes or a path are wanted, not {_kind(value)}")
+    file = Path(value)
+    try:
+        directory = file.is_dir()
+        found = b"" if directory else file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{what} {file}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in its name
+        raise InputError(f"{what} {str(file)!r}: {error}") from error
+    if directory:
+        raise InputError(f"{what} {file}: is a directory")
+    return found
+
+
+def buffer(value: Any, what: str) -> bytes:
+    """Bytes that are none of a file."""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise InputError(f'{what}: bytes are wanted, as b"\\xff", not {_kind(value)}')
+    return bytes(value)
+
+
+def integer(value: Any, what: str, least: int | None = None) -> int:
+    """A whole number; True is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{what}: a whole number is wanted, not {_kind(value)}")
+    if least is not None and value < least:
+        raise InputError(f"{what}: {value} is less than {least}")
+    return value
+
+
+def path(value: Any, what: str) -> Path:
+    """A path, of a file that need not be there."""
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{what}: a path is wanted, not {_kind(value)}")
+    return Path(value)
+
+
+def text(value: Any, what: str) -> str:
+    """A string that can be told to a kernel."""
+    if not isinstance(value, str):
+        raise InputError(f"{what}: a string is wanted, not {_kind(value)}")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{what}: {brief(value, room=60)} holds half a character (a lone surrogate)"
+        ) from None
+    return value
+
+
+def instance(value: Any, kind: type[_Kind] | tuple[type[_Kind], ...], what: str) -> _Kind:
+    """An object of one class, or of one of several."""
+    if isinstance(value, kind):
+        return value
+    wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+    raise InputError(f"{what}: {wanted} is wanted, not {_kind(value)}")
+
+
+def member(value: Any, kind: type[_Member], what: str) -> _Member:
+    """A member of an enumeration, or the value of one."""
+    try:
+        return kind(value)
+    except ValueError:
+        known: Iterable[Any] = [one.value for one in kind]
+        raise InputError(
+            f"{what}: {brief(value, room=60)} is not one of {', '.join(map(str, known))}"
+        ) from None

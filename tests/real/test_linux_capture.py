@@ -305,6 +305,13 @@ def test_a_word_in_the_head_of_init_leaves_a_shell_that_waits_for_somebody(setup
     assert "used up the budget" in told.where
 
 
+def test_a_linux_with_too_little_memory_is_quoted_and_no_exception_is_blamed(setup: Setup) -> None:
+    end = crash("deadlocked", replace(setup, cmdline="crashkernel=104M", initrd_size="60M"), []).end
+    assert (end.outcome, end.dump) == (Outcome.TRAPPED, Dump.NONE)
+    assert end.reason == "the capture kernel panicked: System is deadlocked on memory"
+    assert end.dump_reason == f"none: {end.reason}"
+
+
 def test_a_linux_that_is_told_to_copy_nothing_has_not_hung(setup: Setup) -> None:
     end = crash("copies nothing", replace(setup, append=f"{setup.append} kexecemu.copy=no"), []).end
     assert (end.outcome, end.dump, end.vmcore) == (Outcome.CAPTURED, Dump.NONE, None)

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from kexecemu.errors import InputError
+from kexecemu.kernel.config import KernelConfig
 from kexecemu.scenario.schema import Except, Expect, Matrix, Scenario
 from kexecemu.shown import shown
 
@@ -96,6 +97,8 @@ def check_matrix(scenario: Scenario) -> None:
         twice = next((value for at, value in enumerate(values) if value in values[:at]), None)
         if twice is not None:
             raise InputError(f"matrix.{key}: {twice!r} is there twice")
+    for cell in cells_of(scenario):
+        KernelConfig(cell.scenario.kernel.era, protection=cell.scenario.kernel.protection)
     for number, one in enumerate(matrix.except_):
         if not any(getattr(one, key) is not None for key in AXES):
             raise InputError(f"matrix.except[{number}]: names no cell; give some of {', '.join(AXES)}")

@@ -18,23 +18,22 @@ from kexecemu.errors import InputError
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
-from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig, Protection
 from kexecemu.shown import shown
 
 __all__ = ["Expect", "Matrix", "Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
 
 if TYPE_CHECKING:
     # To a type checker they are text; msgspec looks at the values.
-    EraName: TypeAlias = str
-    ProtectionName: TypeAlias = str
     FlagName: TypeAlias = str
     StateName: TypeAlias = str
 else:
-    EraName = Literal[tuple(era.value for era in Era)]
-    ProtectionName = Literal[tuple(way.value for way in Protection)]
     FlagName = Literal[tuple(flag.name.lower() for flag in VerdictFlags)]
     StateName = Literal[tuple(state.name.lower() for state in VerdictState)]
 
+# KernelConfig refuses other words, in its own.
+EraName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": [era.value for era in Era]})]
+ProtectionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": [way.value for way in Protection]})]
 SyscallName = Literal["kexec_file_load", "kexec_load"]
 CaptureName = Literal["stub", "linux"]
 _SEGMENTS = ["kernel", "elfcorehdr", "initrd", "dtb", "purgatory"]
@@ -61,8 +60,8 @@ class Machine(_Table, frozen=True):
         int | None, _key("Number of CPUs. With dtb: as many as it has.", otherwise=1, minimum=1)
     ] = None
     gic: Annotated[
-        Literal[2, 3] | None,
-        _key("Version of the interrupt controller. With dtb: the one that it has.", otherwise=2),
+        int | None,
+        _key("Version of the interrupt controller. With dtb: the one that it has.", otherwise=2, enum=[2, 3]),
     ] = None
     dtb: Annotated[
         str | None,
@@ -345,6 +344,7 @@ def read_scenario(path: str | Path) -> Scenario:
         raise InputError(f"scenario {path}: {error}") from error
     try:
         check_linux(data, scenario)
+        KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection)
         check_matrix(scenario)
         if "campaign" in data:
             # Its words are the campaign's, which knows scenarios; asked here, so that no command takes a bad table.

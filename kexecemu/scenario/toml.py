@@ -95,7 +95,7 @@ def scenario_of(
         machine=Machine(
             ram=setup.ram,
             cpus=setup.cpus,
-            gic=setup.gic,  # type: ignore[arg-type]  # checked where the board is made
+            gic=setup.gic,
             dtb=path(setup.dtb),
         ),
         kernel=KernelTable(

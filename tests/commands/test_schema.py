@@ -54,10 +54,9 @@ def test_a_place_that_cannot_be_written_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["schema", "--out", str(tmp_path / "no" / "mine.json")]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"kexecemu: --out {tmp_path / 'no' / 'mine.json'}: No such file or directory\n"
-    )
+    said = capsys.readouterr().err
+    assert said.startswith(f"kexecemu: --out {tmp_path / 'no' / 'mine.json'}: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", shipped_scenarios())
@@ -107,7 +106,6 @@ WRONG = [
     "colour = 1",
     "seed = 'one'",
     "[machine]\ncpus = '2'",
-    "[machine]\ngic = 4",
     "[machine]\nram = 1.5",
     "[machines]\nram = '1G'",
     "[kernel]\nera = '5.4'",

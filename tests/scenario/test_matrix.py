@@ -122,8 +122,10 @@ def test_the_matrix_that_ships_tells_all_ways_of_protecting_apart() -> None:
             "[matrix]\nera = ['6.1']\n[[matrix.except]]\npurgatory = 'none'\noutcome = 'silent'",
             "matrix.except[0]: fits no cell of the matrix",
         ),
-        ("[matrix]\nera = ['5.4']", "at `$.matrix.era[0]`"),
-        ("[matrix]\neras = ['6.1']", "unknown field `eras` - at `$.matrix`"),
+        ("[matrix]\nera = ['6.1', '5.4']", "era '5.4' is not modelled"),
+        ("[matrix]\nprotection = ['strong']", "protection 'strong' is not known"),
+        ("[matrix]\nsyscall = ['kexec']", "at `$.matrix.syscall[0]`"),
+        ("[matrix]\neras = ['6.1']", "unknown field `eras`"),
     ],
 )
 def test_a_matrix_that_makes_no_sense_is_refused(tmp_path: Path, text: str, words: str) -> None:

@@ -138,7 +138,10 @@ def test_a_bad_option_is_refused(options: list[str], reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('schema = 1\nname = "x"\n[kernel]\npurgatry = "none"', "unknown field `purgatry` - at `$.kernel`"),
+        (
+            'schema = 1\nname = "x"\n[kernel]\npurgatry = "none"',
+            "line 4: Object contains unknown field `purgatry` (did you mean purgatory?) - at `$.kernel`",
+        ),
         ('schema = 2\nname = "x"', "at `$.schema`"),
         ("schema = 1\nname =\nseed = 1", "line 2"),
         (

@@ -27,6 +27,7 @@ from kexecemu.campaign.contents import (
     structure_like,
 )
 from kexecemu.errors import InputError
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["MAX_LENGTH", "MODELS", "Model", "ModelRow", "find_model", "model_rows"]
 
@@ -94,7 +95,8 @@ def find_model(name: str) -> Model:
     try:
         return MODELS[name]
     except KeyError:
-        raise InputError(f"no fault model {name!r}; there are {', '.join(MODELS)}") from None
+        like = did_you_mean(name, MODELS)
+        raise InputError(f"no fault model {name!r}{like}; there are {', '.join(MODELS)}") from None
 
 
 def model_rows() -> list[ModelRow]:

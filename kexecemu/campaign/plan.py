@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.campaign.fault import Moment, Writer
-from kexecemu.campaign.models import MODELS, Model
+from kexecemu.campaign.models import Model, find_model
 from kexecemu.errors import InputError
 from kexecemu.scenario.schema import Scenario
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 
@@ -74,14 +75,16 @@ def _has_purgatory(scenario: Scenario) -> bool:
 
 
 def _model(name: str) -> Model:
-    if name not in MODELS:
-        raise InputError(f"campaign.models: no fault model {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name]
+    try:
+        return find_model(name)
+    except InputError as error:
+        raise InputError(f"campaign.models: {error}") from None
 
 
 def _writer(name: str) -> Writer:
     if name not in set(Writer):
-        raise InputError(f"campaign.by: no writer {name!r}; there are {', '.join(Writer)}")
+        like = did_you_mean(name, Writer)
+        raise InputError(f"campaign.by: no writer {name!r}{like}; there are {', '.join(Writer)}")
     return Writer(name)
 
 
@@ -100,7 +103,8 @@ def _moment(word: str) -> list[tuple[Moment, int]]:
     if match is None or match["moment"] not in set(Moment):
         known = ", ".join(f"{one}-N" if one in _FURTHEST else one for one in Moment)
         raise InputError(
-            f"campaign.moments: no moment {word!r}; there are {known}, and hashing for 16 steps of it"
+            f"campaign.moments: no moment {word!r}{did_you_mean(word, Moment)}; there are {known}, and hashing for 16 "
+            "steps of it"
         )
     moment = Moment(match["moment"])
     if moment not in _FURTHEST:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,10 +23,6 @@ def own_version() -> str:
 
     What a campaign loads (fixtures, the purgatory, Linux) is not in it, but in the campaign's configuration hash.
     """
-    try:
-        release = version("kexecemu")
-    except PackageNotFoundError:
-        release = "checkout"
     home = Path(kexecemu.__file__).parent
     digest = hashlib.sha256()
     for room in _ROOMS:
@@ -32,4 +30,19 @@ def own_version() -> str:
             if path.suffix in (".py", ".so"):
                 digest.update(f"{path.relative_to(home).as_posix()} ".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{release}+{digest.hexdigest()[:8]}"
+    return f"{_release(home)}+{digest.hexdigest()[:8]}"
+
+
+def _release(home: Path) -> str:
+    """The release of the package in a folder. A checkout says so itself: what is installed may be another one."""
+    checkout = ConfigParser()
+    try:
+        checkout.read(home.parent / "setup.cfg", encoding="utf-8")
+        if checkout.get("metadata", "name") == "kexecemu":
+            return checkout.get("metadata", "version")
+    except (ConfigParserError, UnicodeDecodeError):
+        pass  # not a checkout of ours
+    try:
+        return version("kexecemu")
+    except PackageNotFoundError:
+        return "unknown"

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kexecemu.commands.help import HelpfulGroup, add_command
+from kexecemu.commands.options import ConfigOption, JsonOption
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
@@ -21,7 +23,13 @@ from kexecemu.kernel.relocate import SUPPORTED_TYPES
 
 __all__ = ["app", "describe_purgatory"]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a purgatory, and try it.")
+app = typer.Typer(
+    cls=HelpfulGroup,
+    rich_markup_mode=None,
+    help="Look at a purgatory, and try it.",
+    epilog="kexecemu purgatory info /usr/sbin/kexec\nWhat the one inside kexec-tools' program is made of.\n"
+    "kexecemu purgatory check default mine.ro\nWhat yours finds, beside the one that ships.",
+)
 
 _SHF_ALLOC, _SHF_EXECINSTR, _SHT_NOBITS = 2, 4, 8
 _TRIAL_PHYS = 0x4000_0000  # any page will do to see whether it links
@@ -129,13 +137,12 @@ def _read(file: Path) -> RelocatableObject:
     return parse_purgatory(object_or_embedded(data), str(file))
 
 
-@app.command()
 def info(
     file: Annotated[
         Path,
         typer.Argument(help="A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
     found = describe_purgatory(_read(file))
@@ -144,19 +151,13 @@ def info(
     raise typer.Exit(0 if usable else 1)
 
 
-@app.command()
 def check(
     files: Annotated[
         list[str],
         typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
     ],
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--config", help="An option of the loading kernel, as KEXEC_PURGATORY_MMU=n; repeatable."
-        ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
     from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
@@ -203,3 +204,28 @@ def _text(file: Path, found: dict[str, Any]) -> str:
     else:
         lines.append(f"does not link {found['links']}")
     return "\n".join(lines) + "\n"
+
+
+add_command(
+    app,
+    "info",
+    info,
+    "Commands",
+    (
+        ("kexecemu purgatory info purgatory.ro", "What it is made of, and who could load it."),
+        ("kexecemu purgatory info /usr/sbin/kexec", "The one inside kexec-tools' program."),
+    ),
+)
+add_command(
+    app,
+    "check",
+    check,
+    "Commands",
+    (
+        ("kexecemu purgatory check default mine.ro", "Your own beside the one that ships."),
+        (
+            "kexecemu purgatory check mine.ro --config KEXEC_PURGATORY_MMU=n --json",
+            "Without caches; one JSON object.",
+        ),
+    ),
+)

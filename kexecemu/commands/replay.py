@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kexecemu.commands.options import JsonOption, ProtectionOption, PurgatoryOption, ScenarioArgument
+from kexecemu.commands.outputs import print_json
+
 if TYPE_CHECKING:
     from kexecemu.campaign.replay import Replay
 
-__all__ = ["replay_command"]
+__all__ = ["EXAMPLES", "replay_command"]
+
+EXAMPLES = (
+    (
+        "kexecemu replay dma.bit-flip.3.initrd+1a2b.after-load campaign-16m",
+        "One fault of the campaign over a scenario that ships, to its end.",
+    ),
+    (
+        "kexecemu replay cpu.bit-flip.2.purgatory+3a8.after-load campaign-16m --trace --culprit",
+        "The last instructions before the end, and the one that wrote the damage.",
+    ),
+)
 
 _AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
 
 
 def replay_command(
     fault: Annotated[str, typer.Argument(help="The fault's name, as a campaign gives it.")],
-    scenario: Annotated[str, typer.Argument(help="The campaign's scenario.")],
+    scenario: ScenarioArgument,
     trace: Annotated[bool, typer.Option("--trace", help="Say who ran, and the last instructions.")] = False,
     culprit: Annotated[
         bool, typer.Option("--culprit", help="Find the instruction that wrote the damage.")
     ] = False,
-    protection: Annotated[
-        str | None, typer.Option("--protection", help="As it was given to the campaign.")
-    ] = None,
-    purgatory: Annotated[
-        str | None, typer.Option("--purgatory", help="As it was given to the campaign.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    protection: ProtectionOption = None,
+    purgatory: PurgatoryOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Run one fault of a campaign again to its end; exit status 1 if that is not what the campaign makes of it."""
     from kexecemu.campaign.engine import Engine
@@ -46,9 +55,7 @@ def replay_command(
     finally:
         engine.close()
     if json:
-        from kexecemu.report.json import to_text
-
-        sys.stdout.write(to_text(_object(found)))
+        print_json(_object(found))
     else:
         _print(found)
     raise typer.Exit(_AS_EXPECTED if found.agrees else _NOT_AS_EXPECTED)
@@ -72,13 +79,7 @@ def _object(found: Replay) -> dict[str, Any]:
 
 
 def _print(found: Replay) -> None:
-    from rich.console import Console
-
-    console = Console()
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
+    say = print
     say(f"fault        {found.fault.id}")
     where = found.concluded.segment or found.fault.base
     say(f"where        {where}, physical {found.concluded.phys:#x}")

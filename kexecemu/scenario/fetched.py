@@ -13,8 +13,17 @@ from typing import Final
 from kexecemu.capture.initramfs import capture_initramfs
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
+from kexecemu.suggest import did_you_mean
 
-__all__ = ["FETCHED", "Programs", "fetched_initrd", "fetched_kernel", "fetched_programs", "is_fetched"]
+__all__ = [
+    "FETCHED",
+    "Programs",
+    "fetchable_kernels",
+    "fetched_initrd",
+    "fetched_kernel",
+    "fetched_programs",
+    "is_fetched",
+]
 
 FETCHED: Final = "fetched:"
 """In front of the name of something to fetch, in place of a path: fetched:kernel-trixie."""
@@ -42,7 +51,8 @@ def _fetch() -> ModuleType:
     return sys.modules[name]
 
 
-def _kernels() -> list[str]:
+def fetchable_kernels() -> list[str]:
+    """Names that can stand behind fetched: where a kernel is wanted."""
     return [name for name in _fetch().TARGETS if name.startswith("kernel")]
 
 
@@ -56,9 +66,10 @@ def fetched_kernel(path: Path | None) -> Path:
     if path is not None and not is_fetched(path):
         return path
     name = "kernel" if path is None else str(path).removeprefix(FETCHED)
-    if name not in _kernels():
+    if name not in fetchable_kernels():
+        like = did_you_mean(name, fetchable_kernels())
         raise InputError(
-            f"{FETCHED}{name}: there is no such kernel to fetch; there are {', '.join(_kernels())}"
+            f"{FETCHED}{name}: there is no such kernel to fetch{like}; there are {', '.join(fetchable_kernels())}"
         )
     return _cached(name)
 
@@ -66,7 +77,7 @@ def fetched_kernel(path: Path | None) -> Path:
 def fetched_initrd(kernel: Path) -> bytes:
     """The initramfs that copies a dump to a disk, with the modules of this kernel if it was fetched."""
     busybox = _cached("busybox")
-    for name in _kernels():
+    for name in fetchable_kernels():
         if _fetch().cached(name) == kernel:
             return capture_initramfs(busybox=busybox, modules_folder=_fetch().kernel_modules(name))
     return capture_initramfs(busybox=busybox)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from kexecemu.data import fixture_path
+from kexecemu.data import fixture_path, shipped_scenarios
 from kexecemu.errors import InputError
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
+from kexecemu.kernel.config import KernelConfig, check_option
+from kexecemu.machine.board import parse_size
+from kexecemu.scenario.toml_lines import at_line, validation_text
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
 
@@ -128,11 +134,6 @@ class Scenario(_Table, frozen=True):
     expect: Expect | None = None
 
 
-def shipped_scenarios() -> list[str]:
-    """Names of the scenarios that ship, sorted."""
-    return sorted(path.stem for path in fixture_path("scenarios").glob("*.toml"))
-
-
 def find_scenario(name: str) -> Path:
     """The path of a scenario: a TOML file, or the name of one that ships. InputError when there is neither."""
     path = Path(name)
@@ -140,14 +141,17 @@ def find_scenario(name: str) -> Path:
         return path
     shipped = fixture_path(f"scenarios/{name}.toml")
     if not shipped.is_file():
-        raise InputError(f"no scenario {name}: give a .toml file or one of {', '.join(shipped_scenarios())}")
+        known = shipped_scenarios()
+        like = did_you_mean(name, known)
+        raise InputError(f"no scenario {name}{like}: give a .toml file or one of {', '.join(known)}")
     return shipped
 
 
 def read_scenario(path: Path) -> Scenario:
     """Read and check a scenario file. Raises InputError that names the file and the key."""
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data: dict[str, Any] = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"scenario {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -155,14 +159,41 @@ def read_scenario(path: Path) -> Scenario:
     try:
         scenario = msgspec.convert(data, Scenario)
     except msgspec.ValidationError as error:
-        raise InputError(f"scenario {path}: {error}") from error
-    try:
-        _check_linux(data, scenario)
-        for table in scenario.fault:
-            table.fault()
-    except InputError as error:
-        raise InputError(f"scenario {path}: {error}") from error
+        raise InputError(f"scenario {path}: {validation_text(error, text, Scenario)}") from error
+    for where, check in _checks(data, scenario):
+        try:
+            check()
+        except InputError as error:
+            # A refusal of a key says so in front: "machine.stuck_cpus: ...".
+            named = tuple(str(error).split(":")[0].split(" ")[0].split("."))
+            key = named if not where and len(named) > 1 else where
+            raise InputError(f"scenario {path}: {at_line(text, key, error)}") from error
     return scenario
+
+
+def _checks(
+    data: dict[str, Any], scenario: Scenario
+) -> Iterator[tuple[tuple[str | int, ...], Callable[[], object]]]:
+    """What the form alone does not say, with the path of the key that it is about, () where the words name it."""
+    machine, kernel = scenario.machine, scenario.kernel
+    yield (), partial(_check_linux, data, scenario)
+    yield ("kernel", "era"), partial(KernelConfig, kernel.era)
+    yield ("kernel", "protection"), partial(KernelConfig, protection=kernel.protection)
+    for name, value in kernel.config.items():
+        yield ("kernel", "config", name), partial(check_option, name, value)
+    yield ("kernel", "config"), partial(KernelConfig, options=kernel.config)
+    yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
+    yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
+    for number, table in enumerate(scenario.fault):
+        yield ("fault", number), table.fault
+
+
+def _check_size(key: str, size: str | int | None) -> None:
+    try:
+        if size is not None:
+            parse_size(size)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
 
 
 # What means something to a real first kernel; all else is the model's.

@@ -1,0 +1,73 @@
+"""kexecemu load: load a crash image, print where everything lies, and stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kexecemu.commands.options import JsonOption, takes_setup
+from kexecemu.commands.outputs import print_json, print_written, writing
+from kexecemu.errors import InputError
+
+if TYPE_CHECKING:
+    from kexecemu.scenario.setup import Setup
+
+__all__ = ["EXAMPLES", "load_command"]
+
+EXAMPLES = (
+    ("kexecemu load --ram 4G --cmdline crashkernel=512M", "Where the segments lie on a larger machine."),
+    (
+        "kexecemu load --kernel fetched:kernel --dump-segments segments",
+        "Debian's kernel (kexecemu fetch kernel); each segment goes to segments/NAME.bin.",
+    ),
+)
+
+
+@takes_setup
+def load_command(
+    setup: Setup,
+    dump_segments: Annotated[
+        Path | None,
+        typer.Option(
+            "--dump-segments",
+            metavar="DIR",
+            help="Write each segment as loaded to DIR/NAME.bin.",
+            rich_help_panel="What is written",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Load a crash image, print where everything lies, and stop."""
+    from kexecemu.files import replace_file
+    from kexecemu.scenario.setup import prepare
+
+    _check_folder(dump_segments)
+    kernel, image = prepare(setup)
+    files: list[Path] = []
+    if dump_segments is not None:
+        with writing("--dump-segments", dump_segments):
+            dump_segments.mkdir(parents=True, exist_ok=True)
+            for segment in image.segments:
+                files.append(dump_segments / f"{segment.name}.bin")
+                replace_file(files[-1], kernel.ram.read(segment.mem, segment.memsz))
+    if json:
+        from kexecemu.report.json import load_object
+
+        print_json(load_object(kernel, image, setup.seed), files)
+    else:
+        from kexecemu.report.terminal import account
+        from kexecemu.report.text import print_layout
+
+        print_layout(account(), kernel, image)
+        print_written(files)
+
+
+def _check_folder(folder: Path | None) -> None:
+    """A folder is made where there is none; InputError at once where none can be."""
+    if folder is None:
+        return
+    above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not above.is_dir():
+        raise InputError(f"--dump-segments {folder}: {above} is not a folder")

@@ -1,0 +1,187 @@
+"""kexecemu run: a scenario from its file to its outcome; and what run and crash do with a finished run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from kexecemu.commands.options import (
+    HandoffOption,
+    HtmlOption,
+    JsonOption,
+    ScenarioArgument,
+    SeedOption,
+    TimelineOption,
+    VerboseOption,
+    VmcoreOption,
+)
+from kexecemu.commands.outputs import check_outputs, print_json, print_written, writing
+from kexecemu.errors import FormatError, InputError
+
+if TYPE_CHECKING:
+    from kexecemu.capture.handoff import Handoff
+    from kexecemu.kernel.kimage import Kimage
+    from kexecemu.scenario.first_linux_run import LinuxResult
+    from kexecemu.scenario.lab import Kernel
+    from kexecemu.scenario.runner import Result
+
+__all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "run_command", "write_outputs"]
+
+EXAMPLES = (
+    ("kexecemu run initrd-stamped", "A scenario that ships: a stray word in the initrd is caught."),
+    (
+        "kexecemu run mine.toml --html report.html --vmcore vmcore",
+        "Your own file; a report with pictures, and the dump for crash or drgn.",
+    ),
+    ("kexecemu run golden --json", "The same for a program: one JSON object."),
+)
+
+_AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is asked for besides the account on stdout."""
+
+    json: bool = False
+    timeline: Path | None = None
+    html: Path | None = None
+    vmcore: Path | None = None
+    handoff: Path | None = None
+    verbose: bool = False
+
+    def check(self) -> None:
+        """InputError for what cannot be written."""
+        check_outputs({"--timeline": self.timeline, "--html": self.html, "--vmcore": self.vmcore})
+
+
+def run_command(
+    scenario: ScenarioArgument,
+    json: JsonOption = False,
+    seed: SeedOption = None,
+    timeline: TimelineOption = None,
+    html: HtmlOption = None,
+    vmcore: VmcoreOption = None,
+    handoff: HandoffOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run a scenario and say what came of it."""
+    from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.scenario.runner import run_scenario
+    from kexecemu.scenario.schema import find_scenario, read_scenario
+
+    path = find_scenario(scenario)
+    parsed = read_scenario(path)
+    outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
+    outputs.check()
+    if parsed.kernel.linux is not None:
+        from kexecemu.commands.run_linux import run_linux_command
+
+        good = run_linux_command(parsed, scenario, path.parent, seed, outputs)
+        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
+    taker = HandoffTaker(handoff)
+    if handoff is not None and any(fault.when == "after-check" for fault in parsed.fault):
+        raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
+    with progress_bar(verbose) as progress:
+        result = run_scenario(
+            parsed,
+            path.parent,
+            seed=seed,
+            progress=progress,
+            at_jump=taker.at_jump,
+            console=live_console if verbose else None,
+        )
+    deliver(result, scenario, outputs, taker)
+
+
+class HandoffTaker:
+    """Writes the machine down at the jump, if a folder was asked for."""
+
+    def __init__(self, folder: Path | None) -> None:
+        if folder is not None:
+            above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+            if not above.is_dir():
+                raise InputError(f"--handoff {folder}: {above} is not a folder")
+        self.folder = folder
+        self.taken: Handoff | None = None
+
+    def at_jump(self, kernel: Kernel, image: Kimage) -> None:
+        """To be called where the first kernel jumps."""
+        from kexecemu.capture.handoff import write_handoff
+
+        if self.folder is None:
+            return
+        with writing("--handoff", self.folder):
+            self.taken = write_handoff(self.folder, kernel, image)
+
+    def as_object(self) -> dict[str, object] | None:
+        """For --json; None where nothing was written."""
+        if self.taken is None:
+            return None
+        return {
+            "folder": str(self.taken.folder),
+            "script": str(self.taken.script),
+            "el": self.taken.el,
+            "command": self.taken.command,
+        }
+
+
+def write_outputs(result: Result | LinuxResult, outputs: Outputs) -> tuple[list[Path], Path | None]:
+    """Write timeline and dump, as far as there is one: all files that were written, and the dump among them."""
+    from kexecemu.files import replace_file
+
+    files: list[Path] = []
+    dump = None
+    if outputs.timeline is not None:
+        with writing("--timeline", outputs.timeline):
+            replace_file(outputs.timeline, result.end.timeline.as_jsonl().encode())
+        files.append(outputs.timeline)
+    if outputs.vmcore is not None and result.end.vmcore is not None:
+        try:
+            with writing("--vmcore", outputs.vmcore):
+                result.end.vmcore.write(outputs.vmcore)
+        except FormatError as error:
+            # The run's result stands: that there is no dump is part of it.
+            print(f"kexecemu: no dump was written: {error}", file=sys.stderr)
+        else:
+            dump = outputs.vmcore
+            files.append(dump)
+    return files, dump
+
+
+def deliver(result: Result, scenario: str | None, outputs: Outputs, handoff: HandoffTaker) -> None:
+    """Write what was asked for, give the account, and exit. scenario is how it was named, None without one."""
+    from kexecemu.files import replace_file
+
+    files, dump = write_outputs(result, outputs)
+    if outputs.html is not None:
+        from kexecemu.report.html import render
+
+        with writing("--html", outputs.html):
+            replace_file(outputs.html, render(result).encode())
+        files.append(outputs.html)
+    if handoff.taken is not None:
+        files += handoff.taken.files
+    if outputs.json:
+        from kexecemu.report.json import result_object
+
+        print_json({**result_object(result, dump, scenario), "handoff": handoff.as_object()}, files)
+    else:
+        from kexecemu.report.terminal import account
+        from kexecemu.report.text import print_result
+
+        print_result(account(), result)
+        if outputs.vmcore is not None and dump is None:
+            print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
+        if handoff.taken is not None:
+            print(f"handoff      QEMU goes on from the jump: {handoff.taken.script}")
+            print(shlex.join(handoff.taken.command))
+        print_written(files)
+    if handoff.folder is not None and handoff.taken is None:
+        print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)
+    raise typer.Exit(_AS_EXPECTED if result.as_expected else _NOT_AS_EXPECTED)

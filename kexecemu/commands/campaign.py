@@ -21,9 +21,9 @@ from kexecemu.commands.options import (
     PurgatoryOption,
     ScenarioArgument,
     from_one,
-    whole_number,
+    from_zero,
 )
-from kexecemu.commands.outputs import check_outputs, print_json, print_written, writing
+from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
 from kexecemu.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def campaign_command(
         typer.Option(
             "--seed",
             metavar="N",
-            parser=whole_number,
+            parser=from_zero,
             help="Seed of the sample; the machine has the scenario's.",
         ),
     ],
@@ -88,7 +88,9 @@ def campaign_command(
     ] = None,
     audit: Annotated[
         int,
-        typer.Option("--audit", metavar="N", help="How many conclusions to check by full emulation.", min=0),
+        typer.Option(
+            "--audit", metavar="N", parser=from_zero, help="Conclusions to check by full emulation."
+        ),
     ] = 300,
     protection: ProtectionOption = None,
     purgatory: PurgatoryOption = None,
@@ -156,9 +158,7 @@ def overridden(scenario: Scenario, protection: str | None, purgatory: str | None
 
 def _check_outputs(out: Path, html: Path | None, rows: Path | None) -> None:
     """Say at once that something cannot be written, and not when the work is done."""
-    above = next(one for one in (out, *out.absolute().parents) if one.exists())
-    if not above.is_dir():
-        raise InputError(f"--out {out}: {above} is not a folder")
+    check_folder("--out", out)
     check_outputs({"--html": html, "--rows": rows})
     if rows is not None:
         from kexecemu.report.campaign_rows import check_rows

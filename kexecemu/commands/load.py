@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kexecemu.commands.options import JsonOption, takes_setup
-from kexecemu.commands.outputs import print_json, print_written, writing
-from kexecemu.errors import InputError
+from kexecemu.commands.outputs import check_folder, print_json, print_written, writing
 
 if TYPE_CHECKING:
     from kexecemu.scenario.setup import Setup
@@ -43,7 +42,7 @@ def load_command(
     from kexecemu.files import replace_file
     from kexecemu.scenario.setup import prepare
 
-    _check_folder(dump_segments)
+    check_folder("--dump-segments", dump_segments)
     kernel, image = prepare(setup)
     files: list[Path] = []
     if dump_segments is not None:
@@ -62,12 +61,3 @@ def load_command(
 
         print_layout(account(), kernel, image)
         print_written(files)
-
-
-def _check_folder(folder: Path | None) -> None:
-    """A folder is made where there is none; InputError at once where none can be."""
-    if folder is None:
-        return
-    above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not above.is_dir():
-        raise InputError(f"--dump-segments {folder}: {above} is not a folder")

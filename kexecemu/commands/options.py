@@ -73,7 +73,7 @@ def from_zero(text: str) -> int:
 def _from(least: int, text: str) -> int:
     number = whole_number(text)
     if number < least:
-        raise typer.BadParameter(f"{number} is too few: {least} or more")
+        raise typer.BadParameter(f"a number from {least} on, not {number}")
     return number
 
 
@@ -115,7 +115,7 @@ _DtbOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", parser=whole_number, help="Seed of all randomness (default: 0)."),
+    typer.Option("--seed", metavar="N", parser=from_zero, help="Seed of all randomness (default: 0)."),
 ]
 EraOption = Annotated[
     str,

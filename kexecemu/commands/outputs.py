@@ -12,7 +12,7 @@ from typing import Any
 
 from kexecemu.errors import InputError
 
-__all__ = ["check_outputs", "print_json", "print_written", "writing"]
+__all__ = ["check_folder", "check_outputs", "print_json", "print_written", "writing"]
 
 
 def check_outputs(outputs: Mapping[str, Path | None]) -> None:
@@ -25,19 +25,27 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
             raise InputError(f"{option} {str(path)!r}: is no name of a file")
         if path.is_dir():
             raise InputError(f"{option} {path}: is a directory")
-        _check_folder(option, path)
+        _check_parent(option, path)
         other = seen.setdefault(path.absolute(), option)
         if other != option:
             raise InputError(f"{other} and {option} are the same file: {path}")
 
 
-def _check_folder(option: str, path: Path) -> None:
+def check_folder(option: str, folder: Path | None) -> None:
+    """A folder is made where there is none; InputError that names the option where none can be."""
+    if folder is None:
+        return
+    above = next(one for one in (folder, *folder.parents) if one.exists())
+    if not above.is_dir():
+        raise InputError(f"{option} {folder}: {above} is not a folder")
+
+
+def _check_parent(option: str, path: Path) -> None:
     folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option} {path}: {folder} is not a folder")
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "there is no folder"
-        raise InputError(
-            f"{option} {path}: {folder} {what}" if folder.exists() else f"{option} {path}: {what} {folder}"
-        )
+        raise InputError(f"{option} {path}: there is no folder {folder}")
     # The file is made beside its final place, so it is the folder that has to be writable.
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{option} {path}: no permission to write into {folder}")

@@ -20,7 +20,7 @@ from kexecemu.commands.options import (
     VerboseOption,
     VmcoreOption,
 )
-from kexecemu.commands.outputs import check_outputs, print_json, print_written, writing
+from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
 from kexecemu.errors import FormatError, InputError
 
 if TYPE_CHECKING:
@@ -103,10 +103,7 @@ class HandoffTaker:
     """Writes the machine down at the jump, if a folder was asked for."""
 
     def __init__(self, folder: Path | None) -> None:
-        if folder is not None:
-            above = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-            if not above.is_dir():
-                raise InputError(f"--handoff {folder}: {above} is not a folder")
+        check_folder("--handoff", folder)
         self.folder = folder
         self.taken: Handoff | None = None
 

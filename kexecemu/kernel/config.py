@@ -194,6 +194,10 @@ def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
     chosen = [name for name in page_sizes if options.get(name) == "y"]
     if len(chosen) > 1:
         raise InputError(f"config options {' and '.join(chosen)} exclude each other")
+    if not chosen and options.get("ARM64_4K_PAGES") == "n":
+        raise InputError(
+            f"config option ARM64_4K_PAGES=n needs another page size: {' or '.join(page_sizes[1:])}"
+        )
     if chosen:
         options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
     return {**KNOWN_OPTIONS, **options}
@@ -204,9 +208,11 @@ def split_options(given: Iterable[str]) -> dict[str, str]:
     options: dict[str, str] = {}
     for item in given:
         name, equals, value = item.partition("=")
-        if not equals:
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
             raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
-        options[name.strip()] = value.strip()
+        if options.setdefault(name, value) != value:
+            raise InputError(f"--config {item!r}: {name} is {options[name]!r} already")
     return options
 
 

@@ -143,7 +143,7 @@ def find_scenario(name: str) -> Path:
     if not shipped.is_file():
         known = shipped_scenarios()
         like = did_you_mean(name, known)
-        raise InputError(f"no scenario {name}{like}: give a .toml file or one of {', '.join(known)}")
+        raise InputError(f"no scenario {name!r}{like}: give a .toml file or one of {', '.join(known)}")
     return shipped
 
 
@@ -177,6 +177,7 @@ def _checks(
     """What the form alone does not say, with the path of the key that it is about, () where the words name it."""
     machine, kernel = scenario.machine, scenario.kernel
     yield (), partial(_check_linux, data, scenario)
+    yield ("seed",), partial(_check_seed, scenario.seed)
     yield ("kernel", "era"), partial(KernelConfig, kernel.era)
     yield ("kernel", "protection"), partial(KernelConfig, protection=kernel.protection)
     for name, value in kernel.config.items():
@@ -186,6 +187,11 @@ def _checks(
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
     for number, table in enumerate(scenario.fault):
         yield ("fault", number), table.fault
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:  # Python's generators make no difference between a number and its negative
+        raise InputError(f"seed: a number from 0 on, not {seed}")
 
 
 def _check_size(key: str, size: str | int | None) -> None:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kexecemu.campaign.areas import WHERE
 from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.models import Model, find_model
 from kexecemu.errors import InputError
+from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.scenario.schema import Scenario
 from kexecemu.suggest import did_you_mean
 
@@ -16,6 +18,9 @@ __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 
 # "hashing" without a number: the middle of each sixteenth, so that as much has been read as is still to come.
 HASHING_STEPS = tuple(range(8, 256, 16))
+
+# All that there can be; whether a segment was loaded is for the machine to say.
+_PLACES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, *WHERE)
 
 _BEFORE_THE_CRASH = (Moment.DURING_LOAD, Moment.AFTER_LOAD)
 _FURTHEST = {Moment.WHILE_HASHING: 256, Moment.IN_CAPTURE: 10**9}
@@ -59,6 +64,10 @@ def plan_of(scenario: Scenario) -> Plan:
         twice = next((word for at, word in enumerate(words) if word in words[:at]), None)
         if twice is not None:
             raise InputError(f"campaign.{key}: {twice!r} is there twice")
+    for word in table.where:
+        if word not in _PLACES:
+            like = did_you_mean(word, _PLACES)
+            raise InputError(f"campaign.where: no place {word!r}{like}; there are {', '.join(_PLACES)}")
     models = tuple(_model(name) for name in table.models)
     writers = tuple(_writer(name) for name in table.by)
     moments = _moments(table.moments)

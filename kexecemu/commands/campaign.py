@@ -22,8 +22,10 @@ from kexecemu.commands.options import (
     ScenarioArgument,
     from_one,
     from_zero,
+    seed_number,
 )
 from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
+from kexecemu.commands.run import located
 from kexecemu.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def campaign_command(
         typer.Option(
             "--seed",
             metavar="N",
-            parser=from_zero,
+            parser=seed_number,
             help="Seed of the sample; the machine has the scenario's.",
         ),
     ],
@@ -113,7 +115,7 @@ def campaign_command(
     path = find_scenario(scenario)
     parsed = overridden(read_scenario(path), protection, purgatory)
     _check_outputs(out, html, rows)
-    with _executor(executor) as make, _bar() as progress:
+    with located(path, parsed), _executor(executor) as make, _bar() as progress:
         given = [("--protection", protection), ("--purgatory", purgatory)]
         planned = plan_campaign(
             parsed,

@@ -41,6 +41,7 @@ __all__ = [
     "VmcoreOption",
     "from_one",
     "from_zero",
+    "seed_number",
     "takes_setup",
     "whole_number",
 ]
@@ -70,11 +71,17 @@ def from_zero(text: str) -> int:
     return _from(0, text)
 
 
-def _from(least: int, text: str) -> int:
+def _from(least: int, text: str, most: int | None = None) -> int:
     number = whole_number(text)
-    if number < least:
-        raise typer.BadParameter(f"a number from {least} on, not {number}")
+    if number < least or (most is not None and number > most):
+        upto = "on" if most is None else f"to {most:#x}"
+        raise typer.BadParameter(f"a number from {least} {upto}, not {number}")
     return number
+
+
+def seed_number(text: str) -> int:
+    """A whole number that has 64 bits and no sign."""
+    return _from(0, text, (1 << 64) - 1)
 
 
 ScenarioArgument = Annotated[
@@ -115,7 +122,7 @@ _DtbOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", parser=from_zero, help="Seed of all randomness (default: 0)."),
+    typer.Option("--seed", metavar="N", parser=seed_number, help="Seed of all randomness (default: 0)."),
 ]
 EraOption = Annotated[
     str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,15 +46,14 @@ def replay_command(
     from kexecemu.campaign.fault import CampaignFault
     from kexecemu.campaign.replay import replay_in
     from kexecemu.commands.campaign import overridden
+    from kexecemu.commands.run import located
     from kexecemu.scenario.schema import find_scenario, read_scenario
 
     parsed = CampaignFault.parse(fault)
     path = find_scenario(scenario)
-    engine = Engine(overridden(read_scenario(path), protection, purgatory), path.parent)
-    try:
+    campaign = overridden(read_scenario(path), protection, purgatory)
+    with located(path, campaign), closing(Engine(campaign, path.parent)) as engine:
         found = replay_in(engine, parsed, trace=trace, culprit=culprit)
-    finally:
-        engine.close()
     if json:
         print_json(_object(found))
     else:

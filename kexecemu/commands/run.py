@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ from kexecemu.commands.options import (
     VmcoreOption,
 )
 from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
-from kexecemu.errors import FormatError, InputError
+from kexecemu.errors import FormatError, InputError, KexecError
 
 if TYPE_CHECKING:
     from kexecemu.capture.handoff import Handoff
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
     from kexecemu.scenario.first_linux_run import LinuxResult
     from kexecemu.scenario.lab import Kernel
     from kexecemu.scenario.runner import Result
+    from kexecemu.scenario.schema import Scenario
 
-__all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "run_command", "write_outputs"]
+__all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "located", "run_command", "write_outputs"]
 
 EXAMPLES = (
     ("kexecemu run initrd-stamped", "A scenario that ships: a stray word in the initrd is caught."),
@@ -71,23 +75,27 @@ def run_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Run a scenario and say what came of it."""
+    from kexecemu.campaign.plan import plan_of
     from kexecemu.report.progress import live_console, progress_bar
     from kexecemu.scenario.runner import run_scenario
     from kexecemu.scenario.schema import find_scenario, read_scenario
 
     path = find_scenario(scenario)
     parsed = read_scenario(path)
+    with located(path, parsed):
+        plan_of(parsed)  # a campaign over it is another command's, but that there can be one is not
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
     outputs.check()
     if parsed.kernel.linux is not None:
         from kexecemu.commands.run_linux import run_linux_command
 
-        good = run_linux_command(parsed, scenario, path.parent, seed, outputs)
+        with located(path, parsed):
+            good = run_linux_command(parsed, scenario, path.parent, seed, outputs)
         raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
     taker = HandoffTaker(handoff)
     if handoff is not None and any(fault.when == "after-check" for fault in parsed.fault):
         raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
-    with progress_bar(verbose) as progress:
+    with located(path, parsed), progress_bar(verbose) as progress:
         result = run_scenario(
             parsed,
             path.parent,
@@ -97,6 +105,36 @@ def run_command(
             console=live_console if verbose else None,
         )
     deliver(result, scenario, outputs, taker)
+
+
+@contextmanager
+def located(path: Path, scenario: Scenario) -> Iterator[None]:
+    """A refusal of a key that only the machine can judge is told with the file and the line of it."""
+    try:
+        yield
+    except KexecError:
+        raise  # the kernel's own reason, which is about the load
+    except InputError as error:
+        key = _key_of(str(error), scenario)
+        if key is None:
+            raise
+        from kexecemu.scenario.toml_lines import at_line
+
+        text = path.read_text(encoding="utf-8")
+        raise InputError(f"scenario {path}: {at_line(text, key, error)}") from error
+
+
+def _key_of(words: str, scenario: Scenario) -> tuple[str | int, ...] | None:
+    """The key that a refusal names: a campaign's in front, or a fault's target."""
+    match = re.match(r"campaign\.(\w+): |target '?([^:' ]*(?::\w+)?)", words)
+    if match is None:
+        return None
+    if match[1]:
+        return "campaign", match[1]
+    for number, fault in enumerate(scenario.fault):
+        if match[2] in (fault.at, fault.at.partition("+")[0]):
+            return "fault", number, "at"
+    return None
 
 
 class HandoffTaker:

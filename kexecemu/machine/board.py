@@ -72,6 +72,16 @@ def parse_size(size: str | int) -> int:
     return value
 
 
+def check_numbers(cpus: int, gic: int) -> None:
+    """InputError when there is no board with so many CPUs, or with an interrupt controller of that version."""
+    if not 1 <= cpus <= MAX_CPUS:
+        raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
+    if gic not in (2, 3):
+        raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
+    if gic == 3 and cpus > GIC3_CPUS:
+        raise InputError(f"a board with a GICv3 has 1 to {GIC3_CPUS} CPUs, not {cpus}")
+
+
 class Board:
     """A machine like QEMU's virt: RAM from ram_base on, a PL011 below it, PSCI by HVC.
 
@@ -96,12 +106,7 @@ class Board:
         It is for a kernel that was given QEMU's device tree and looks for those.
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
-        if not 1 <= cpus <= MAX_CPUS:
-            raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
-        if gic not in (2, 3):
-            raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
-        if gic == 3 and cpus > GIC3_CPUS:
-            raise InputError(f"a board with a GICv3 has 1 to {GIC3_CPUS} CPUs, not {cpus}")
+        check_numbers(cpus, gic)
         if isinstance(ram, str | int):
             size = parse_size(ram)
             if size % HOST_PAGE:

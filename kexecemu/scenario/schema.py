@@ -15,7 +15,7 @@ from kexecemu.errors import InputError
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.config import KernelConfig, check_option
-from kexecemu.machine.board import parse_size
+from kexecemu.machine.board import check_numbers, parse_size
 from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.suggest import did_you_mean
 
@@ -183,15 +183,22 @@ def _checks(
     for name, value in kernel.config.items():
         yield ("kernel", "config", name), partial(check_option, name, value)
     yield ("kernel", "config"), partial(KernelConfig, options=kernel.config)
+    yield ("machine", "cpus"), partial(check_numbers, 1 if machine.cpus is None else machine.cpus, 2)
+    yield ("machine", "gic"), partial(check_numbers, 1, 2 if machine.gic is None else machine.gic)
     yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
     for number, table in enumerate(scenario.fault):
         yield ("fault", number), table.fault
 
 
+_LARGEST_SEED = (1 << 64) - 1  # what a device tree's seed for a real kernel is made of
+
+
 def _check_seed(seed: int) -> None:
-    if seed < 0:  # Python's generators make no difference between a number and its negative
-        raise InputError(f"seed: a number from 0 on, not {seed}")
+    if (
+        not 0 <= seed <= _LARGEST_SEED
+    ):  # Python's generators make no difference between a number and its negative
+        raise InputError(f"seed: a number from 0 to {_LARGEST_SEED:#x}, not {seed}")
 
 
 def _check_size(key: str, size: str | int | None) -> None:

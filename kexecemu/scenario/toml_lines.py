@@ -17,12 +17,13 @@ import msgspec.inspect as inspect
 
 from kexecemu.suggest import did_you_mean
 
-__all__ = ["at_line", "line_of", "validation_text"]
+__all__ = ["Path", "at_line", "line_of", "validation_text"]
 
 Path = Sequence[str | int]
 
 _WHERE = re.compile(r"(?P<what>.*) - at `\$(?P<path>[^`]*)`\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`\Z", re.DOTALL)
+_GOT = re.compile(r"got `(\w+)`")
 _LONGEST = 500  # lines of one value; whose value has more is not told the line
 _STEP = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
 
@@ -71,8 +72,10 @@ def _has(data: Any, path: Path) -> bool:
 
 
 def at_line(text: str, path: Path, words: object) -> str:
-    """ "line N: WORDS"; the words alone when the path is not in the text."""
-    line = line_of(text, path)
+    """ "line N: WORDS", with the line of the table where the key is not given; the words alone without that."""
+    line = None
+    for count in range(len(path), 0, -1):
+        line = line or line_of(text, path[:count])
     return f"line {line}: {words}" if line is not None else str(words)
 
 
@@ -86,7 +89,8 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
     path: list[str | int] = []
     for step in _STEP.finditer(where):
         if step["index"] == "...":
-            break  # msgspec does not say which of a table's values it is
+            path += _culprit(_value(text, path), words)
+            break
         path.append(step["key"] if step["key"] is not None else int(step["index"]))
     unknown = _UNKNOWN.match(words)
     types = _types(inspect.type_info(form), path)
@@ -101,6 +105,14 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
     if match:
         words += f" - at `${where}`"
     return at_line(text, path, words)
+
+
+def _culprit(table: Any, words: str) -> list[str | int]:
+    """The key of the value that is of the wrong type: msgspec does not say which of a table's it is."""
+    got = _GOT.search(words)
+    if got is None or not isinstance(table, Mapping):
+        return []
+    return [key for key, value in table.items() if type(value).__name__ == got[1]][:1]
 
 
 def _types(root: inspect.Type, path: Path) -> list[inspect.Type]:

@@ -320,9 +320,15 @@ def _comparison_object(comparison: Comparison) -> dict[str, Any]:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    from kexecemu.report.terminal import account, print_table
+    from rich.markup import escape
 
-    say = print
+    from kexecemu.report.terminal import account, print_table, say_labelled
+
+    console = account()
+
+    def say(text: str) -> None:
+        say_labelled(console, escape(text))
+
     names = comparison.names
     say(f"first   {names[0]}: {comparison.first.scenario}")
     say(f"second  {names[1]}: {comparison.second.scenario}")
@@ -334,7 +340,7 @@ def _print_comparison(comparison: Comparison) -> None:
         [(here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
         for here, counts in comparison.outcomes.items()
     ]
-    print_table(account(), ("", *columns), rows)
+    print_table(console, ("", *columns), rows)
     say("")
     classes = comparison.classes
     say(f"caught by both     {classes['caught']['caught']:,}")

@@ -79,14 +79,15 @@ def _object(found: Replay) -> dict[str, Any]:
 
 
 def _print(found: Replay) -> None:
+    from kexecemu.report.terminal import account
+    from kexecemu.report.text import print_events
+
     say = print
     say(f"fault        {found.fault.id}")
     where = found.concluded.segment or found.fault.base
     say(f"where        {where}, physical {found.concluded.phys:#x}")
     say("")
-    say("instructions  event")
-    for event in found.events:
-        say(f"{event.when:12,}  {event.kind:<14} {event.text}")
+    print_events(account(), found.events)
     if found.trace:
         say("")
         say("instructions  who ran")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-__all__ = ["Cell", "account", "print_table", "say"]
+__all__ = ["Cell", "account", "line_breaks", "print_table", "say", "say_labelled"]
 
-_NARROWEST = 20  # columns for what is folded; with fewer the terminal's own folding is no worse
+_NARROWEST = (
+    20  # columns for what is folded under its own; where there are fewer it goes on further to the left
+)
+_LITTLE = 4
 
 Cell = tuple[str, str]
 """Text and style."""
@@ -28,20 +33,47 @@ def _width(console: Console) -> int | None:
     return console.width if console.file.isatty() else None
 
 
-def say(console: Console, head: str = "", body: str = "", *, folded: bool = True) -> None:
-    """One line, both parts in rich's markup. On a terminal that is too narrow body goes on under its own column.
+def line_breaks(text: str, width: int) -> list[int]:
+    """Where the second and all further lines begin when a text is folded between words at so many columns."""
+    breaks: list[int] = []
+    begin = 0
+    for word in re.finditer(r"\S+", text):
+        if begin < word.start() and cell_len(text[begin : word.end()]) > width:
+            begin = word.start()
+            breaks.append(begin)
+    return breaks
+
+
+def say(console: Console, head: str | Text = "", body: str | Text = "", *, folded: bool = True) -> None:
+    """One line, in rich's markup. On a terminal that is too narrow for it, body goes on under its own column.
 
     Words are never cut: addresses are copied from here. Not folded, for a command, it stays one line in any case.
     """
-    first, rest = Text.from_markup(head), Text.from_markup(body)
+    first, rest = _text(head), _text(body)
     width = _width(console)
-    under = first.cell_len
-    if not folded or width is None or width - under < _NARROWEST or under + rest.cell_len <= width:
+    if not folded or width is None or first.cell_len + rest.cell_len <= width:
         console.print(Text.assemble(first, rest), soft_wrap=True)
         return
-    for number, line in enumerate(rest.wrap(console, width - under, overflow="ignore")):
+    under = first.cell_len
+    if width - under < _NARROWEST:
+        first, rest, under = Text(), Text.assemble(first, rest), _LITTLE
+    for number, line in enumerate(rest.divide(line_breaks(rest.plain, width - under))):
         line.rstrip()
-        console.print(Text.assemble(" " * under if number else first, line), soft_wrap=True)
+        # A word that is too long for its column, a digest, begins further to the left.
+        indent = " " * min(under, max(width - line.cell_len, 0))
+        console.print(Text.assemble(indent if number else first, line), soft_wrap=True)
+
+
+def say_labelled(console: Console, text: str, *, folded: bool = True) -> None:
+    """A line in rich's markup that begins with a label and two spaces: what is too long goes on behind the label."""
+    line = _text(text)
+    label = re.match(r"\S.*?  +", line.plain)
+    head, body = line.divide([label.end()]) if label is not None else (Text(), line)
+    say(console, head, body, folded=folded)
+
+
+def _text(marked: str | Text) -> Text:
+    return marked if isinstance(marked, Text) else Text.from_markup(marked)
 
 
 def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:

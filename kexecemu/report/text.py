@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,11 +10,12 @@ from rich.markup import escape
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.board import Board
+from kexecemu.machine.timeline import Event
 from kexecemu.report.terminal import print_table, say
 from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
 
-__all__ = ["print_account", "print_layout", "print_result", "ram_and_cpus"]
+__all__ = ["print_account", "print_events", "print_layout", "print_result", "ram_and_cpus"]
 
 _STYLES = {
     Outcome.CAPTURED: "bold green",
@@ -94,9 +95,7 @@ def print_account(console: Console, name: str, setting: str, end: End, mismatche
     say(console, "", f"[bold]{escape(name)}[/]")
     say(console, "", escape(setting))
     say(console)
-    say(console, "[dim]instructions  event[/]")
-    for event in end.timeline:
-        say(console, f"{event.when:12,}  [cyan]{event.kind:<14}[/] ", escape(event.text))
+    print_events(console, end.timeline)
     say(console)
     say(console, "[dim]console, from the panic on[/]")
     for line in _console_since_panic(end):
@@ -112,6 +111,13 @@ def print_account(console: Console, name: str, setting: str, end: End, mismatche
     )
     for mismatch in mismatches:
         say(console, "[bold red]unexpected[/]   ", escape(mismatch))
+
+
+def print_events(console: Console, events: Iterable[Event]) -> None:
+    """What happened, in order: a line each, with the instructions that had been retired."""
+    say(console, "[dim]instructions  event[/]")
+    for event in events:
+        say(console, f"{event.when:12,}  [cyan]{event.kind:<14}[/] ", escape(event.text))
 
 
 def _console_since_panic(end: End) -> list[str]:

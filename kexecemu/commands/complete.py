@@ -48,15 +48,14 @@ def protections(incomplete: str) -> list[str]:
 
 
 def configs(incomplete: str) -> list[str]:
-    """Kconfig names with their sign, and their values behind it."""
+    """Kconfig options with each of their values, whole: a shell that parts words at the sign has no second chance."""
     from kexecemu.kernel.config import option_rows
 
-    name, equals, _ = incomplete.partition("=")
+    words = []
     for row in option_rows():
-        if equals and name.removeprefix("CONFIG_") == row.name:
-            values = ["y", "n"] if row.values == "y or n" else row.values.split(", ")
-            return _begin([f"{name}={value}" for value in values if value != "a number"], incomplete)
-    return _begin([f"{row.name}=" for row in option_rows()], incomplete)
+        values = {"y or n": ["y", "n"], "a number": [row.default]}.get(row.values, row.values.split(", "))
+        words += [f"{row.name}={value}" for value in values]
+    return _begin(words, incomplete)
 
 
 def outcomes(incomplete: str) -> list[str]:

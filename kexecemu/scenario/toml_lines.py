@@ -41,7 +41,7 @@ def line_of(text: str, path: Path) -> int | None:
         """The first `count` lines without those of a value that goes on behind them: how many, and their keys."""
         for end in range(count, max(count - _LONGEST, 0) - 1, -1):
             try:
-                return end, tomllib.loads("\n".join(lines[:end]))
+                return end, tomllib.loads("\n".join([*lines[:end], ""]))
             except tomllib.TOMLDecodeError:
                 continue
         return None

@@ -58,6 +58,7 @@ def files_but(folder: Path, *names: str) -> list[str]:
     return sorted(name for name in found if name not in names)
 
 
+CAMPAIGN = "campaign quiet.toml --faults 3 --seed 1 --out out --workers 1"
 ALL = ("--timeline", "t.jsonl", "--html", "r.html", "--vmcore", "vmcore", "--handoff", "hand")
 
 
@@ -67,24 +68,7 @@ ALL = ("--timeline", "t.jsonl", "--html", "r.html", "--vmcore", "vmcore", "--han
         ("run", "golden", *ALL),
         ("crash", "--ram", "64M", "--cmdline", "crashkernel=16M", *ALL),
         ("load", "--ram", "64M", "--cmdline", "crashkernel=16M", "--dump-segments", "a/b"),
-        (
-            "campaign",
-            "quiet.toml",
-            "--faults",
-            "3",
-            "--seed",
-            "1",
-            "--out",
-            "out",
-            "--workers",
-            "1",
-            "--audit",
-            "0",
-            "--html",
-            "c.html",
-            "--rows",
-            "rows.jsonl",
-        ),
+        tuple(f"{CAMPAIGN} --audit 0 --html c.html --rows rows.jsonl".split()),
     ],
     ids=lambda words: words[0],
 )

@@ -31,7 +31,7 @@ def _read_purgatory(path: Path) -> elfrel.RelocatableObject:
     try:
         data = path.read_bytes()
     except OSError as error:
-        like = did_you_mean(str(path), ("default", "none"))
+        like = did_you_mean(path.name, ("default", "none"))
         raise InputError(f"purgatory {path}: {error.strerror or error}{like}") from error
     return parse_purgatory(object_or_embedded(data), str(path))
 

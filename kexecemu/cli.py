@@ -17,6 +17,7 @@ from kexecemu.commands import (
     campaign,
     compare_linux,
     crash,
+    fetch,
     linear_map,
     load,
     purgatory,
@@ -53,6 +54,7 @@ add_command(app, "load", load.load_command, LOOK, load.EXAMPLES)
 add_command(app, "linear-map", linear_map.linear_map_command, LOOK, linear_map.EXAMPLES)
 add_command(app, "verify-image", verify_image.verify_image_command, LOOK, verify_image.EXAMPLES)
 add_command(app, "compare-linux", compare_linux.compare_linux_command, LOOK, compare_linux.EXAMPLES)
+add_command(app, "fetch", fetch.fetch_command, SET_UP, fetch.EXAMPLES)
 add_command(app, "list", listing.list_command, SET_UP, listing.EXAMPLES)
 
 

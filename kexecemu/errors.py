@@ -7,8 +7,18 @@ CPU that hangs are results (see kexecemu.machine.cpu and kexecemu.faults.outcome
 from __future__ import annotations
 
 import errno as _errno
+from pathlib import Path
 
-__all__ = ["BusError", "FormatError", "InputError", "KexecError", "KexecemuError", "MachineError"]
+__all__ = [
+    "BusError",
+    "FetchError",
+    "FormatError",
+    "InputError",
+    "KexecError",
+    "KexecemuError",
+    "MachineError",
+    "NotFetched",
+]
 
 
 class KexecemuError(Exception):
@@ -21,6 +31,22 @@ class InputError(KexecemuError, ValueError):
 
 class FormatError(InputError):
     """Bytes do not have the format that they should have: an Image, an ELF object, a core, a device tree."""
+
+
+class NotFetched(InputError):
+    """Something is needed that does not ship and has not been fetched: a real kernel, busybox, kexec-tools.
+
+    what is its name for `kexecemu fetch`, cache the folder where it is not.
+    """
+
+    def __init__(self, what: str, cache: Path) -> None:
+        super().__init__(f"{what} is not fetched yet: run kexecemu fetch {what} (looked in {cache})")
+        self.what = what
+        self.cache = cache
+
+
+class FetchError(KexecemuError):
+    """Something cannot be fetched, in one line: no apt, no network, no such package."""
 
 
 class MachineError(KexecemuError):

@@ -153,7 +153,7 @@ class ScenarioItem(pytest.Item):
 
     def _skip_unless_fetched(self) -> None:
         """A real kernel comes from outside, and not every machine has it."""
-        from kexecemu.errors import InputError
+        from kexecemu.errors import NotFetched
         from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs, is_fetched
 
         first, load = self.scenario.kernel.linux, self.scenario.load
@@ -166,9 +166,7 @@ class ScenarioItem(pytest.Item):
                 fetched_programs()
             if load.capture == "linux" and load.initrd is None:
                 fetched_initrd(fetched_kernel(capture))
-        except InputError as error:
-            if "not fetched yet" not in str(error):
-                raise
+        except NotFetched as error:
             pytest.skip(str(error))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **keywords: Any) -> Any:

@@ -15,6 +15,6 @@ def dump_tree(blob: Path, *, gic: int = 2, cpus: int = 1, ram: str = "512M") -> 
     if qemu is None:
         pytest.skip("qemu-system-aarch64 is not installed")
     machine = f"virt,gic-version={gic},dumpdtb={blob}"
-    options = ["-cpu", "cortex-a57", "-smp", str(cpus), "-m", ram, "-display", "none"]
+    options = ["-cpu", "cortex-a57", "-smp", str(cpus), "-m", ram, "-nic", "none", "-display", "none"]
     subprocess.run([qemu, "-machine", machine, *options], check=True, capture_output=True, timeout=60)
     return blob

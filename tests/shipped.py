@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.errors import InputError
+from kexecemu.errors import NotFetched
 from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel
 from kexecemu.scenario.schema import find_scenario, read_scenario, shipped_scenarios
 
@@ -34,5 +34,5 @@ def skip_if_not_fetched(name: str) -> None:
         return
     try:
         fetched_initrd(fetched_kernel(None))
-    except InputError as error:
+    except NotFetched as error:
         pytest.skip(str(error))

@@ -202,7 +202,7 @@ def test_a_file_that_is_not_fetched_is_named_with_the_command_that_fetches_it(
 ) -> None:
     line = without_fetched(tmp_path, *arguments)
     assert line.startswith(f"{missing} is not fetched yet: ")
-    assert f"python -m kexecemu.fixtures.fetch {missing}" in line
+    assert f"kexecemu fetch {missing}" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -140,7 +140,7 @@ def test_a_scenario_whose_kernel_is_not_fetched_is_skipped_with_the_command_that
     write(pytester, "one.scenario.toml", fixture_path(f"scenarios/{name}.toml").read_text())
     result = inner("-rs")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*python -m kexecemu.fixtures.fetch*"])
+    result.stdout.fnmatch_lines(["SKIPPED*kexecemu fetch*"])
 
 
 def test_a_kernel_that_there_is_none_of_is_no_reason_to_skip(pytester, inner):

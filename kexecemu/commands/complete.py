@@ -11,6 +11,7 @@ __all__ = [
     "captures",
     "configs",
     "eras",
+    "fetch_targets",
     "fetched",
     "lists",
     "models",
@@ -84,6 +85,13 @@ def fetched(incomplete: str) -> list[str]:
     from kexecemu.scenario.fetched import FETCHED, fetchable_kernels
 
     return _begin([f"{FETCHED}{name}" for name in fetchable_kernels()], incomplete)
+
+
+def fetch_targets(incomplete: str) -> list[str]:
+    """What there is to fetch."""
+    from kexecemu.fetch.targets import TARGETS
+
+    return _begin(TARGETS, incomplete)
 
 
 def purgatories(incomplete: str) -> list[str]:

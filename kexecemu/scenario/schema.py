@@ -62,7 +62,7 @@ class Load(_Table, frozen=True):
     Paths are relative to the scenario file; initrd "none" is no initrd. With kexec_load it is kexec-tools that places
     the segments and brings the purgatory. initrd_size, in bytes or as "16M", makes the initrd that large by a second
     archive. capture "linux" follows a real capture kernel to its end; kernel and initrd are then Debian's and one that
-    copies the dump to a disk, unless told otherwise. A kernel "fetched:NAME" is one that kexecemu.fixtures.fetch has
+    copies the dump to a disk, unless told otherwise. A kernel "fetched:NAME" is one that `kexecemu fetch` has
     put into its cache.
     """
 

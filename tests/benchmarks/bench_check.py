@@ -5,8 +5,8 @@
     python tests/benchmarks/bench_check.py [--mib 32] [--rounds 3]
 
 Rows: the shipped purgatory in its four ways of checking, and that of kexec-tools where its program has been fetched
-(fixtures/fetch.py), each from its entry to the kernel's: in kexecemu, and in QEMU on the same bytes at the same
-addresses; then hashlib over those bytes, and the whole command `kexecemu crash`. Each number is the median of the
+(kexecemu fetch kexec-tools), each from its entry to the kernel's: in kexecemu, and in QEMU on the same bytes at the
+same addresses; then hashlib over those bytes, and the whole command `kexecemu crash`. Each number is the median of the
 rounds, and a round measures every row once, so that a machine that is busy for a while slows them all alike.
 
 The crash image is a real arm64 Image as far as its header goes, filled with bytes of a seeded generator. Its code
@@ -34,6 +34,7 @@ from pathlib import Path
 
 import kexecemu
 from kexecemu.capture.second_stage import PurgatoryEnd, PurgatoryRun, run_purgatory
+from kexecemu.fetch.cache import cached
 from kexecemu.formats import image
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.kimage import Kimage
@@ -41,11 +42,6 @@ from kexecemu.machine.board import Board
 from kexecemu.scenario.lab import Kernel
 
 MIB = 1 << 20
-# Where fixtures/fetch.py puts what it fetches.
-CACHE = Path(
-    os.environ.get("KEXECEMU_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kexecemu"
-)
 SEED = 1
 QEMU = shutil.which("qemu-system-aarch64")
 QEMU_TIMEOUT_SECONDS = 60
@@ -108,7 +104,7 @@ def ways() -> list[Way]:
         Way("caches off, SHA-2 instructions", no_mmu),
         Way("caches off, scalar", {**no_crypto, **no_mmu}),
     ]
-    kexec = next(CACHE.glob("kexec-tools/**/kexec"), None)
+    kexec = cached("kexec-tools")
     if kexec is not None:
         found.append(Way("kexec-tools' purgatory", purgatory=kexec))
     return found
@@ -278,7 +274,7 @@ def measure_all(mib: int, rounds: int, folder: Path) -> None:
     if not QEMU:
         print("QEMU: qemu-system-aarch64 is not installed")
     if compared[-1].purgatory == "default":
-        print("kexec-tools' purgatory: not fetched (python fixtures/fetch.py kexec-tools)")
+        print("kexec-tools' purgatory: not fetched (kexecemu fetch kexec-tools)")
 
 
 def time_kexecemu(size: int, way: Way, instructions: list[int]) -> float:

@@ -12,13 +12,12 @@ fairer number on a machine that has other things to do.
 
 The second table is the copy alone: a dump of 512 MiB, its memory filled with bytes of a seeded generator.
 
-Needs what cannot ship: python -m kexecemu.fixtures.fetch kernel busybox kexec-tools
+Needs what cannot ship: kexecemu fetch kernel busybox kexec-tools
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import random
 import shutil
@@ -31,7 +30,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from kexecemu.capture.initramfs import (
     CAPTURE_CMDLINE,
@@ -39,7 +37,7 @@ from kexecemu.capture.initramfs import (
     capture_initramfs,
     first_kernel_initramfs,
 )
-from kexecemu.data import fixture_path
+from kexecemu.fetch.cache import cached, fetched_folder, kernel_modules
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
 from kexecemu.machine.disk import Disk
@@ -86,30 +84,18 @@ CHAINS = (
 )
 
 
-def fetch_module() -> ModuleType:
-    """fixtures/fetch.py, which knows the cache."""
-    spec = importlib.util.spec_from_file_location("kexecemu_fetch", fixture_path("fetch.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 class Files:
     """What was fetched, and the initramfs of a chain made of it."""
 
     def __init__(self) -> None:
-        fetch = fetch_module()
-        found = {name: fetch.cached(name) for name in ("kernel", "busybox", "kexec-tools")}
+        found = {name: cached(name) for name in ("kernel", "busybox", "kexec-tools")}
         missing = [name for name, path in found.items() if path is None]
         if missing:
-            raise SystemExit(
-                f"bench_linux: not fetched: python -m kexecemu.fixtures.fetch {' '.join(missing)}"
-            )
+            raise SystemExit(f"bench_linux: not fetched: kexecemu fetch {' '.join(missing)}")
         self.kernel, self._busybox, self._kexec = (Path(str(path)) for path in found.values())
-        self._packages: Path = fetch.fetched_folder("kexec-tools")
-        self._modules: Path = fetch.kernel_modules("kernel")
+        packages, modules = fetched_folder("kexec-tools"), kernel_modules("kernel")
+        assert packages is not None and modules is not None
+        self._packages, self._modules = packages, modules
 
     def first_initrd(self, chain: Chain) -> bytes:
         """The first kernel's, with the crash kernel and its initrd inside."""

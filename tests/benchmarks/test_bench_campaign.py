@@ -13,6 +13,8 @@ import pytest
 
 import kexecemu
 
+pytestmark = pytest.mark.slow  # it measures
+
 FOLDER = Path(__file__).parent
 PACKAGES = str(Path(kexecemu.__file__).parents[1])
 SMALL = ("--faults", "300", "--audit", "1", "--emulated", "1", "--qemu", "1", "--concluded", "300")

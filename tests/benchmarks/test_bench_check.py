@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kexecemu
+
+pytestmark = pytest.mark.slow  # it measures
 
 SCRIPT = Path(__file__).with_name("bench_check.py")
 PACKAGES = str(Path(kexecemu.__file__).parents[1])

@@ -12,6 +12,8 @@ import pytest
 
 import kexecemu
 
+pytestmark = pytest.mark.slow  # it measures
+
 SCRIPT = Path(__file__).with_name("bench_linux.py")
 PACKAGES = str(Path(kexecemu.__file__).parents[1])
 

@@ -22,6 +22,8 @@ from kexecemu.campaign.work import plan_campaign, run_campaign
 from kexecemu.cli import main
 from kexecemu.errors import InputError
 
+pytestmark = pytest.mark.slow  # clusters are started
+
 pytest.importorskip("distributed", reason="the extra dask is not installed")
 
 FAULTS, CHUNK = 1200, 50

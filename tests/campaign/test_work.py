@@ -299,6 +299,7 @@ def wait_for_writes(process: subprocess.Popen[bytes], out: Path, number: int) ->
             time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, workers: int) -> None:
     name = "slow=3"

@@ -22,6 +22,8 @@ from kexecemu.scenario.runner import Result
 from kexecemu.scenario.runner import crash as run_crash
 from kexecemu.scenario.setup import Setup
 
+pytestmark = pytest.mark.slow  # a purgatory is tried against every fault, several times
+
 KEXEC_TOOLS = fixture_path("guests/kexec-tools-purgatory.ro")
 CODE = "purgatory's code, 32 bits"
 

@@ -256,6 +256,7 @@ def signed_offsets() -> set[int]:
     return offsets
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_in_the_signed_parts_is_refused() -> None:
     data = good().data
     protected = signed_offsets()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # guests are built
+
 TOP = Path(__file__).resolve().parents[2]
 GUESTS = ("purgatory", "capture", "vmcopy")
 

@@ -30,6 +30,8 @@ from tests.purgatory.conftest import (
     load,
 )
 
+pytestmark = pytest.mark.slow  # tens of thousands of runs
+
 MATCH, MISMATCH = 2, 3
 SHIPPED = TOP / "purgatory" / "purgatory.ro"
 

@@ -73,7 +73,9 @@ def qemu(mode: Mode, files: dict[int, bytes], folder: Path, until: str) -> str:
         "-cpu",
         "max,sme=off" if mode.el is El.VHE else "cortex-a57",
     ]
-    command += ["-m", "256M", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
+    # No network card: its ROM is in a package of its own, which not everybody has.
+    command += ["-m", "256M", "-nic", "none", "-display", "none", "-no-reboot"]
+    command += ["-serial", "stdio", "-monitor", "none"]
     for phys, content in files.items():
         path = folder / f"{phys:x}"
         path.write_bytes(content)

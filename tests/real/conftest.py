@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,13 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 import kexecemu
-from kexecemu.data import fixture_path
+from kexecemu.errors import NotFetched
+from kexecemu.fetch import cache
 from kexecemu.formats.cpio import CpioEntry, build
 
 PACKAGES = str(Path(kexecemu.__file__).parents[1])
@@ -34,40 +33,29 @@ fi
 """
 
 
-def _load_fetch() -> ModuleType:
-    """The fetching script as a module, wherever it lies: in a checkout it belongs to no package."""
-    spec = importlib.util.spec_from_file_location("kexecemu_fetch", fixture_path("fetch.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _cached(what: str) -> Path:
-    fetch = _load_fetch()
-    path: Path | None = fetch.cached(what)
-    if path is None:
-        pytest.skip(fetch.how_to(what))
-    return path
+def _fetched(what: str) -> Path:
+    try:
+        return cache.fetched(what)
+    except NotFetched as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
-def fetch_module() -> ModuleType:
-    """fixtures/fetch.py."""
-    return _load_fetch()
+def fetched() -> Callable[[str], Path]:
+    """The file of something that `kexecemu fetch` knows; the test skips where it has not been fetched."""
+    return _fetched
 
 
 @pytest.fixture(scope="session")
 def debian_kernel() -> Path:
     """Debian's signed arm64 cloud kernel."""
-    return _cached("kernel")
+    return _fetched("kernel")
 
 
 @pytest.fixture(scope="session")
 def busybox() -> Path:
     """A static arm64 busybox."""
-    return _cached("busybox")
+    return _fetched("busybox")
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +117,7 @@ class DumpTools:
 @pytest.fixture(scope="session")
 def dumptools() -> DumpTools:
     """The arm64 builds: those for other machines read no arm64 dump."""
-    root = _cached("dumptools")
+    root = _fetched("dumptools")
     # By their own loader and libraries: this machine's may be of another release, or for another processor.
     (loader, *_) = sorted(root.glob("**/ld-linux-aarch64.so.1"))
     folders = sorted(str(path) for path in root.glob("**/aarch64-linux-gnu") if path.is_dir())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,11 +24,15 @@ BOARDS = [
 
 @pytest.mark.parametrize(("kernel", "ram", "cpus", "cmdline"), BOARDS)
 def test_the_model_does_what_the_real_kernel_does(
-    command: Callable[..., Command], fetch_module: ModuleType, kernel: str, ram: str, cpus: int, cmdline: str
+    command: Callable[..., Command],
+    fetched: Callable[[str], Path],
+    kernel: str,
+    ram: str,
+    cpus: int,
+    cmdline: str,
 ) -> None:
     for name in (kernel, "busybox", "kexec-tools"):
-        if fetch_module.cached(name) is None:
-            pytest.skip(fetch_module.how_to(name))
+        fetched(name)
     options = ["--kernel", f"fetched:{kernel}", "--ram", ram, "--cpus", cpus, "--cmdline", cmdline, "--json"]
     done = command("compare-linux", *map(str, options))
     rows = done.json["rows"]
@@ -54,11 +57,10 @@ def test_the_model_does_what_the_real_kernel_does(
 
 
 def test_a_model_with_other_options_differs_and_the_status_says_so(
-    command: Callable[..., Command], debian_kernel: Path, fetch_module: ModuleType, tmp_path: Path
+    command: Callable[..., Command], debian_kernel: Path, fetched: Callable[[str], Path], tmp_path: Path
 ) -> None:
     for name in ("busybox", "kexec-tools"):
-        if fetch_module.cached(name) is None:
-            pytest.skip(fetch_module.how_to(name))
+        fetched(name)
     # No configuration beside it: the model has no CMA area then, and reserves where that would be.
     copy = tmp_path / "vmlinuz"
     copy.write_bytes(debian_kernel.read_bytes())

@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kexecemu.capture.linux import load_digests
-from kexecemu.errors import InputError
+from kexecemu.errors import InputError, NotFetched
 from kexecemu.faults.fault import By, Fault
 from kexecemu.faults.outcome import Outcome
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
@@ -42,18 +41,15 @@ REAL = [name for name in shipped_scenarios() if scenario(name).kernel.linux is n
 def run(name: str) -> LinuxResult:
     try:
         return run_linux_scenario(scenario(name), Path())
-    except InputError as error:
-        if "is not fetched yet" in str(error):
-            pytest.skip(str(error))
-        raise
+    except NotFetched as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
-def needs(fetch_module: ModuleType) -> None:
+def needs(fetched: Callable[[str], Path]) -> None:
     """Skip unless everything is there."""
     for name in ("kernel", "busybox", "kexec-tools"):
-        if fetch_module.cached(name) is None:
-            pytest.skip(fetch_module.how_to(name))
+        fetched(name)
 
 
 @pytest.fixture

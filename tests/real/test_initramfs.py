@@ -9,7 +9,6 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO
 
 import pytest
@@ -26,6 +25,7 @@ from kexecemu.capture.initramfs import (
 )
 from kexecemu.capture.kernel_modules import DISK_MODULES, module_order, read_module
 from kexecemu.capture.shared_libraries import program_files
+from kexecemu.fetch.cache import fetched_folder, kernel_modules
 
 pytestmark = pytest.mark.real
 
@@ -104,12 +104,11 @@ class RealKernel:
         return self.modules.name
 
 
-@pytest.fixture(scope="module", params=["kernel", "kernel-trixie"])
-def kernel(request: pytest.FixtureRequest, fetch_module: ModuleType) -> RealKernel:
-    """Linux 6.1, with virtio as modules, and 6.12, with half of it built in and compressed modules."""
-    image, modules = fetch_module.cached(request.param), fetch_module.kernel_modules(request.param)
-    if image is None or modules is None:
-        pytest.skip(fetch_module.how_to(request.param))
+@pytest.fixture(scope="module", params=["kernel", "kernel-trixie", "kernel-backports"])
+def kernel(request: pytest.FixtureRequest, fetched: Callable[[str], Path]) -> RealKernel:
+    """Linux 6.1, with virtio as modules; 6.12 and what is newest, with half of it built in and compressed modules."""
+    image, modules = fetched(request.param), kernel_modules(request.param)
+    assert modules is not None
     return RealKernel(image, modules)
 
 
@@ -122,11 +121,10 @@ class Kexec:
 
 
 @pytest.fixture(scope="module")
-def kexec(fetch_module: ModuleType) -> Kexec:
+def kexec(fetched: Callable[[str], Path]) -> Kexec:
     """kexec-tools, fetched."""
-    program, packages = fetch_module.cached("kexec-tools"), fetch_module.fetched_folder("kexec-tools")
-    if program is None or packages is None:
-        pytest.skip(fetch_module.how_to("kexec-tools"))
+    program, packages = fetched("kexec-tools"), fetched_folder("kexec-tools")
+    assert packages is not None
     return Kexec(program, packages)
 
 
@@ -212,11 +210,11 @@ def test_the_applets_are_those_that_the_busybox_lists(busybox: Path, arm64_progr
 def test_the_modules_of_a_disk_are_found_in_a_real_kernel_s_package(kernel: RealKernel) -> None:
     order = module_order(kernel.modules, DISK_MODULES)
     names = [path.name.partition(".")[0] for path in order]
-    if kernel.release.startswith("6.12."):
-        assert names == ["virtio_mmio", "virtio_blk"]  # the rest is built in
-    else:
+    if kernel.release.startswith("6.1."):
         assert {*names[:2]} == {"virtio", "virtio_ring"}
         assert names[2:] == ["virtio_mmio", "virtio_blk"]
+    else:
+        assert names == ["virtio_mmio", "virtio_blk"]  # the rest is built in
     for path in order:
         assert f"\0vermagic={kernel.release} ".encode() in read_module(path)
 

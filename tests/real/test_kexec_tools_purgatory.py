@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +19,9 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
-def kexec(fetch_module: ModuleType) -> Path:
+def kexec(fetched: Callable[[str], Path]) -> Path:
     """Debian's arm64 kexec."""
-    path: Path | None = fetch_module.cached("kexec-tools")
-    if path is None:
-        pytest.skip(fetch_module.how_to("kexec-tools"))
-    return path
+    return fetched("kexec-tools")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from errno import EKEYREJECTED, ENOKEY
 from pathlib import Path
 
@@ -31,12 +32,9 @@ def kernel(debian_kernel: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def ca_file(fetch_module: object) -> Path:
+def ca_file(fetched: Callable[[str], Path]) -> Path:
     """Debian's secure boot CA, from shim-unsigned."""
-    path: Path | None = fetch_module.cached("shim")  # type: ignore[attr-defined]
-    if path is None:
-        pytest.skip(fetch_module.how_to("shim"))  # type: ignore[attr-defined]
-    return path
+    return fetched("shim")
 
 
 @pytest.fixture(scope="module")

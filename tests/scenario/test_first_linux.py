@@ -240,7 +240,7 @@ def test_what_is_not_fetched_is_one_line_that_says_how(
     for command in (["run", "linux-captures"], ["compare-linux"]):
         assert main(command) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "run python -m kexecemu.fixtures.fetch kernel" in line
+        assert "run kexecemu fetch kernel" in line
 
 
 def test_a_cpu_that_there_is_not_cannot_be_stuck(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_those_that_ship_explain_themselves_and_say_what_to_fetch() -> None:
     assert {"linux-captures", "linux-stamped-checked", "linux-stamped-unchecked"} <= set(names)
     for name in names:
         text = find_scenario(name).read_text()
-        assert re.search(r"python -m kexecemu.fixtures.fetch kernel\S* busybox kexec-tools\n", text)
+        assert re.search(r"kexecemu fetch kernel\S* busybox kexec-tools\n", text)
         assert len(" ".join(re.findall(r"^# (.*)$", text, re.MULTILINE)).split()) >= 35
 
 

@@ -91,7 +91,16 @@ def test_qemu_says_the_same_with_alignment_checking(tmp_path: Path, el: int) -> 
     files = {KERNEL: IMAGE, DTB: dtb, start: struct.pack(f"<{len(code)}I", *code), **core()}
     machine = "virt,virtualization=on" if el == 2 else "virt"
     command = [str(QEMU), "-M", machine, "-cpu", "cortex-a57", "-m", "768M", "-display", "none"]
-    command += ["-serial", "stdio", "-monitor", "none", "-device", f"loader,addr={start:#x},cpu-num=0"]
+    command += [
+        "-nic",
+        "none",
+        "-serial",
+        "stdio",
+        "-monitor",
+        "none",
+        "-device",
+        f"loader,addr={start:#x},cpu-num=0",
+    ]
     for phys, content in files.items():
         path = tmp_path / f"{phys:x}"
         path.write_bytes(content)

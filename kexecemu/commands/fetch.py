@@ -1,0 +1,77 @@
+"""kexecemu fetch: real kernels and tools from Debian, into a cache, for scenarios and tests that want them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kexecemu.commands import complete
+from kexecemu.errors import FetchError, InputError
+from kexecemu.suggest import did_you_mean
+
+__all__ = ["EXAMPLES", "fetch_command"]
+
+EXAMPLES = (
+    ("kexecemu fetch", "What a real capture kernel takes: Debian's kernel, and busybox."),
+    ("kexecemu fetch kernel-trixie kexec-tools", "Others, by name; --list says which there are."),
+)
+
+
+def fetch_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME",
+            help="What to fetch (default: kernel busybox).",
+            autocompletion=complete.fetch_targets,
+        ),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Say what there is to fetch, and what is there.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Fetch everything that there is.")] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Elsewhere than $KEXECEMU_CACHE or ~/.cache/kexecemu."),
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            "--mirror",
+            metavar="URL",
+            help="A mirror of Debian, on a machine whose apt has none (Ubuntu, say).",
+        ),
+    ] = None,
+) -> None:
+    """Fetch real arm64 kernels and tools from Debian, once: exit status 1 if something cannot be had.
+
+    Packages come by this machine's own apt, so its mirrors and keys count, but with lists and archives of their own
+    below the cache: nothing is installed, and nothing here needs root.
+    """
+    from kexecemu.fetch.cache import cache_folder, cached, fetch
+    from kexecemu.fetch.targets import TARGETS, USUAL
+
+    folder = cache.absolute() if cache is not None else cache_folder()
+    if show:
+        for name, target in TARGETS.items():
+            print(f"{name:<17}{'fetched' if cached(name, folder) else '-':<9}{target.summary}")
+        return
+    wanted = list(TARGETS) if every else list(dict.fromkeys(names or USUAL))
+    for name in wanted:
+        if name not in TARGETS:
+            like = did_you_mean(name, TARGETS)
+            raise InputError(f"there is no {name!r} to fetch{like}; there are {', '.join(TARGETS)}")
+    try:
+        fetch(wanted, folder, _say, mirror)
+    except FetchError as error:
+        print(f"kexecemu: fetch: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    except OSError as error:
+        raise InputError(f"fetch: {error.filename or folder}: {error.strerror or error}") from error
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,182 @@
+"""What can be fetched: of which packages of which release of Debian, and what of them is kept.
+
+Everything is pinned to a release by its codename, so that two machines have the same whatever they run themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kexecemu.errors import FetchError
+from kexecemu.fetch.apt import Apt, run_program
+
+__all__ = ["TARGETS", "USUAL", "Target"]
+
+_BOOKWORM = "bookworm"
+
+# What a disk needs of a kernel: Debian's cloud kernels have all of virtio as modules.
+_DISK_MODULES = ("virtio", "virtio_ring", "virtio_mmio", "virtio_blk")
+
+
+def _nothing(kept: Path) -> None:
+    """What is kept is as it should be."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to fetch: how its packages are downloaded, what of them is kept, and the file that it is about.
+
+    keep, file and needs are patterns below the packages' root; an empty file stands for the folder itself. What was
+    fetched before it was known that needs are needed lacks them, and counts as not fetched. native says that it is for
+    this machine's architecture and not for arm64. finish puts what was kept into its final form.
+    """
+
+    summary: str
+    download: Callable[[Apt, Path], None]
+    keep: Sequence[str]
+    file: str = ""
+    needs: Sequence[str] = ()
+    release: str = _BOOKWORM
+    native: bool = False
+    finish: Callable[[Path], None] = _nothing
+
+    def find(self, folder: Path) -> Path | None:
+        """The file (or the folder) where it was fetched to, None if it is not there."""
+        if not all(any(folder.glob(pattern)) for pattern in self.needs):
+            return None
+        if not self.file:
+            return folder if folder.is_dir() else None
+        return max(folder.glob(self.file), default=None)
+
+    def architecture(self) -> str:
+        """In Debian's words."""
+        if not self.native:
+            return "arm64"
+        done = run_program(["dpkg", "--print-architecture"])
+        return done.stdout.strip() or "amd64"
+
+
+def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> Target:
+    """The kernel that a meta package of a release stands for, with its configuration and the modules of a disk."""
+
+    def download(apt: Apt, folder: Path) -> None:
+        # The meta package depends on the newest kernel, whose name carries its version.
+        images = [name for name in apt.dependencies(package) if name.startswith("linux-image-")]
+        if not images:
+            raise FetchError(f"{package} depends on no kernel")
+        # Since 7.x the image is split: it depends on linux-base-R (configuration), -binary-R (vmlinuz), -modules-R.
+        version = images[0].removeprefix("linux-image-")
+        parts = [
+            name
+            for name in apt.dependencies(images[0])
+            if name.startswith("linux-") and name.endswith(f"-{version}")
+        ]
+        apt.download([images[0], *parts], folder)
+
+    # Which modules need which is said in the modules: modules.dep is made where a package is installed. They may be
+    # compressed, and one that is missing is built in.
+    folder = "**/lib/modules/*"
+    modules = [f"{folder}/kernel/**/{name}.ko*" for name in _DISK_MODULES]
+    builtin = f"{folder}/modules.builtin"
+    split = [f"usr/lib/modules/*/{name}" for name in ("vmlinuz", "config")]
+    return Target(
+        summary,
+        download,
+        keep=["boot/vmlinuz-*", "boot/config-*", *split, *modules, builtin],
+        file="boot/vmlinuz-*",
+        needs=["boot/config-*", builtin],
+        release=release,
+        finish=_one_layout,
+    )
+
+
+def _one_layout(kept: Path) -> None:
+    """What newer packages have under usr/lib/modules/RELEASE goes to where the older ones have it."""
+    for path in sorted(kept.glob("usr/lib/modules/*/*")):
+        if path.name in ("vmlinuz", "config"):
+            place = kept / "boot" / f"{path.name}-{path.parent.name}"
+            place.parent.mkdir(exist_ok=True)
+            path.rename(place)
+
+
+# glibc's loader is given everything by the script, so that none of the machine's own libraries is taken.
+_STARTER = """\
+#!/bin/sh
+# QEMU by its own loader and libraries: this machine's may be of another release.
+here=$(dirname "$(readlink -f "$0")")
+exec "$here/{loader}" --library-path "{libraries}" "$here/{program}" -L "$here/usr/share/qemu" "$@"
+"""
+
+
+def _starter(kept: Path) -> None:
+    """A script that starts the program wherever the cache lies, on a machine of any release."""
+    [program] = kept.glob("usr/bin/qemu-system-aarch64")
+    loader = next(iter(sorted(kept.glob("**/ld-linux-*.so.*"))), None)
+    if loader is None:
+        raise FetchError("qemu: no loader among its packages")
+    folders = sorted({path.parent.relative_to(kept) for path in kept.glob("usr/lib/*-linux-gnu*/*.so*")})
+    text = _STARTER.format(
+        loader=loader.relative_to(kept),
+        libraries=":".join(f"$here/{folder}" for folder in folders),
+        program=program.relative_to(kept),
+    )
+    script = kept / "qemu-system-aarch64"
+    script.write_text(text)
+    script.chmod(0o755)
+    for name in ("bin", "sbin"):  # apt's packages of a merged /usr have no such links
+        if os.path.islink(kept / name):
+            (kept / name).unlink()
+
+
+TARGETS = {
+    "kernel": _kernel("Debian 12's signed cloud kernel, Linux 6.1", "linux-image-cloud-arm64"),
+    "kernel-trixie": _kernel("Debian 13's, Linux 6.12", "linux-image-cloud-arm64", "trixie"),
+    "kernel-backports": _kernel(
+        "the newest that Debian 13 offers as a backport", "linux-image-cloud-arm64", "trixie-backports"
+    ),
+    "kernel-16k": _kernel("Debian 13's for pages of 16 KiB", "linux-image-arm64-16k", "trixie"),
+    # /usr/bin in releases with a merged /usr, /bin before.
+    "busybox": Target(
+        "busybox, linked statically, for arm64",
+        lambda apt, folder: apt.download(["busybox-static"], folder),
+        ["**/bin/busybox"],
+        "**/bin/busybox",
+    ),
+    # /usr/sbin and /usr/lib in releases with a merged /usr, /sbin and /lib before.
+    "kexec-tools": Target(
+        "the program kexec for arm64 and its libraries; its purgatory is embedded in it",
+        lambda apt, folder: apt.download_with_dependencies(["kexec-tools"], folder),
+        ["**/sbin/kexec", "**/lib/ld-linux-aarch64.so.1", "**/lib/aarch64-linux-gnu/*.so*"],
+        "**/sbin/kexec",
+        needs=["**/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"],
+    ),
+    "dumptools": Target(
+        "crash, makedumpfile and vmcore-dmesg for arm64, to be run under qemu-user",
+        lambda apt, folder: apt.download_with_dependencies(["crash", "makedumpfile", "kexec-tools"], folder),
+        ["**/bin/crash", "**/bin/makedumpfile", "**/sbin/vmcore-dmesg", "**/*.so", "**/*.so.*"],
+    ),
+    "shim": Target(
+        "Debian's secure boot CA, which signed the kernels' signer",
+        lambda apt, folder: apt.download(["shim-unsigned"], folder),
+        ["usr/share/shim/debian-uefi-ca.der"],
+        "usr/share/shim/debian-uefi-ca.der",
+    ),
+    "qemu": Target(
+        "Debian 14's qemu-system-aarch64 for this machine, for -cpu max of today; nothing is installed",
+        lambda apt, folder: apt.download_with_dependencies(["qemu-system-arm"], folder),
+        [
+            "usr/bin/qemu-system-aarch64",
+            "usr/lib/*-linux-gnu*/*.so*",
+            "**/ld-linux-*.so.*",
+            "usr/share/qemu/*.rom",
+        ],
+        "qemu-system-aarch64",
+        release="forky",
+        native=True,
+        finish=_starter,
+    ),
+}
+USUAL = ("kernel", "busybox")

@@ -62,6 +62,7 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files that are not what they should be."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
     files = {
         "empty": b"",
         "text": b"#!/bin/sh\n" * 100,

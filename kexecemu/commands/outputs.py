@@ -25,6 +25,8 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
             raise InputError(f"{option} {str(path)!r}: is no name of a file")
         if path.is_dir():
             raise InputError(f"{option} {path}: is a directory")
+        if path.exists() and not path.is_file():  # it would be replaced, not written to: /dev/null by a file
+            raise InputError(f"{option} {path}: is no regular file")
         _check_parent(option, path)
         other = seen.setdefault(path.absolute(), option)
         if other != option:
@@ -37,7 +39,8 @@ def check_folder(option: str, folder: Path | None) -> None:
         return
     above = next(one for one in (folder, *folder.parents) if one.exists())
     if not above.is_dir():
-        raise InputError(f"{option} {folder}: {above} is not a folder")
+        what = "" if above == folder else f"{above} "
+        raise InputError(f"{option} {folder}: {what}is not a folder")
 
 
 def _check_parent(option: str, path: Path) -> None:

@@ -213,10 +213,10 @@ def deliver(result: Result, scenario: str | None, outputs: Outputs, handoff: Han
         print_result(account(), result)
         if outputs.vmcore is not None and dump is None:
             print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
+        print_written(files)
         if handoff.taken is not None:
             print(f"handoff      QEMU goes on from the jump: {handoff.taken.script}")
             print(shlex.join(handoff.taken.command))
-        print_written(files)
     if handoff.folder is not None and handoff.taken is None:
         print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)
     raise typer.Exit(_AS_EXPECTED if result.as_expected else _NOT_AS_EXPECTED)

@@ -13,9 +13,8 @@ from rich.text import Text
 
 __all__ = ["Cell", "account", "line_breaks", "print_table", "say", "say_labelled"]
 
-_NARROWEST = (
-    20  # columns for what is folded under its own; where there are fewer it goes on further to the left
-)
+# With fewer columns than these for it, what is folded does not go on under its own column but further to the left.
+_NARROWEST = 20
 _LITTLE = 4
 
 Cell = tuple[str, str]

@@ -23,6 +23,7 @@ Path = Sequence[str | int]
 
 _WHERE = re.compile(r"(?P<what>.*) - at `\$(?P<path>[^`]*)`\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`\Z", re.DOTALL)
+_INVALID = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
 _GOT = re.compile(r"got `(\w+)`")
 _LONGEST = 500  # lines of one value; whose value has more is not told the line
 _STEP = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
@@ -86,29 +87,34 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
     """
     match = _WHERE.match(str(error))
     words, where = (match["what"], match["path"]) if match else (str(error), "")
-    path: list[str | int] = []
-    for step in _STEP.finditer(where):
-        if step["index"] == "...":
-            path += _culprit(_value(text, path), words)
-            break
-        path.append(step["key"] if step["key"] is not None else int(step["index"]))
+    steps = [_step(match) for match in _STEP.finditer(where)]
+    path = steps[: steps.index("...")] if "..." in steps else steps
     unknown = _UNKNOWN.match(words)
-    types = _types(inspect.type_info(form), path)
+    types = _types(inspect.type_info(form), steps)
     if unknown is not None:
         words += did_you_mean(unknown["name"], _keys(types))
         path.append(unknown["name"])
     elif "Invalid enum value" in words:
         known = _possible(types)
-        given = _value(text, path)
-        words += did_you_mean(given, known) if isinstance(given, str) else ""
+        given = _INVALID.search(words)
+        words += did_you_mean(given[1], known) if given is not None else ""
         words += f"; known are {', '.join(known)}"
+    elif path != steps:
+        path = [*path, *_culprit(_value(text, path), words)]
     if match:
         words += f" - at `${where}`"
     return at_line(text, path, words)
 
 
+def _step(match: re.Match[str]) -> str | int:
+    """A key, a number, or "..." for some key of a table, msgspec does not say which."""
+    if match["key"] is not None:
+        return match["key"]
+    return match["index"] if match["index"] == "..." else int(match["index"])
+
+
 def _culprit(table: Any, words: str) -> list[str | int]:
-    """The key of the value that is of the wrong type: msgspec does not say which of a table's it is."""
+    """The key of the value in a table that is of the wrong type."""
     got = _GOT.search(words)
     if got is None or not isinstance(table, Mapping):
         return []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kexecemu.scenario.toml_lines import Path, at_line, line_of
+from kexecemu.scenario.toml_lines import Path, at_line, line_of, validation_text
 
 TEXT = """\
 # a comment with fault = 1 in it
@@ -91,6 +92,30 @@ def test_text_that_is_no_toml_has_no_lines() -> None:
 
 def test_lines_end_as_on_other_systems_too() -> None:
     assert line_of("a = 1\r\n\r\n[b]\r\nc = 2\r\n", ("b", "c")) == 4
+
+
+class Form(msgspec.Struct, forbid_unknown_fields=True):
+    """Tables of tables, as a scenario may come to have them."""
+
+    matrix: dict[str, list[Literal["one", "two"]]] = {}
+    sizes: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '[matrix]\nx = ["one"]\ny = ["too"]\n',
+            "line 1: Invalid enum value 'too' (did you mean two?); known are one, two - at `$.matrix[...][0]`",
+        ),
+        ("[sizes]\na = 1\n\nb = 'x'\n", "line 4: Expected `int`, got `str` - at `$.sizes[...]`"),
+        ("\nmatrx = {}\n", "line 2: Object contains unknown field `matrx` (did you mean matrix?)"),
+    ],
+)
+def test_what_could_stand_there_instead_is_told_for_any_form(text: str, words: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as error:
+        msgspec.convert(tomllib.loads(text), Form)
+    assert validation_text(error.value, text, Form) == words
 
 
 _KEYS = st.text("abcdef", min_size=1, max_size=3)

@@ -88,9 +88,20 @@ def __getattr__(name: str) -> Any:
 
 
 def _version() -> str:
+    """The release. A checkout says so itself: what is installed may be another one."""
+    from configparser import ConfigParser
+    from configparser import Error as ConfigParserError
     from importlib.metadata import PackageNotFoundError, version
+    from pathlib import Path
 
+    checkout = ConfigParser()
+    try:
+        checkout.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
+        if checkout.get("metadata", "name") == "kexecemu":
+            return checkout.get("metadata", "version")
+    except (ConfigParserError, UnicodeDecodeError):
+        pass  # not a checkout of ours
     try:
         return version("kexecemu")
     except PackageNotFoundError:
-        return "checkout"
+        return "unknown"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["fixture_path", "purgatory_path"]
+__all__ = ["fixture_path", "purgatory_path", "shipped_scenarios"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -22,3 +22,8 @@ def fixture_path(name: str) -> Path:
 def purgatory_path() -> Path:
     """The path of the purgatory object that ships, purgatory.ro."""
     return _find("purgatory", "purgatory.ro")
+
+
+def shipped_scenarios() -> list[str]:
+    """Names of the scenarios that ship, sorted."""
+    return sorted(path.stem for path in fixture_path("scenarios").glob("*.toml"))

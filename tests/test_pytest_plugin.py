@@ -88,7 +88,11 @@ def test_bad_toml_is_a_collection_error_with_one_line(pytester, inner):
     write(pytester, "bad.scenario.toml", GOOD.replace("cpus = 2", "cpu = 2"))
     result = inner()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*bad.scenario.toml: Object contains unknown field `cpu` - at `$.machine`"])
+    result.stdout.fnmatch_lines(
+        [
+            "*bad.scenario.toml: line *: Object contains unknown field `cpu` (did you mean cpus?) - at `$.machine`"
+        ]
+    )
     result.stdout.no_fnmatch_line("*Traceback*")
     result.stdout.no_fnmatch_line("*msgspec*")
 

@@ -180,7 +180,7 @@ INITRD = str(fixture_path("guests/initrd.cpio"))
         (((), {"faults": [Fault("initrd", flip=3)]}), "python -c"),
         (((), {"faults": [Fault("initrd", write=b"'\"", by=By.DMA, when=When.AFTER_CHECK)]}), "python -c"),
         (((), {"faults": [Fault("initrd+8", write=b"12345678", width=8)]}), "python -c"),
-        (((), {"rng_ready": True}), "python -c"),
+        (((), {"rng_ready": True, "gic": 3}), "kexecemu crash"),
         (((), {"initrd_size": 0x20000}), "python -c"),
         ((("golden",), {"seed": 3}), "kexecemu run"),
         ((("initrd-stamped",), {"purgatory": "none"}), "python -c"),

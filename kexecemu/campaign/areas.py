@@ -12,6 +12,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["EDGE", "WHERE", "Area", "Kind", "Places"]
 
@@ -97,7 +98,9 @@ class Places:
         try:
             return self._areas[name]
         except KeyError:
-            raise InputError(f"no place {name!r} in this image; there are {', '.join(self._areas)}") from None
+            like = did_you_mean(name, self._areas)
+            known = ", ".join(self._areas)
+            raise InputError(f"no place {name!r} in this image{like}; there are {known}") from None
 
     def reach(self, fault: CampaignFault) -> PhysRange:
         """The physical range that a fault writes to; InputError when it lies outside of its base or is of no model.
@@ -122,9 +125,9 @@ class Places:
         segments = [one.name for one in self._image.segments]
         for word in sorted(words - set(WHERE)):
             if word not in segments:
-                raise InputError(
-                    f"campaign.where: no segment {word!r}; there are {', '.join(segments)}, {', '.join(WHERE)}"
-                )
+                known = [*segments, *WHERE]
+                like = did_you_mean(word, known)
+                raise InputError(f"campaign.where: no segment {word!r}{like}; there are {', '.join(known)}")
         whole = _REGION in words
         taken: list[PhysRange] = []
         found: list[Area] = []

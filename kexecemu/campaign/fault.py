@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kexecemu.errors import InputError
 from kexecemu.faults.dump import Dump
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["CampaignFault", "Decided", "Ended", "How", "Moment", "Writer"]
 
@@ -66,7 +67,12 @@ class CampaignFault:
     def parse(cls, token: str) -> CampaignFault:
         """The fault that a token names; InputError for anything else."""
         match = _ID.match(token)
-        if match is None or match["moment"] not in set(Moment):
+        if match is not None and match["moment"] not in set(Moment):
+            like = did_you_mean(match["moment"], Moment)
+            raise InputError(
+                f"{token!r} is no fault: no moment {match['moment']!r}{like}; there are {', '.join(Moment)}"
+            )
+        if match is None:
             raise InputError(f"{token!r} is no fault: they look like dma.bit-flip.3.initrd+1a2b.after-load")
         moment = Moment(match["moment"])
         if (match["at"] is not None) != (moment in _WITH_NUMBER):

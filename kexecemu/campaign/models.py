@@ -28,6 +28,7 @@ from kexecemu.campaign.contents import (
 )
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["MAX_LENGTH", "MODELS", "Model", "ModelRow", "find_model", "model_rows"]
 
@@ -97,7 +98,8 @@ def find_model(name: str) -> Model:
     try:
         return MODELS[name]
     except KeyError:
-        raise InputError(f"no fault model {name!r}; there are {', '.join(MODELS)}") from None
+        like = did_you_mean(name, MODELS)
+        raise InputError(f"no fault model {name!r}{like}; there are {', '.join(MODELS)}") from None
 
 
 def model_rows() -> list[ModelRow]:

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 from kexecemu.campaign.areas import WHERE
 from kexecemu.campaign.fault import Moment, Writer
-from kexecemu.campaign.models import MODELS, Model
+from kexecemu.campaign.models import Model, find_model
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 
 # "hashing" without a number: the middle of each sixteenth, so that as much has been read as is still to come.
 HASHING_STEPS = tuple(range(8, 256, 16))
 
+# All that there can be; whether a segment was loaded is for the machine to say.
+_PLACES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, *WHERE)
+
 _BEFORE_THE_CRASH = (Moment.DURING_LOAD, Moment.AFTER_LOAD)
-# Segments that an image may have; whether the loaded one does is known after the load.
-_SEGMENTS = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", COPY, PAGE_DIGESTS)
 _FURTHEST = {Moment.WHILE_HASHING: 256, Moment.IN_CAPTURE: 10**9}
 _MOMENT = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z", re.ASCII)
 
@@ -65,10 +67,9 @@ def plan_of(scenario: Scenario) -> Plan:
         if twice is not None:
             raise InputError(f"campaign.{key}: {twice!r} is there twice")
     for word in table.where:
-        if word not in (*WHERE, *_SEGMENTS):
-            raise InputError(
-                f"campaign.where: no place {word!r}; there are {', '.join((*WHERE, *_SEGMENTS))}"
-            )
+        if word not in _PLACES:
+            like = did_you_mean(word, _PLACES)
+            raise InputError(f"campaign.where: no place {word!r}{like}; there are {', '.join(_PLACES)}")
     models = tuple(_model(name) for name in table.models)
     writers = tuple(_writer(name) for name in table.by)
     moments = _moments(table.moments)
@@ -85,14 +86,16 @@ def _has_purgatory(scenario: Scenario) -> bool:
 
 
 def _model(name: str) -> Model:
-    if name not in MODELS:
-        raise InputError(f"campaign.models: no fault model {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name]
+    try:
+        return find_model(name)
+    except InputError as error:
+        raise InputError(f"campaign.models: {error}") from None
 
 
 def _writer(name: str) -> Writer:
     if name not in set(Writer):
-        raise InputError(f"campaign.by: no writer {name!r}; there are {', '.join(Writer)}")
+        like = did_you_mean(name, Writer)
+        raise InputError(f"campaign.by: no writer {name!r}{like}; there are {', '.join(Writer)}")
     return Writer(name)
 
 
@@ -111,7 +114,8 @@ def _moment(word: str) -> list[tuple[Moment, int]]:
     if match is None or match["moment"] not in set(Moment):
         known = ", ".join(f"{one}-N" if one in _FURTHEST else one for one in Moment)
         raise InputError(
-            f"campaign.moments: no moment {word!r}; there are {known}, and hashing for 16 steps of it"
+            f"campaign.moments: no moment {word!r}{did_you_mean(word, Moment)}; there are {known}, and hashing for 16 "
+            "steps of it"
         )
     moment = Moment(match["moment"])
     if moment not in _FURTHEST:

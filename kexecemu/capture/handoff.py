@@ -56,12 +56,13 @@ class _Piece:
 class Handoff:
     """What was written: the folder, the exception level at which QEMU goes on, and the command line's words.
 
-    The words name the files with the folder as it was given.
+    The words name the files with the folder as it was given. files are all that were written.
     """
 
     folder: Path
     el: int
     command: list[str]
+    files: tuple[Path, ...] = ()
 
     @property
     def script(self) -> Path:
@@ -138,7 +139,9 @@ def write_handoff(
     words = _command(board, pieces, el, cpu_model)
     state = _state(kernel, image, registers, pieces, el, alignment_checks, words)
     replace_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
-    handoff = Handoff(folder, el, _command(board, pieces, el, cpu_model, folder))
+    names = [*(piece.name for piece in pieces), "state.json", "run-qemu.sh"]
+    files = tuple(folder / name for name in names)
+    handoff = Handoff(folder, el, _command(board, pieces, el, cpu_model, folder), files)
     replace_file(handoff.script, _script(words).encode())
     handoff.script.chmod(0o755)
     return handoff

@@ -14,6 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kexecemu.commands.options import (
+    HtmlOption,
+    JsonOption,
+    ProtectionOption,
+    PurgatoryOption,
+    ScenarioArgument,
+    from_one,
+    from_zero,
+    seed_number,
+)
+from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
+from kexecemu.commands.run import located
 from kexecemu.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,36 +35,79 @@ if TYPE_CHECKING:
     from kexecemu.campaign.work import Progress
     from kexecemu.scenario.schema import Scenario
 
-__all__ = ["campaign_command", "compare_command", "overridden"]
+__all__ = ["COMPARE_EXAMPLES", "EXAMPLES", "campaign_command", "compare_command", "overridden"]
+
+EXAMPLES = (
+    (
+        "kexecemu campaign campaign-16m --faults 3000 --seed 1 --out stray",
+        "3000 faults over a scenario that ships; the results are in the folder stray.",
+    ),
+    (
+        "kexecemu campaign mine.toml --faults 9000 --seed 1 --out big --resume --rows r.csv",
+        "Go on with one that was stopped, and write a row for each fault.",
+    ),
+)
+COMPARE_EXAMPLES = (
+    ("kexecemu campaign-compare with without", "The same faults in two campaigns: what only one catches."),
+    (
+        "kexecemu campaign-compare with without --html comparison.html",
+        "The same with a picture, as one HTML file.",
+    ),
+)
+
+_OUTPUT = "What is written"
 
 _AS_EXPECTED, _NOT_AS_EXPECTED, _INTERRUPTED = 0, 1, 130
 
 
 def campaign_command(
-    scenario: Annotated[str, typer.Argument(help="A TOML file, or the name of a scenario that ships.")],
-    faults: Annotated[int, typer.Option("--faults", help="How many to draw.", min=1)],
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sample; the machine has the scenario's.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
+    scenario: ScenarioArgument,
+    faults: Annotated[int, typer.Option("--faults", metavar="N", help="How many to draw.", parser=from_one)],
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            parser=seed_number,
+            help="Seed of the sample; the machine has the scenario's.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder for the results.", rich_help_panel=_OUTPUT),
+    ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
     executor: Annotated[
-        str, typer.Option("--executor", help="local, or dask://HOST:PORT for the cluster of that scheduler.")
+        str,
+        typer.Option(
+            "--executor",
+            metavar="WHERE",
+            help="local, or dask://HOST:PORT for the cluster of that scheduler.",
+        ),
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Local processes (default: one a CPU).", min=1)
+        int | None,
+        typer.Option("--workers", metavar="N", help="Local processes (default: one a CPU).", parser=from_one),
     ] = None,
     audit: Annotated[
-        int, typer.Option("--audit", help="How many conclusions to check by full emulation.", min=0)
+        int,
+        typer.Option(
+            "--audit", metavar="N", parser=from_zero, help="Conclusions to check by full emulation."
+        ),
     ] = 300,
-    protection: Annotated[
-        str | None,
-        typer.Option("--protection", help="none, pte, readonly or bbml2, whatever the scenario says."),
+    protection: ProtectionOption = None,
+    purgatory: PurgatoryOption = None,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--rows",
+            metavar="FILE",
+            help="Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
-    purgatory: Annotated[
-        str | None,
-        typer.Option("--purgatory", help="default, none or a purgatory object, whatever the scenario says."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a report as one HTML file.")] = None,
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""
     from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
@@ -60,8 +115,8 @@ def campaign_command(
 
     path = find_scenario(scenario)
     parsed = overridden(read_scenario(path), protection, purgatory)
-    _check_html(html)
-    with _executor(executor) as make, _bar() as progress:
+    _check_outputs(out, html, rows)
+    with located(path, parsed), _executor(executor) as make, _bar() as progress:
         given = [("--protection", protection), ("--purgatory", purgatory)]
         planned = plan_campaign(
             parsed,
@@ -88,7 +143,7 @@ def campaign_command(
             again = [one for one in sys.argv[1:] if one != "--resume"]
             print(f"{stopped}; go on with: kexecemu {shlex.join([*again, '--resume'])}", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from None
-    _deliver(summary, json, html)
+    _deliver(summary, json, out, html, rows)
 
 
 def overridden(scenario: Scenario, protection: str | None, purgatory: str | None) -> Scenario:
@@ -104,21 +159,14 @@ def overridden(scenario: Scenario, protection: str | None, purgatory: str | None
     return msgspec.structs.replace(scenario, kernel=kernel)
 
 
-def _check_html(html: Path | None) -> None:
-    """Say at once that it cannot be written, and not when the work is done."""
-    if html is not None and (html.is_dir() or not html.parent.is_dir()):
-        raise InputError(
-            f"--html {html}: is a directory" if html.is_dir() else f"--html {html}: no such folder"
-        )
+def _check_outputs(out: Path, html: Path | None, rows: Path | None) -> None:
+    """Say at once that something cannot be written, and not when the work is done."""
+    check_folder("--out", out)
+    check_outputs({"--html": html, "--rows": rows})
+    if rows is not None:
+        from kexecemu.report.campaign_rows import check_rows
 
-
-def _write_html(html: Path, text: str) -> None:
-    from kexecemu.files import replace_file
-
-    try:
-        replace_file(html, text.encode())
-    except OSError as error:
-        raise InputError(f"--html {html}: {error.strerror or error}") from error
+        check_rows(rows)
 
 
 def _cpus() -> int:
@@ -143,23 +191,33 @@ def _executor(words: str) -> Iterator[Callable[[], Executor] | None]:
         raise InputError(f"--executor {words!r}: is local or dask://HOST:PORT")
 
 
-def _deliver(summary: Summary, json: bool, html: Path | None) -> None:
-    from kexecemu.report.json import to_text
+def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: Path | None) -> None:
+    from kexecemu.campaign.store import FILE
+    from kexecemu.files import replace_file
 
+    files = [out / FILE]
     if html is not None:
         from kexecemu.report.campaign_html import render_campaign
 
-        _write_html(html, render_campaign(summary))
+        with writing("--html", html):
+            replace_file(html, render_campaign(summary).encode())
+        files.append(html)
+    if rows is not None:
+        from kexecemu.report.campaign_rows import write_rows
+
+        with writing("--rows", rows):
+            write_rows(rows, out)
+        files.append(rows)
     if json:
         from kexecemu.report.campaign_json import campaign_object
 
-        sys.stdout.write(to_text(campaign_object(summary)))
+        print_json(campaign_object(summary), files)
     else:
-        from rich.console import Console
-
         from kexecemu.report.campaign_text import print_campaign
+        from kexecemu.report.terminal import account
 
-        print_campaign(Console(), summary)
+        print_campaign(account(), summary)
+        print_written(files)
     for one in summary.disagreements:
         from kexecemu.report.campaign_words import disagreement_text
 
@@ -210,26 +268,27 @@ def _bar() -> Iterator[Progress | None]:
 def compare_command(
     first: Annotated[Path, typer.Argument(help="The folder of a finished campaign.")],
     second: Annotated[Path, typer.Argument(help="The folder of another one over the same faults.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write the table and a picture as one HTML file.")
-    ] = None,
+    json: JsonOption = False,
+    html: HtmlOption = None,
 ) -> None:
     """What each of two campaigns catches that the other does not, fault by fault."""
     from kexecemu.campaign.compare import compare
 
-    _check_html(html)
+    check_outputs({"--html": html})
     comparison = compare(first, second)
+    files = []
     if html is not None:
+        from kexecemu.files import replace_file
         from kexecemu.report.comparison_html import render_comparison
 
-        _write_html(html, render_comparison(comparison))
+        with writing("--html", html):
+            replace_file(html, render_comparison(comparison).encode())
+        files.append(html)
     if json:
-        from kexecemu.report.json import to_text
-
-        sys.stdout.write(to_text(_comparison_object(comparison)))
+        print_json(_comparison_object(comparison), files)
     else:
         _print_comparison(comparison)
+        print_written(files)
 
 
 def _comparison_object(comparison: Comparison) -> dict[str, Any]:
@@ -282,13 +341,14 @@ def _pair(one: Pair) -> dict[str, str]:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
 
-    console = Console()
+    from kexecemu.report.terminal import account, print_table, say_labelled
+
+    console = account()
 
     def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say_labelled(console, escape(text))
 
     names = comparison.names
     say(f"first   {names[0]}: {comparison.first.scenario}")
@@ -297,13 +357,12 @@ def _print_comparison(comparison: Comparison) -> None:
     say("")
 
     def cross(found: Mapping[str, Mapping[str, int]], columns: list[str], prefix: str = "") -> None:
-        table = Table(box=None, pad_edge=False, title="first, down; second, across", title_justify="left")
-        table.add_column("")
-        for column in columns:
-            table.add_column(prefix + column, justify="right", no_wrap=True)
-        for here, counts in found.items():
-            table.add_row(prefix + here, *(f"{counts.get(column, 0):,}" for column in columns))
-        console.print(table)
+        say("first, down; second, across")
+        rows = [
+            [(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
+            for here, counts in found.items()
+        ]
+        print_table(console, ("", *(prefix + column for column in columns)), rows)
         say("")
 
     cross(

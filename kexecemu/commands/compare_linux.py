@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import typer
 
 from kexecemu.arguments import contents
+from kexecemu.commands import complete
+from kexecemu.commands.options import (
+    CmdlineOption,
+    CpusOption,
+    JsonOption,
+    RamOption,
+    SeedOption,
+    VerboseOption,
+)
+from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
-from kexecemu.report.progress import live_console, progress_bar
-from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs
-from kexecemu.scenario.first_linux import FirstLinux, LinuxSetup
-from kexecemu.scenario.first_linux_compare import boot_model, compare, config_options
-from kexecemu.scenario.first_linux_rows import Row, Same
-from kexecemu.scenario.first_linux_run import read_kernel
-from kexecemu.shown import shown
 
-__all__ = ["CompareOptions", "compare_linux_command", "print_rows", "rows_object"]
+__all__ = ["EXAMPLES", "compare_linux_command"]
 
-_WIDEST = 60
+EXAMPLES = (
+    ("kexecemu compare-linux", "Debian's kernel (kexecemu fetch kernel busybox kexec-tools) and its model."),
+    (
+        "kexecemu compare-linux --ram 1G --cmdline crashkernel=256M --all",
+        "Another board; lines that are equal are printed too.",
+    ),
+)
 
-
-@shown()
-@dataclass(frozen=True)
-class CompareOptions:
-    """What is booted: an Image (its config-* is looked for beside it) or fetched:NAME, and the board."""
-
-    kernel: Path
-    ram: str
-    cpus: int
-    cmdline: str
-    seed: int
+_SAME, _DIFFERENT = 0, 1
 
 
-def compare_linux_command(options: CompareOptions, *, every: bool, json: bool, verbose: bool) -> bool:
-    """Boot both, print the table or one JSON object; True when all is equal that should be."""
-    path = fetched_kernel(options.kernel)
+def compare_linux_command(
+    kernel: Annotated[
+        Path,
+        typer.Option(
+            "--kernel",
+            metavar="FILE",
+            help="A real arm64 Image, or fetched:NAME.",
+            autocompletion=complete.fetched,
+            rich_help_panel="The first kernel",
+        ),
+    ] = Path("fetched:kernel"),
+    ram: RamOption = "512M",
+    cpus: CpusOption = 1,
+    cmdline: CmdlineOption = "crashkernel=192M",
+    seed: SeedOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Print equal lines too.")] = False,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Boot a real kernel and the model of it alike, load by kexec-tools, compare: exit 1 if something differs."""
+    from kexecemu.report.linux_rows import print_rows, rows_object
+    from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs
+    from kexecemu.scenario.first_linux import FirstLinux, LinuxSetup
+    from kexecemu.scenario.first_linux_compare import boot_model, compare, config_options
+    from kexecemu.scenario.first_linux_rows import Same
+    from kexecemu.scenario.first_linux_run import read_kernel
+
+    path = fetched_kernel(kernel)
     image = read_kernel(path)
     programs = fetched_programs()
+    assert ram is not None and cpus is not None and cmdline is not None  # they have defaults
     setup = LinuxSetup(
         image=image,
         crash_image=image,
@@ -48,27 +73,28 @@ def compare_linux_command(options: CompareOptions, *, every: bool, json: bool, v
         busybox=programs.busybox,
         kexec=programs.kexec,
         packages=programs.packages,
-        ram=options.ram,
-        cpus=options.cpus,
-        cmdline=options.cmdline,
-        seed=options.seed,
+        ram=ram,
+        cpus=cpus,
+        cmdline=cmdline,
+        seed=seed or 0,
     )
     with progress_bar(verbose, ["the real kernel is running"]) as progress:
         linux = FirstLinux(setup, live_console if verbose else None)
         linux.load(progress)
-    config = _config(path, linux.release)
-    model = boot_model(linux, config_options(config))
+    model = boot_model(linux, config_options(_config(path, linux.release)))
     rows = compare(linux, model)
     if json:
-        sys.stdout.write(json_module.dumps(rows_object(linux.release, rows), indent=2) + "\n")
+        print_json(rows_object(linux.release, rows))
     else:
         sys.stdout.write(f"Linux {linux.release} beside the model of era {model.config.release.value}\n")
         sys.stdout.write(print_rows(rows, every))
-    return all(row.same is not Same.DIFFERENT for row in rows)
+    good = all(row.same is not Same.DIFFERENT for row in rows)
+    raise typer.Exit(_SAME if good else _DIFFERENT)
 
 
 def _config(path: Path, release: str) -> str:
     """The kernel's configuration; "" where it is not beside it, which is said."""
+
     for candidate in (path.with_name(f"config-{release}"), path.with_name(".config")):
         if candidate.is_file():
             try:
@@ -77,52 +103,3 @@ def _config(path: Path, release: str) -> str:
                 raise InputError(f"configuration {candidate}: {error}") from error
     print(f"kexecemu: no config-{release} beside {path}: the model has its usual options", file=sys.stderr)
     return ""
-
-
-def rows_object(release: str, rows: list[Row]) -> dict[str, Any]:
-    """What --json prints."""
-    counts = Counter(row.same for row in rows)
-    return {
-        "release": release,
-        "counts": {same.value: counts[same] for same in Same},
-        "rows": [
-            {
-                "group": row.group,
-                "name": row.name,
-                "real": row.real,
-                "model": row.model,
-                "result": row.same.value,
-                "why": row.why if row.same is Same.SHOWN else None,
-            }
-            for row in rows
-        ],
-    }
-
-
-def print_rows(rows: list[Row], every: bool) -> str:
-    """A table by groups: what differs with both values, what is equal by its number alone unless every is set."""
-    lines = []
-    shown = [row for row in rows if every or row.same is not Same.EQUAL]
-    wide = max((len(row.name) for row in shown), default=0)
-    for group in dict.fromkeys(row.group for row in rows):
-        inside = [row for row in rows if row.group == group]
-        counts = Counter(row.same for row in inside)
-        words = ", ".join(f"{counts[same]} {same.value}" for same in Same if counts[same])
-        lines += ["", f"{group}: {words}"]
-        for row in inside:
-            if row not in shown:
-                continue
-            mark = {Same.EQUAL: "=", Same.DIFFERENT: "!", Same.SHOWN: " "}[row.same]
-            name = row.name.ljust(wide)
-            if row.same is Same.EQUAL:
-                lines.append(f"  {mark} {name}  {_cut(row.real)}")
-                continue
-            lines.append(f"  {mark} {name}  real  {_cut(row.real)}")
-            lines.append(f"    {'':{wide}}  model {_cut(row.model)}{f'  ({row.why})' if row.why else ''}")
-    total = Counter(row.same for row in rows)
-    lines += ["", ", ".join(f"{total[same]} {same.value}" for same in Same)]
-    return "\n".join(lines) + "\n"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."

@@ -8,25 +8,42 @@ from typing import Annotated
 
 import typer
 
+from kexecemu.commands import complete
 from kexecemu.errors import FetchError, InputError
+from kexecemu.suggest import did_you_mean
 
-__all__ = ["fetch_command"]
+__all__ = ["EXAMPLES", "fetch_command"]
+
+EXAMPLES = (
+    ("kexecemu fetch", "What a real capture kernel takes: Debian's kernel, and busybox."),
+    ("kexecemu fetch kernel-trixie kexec-tools", "Others, by name; --list says which there are."),
+)
 
 
 def fetch_command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="What to fetch; default: kernel busybox.")
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME",
+            help="What to fetch (default: kernel busybox).",
+            autocompletion=complete.fetch_targets,
+        ),
     ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Say what there is to fetch, and what is there.")
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Fetch everything that there is.")] = False,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Elsewhere than $KEXECEMU_CACHE or ~/.cache/kexecemu.")
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Elsewhere than $KEXECEMU_CACHE or ~/.cache/kexecemu."),
     ] = None,
     mirror: Annotated[
         str | None,
-        typer.Option("--mirror", help="A mirror of Debian, on a machine whose apt has none (Ubuntu, say)."),
+        typer.Option(
+            "--mirror",
+            metavar="URL",
+            help="A mirror of Debian, on a machine whose apt has none (Ubuntu, say).",
+        ),
     ] = None,
 ) -> None:
     """Fetch real arm64 kernels and tools from Debian, once: exit status 1 if something cannot be had.
@@ -45,7 +62,8 @@ def fetch_command(
     wanted = list(TARGETS) if every else list(dict.fromkeys(names or USUAL))
     for name in wanted:
         if name not in TARGETS:
-            raise InputError(f"there is no {name!r} to fetch; there are {', '.join(TARGETS)}")
+            like = did_you_mean(name, TARGETS)
+            raise InputError(f"there is no {name!r} to fetch{like}; there are {', '.join(TARGETS)}")
     try:
         fetch(wanted, folder, _say, mirror)
     except FetchError as error:

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kexecemu.commands.options import (
+    CmdlineOption,
+    ConfigOption,
+    EraOption,
+    JsonOption,
+    ProtectionOption,
+    RamOption,
+)
+from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
-from kexecemu.kernel.cmdline import memparse
 from kexecemu.kernel.config import KernelConfig, split_options
 from kexecemu.kernel.kimage import Segment
-from kexecemu.kernel.linear_price import LinearMapPrice
-from kexecemu.kernel.linear_survey import LinearMapSurvey, survey_linear_map
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["linear_map_command"]
+if TYPE_CHECKING:
+    from kexecemu.kernel.linear_price import LinearMapPrice
+    from kexecemu.kernel.linear_survey import LinearMapSurvey
+
+__all__ = ["EXAMPLES", "linear_map_command"]
+
+EXAMPLES = (
+    (
+        "kexecemu linear-map --ram 4T --era 6.1 --cmdline 'crashkernel=256M rodata=on'",
+        "What base pages for the whole map cost a large server before 6.4.",
+    ),
+    (
+        "kexecemu linear-map --loaded initrd=0x77150000+0x27e000 --ptdump",
+        "The map after a load that protects one segment, as the kernel dumps it.",
+    ),
+)
 
 _RAM_BASE = 0x40000000
 _RAM_LIMIT = 1 << 48
@@ -26,39 +46,38 @@ _BEFORE, _AFTER = "6.1", "6.4"
 
 
 def linear_map_command(
-    ram: Annotated[str, typer.Option("--ram", help="RAM of the board, for example 1G or 4T.")] = "1G",
-    era: Annotated[str, typer.Option("--era", help="6.1, 6.4 or 6.12.")] = "6.4",
-    cmdline: Annotated[
-        str, typer.Option("--cmdline", help="The first kernel's command line, with crashkernel= and rodata=.")
-    ] = "crashkernel=256M",
-    protection: Annotated[
-        str | None,
-        typer.Option("--protection", help="none, pte, readonly or bbml2 (default: the era's own)."),
-    ] = None,
-    config: Annotated[
-        list[str] | None,
-        typer.Option("--config", help="A Kconfig option, for example ZONE_DMA=n; repeatable."),
-    ] = None,
+    ram: RamOption = "1G",
+    era: EraOption = "6.4",
+    cmdline: CmdlineOption = "crashkernel=256M",
+    protection: ProtectionOption = None,
+    config: ConfigOption = None,
     text: Annotated[
         str | None,
         typer.Option(
             "--text",
-            help="START-END: physical range of the kernel's read-only text (default: the kernel that ships).",
+            metavar="START-END",
+            help="Physical range of the kernel's read-only text (default: the kernel that ships).",
+            rich_help_panel="The first kernel",
         ),
     ] = None,
     loaded: Annotated[
         list[str] | None,
         typer.Option(
             "--loaded",
-            help="NAME=PHYS+SIZE: a segment, protected as after a load; repeatable.",
+            metavar="NAME=PHYS+SIZE",
+            help="A segment, protected as after a load; repeatable.",
+            rich_help_panel="The crash kernel",
         ),
     ] = None,
     ptdump: Annotated[
         bool, typer.Option("--ptdump", help="Print the map in the format of the kernel's own dump.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Print the first kernel's linear map as it would be built, and what it costs; nothing is run."""
+    from kexecemu.kernel.linear_survey import survey_linear_map
+
+    assert ram is not None and cmdline is not None  # they have defaults
     if ptdump and json:
         raise InputError("--ptdump and --json exclude each other")
     if not cmdline.isascii():
@@ -77,7 +96,7 @@ def linear_map_command(
         for name in (_BEFORE, _AFTER)
     }
     if json:
-        sys.stdout.write(json_module.dumps(_object(bank, asked, sides), indent=2) + "\n")
+        print_json(_object(bank, asked, sides))
     else:
         sys.stdout.write(_account(bank, asked, sides))
 
@@ -87,6 +106,8 @@ def linear_map_command(
 
 def _number(text: str, what: str) -> int:
     """A number as the kernel reads it: decimal, hex or octal, with a suffix; InputError for anything else."""
+    from kexecemu.kernel.cmdline import memparse
+
     value, rest = memparse(text.strip())
     if rest or not text.strip()[:1].isdigit():
         raise InputError(

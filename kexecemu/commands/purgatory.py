@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
+from kexecemu.commands.help import HelpfulGroup, add_command
+from kexecemu.commands.options import ConfigOption, JsonOption
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
@@ -22,7 +24,13 @@ from kexecemu.kernel.relocate import SUPPORTED_TYPES
 
 __all__ = ["app", "describe_purgatory"]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a purgatory, and try it.")
+app = typer.Typer(
+    cls=HelpfulGroup,
+    rich_markup_mode=None,
+    help="Look at a purgatory, and try it.",
+    epilog="kexecemu purgatory info /usr/sbin/kexec\nWhat the one inside kexec-tools' program is made of.\n"
+    "kexecemu purgatory check default mine.ro\nWhat yours finds, beside the one that ships.",
+)
 
 _SHF_ALLOC, _SHF_EXECINSTR, _SHT_NOBITS = 2, 4, 8
 _RELOCATIONS = {0: "R_ARM_NONE", **{kind: name for name, kind in ENUM_RELOC_TYPE_AARCH64.items()}}
@@ -137,13 +145,12 @@ def _read(file: Path) -> RelocatableObject:
     return parse_purgatory(object_or_embedded(data), str(file))
 
 
-@app.command()
 def info(
     file: Annotated[
         Path,
         typer.Argument(help="A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
     found = describe_purgatory(_read(file))
@@ -152,18 +159,12 @@ def info(
     raise typer.Exit(0 if usable else 1)
 
 
-@app.command()
 def check(
     files: Annotated[
         list[str],
         typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
     ],
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--config", help="An option of the loading kernel, as KEXEC_PURGATORY_MMU=n; repeatable."
-        ),
-    ] = None,
+    config: ConfigOption = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -172,7 +173,7 @@ def check(
             "and name the rows where it is not so; with commas or repeated.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
     from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
@@ -223,3 +224,28 @@ def _text(file: Path, found: dict[str, Any]) -> str:
     else:
         lines.append(f"does not link {found['links']}")
     return "\n".join(lines) + "\n"
+
+
+add_command(
+    app,
+    "info",
+    info,
+    "Commands",
+    (
+        ("kexecemu purgatory info purgatory.ro", "What it is made of, and who could load it."),
+        ("kexecemu purgatory info /usr/sbin/kexec", "The one inside kexec-tools' program."),
+    ),
+)
+add_command(
+    app,
+    "check",
+    check,
+    "Commands",
+    (
+        ("kexecemu purgatory check default mine.ro", "Your own beside the one that ships."),
+        (
+            "kexecemu purgatory check mine.ro --config KEXEC_PURGATORY_MMU=n --json",
+            "Without caches; one JSON object.",
+        ),
+    ),
+)

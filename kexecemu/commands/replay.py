@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kexecemu.commands.options import JsonOption, ProtectionOption, PurgatoryOption, ScenarioArgument
+from kexecemu.commands.outputs import print_json
+from kexecemu.errors import InputError
+from kexecemu.suggest import did_you_mean
+
 if TYPE_CHECKING:
     from kexecemu.campaign.replay import Replay
 
-__all__ = ["replay_command"]
+__all__ = ["EXAMPLES", "replay_command"]
+
+EXAMPLES = (
+    (
+        "kexecemu replay dma.bit-flip.3.initrd+1a2b.after-load campaign-16m",
+        "One fault of the campaign over a scenario that ships, to its end.",
+    ),
+    (
+        "kexecemu replay cpu.bit-flip.2.purgatory+3a8.after-load campaign-16m --trace --culprit",
+        "The last instructions before the end, and the one that wrote the damage.",
+    ),
+)
 
 _AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
 
 
 def replay_command(
     fault: Annotated[str, typer.Argument(help="The fault's name, as a campaign gives it.")],
-    scenario: Annotated[str, typer.Argument(help="The campaign's scenario.")],
+    scenario: ScenarioArgument,
     trace: Annotated[bool, typer.Option("--trace", help="Say who ran, and the last instructions.")] = False,
     culprit: Annotated[
         bool, typer.Option("--culprit", help="Find the instruction that wrote the damage.")
     ] = False,
-    protection: Annotated[
-        str | None, typer.Option("--protection", help="As it was given to the campaign.")
-    ] = None,
-    purgatory: Annotated[
-        str | None, typer.Option("--purgatory", help="As it was given to the campaign.")
-    ] = None,
+    protection: ProtectionOption = None,
+    purgatory: PurgatoryOption = None,
     refused: Annotated[
         list[str] | None,
         typer.Option("--not", metavar="OUTCOME", help="An outcome that it must not have; repeatable."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Run one fault of a campaign again to its end; exit status 1 if that is not what the campaign makes of it."""
     from kexecemu.campaign.engine import Engine
     from kexecemu.campaign.fault import CampaignFault
     from kexecemu.campaign.replay import replay_in
     from kexecemu.commands.campaign import overridden
-    from kexecemu.errors import InputError
+    from kexecemu.commands.run import located
     from kexecemu.faults.outcome import Outcome
     from kexecemu.scenario.schema import find_scenario, read_scenario
 
     for outcome in refused or ():
         if outcome not in set(Outcome):
-            raise InputError(f"--not {outcome!r} is no outcome; they are {', '.join(Outcome)}")
+            like = did_you_mean(outcome, list(Outcome))
+            raise InputError(f"--not {outcome!r} is no outcome{like}; they are {', '.join(Outcome)}")
     parsed = CampaignFault.parse(fault)
     path = find_scenario(scenario)
-    engine = Engine(overridden(read_scenario(path), protection, purgatory), path.parent)
-    try:
+    campaign = overridden(read_scenario(path), protection, purgatory)
+    with located(path, campaign), closing(Engine(campaign, path.parent)) as engine:
         found = replay_in(engine, parsed, trace=trace, culprit=culprit)
-    finally:
-        engine.close()
     if json:
-        from kexecemu.report.json import to_text
-
-        sys.stdout.write(to_text(_object(found)))
+        print_json(_object(found))
     else:
         _print(found)
     unwanted = found.outcome in (refused or ())
@@ -87,20 +96,15 @@ def _object(found: Replay) -> dict[str, Any]:
 
 
 def _print(found: Replay) -> None:
-    from rich.console import Console
+    from kexecemu.report.terminal import account
+    from kexecemu.report.text import print_events
 
-    console = Console()
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
+    say = print
     say(f"fault        {found.fault.id}")
     where = found.concluded.segment or found.fault.base
     say(f"where        {where}, physical {found.concluded.phys:#x}")
     say("")
-    say("instructions  event")
-    for event in found.events:
-        say(f"{event.when:12,}  {event.kind:<14} {event.text}")
+    print_events(account(), found.events)
     if found.trace:
         say("")
         say("instructions  who ran")

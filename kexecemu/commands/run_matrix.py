@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError, KexecError
 from kexecemu.scenario.matrix import Cell, choose_cells
 from kexecemu.scenario.schema import Expect, Scenario, read_scenario
 
 if TYPE_CHECKING:
+    from kexecemu.commands.run import Outputs
     from kexecemu.scenario.runner import Result
 
 __all__ = ["chosen_scenario", "run_matrix_command"]
@@ -32,57 +33,49 @@ def chosen_scenario(path: Path, cell: str | None, expect: Expect | None) -> tupl
 
 
 def run_matrix_command(
-    name: str,
-    cells: Sequence[Cell],
-    folder: Path,
-    seed: int | None,
-    *,
-    json: bool,
-    verbose: bool,
-    outputs: Mapping[str, Path | None],
+    name: str, cells: Sequence[Cell], path: Path, seed: int | None, outputs: Outputs
 ) -> bool:
     """Run all cells and print a line each, or one JSON object; True when each ended as expected.
 
     Raises InputError for outputs, which are of one crash, and for a cell that cannot be run.
     """
-    from kexecemu.report.json import result_object, to_text
+    from kexecemu.report.json import result_object
 
-    given = [option for option, path in outputs.items() if path is not None]
+    given = [option for option, file in outputs.files.items() if file is not None]
     if given:
         raise InputError(
             f"{given[0]} is for one crash, and this is a matrix of {len(cells)}: add --cell {cells[0].name}"
         )
     objects: list[dict[str, Any]] = []
     good = 0
-    if not json:
+    if not outputs.json:
         print(name)
     for cell in cells:
-        result = _run(cell, folder, seed, verbose)
+        result = _run(cell, path, seed, outputs.verbose)
         good += result.as_expected
-        if json:
-            objects.append({"cell": dict(cell.values), **result_object(result, None)})
+        if outputs.json:
+            objects.append({"cell": dict(cell.values), **result_object(result, None, str(path))})
         else:
             _print_cell(cell, result, max(len(one.name) for one in cells))
         result.kernel.board.close()
-    if json:
-        found = {"name": name, "as_expected": good == len(cells), "cells": objects}
-        sys.stdout.write(to_text(found))
+    if outputs.json:
+        print_json({"name": name, "as_expected": good == len(cells), "cells": objects})
     else:
         print(f"{good} of {len(cells)} as expected")
     return good == len(cells)
 
 
-def _run(cell: Cell, folder: Path, seed: int | None, verbose: bool) -> Result:
+def _run(cell: Cell, path: Path, seed: int | None, verbose: bool) -> Result:
     from kexecemu.report.progress import live_console
     from kexecemu.scenario.runner import run_scenario
 
     try:
-        return run_scenario(cell.scenario, folder, seed=seed, console=live_console if verbose else None)
+        return run_scenario(cell.scenario, path.parent, seed=seed, console=live_console if verbose else None)
     except (InputError, KexecError) as error:
         raise InputError(f"cell {cell.name}: {error}") from error
 
 
 def _print_cell(cell: Cell, result: Result, width: int) -> None:
-    print(f"{cell.name:<{width}}  {result.end.outcome.value}", flush=True)
+    print(f"{cell.name:<{width}}  {result.end.outcome.value:<9} dump {result.end.dump.value}", flush=True)
     for mismatch in result.mismatches:
         print(f"{'':<{width}}  unexpected: {mismatch}")

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["scenario_schema", "schema_command"]
+from kexecemu.commands.outputs import check_outputs, print_written, writing
+
+__all__ = ["EXAMPLES", "scenario_schema", "schema_command"]
+
+EXAMPLES = (
+    ("kexecemu schema", "On stdout, for whoever reads it."),
+    ("kexecemu schema --out scenario.schema.json", "In a file beside your scenarios, for your editor."),
+)
 
 
 def schema_command(
@@ -19,18 +26,16 @@ def schema_command(
 
     A scenario names it in its first line: #:schema scenario.schema.json
     """
-    from kexecemu.errors import InputError
     from kexecemu.files import replace_file
 
     text = json.dumps(scenario_schema(), indent=2, ensure_ascii=False) + "\n"
     if out is None:
         sys.stdout.write(text)
         return
-    try:
+    check_outputs({"--out": out})
+    with writing("--out", out):
         replace_file(out, text.encode())
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror or error}") from error
-    print(f"schema       {out}")
+    print_written([out])
 
 
 def scenario_schema() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["free_area", "resolve", "resolve_by"]
 
@@ -36,7 +37,8 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
     if base.startswith("vmlinux:"):
         name = base.removeprefix("vmlinux:")
         if name not in kernel.guest.vmlinux.elf.symbols:
-            raise InputError(f"target {base}: the first kernel has no symbol {name}")
+            like = did_you_mean(name, kernel.guest.vmlinux.elf.symbols)
+            raise InputError(f"target {base}: the first kernel has no symbol {name}{like}")
         phys = kernel.guest.phys(name)
         if phys not in kernel.guest.area:
             raise InputError(f"target {base}: {name} is a number, not a place in the first kernel's image")
@@ -53,15 +55,17 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
         if purgatory is None:
             raise InputError(f"target {base}: no purgatory is loaded")
         # Local symbols too: a stray write does not ask for linkage.
-        symbol = purgatory.symbol_table().get(name)
+        symbols = purgatory.symbol_table()
+        symbol = symbols.get(name)
         if symbol is None:
-            raise InputError(f"target {base}: the purgatory has no symbol {name}")
+            like = did_you_mean(name, symbols)
+            raise InputError(f"target {base}: the purgatory has no symbol {name}{like}")
         return PhysRange(symbol[0], purgatory.segment.area.end)
     segment = image.segment(base)
     if segment is None:
-        known = ", ".join(one.name for one in image.segments)
+        known = [*(one.name for one in image.segments), "crashkernel", "crashkernel-free"]
         raise InputError(
-            f"target {base}: no such segment or symbol; there are {known}, crashkernel, crashkernel-free, "
+            f"target {base}: no such segment or symbol{did_you_mean(base, known)}; there are {', '.join(known)}, "
             "purgatory:SYMBOL, vmlinux:SYMBOL and physical addresses"
         )
     return segment.area

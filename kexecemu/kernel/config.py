@@ -6,26 +6,36 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from kexecemu.arguments import instance, text
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
-__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "Protection", "split_options"]
+__all__ = [
+    "KNOWN_OPTIONS",
+    "Era",
+    "KernelConfig",
+    "OptionRow",
+    "Protection",
+    "check_option",
+    "option_rows",
+    "split_options",
+]
 
 
 class Era(enum.Enum):
-    """A stretch of arm64 history with the same rules; the value is the release that stands for it.
-
-    6.1  before the series of April 2023: the loaded segments lose PTE_VALID, and crashkernel= may force the whole
-         linear map down to base pages
-    6.4  right after the series (commits 0d124e96051b, 04a2a7af3d97, 504cae453f82): no protection, late reservation
-    6.12 the generic reservation of 6.7 (commit fdc268232dbb) with fallbacks and a default low size
-    """
+    """A stretch of arm64 history with the same rules; the value is the release that stands for it."""
 
     V6_1 = "6.1"
     V6_4 = "6.4"
     V6_12 = "6.12"
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for people."""
+        return _ERA_MEANINGS[self.value]
 
     @property
     def protects_by_pte(self) -> bool:
@@ -58,6 +68,14 @@ class Era(enum.Enum):
         return 0xF if self is Era.V6_12 else 0x7
 
 
+_ERA_MEANINGS: Mapping[str, str] = {
+    "6.1": "before the series of April 2023: the loaded segments lose PTE_VALID, and crashkernel= may force the whole "
+    "linear map down to base pages",
+    "6.4": "right after the series (commits 0d124e96051b, 04a2a7af3d97, 504cae453f82): no protection, late reservation",
+    "6.12": "the generic reservation of 6.7 (commit fdc268232dbb) with fallbacks and a default low size",
+}
+
+
 class Protection(enum.Enum):
     """How the loaded crash image is protected from stray writes through the linear map."""
 
@@ -67,30 +85,43 @@ class Protection(enum.Enum):
     BBML2 = "bbml2"
 
 
-# Kconfig names that change what the model does, with their defaults (arm64 defconfig unless said).
-KNOWN_OPTIONS: Mapping[str, str] = {
-    "ARM64_4K_PAGES": "y",
-    "ARM64_16K_PAGES": "n",
-    "ARM64_64K_PAGES": "n",
-    "CMA_SIZE_MBYTES": "0",  # Debian has 64; 0 keeps small machines simple
-    "DEBUG_PAGEALLOC_ENABLE_DEFAULT": "n",
-    "KEXEC_FILE": "y",
+# Kconfig names that change what the model does, with their defaults (arm64 defconfig unless said) and what they mean.
+_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
+    "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
+    "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
+    "CMA_SIZE_MBYTES": ("0", "size of the default CMA area; Debian has 64, 0 keeps small machines simple"),
+    "DEBUG_PAGEALLOC_ENABLE_DEFAULT": (
+        "n",
+        "debug_pagealloc= is on unless said: base pages in the linear map",
+    ),
+    "KEXEC_FILE": ("y", "kexec_file_load() is there"),
     # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
-    "KEXEC_PURGATORY_CHOSEN": "n",  # the verdict in the next /chosen; y for policies that go on, unless given
-    "KEXEC_PURGATORY_COPY": "n",  # a second copy of the image, to repair it from
-    "KEXEC_PURGATORY_CRYPTO": "y",  # SHA-2 instructions where the CPU has them
-    "KEXEC_PURGATORY_EARLY_CHECK": "n",  # asked by the panicking kernel before it stops the other CPUs
-    "KEXEC_PURGATORY_GUARD": "n",  # compared with its digest by the first kernel before it is started
-    "KEXEC_PURGATORY_MMU": "y",  # caches on for the check
-    "KEXEC_PURGATORY_PAGE_DIGESTS": "n",  # a table of the digests of all pages, to say which one it is
-    "KEXEC_PURGATORY_POLICY": "stop",  # what to do when the check fails
-    "KFENCE": "n",
-    "KFENCE_SAMPLE_INTERVAL": "100",
-    "PANIC_ON_OOPS": "n",
-    "RODATA_FULL_DEFAULT_ENABLED": "y",
-    "ZONE_DMA": "y",
-    "ZONE_DMA32": "y",  # follows ZONE_DMA unless given: a kernel without the one has seldom the other
+    "KEXEC_PURGATORY_CHOSEN": (
+        "n",
+        "the verdict in the next /chosen; y for policies that go on, unless given",
+    ),
+    "KEXEC_PURGATORY_COPY": ("n", "a second copy of the image, to repair it from"),
+    "KEXEC_PURGATORY_CRYPTO": ("y", "SHA-2 instructions where the CPU has them"),
+    "KEXEC_PURGATORY_EARLY_CHECK": (
+        "n",
+        "asked by the panicking kernel before it stops the other CPUs",
+    ),
+    "KEXEC_PURGATORY_GUARD": (
+        "n",
+        "compared with its digest by the first kernel before it is started",
+    ),
+    "KEXEC_PURGATORY_MMU": ("y", "caches on for the check"),
+    "KEXEC_PURGATORY_PAGE_DIGESTS": ("n", "a table of the digests of all pages, to say which one it is"),
+    "KEXEC_PURGATORY_POLICY": ("stop", "what to do when the check fails"),
+    "KFENCE": ("n", "the memory error detector: its pool is mapped by base pages"),
+    "KFENCE_SAMPLE_INTERVAL": ("100", "milliseconds between two guarded allocations; 0 is off"),
+    "PANIC_ON_OOPS": ("n", "an oops panics"),
+    "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
+    "ZONE_DMA": ("y", "the zone of what the narrowest DMA master reaches"),
+    "ZONE_DMA32": ("y", "the zone below 4 GiB; as ZONE_DMA unless given: few kernels have one alone"),
 }
+KNOWN_OPTIONS: Mapping[str, str] = {name: default for name, (default, _) in _OPTIONS.items()}
 
 
 # Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
@@ -99,16 +130,43 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _check_value(name: str, short: str, value: str) -> None:
-    """InputError when an option has no such value."""
+class OptionRow(NamedTuple):
+    """A line of the list of options: default, what else it can be, and what it is about."""
+
+    name: str
+    default: str
+    values: str
+    meaning: str
+
+
+def option_rows() -> list[OptionRow]:
+    """All options that the model knows, sorted by name."""
+    rows = []
+    for name, (default, meaning) in sorted(_OPTIONS.items()):
+        kind = "a number" if default.isdigit() else "y or n"
+        rows.append(OptionRow(name, default, ", ".join(_CHOICES.get(name, (kind,))), meaning))
+    return rows
+
+
+def check_option(name: str, value: str) -> str:
+    """An option's name without CONFIG_; InputError when the model knows none of that name, or it has no such value."""
+    short = name.removeprefix("CONFIG_")
+    if short not in KNOWN_OPTIONS:
+        like = did_you_mean(short, KNOWN_OPTIONS)
+        known = ", ".join(sorted(KNOWN_OPTIONS))
+        raise InputError(f"config option {name} is not one that the model knows{like}; known are {known}")
     if short in _CHOICES:
         if value not in _CHOICES[short]:
-            raise InputError(f"config option {name} is one of {', '.join(_CHOICES[short])}, not {value!r}")
+            like = did_you_mean(value, _CHOICES[short])
+            raise InputError(
+                f"config option {name} is one of {', '.join(_CHOICES[short])}, not {value!r}{like}"
+            )
     elif KNOWN_OPTIONS[short].isdigit():
-        if not value.isdigit():
+        if not (value.isascii() and value.isdigit()):
             raise InputError(f"config option {name} takes a number, not {value!r}")
     elif value not in ("y", "n"):
         raise InputError(f"config option {name} is y or n, not {value!r}")
+    return short
 
 
 def _check_purgatory(options: dict[str, str]) -> None:
@@ -125,12 +183,7 @@ def _check_purgatory(options: dict[str, str]) -> None:
 def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in given.items():
-        short = text(name, "config option").removeprefix("CONFIG_")
-        if short not in KNOWN_OPTIONS:
-            known = ", ".join(sorted(KNOWN_OPTIONS))
-            raise InputError(f"config option {name} is not one that the model knows; known are {known}")
-        _check_value(name, short, text(value, f"config option {name}"))
-        options[short] = value
+        options[check_option(name, value)] = value
     if "ZONE_DMA" in options:
         options.setdefault("ZONE_DMA32", options["ZONE_DMA"])
     _check_purgatory(options)
@@ -138,6 +191,10 @@ def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
     chosen = [name for name in page_sizes if options.get(name) == "y"]
     if len(chosen) > 1:
         raise InputError(f"config options {' and '.join(chosen)} exclude each other")
+    if not chosen and options.get("ARM64_4K_PAGES") == "n":
+        raise InputError(
+            f"config option ARM64_4K_PAGES=n needs another page size: {' or '.join(page_sizes[1:])}"
+        )
     if chosen:
         options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
     return {**KNOWN_OPTIONS, **options}
@@ -148,9 +205,11 @@ def split_options(given: Iterable[str]) -> dict[str, str]:
     options: dict[str, str] = {}
     for item in given:
         name, equals, value = item.partition("=")
-        if not equals:
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
             raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
-        options[name.strip()] = value.strip()
+        if options.setdefault(name, value) != value:
+            raise InputError(f"--config {item!r}: {name} is {options[name]!r} already")
     return options
 
 
@@ -178,15 +237,21 @@ class KernelConfig:
             try:
                 object.__setattr__(self, "era", Era(self.era))
             except ValueError:
-                known = ", ".join(era.value for era in Era)
-                raise InputError(f"era {self.era!r} is not modelled; known are {known}") from None
+                known = [era.value for era in Era]
+                like = did_you_mean(str(self.era), known)
+                raise InputError(
+                    f"era {self.era!r} is not modelled{like}; known are {', '.join(known)}"
+                ) from None
         if self.protection is not None and not isinstance(self.protection, Protection):
             text(self.protection, "protection")
             try:
                 object.__setattr__(self, "protection", Protection(self.protection))
             except ValueError:
-                known = ", ".join(way.value for way in Protection)
-                raise InputError(f"protection {self.protection!r} is not known; known are {known}") from None
+                ways = [way.value for way in Protection]
+                like = did_you_mean(self.protection, ways)
+                raise InputError(
+                    f"protection {self.protection!r} is not known{like}; known are {', '.join(ways)}"
+                ) from None
         if self.purgatory is not None:
             instance(self.purgatory, (bool, str, Path), "purgatory")
         object.__setattr__(self, "options", _parse_options(instance(self.options, Mapping, "options")))

@@ -19,6 +19,7 @@ from kexecemu.kernel.kexec_tools import MachineView, core_header_size, prepare_c
 from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.purgatory import parse_purgatory
 from kexecemu.machine.timeline import Timeline
+from kexecemu.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from kexecemu.kernel.environment import KexecEnvironment
@@ -31,7 +32,8 @@ def _read_purgatory(path: Path) -> elfrel.RelocatableObject:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"purgatory {path}: {error.strerror or error}") from error
+        like = did_you_mean(path.name, ("default", "none"))
+        raise InputError(f"purgatory {path}: {error.strerror or error}{like}") from error
     return parse_purgatory(object_or_embedded(data), str(path))
 
 

@@ -77,6 +77,16 @@ def parse_size(size: str | int) -> int:
     return value
 
 
+def check_numbers(cpus: int, gic: int) -> None:
+    """InputError when there is no board with so many CPUs, or with an interrupt controller of that version."""
+    if not 1 <= cpus <= MAX_CPUS:
+        raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
+    if gic not in (2, 3):
+        raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
+    if gic == 3 and cpus > GIC3_CPUS:
+        raise InputError(f"a board with a GICv3 has 1 to {GIC3_CPUS} CPUs, not {cpus}")
+
+
 @shown(
     "ram",
     cpus=lambda board: len(board.cpus),
@@ -108,12 +118,7 @@ class Board:
         It is for a kernel that was given QEMU's device tree and looks for those.
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
-        if not 1 <= integer(cpus, "cpus") <= MAX_CPUS:
-            raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
-        if integer(gic, "gic") not in (2, 3):
-            raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
-        if gic == 3 and cpus > GIC3_CPUS:
-            raise InputError(f"a board with a GICv3 has 1 to {GIC3_CPUS} CPUs, not {cpus}")
+        check_numbers(integer(cpus, "cpus"), integer(gic, "gic"))
         for what, base in (("ram_base", ram_base), ("uart_base", uart_base)):
             if integer(base, what, 0) % HOST_PAGE:
                 raise InputError(f"{what}: {base:#x} is not the start of a page of {HOST_PAGE:#x} bytes")

@@ -38,9 +38,13 @@ class Event:
     text: str
     facts: dict[str, Fact] = field(default_factory=dict)
 
+    def as_object(self) -> dict[str, Fact]:
+        """For JSON, with the keys in this order: when, kind, text, then the facts in the order given."""
+        return {"when": self.when, "kind": self.kind, "text": self.text, **self.facts}
+
     def as_json(self) -> str:
-        """One line of JSON with the keys in this order: when, kind, text, then the facts in the order given."""
-        return json.dumps({"when": self.when, "kind": self.kind, "text": self.text, **self.facts})
+        """as_object() as one line of JSON."""
+        return json.dumps(self.as_object())
 
 
 class Timeline:

@@ -27,6 +27,7 @@ _WORDS = {
     "append": "--append",
     "ram": "--ram",
     "cpus": "--cpus",
+    "gic": "--gic",
     "cmdline": "--cmdline",
     "dtb": "--dtb",
     "era": "--era",
@@ -142,6 +143,8 @@ def _setup_words(options: Mapping[str, object]) -> list[str] | None:
             words += [word for key, chosen in value.items() for word in ("--config", f"{key}={chosen}")]
         elif name == "no_initrd":
             words += ["--initrd", "none"] if value else []
+        elif name == "rng_ready":
+            words += ["--rng-ready"] if value else []
         elif name == "purgatory" and (value is None or isinstance(value, bool)):
             words += ["--purgatory", "default" if value else "none"]
         elif name in _WORDS:

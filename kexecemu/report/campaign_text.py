@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +30,7 @@ from kexecemu.report.campaign_words import (
     tone_of,
 )
 from kexecemu.report.picture import size_text
+from kexecemu.report.terminal import Cell, print_table, say_labelled
 
 __all__ = ["print_campaign"]
 
@@ -63,40 +63,19 @@ def print_campaign(console: Console, summary: Summary) -> None:
     for one in summary.disagreements:
         decided, run = disagreement_text(one)
         _line(console, f"  {escape(f'{decided} by {one.how}, but {run}: {one.detail}'.rstrip(': '))}")
-        _line(console, f"    {escape(summary.reproducer(one))}")
+        _line(console, f"    {escape(summary.reproducer(one))}", folded=False)
     _print_speed(console, summary)
     _line(console, f"[dim]results  sha256 {summary.table_sha256}[/]")
 
 
-def _line(console: Console, text: str = "") -> None:
-    """One line, never folded: commands are copied from here."""
-    console.print(text, soft_wrap=True, highlight=False)
+def _line(console: Console, text: str = "", *, folded: bool = True) -> None:
+    """One line. What is too long for a terminal goes on behind the line's label, but for commands, to be copied."""
+    say_labelled(console, text, folded=folded)
 
 
 def _heading(console: Console, summary: Summary, title: str) -> None:
     _line(console)
     _line(console, f"[bold]{escape(title)}[/]  [dim]{escape(basis_text(summary))}[/]")
-
-
-_Cell = tuple[str, str]  # text and style
-
-
-def _print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> None:
-    """Numbers to the right, the first column and one without a heading to the left.
-
-    rich's own tables cut cells off where the terminal is narrow, and a number that is cut off is a wrong one.
-    """
-    widths = [
-        max(len(heading), *(len(row[column][0]) for row in rows)) for column, heading in enumerate(headings)
-    ]
-    for row in [[(heading, "dim") for heading in headings], *rows]:
-        cells = []
-        for column, (text, style) in enumerate(row):
-            if headings[column]:
-                text = text.ljust(widths[column]) if column == 0 else text.rjust(widths[column])
-            padded = escape(text)
-            cells.append(f"[{style}]{padded}[/]" if style else padded)
-        _line(console, "  ".join(cells))
 
 
 def _print_space(console: Console, summary: Summary) -> None:
@@ -116,7 +95,7 @@ def _print_outcomes(console: Console, summary: Summary) -> None:
     if "stratified" in summary.basis.sampler:
         _line(console, f"[dim]{STRATIFIED}[/]")
     rows = [_row(outcome, summary.figures[outcome], Outcome(outcome).meaning) for outcome in summary.outcomes]
-    _print_table(console, ("outcome", *_FIGURE_HEADINGS), rows)
+    print_table(console, ("outcome", *_FIGURE_HEADINGS), rows)
 
 
 def _print_dumps(console: Console, summary: Summary) -> None:
@@ -125,13 +104,13 @@ def _print_dumps(console: Console, summary: Summary) -> None:
         _row(name, figure, DUMPS[name])
         for name, figure in zip(DUMPS, summary.dump_figures.values(), strict=True)
     ]
-    _print_table(console, ("dump", *_FIGURE_HEADINGS), rows)
+    print_table(console, ("dump", *_FIGURE_HEADINGS), rows)
 
 
 _FIGURE_HEADINGS = ("faults", "share of the population", "between", "")
 
 
-def _row(word: str, figure: Figure, meaning: str) -> list[_Cell]:
+def _row(word: str, figure: Figure, meaning: str) -> list[Cell]:
     return [
         (word, _STYLES[tone_of(word)] if figure.count else "dim"),
         (f"{figure.count:,}", ""),
@@ -155,13 +134,13 @@ def _print_matrix(console: Console, summary: Summary, matrix: Matrix) -> None:
             for column, count in zip(matrix.columns, counts, strict=True)
         ]
         rows.append([(key, ""), *cells, (f"{total:,}", "")])
-    _print_table(console, (matrix.dimension, *matrix.columns, "faults"), rows)
+    print_table(console, (matrix.dimension, *matrix.columns, "faults"), rows)
 
 
 def _print_how(console: Console, summary: Summary) -> None:
     _heading(console, summary, "how it was found")
     rows = [((how, ""), (f"{count:,}", ""), (HOW_WORDS[how], "dim")) for how, count in summary.how.items()]
-    _print_table(console, ("how", "faults", ""), rows)
+    print_table(console, ("how", "faults", ""), rows)
 
 
 def _print_worst(console: Console, summary: Summary) -> None:
@@ -180,7 +159,7 @@ def _print_worst(console: Console, summary: Summary) -> None:
         )
         style = _STYLES[tone_of(one.outcome)]
         _line(console, f"  [{style}]{one.outcome:<8}[/] {escape(what)}")
-        _line(console, f"           {escape(summary.reproducer(one))}")
+        _line(console, f"           {escape(summary.reproducer(one))}", folded=False)
     more = sum(max(0, summary.outcomes[outcome] - _WORST_SHOWN) for outcome in shown)
     if more:
         _line(console, f"  and {more:,} more")

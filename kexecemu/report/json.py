@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kexecemu.campaign.version import own_version
 from kexecemu.capture.verdict import VerdictFlags, describe_damage
+from kexecemu.faults.fault import Injection
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.lab import End, Kernel
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
     from kexecemu.scenario.first_linux_run import LinuxResult
 
 __all__ = [
+    "SCHEMA",
+    "account_object",
     "dump_object",
     "image_object",
     "linux_object",
     "load_object",
     "result_object",
     "run_object",
-    "to_text",
 ]
+
+SCHEMA = 1
+"""The form of these objects. It changes when a key goes or means something else, not when one is added."""
 
 
 def _range(area: PhysRange | None) -> dict[str, int] | None:
@@ -56,6 +61,16 @@ def image_object(kernel: Reserved, image: Kimage) -> dict[str, Any]:
     }
 
 
+def _made_by(kernel: Kernel | None) -> dict[str, Any]:
+    """Which kexecemu it was, and as what it played the first kernel; None of that where that one was a real Linux."""
+    return {
+        "era": kernel.config.release.value if kernel is not None else None,
+        "protection": kernel.config.way.value if kernel is not None else None,
+        "version": own_version(),
+        "schema": SCHEMA,
+    }
+
+
 def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
     """What `kexecemu load --json` prints. Addresses are physical, as integers; ends are inclusive."""
     return {
@@ -64,6 +79,41 @@ def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
         "instructions": kernel.board.instructions,
         "seed": seed,
         "vmlinux": str(kernel.guest.vmlinux.path),
+        **_made_by(kernel),
+    }
+
+
+def _injection(one: Injection) -> dict[str, Any]:
+    """A stray write: what was asked for, and what memory held at phys before and right after it, as hex digits."""
+    return {
+        "at": one.fault.at,
+        "by": one.fault.by.value,
+        "when": one.fault.when.value,
+        "width": one.fault.width,
+        "phys": one.phys,
+        "length": one.fault.length,
+        "before": one.before.hex(),
+        "after": one.after.hex(),
+        "changed": one.changed,
+        "exception": one.exception.description if one.exception is not None else None,
+    }
+
+
+def account_object(
+    result: Result | LinuxResult, scenario: str | None, kernel: Kernel | None
+) -> dict[str, Any]:
+    """What the account for people has as well: how it was named, what happened in order, why the outcome is what it is.
+
+    kernel is the model, None where the first kernel was a real one.
+    """
+    end = result.end
+    return {
+        "reason": end.reason,
+        "name": result.name,
+        "scenario": scenario,
+        **_made_by(kernel),
+        "injections": [_injection(one) for one in end.injections],
+        "timeline": [event.as_object() for event in end.timeline],
     }
 
 
@@ -90,8 +140,8 @@ def dump_object(end: End) -> dict[str, str]:
     return {"dump": end.dump.value, "dump_reason": end.dump_reason}
 
 
-def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
-    """What `kexecemu run --json` and `kexecemu crash --json` print."""
+def result_object(result: Result, vmcore: Path | None, scenario: str | None = None) -> dict[str, Any]:
+    """What `kexecemu run --json` and `kexecemu crash --json` print. scenario is how it was named."""
     verdict = result.end.verdict
     return {
         **run_object(result, vmcore, result.kernel.guest.vmlinux.path),
@@ -110,6 +160,7 @@ def result_object(result: Result, vmcore: Path | None) -> dict[str, Any]:
         **dump_object(result.end),
         "mismatches": result.mismatches,
         "linux": linux_object(result.end),
+        **account_object(result, scenario, result.kernel),
     }
 
 
@@ -137,8 +188,3 @@ def linux_object(end: End) -> dict[str, Any] | None:
             for load in run.read
         ],
     }
-
-
-def to_text(value: dict[str, Any]) -> str:
-    """The object as indented JSON with a final newline."""
-    return json.dumps(value, indent=2) + "\n"

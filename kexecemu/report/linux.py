@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kexecemu.report.json import dump_object, linux_object, run_object
+from kexecemu.report.json import account_object, dump_object, linux_object, run_object
 from kexecemu.report.text import print_account, ram_and_cpus
 from kexecemu.scenario.first_linux_run import LinuxResult
 
@@ -33,7 +33,9 @@ def print_linux_result(console: Console, result: LinuxResult) -> None:
     )
 
 
-def linux_result_object(result: LinuxResult, vmcore: Path | None) -> dict[str, Any]:
+def linux_result_object(
+    result: LinuxResult, vmcore: Path | None, scenario: str | None = None
+) -> dict[str, Any]:
     """What `kexecemu run --json` prints of it: the keys of every run; nobody has an ELF of the first kernel."""
     return {
         **run_object(result, vmcore, None),
@@ -42,4 +44,5 @@ def linux_result_object(result: LinuxResult, vmcore: Path | None) -> dict[str, A
         "mismatches": result.mismatches,
         "first_linux": result.kernel.release,
         "linux": linux_object(result.end),
+        **account_object(result, scenario, None),
     }

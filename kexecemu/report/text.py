@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.board import Board
+from kexecemu.machine.timeline import Event
+from kexecemu.report.terminal import print_table, say
 from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
 
-__all__ = ["print_account", "print_layout", "print_result", "ram_and_cpus"]
+__all__ = ["print_account", "print_events", "print_layout", "print_result", "ram_and_cpus"]
 
 _STYLES = {
     Outcome.CAPTURED: "bold green",
@@ -34,34 +35,36 @@ _FIRST_LINES, _LAST_LINES = 2, 2
 _FOLDED = 3
 
 
-def _print(console: Console, text: str = "") -> None:
-    """One line, never folded: addresses are copied from here."""
-    console.print(text, soft_wrap=True, highlight=False)
-
-
 def print_layout(console: Console, kernel: Kernel, image: Kimage) -> None:
     """The crash region and what was loaded where."""
-    region = kernel.crashk_res
+    region, low = kernel.crashk_res, kernel.crashk_low_res
     assert region is not None
-    _print(
-        console, f"[bold]crashkernel[/]  {region.start:#012x}-{region.last:#012x}  {region.size >> 20} MiB"
-    )
-    if kernel.crashk_low_res is not None:
-        low = kernel.crashk_low_res
-        _print(console, f"[bold]low part[/]     {low.start:#012x}-{low.last:#012x}  {low.size >> 20} MiB")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("segment", "first", "last", "in memory", "from file"):
-        table.add_column(heading, justify="left" if heading == "segment" else "right", no_wrap=True)
-    for segment in image.segments:
-        area = segment.area
-        table.add_row(
-            segment.name, f"{area.start:#x}", f"{area.last:#x}", f"{segment.memsz:#x}", f"{segment.bufsz:#x}"
-        )
-    console.print(table)
-    _print(console, f"[bold]entry[/]        {image.start:#x}")
-    _print(
+    say(
         console,
-        f"[bold]digest[/]       {image.digest.hex() if image.digest else 'none: there is no purgatory'}",
+        "[bold]crashkernel[/]  ",
+        f"{region.start:#012x}-{region.last:#012x}  {region.size >> 20} MiB",
+    )
+    if low is not None:
+        say(console, "[bold]low part[/]     ", f"{low.start:#012x}-{low.last:#012x}  {low.size >> 20} MiB")
+    rows = [
+        [
+            (text, "")
+            for text in (
+                one.name,
+                f"{one.area.start:#x}",
+                f"{one.area.last:#x}",
+                f"{one.memsz:#x}",
+                f"{one.bufsz:#x}",
+            )
+        ]
+        for one in image.segments
+    ]
+    print_table(console, ("segment", "first", "last", "in memory", "from file"), rows)
+    say(console, "[bold]entry[/]        ", f"{image.start:#x}")
+    say(
+        console,
+        "[bold]digest[/]       ",
+        image.digest.hex() if image.digest else "none: there is no purgatory",
     )
 
 
@@ -91,24 +94,29 @@ def print_result(console: Console, result: Result) -> None:
 
 def print_account(console: Console, name: str, setting: str, end: End, mismatches: Sequence[str]) -> None:
     """The same for any end of a crash, whoever ran it."""
-    _print(console, f"[bold]{escape(name)}[/]")
-    _print(console, escape(setting))
-    _print(console)
-    _print(console, "[dim]instructions  event[/]")
-    for event in end.timeline:
-        _print(console, f"{event.when:12,}  [cyan]{event.kind:<14}[/] {escape(event.text)}")
-    _print(console)
-    _print(console, "[dim]console, from the panic on[/]")
+    say(console, "", f"[bold]{escape(name)}[/]")
+    say(console, "", escape(setting))
+    say(console)
+    print_events(console, end.timeline)
+    say(console)
+    say(console, "[dim]console, from the panic on[/]")
     for line in _console_since_panic(end):
-        _print(console, f"  {escape(line)}")
-    _print(console)
+        say(console, "  ", escape(line))
+    say(console)
     for damage in end.damage:
-        _print(console, f"[bold]damage[/]       {escape(str(damage))}")
+        say(console, "[bold]damage[/]       ", escape(str(damage)))
     style = _STYLES.get(end.outcome, _BAD_STYLE)
-    _print(console, f"[bold]outcome[/]      [{style}]{end.outcome.value}[/]: {escape(end.reason)}")
-    _print(console, f"[bold]dump[/]         [{_DUMP_STYLES[end.dump]}]{escape(end.dump_reason)}[/]")
+    say(console, "[bold]outcome[/]      ", f"[{style}]{end.outcome.value}[/]: {escape(end.reason)}")
+    say(console, "[bold]dump[/]         ", f"[{_DUMP_STYLES[end.dump]}]{escape(end.dump_reason)}[/]")
     for mismatch in mismatches:
-        _print(console, f"[bold red]unexpected[/]   {escape(mismatch)}")
+        say(console, "[bold red]unexpected[/]   ", escape(mismatch))
+
+
+def print_events(console: Console, events: Iterable[Event]) -> None:
+    """What happened, in order: a line each, with the instructions that had been retired."""
+    say(console, "[dim]instructions  event[/]")
+    for event in events:
+        say(console, f"{event.when:12,}  [cyan]{event.kind:<14}[/] ", escape(event.text))
 
 
 def _console_since_panic(end: End) -> list[str]:

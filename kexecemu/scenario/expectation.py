@@ -11,6 +11,7 @@ from kexecemu.errors import InputError
 from kexecemu.faults.outcome import Outcome
 from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.toml import given_keys
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["expect_words", "parse_expect"]
 
@@ -35,13 +36,15 @@ def parse_expect(words: Sequence[str]) -> Expect:
         if not equals:
             key, value = "outcome", word
         if key not in Expect.__struct_fields__:
-            raise InputError(
-                f"--expect {word!r}: no key {key!r}; there are {', '.join(Expect.__struct_fields__)}"
-            )
+            known = Expect.__struct_fields__
+            like = did_you_mean(key, known)
+            raise InputError(f"--expect {word!r}: no key {key!r}{like}; there are {', '.join(known)}")
         if key == "outcome" and value not in set(Outcome):
-            raise InputError(f"--expect {value!r} is no outcome; they are {', '.join(Outcome)}")
+            like = did_you_mean(value, list(Outcome))
+            raise InputError(f"--expect {value!r} is no outcome{like}; they are {', '.join(Outcome)}")
         if (allowed := _allowed(key)) and value not in allowed:
-            raise InputError(f"--expect {word!r}: {key} is one of {', '.join(allowed)}")
+            like = did_you_mean(value, allowed)
+            raise InputError(f"--expect {word!r}: {key} is one of {', '.join(allowed)}{like}")
         if isinstance(_empty(key), list):
             data.setdefault(key, []).append(value)
         elif key in data:

@@ -10,8 +10,17 @@ from kexecemu.capture.initramfs import capture_initramfs
 from kexecemu.errors import InputError
 from kexecemu.fetch.cache import cached, fetched, fetched_folder, kernel_modules
 from kexecemu.fetch.targets import TARGETS
+from kexecemu.suggest import did_you_mean
 
-__all__ = ["FETCHED", "Programs", "fetched_initrd", "fetched_kernel", "fetched_programs", "is_fetched"]
+__all__ = [
+    "FETCHED",
+    "Programs",
+    "fetchable_kernels",
+    "fetched_initrd",
+    "fetched_kernel",
+    "fetched_programs",
+    "is_fetched",
+]
 
 FETCHED: Final = "fetched:"
 """In front of the name of something to fetch, in place of a path: fetched:kernel-trixie."""
@@ -26,7 +35,8 @@ class Programs:
     packages: Path
 
 
-def _kernels() -> list[str]:
+def fetchable_kernels() -> list[str]:
+    """Names that can stand behind fetched: where a kernel is wanted."""
     return [name for name in TARGETS if name.startswith("kernel")]
 
 
@@ -40,9 +50,11 @@ def fetched_kernel(path: Path | None) -> Path:
     if path is not None and not is_fetched(path):
         return path
     name = "kernel" if path is None else str(path).removeprefix(FETCHED)
-    if name not in _kernels():
+    if name not in fetchable_kernels():
+        known = fetchable_kernels()
+        like = did_you_mean(name, known)
         raise InputError(
-            f"{FETCHED}{name}: there is no such kernel to fetch; there are {', '.join(_kernels())}"
+            f"{FETCHED}{name}: there is no such kernel to fetch{like}; there are {', '.join(known)}"
         )
     return fetched(name)
 
@@ -50,7 +62,7 @@ def fetched_kernel(path: Path | None) -> Path:
 def fetched_initrd(kernel: Path) -> bytes:
     """The initramfs that copies a dump to a disk, with the modules of this kernel if it was fetched."""
     busybox = fetched("busybox")
-    for name in _kernels():
+    for name in fetchable_kernels():
         if cached(name) == kernel:
             return capture_initramfs(busybox=busybox, modules_folder=kernel_modules(name))
     return capture_initramfs(busybox=busybox)

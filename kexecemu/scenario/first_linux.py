@@ -38,6 +38,7 @@ from kexecemu.scenario.first_linux_records import (
 )
 from kexecemu.scenario.first_linux_store import GuestKernelMap, store
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "FirstLinux", "LinuxSetup"]
 
@@ -276,13 +277,14 @@ class FirstLinux:
             name, symbols = base.removeprefix("purgatory:"), self.said.symbols
             if name in symbols:
                 return symbols[name]
+            like = did_you_mean(name, sorted(symbols))
             raise InputError(
-                f"target {base}: kexec -d named no symbol {name}; it named {', '.join(sorted(symbols))}"
+                f"target {base}: kexec -d named no symbol {name}{like}; it named {', '.join(sorted(symbols))}"
             )
-        known = ", ".join(one.name for one in self.image.segments)
+        known = [*(one.name for one in self.image.segments), "crashkernel", "crashkernel-free"]
         raise InputError(
-            f"target {base}: no such segment; there are {known}, crashkernel, crashkernel-free, purgatory:SYMBOL "
-            "and physical addresses"
+            f"target {base}: no such segment{did_you_mean(base, known)}; there are {', '.join(known)}, "
+            "purgatory:SYMBOL and physical addresses"
         )
 
     def inject(self, fault: Fault) -> Injection:

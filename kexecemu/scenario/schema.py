@@ -13,13 +13,15 @@ import msgspec
 
 from kexecemu.arguments import instance
 from kexecemu.capture.verdict import VerdictFlags, VerdictState
-from kexecemu.data import fixture_path
+from kexecemu.data import fixture_path, shipped_scenarios
 from kexecemu.errors import InputError
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
-from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig, Protection
+from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["Expect", "Matrix", "Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
 
@@ -309,11 +311,6 @@ class Scenario(_Table, frozen=True):
     )
 
 
-def shipped_scenarios() -> list[str]:
-    """Names of the scenarios that ship, sorted."""
-    return sorted(path.stem for path in fixture_path("scenarios").glob("*.toml"))
-
-
 def find_scenario(name: str | Path) -> Path:
     """The path of a scenario: a TOML file, or the name of one that ships. InputError when there is neither."""
     name = str(instance(name, (str, Path), "scenario"))
@@ -322,18 +319,20 @@ def find_scenario(name: str | Path) -> Path:
         return path
     shipped = fixture_path(f"scenarios/{name}.toml")
     if not shipped.is_file():
-        raise InputError(f"no scenario {name}: give a .toml file or one of {', '.join(shipped_scenarios())}")
+        known = shipped_scenarios()
+        like = did_you_mean(name, known)
+        raise InputError(f"no scenario {name!r}{like}: give a .toml file or one of {', '.join(known)}")
     return shipped
 
 
 def read_scenario(path: str | Path) -> Scenario:
     """Read and check a scenario file, or one that ships, by its name. Raises InputError that names file and key."""
-    from kexecemu.scenario.linux_keys import check_linux
-    from kexecemu.scenario.matrix import check_matrix
+    from kexecemu.scenario.checks import checks_of
 
     path = path if isinstance(path, Path) else find_scenario(path)
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data: dict[str, Any] = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"scenario {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -341,18 +340,13 @@ def read_scenario(path: str | Path) -> Scenario:
     try:
         scenario = msgspec.convert(data, Scenario)
     except msgspec.ValidationError as error:
-        raise InputError(f"scenario {path}: {error}") from error
-    try:
-        check_linux(data, scenario)
-        KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection)
-        check_matrix(scenario)
-        if "campaign" in data:
-            # Its words are the campaign's, which knows scenarios; asked here, so that no command takes a bad table.
-            from kexecemu.campaign.plan import plan_of
-
-            plan_of(scenario)
-        for table in scenario.fault:
-            table.fault()
-    except InputError as error:
-        raise InputError(f"scenario {path}: {error}") from error
+        raise InputError(f"scenario {path}: {validation_text(error, text, Scenario)}") from error
+    for where, check in checks_of(data, scenario):
+        try:
+            check()
+        except InputError as error:
+            # A refusal of a key says so in front: "machine.stuck_cpus: ...".
+            named = tuple(str(error).split(":")[0].split(" ")[0].split("."))
+            key = named if not where and len(named) > 1 else where
+            raise InputError(f"scenario {path}: {at_line(text, key, error)}") from error
     return scenario

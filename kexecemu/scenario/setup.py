@@ -21,6 +21,7 @@ from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.scenario.lab import Kernel
 from kexecemu.scenario.padding import padded_initrd
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["Listener", "Setup", "prepare"]
 
@@ -104,7 +105,8 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         tree = Fdt(dtb)
         banks, affinities = memory_ranges(tree), cpu_affinities(tree)
     except FormatError as error:
-        raise InputError(f"device tree {setup.dtb}: {error}") from error
+        words = str(error).removeprefix("device tree: ")
+        raise InputError(f"device tree {setup.dtb}: {words}") from error
     if setup.ram is not None:
         raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
     if not banks:
@@ -146,9 +148,11 @@ def prepare(
         rng_ready=setup.rng_ready,
     )
     if setup.syscall not in SYSCALLS:
-        raise InputError(f"system call {setup.syscall!r} is not known; known are {', '.join(SYSCALLS)}")
+        like = did_you_mean(setup.syscall, SYSCALLS)
+        raise InputError(f"system call {setup.syscall!r} is not known{like}; known are {', '.join(SYSCALLS)}")
     if setup.capture not in CAPTURES:
-        raise InputError(f"capture {setup.capture!r} is not known; known are {', '.join(CAPTURES)}")
+        like = did_you_mean(setup.capture, CAPTURES)
+        raise InputError(f"capture {setup.capture!r} is not known{like}; known are {', '.join(CAPTURES)}")
     linux = setup.capture == "linux"
     # All files are read before anything runs: bad input costs no time.
     if linux or is_fetched(setup.kernel):
@@ -197,7 +201,8 @@ def prepare(
 def _with_paths(error: KexecError, setup: Setup) -> KexecError:
     """The same refusal, with the name of the file that it is about."""
     what, colon, rest = error.reason.partition(":")
-    path = {"kernel": setup.kernel, "initrd": setup.initrd}.get(what)
+    purgatory = setup.purgatory if setup.purgatory not in (True, "default") else None
+    path = {"kernel": setup.kernel, "initrd": setup.initrd, "purgatory": purgatory}.get(what)
     if not colon or path is None:
         return error
     return KexecError(error.errno or 0, error.step, f"{what} {path}:{rest}")

@@ -92,9 +92,15 @@ def test_dma_writes_whenever_it_likes_and_somebody_always_can() -> None:
         ("by = []", "campaign.by: is empty"),
         ("moments = []", "campaign.moments: is empty"),
         ('where = ["initrd", "dtb", "initrd"]', "campaign.where: 'initrd' is there twice"),
-        ('where = ["intird"]', "campaign.where: no place 'intird'; there are segments, crashkernel-free,"),
-        ('models = ["bitflip"]', "campaign.models: no fault model 'bitflip'; there are bit-flip, byte,"),
-        ('by = ["gpu"]', "campaign.by: no writer 'gpu'; there are cpu, alias, dma, late-cpu"),
+        ('where = ["intird"]', "campaign.where: no place 'intird' (did you mean initrd?); there are kernel,"),
+        (
+            'models = ["bitflip"]',
+            "campaign.models: no fault model 'bitflip' (did you mean bit-flip?); there are bit-flip, byte,",
+        ),
+        (
+            'by = ["gpu"]',
+            "campaign.by: no writer 'gpu' (did you mean cpu?); there are cpu, alias, dma, late-cpu",
+        ),
         ('moments = ["later"]', "campaign.moments: no moment 'later'; there are during-load, after-load,"),
         ('moments = ["hashing-"]', "campaign.moments: no moment 'hashing-'"),
         ('moments = ["hashing--1"]', "campaign.moments: no moment 'hashing--1'"),

@@ -178,6 +178,8 @@ def test_the_command_line_says_how_to_go_on(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert plain.pop("handoff") is None
     handoff = result.pop("handoff")
+    assert plain.pop("files") == []
+    assert sorted(result.pop("files")) == sorted(map(str, folder.iterdir()))
     assert result == plain
     assert handoff["folder"] == str(folder)
     assert handoff["script"] == str(folder / "run-qemu.sh")

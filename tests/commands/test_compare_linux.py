@@ -9,9 +9,9 @@ import pytest
 
 from kexecemu import InputError
 from kexecemu.cli import main
-from kexecemu.commands.compare_linux import print_rows, rows_object
 from kexecemu.formats.fdt import build, cells
 from kexecemu.kernel.config import Era
+from kexecemu.report.linux_rows import print_rows, rows_object
 from kexecemu.scenario.first_linux_compare import config_options, era_of
 from kexecemu.scenario.first_linux_records import split_records
 from kexecemu.scenario.first_linux_rows import Row, Same, compare_trees, compare_vmcoreinfo

@@ -1,0 +1,124 @@
+"""kexecemu crash: load a crash image, write astray, panic, and say what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kexecemu.commands import complete
+from kexecemu.commands.options import (
+    ExpectOption,
+    HandoffOption,
+    HtmlOption,
+    JsonOption,
+    TimelineOption,
+    VerboseOption,
+    VmcoreOption,
+    takes_setup,
+)
+from kexecemu.errors import InputError
+from kexecemu.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from kexecemu.faults.fault import By, Fault
+    from kexecemu.scenario.setup import Setup
+
+__all__ = ["EXAMPLES", "crash_command"]
+
+EXAMPLES = (
+    (
+        "kexecemu crash --write initrd+0x1000=a5a5",
+        "Two stray bytes in the loaded initrd: the purgatory finds them.",
+    ),
+    (
+        "kexecemu crash --era 6.1 --write kernel+0x100=ff --html report.html",
+        "The same before 6.4, when the segments' pages were invalid; a report to look at.",
+    ),
+    (
+        "kexecemu crash --capture linux --vmcore vmcore",
+        "Debian's kernel captures (kexecemu fetch kernel busybox); the dump is for crash or drgn.",
+    ),
+)
+
+_FAULTS = "Stray writes"
+
+
+@takes_setup
+def crash_command(
+    setup: Setup,
+    capture: Annotated[
+        str,
+        typer.Option(
+            "--capture",
+            metavar="KIND",
+            help="stub, or linux: a real capture kernel, by default Debian's, is run to its end.",
+            autocompletion=complete.captures,
+            rich_help_panel="The crash kernel",
+        ),
+    ] = "stub",
+    write: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--write",
+            metavar="TARGET=HEX",
+            help="A stray write by the CPU, as initrd+0x1000=ff; repeatable.",
+            rich_help_panel=_FAULTS,
+        ),
+    ] = None,
+    dma: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dma",
+            metavar="TARGET=HEX",
+            help="A stray write by DMA, behind the MMU; repeatable.",
+            rich_help_panel=_FAULTS,
+        ),
+    ] = None,
+    expect: ExpectOption = None,
+    json: JsonOption = False,
+    timeline: TimelineOption = None,
+    html: HtmlOption = None,
+    vmcore: VmcoreOption = None,
+    handoff: HandoffOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Load a crash image, write astray, panic, and say what came of it."""
+    from kexecemu.commands.run import HandoffTaker, Outputs, deliver
+    from kexecemu.faults.fault import By
+    from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.scenario.expectation import parse_expect
+    from kexecemu.scenario.runner import crash
+    from kexecemu.scenario.setup import CAPTURES
+
+    if capture not in CAPTURES:
+        raise InputError(
+            f"--capture is {' or '.join(CAPTURES)}, not {capture!r}{did_you_mean(capture, CAPTURES)}"
+        )
+    faults = [_fault(text, By.CPU) for text in write or []] + [_fault(text, By.DMA) for text in dma or []]
+    wanted = parse_expect(expect) if expect else None
+    outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
+    outputs.check()
+    taker = HandoffTaker(handoff)
+    with progress_bar(verbose) as progress:
+        result = crash(
+            "a crash from the command line",
+            replace(setup, capture=capture),
+            faults,
+            expect=wanted,
+            progress=progress,
+            at_jump=taker.at_jump,
+            console=live_console if verbose else None,
+        )
+    deliver(result, None, outputs, taker)
+
+
+def _fault(text: str, by: By) -> Fault:
+    from kexecemu.faults.fault import Fault, parse_hex
+
+    option = "--dma" if by == "dma" else "--write"
+    target, equals, digits = text.rpartition("=")
+    if not equals or not target:
+        raise InputError(f"{option} {text!r}: write TARGET=HEX, for example initrd+0x1000=ff")
+    return Fault(target, write=parse_hex(digits, f"{option} {text!r}"), by=by)

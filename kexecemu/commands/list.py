@@ -1,0 +1,123 @@
+"""kexecemu list: the names that scenarios and options take, each with what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kexecemu.commands import complete
+from kexecemu.commands.options import JsonOption
+from kexecemu.commands.outputs import print_json
+from kexecemu.errors import InputError
+from kexecemu.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["EXAMPLES", "LISTS", "list_command"]
+
+EXAMPLES = (
+    ("kexecemu list scenarios", "What can be run by its name, and what comes of it."),
+    ("kexecemu list configs --json", "The Kconfig options that the model knows, for a program."),
+)
+
+Rows = list[dict[str, Any]]
+
+
+def _scenarios() -> Rows:
+    from kexecemu.scenario.schema import find_scenario, read_scenario, shipped_scenarios
+
+    rows = []
+    for name in shipped_scenarios():
+        path = find_scenario(name)
+        scenario = read_scenario(path)
+        outcome = scenario.expect.outcome.value if scenario.expect else None
+        rows.append({"name": name, "outcome": outcome, "sentence": scenario.name, "path": str(path)})
+    return rows
+
+
+def _models() -> Rows:
+    from kexecemu.campaign.models import model_rows
+
+    return [row._asdict() for row in model_rows()]
+
+
+def _configs() -> Rows:
+    from kexecemu.kernel.config import option_rows
+
+    return [row._asdict() for row in option_rows()]
+
+
+def _eras() -> Rows:
+    from kexecemu.kernel.config import Era, KernelConfig
+
+    return [
+        {"name": era.value, "protection": KernelConfig(era).way.value, "meaning": era.meaning} for era in Era
+    ]
+
+
+def _outcomes() -> Rows:
+    from kexecemu.faults.outcome import Outcome
+
+    return [{"name": outcome.value, "meaning": outcome.meaning} for outcome in Outcome]
+
+
+LISTS: Mapping[str, Callable[[], Rows]] = {
+    "scenarios": _scenarios,
+    "models": _models,
+    "configs": _configs,
+    "eras": _eras,
+    "outcomes": _outcomes,
+}
+
+
+def list_command(
+    what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=complete.lists)],
+    json: JsonOption = False,
+) -> None:
+    """List scenarios, fault models, Kconfig options, eras or outcomes, with what each is."""
+    if what not in LISTS:
+        raise InputError(f"no list of {what!r}{did_you_mean(what, LISTS)}; there are {', '.join(LISTS)}")
+    rows = LISTS[what]()
+    if json:
+        print_json({what: rows})
+        return
+    from kexecemu.report.terminal import account
+
+    console = account()
+    if what == "models":
+        _print_models(console, rows)
+        return
+    wide = {"scenarios": (32, 10), "configs": (30, 7), "eras": (5, 8), "outcomes": (10,)}[what]
+    for row in rows:
+        head, sentence = _words(what, row)
+        text = " ".join(word.ljust(width) for word, width in zip(head, wide, strict=True)) + " "
+        _say(console, text, sentence)
+
+
+def _words(what: str, row: dict[str, Any]) -> tuple[list[str], str]:
+    """The columns of a line, and the sentence behind them."""
+    if what == "scenarios":
+        return [row["name"], row["outcome"] or "-"], row["sentence"]
+    if what == "configs":
+        return [row["name"], row["default"]], f"{row['meaning']} ({row['values']})"
+    return [row["name"], *([row["protection"]] if what == "eras" else [])], row["meaning"]
+
+
+def _print_models(console: Console, rows: Rows) -> None:
+    _say(console, f"{'model':<15} {'kinds':>6} {'bytes':>10}")
+    for row in rows:
+        shortest, longest = row["shortest"], row["longest"]
+        length = str(shortest) if shortest == longest else f"{shortest} to {longest}"
+        _say(console, f"{row['name']:<15} {row['variants']:>6,} {length:>10}  ", row["summary"])
+        _say(console, f"{'':<33}  ", f"after {row['source']}")
+
+
+def _say(console: Console, head: str, body: str = "") -> None:
+    from rich.markup import escape
+
+    from kexecemu.report.terminal import say
+
+    say(console, escape(head), escape(body))

@@ -1,0 +1,242 @@
+"""kexecemu run: a scenario from its file to its outcome; and what run and crash do with a finished run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kexecemu.commands.options import (
+    ExpectOption,
+    HandoffOption,
+    HtmlOption,
+    JsonOption,
+    ScenarioArgument,
+    SeedOption,
+    TimelineOption,
+    VerboseOption,
+    VmcoreOption,
+)
+from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
+from kexecemu.errors import FormatError, InputError, KexecError
+
+if TYPE_CHECKING:
+    from kexecemu.capture.handoff import Handoff
+    from kexecemu.kernel.kimage import Kimage
+    from kexecemu.scenario.first_linux_run import LinuxResult
+    from kexecemu.scenario.lab import Kernel
+    from kexecemu.scenario.runner import Result
+    from kexecemu.scenario.schema import Scenario
+
+__all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "located", "run_command", "write_outputs"]
+
+EXAMPLES = (
+    ("kexecemu run initrd-stamped", "A scenario that ships: a stray word in the initrd is caught."),
+    (
+        "kexecemu run mine.toml --html report.html --vmcore vmcore",
+        "Your own file; a report with pictures, and the dump for crash or drgn.",
+    ),
+    ("kexecemu run golden --json", "The same for a program: one JSON object."),
+)
+
+_AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is asked for besides the account on stdout."""
+
+    json: bool = False
+    timeline: Path | None = None
+    html: Path | None = None
+    vmcore: Path | None = None
+    handoff: Path | None = None
+    verbose: bool = False
+
+    @property
+    def files(self) -> dict[str, Path | None]:
+        """What is to be written, by the option that asked for it."""
+        return {
+            "--timeline": self.timeline,
+            "--html": self.html,
+            "--vmcore": self.vmcore,
+            "--handoff": self.handoff,
+        }
+
+    def check(self) -> None:
+        """InputError for what cannot be written."""
+        check_outputs({option: path for option, path in self.files.items() if option != "--handoff"})
+
+
+def run_command(
+    scenario: ScenarioArgument,
+    json: JsonOption = False,
+    seed: SeedOption = None,
+    timeline: TimelineOption = None,
+    html: HtmlOption = None,
+    vmcore: VmcoreOption = None,
+    handoff: HandoffOption = None,
+    verbose: VerboseOption = False,
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            "--cell", metavar="KEY=VALUE,...", help="Cells of its [matrix], as era=6.1,protection=pte."
+        ),
+    ] = None,
+    expect: ExpectOption = None,
+) -> None:
+    """Run a scenario and say what came of it."""
+    from kexecemu.commands.run_matrix import chosen_scenario, run_matrix_command
+    from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.scenario.expectation import parse_expect
+    from kexecemu.scenario.runner import run_scenario
+    from kexecemu.scenario.schema import find_scenario
+
+    path = find_scenario(scenario)
+    parsed, cells = chosen_scenario(path, cell, parse_expect(expect) if expect else None)
+    outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
+    outputs.check()
+    if len(cells) > 1:
+        good = run_matrix_command(parsed.name, cells, path, seed, outputs)
+        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
+    if parsed.kernel.linux is not None:
+        from kexecemu.commands.run_linux import run_linux_command
+
+        with located(path, parsed):
+            good = run_linux_command(parsed, scenario, path.parent, seed, outputs)
+        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
+    taker = HandoffTaker(handoff)
+    if handoff is not None and any(fault.when == "after-check" for fault in parsed.fault):
+        raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
+    with located(path, parsed), progress_bar(verbose) as progress:
+        result = run_scenario(
+            parsed,
+            path.parent,
+            seed=seed,
+            progress=progress,
+            at_jump=taker.at_jump,
+            console=live_console if verbose else None,
+        )
+    deliver(result, scenario, outputs, taker)
+
+
+@contextmanager
+def located(path: Path, scenario: Scenario) -> Iterator[None]:
+    """A refusal of a key that only the machine can judge is told with the file and the line of it."""
+    try:
+        yield
+    except KexecError:
+        raise  # the kernel's own reason, which is about the load
+    except InputError as error:
+        key = _key_of(str(error), scenario)
+        if key is None:
+            raise
+        from kexecemu.scenario.toml_lines import at_line
+
+        text = path.read_text(encoding="utf-8")
+        raise InputError(f"scenario {path}: {at_line(text, key, error)}") from error
+
+
+def _key_of(words: str, scenario: Scenario) -> tuple[str | int, ...] | None:
+    """The key that a refusal names: a campaign's in front, or a fault's target."""
+    match = re.match(r"campaign\.(\w+): |target '?([^:' ]*(?::\w+)?)", words)
+    if match is None:
+        return None
+    if match[1]:
+        return "campaign", match[1]
+    for number, fault in enumerate(scenario.fault):
+        if match[2] in (fault.at, fault.at.partition("+")[0]):
+            return "fault", number, "at"
+    return None
+
+
+class HandoffTaker:
+    """Writes the machine down at the jump, if a folder was asked for."""
+
+    def __init__(self, folder: Path | None) -> None:
+        check_folder("--handoff", folder)
+        self.folder = folder
+        self.taken: Handoff | None = None
+
+    def at_jump(self, kernel: Kernel, image: Kimage) -> None:
+        """To be called where the first kernel jumps."""
+        from kexecemu.capture.handoff import write_handoff
+
+        if self.folder is None:
+            return
+        with writing("--handoff", self.folder):
+            self.taken = write_handoff(self.folder, kernel, image)
+
+    def as_object(self) -> dict[str, object] | None:
+        """For --json; None where nothing was written."""
+        if self.taken is None:
+            return None
+        return {
+            "folder": str(self.taken.folder),
+            "script": str(self.taken.script),
+            "el": self.taken.el,
+            "command": self.taken.command,
+        }
+
+
+def write_outputs(result: Result | LinuxResult, outputs: Outputs) -> tuple[list[Path], Path | None]:
+    """Write timeline and dump, as far as there is one: all files that were written, and the dump among them."""
+    from kexecemu.files import replace_file
+
+    files: list[Path] = []
+    dump = None
+    if outputs.timeline is not None:
+        with writing("--timeline", outputs.timeline):
+            replace_file(outputs.timeline, result.end.timeline.as_jsonl().encode())
+        files.append(outputs.timeline)
+    if outputs.vmcore is not None and result.end.vmcore is not None:
+        try:
+            with writing("--vmcore", outputs.vmcore):
+                result.end.vmcore.write(outputs.vmcore)
+        except FormatError as error:
+            # The run's result stands: that there is no dump is part of it.
+            print(f"kexecemu: no dump was written: {error}", file=sys.stderr)
+        else:
+            dump = outputs.vmcore
+            files.append(dump)
+    return files, dump
+
+
+def deliver(result: Result, scenario: str | None, outputs: Outputs, handoff: HandoffTaker) -> None:
+    """Write what was asked for, give the account, and exit. scenario is how it was named, None without one."""
+    from kexecemu.files import replace_file
+
+    files, dump = write_outputs(result, outputs)
+    if outputs.html is not None:
+        from kexecemu.report.html import render
+
+        with writing("--html", outputs.html):
+            replace_file(outputs.html, render(result).encode())
+        files.append(outputs.html)
+    if handoff.taken is not None:
+        files += handoff.taken.files
+    if outputs.json:
+        from kexecemu.report.json import result_object
+
+        print_json({**result_object(result, dump, scenario), "handoff": handoff.as_object()}, files)
+    else:
+        from kexecemu.report.terminal import account
+        from kexecemu.report.text import print_result
+
+        print_result(account(), result)
+        if outputs.vmcore is not None and dump is None:
+            print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
+        print_written(files)
+        if handoff.taken is not None:
+            print(f"handoff      QEMU goes on from the jump: {handoff.taken.script}")
+            print(shlex.join(handoff.taken.command))
+    if handoff.folder is not None and handoff.taken is None:
+        print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)
+    raise typer.Exit(_AS_EXPECTED if result.as_expected else _NOT_AS_EXPECTED)

@@ -1,0 +1,61 @@
+"""What differs between a real kernel and the model of it, told to people and to programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from kexecemu.scenario.first_linux_rows import Row, Same
+
+__all__ = ["print_rows", "rows_object"]
+
+_WIDEST = 60
+
+
+def rows_object(release: str, rows: list[Row]) -> dict[str, Any]:
+    """What --json prints."""
+    counts = Counter(row.same for row in rows)
+    return {
+        "release": release,
+        "counts": {same.value: counts[same] for same in Same},
+        "rows": [
+            {
+                "group": row.group,
+                "name": row.name,
+                "real": row.real,
+                "model": row.model,
+                "result": row.same.value,
+                "why": row.why if row.same is Same.SHOWN else None,
+            }
+            for row in rows
+        ],
+    }
+
+
+def print_rows(rows: list[Row], every: bool) -> str:
+    """A table by groups: what differs with both values, what is equal by its number alone unless every is set."""
+    lines = []
+    shown = [row for row in rows if every or row.same is not Same.EQUAL]
+    wide = max((len(row.name) for row in shown), default=0)
+    for group in dict.fromkeys(row.group for row in rows):
+        inside = [row for row in rows if row.group == group]
+        counts = Counter(row.same for row in inside)
+        words = ", ".join(f"{counts[same]} {same.value}" for same in Same if counts[same])
+        lines += ["", f"{group}: {words}"]
+        for row in inside:
+            if row not in shown:
+                continue
+            mark = {Same.EQUAL: "=", Same.DIFFERENT: "!", Same.SHOWN: " "}[row.same]
+            name = row.name.ljust(wide)
+            if row.same is Same.EQUAL:
+                lines.append(f"  {mark} {name}  {_cut(row.real)}")
+                continue
+            lines.append(f"  {mark} {name}  real  {_cut(row.real)}")
+            lines.append(f"    {'':{wide}}  model {_cut(row.model)}{f'  ({row.why})' if row.why else ''}")
+    total = Counter(row.same for row in rows)
+    lines += ["", ", ".join(f"{total[same]} {same.value}" for same in Same)]
+    return "\n".join(lines) + "\n"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."

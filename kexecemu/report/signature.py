@@ -1,0 +1,97 @@
+"""What is known of an Image's signature, told to people and to programs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from kexecemu.errors import FormatError, KexecError
+from kexecemu.formats import authenticode, cms, pe
+from kexecemu.formats.cms import SignedData
+from kexecemu.kernel.signature import VerifiedImage, signature_message
+
+__all__ = ["signature_object", "signature_text"]
+
+
+def signature_object(
+    data: bytes, verified: VerifiedImage | None, refusal: KexecError | None
+) -> dict[str, Any]:
+    """What is known of an image's signature, good or bad; what cannot be told is None. The object of --json."""
+    message = _message(data)
+    signer = message.signers[0] if message else None
+    carried = message.certificates if message else ()
+    certificate = next((one for one in carried if signer and one.id == signer.signer_id), None)
+    if certificate is None and verified is not None:
+        certificate = verified.trusted_by.certificate  # the message carries none: the key itself is trusted
+    signed = _signed_digest(message)
+    trusted_by = verified.trusted_by.certificate if verified else None
+    return {
+        "verified": verified is not None,
+        "signer": certificate.subject_name if certificate else None,
+        "issuer": certificate.issuer_name if certificate else None,
+        "serial": certificate.serial.hex() if certificate else None,
+        "signing_time": _time(signer.signing_time if signer else None),
+        "digest_algorithm": signed[0] if signed else None,
+        "signed_digest": signed[1].hex() if signed else None,
+        "pe_digest": _pe_digest(data, signed[0] if signed else "sha256"),
+        "trusted_by": trusted_by.subject_name if trusted_by else None,
+        "error": None
+        if refusal is None
+        else {
+            "errno": refusal.name,
+            "number": refusal.errno,
+            "step": refusal.step,
+            "reason": refusal.reason,
+        },
+    }
+
+
+def _message(data: bytes) -> SignedData | None:
+    try:
+        return cms.parse(signature_message(data))
+    except (KexecError, FormatError):
+        return None
+
+
+def _signed_digest(message: SignedData | None) -> tuple[str, bytes] | None:
+    if message is None or message.content is None:
+        return None
+    try:
+        signed = authenticode.parse(message.content.encoded)
+    except FormatError:
+        return None
+    return signed.algorithm, signed.digest
+
+
+def _pe_digest(data: bytes, algorithm: str) -> str | None:
+    try:
+        return pe.digest(pe.parse(data), algorithm).hex()
+    except (FormatError, ValueError):  # hashlib may lack md4
+        return None
+
+
+def _time(seconds: int | None) -> str | None:
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def signature_text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    error = found["error"]
+    verdict = (
+        "verified" if error is None else f"refused: {error['reason']} ({error['errno']} from {error['step']})"
+    )
+    labels = {
+        "signer": "signer",
+        "issuer": "issuer",
+        "signing_time": "signed at",
+        "digest_algorithm": "digest",
+        "pe_digest": "PE digest",
+        "trusted_by": "trusted by",
+    }
+    lines = [f"{label + ':':<12}{found[key]}" for key, label in labels.items() if found[key] is not None]
+    return "\n".join([verdict, *lines]) + "\n"

@@ -1,0 +1,58 @@
+"""What must hold of a scenario file besides its form: each check with the key that it is about, for the line number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from kexecemu.errors import InputError
+from kexecemu.kernel.config import KernelConfig, check_option
+from kexecemu.machine.board import check_numbers, parse_size
+from kexecemu.scenario.linux_keys import check_linux
+from kexecemu.scenario.matrix import check_matrix
+from kexecemu.scenario.schema import Scenario
+
+__all__ = ["checks_of"]
+
+_LARGEST_SEED = (1 << 64) - 1  # what a device tree's seed for a real kernel is made of
+
+
+def checks_of(
+    data: dict[str, Any], scenario: Scenario
+) -> Iterator[tuple[tuple[str | int, ...], Callable[[], object]]]:
+    """What raises InputError for what cannot be, with the path of the key, () where the words name it."""
+    machine, kernel = scenario.machine, scenario.kernel
+    yield (), partial(check_linux, data, scenario)
+    yield ("seed",), partial(_check_seed, scenario.seed)
+    yield ("kernel", "era"), partial(KernelConfig, kernel.era)
+    yield ("kernel", "protection"), partial(KernelConfig, protection=kernel.protection)
+    for name, value in kernel.config.items():
+        yield ("kernel", "config", name), partial(check_option, name, value)
+    yield ("kernel", "config"), partial(KernelConfig, options=kernel.config)
+    yield ("machine", "cpus"), partial(check_numbers, 1 if machine.cpus is None else machine.cpus, 2)
+    yield ("machine", "gic"), partial(check_numbers, 1, 2 if machine.gic is None else machine.gic)
+    yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
+    yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
+    yield (), partial(check_matrix, scenario)
+    if "campaign" in data:
+        # Its words are the campaign's, which knows scenarios; asked here, so that no command takes a bad table.
+        from kexecemu.campaign.plan import plan_of
+
+        yield (), partial(plan_of, scenario)
+    for number, table in enumerate(scenario.fault):
+        yield ("fault", number), table.fault
+
+
+def _check_seed(seed: int) -> None:
+    # Python's generators make no difference between a number and its negative.
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise InputError(f"seed: a number from 0 to {_LARGEST_SEED:#x}, not {seed}")
+
+
+def _check_size(key: str, size: str | int | None) -> None:
+    try:
+        if size is not None:
+            parse_size(size)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error

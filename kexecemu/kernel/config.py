@@ -114,8 +114,11 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "KEXEC_PURGATORY_MMU": ("y", "caches on for the check"),
     "KEXEC_PURGATORY_PAGE_DIGESTS": ("n", "a table of the digests of all pages, to say which one it is"),
     "KEXEC_PURGATORY_POLICY": ("stop", "what to do when the check fails"),
-    "KFENCE": ("n", "the memory error detector: its pool is mapped by base pages"),
-    "KFENCE_SAMPLE_INTERVAL": ("100", "milliseconds between two guarded allocations; 0 is off"),
+    "KFENCE": ("n", "the memory error detector; its pool has pages of its own"),
+    "KFENCE_SAMPLE_INTERVAL": (
+        "100",
+        "milliseconds between guarded allocations; 0: off at boot, a late pool needs base pages all over",
+    ),
     "PANIC_ON_OOPS": ("n", "an oops panics"),
     "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
     "ZONE_DMA": ("y", "the zone of what the narrowest DMA master reaches"),

@@ -52,6 +52,7 @@ KINDS = [
     ({"outcome": "detected", "segments": ["initrd", "kernel"]}, "damaged is initrd, expected kernel"),
     ({"outcome": "detected", "console_absent": "do NOT match"}, "the console says 'do NOT match'"),
     ({"outcome": "detected", "verdict_state": "match"}, "verdict_state is mismatch, expected match"),
+    ({"outcome": "detected", "dump": "true"}, "expected true"),
     ({"outcome": "error"}, "no scenario can expect error: that is a failure of kexecemu itself"),
 ]
 LISTS = [

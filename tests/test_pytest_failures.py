@@ -70,20 +70,25 @@ ASSERTED = {
         "the console says 'do NOT'",
         "kexecemu run initrd-stamped --seed 1 --expect detected --expect 'console_absent=do NOT'",
     ),
+    'end.dump == "true"': (
+        "'none' == 'true'",
+        "dump is none (none: the purgatory stopped and started no capture kernel), expected true",
+        "kexecemu run initrd-stamped --seed 1 --expect detected --expect dump=true",
+    ),
     'end.outcome in ("captured", "masked")': (
         "'detected' in ('captured', 'masked')",
         "outcome is detected, expected one of captured, masked",
-        "pytest test_it.py::test_5",
+        "pytest test_it.py::test_6",
     ),
     'end.outcome != "detected"': (
         "'detected' != 'detected'",
         "outcome is detected, expected not detected",
-        "pytest test_it.py::test_6",
+        "pytest test_it.py::test_7",
     ),
     'end.outcome == "detcted"': (
         "'detected' == 'detcted'",
         "outcome is detected, expected detcted",
-        "pytest test_it.py::test_7",
+        "pytest test_it.py::test_8",
     ),
 }
 

@@ -141,6 +141,8 @@ def _flat(types: Iterable[inspect.Type]) -> Iterable[inspect.Type]:
     for one in types:
         if isinstance(one, inspect.UnionType):
             yield from _flat(one.types)
+        elif isinstance(one, inspect.Metadata):  # a key's description
+            yield from _flat([one.type])
         else:
             yield one
 

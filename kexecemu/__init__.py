@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kexecemu.errors import InputError, KexecemuError, KexecError
     from kexecemu.faults.dump import Dump
     from kexecemu.faults.fault import By, Fault, When
@@ -87,8 +89,8 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(home), name)
 
 
-def _version() -> str:
-    """The release. A checkout says so itself: what is installed may be another one."""
+def _version(home: Path | None = None) -> str:
+    """The release of the package in a folder. A checkout says so itself: what is installed may be another one."""
     from configparser import ConfigParser
     from configparser import Error as ConfigParserError
     from importlib.metadata import PackageNotFoundError, version
@@ -96,7 +98,7 @@ def _version() -> str:
 
     checkout = ConfigParser()
     try:
-        checkout.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
+        checkout.read((home or Path(__file__).parent).parent / "setup.cfg", encoding="utf-8")
         if checkout.get("metadata", "name") == "kexecemu":
             return checkout.get("metadata", "version")
     except (ConfigParserError, UnicodeDecodeError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kexecemu.campaign.plan import plan_of
 from kexecemu.errors import InputError, KexecError, NotFetched
 from kexecemu.failure import KexecemuFailure
 from kexecemu.pytest_artefacts import note_end, shown
@@ -28,6 +29,7 @@ class ScenarioFile(pytest.File):
         """Read the file; what is wrong with it is an error of the collection, in one line."""
         try:
             scenario = read_scenario(self.path)
+            plan_of(scenario)  # a campaign over it is another test's, but that there can be one is not
         except InputError as error:
             raise self.CollectError(str(error)) from None
         # A name is a sentence for people. What a node id cannot hold goes.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Narrow a run of the whole suite to the usual tests; workers of xdist are told by the controller."""
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    asked = any(word.startswith("-m") for word in config.invocation_params.args)
-    if whole and not asked and not hasattr(config, "workerinput"):
+    """Narrow a run of the whole suite to the usual tests."""
+    if hasattr(config, "workerinput"):  # a worker of xdist, which does not see how pytest was called
+        usual = config.workerinput["kexecemu_usual"]
+    else:
+        whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        usual = whole and not any(word.startswith("-m") for word in config.invocation_params.args)
+    config.stash[_USUAL] = usual
+    if usual:
         config.option.markexpr = "not slow and not real"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist what it cannot see."""
+    node.workerinput["kexecemu_usual"] = node.config.stash[_USUAL]
+
+
+_USUAL = pytest.StashKey[bool]()
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ NO_BOARD: list[tuple[str, Callable[[], object], str]] = [
     ("Setup(seed='1')", lambda: Setup(seed="1"), "seed: a whole number is wanted, not str '1'"),
     ("prepare(5)", lambda: prepare(ODD), "setup: Setup is wanted, not int 5"),
     ("run(5)", lambda: testing.run(ODD), "scenario: str or Path is wanted, not int 5"),
-    ("run of no scenario", lambda: testing.run("nope"), "no scenario nope: give a .toml file or one of"),
+    ("run of no scenario", lambda: testing.run("nope"), "no scenario 'nope': give a .toml file or one of"),
     ("run(faults=5)", lambda: testing.run(faults=ODD), "faults: Sequence is wanted, not int 5"),
     ("run(faults=text)", lambda: testing.run(faults="dtb=ff"), "fault: Fault is wanted, not str 'd'"),
     ("run(ram=1.5)", lambda: testing.run(ram=1.5), "not a size: 1.5"),

@@ -128,6 +128,8 @@ def test_each_room_imports_only_from_those_above_it_in_the_table() -> None:
     wrong = []
     for path in sorted((ROOT / "kexecemu").rglob("*.py")):
         room = path.relative_to(ROOT / "kexecemu").parts[0].removesuffix(".py")
-        above = level.get(room, len(rows))
+        if room.startswith("__"):
+            continue
+        above = level[room]
         wrong += [f"{path}: {one}" for one in imports(path) if level.get(one, 0) > above]
     assert wrong == []

@@ -93,6 +93,7 @@ def run_command(
     expect: ExpectOption = None,
 ) -> None:
     """Run a scenario and say what came of it."""
+    from kexecemu.campaign.plan import plan_of
     from kexecemu.commands.run_matrix import chosen_scenario, run_matrix_command
     from kexecemu.report.progress import live_console, progress_bar
     from kexecemu.scenario.expectation import parse_expect
@@ -101,6 +102,8 @@ def run_command(
 
     path = find_scenario(scenario)
     parsed, cells = chosen_scenario(path, cell, parse_expect(expect) if expect else None)
+    with located(path, parsed):
+        plan_of(parsed)  # a campaign over it is another command's, but that there can be one is not
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
     outputs.check()
     if len(cells) > 1:

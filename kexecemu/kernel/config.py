@@ -153,7 +153,8 @@ def option_rows() -> list[OptionRow]:
 
 def check_option(name: str, value: str) -> str:
     """An option's name without CONFIG_; InputError when the model knows none of that name, or it has no such value."""
-    short = name.removeprefix("CONFIG_")
+    short = text(name, "config option").removeprefix("CONFIG_")
+    text(value, f"config option {name}")
     if short not in KNOWN_OPTIONS:
         like = did_you_mean(short, KNOWN_OPTIONS)
         known = ", ".join(sorted(KNOWN_OPTIONS))

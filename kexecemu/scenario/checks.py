@@ -35,11 +35,6 @@ def checks_of(
     yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
     yield (), partial(check_matrix, scenario)
-    if "campaign" in data:
-        # Its words are the campaign's, which knows scenarios; asked here, so that no command takes a bad table.
-        from kexecemu.campaign.plan import plan_of
-
-        yield (), partial(plan_of, scenario)
     for number, table in enumerate(scenario.fault):
         yield ("fault", number), table.fault
 

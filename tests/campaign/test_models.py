@@ -95,7 +95,9 @@ def test_it_goes_to_another_process_as_it_is(model: Model) -> None:
 
 def test_a_model_that_there_is_not_is_refused_with_those_that_there_are() -> None:
     assert find_model("byte") is MODELS["byte"]
-    with pytest.raises(InputError, match="no fault model 'bitflip'; there are bit-flip, byte, word32"):
+    with pytest.raises(
+        InputError, match=r"no fault model 'bitflip' \(did you mean bit-flip\?\); there are bit-flip,"
+    ):
         find_model("bitflip")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 
+import kexecemu
 from kexecemu.cli import app, main
 from kexecemu.commands.options import SETUP_OPTIONS
 from kexecemu.report.again import crash_again
@@ -102,15 +103,13 @@ def test_the_version_is_the_release_and_a_hash_of_the_code(capsys: pytest.Captur
 def test_a_package_that_is_no_checkout_says_what_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kexecemu.campaign import version
-
     (tmp_path / "setup.cfg").write_text("[metadata]\nname = another\nversion = 9\n")
-    monkeypatch.setattr(version, "version", lambda name: "7.8.9")
-    assert version._release(tmp_path / "kexecemu") == "7.8.9"
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "7.8.9")
+    assert kexecemu._version(tmp_path / "kexecemu") == "7.8.9"
     (tmp_path / "setup.cfg").write_text("no section = 1\n")
-    assert version._release(tmp_path / "kexecemu") == "7.8.9"
+    assert kexecemu._version(tmp_path / "kexecemu") == "7.8.9"
     (tmp_path / "setup.cfg").write_text("[metadata]\nname = kexecemu\nversion = 1.2\n")
-    assert version._release(tmp_path / "kexecemu") == "1.2"
+    assert kexecemu._version(tmp_path / "kexecemu") == "1.2"
 
 
 def test_the_table_of_options_is_what_a_setup_and_a_reproducer_have() -> None:

@@ -152,7 +152,7 @@ def test_an_editor_refuses_what_we_refuse(text: str, tmp_path: Path) -> None:
         "[kernel]\npurgatory = false\nconfig = { CONFIG_ZONE_DMA = 'n' }",
         "[kernel]\nlinux = 'fetched:kernel'\n[machine]\ncpus = 2\nstuck_cpus = [0]",
         "[[fault]]\nat = 'dtb'\nwrite = '0xdead_beef'",
-        "[campaign]\nwhere = ['initrd', 'edges']\nmoments = ['hashing-128', 'capture-1000']",
+        "[campaign]\nwhere = ['initrd', 'edges']\nby = ['dma']\nmoments = ['hashing-128', 'capture-1000']",
         "[matrix]\nera = ['6.1', '6.4']\n[expect]\noutcome = 'silent'\n"
         "[[matrix.except]]\nera = '6.1'\noutcome = 'prevented'",
     ],

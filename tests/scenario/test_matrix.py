@@ -199,10 +199,10 @@ def test_the_command_runs_all_cells_with_a_line_each(
     assert status == 0
     assert out.splitlines() == [
         "a matrix",
-        "era=6.1,purgatory=default  prevented",
-        "era=6.1,purgatory=none     prevented",
-        "era=6.4,purgatory=default  detected",
-        "era=6.4,purgatory=none     silent",
+        "era=6.1,purgatory=default  prevented dump true",
+        "era=6.1,purgatory=none     prevented dump true",
+        "era=6.4,purgatory=default  detected  dump none",
+        "era=6.4,purgatory=none     silent    dump true",
         "4 of 4 as expected",
     ]
 
@@ -214,7 +214,7 @@ def test_one_cell_that_ends_otherwise_is_named_and_the_status_is_1(
     status, out, _ = run(tmp_path, capsys, wrong)
     assert status == 1
     assert out.splitlines()[-3:] == [
-        "era=6.4,purgatory=none     silent",
+        "era=6.4,purgatory=none     silent    dump true",
         "                           unexpected: outcome is silent, expected masked",
         "3 of 4 as expected",
     ]

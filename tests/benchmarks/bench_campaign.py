@@ -237,7 +237,7 @@ class Machine:
             fault.moment,
             fault.at,
         )
-        return self.engine.victim.run(write, late=True)
+        return self.engine.victim.run(write, late=True).outcome
 
     def hash_natively(self, fault: CampaignFault) -> bool:
         """All that is hashed, with the fault in it: whether the digest is another one."""

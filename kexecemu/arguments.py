@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kexecemu.errors import InputError
+from kexecemu.files import read_file
 from kexecemu.shown import brief
 
 __all__ = ["buffer", "contents", "instance", "integer", "member", "path", "text"]
@@ -32,15 +33,11 @@ def contents(value: Any, what: str) -> bytes:
         raise InputError(f"{what}: bytes or a path are wanted, not {_kind(value)}")
     file = Path(value)
     try:
-        directory = file.is_dir()
-        found = b"" if directory else file.read_bytes()
+        return read_file(file)
     except OSError as error:
         raise InputError(f"{what} {file}: {error.strerror or error}") from error
     except ValueError as error:  # a NUL in its name
         raise InputError(f"{what} {str(file)!r}: {error}") from error
-    if directory:
-        raise InputError(f"{what} {file}: is a directory")
-    return found
 
 
 def buffer(value: Any, what: str) -> bytes:

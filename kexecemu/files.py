@@ -1,14 +1,28 @@
-"""Writing files whole or not at all."""
+"""Reading files that are files, and writing them whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replace_file", "replacing"]
+__all__ = ["read_file", "replace_file", "replacing"]
+
+# What a shell hands over as `<(command)` or a pipe: somebody writes there, and it ends.
+_OPEN_ALREADY = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file; OSError for a folder, a device or a FIFO, of which some never end."""
+    file = Path(path)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory", str(file))
+    if file.exists() and not file.is_file() and not str(file).startswith(_OPEN_ALREADY):
+        raise OSError(errno.EINVAL, "is no regular file", str(file))
+    return file.read_bytes()
 
 
 @contextmanager

@@ -74,12 +74,17 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
 
 
 def list_command(
-    what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=complete.lists)],
+    what: Annotated[
+        str | None, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=complete.lists)
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List scenarios, fault models, Kconfig options, eras or outcomes, with what each is."""
-    if what not in LISTS:
-        raise InputError(f"no list of {what!r}{did_you_mean(what, LISTS)}; there are {', '.join(LISTS)}")
+    if what is None or what not in LISTS:
+        known = ", ".join(LISTS)
+        if what is None:
+            raise InputError(f"list what? There are {known}")
+        raise InputError(f"no list of {what!r}{did_you_mean(what, LISTS)}; there are {known}")
     rows = LISTS[what]()
     if json:
         print_json({what: rows})

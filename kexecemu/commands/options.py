@@ -123,7 +123,12 @@ _DtbOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", parser=seed_number, help="Seed of all randomness (default: 0)."),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        parser=seed_number,
+        help="Seed of all randomness (default: the scenario's, or 0).",
+    ),
 ]
 EraOption = Annotated[
     str,

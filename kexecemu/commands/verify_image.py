@@ -14,6 +14,7 @@ import typer
 from kexecemu.commands.options import JsonOption
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import FormatError, InputError, KexecError
+from kexecemu.files import read_file
 
 if TYPE_CHECKING:
     from kexecemu.formats.x509 import Certificate
@@ -102,6 +103,6 @@ def _read_certificates(path: Path) -> Sequence[Certificate]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error

@@ -231,7 +231,8 @@ def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcor
             return f"load {number} is {_in_words(one)}, not {_in_words(other)}"
     for number, (place, right) in enumerate(zip(now.places or (), then.places or (), strict=False)):
         if (place.phys, place.size) != (right.phys, right.size):
-            return f"load {number} shows {place.size:#x} bytes from {place.phys:#x}, not from {right.phys:#x}"
+            shows = f"{place.size:#x} bytes from {place.phys:#x}"
+            return f"load {number} shows {shows}, not {right.size:#x} from {right.phys:#x}"
     if now.header != then.header:
         at = next(
             at for at, (one, other) in enumerate(zip(now.header, then.header, strict=True)) if one != other
@@ -254,11 +255,12 @@ def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcor
 
 def _names(header: ProgramHeader) -> tuple[int, ...]:
     """What says which memory it is; the offset is another one in each file."""
-    return header.flags, header.vaddr, header.paddr, header.filesz, header.memsz
+    return header.flags, header.vaddr, header.paddr, header.filesz, header.memsz, header.align
 
 
 def _in_words(header: ProgramHeader) -> str:
-    return f"{header.memsz:#x} bytes at {header.paddr:#x} (virt {header.vaddr:#x}, flags {header.flags})"
+    more = f"virt {header.vaddr:#x}, {header.filesz:#x} of them in the file, flags {header.flags}"
+    return f"{header.memsz:#x} bytes at {header.paddr:#x} ({more}, align {header.align:#x})"
 
 
 def _text_of(notes: bytes) -> bytes:

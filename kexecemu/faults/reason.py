@@ -138,7 +138,8 @@ def _silent(facts: Facts) -> str:
         return "the capture kernel took it that there was a dump, and nobody noticed that there is none"
     text = f"corrupt bytes of {_and(harmed)} reached the capture kernel and nobody noticed"
     end = facts.capture.end if facts.capture is not None else None
-    if end in (CaptureEnd.NO_DUMP, CaptureEnd.OFF, CaptureEnd.HEADERS):
+    lost = end is CaptureEnd.DONE and facts.dump is Dump.NONE
+    if lost or end in (CaptureEnd.NO_DUMP, CaptureEnd.OFF, CaptureEnd.HEADERS):
         text += ", though it took no dump"
     return f"{text}: {_switched_off(facts)}" if _switched_off(facts) else text
 

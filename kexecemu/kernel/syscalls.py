@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kexecemu.arguments import contents, integer, text
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
+from kexecemu.files import read_file
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.embedded_elf import object_or_embedded
@@ -30,7 +31,7 @@ __all__ = ["kexec_file_load", "kexec_tools_load", "kexec_tools_purgatory", "purg
 
 def _read_purgatory(path: Path) -> elfrel.RelocatableObject:
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         like = did_you_mean(path.name, ("default", "none"))
         raise InputError(f"purgatory {path}: {error.strerror or error}{like}") from error

@@ -18,6 +18,7 @@ from kexecemu.errors import InputError
 from kexecemu.faults.dump import Dump
 from kexecemu.faults.fault import By, Fault, When, parse_hex
 from kexecemu.faults.outcome import Outcome
+from kexecemu.files import read_file
 from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
 from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.shown import shown
@@ -331,7 +332,7 @@ def read_scenario(path: str | Path) -> Scenario:
 
     path = path if isinstance(path, Path) else find_scenario(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
         data: dict[str, Any] = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"scenario {path}: {error.strerror or error}") from error

@@ -101,6 +101,11 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
         words += f"; known are {', '.join(known)}"
     elif path != steps:
         path = [*path, *_culprit(_value(text, path), words)]
+    got = _GOT.search(words)
+    if "`str" in words and got is not None and got[1] in ("bool", "int", "float"):
+        words += ": put it in quotes"
+    elif words.startswith("Expected `array`, got `object`"):
+        words += f": a table of which there may be several is [[{path[-1]}]]"
     if match:
         words += f" - at `${where}`"
     return at_line(text, path, words)

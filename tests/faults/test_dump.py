@@ -246,3 +246,17 @@ def test_and_that_it_would_not_where_the_core_header_is_damaged() -> None:
     kernel.board.close()
     assert told(end) == (Outcome.SILENT, Dump.WRONG)
     assert end.dump_reason.startswith("/proc/vmcore would not show the crashed memory (")
+
+
+# Elf64_Phdr: p_offset, p_filesz, p_align.
+@pytest.mark.parametrize("field", [8, 32, 48])
+def test_the_field_of_a_load_that_differs_is_in_the_sentence(kernel: Kernel, field: int) -> None:
+    at = load_header(kernel, 0) + field
+    segment = kernel.image.segment("elfcorehdr") if kernel.image is not None else None
+    assert segment is not None
+    end = dma(kernel, f"elfcorehdr+{at:#x}", bytes([segment.content()[at] ^ 0x10]))
+    assert end.dump is Dump.WRONG
+    found, _, right = end.dump_reason.removeprefix("taken, not equal to the crashed memory: ").partition(
+        ", not "
+    )
+    assert right and not found.endswith(right)

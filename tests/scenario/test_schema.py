@@ -193,7 +193,7 @@ def test_a_file_that_is_no_scenario_is_refused_in_clear_words(
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         read_scenario(tmp_path / "none.toml")
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="is a directory"):
         read_scenario(tmp_path)
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig, check_option
+from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
 from kexecemu.machine.board import check_numbers, parse_size
 from kexecemu.scenario.linux_keys import check_linux
 from kexecemu.scenario.matrix import check_matrix
 from kexecemu.scenario.schema import Scenario
+from kexecemu.suggest import did_you_mean
 
-__all__ = ["checks_of"]
+__all__ = ["check_segment", "checks_of"]
 
 _LARGEST_SEED = (1 << 64) - 1  # what a device tree's seed for a real kernel is made of
 
@@ -35,8 +37,24 @@ def checks_of(
     yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
     yield (), partial(check_matrix, scenario)
+    if scenario.expect is not None:
+        if scenario.expect.segment is not None:
+            yield ("expect", "segment"), partial(check_segment, scenario.expect.segment)
+        for name in scenario.expect.segments:
+            yield ("expect", "segments"), partial(check_segment, name)
     for number, table in enumerate(scenario.fault):
         yield ("fault", number), table.fault
+
+
+# All that there can be; whether it was loaded is for the machine to say.
+_SEGMENTS = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY)
+
+
+def check_segment(name: str) -> None:
+    """InputError for what is the name of no segment, whatever was loaded."""
+    if name not in _SEGMENTS:
+        like = did_you_mean(name, _SEGMENTS)
+        raise InputError(f"no segment {name!r}{like}; there are {', '.join(_SEGMENTS)}")
 
 
 def _check_seed(seed: int) -> None:

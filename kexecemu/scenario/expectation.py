@@ -9,6 +9,7 @@ import msgspec
 
 from kexecemu.errors import InputError
 from kexecemu.faults.outcome import Outcome
+from kexecemu.scenario.checks import check_segment
 from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.toml import given_keys
 from kexecemu.suggest import did_you_mean
@@ -45,6 +46,11 @@ def parse_expect(words: Sequence[str]) -> Expect:
         if (allowed := _allowed(key)) and value not in allowed:
             like = did_you_mean(value, allowed)
             raise InputError(f"--expect {word!r}: {key} is one of {', '.join(allowed)}{like}")
+        if key in ("segment", "segments"):
+            try:
+                check_segment(value)
+            except InputError as error:
+                raise InputError(f"--expect {word!r}: {error}") from error
         if isinstance(_empty(key), list):
             data.setdefault(key, []).append(value)
         elif key in data:

@@ -35,7 +35,7 @@ def test_all_of_it_goes_there_and_back() -> None:
         (["segment=dtb"], "--expect 'segment=dtb': give the outcome too, as in --expect detected"),
         (["silent", "segmnet=dtb"], "no key 'segmnet'"),
         (["silent", "detected"], "--expect 'detected': outcome is given twice"),
-        (["silent", "segment=a", "segment=b"], "segment is given twice"),
+        (["silent", "segment=dtb", "segment=initrd"], "segment is given twice"),
         (["silent", "verdict=mmu"], "--expect 'verdict=mmu': verdict is one of "),
         (["silent", "verdict_state=fine"], "verdict_state is one of "),
         (["silent", "x=y"], "there are outcome, segment, console, "),

@@ -58,7 +58,9 @@ if [ "$records" != none ]; then
 	cat /sys/firmware/fdt >fdt.dtb
 	cat /sys/kernel/vmcoreinfo >vmcoreinfo-address.txt
 	# The note in the head of /proc/kcore is the same that a dump will have; nothing else shows it to user space.
-	head -c 32768 /proc/kcore | tr '\0' '\n' | grep -a -E '^[A-Z]+(\(.*\))?=' >vmcoreinfo.txt
+	# It ends at its first zero; what else lies in the head, and what of memory, may look like a line of it.
+	head -c 32768 /proc/kcore | tr '\0' '\n' | grep -a -A 400 '^OSRELEASE=' |
+		while read -r line && [ -n "$line" ]; do echo "$line"; done >vmcoreinfo.txt
 	dmesg >dmesg.txt
 	case $records in
 	disk)

@@ -128,7 +128,7 @@ def test_a_bad_target_is_refused(target: str, reason: str) -> None:
         (["--expect", "bliss"], "is no outcome"),
         (["--capture", "reality"], "--capture is stub or linux, not 'reality'"),
         (["--nosuch"], "--nosuch"),
-        (["--protection", "bbml2", "--era", "6.1", "--dtb", "/dev/null"], "too short for a header"),
+        (["--protection", "bbml2", "--era", "6.1", "--dtb", "/dev/null"], "is no regular file"),
     ],
 )
 def test_a_bad_option_is_refused(options: list[str], reason: str) -> None:

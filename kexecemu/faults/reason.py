@@ -37,6 +37,9 @@ class Facts:
     """False for a purgatory that was loaded to check nothing."""
 
 
+_WRITTEN_ANEW = "the bytes that the write changed were written anew before the end"
+
+
 def reason_of(outcome: Outcome, facts: Facts) -> str:
     """The sentence, without a full stop; what became of the dump is told beside it."""
     if outcome is Outcome.DETECTED:
@@ -50,12 +53,13 @@ def reason_of(outcome: Outcome, facts: Facts) -> str:
     if outcome is Outcome.LATENT:
         return _latent(facts)
     end = facts.capture.end if facts.capture is not None else None
+    anew = outcome is Outcome.MASKED and any(one.changed for one in facts.injections)
     if end is CaptureEnd.DONE and facts.dump is Dump.TRUE:
-        return outcome.meaning
+        return f"{_WRITTEN_ANEW}, and the dump was taken" if anew else outcome.meaning
     what = {
         Outcome.CAPTURED: "nothing was harmed",
         Outcome.PREVENTED: "the write faulted and memory is intact",
-        Outcome.MASKED: "the write changed nothing",
+        Outcome.MASKED: _WRITTEN_ANEW if anew else "the write changed nothing",
     }.get(outcome, outcome.meaning)
     if end is CaptureEnd.ENTERED:
         return f"{what}; the capture kernel was entered as it should be, and not followed further"

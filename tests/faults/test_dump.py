@@ -176,6 +176,16 @@ def test_a_stamped_copy_of_vmcoreinfo_gets_into_the_notes_and_is_told(kernel: Ke
     assert "vmcoreinfo in its notes is not what it was at the load" in end.dump_reason
 
 
+def test_what_the_crash_path_writes_anew_was_changed_all_the_same_and_is_told_so(kernel: Kernel) -> None:
+    # crash_save_cpu() fills the note of this CPU after the stray write.
+    end = dma(kernel, f"{kernel.crash_notes_phys(0) + 0x40:#x}", b"\xa5")
+    assert told(end) == (Outcome.MASKED, Dump.TRUE)
+    assert (
+        end.reason
+        == "the bytes that the write changed were written anew before the end, and the dump was taken"
+    )
+
+
 # -- with a purgatory ---------------------------------------------------------------------------------------------
 
 

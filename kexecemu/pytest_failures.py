@@ -52,9 +52,8 @@ def compare(op: str, left: object, right: object) -> Compared | None:
         if right is end.console and op in ("in", "not in"):
             key = "console" if op == "in" else "console_absent"
             return _compared(end, f"{left!r} {op} the console", "", {key: [left]})
-        for key in ("outcome", "dump"):
-            word = getattr(end, key, None)
-            if word is not None and (word is left or word is right):
+        for key, word in (("outcome", end.outcome), ("dump", end.dump)):
+            if word is left or word is right:
                 other = right if word is left else left
                 words = {key: str(other)} if op in ("==", "is") else {}
                 asserted = f"{_plain(left)} {op} {_plain(right)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "nearest"]
+__all__ = ["did_you_mean", "nearest", "there_are"]
 
 _CUTOFF = 0.6  # difflib's own: 1 is the same word, 0 no letter in common
 
@@ -24,3 +24,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ " (did you mean NAME?)" to stand right behind the wrong word's sentence; "" when nothing is like it."""
     found = nearest(word, known)
     return f" (did you mean {found}?)" if found is not None else ""
+
+
+def there_are(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean NAME?); there are NAME, ...": the end of a sentence about a name that there is not."""
+    names = list(known)
+    return f"{did_you_mean(word, names)}; there are {', '.join(names)}"

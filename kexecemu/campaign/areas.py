@@ -12,7 +12,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import there_are
 
 __all__ = ["EDGE", "WHERE", "Area", "Kind", "Places"]
 
@@ -98,9 +98,7 @@ class Places:
         try:
             return self._areas[name]
         except KeyError:
-            like = did_you_mean(name, self._areas)
-            known = ", ".join(self._areas)
-            raise InputError(f"no place {name!r} in this image{like}; there are {known}") from None
+            raise InputError(f"no place {name!r} in this image{there_are(name, self._areas)}") from None
 
     def reach(self, fault: CampaignFault) -> PhysRange:
         """The physical range that a fault writes to; InputError when it lies outside of its base or is of no model.
@@ -125,9 +123,8 @@ class Places:
         segments = [one.name for one in self._image.segments]
         for word in sorted(words - set(WHERE)):
             if word not in segments:
-                known = [*segments, *WHERE]
-                like = did_you_mean(word, known)
-                raise InputError(f"campaign.where: no segment {word!r}{like}; there are {', '.join(known)}")
+                known = there_are(word, [*segments, *WHERE])
+                raise InputError(f"campaign.where: no segment {word!r}{known}")
         whole = _REGION in words
         taken: list[PhysRange] = []
         found: list[Area] = []

@@ -28,7 +28,7 @@ from kexecemu.campaign.contents import (
 )
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import there_are
 
 __all__ = ["MAX_LENGTH", "MODELS", "Model", "ModelRow", "find_model", "model_rows"]
 
@@ -98,8 +98,7 @@ def find_model(name: str) -> Model:
     try:
         return MODELS[name]
     except KeyError:
-        like = did_you_mean(name, MODELS)
-        raise InputError(f"no fault model {name!r}{like}; there are {', '.join(MODELS)}") from None
+        raise InputError(f"no fault model {name!r}{there_are(name, MODELS)}") from None
 
 
 def model_rows() -> list[ModelRow]:

@@ -10,10 +10,10 @@ from kexecemu.campaign.areas import WHERE
 from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.models import Model, find_model
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
+from kexecemu.kernel.kimage import SEGMENT_NAMES
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 
@@ -21,7 +21,7 @@ __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
 HASHING_STEPS = tuple(range(8, 256, 16))
 
 # All that there can be; whether a segment was loaded is for the machine to say.
-_PLACES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, *WHERE)
+_PLACES = (*SEGMENT_NAMES, *WHERE)
 
 _BEFORE_THE_CRASH = (Moment.DURING_LOAD, Moment.AFTER_LOAD)
 _FURTHEST = {Moment.WHILE_HASHING: 256, Moment.IN_CAPTURE: 10**9}
@@ -68,8 +68,7 @@ def plan_of(scenario: Scenario) -> Plan:
             raise InputError(f"campaign.{key}: {twice!r} is there twice")
     for word in table.where:
         if word not in _PLACES:
-            like = did_you_mean(word, _PLACES)
-            raise InputError(f"campaign.where: no place {word!r}{like}; there are {', '.join(_PLACES)}")
+            raise InputError(f"campaign.where: no place {word!r}{there_are(word, _PLACES)}")
     models = tuple(_model(name) for name in table.models)
     writers = tuple(_writer(name) for name in table.by)
     moments = _moments(table.moments)
@@ -94,8 +93,7 @@ def _model(name: str) -> Model:
 
 def _writer(name: str) -> Writer:
     if name not in set(Writer):
-        like = did_you_mean(name, Writer)
-        raise InputError(f"campaign.by: no writer {name!r}{like}; there are {', '.join(Writer)}")
+        raise InputError(f"campaign.by: no writer {name!r}{there_are(name, Writer)}")
     return Writer(name)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from kexecemu.commands import complete
 from kexecemu.errors import FetchError, InputError
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import there_are
 
 __all__ = ["EXAMPLES", "fetch_command"]
 
@@ -62,8 +62,7 @@ def fetch_command(
     wanted = list(TARGETS) if every else list(dict.fromkeys(names or USUAL))
     for name in wanted:
         if name not in TARGETS:
-            like = did_you_mean(name, TARGETS)
-            raise InputError(f"there is no {name!r} to fetch{like}; there are {', '.join(TARGETS)}")
+            raise InputError(f"there is no {name!r} to fetch{there_are(name, TARGETS)}")
     try:
         fetch(wanted, folder, _say, mirror)
     except FetchError as error:

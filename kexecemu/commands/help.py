@@ -11,7 +11,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["Examples", "HelpfulCommand", "HelpfulGroup", "add_command", "usage_text"]
 
@@ -135,8 +135,7 @@ class HelpfulGroup(_Helpful, TyperGroup):
         """The command that is meant; what is none is answered with those that there are."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
-            known = self.list_commands(ctx)
-            ctx.fail(f"no command {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
+            ctx.fail(f"no command {name!r}{there_are(name, self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
 

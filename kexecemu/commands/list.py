@@ -11,7 +11,7 @@ from kexecemu.commands import complete
 from kexecemu.commands.options import JsonOption
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import there_are
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,11 +80,10 @@ def list_command(
     json: JsonOption = False,
 ) -> None:
     """List scenarios, fault models, Kconfig options, eras or outcomes, with what each is."""
-    if what is None or what not in LISTS:
-        known = ", ".join(LISTS)
-        if what is None:
-            raise InputError(f"list what? There are {known}")
-        raise InputError(f"no list of {what!r}{did_you_mean(what, LISTS)}; there are {known}")
+    if what is None:
+        raise InputError(f"list what? There are {', '.join(LISTS)}")
+    if what not in LISTS:
+        raise InputError(f"no list of {what!r}{there_are(what, LISTS)}")
     rows = LISTS[what]()
     if json:
         print_json({what: rows})

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
+from kexecemu.arguments import contents
 from kexecemu.commands.help import HelpfulGroup, add_command
 from kexecemu.commands.options import ConfigOption, JsonOption
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
-from kexecemu.files import read_file
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.formats.embedded_elf import object_or_embedded
 from kexecemu.kernel.config import split_options
@@ -139,11 +139,7 @@ def _trial(obj: RelocatableObject) -> dict[str, Any]:
 
 def _read(file: Path) -> RelocatableObject:
     """The object in a file, or inside a `kexec` binary; InputError or KexecError when there is none."""
-    try:
-        data = read_file(file)
-    except OSError as error:
-        raise InputError(f"purgatory {file}: {error.strerror or error}") from error
-    return parse_purgatory(object_or_embedded(data), str(file))
+    return parse_purgatory(object_or_embedded(contents(file, "purgatory")), str(file))
 
 
 def info(

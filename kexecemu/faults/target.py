@@ -18,7 +18,7 @@ from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["free_area", "resolve", "resolve_by"]
 
@@ -65,7 +65,7 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
     if segment is None:
         known = [*(one.name for one in image.segments), "crashkernel", "crashkernel-free"]
         raise InputError(
-            f"target {base}: no such segment or symbol{did_you_mean(base, known)}; there are {', '.join(known)}, "
+            f"target {base}: no such segment or symbol{there_are(base, known)}, "
             "purgatory:SYMBOL, vmlinux:SYMBOL and physical addresses"
         )
     return segment.area

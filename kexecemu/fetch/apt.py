@@ -138,13 +138,13 @@ class Archive:
         """The packages of a release, by its codename, for an architecture in Debian's words."""
         key = (release, architecture)
         if key not in self._apts:
-            tail = "" if architecture == "arm64" else f"-{architecture}"
             sources = self._sources(release)
-            self._apts[key] = (
-                Apt(self._folder / f"apt-{release}{tail}", self._say, architecture, release, sources)
-                if sources or architecture != "arm64"
-                else self._machine()
-            )
+            tail = "" if architecture == "arm64" else f"-{architecture}"
+            if not sources and not tail:
+                self._apts[key] = self._machine()  # whose lists are there already
+            else:
+                folder = self._folder / f"apt-{release}{tail}"
+                self._apts[key] = Apt(folder, self._say, architecture, release, sources)
         return self._apts[key]
 
     def _machine(self) -> Apt:

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kexecemu.arguments import instance, text
 from kexecemu.errors import InputError
@@ -23,6 +23,9 @@ __all__ = [
     "option_rows",
     "split_options",
 ]
+
+
+_Kind = TypeVar("_Kind", bound=enum.Enum)
 
 
 class Era(enum.Enum):
@@ -184,6 +187,17 @@ def _check_purgatory(options: dict[str, str]) -> None:
         options.setdefault("KEXEC_PURGATORY_CHOSEN", "y")
 
 
+def _member(kind: type[_Kind], value: str, what: str, refusal: str) -> _Kind:
+    """The member with a value; InputError with the nearest and all that there are for one that there is not."""
+    text(value, what)
+    try:
+        return kind(value)
+    except ValueError:
+        known = [one.value for one in kind]
+        like = did_you_mean(value, known)
+        raise InputError(f"{what} {value!r} is {refusal}{like}; known are {', '.join(known)}") from None
+
+
 def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in given.items():
@@ -237,25 +251,10 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.era, Era):
-            text(self.era, "era")
-            try:
-                object.__setattr__(self, "era", Era(self.era))
-            except ValueError:
-                known = [era.value for era in Era]
-                like = did_you_mean(str(self.era), known)
-                raise InputError(
-                    f"era {self.era!r} is not modelled{like}; known are {', '.join(known)}"
-                ) from None
+            object.__setattr__(self, "era", _member(Era, self.era, "era", "not modelled"))
         if self.protection is not None and not isinstance(self.protection, Protection):
-            text(self.protection, "protection")
-            try:
-                object.__setattr__(self, "protection", Protection(self.protection))
-            except ValueError:
-                ways = [way.value for way in Protection]
-                like = did_you_mean(self.protection, ways)
-                raise InputError(
-                    f"protection {self.protection!r} is not known{like}; known are {', '.join(ways)}"
-                ) from None
+            way = _member(Protection, self.protection, "protection", "not known")
+            object.__setattr__(self, "protection", way)
         if self.purgatory is not None:
             instance(self.purgatory, (bool, str, Path), "purgatory")
         object.__setattr__(self, "options", _parse_options(instance(self.options, Mapping, "options")))

@@ -24,6 +24,7 @@ __all__ = [
     "KEXEC_FILE_UNLOAD",
     "KEXEC_SEGMENT_MAX",
     "PAGE_DIGESTS",
+    "SEGMENT_NAMES",
     "Kimage",
     "Segment",
 ]
@@ -38,6 +39,8 @@ KEXEC_SEGMENT_MAX = 16
 # Names of the two segments that only a purgatory has a use for: the SHA-256 of every page of the others, and all of
 # the others once more.
 PAGE_DIGESTS, COPY = "page-digests", "copy"
+SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY)
+"""All that there can be; which of them an image has is known when it is loaded."""
 
 # Flags in the low bits of a kimage_entry_t.
 IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8

@@ -8,12 +8,12 @@ from typing import Any
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig, check_option
-from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS
+from kexecemu.kernel.kimage import SEGMENT_NAMES
 from kexecemu.machine.board import check_numbers, parse_size
 from kexecemu.scenario.linux_keys import check_linux
 from kexecemu.scenario.matrix import check_matrix
 from kexecemu.scenario.schema import Scenario
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import there_are
 
 __all__ = ["check_segment", "checks_of"]
 
@@ -46,15 +46,10 @@ def checks_of(
         yield ("fault", number), table.fault
 
 
-# All that there can be; whether it was loaded is for the machine to say.
-_SEGMENTS = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY)
-
-
 def check_segment(name: str) -> None:
     """InputError for what is the name of no segment, whatever was loaded."""
-    if name not in _SEGMENTS:
-        like = did_you_mean(name, _SEGMENTS)
-        raise InputError(f"no segment {name!r}{like}; there are {', '.join(_SEGMENTS)}")
+    if name not in SEGMENT_NAMES:
+        raise InputError(f"no segment {name!r}{there_are(name, SEGMENT_NAMES)}")
 
 
 def _check_seed(seed: int) -> None:

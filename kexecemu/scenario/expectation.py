@@ -12,7 +12,7 @@ from kexecemu.faults.outcome import Outcome
 from kexecemu.scenario.checks import check_segment
 from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.toml import given_keys
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["expect_words", "parse_expect"]
 
@@ -37,9 +37,7 @@ def parse_expect(words: Sequence[str]) -> Expect:
         if not equals:
             key, value = "outcome", word
         if key not in Expect.__struct_fields__:
-            known = Expect.__struct_fields__
-            like = did_you_mean(key, known)
-            raise InputError(f"--expect {word!r}: no key {key!r}{like}; there are {', '.join(known)}")
+            raise InputError(f"--expect {word!r}: no key {key!r}{there_are(key, Expect.__struct_fields__)}")
         if key == "outcome" and value not in set(Outcome):
             like = did_you_mean(value, list(Outcome))
             raise InputError(f"--expect {value!r} is no outcome{like}; they are {', '.join(Outcome)}")

@@ -10,7 +10,7 @@ from kexecemu.capture.initramfs import capture_initramfs
 from kexecemu.errors import InputError
 from kexecemu.fetch.cache import cached, fetched, fetched_folder, kernel_modules
 from kexecemu.fetch.targets import TARGETS
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import there_are
 
 __all__ = [
     "FETCHED",
@@ -51,11 +51,8 @@ def fetched_kernel(path: Path | None) -> Path:
         return path
     name = "kernel" if path is None else str(path).removeprefix(FETCHED)
     if name not in fetchable_kernels():
-        known = fetchable_kernels()
-        like = did_you_mean(name, known)
-        raise InputError(
-            f"{FETCHED}{name}: there is no such kernel to fetch{like}; there are {', '.join(known)}"
-        )
+        known = there_are(name, fetchable_kernels())
+        raise InputError(f"{FETCHED}{name}: there is no such kernel to fetch{known}")
     return fetched(name)
 
 

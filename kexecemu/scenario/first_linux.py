@@ -38,7 +38,7 @@ from kexecemu.scenario.first_linux_records import (
 )
 from kexecemu.scenario.first_linux_store import GuestKernelMap, store
 from kexecemu.shown import shown
-from kexecemu.suggest import did_you_mean
+from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "FirstLinux", "LinuxSetup"]
 
@@ -283,8 +283,7 @@ class FirstLinux:
             )
         known = [*(one.name for one in self.image.segments), "crashkernel", "crashkernel-free"]
         raise InputError(
-            f"target {base}: no such segment{did_you_mean(base, known)}; there are {', '.join(known)}, "
-            "purgatory:SYMBOL and physical addresses"
+            f"target {base}: no such segment{there_are(base, known)}, purgatory:SYMBOL and physical addresses"
         )
 
     def inject(self, fault: Fault) -> Injection:

@@ -252,6 +252,18 @@ def _result(future: Future[list[Decided]]) -> list[Decided] | None:
         return None
     except Exception as error:
         # What dask says when a task has taken several workers along; it need not be installed for us to know the name.
-        if type(error).__name__ == "KilledWorker":
+        if type(error).__name__ == "KilledWorker" or _raised_by_dask(error):
             return None
         raise
+
+
+def _raised_by_dask(error: Exception) -> bool:
+    """It comes from dask's own code and not from the task.
+
+    When a worker dies with its result on the way, distributed 2026.8 may take that result for an exception's three
+    parts and fail to unpack it (distributed.cfexecutor._cascade_future()).
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("distributed.")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -151,18 +151,40 @@ class KilledWorker(Exception):
 
 
 class Unsteady(Executor):
-    """Loses every third task with its worker."""
+    """Loses every third task with its worker, or does something else in its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, lose: Callable[[], None] | None = None) -> None:
         self.inner = ThreadPoolExecutor(1)
+        self.instead = lose or self.lose
         self.count = 0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.count += 1
-        return self.inner.submit(self.lose) if self.count % 3 == 0 else self.inner.submit(fn, *args, **kwargs)
+        return (
+            self.inner.submit(self.instead) if self.count % 3 == 0 else self.inner.submit(fn, *args, **kwargs)
+        )
 
     def lose(self) -> None:
         raise KilledWorker("a task")
+
+
+def failing_as(module: str) -> Callable[[], None]:
+    """A function of that module's in which a result cannot be unpacked, as dask's own may fail when a worker dies."""
+    names: dict[str, Any] = {"__name__": module}
+    exec("def cascade():\n    typ, exc, tb = [1, 2, 3, 4]\n", names)
+    cascade: Callable[[], None] = names["cascade"]
+    return cascade
+
+
+def test_a_task_that_fails_in_dask_s_own_code_is_done_here(tmp_path: Path) -> None:
+    found = campaign(tmp_path / "confused", executor=Unsteady(failing_as("distributed.cfexecutor")), audit=0)
+    assert found.outcomes["error"] == 0
+    assert found.table_sha256 == campaign(tmp_path / "alone", audit=0).table_sha256
+
+
+def test_what_fails_in_other_code_is_no_loss_and_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        campaign(tmp_path / "confused", executor=Unsteady(failing_as("kexecemu.campaign.job")), audit=0)
 
 
 def test_tasks_that_an_executor_loses_are_done_here(tmp_path: Path) -> None:

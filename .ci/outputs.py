@@ -92,7 +92,7 @@ def _scenarios() -> str:
 
 
 def _models() -> str:
-    from kexecemu.campaign.models import model_rows
+    from kexecemu.stray.models import model_rows
 
     rows = []
     for row in model_rows():
@@ -108,7 +108,7 @@ def _fetch() -> str:
 
 
 def _outcomes() -> str:
-    from kexecemu.faults.outcome import Outcome
+    from kexecemu.crash.outcome import Outcome
 
     return _table(["outcome", "what happened"], [[f"`{one.value}`", one.meaning] for one in Outcome])
 

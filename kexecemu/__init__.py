@@ -16,38 +16,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kexecemu.crash.dump import Dump
+    from kexecemu.crash.kernel import End, Kernel
+    from kexecemu.crash.outcome import Outcome
     from kexecemu.errors import InputError, KexecemuError, KexecError
-    from kexecemu.faults.dump import Dump
-    from kexecemu.faults.fault import By, Fault, When
-    from kexecemu.faults.outcome import Outcome
     from kexecemu.kernel.config import Era, KernelConfig, Protection
     from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD
     from kexecemu.machine.board import Board
-    from kexecemu.scenario.lab import End, Kernel
     from kexecemu.scenario.runner import run_scenario
     from kexecemu.scenario.schema import Scenario, read_scenario
+    from kexecemu.stray.fault import By, Fault, When
 
     __version__: str
 
 _HOMES = {
     "Board": "kexecemu.machine.board",
-    "By": "kexecemu.faults.fault",
-    "Dump": "kexecemu.faults.dump",
-    "End": "kexecemu.scenario.lab",
+    "By": "kexecemu.stray.fault",
+    "Dump": "kexecemu.crash.dump",
+    "End": "kexecemu.crash.kernel",
     "Era": "kexecemu.kernel.config",
-    "Fault": "kexecemu.faults.fault",
+    "Fault": "kexecemu.stray.fault",
     "InputError": "kexecemu.errors",
     "KEXEC_FILE_NO_INITRAMFS": "kexecemu.kernel.kimage",
     "KEXEC_FILE_ON_CRASH": "kexecemu.kernel.kimage",
     "KEXEC_FILE_UNLOAD": "kexecemu.kernel.kimage",
-    "Kernel": "kexecemu.scenario.lab",
+    "Kernel": "kexecemu.crash.kernel",
     "KernelConfig": "kexecemu.kernel.config",
     "KexecError": "kexecemu.errors",
     "KexecemuError": "kexecemu.errors",
-    "Outcome": "kexecemu.faults.outcome",
+    "Outcome": "kexecemu.crash.outcome",
     "Protection": "kexecemu.kernel.config",
     "Scenario": "kexecemu.scenario.schema",
-    "When": "kexecemu.faults.fault",
+    "When": "kexecemu.stray.fault",
     "read_scenario": "kexecemu.scenario.schema",
     "run_scenario": "kexecemu.scenario.runner",
 }

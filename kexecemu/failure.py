@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from kexecemu.arguments import instance
+from kexecemu.crash.kernel import End, Kernel
 from kexecemu.machine.timeline import Event
 from kexecemu.report.again import Again
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.schema import Expect
 
 __all__ = ["KexecemuFailure", "KnownEnd", "again_line", "events_text", "failure_text"]

@@ -12,11 +12,11 @@ from typing import Final
 
 import pytest
 
+from kexecemu.crash.kernel import End, Kernel
 from kexecemu.errors import FormatError
 from kexecemu.failure import KnownEnd
 from kexecemu.files import replace_file
 from kexecemu.report.again import Again
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
 from kexecemu.scenario.schema import Expect
 

@@ -16,11 +16,11 @@ import msgspec
 import pytest
 from _pytest._code.code import ExceptionRepr
 
+from kexecemu.crash.kernel import End, Kernel
 from kexecemu.errors import InputError, KexecError
 from kexecemu.failure import KexecemuFailure, failure_text
 from kexecemu.pytest_artefacts import again_in, chosen_folder, folder_of, keep, note_end, shown
 from kexecemu.pytest_scenarios import ScenarioItem
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import mismatches_of
 from kexecemu.scenario.schema import Expect
 

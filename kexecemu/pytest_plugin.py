@@ -40,8 +40,8 @@ import pytest
 
 if TYPE_CHECKING:
     from kexecemu.campaign.summary import Summary
+    from kexecemu.crash.kernel import End, Kernel
     from kexecemu.machine.board import Board
-    from kexecemu.scenario.lab import End, Kernel
 
 _OWN_PATTERN: Final = "*.scenario.toml"
 
@@ -138,7 +138,7 @@ def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
     """Say what a bare assertion about an End's outcome, dump or console found; the report goes on from there."""
-    if "kexecemu.scenario.lab" not in sys.modules:
+    if "kexecemu.crash.kernel" not in sys.modules:
         return None
     from kexecemu.pytest_failures import compare
 

@@ -11,9 +11,9 @@ import pytest
 from kexecemu.campaign.plan import plan_of
 from kexecemu.errors import InputError, KexecError, NotFetched
 from kexecemu.failure import KexecemuFailure
+from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs, is_fetched
 from kexecemu.pytest_artefacts import note_end, shown
 from kexecemu.report.again import scenario_again
-from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, fetched_programs, is_fetched
 from kexecemu.scenario.first_linux_run import LinuxResult, run_linux_scenario
 from kexecemu.scenario.matrix import cells_of
 from kexecemu.scenario.runner import Result, run_scenario

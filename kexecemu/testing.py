@@ -28,19 +28,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
 from kexecemu.arguments import instance, integer, text
-from kexecemu.capture.verdict import VerdictFlags, VerdictState
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.verdict import VerdictFlags, VerdictState
 from kexecemu.errors import InputError
 from kexecemu.failure import KexecemuFailure, KnownEnd, again_line, events_text, failure_text
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.fault import By, Fault, When
-from kexecemu.faults.outcome import Outcome
 from kexecemu.machine.board import Board
 from kexecemu.report.again import Again
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.matrix import the_cell
 from kexecemu.scenario.runner import Result, crash, mismatches_of, scenario_setup
 from kexecemu.scenario.schema import Expect, find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.stray.fault import By, Fault, When
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -15,8 +15,8 @@ from kexecemu.campaign.compare import Comparison, Pair
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Basis, Figure, Interval, Stratum, stratified, upper_bound
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome
 
 __all__ = ["PAIRS", "disagreeing", "made_up_comparison", "made_up_header", "made_up_summary"]
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from kexecemu.campaign.areas import Area, Kind
 from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
-from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.space import Space
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.schema import CampaignTable, Scenario
+from kexecemu.stray.models import MODELS
 
 AREAS = (
     Area("kernel", PhysRange(0x1000, 0x9000), Kind.HASHED, 0x1000),

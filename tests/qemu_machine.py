@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from kexecemu.capture.handoff import Handoff
+from kexecemu.crash.handoff import Handoff
 from kexecemu.machine.ranges import PhysRange
 
 LIMIT_SECONDS = 20

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from kexecemu.errors import NotFetched
-from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel
+from kexecemu.linux.fetched import fetched_initrd, fetched_kernel
 from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
 
 __all__ = ["every_scenario", "skip_if_not_fetched"]

@@ -10,10 +10,10 @@ import msgspec
 
 from kexecemu.campaign.engine import Engine
 from kexecemu.campaign.fault import CampaignFault, Moment, Writer
-from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.plan import can_write
 from kexecemu.data import fixture_path
 from kexecemu.scenario.schema import Scenario
+from kexecemu.stray.models import MODELS
 
 KEXEC_TOOLS = str(fixture_path("guests/kexec-tools-purgatory.ro"))
 

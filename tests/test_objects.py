@@ -12,9 +12,9 @@ from reachable import LIMIT, PUBLIC, one_of_each, unfit
 
 import kexecemu
 from kexecemu import testing
+from kexecemu.crash.kernel import End, Kernel
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
-from kexecemu.faults.fault import By, Fault
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
@@ -25,11 +25,11 @@ from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.machine.timeline import Timeline
 from kexecemu.report.steps import steps_of
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import run_scenario
 from kexecemu.scenario.schema import read_scenario
 from kexecemu.scenario.setup import Setup
 from kexecemu.shown import brief, shown
+from kexecemu.stray.fault import By, Fault
 
 INITRD = 24 << 20
 STUB = fixture_path("guests/capture-Image")

@@ -11,9 +11,9 @@ from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import CONFIDENCE, Basis, Figure, Stratum, stratified, upper_bound
 from kexecemu.campaign.store import Row, Store
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.outcome import Outcome
 
 __all__ = ["HARM", "basis_of", "share", "summarise"]
 

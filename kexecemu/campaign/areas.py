@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kexecemu.campaign.fault import CampaignFault
-from kexecemu.campaign.models import find_model
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
+from kexecemu.stray.models import find_model
 from kexecemu.suggest import there_are
 
 __all__ = ["EDGE", "WHERE", "Area", "Kind", "Places"]

@@ -11,9 +11,9 @@ from kexecemu.campaign.accounting import HARM, basis_of, share
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Basis, Figure, mcnemar
 from kexecemu.campaign.store import Row, Store
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.outcome import Outcome
 from kexecemu.shown import shown
 
 __all__ = ["Class", "Comparison", "Pair", "class_of", "compare"]

@@ -31,19 +31,19 @@ from kexecemu.campaign.accesses import First
 from kexecemu.campaign.fault import CampaignFault, Decided, Ended, How, Moment, Writer
 from kexecemu.campaign.golden import golden_run
 from kexecemu.campaign.hash_states import HashStates
-from kexecemu.campaign.models import find_model
 from kexecemu.campaign.space import Space, space_of
 from kexecemu.campaign.victim import Victim, Write
+from kexecemu.crash.damage import Damage
+from kexecemu.crash.dump import taken_by_stub
+from kexecemu.crash.outcome import Outcome, judge
 from kexecemu.errors import InputError
-from kexecemu.faults.damage import Damage
-from kexecemu.faults.dump import taken_by_stub
-from kexecemu.faults.outcome import Outcome, judge
 from kexecemu.kernel.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Scenario
 from kexecemu.scenario.setup import prepare
 from kexecemu.shown import shown
+from kexecemu.stray.models import find_model
 
 __all__ = ["Engine"]
 

@@ -6,8 +6,8 @@ import enum
 import re
 from dataclasses import dataclass
 
+from kexecemu.crash.dump import Dump
 from kexecemu.errors import InputError
-from kexecemu.faults.dump import Dump
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
@@ -103,7 +103,7 @@ class How(enum.StrEnum):
 @shown()
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a machine came to: outcome and dump are strings of kexecemu.faults.outcome.Outcome and of dump.Dump.
+    """What a machine came to: outcome and dump are strings of kexecemu.crash.outcome.Outcome and of dump.Dump.
 
     dump_reason says why in words that hold for every fault of a kind, so that it is the same whichever of them was run.
     reported: the purgatory's own record says that something was wrong. mended: a capture kernel was started, after the
@@ -120,7 +120,7 @@ class Ended:
 @shown()
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What came of one fault: outcome and dump are strings of kexecemu.faults.outcome.Outcome and of dump.Dump.
+    """What came of one fault: outcome and dump are strings of kexecemu.crash.outcome.Outcome and of dump.Dump.
 
     segment is where it hit, "" for none; phys the address of the first byte; detail a sentence where there is more to
     say (why it is an error, where control went). dump_reason and reported are as Ended has them.

@@ -11,17 +11,17 @@ from typing import Final
 
 from kexecemu.campaign.accesses import Accesses, recorded
 from kexecemu.campaign.fault import Ended
-from kexecemu.capture.second_stage import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
-from kexecemu.capture.verdict import VerdictFlags
+from kexecemu.crash.damage import written_by_early_check
+from kexecemu.crash.dump import CrashedMemory, Dump
+from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
+from kexecemu.crash.verdict import VerdictFlags
 from kexecemu.errors import MachineError
-from kexecemu.faults.damage import written_by_early_check
-from kexecemu.faults.dump import CrashedMemory, Dump
-from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.shown import shown
 
 __all__ = ["Golden", "ended", "golden_run"]

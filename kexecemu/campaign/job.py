@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.version import own_version
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, MachineError
-from kexecemu.faults.outcome import Outcome
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
 

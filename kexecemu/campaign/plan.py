@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from kexecemu.campaign.areas import WHERE
 from kexecemu.campaign.fault import Moment, Writer
-from kexecemu.campaign.models import Model, find_model
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import SEGMENT_NAMES
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
+from kexecemu.stray.models import Model, find_model
 from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]

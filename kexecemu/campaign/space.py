@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from kexecemu.campaign.areas import Area, Kind, Places
 from kexecemu.campaign.fault import CampaignFault, Moment, Writer
-from kexecemu.campaign.models import Model
 from kexecemu.campaign.plan import can_write, plan_of
 from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
 from kexecemu.errors import InputError
@@ -21,6 +20,7 @@ from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
+from kexecemu.stray.models import Model
 
 __all__ = [
     "SAMPLER",

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from kexecemu.campaign.fault import Ended, Moment, Writer
 from kexecemu.campaign.golden import ended
-from kexecemu.capture.second_stage import Interlude
+from kexecemu.crash.kernel import Kernel
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.stages import Interlude
 from kexecemu.errors import BusError, MachineError
-from kexecemu.faults.fault import By, Fault, Injection
-from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
-from kexecemu.scenario.lab import Kernel
 from kexecemu.scenario.setup import Setup, prepare
 from kexecemu.shown import shown
+from kexecemu.stray.fault import By, Fault, Injection
 
 if TYPE_CHECKING:
     from kexecemu.campaign.golden import Golden

@@ -61,14 +61,14 @@ def configs(incomplete: str) -> list[str]:
 
 def outcomes(incomplete: str) -> list[str]:
     """The outcomes of a crash."""
-    from kexecemu.faults.outcome import Outcome
+    from kexecemu.crash.outcome import Outcome
 
     return _begin([outcome.value for outcome in Outcome], incomplete)
 
 
 def models(incomplete: str) -> list[str]:
     """The fault models."""
-    from kexecemu.campaign.models import MODELS
+    from kexecemu.stray.models import MODELS
 
     return _begin(MODELS, incomplete)
 
@@ -82,7 +82,7 @@ def lists(incomplete: str) -> list[str]:
 
 def fetched(incomplete: str) -> list[str]:
     """Kernels from outside, by name; a path is the shell's to complete."""
-    from kexecemu.scenario.fetched import FETCHED, fetchable_kernels
+    from kexecemu.linux.fetched import FETCHED, fetchable_kernels
 
     return _begin([f"{FETCHED}{name}" for name in fetchable_kernels()], incomplete)
 

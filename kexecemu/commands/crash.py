@@ -22,8 +22,8 @@ from kexecemu.errors import InputError
 from kexecemu.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from kexecemu.faults.fault import By, Fault
     from kexecemu.scenario.setup import Setup
+    from kexecemu.stray.fault import By, Fault
 
 __all__ = ["EXAMPLES", "crash_command"]
 
@@ -86,11 +86,11 @@ def crash_command(
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
     from kexecemu.commands.run import HandoffTaker, Outputs, deliver
-    from kexecemu.faults.fault import By
     from kexecemu.report.progress import live_console, progress_bar
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import crash
     from kexecemu.scenario.setup import CAPTURES
+    from kexecemu.stray.fault import By
 
     if capture not in CAPTURES:
         raise InputError(
@@ -115,7 +115,7 @@ def crash_command(
 
 
 def _fault(text: str, by: By) -> Fault:
-    from kexecemu.faults.fault import Fault, parse_hex
+    from kexecemu.stray.fault import Fault, parse_hex
 
     option = "--dma" if by == "dma" else "--write"
     target, equals, digits = text.rpartition("=")

@@ -39,7 +39,7 @@ def _scenarios() -> Rows:
 
 
 def _models() -> Rows:
-    from kexecemu.campaign.models import model_rows
+    from kexecemu.stray.models import model_rows
 
     return [row._asdict() for row in model_rows()]
 
@@ -59,7 +59,7 @@ def _eras() -> Rows:
 
 
 def _outcomes() -> Rows:
-    from kexecemu.faults.outcome import Outcome
+    from kexecemu.crash.outcome import Outcome
 
     return [{"name": outcome.value, "meaning": outcome.meaning} for outcome in Outcome]
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kexecemu.capture.second_stage import PurgatoryEnd, run_purgatory
 from kexecemu.commands.purgatory_require import unmet
+from kexecemu.crash.kernel import Kernel
+from kexecemu.crash.purgatory_check import RUNS, Case, Reply, cases, judge_reply
+from kexecemu.crash.stages import PurgatoryEnd, run_purgatory
 from kexecemu.data import fixture_path
-from kexecemu.faults.fault import Fault
-from kexecemu.faults.purgatory_check import RUNS, Case, Reply, cases, judge_reply
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.access import AccessChecker, Violation
 from kexecemu.machine.board import Board
-from kexecemu.scenario.lab import Kernel
 from kexecemu.shown import shown
+from kexecemu.stray.fault import Fault
 
 __all__ = ["Check", "check_purgatory", "print_checks", "progress_of"]
 

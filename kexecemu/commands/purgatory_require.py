@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from kexecemu.crash.purgatory_check import CODE, UNTOUCHED, Reply
 from kexecemu.errors import InputError
-from kexecemu.faults.purgatory_check import CODE, UNTOUCHED, Reply
 
 __all__ = ["REQUIREMENTS", "parse_requirements", "unmet"]
 

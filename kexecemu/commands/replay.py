@@ -53,7 +53,7 @@ def replay_command(
     from kexecemu.campaign.replay import replay_in
     from kexecemu.commands.campaign import overridden
     from kexecemu.commands.run import located
-    from kexecemu.faults.outcome import Outcome
+    from kexecemu.crash.outcome import Outcome
     from kexecemu.scenario.schema import find_scenario, read_scenario
 
     for outcome in refused or ():

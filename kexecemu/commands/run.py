@@ -28,10 +28,10 @@ from kexecemu.commands.outputs import check_folder, check_outputs, print_json, p
 from kexecemu.errors import FormatError, InputError, KexecError
 
 if TYPE_CHECKING:
-    from kexecemu.capture.handoff import Handoff
+    from kexecemu.crash.handoff import Handoff
+    from kexecemu.crash.kernel import Kernel
     from kexecemu.kernel.kimage import Kimage
     from kexecemu.scenario.first_linux_run import LinuxResult
-    from kexecemu.scenario.lab import Kernel
     from kexecemu.scenario.runner import Result
     from kexecemu.scenario.schema import Scenario
 
@@ -170,7 +170,7 @@ class HandoffTaker:
 
     def at_jump(self, kernel: Kernel, image: Kimage) -> None:
         """To be called where the first kernel jumps."""
-        from kexecemu.capture.handoff import write_handoff
+        from kexecemu.crash.handoff import write_handoff
 
         if self.folder is None:
             return

@@ -42,7 +42,7 @@ def scenario_schema() -> dict[str, Any]:
     """The schema (draft 2020-12): for each key what it means, what may stand there, and what holds without it."""
     import msgspec
 
-    from kexecemu.faults.outcome import Outcome
+    from kexecemu.crash.outcome import Outcome
     from kexecemu.scenario.schema import Scenario
 
     schema = msgspec.json.schema(Scenario)
@@ -97,7 +97,7 @@ def _campaign_words(keys: dict[str, Any]) -> None:
     """What may stand in [campaign]; kexecemu.campaign knows it, and the form of the file does not."""
     from kexecemu.campaign.areas import WHERE
     from kexecemu.campaign.fault import Moment, Writer
-    from kexecemu.campaign.models import MODELS
+    from kexecemu.stray.models import MODELS
 
     keys["where"]["items"]["examples"] = list(WHERE)
     keys["models"]["items"]["enum"] = list(MODELS)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from kexecemu.faults.fault import By, Fault, When
 from kexecemu.scenario.expectation import expect_words
 from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.setup import Setup
 from kexecemu.scenario.toml import given_keys, scenario_of, scenario_toml
 from kexecemu.shown import shown
+from kexecemu.stray.fault import By, Fault, When
 
 __all__ = ["Again", "crash_again", "scenario_again"]
 

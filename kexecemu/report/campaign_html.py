@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from kexecemu.campaign.compare import Comparison
-from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.summary import AreaHits, Example, Summary
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.outcome import Outcome
 from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, Row, axis_of, strip_of
 from kexecemu.report.campaign_words import (
     DIMENSION_WORDS,
@@ -36,6 +35,7 @@ from kexecemu.report.campaign_words import (
 from kexecemu.report.comparison_html import comparison_part, environment
 from kexecemu.report.picture import size_text
 from kexecemu.shown import shown
+from kexecemu.stray.models import MODELS
 
 __all__ = ["render_campaign"]
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import Example, Summary
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.outcome import Outcome
 from kexecemu.report.campaign_words import (
     DIMENSION_WORDS,
     DUMPS,

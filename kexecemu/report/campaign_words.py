@@ -11,8 +11,8 @@ from kexecemu.campaign.accounting import HARM
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import Disagreement, Summary
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome
 from kexecemu.shown import shown
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kexecemu.campaign.compare import class_of
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.outcome import Outcome
 from kexecemu.report.campaign_words import plural
 from kexecemu.shown import shown
 

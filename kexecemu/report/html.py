@@ -12,16 +12,16 @@ from functools import cache, partial
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import kexecemu
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.fault import Injection
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.kernel import End
+from kexecemu.crash.outcome import Outcome
 from kexecemu.kernel.kimage import Segment
 from kexecemu.machine.timeline import Event
 from kexecemu.report.picture import Picture, draw, effect_of, size_text
 from kexecemu.report.steps import steps_of
 from kexecemu.report.verdict import verdict_text
-from kexecemu.scenario.lab import End
 from kexecemu.scenario.runner import Result
+from kexecemu.stray.fault import Injection
 
 __all__ = ["render"]
 

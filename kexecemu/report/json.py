@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kexecemu.campaign.version import own_version
-from kexecemu.capture.verdict import VerdictFlags, describe_damage
-from kexecemu.faults.fault import Injection
+from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.verdict import VerdictFlags, describe_damage
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
+from kexecemu.stray.fault import Injection
 
 if TYPE_CHECKING:
     from kexecemu.scenario.first_linux_run import LinuxResult

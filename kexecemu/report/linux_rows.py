@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from kexecemu.scenario.first_linux_rows import Row, Same
+from kexecemu.linux.rows import Row, Same
 
 __all__ = ["print_rows", "rows_object"]
 

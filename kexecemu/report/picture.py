@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kexecemu.faults.damage import Damage
-from kexecemu.faults.fault import Injection
+from kexecemu.crash.damage import Damage
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
+from kexecemu.stray.fault import Injection
 
 __all__ = ["Bar", "Box", "Marker", "Picture", "Piece", "draw", "effect_of", "merge", "size_text"]
 

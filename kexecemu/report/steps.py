@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
-from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, VerdictState
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.fault import By, Injection, When
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
+from kexecemu.crash.verdict import Damaged, Verdict, VerdictFlags, VerdictState
 from kexecemu.kernel.config import Protection
 from kexecemu.report.picture import effect_of, size_text
 from kexecemu.scenario.runner import Result
+from kexecemu.stray.fault import By, Injection, When
 
 __all__ = ["Step", "steps_of"]
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.board import Board
 from kexecemu.machine.timeline import Event
 from kexecemu.report.terminal import print_table, say
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result
 
 __all__ = ["print_account", "print_events", "print_layout", "print_result", "ram_and_cpus"]

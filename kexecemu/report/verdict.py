@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kexecemu.capture.second_stage import PurgatoryEnd
-from kexecemu.capture.verdict import Damaged, Verdict, VerdictFlags, VerdictState, describe_damage
+from kexecemu.crash.stages import PurgatoryEnd
+from kexecemu.crash.verdict import Damaged, Verdict, VerdictFlags, VerdictState, describe_damage
 from kexecemu.report.picture import size_text
 from kexecemu.scenario.runner import Result
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.outcome import Outcome
 from kexecemu.scenario.checks import check_segment
 from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.toml import given_keys

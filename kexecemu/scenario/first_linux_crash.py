@@ -7,17 +7,17 @@ has left on the disk.
 
 from __future__ import annotations
 
-from kexecemu.capture.linux import LinuxCapture, LinuxEnd, run_linux
-from kexecemu.capture.second_stage import LINUX_ENDS, CaptureRun, Progress, PurgatoryEnd, PurgatoryRun
-from kexecemu.faults.damage import Damage, find_damage
-from kexecemu.faults.dump import CrashedMemory, Dump, judge_dump
-from kexecemu.faults.outcome import Outcome, judge, written_bytes_differ
-from kexecemu.faults.reason import Facts, reason_of
+from kexecemu.crash.damage import Damage, find_damage
+from kexecemu.crash.dump import CrashedMemory, Dump, judge_dump
+from kexecemu.crash.kernel import End, linux_words
+from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
+from kexecemu.crash.reason import Facts, reason_of
+from kexecemu.crash.stages import LINUX_ENDS, CaptureRun, Progress, PurgatoryEnd, PurgatoryRun
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd, run_linux
+from kexecemu.linux.first import FirstLinux
+from kexecemu.linux.first_store import hang
 from kexecemu.machine.system import SystemEnd, SystemEndKind
 from kexecemu.machine.system_cpu import SystemCpu
-from kexecemu.scenario.first_linux import FirstLinux
-from kexecemu.scenario.first_linux_store import hang
-from kexecemu.scenario.lab import End, linux_words
 
 __all__ = ["crash"]
 

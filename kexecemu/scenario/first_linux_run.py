@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kexecemu.arguments import contents
-from kexecemu.capture.initramfs import CAPTURE_CMDLINE
-from kexecemu.capture.second_stage import Progress
+from kexecemu.crash.kernel import End
+from kexecemu.crash.stages import Progress
 from kexecemu.errors import InputError
-from kexecemu.faults.fault import When
 from kexecemu.formats.image import has_magic, missing_bytes
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.scenario.fetched import FETCHED, fetched_initrd, fetched_kernel, fetched_programs
-from kexecemu.scenario.first_linux import DEFAULT_CMDLINE, DEFAULT_RAM, FirstLinux, LinuxSetup
+from kexecemu.linux.fetched import FETCHED, fetched_initrd, fetched_kernel, fetched_programs
+from kexecemu.linux.first import DEFAULT_CMDLINE, DEFAULT_RAM, FirstLinux, LinuxSetup
+from kexecemu.linux.initramfs import CAPTURE_CMDLINE
 from kexecemu.scenario.first_linux_crash import crash
-from kexecemu.scenario.lab import End
 from kexecemu.scenario.runner import mismatches_of
 from kexecemu.scenario.schema import Load, Scenario
 from kexecemu.scenario.setup import Listener
 from kexecemu.shown import shown
+from kexecemu.stray.fault import When
 
 __all__ = ["LinuxResult", "linux_setup", "read_kernel", "run_linux_scenario"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kexecemu.errors import InputError
-from kexecemu.faults.fault import When
 from kexecemu.scenario.schema import Scenario
+from kexecemu.stray.fault import When
 
 __all__ = ["check_linux"]
 

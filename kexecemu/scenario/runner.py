@@ -7,17 +7,17 @@ from pathlib import Path
 
 from kexecemu.arguments import instance
 from kexecemu.arguments import path as path_of
-from kexecemu.capture.second_stage import Progress
-from kexecemu.capture.verdict import VerdictFlags
+from kexecemu.crash.kernel import AtJump, End, Kernel
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.stages import Progress
+from kexecemu.crash.verdict import VerdictFlags
 from kexecemu.errors import InputError
-from kexecemu.faults.fault import Fault, When
-from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.scenario.fetched import FETCHED
-from kexecemu.scenario.lab import AtJump, End, Kernel
+from kexecemu.linux.fetched import FETCHED
 from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario
 from kexecemu.scenario.setup import Listener, Setup, prepare
 from kexecemu.shown import shown
+from kexecemu.stray.fault import Fault, When
 
 __all__ = ["Result", "crash", "mismatches_of", "run_scenario", "scenario_setup"]
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from kexecemu.arguments import instance
-from kexecemu.capture.verdict import VerdictFlags, VerdictState
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.verdict import VerdictFlags, VerdictState
 from kexecemu.data import fixture_path, shipped_scenarios
 from kexecemu.errors import InputError
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.fault import By, Fault, When, parse_hex
-from kexecemu.faults.outcome import Outcome
 from kexecemu.files import read_file
 from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
 from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.shown import shown
+from kexecemu.stray.fault import By, Fault, When, parse_hex
 from kexecemu.suggest import did_you_mean
 
 __all__ = ["Expect", "Matrix", "Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]

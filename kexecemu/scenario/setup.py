@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kexecemu.arguments import contents, instance, integer, path, text
-from kexecemu.capture.linux import DUMP_SLOT
+from kexecemu.crash.kernel import Kernel
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
@@ -16,9 +16,9 @@ from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.firmware import cpu_affinities, gic_version, memory_ranges
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.linux.capture import DUMP_SLOT
+from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
-from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel, is_fetched
-from kexecemu.scenario.lab import Kernel
 from kexecemu.scenario.padding import padded_initrd
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean

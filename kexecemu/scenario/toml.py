@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from kexecemu.faults.fault import Fault
-from kexecemu.scenario.fetched import is_fetched
+from kexecemu.linux.fetched import is_fetched
 from kexecemu.scenario.schema import (
     Crash,
     Expect,
@@ -22,6 +21,7 @@ from kexecemu.scenario.schema import (
     Scenario,
 )
 from kexecemu.scenario.setup import Setup
+from kexecemu.stray.fault import Fault
 
 __all__ = ["given_keys", "scenario_of", "scenario_toml"]
 

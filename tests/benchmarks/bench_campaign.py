@@ -44,19 +44,19 @@ from measured_block import replace_block
 import kexecemu
 from kexecemu.campaign.engine import Engine
 from kexecemu.campaign.fault import CampaignFault
-from kexecemu.campaign.models import find_model
 from kexecemu.campaign.sampling import sample_uniform
 from kexecemu.campaign.store import Row, Store
 from kexecemu.campaign.victim import Write
-from kexecemu.capture.handoff import Handoff, write_handoff
-from kexecemu.capture.verdict import VerdictState, read_verdict
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.handoff import Handoff, write_handoff
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.verdict import VerdictState, read_verdict
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.machine.ram import Ram
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import prepare
+from kexecemu.stray.models import find_model
 
 SCENARIO = "campaign-16m"
 SEED = 1

@@ -33,13 +33,13 @@ from functools import partial
 from pathlib import Path
 
 import kexecemu
-from kexecemu.capture.second_stage import PurgatoryEnd, PurgatoryRun, run_purgatory
+from kexecemu.crash.kernel import Kernel
+from kexecemu.crash.stages import PurgatoryEnd, PurgatoryRun, run_purgatory
 from kexecemu.fetch.cache import cached
 from kexecemu.formats import image
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.board import Board
-from kexecemu.scenario.lab import Kernel
 
 MIB = 1 << 20
 SEED = 1

@@ -31,14 +31,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kexecemu.capture.initramfs import (
+from kexecemu.fetch.cache import cached, fetched_folder, kernel_modules
+from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.linux.initramfs import (
     CAPTURE_CMDLINE,
     CAPTURE_DONE,
     capture_initramfs,
     first_kernel_initramfs,
 )
-from kexecemu.fetch.cache import cached, fetched_folder, kernel_modules
-from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
 from kexecemu.machine.disk import Disk
 from kexecemu.machine.ranges import PhysRange

@@ -16,8 +16,8 @@ from kexecemu.campaign.stats import clopper_pearson
 from kexecemu.campaign.store import Row, Store
 from kexecemu.campaign.summary import DIMENSIONS, Summary
 from kexecemu.campaign.work import plan_campaign, run_campaign
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.outcome import Outcome
 
 FAULTS = 900
 

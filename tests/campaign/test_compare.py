@@ -17,8 +17,8 @@ from kexecemu.campaign.job import discard_engine
 from kexecemu.campaign.stats import clopper_pearson
 from kexecemu.campaign.store import Row, Store
 from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.outcome import Outcome
 
 FAULTS = 600
 

@@ -19,7 +19,7 @@ from kexecemu.campaign.stats import clopper_pearson
 from kexecemu.campaign.store import Store
 from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.work import plan_campaign, run_campaign
-from kexecemu.faults.dump import Dump
+from kexecemu.crash.dump import Dump
 from kexecemu.report.campaign_words import dump_headline, headline, undetected
 from kexecemu.scenario.schema import CampaignTable
 

@@ -12,10 +12,10 @@ from stray_faults import Marksman, fault, scenario, start
 
 from kexecemu.campaign.engine import Engine, cut
 from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
-from kexecemu.campaign.models import MODELS
 from kexecemu.errors import InputError
-from kexecemu.faults.fault import Injection
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.stray.fault import Injection
+from kexecemu.stray.models import MODELS
 
 FAULTS = 20  # of each scenario in every run of the tests
 HASHED = int(os.environ.get("KEXECEMU_FAULTS", "500"))  # of each set of the purgatory's options, at least 500

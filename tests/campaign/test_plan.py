@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from kexecemu.campaign.fault import Moment, Writer
-from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.plan import HASHING_STEPS, Plan, can_write, plan_of
 from kexecemu.cli import main
 from kexecemu.errors import InputError
 from kexecemu.scenario.schema import read_scenario
+from kexecemu.stray.models import MODELS
 
 HEAD = 'schema = 1\nname = "x"\n'
 TWO = "[machine]\ncpus = 2\n"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from kexecemu.campaign.areas import Area, Kind
 from kexecemu.campaign.fault import Moment, Writer
-from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.sampling import draw, sample_stratified, sample_uniform
 from kexecemu.campaign.space import Space
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.stray.models import MODELS
 
 
 def space(*sizes: int) -> Space:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from kexecemu.campaign.areas import EDGE, Area, Kind, Places
 from kexecemu.campaign.fault import CampaignFault, Moment, Writer
-from kexecemu.campaign.models import MODELS
 from kexecemu.campaign.plan import HASHING_STEPS, can_write
 from kexecemu.campaign.space import Space, space_of
 from kexecemu.errors import InputError
@@ -21,6 +20,7 @@ from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import CampaignTable, KernelTable, Load, Machine, Scenario, find_scenario
 from kexecemu.scenario.schema import read_scenario as read
 from kexecemu.scenario.setup import prepare
+from kexecemu.stray.models import MODELS
 
 REGION = PhysRange(0x4_0000, 0x8_0000)
 BANK = PhysRange(0, 0x10_0000)

@@ -10,8 +10,8 @@ from stray_faults import scenario, start
 from kexecemu.campaign.engine import Engine
 from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.victim import Write
-from kexecemu.faults.fault import Injection
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.stray.fault import Injection
 
 
 @pytest.fixture(scope="module", params=["none", "pte", "readonly", "bbml2"])

@@ -19,7 +19,7 @@ from kexecemu.campaign import job, work
 from kexecemu.campaign.store import Store
 from kexecemu.cli import main
 from kexecemu.commands import campaign as command
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.outcome import Outcome
 
 SCENARIO = """
 schema = 1

@@ -11,10 +11,10 @@ from kexecemu import InputError
 from kexecemu.cli import main
 from kexecemu.formats.fdt import build, cells
 from kexecemu.kernel.config import Era
+from kexecemu.linux.compare import config_options, era_of
+from kexecemu.linux.first_records import split_records
+from kexecemu.linux.rows import Row, Same, compare_trees, compare_vmcoreinfo
 from kexecemu.report.linux_rows import print_rows, rows_object
-from kexecemu.scenario.first_linux_compare import config_options, era_of
-from kexecemu.scenario.first_linux_records import split_records
-from kexecemu.scenario.first_linux_rows import Row, Same, compare_trees, compare_vmcoreinfo
 
 DATA = Path(__file__).parents[1] / "data/first-linux"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kexecemu.crash.outcome import Outcome
 from kexecemu.data import shipped_scenarios
-from kexecemu.faults.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 

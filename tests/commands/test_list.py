@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from kexecemu.campaign.models import MODELS
 from kexecemu.cli import main
 from kexecemu.commands.list import LISTS
+from kexecemu.crash.outcome import Outcome
 from kexecemu.data import shipped_scenarios
-from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig
 from kexecemu.scenario.schema import find_scenario, read_scenario
+from kexecemu.stray.models import MODELS
 
 NAMES = {
     "scenarios": shipped_scenarios(),

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from kexecemu.capture.second_stage import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
-from kexecemu.capture.verdict import Damaged, Verdict, VerdictState
 from kexecemu.commands.purgatory_require import unmet
+from kexecemu.crash.damage import Damage
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.purgatory_check import RUNS, Reply, judge_reply
+from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.crash.verdict import Damaged, Verdict, VerdictState
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import MachineError
-from kexecemu.faults.damage import Damage
-from kexecemu.faults.fault import Fault
-from kexecemu.faults.outcome import Outcome
-from kexecemu.faults.purgatory_check import RUNS, Reply, judge_reply
 from kexecemu.scenario.runner import Result
 from kexecemu.scenario.runner import crash as run_crash
 from kexecemu.scenario.setup import Setup
+from kexecemu.stray.fault import Fault
 
 pytestmark = pytest.mark.slow  # a purgatory is tried against every fault, several times
 

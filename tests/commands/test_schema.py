@@ -11,12 +11,12 @@ import jsonschema
 import msgspec
 import pytest
 
-from kexecemu.capture.verdict import VerdictFlags, VerdictState
 from kexecemu.cli import main
 from kexecemu.commands.schema import scenario_schema
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.verdict import VerdictFlags, VerdictState
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
-from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.config import Era, Protection
 from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
 

@@ -6,8 +6,9 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from kernel_bench import GIB, IMAGE, INITRD, MIB, boot
 
+from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, MachineError
-from kexecemu.faults.outcome import Outcome
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.firmware import (
@@ -23,7 +24,6 @@ from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.lab import End, Kernel
 
 UART = 0x9000000
 BANK = PhysRange.of(GIB, 256 * MIB)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from kernel_bench import IMAGE, INITRD, boot, small, small_purgatory
 
+from kexecemu.crash import kernel as lab
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.outcome import Outcome
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import StopKind
-from kexecemu.scenario import lab
 
 GUARD = {"KEXEC_PURGATORY_GUARD": "y"}
 EARLY = {"KEXEC_PURGATORY_EARLY_CHECK": "y"}

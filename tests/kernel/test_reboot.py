@@ -7,9 +7,9 @@ import hashlib
 import pytest
 
 from kexecemu import Board, InputError, Kernel, KernelConfig, KexecError
-from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
+from kexecemu.crash.damage import find_damage
+from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.data import fixture_path
-from kexecemu.faults.damage import find_damage
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
 from kexecemu.kernel.procfs import sysfs

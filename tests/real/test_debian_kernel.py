@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.machine.board import Board
-from kexecemu.scenario.lab import End, Kernel
 
 if TYPE_CHECKING:
     from tests.real.conftest import Command

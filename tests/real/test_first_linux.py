@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kexecemu.capture.linux import load_digests
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, NotFetched
-from kexecemu.faults.fault import By, Fault
-from kexecemu.faults.outcome import Outcome
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.linux.capture import load_digests
+from kexecemu.linux.first import FirstLinux
+from kexecemu.linux.first_records import iomem
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.first_linux import FirstLinux
 from kexecemu.scenario.first_linux_crash import crash
-from kexecemu.scenario.first_linux_records import iomem
 from kexecemu.scenario.first_linux_run import LinuxResult, linux_setup, run_linux_scenario
 from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
+from kexecemu.stray.fault import By, Fault
 
 if TYPE_CHECKING:
     from tests.real.conftest import Command

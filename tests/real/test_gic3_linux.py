@@ -13,8 +13,8 @@ import pytest
 from linux_boot import Boot, boot_debian
 from qemu_tree import dump_tree
 
-from kexecemu.faults.outcome import Outcome
-from kexecemu.scenario.first_linux import FirstLinux
+from kexecemu.crash.outcome import Outcome
+from kexecemu.linux.first import FirstLinux
 from kexecemu.scenario.first_linux_crash import crash as crash_linux
 from kexecemu.scenario.first_linux_run import linux_setup
 from kexecemu.scenario.runner import crash, scenario_setup

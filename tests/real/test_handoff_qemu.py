@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from qemu_machine import LIMIT_SECONDS, Qemu
 
-from kexecemu.capture.handoff import Handoff, write_handoff
+from kexecemu.crash.handoff import Handoff, write_handoff
+from kexecemu.crash.kernel import Kernel
 from kexecemu.data import fixture_path
-from kexecemu.faults.fault import By, Fault
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.machine.sysregs import SYSREGS
-from kexecemu.scenario.lab import Kernel
 from kexecemu.scenario.runner import Result, crash
 from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.stray.fault import By, Fault
 
 pytestmark = [
     pytest.mark.real,

@@ -14,7 +14,8 @@ from typing import BinaryIO
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from kexecemu.capture.initramfs import (
+from kexecemu.fetch.cache import fetched_folder, kernel_modules
+from kexecemu.linux.initramfs import (
     CAPTURE_CMDLINE,
     CAPTURE_DONE,
     CRASH_LOADED,
@@ -23,9 +24,8 @@ from kexecemu.capture.initramfs import (
     capture_initramfs,
     first_kernel_initramfs,
 )
-from kexecemu.capture.kernel_modules import DISK_MODULES, module_order, read_module
-from kexecemu.capture.shared_libraries import program_files
-from kexecemu.fetch.cache import fetched_folder, kernel_modules
+from kexecemu.linux.kernel_modules import DISK_MODULES, module_order, read_module
+from kexecemu.linux.shared_libraries import program_files
 
 pytestmark = pytest.mark.real
 

@@ -20,20 +20,20 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from qemu_tree import dump_tree
 
-from kexecemu.capture import linux
-from kexecemu.capture.linux import LinuxCapture, LinuxEnd
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.fault import By, Fault, When
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.outcome import Outcome
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.linux import capture as linux
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd
+from kexecemu.linux.fetched import fetched_initrd, fetched_kernel
 from kexecemu.machine.board import Board
 from kexecemu.machine.system import System
-from kexecemu.scenario.fetched import fetched_initrd, fetched_kernel
-from kexecemu.scenario.lab import End, Kernel
 from kexecemu.scenario.runner import Result, crash, scenario_setup
 from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.stray.fault import By, Fault, When
 
 if TYPE_CHECKING:
     from tests.real.conftest import Command, DumpTools

@@ -11,8 +11,8 @@ from html_page import Page
 
 from kexecemu.campaign.stats import Figure, Interval, clopper_pearson
 from kexecemu.campaign.summary import AreaHits
-from kexecemu.faults.dump import Dump
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome
 from kexecemu.report.campaign_html import render_campaign
 from kexecemu.report.campaign_picture import AXIS_WIDTH, STRIP_WIDTH, axis_of, strip_of
 from kexecemu.report.campaign_words import dump_headline

@@ -7,7 +7,7 @@ import json
 from campaign_summaries import disagreeing, made_up_summary
 
 from kexecemu.campaign.fault import CampaignFault
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.outcome import Outcome
 from kexecemu.report.campaign_json import campaign_object
 
 CONTRACT = {

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kexecemu.campaign.stats import Figure, Interval
 from kexecemu.campaign.summary import Summary
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.outcome import Outcome
 from kexecemu.report.campaign_text import print_campaign
 from kexecemu.report.campaign_words import HOW_WORDS, interval_text, share_text, tone_of
 

@@ -11,13 +11,13 @@ import pytest
 from html_page import NestedPage
 from shipped import every_scenario
 
-from kexecemu.faults.fault import By, Fault, When
 from kexecemu.machine.board import parse_size
 from kexecemu.report.html import render
 from kexecemu.report.picture import size_text
 from kexecemu.scenario.runner import Result, crash
 from kexecemu.scenario.schema import Expect, Outcome, find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup
+from kexecemu.stray.fault import By, Fault, When
 
 SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
 

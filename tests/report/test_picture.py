@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kexecemu.faults.damage import Damage
-from kexecemu.faults.fault import By, Fault, Injection
+from kexecemu.crash.damage import Damage
 from kexecemu.kernel.kimage import Kimage, Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.report.html import render
 from kexecemu.report.picture import TOP, Picture, draw, merge, size_text
+from kexecemu.stray.fault import By, Fault, Injection
 
 _MIB = 1 << 20
 _REGION = PhysRange.of(0x7000_0000, 128 * _MIB)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kexecemu.cli import main
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.outcome import Outcome
 from kexecemu.scenario.expectation import expect_words, parse_expect
 from kexecemu.scenario.schema import Expect
 

@@ -12,13 +12,8 @@ import pytest
 from kexecemu import InputError, read_scenario
 from kexecemu.cli import main
 from kexecemu.formats.image import build
-from kexecemu.machine.board import Board
-from kexecemu.machine.exceptions import Pstate
-from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.system import System, SystemEndKind
-from kexecemu.machine.system_cpu import SystemCpu
-from kexecemu.scenario.first_linux import Marks
-from kexecemu.scenario.first_linux_records import (
+from kexecemu.linux.first import Marks
+from kexecemu.linux.first_records import (
     KexecSaid,
     SaidHeader,
     SaidSegment,
@@ -27,8 +22,13 @@ from kexecemu.scenario.first_linux_records import (
     parse_kexec,
     split_records,
 )
+from kexecemu.linux.first_store import GuestKernelMap, hang, store
+from kexecemu.machine.board import Board
+from kexecemu.machine.exceptions import Pstate
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.system import System, SystemEndKind
+from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.scenario.first_linux_run import linux_setup
-from kexecemu.scenario.first_linux_store import GuestKernelMap, hang, store
 from kexecemu.scenario.runner import run_scenario, scenario_setup
 from kexecemu.scenario.schema import Scenario, find_scenario, shipped_scenarios
 

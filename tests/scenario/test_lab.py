@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kexecemu import Board, By, Fault, InputError, Kernel, KernelConfig, Outcome, When
-from kexecemu.capture.second_stage import CaptureEnd, PurgatoryEnd
-from kexecemu.capture.verdict import Damaged, VerdictState
+from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
+from kexecemu.crash.verdict import Damaged, VerdictState
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfcore import PT_LOAD, VmcoreLayout
 from kexecemu.kernel.vmcoreinfo import VMCOREINFO_NOTE_SIZE

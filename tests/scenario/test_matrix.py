@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kexecemu.cli import main
+from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.faults.outcome import Outcome
 from kexecemu.scenario.matrix import cells_of, choose_cells, the_cell
 from kexecemu.scenario.runner import run_scenario, scenario_setup
 from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kexecemu import By, Fault, When
-from kexecemu.faults.outcome import Outcome
+from kexecemu.crash.outcome import Outcome
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario, shipped_scenarios
 from kexecemu.scenario.setup import Setup

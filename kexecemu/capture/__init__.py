@@ -1,1 +1,0 @@
-"""The second kernel's side of a crash."""

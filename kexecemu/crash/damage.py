@@ -1,0 +1,85 @@
+"""Where memory differs from what was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kexecemu.crash.verdict import VerdictFlags, read_verdict
+from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["Damage", "find_damage", "written_by_early_check"]
+
+_CHUNK = 4096
+
+
+@shown()
+@dataclass(frozen=True)
+class Damage:
+    """A run of bytes of a segment that are not as loaded: offset from the segment's start and length, in bytes."""
+
+    segment: str
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.segment}+{self.offset:#x}, {self.length} byte{'s' if self.length != 1 else ''}"
+
+
+def find_damage(ram: Ram, image: Kimage, *, purgatory: bool, own: Sequence[PhysRange] = ()) -> list[Damage]:
+    """Compare the loaded segments with memory, in kimage order.
+
+    The purgatory's own segment (purgatory=True) is comparable only until it runs: it writes to itself. What it writes
+    elsewhere, its verdict in the device tree, is no damage, and neither are changes in the physical ranges `own`.
+    """
+    found: list[Damage] = []
+    record = [image.verdict_record] if image.verdict_record is not None else []
+    for segment in image.segments:
+        if (segment.name == "purgatory") == purgatory:
+            found += _compare(ram, segment, [*own, *record])
+    return found
+
+
+def written_by_early_check(ram: Ram, purgatory: LoadedPurgatory) -> list[PhysRange]:
+    """What of the purgatory an early check of the old kernel has written (physical ranges); [] when there was none."""
+    verdict = read_verdict(ram, purgatory)
+    if verdict is None or VerdictFlags.EARLY not in verdict.flags:
+        return []
+    return purgatory.scratch()
+
+
+def _except(memory: bytes, loaded: bytes, segment: Segment, own: Sequence[PhysRange]) -> bytes:
+    """`memory` as if nothing had been written to the ranges."""
+    for area in own:
+        if area.overlaps(segment.area):
+            start = max(area.start, segment.mem) - segment.mem
+            end = min(area.end, segment.area.end) - segment.mem
+            memory = memory[:start] + loaded[start:end] + memory[end:]
+    return memory
+
+
+def _compare(ram: Ram, segment: Segment, own: Sequence[PhysRange]) -> Iterator[Damage]:
+    loaded = segment.content()
+    memory = _except(ram.read(segment.mem, segment.memsz), loaded, segment, own)
+    if memory == loaded:
+        return
+    start: int | None = None
+    for at in range(0, segment.memsz, _CHUNK):
+        now, then = memory[at : at + _CHUNK], loaded[at : at + _CHUNK]
+        if now == then:
+            if start is not None:
+                yield Damage(segment.name, start, at - start)
+                start = None
+            continue
+        for index, (left, right) in enumerate(zip(now, then, strict=True)):
+            if left != right and start is None:
+                start = at + index
+            elif left == right and start is not None:
+                yield Damage(segment.name, start, at + index - start)
+                start = None
+    if start is not None:
+        yield Damage(segment.name, start, segment.memsz - start)

@@ -1,0 +1,308 @@
+"""Handing the machine over: QEMU goes on from the moment of the jump out of the first kernel.
+
+At that moment the boot CPU stands at image->start with the MMU off, and everything that can be known is memory and
+registers. Both are written to a folder, with the command line that makes qemu-system-aarch64 go on from there: a
+second machine that nobody here wrote, to agree or to disagree.
+
+Memory goes to QEMU as files at their addresses. Registers need code; it lies in the board's flash, where firmware
+lies, so that the RAM of both machines is the same to the last byte. QEMU also puts a device tree of its own at the
+start of RAM and refuses files there: what ours has in that place lies in the flash, too, and the code copies it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kexecemu.crash.handoff_code import FLASH_LOW, FLASH_START, LOW_SIZE, start_code
+from kexecemu.errors import InputError, MachineError
+from kexecemu.files import replace_file, replacing
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.model import Kernel
+from kexecemu.machine.board import Board
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.shown import shown
+
+__all__ = ["Handoff", "check_board", "write_handoff"]
+
+_VERSION = 1
+_QEMU = "qemu-system-aarch64"
+_RAM_BASE, _UART_BASE = 0x40000000, 0x09000000
+_RAM_GRAIN = 8192  # QEMU rounds RAM up to this
+_GICV2_CPUS = 8
+_PAGE = 4096
+_CHUNK = 1 << 20
+_MERGE_GAP = 16 * _PAGE  # shorter stretches of zeros are written out: fewer files
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One file of the folder, and the physical address in QEMU at which its bytes belong."""
+
+    name: str
+    phys: int
+    size: int
+    sha256: str
+
+
+@shown()
+@dataclass(frozen=True)
+class Handoff:
+    """What was written: the folder, the exception level at which QEMU goes on, and the command line's words.
+
+    The words name the files with the folder as it was given. files are all that were written.
+    """
+
+    folder: Path
+    el: int
+    command: list[str]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def script(self) -> Path:
+        """The program that runs QEMU; arguments are added to the command line."""
+        return self.folder / "run-qemu.sh"
+
+
+def check_board(board: Board) -> None:
+    """Raise InputError when QEMU's virt has no board like this one."""
+    if len(board.ram.banks) != 1 or board.ram.banks[0].start != _RAM_BASE:
+        banks = ", ".join(map(str, board.ram.banks))
+        raise InputError(
+            f"handoff: QEMU's virt has one bank of RAM from {_RAM_BASE:#x}, this board has {banks}"
+        )
+    if board.ram.size % _RAM_GRAIN:
+        raise InputError(
+            f"handoff: QEMU's RAM comes in pieces of {_RAM_GRAIN:#x} bytes, this board has {board.ram.size:#x}"
+        )
+    if board.uart.phys.start != _UART_BASE:
+        raise InputError(
+            f"handoff: QEMU's virt has its UART at {_UART_BASE:#x}, this board at {board.uart.phys.start:#x}"
+        )
+
+
+def write_handoff(
+    folder: Path,
+    kernel: Kernel,
+    image: Kimage,
+    *,
+    el: int = 1,
+    alignment_checks: bool = False,
+    cpu_model: str = "cortex-a57",
+) -> Handoff:
+    """Write the machine, whose boot CPU stands at image.start, to a folder that is made if need be.
+
+    el is the exception level at which QEMU goes on: 1 as here, or 2, where the other registers are the same, MMU and
+    caches are off by SCTLR_EL2, and the firmware listens to SMC alone: only a device tree that says so leads there.
+    alignment_checks sets SCTLR_ELx.A. cpu_model is QEMU's -cpu.
+
+    Raises InputError for a board that QEMU's virt cannot be, MachineError when the CPU is not at that moment, OSError
+    when a file cannot be written. Each file is replaced whole, state.json and the script last.
+    """
+    if el not in (1, 2):
+        raise InputError(f"handoff: the exception level is 1 or 2, not {el}")
+    board = kernel.board
+    check_board(board)
+    cpu = board.boot_cpu
+    if cpu.pc != image.start or cpu.sysreg("SCTLR_EL1") & 1:
+        raise MachineError(f"handoff: cpu0 is at {cpu.pc:#x}, not at the image's entry with the MMU off")
+    registers = cpu.registers()
+    low = PhysRange.of(_RAM_BASE, min(LOW_SIZE, board.ram.size))
+    folder.mkdir(parents=True, exist_ok=True)
+    stretches = list(_nonzero(board.ram, board.ram.banks[0]))
+    pieces = [
+        _write_piece(folder, f"ram-{area.start:x}.bin", area.start, board.ram, area)
+        for area in subtract(stretches, [low])
+    ]
+    lowest = [area for area in stretches if area.overlaps(low)]
+    copied = 0
+    if lowest:
+        copied = min(lowest[-1].end, low.end) - low.start
+        area = PhysRange.of(low.start, copied)
+        pieces.append(_write_piece(folder, "low.bin", FLASH_LOW, board.ram, area))
+    code = start_code(
+        registers,
+        el=el,
+        alignment_checks=alignment_checks,
+        low_phys=low.start,
+        copied=copied,
+        cleared=low.size,
+    )
+    replace_file(folder / "start.bin", code)
+    pieces.append(_Piece("start.bin", FLASH_START, len(code), hashlib.sha256(code).hexdigest()))
+    words = _command(board, pieces, el, cpu_model)
+    state = _state(kernel, image, registers, pieces, el, alignment_checks, words)
+    replace_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+    names = [*(piece.name for piece in pieces), "state.json", "run-qemu.sh"]
+    files = tuple(folder / name for name in names)
+    handoff = Handoff(folder, el, _command(board, pieces, el, cpu_model, folder), files)
+    replace_file(handoff.script, _script(words).encode())
+    handoff.script.chmod(0o755)
+    return handoff
+
+
+def _nonzero(ram: Ram, within: PhysRange) -> Iterator[PhysRange]:
+    """Whole pages that hold anything but zeros, joined over small gaps."""
+    zeros = bytes(_PAGE)
+    start = end = -1
+    for touched in ram.data_ranges(within):
+        for base in range(touched.start, touched.end, _CHUNK):
+            chunk = ram.read(base, min(_CHUNK, touched.end - base))
+            for offset in range(0, len(chunk), _PAGE):
+                if chunk[offset : offset + _PAGE] == zeros:
+                    continue
+                page = base + offset
+                if start >= 0 and page - end > _MERGE_GAP:
+                    yield PhysRange(start, end)
+                    start = -1
+                if start < 0:
+                    start = page
+                end = page + _PAGE
+    if start >= 0:
+        yield PhysRange(start, end)
+
+
+def _write_piece(folder: Path, name: str, phys: int, ram: Ram, area: PhysRange) -> _Piece:
+    digest = hashlib.sha256()
+    with replacing(folder / name) as file:
+        for base in range(area.start, area.end, _CHUNK):
+            chunk = ram.read(base, min(_CHUNK, area.end - base))
+            digest.update(chunk)
+            file.write(chunk)
+    return _Piece(name, phys, area.size, digest.hexdigest())
+
+
+def _command(
+    board: Board, pieces: list[_Piece], el: int, cpu_model: str, folder: Path | None = None
+) -> list[str]:
+    """The command line; without a folder the files' names are relative to it."""
+    cpus = len(board.cpus)
+    # Which clusters CPUs are in follows from the interrupt controller; up to 8 CPUs both say the same.
+    machine = "virt" + ",virtualization=on" * (el == 2) + ",gic-version=3" * (cpus > _GICV2_CPUS)
+    words = [_QEMU, "-M", machine, "-cpu", cpu_model, "-m", _size(board.ram.size), "-smp", str(cpus)]
+    # A reset would start it all over again.
+    words += ["-no-reboot", "-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none"]
+    for piece in pieces:
+        file = piece.name if folder is None else str(folder / piece.name)
+        file = file.replace(",", ",,")  # QEMU's way to write a comma in a value
+        words += ["-device", f"loader,file={file},addr={piece.phys:#x},force-raw=on"]
+    return [*words, "-device", f"loader,addr={FLASH_START:#x},cpu-num=0"]
+
+
+def _size(count: int) -> str:
+    """Bytes, whole KiB, as QEMU's -m takes them."""
+    shift, suffix = next(
+        (shift, suffix) for shift, suffix in ((30, "G"), (20, "M"), (10, "K")) if not count & (1 << shift) - 1
+    )
+    return f"{count >> shift}{suffix}"
+
+
+# A purgatory that stops does not switch QEMU off. That the boot CPU has stopped for good is read from the machine: all
+# exceptions masked, and not one register moved in three looks, whatever the console says.
+_SCRIPT = """\
+#!/bin/sh
+# QEMU goes on where the first kernel has jumped to the purgatory (or to the crash kernel without one).
+# state.json says what was handed over. Arguments are added to the command line.
+# Exit: 0 the machine was switched off, or reset; 3 the boot CPU has stopped for good; else QEMU's own status.
+cd "$(dirname "$0")" || exit
+work=$(mktemp -d) && mkfifo "$work/qmp.in" "$work/qmp.out" || exit
+status=0
+
+ask() {
+    printf '%s\\n' "$1" >&3
+    while read -r answer <&4; do
+        case $answer in '{"return"'* | '{"error"'*) return ;; esac
+    done
+}
+
+watch() {
+    exec 3<>"$work/qmp.in" 4<>"$work/qmp.out"
+    ask '{"execute": "qmp_capabilities"}'
+    same=0 before=
+    while [ "$same" -lt 3 ] && sleep 1; do
+        ask '{"execute": "query-status"}'
+        case $answer in *'"running": true'*) ;; *) same=0 before=; continue ;; esac
+        ask '{"execute": "human-monitor-command", "arguments": {"command-line": "info registers"}}'
+        case $answer in
+            "$before") same=$((same + 1)) ;;
+            *PSTATE=?????3c*) same=0 before=$answer ;;
+            *) same=0 before= ;;
+        esac
+    done
+    : >"$work/stopped"
+    ask '{"execute": "quit"}'
+}
+
+exec 5<&0
+@COMMAND@ -chardev pipe,id=watch,path="$work/qmp" -mon chardev=watch,mode=control "$@" <&5 &
+qemu=$!
+watch >/dev/null 2>&1 &
+watcher=$!
+trap 'status=130; kill "$qemu"' INT
+trap 'status=143; kill "$qemu"' TERM HUP
+wait "$qemu"
+ended=$?
+while kill -0 "$qemu" 2>/dev/null; do  # a signal ends a wait, too
+    wait "$qemu"
+    ended=$?
+done
+[ "$status" -ne 0 ] || status=$ended
+if [ -e "$work/stopped" ]; then
+    echo "run-qemu.sh: the boot CPU has stopped for good; QEMU is ended" >&2
+    status=3
+fi
+kill "$watcher" 2>/dev/null
+rm -rf "$work"
+exit "$status"
+"""
+
+
+def _script(words: list[str]) -> str:
+    return _SCRIPT.replace("@COMMAND@", shlex.join(words))
+
+
+def _state(
+    kernel: Kernel,
+    image: Kimage,
+    registers: dict[str, int],
+    pieces: list[_Piece],
+    el: int,
+    alignment_checks: bool,
+    words: list[str],
+) -> dict[str, Any]:
+    """What state.json says: addresses are physical, ends inclusive, numbers integers."""
+    board = kernel.board
+    general = {name: value for name, value in registers.items() if not name.isupper() and name[0] != "v"}
+    return {
+        "version": _VERSION,
+        "entry": image.start,
+        "el": el,
+        "alignment_checks": alignment_checks,
+        "registers": general,
+        "vector_registers": {name: value for name, value in registers.items() if name[0] == "v"},
+        "system_registers": {name: value for name, value in registers.items() if name.isupper()},
+        "board": {
+            "ram": [{"start": bank.start, "end": bank.last} for bank in board.ram.banks],
+            "cpus": len(board.cpus),
+            "uart": board.uart.phys.start,
+        },
+        "instructions": board.instructions,
+        "console_bytes": len(board.uart.output),
+        "kernel_entry": image.kernel_entry,
+        "dtb": image.dtb_mem,
+        "digest": image.digest.hex() if image.digest else None,
+        "segments": [
+            {"name": one.name, "mem": one.mem, "memsz": one.memsz, "bufsz": one.bufsz}
+            for one in image.segments
+        ],
+        "files": [
+            {"name": one.name, "phys": one.phys, "size": one.size, "sha256": one.sha256} for one in pieces
+        ],
+        "command": words,
+    }

@@ -1,0 +1,206 @@
+"""A fixed set of faults that every purgatory can be measured by, and the word for what it made of one.
+
+What is hit is the same for all: the segments that it has to check, its own code and variables, and memory that
+matters to nobody. Only the names of its variables differ between the kernel's kind and kexec-tools'.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kexecemu.crash.damage import Damage
+from kexecemu.crash.outcome import Outcome
+from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryRun
+from kexecemu.crash.verdict import Damaged, VerdictState
+from kexecemu.formats.elf import SHF_EXECINSTR
+from kexecemu.formats.elfrel import RelocatableObject
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.machine.ram import Ram
+from kexecemu.shown import shown
+from kexecemu.stray.fault import By, Fault
+
+__all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "judge_reply"]
+
+CODE_WORDS = 32
+CODE, UNTOUCHED = f"purgatory's code, {CODE_WORDS} bits", "nothing"
+"""The rows that are unlike the others: many runs in one, and one without a fault."""
+RUNS = CODE_WORDS + 18
+"""Runs of the whole set, where every case applies."""
+_STRAY = 0xDEADBEEF
+_ITSELF = Damaged.PURGATORY | Damaged.DTB_POINTER
+
+# The same thing by each interface's name: kernel, kexec-tools.
+_SYMBOLS = {
+    "kernel": {
+        "regions": "purgatory_sha_regions",
+        "digest": "purgatory_sha256_digest",
+        "entry": "purgatory_kernel_entry",
+        "dtb": "purgatory_dtb",
+        "console": "purgatory_uart_base",
+        "switch": "purgatory_policy",
+    },
+    "kexec-tools": {
+        "regions": "sha256_regions",
+        "digest": "sha256_digest",
+        "entry": "arm64_kernel_entry",
+        "dtb": "arm64_dtb_addr",
+        "console": "arm64_sink",
+        "switch": "skip_checks",
+    },
+}
+_SWITCHED_OFF = 4  # PURGATORY_BOOT_ANYWAY, and for skip_checks a value like any other but 0
+
+
+class Reply(enum.StrEnum):
+    """What a purgatory made of one fault."""
+
+    BOOTS = "boots"  # nothing was hit, and the capture kernel took its dump
+    HARMLESS = "harmless"  # something was hit, and the capture kernel took its dump from intact memory
+    CAUGHT = "caught"  # it refused what is damaged, or said so and booted
+    MISSED = "missed"  # corrupt bytes or a wrong address reached the capture kernel, and nobody noticed
+    FALSE_ALARM = "false alarm"  # every byte that it hashes is as loaded, and it refused to boot
+    HUNG = "hung"  # no verdict within the budget of instructions
+    TRAPPED = "trapped"  # an exception ended it, and it left no word
+    TRAP_REPORTED = "trap reported"  # an exception ended it, and its record says so
+    MISBOOT = "misboot"  # it jumped to what is not the kernel's entry
+
+
+@shown()
+@dataclass(frozen=True)
+class Case:
+    """One row: its name, and the faults of each run; several runs are counted.
+
+    No runs: it does not apply, and absent says why.
+    """
+
+    name: str
+    runs: tuple[tuple[Fault, ...], ...]
+    absent: str = ""
+
+
+def _dma(at: str | int, data: bytes) -> Fault:
+    return Fault(hex(at) if isinstance(at, int) else at, write=data, by=By.DMA)
+
+
+def _invert(ram: Ram, phys: int, mask: int = 0xFFFFFFFF) -> Fault:
+    """A word with some of its bits inverted, all by default."""
+    return _dma(phys, struct.pack("<I", ram.read_u32(phys) ^ mask))
+
+
+def _code_words(obj: RelocatableObject, loaded: LoadedPurgatory) -> list[int]:
+    """Physical addresses of instructions, spread evenly over the section that the entry is in.
+
+    Where the object has mapping symbols ($x code, $d data: the ELF ABI for AArch64), data between the code is left out.
+    """
+    start = obj.global_symbol("purgatory_start")
+    section = next(
+        one
+        for one in obj.sections
+        if (start is not None and one.index == start.shndx)
+        or (start is None and one.flags & SHF_EXECINSTR and one.addr <= obj.entry < one.addr + one.size)
+    )
+    base = loaded.entry - (start.value if start is not None else obj.entry - section.addr)
+    marks = sorted(
+        (one.value, one.name[:2]) for one in obj.symbols if one.shndx == section.index and one.name[:1] == "$"
+    )
+    words: list[int] = []
+    for (begin, kind), (end, _) in zip(marks, [*marks[1:], (section.size, "")], strict=True):
+        words += range(begin, end, 4) if kind == "$x" else ()
+    words = words or list(range(0, section.size - 3, 4))
+    return [base + words[(2 * each + 1) * len(words) // (2 * CODE_WORDS)] for each in range(CODE_WORDS)]
+
+
+def cases(
+    ram: Ram,
+    image: Kimage,
+    obj: RelocatableObject,
+    loaded: LoadedPurgatory,
+    interface: str,
+    stack_top_phys: int | None,
+) -> list[Case]:
+    """The fixed set for a loaded image; interface is "kernel" or "kexec-tools".
+
+    Deterministic: the same image gives the same faults. All are writes by DMA after the load, so that no page table
+    has a say.
+    """
+    names = _SYMBOLS[interface]
+
+    def symbol(row: str, kind: str, data: bytes, offset: int = 0, *more: Fault) -> Case:
+        name = names[kind]
+        if not loaded.has_symbol(name):
+            return Case(row, (), f"it has no symbol {name}")
+        at = f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}"
+        return Case(row, ((_dma(at, data), *more),))
+
+    def segment(row: str, name: str, offset: int) -> Case:
+        found = image.segment(name)
+        if found is None:
+            return Case(row, (), f"the image has no segment {name}")
+        return Case(row, ((_invert(ram, found.mem + offset),),))
+
+    kernel, initrd = image.segment("kernel"), image.segment("initrd")
+    assert kernel is not None and initrd is not None
+    middle, last = kernel.bufsz // 2, kernel.bufsz - 1
+    stray_initrd = _invert(ram, initrd.mem + 0x1000)
+    code = tuple(
+        (
+            _invert(ram, phys, 1 << (11 * number + 3) % 32),
+        )  # 11 and 32 have no factor in common: each bit once
+        for number, phys in enumerate(_code_words(obj, loaded))
+    )
+    digest = ram.read(loaded.symbol_phys(names["digest"]), 1)
+    return [
+        Case(UNTOUCHED, ((),)),
+        segment("kernel, first word", "kernel", 0),
+        Case("kernel, a bit in the middle", ((Fault(f"kernel+{middle}", flip=0x10, by=By.DMA),),)),
+        Case("kernel, last byte", ((Fault(f"kernel+{last}", flip=0xFF, by=By.DMA),),)),
+        Case("initrd, a word", ((stray_initrd,),)),
+        segment("device tree, a word", "dtb", 0x40),
+        segment("elfcorehdr, a word", "elfcorehdr", 0x40),
+        Case(CODE, code),
+        symbol("stored digest, a byte", "digest", bytes([digest[0] ^ 0xFF])),
+        symbol("regions[0].len = 0", "regions", bytes(8), 8),
+        symbol("regions[0].start = 0xdeadbeef", "regions", struct.pack("<Q", _STRAY)),
+        symbol("regions[0].len = 0xdeadbeef", "regions", struct.pack("<Q", _STRAY), 8),
+        symbol("kernel's entry + 0x1000", "entry", struct.pack("<Q", (image.kernel_entry or 0) + 0x1000)),
+        symbol("device tree's address + 0x1000", "dtb", struct.pack("<Q", (image.dtb_mem or 0) + 0x1000)),
+        symbol("console's address = 0xdeadbeef", "console", struct.pack("<Q", _STRAY)),
+        symbol("check switched off, and initrd", "switch", bytes([_SWITCHED_OFF]), 0, stray_initrd),
+        Case("stack", ((_dma(stack_top_phys - 64, b"\xa5" * 64),),))
+        if stack_top_phys is not None
+        else Case(
+            "stack", (), "where its stack is, is not known: no purgatory_stack_top, and SP is elsewhere"
+        ),
+        Case("free memory", ((_dma("crashkernel-free+0x1000", b"\xa5" * 8),),)),
+        Case("initrd, the same value", ((_dma("initrd+0x1000", ram.read(initrd.mem + 0x1000, 4)),),)),
+    ]
+
+
+def judge_reply(
+    hit: bool,
+    outcome: Outcome,
+    damage: Sequence[Damage],
+    purgatory: PurgatoryRun | None,
+    capture: CaptureRun | None,
+) -> Reply:
+    """The word for one run. hit says that a fault was injected; the rest is an End's.
+
+    A refusal is right when some byte of the hashed segments is damaged, or when the purgatory says that it is itself.
+    """
+    harmed = any(one.segment != "purgatory" for one in damage)
+    verdict = purgatory.verdict if purgatory is not None else None
+    if outcome is Outcome.DETECTED:
+        itself = verdict is not None and verdict.damaged & _ITSELF
+        return Reply.CAUGHT if harmed or itself else Reply.FALSE_ALARM
+    if capture is not None:
+        if harmed or capture.end not in (CaptureEnd.DONE, CaptureEnd.ENTERED):
+            return Reply.MISSED
+        return Reply.HARMLESS if hit else Reply.BOOTS
+    if outcome is Outcome.TRAPPED:
+        reported = verdict is not None and verdict.state is VerdictState.TRAPPED
+        return Reply.TRAP_REPORTED if reported else Reply.TRAPPED
+    return Reply.HUNG if outcome is Outcome.HUNG else Reply.MISBOOT

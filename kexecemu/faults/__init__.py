@@ -1,1 +1,0 @@
-"""Stray writes: what, where, when, and what came of them."""

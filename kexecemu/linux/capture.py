@@ -1,0 +1,251 @@
+"""A real Linux as the capture kernel: from its first instruction to power off, with its dump on a disk.
+
+What it did is read from what it leaves: the machine's end, the lines that its init prints (inits/capture.sh), and the
+disk. Every PT_LOAD of the dump is compared with the memory of the crashed machine, taken before the first instruction.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kexecemu.errors import BusError, FormatError, MachineError
+from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
+from kexecemu.machine.board import Board
+from kexecemu.machine.console_lines import ConsoleLines
+from kexecemu.machine.disk import Disk
+from kexecemu.machine.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.system import System, SystemEnd, SystemEndKind
+from kexecemu.machine.virtio_block import VirtioBlock
+from kexecemu.shown import shown
+
+__all__ = ["DUMP_SLOT", "DiskVmcore", "LinuxCapture", "LinuxEnd", "Load", "load_digests", "run_linux"]
+
+DUMP_SLOT = 31
+"""The virtio slot of the dump's disk: the last, which QEMU fills first and Linux calls vda."""
+
+BUDGET = 20_000_000_000
+"""Instructions of a boot that copies a dump: some ten times what Debian's take for 768 MiB."""
+
+_CHUNK = 4 << 20
+_SECTOR = 512
+_PANIC = b"Kernel panic - not syncing"
+_PANIC_END = b"---[ end Kernel panic"  # not printed with panic=SECONDS
+_RESTART = b"reboot: Restarting system"  # asked for by a program
+_END = "kdump: end: "  # how the line begins that says what came of the dump
+_PANIC_TEXT = re.compile(r"(?<!end )Kernel panic - not syncing: (.*)")
+
+
+class LinuxEnd(enum.StrEnum):
+    """How a capture kernel ended that is a real Linux."""
+
+    DONE = "done"  # its init said that the whole dump is on the disk
+    NO_DUMP = "no dump"  # it came up without a /proc/vmcore
+    HEADERS = (
+        "headers read"  # it had a /proc/vmcore, read its headers, and copied nothing: no disk, or told not to
+    )
+    OFF = "off"  # switched off without having said any of these
+    PANIC = "panic"
+    STUCK = "stuck"  # idle for good, or in an endless loop
+    LOST = "lost"  # an exception that cannot be taken
+    BUDGET = "budget"
+
+
+@shown()
+@dataclass(frozen=True)
+class Load:
+    """One PT_LOAD: physical memory, and the SHA-256 of its bytes."""
+
+    phys: PhysRange
+    sha256: str
+
+
+@shown()
+@dataclass(frozen=True)
+class DiskVmcore:
+    """A dump as a capture kernel wrote it to a disk; size in bytes."""
+
+    disk: Disk
+    size: int
+
+    def write(self, path: str | os.PathLike[str]) -> int:
+        """Copy the dump to a file, sparse and atomically; returns its size in bytes."""
+        self.disk.copy_to(path, self.size)
+        return self.size
+
+    def loads(self) -> list[Load]:
+        """The dump's PT_LOADs with the digests of what was read; FormatError if it is no core."""
+        headers = parse_core_header(self.disk.read(0, min(1 << 16, self.size))).program_headers
+        return [
+            Load(
+                PhysRange.of(header.paddr, header.filesz),
+                _sha256(self.disk.read, header.offset, header.filesz),
+            )
+            for header in headers
+            if header.type == PT_LOAD
+        ]
+
+
+@shown()
+@dataclass(frozen=True)
+class LinuxCapture:
+    """One run of a real capture kernel.
+
+    where says in words where it stood at the end, and what it printed last. release is what it calls itself, empty if
+    it said nothing; console is all that it printed. vmcore is None without a dump. read and crashed are its PT_LOADs,
+    as they were read and as memory was at the crash. last_word is what its init said of the dump in the end, and panic
+    the message of its panic; each is empty where there was none.
+    """
+
+    end: LinuxEnd
+    where: str
+    instructions: int
+    release: str = ""
+    console: str = field(default="", repr=False)
+    vmcore: DiskVmcore | None = field(default=None, repr=False)
+    read: list[Load] = field(default_factory=list)
+    crashed: list[Load] = field(default_factory=list)
+    last_word: str = ""
+    panic: str = ""
+
+    @property
+    def wrong_loads(self) -> list[Load]:
+        """What was read and is not what memory held."""
+        return [load for load in self.read if load not in self.crashed]
+
+    @property
+    def true_dump(self) -> bool:
+        """A dump was taken, with every load that it should have, each as memory was at the crash.
+
+        Headers and notes are not asked here: kexecemu.crash.dump has the whole judgement.
+        """
+        return bool(self.read) and self.read == self.crashed
+
+
+def load_digests(ram: Ram, areas: list[PhysRange]) -> list[Load]:
+    """The digests of physical memory as it is now, one for each area. BusError where there is no RAM."""
+    return [Load(area, _sha256(ram.read, area.start, area.size)) for area in areas]
+
+
+def _sha256(read: Callable[[int, int], bytes], start: int, size: int) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, size, _CHUNK):
+        digest.update(read(start + offset, min(_CHUNK, size - offset)))
+    return digest.hexdigest()
+
+
+class _Console(ConsoleLines):
+    """Keeps what init says, and stops the machine at a panic's end."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__(self._hear)
+        self.said: list[str] = []
+        self.panicked = False  # to the end
+        self.panics = self.restarts = False
+        self._stop = stop
+
+    def _hear(self, line: bytes) -> None:
+        if line.startswith(b"kdump: "):
+            self.said.append(line.decode(errors="replace").rstrip("\r"))
+        elif _PANIC_END in line:
+            self.panicked = True
+            self._stop()
+        elif _RESTART in line:
+            self.restarts = True
+        elif _PANIC in line:
+            self.panics = True
+
+
+@contextmanager
+def _watched(board: Board, system: System) -> Iterator[_Console]:
+    console = _Console(system.request_stop)
+    board.uart.listeners.append(console)
+    try:
+        yield console
+    finally:
+        board.uart.listeners.remove(console)
+
+
+def run_linux(
+    board: Board,
+    *,
+    areas: list[PhysRange],
+    budget: int = BUDGET,
+    progress: Callable[[int], object] | None = None,
+    dump_slot: int = DUMP_SLOT,
+) -> LinuxCapture:
+    """Run the Linux at whose entry the boot CPU stands to its end; it finds an empty disk for the dump.
+
+    areas are the PT_LOADs that the dump should have (physical). progress(instructions) is called now and then. Only
+    the boot CPU runs: the others are as the crash has left them, and a capture kernel does not wake them.
+    """
+    disk = Disk((board.ram.size + (64 << 20)) // _SECTOR * _SECTOR)
+    board.attach(dump_slot, VirtioBlock(disk, "vmcore"))
+    try:
+        crashed = load_digests(board.ram, areas)
+    except BusError:
+        crashed = []  # a damaged header: nothing that could be compared
+    system = System(board)
+    begin, printed = board.time, len(board.uart.text)
+    with _watched(board, system) as console:
+        end = system.run(budget, progress=None if progress is None else lambda time: progress(time - begin))
+    kind = _kind(end, console)
+    vmcore = _dump(disk, console) if kind is LinuxEnd.DONE else None
+    try:
+        read = vmcore.loads() if vmcore is not None else []
+    except (FormatError, MachineError):
+        read = []
+    release = next((m[1] for line in console.said if (m := re.match(r"kdump: Linux (\S+) is up", line))), "")
+    said = board.uart.text[printed:]
+    panics = _PANIC_TEXT.findall(said) if kind is LinuxEnd.PANIC else []
+    return LinuxCapture(
+        kind,
+        _where(end, said),
+        board.time - begin,
+        release,
+        said,
+        vmcore,
+        read,
+        crashed,
+        last_word=console.said[-1].removeprefix(_END)
+        if console.said and console.said[-1].startswith(_END)
+        else "",
+        panic=panics[-1].strip() if panics else "",
+    )
+
+
+def _where(end: SystemEnd, said: str) -> str:
+    """Where the machine stood; the last line that means anything to people is the console's."""
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+    if last:
+        return f"{end}; the last line on the console: {last}"
+    return f"{end}; it has printed nothing (with earlycon on its command line it might)"
+
+
+def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
+    # An init may show the log of the kernel that crashed; a reset that nobody asked for tells its panic from another.
+    reset = end.kind is SystemEndKind.RESET
+    if console.panicked or (reset and console.panics and not console.restarts):
+        return LinuxEnd.PANIC
+    if end.kind in (SystemEndKind.OFF, SystemEndKind.RESET):
+        last = console.said[-1] if console.said else ""
+        if last.startswith(CAPTURE_DONE):
+            return LinuxEnd.DONE
+        if last.startswith(HEADERS_READ):
+            return LinuxEnd.HEADERS
+        return LinuxEnd.NO_DUMP if last.startswith(NO_VMCORE) else LinuxEnd.OFF
+    if end.kind is SystemEndKind.FAULT:
+        return LinuxEnd.LOST
+    return LinuxEnd.BUDGET if end.kind is SystemEndKind.BUDGET else LinuxEnd.STUCK
+
+
+def _dump(disk: Disk, console: _Console) -> DiskVmcore | None:
+    match = re.search(r", (\d+) bytes to ", console.said[-1])
+    return DiskVmcore(disk, int(match[1])) if match else None

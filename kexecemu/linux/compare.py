@@ -1,0 +1,237 @@
+"""A real first kernel beside the model of it: what each reserved, loaded and wrote down, line by line.
+
+The model gets what the real one had: the same RAM and device tree with the same command line, the options of the real
+one's configuration that it knows, and kexec-tools' own purgatory; then both load the same Image and initrd.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from kexecemu.crash.kernel import Kernel
+from kexecemu.errors import FormatError, InputError
+from kexecemu.formats.elfcore import PT_LOAD, ProgramHeader, iterate_notes, parse_core_header
+from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.procfs import proc_iomem, sysfs
+from kexecemu.linux.first import FirstLinux
+from kexecemu.linux.first_records import iomem
+from kexecemu.linux.rows import (
+    ABSENT,
+    ALLOCATED,
+    IMAGE,
+    ONE_GUEST,
+    RANDOM,
+    Row,
+    compare_trees,
+    compare_vmcoreinfo,
+)
+from kexecemu.machine.board import Board
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["boot_model", "compare", "config_options", "era_of"]
+
+
+def era_of(release: str) -> Era:
+    """The era of a kernel by what uname -r says: 6.1 up to 6.3, 6.4 up to 6.6, 6.12 from 6.7 on."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is None:
+        raise InputError(f"{release!r} is no release of Linux")
+    version = int(found[1]), int(found[2])
+    if version < (6, 4):
+        return Era.V6_1
+    return Era.V6_4 if version < (6, 7) else Era.V6_12
+
+
+def config_options(text: str) -> dict[str, str]:
+    """The options of a kernel's .config that the model knows; what is "not set" is n."""
+    options = {}
+    for line in text.splitlines():
+        if found := re.match(r"CONFIG_(\w+)=(.*)$", line):
+            options[found[1]] = found[2].strip('"')
+        elif found := re.match(r"# CONFIG_(\w+) is not set$", line):
+            options[found[1]] = "n"
+    # What is about our purgatory is in no kernel.
+    return {
+        name: options[name]
+        for name in KNOWN_OPTIONS
+        if name in options and not name.startswith("KEXEC_PURGATORY")
+    }
+
+
+def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
+    """Our model of the kernel that is running, booted on a board like its own, with the same load done.
+
+    Raises InputError or KexecError where the model refuses what the real kernel took.
+    """
+    setup = linux.setup
+    config = KernelConfig(era_of(linux.release), purgatory=setup.kexec, options=options, rng_ready=True)
+    kernel = Kernel.boot(Board(setup.ram, setup.cpus), config, cmdline=None, dtb=linux.dtb, seed=setup.seed)
+    if kernel.crashk_res is None:
+        raise InputError("the model has reserved no crashkernel memory where the real kernel has")
+    kernel.kexec_tools_load(setup.crash_image, setup.crash_initrd, setup.append)
+    return kernel
+
+
+def compare(linux: FirstLinux, kernel: Kernel) -> list[Row]:
+    """All lines, in groups."""
+    image = kernel.image
+    assert image is not None
+    return [
+        *_reservation(linux, kernel),
+        *_resources(linux, kernel),
+        *_segments(linux.image, image),
+        *compare_trees(_content(linux.image, "dtb"), _content(image, "dtb")),
+        *_core_header(linux, _content(linux.image, "elfcorehdr"), _content(image, "elfcorehdr")),
+        *_purgatory(linux, kernel, image),
+        *_protection(linux, kernel, image),
+        *compare_vmcoreinfo(
+            _real_vmcoreinfo(linux),
+            kernel.vmcoreinfo().decode(errors="replace"),
+            "" if kernel.config.release is Era.V6_1 else ONE_GUEST,
+        ),
+    ]
+
+
+def _content(image: Kimage, name: str) -> bytes:
+    segment = image.segment(name)
+    return bytes(segment.buf) if segment is not None else b""
+
+
+def _text(area: PhysRange | None) -> str:
+    return ABSENT if area is None else f"{area.start:#x}-{area.last:#x}"
+
+
+def _reservation(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
+    yield Row("crashkernel", "crashk_res", _text(linux.crashk_res), _text(kernel.crashk_res))
+    yield Row("crashkernel", "crashk_low_res", _text(linux.crashk_low_res), _text(kernel.crashk_low_res))
+    found = re.search(r"kexec_crash_size (\d+)", linux.board.uart.text)
+    real = found[1] if found else ABSENT
+    yield Row("crashkernel", "kexec_crash_size", real, sysfs(kernel)["/sys/kernel/kexec_crash_size"].strip())
+
+
+def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
+    """/proc/iomem: RAM and crash memory count; what lies in RAM besides is of the two images and allocators."""
+    real, model = iomem(linux.records["iomem.txt"]), iomem(proc_iomem(kernel))
+    for name, why in (
+        ("System RAM", ""),
+        ("Crash kernel", ""),
+        ("Kernel code", IMAGE),
+        ("Kernel data", IMAGE),
+        ("reserved", ALLOCATED),
+    ):
+        ours = [_text(area) for _, area, what in real if what == name]
+        theirs = [_text(area) for _, area, what in model if what == name]
+        for number in range(max(len(ours), len(theirs))):
+            yield Row("/proc/iomem", name, _at(ours, number), _at(theirs, number), why)
+
+
+def _at(values: Sequence[str], number: int) -> str:
+    return values[number] if number < len(values) else ABSENT
+
+
+def _segments(real: Kimage, model: Kimage) -> Iterator[Row]:
+    names = list(dict.fromkeys(one.name for one in (*real.segments, *model.segments)))
+    yield Row(
+        "segments",
+        "order",
+        " ".join(one.name for one in real.segments),
+        " ".join(one.name for one in model.segments),
+    )
+    for name in names:
+        ours, theirs = real.segment(name), model.segment(name)
+        for field in ("mem", "memsz", "bufsz"):
+            yield Row(
+                "segments",
+                f"{name} {field}",
+                ABSENT if ours is None else f"{getattr(ours, field):#x}",
+                ABSENT if theirs is None else f"{getattr(theirs, field):#x}",
+            )
+    yield Row("segments", "entry", f"{real.start:#x}", f"{model.start:#x}")
+
+
+def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
+    kaslr = "nokaslr" not in linux.setup.cmdline.split()
+
+    def headers(blob: bytes) -> list[ProgramHeader]:
+        try:
+            return list(parse_core_header(blob).program_headers)
+        except FormatError:
+            return []
+
+    ours, theirs = headers(real), headers(model)
+    yield Row("elfcorehdr", "e_phnum", str(len(ours)), str(len(theirs)))
+    loads = 0
+    for number in range(max(len(ours), len(theirs))):
+        left = ours[number] if number < len(ours) else None
+        right = theirs[number] if number < len(theirs) else None
+        kind = left or right
+        assert kind is not None
+        is_load = kind.type == PT_LOAD
+        loads += is_load
+        kernel = is_load and loads == 1  # kexec-tools puts the kernel's own mapping first
+        name = f"{number} {'PT_LOAD' if is_load else 'PT_NOTE'}{' kernel' if kernel else ''}"
+        for field, why in (
+            ("type", ""),
+            ("paddr", "" if is_load else ALLOCATED),
+            ("vaddr", (RANDOM if kaslr else "") if is_load else ""),
+            ("memsz", IMAGE if kernel else ""),
+        ):
+            values = [ABSENT if one is None else f"{getattr(one, field):#x}" for one in (left, right)]
+            yield Row("elfcorehdr", f"{name} p_{field}", values[0], values[1], why)
+
+
+def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row]:
+    """The bytes of the same object, linked by two: told by the symbols that differ, and what lies outside of any."""
+    ours, theirs = _content(linux.image, "purgatory"), _content(image, "purgatory")
+    loaded = kernel.kexec.purgatory
+    assert loaded is not None
+    start = loaded.segment.mem
+    symbols = {name: PhysRange.of(phys, size) for name, (phys, size) in loaded.symbol_table().items() if size}
+    differ: dict[str, int] = {}
+    for at, (left, right) in enumerate(zip(ours, theirs, strict=False)):
+        if left != right:
+            name = next((name for name, area in symbols.items() if start + at in area), "elsewhere")
+            differ[name] = differ.get(name, 0) + 1
+    why = {
+        "sha256_digest": "over a device tree with a random number",
+        "arm64_sink": "the model's user says --serial, to have something to see",
+    }
+    for name, area in sorted(symbols.items()):
+        if name in differ:
+            at = area.start - start
+            yield Row(
+                "purgatory",
+                name,
+                _short(ours[at : at + area.size]),
+                _short(theirs[at : at + area.size]),
+                why.get(name, ""),
+            )
+    elsewhere = differ.get("elsewhere", 0) + abs(len(ours) - len(theirs))
+    yield Row("purgatory", "bytes outside of those that differ", str(elsewhere), "0")
+
+
+def _short(data: bytes) -> str:
+    return data.hex() if len(data) <= 32 else f"{data[:32].hex()}..."
+
+
+def _protection(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row]:
+    """Which segments a store through the linear map would fault on: by the real page tables, and by the model."""
+    cpu = linux.board.boot_cpu
+    for segment in linux.image.segments:
+        pages = range(segment.area.start, segment.area.end, kernel.config.page_size)
+        absent = [cpu.translate(linux.kernel_map.linear_virt(cpu, phys)) is None for phys in pages]
+        real = "mapped" if not any(absent) else "not mapped" if all(absent) else "partly mapped"
+        own = image.segment(segment.name)
+        there = own is not None and any(area.covers(own.area) for area in kernel.protected)
+        yield Row("protection", segment.name, real, "not mapped" if there else "mapped")
+
+
+def _real_vmcoreinfo(linux: FirstLinux) -> str:
+    """The note in memory, at the address that /sys/kernel/vmcoreinfo gives."""
+    phys, size = linux.records["vmcoreinfo-address.txt"].split()
+    data = linux.ram.read(int(phys, 16), int(size, 16))
+    return next((note.desc for note in iterate_notes(data) if note.name == "VMCOREINFO"), b"").decode(
+        errors="replace"
+    )

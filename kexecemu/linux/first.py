@@ -1,0 +1,324 @@
+"""A real Linux as the first kernel: it boots, its own kexec-tools loads a crash kernel, it is harmed, and crashes.
+
+The board starts a real Image as QEMU's boot loader would, with the initramfs of linux/inits/first.sh. What that
+prints on the console marks the moments: there the machine is stopped, always at the same instruction, and faults are
+injected. Nothing here knows what Linux does in between; what came of it is read from the machine.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kexecemu.crash.stages import Progress
+from kexecemu.errors import InputError, MachineError
+from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.image import parse as parse_header
+from kexecemu.kernel.firmware import choose_places
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.syscalls import tell_image
+from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.linux.capture import DUMP_SLOT
+from kexecemu.linux.first_load import read_load
+from kexecemu.linux.first_records import (
+    KexecSaid,
+    crash_kernel,
+    parse_kexec,
+    split_records,
+)
+from kexecemu.linux.first_store import GuestKernelMap, store
+from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
+from kexecemu.machine.board import Board
+from kexecemu.machine.console_lines import ConsoleLines
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.system import System, SystemEnd, SystemEndKind
+from kexecemu.shown import shown
+from kexecemu.stray.fault import By, Fault, Injection, account
+from kexecemu.stray.target import free_area, resolve_by
+from kexecemu.suggest import did_you_mean, there_are
+
+__all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "FirstLinux", "LinuxSetup"]
+
+DEFAULT_RAM = "512M"
+DEFAULT_CMDLINE = "crashkernel=192M"
+
+
+BUDGET = 20_000_000_000
+_USUAL = 1_400_000_000
+_PAGE = 4096
+_INITRD_OFFSET = 128 << 20  # as QEMU's boot loader, or half of a small RAM
+_OURS = "console=ttyAMA0 cryptomgr.notests kexecemu.wait=1 kexecemu.records=console"
+
+_WAITING = "first: waiting for a line"
+_OFF = "first: end: "
+_STOPPED = (_OFF, "---[ end Kernel panic")
+
+
+@shown()
+@dataclass(frozen=True)
+class LinuxSetup:
+    """What decides a run: the first kernel's Image, the crash kernel's with its initrd, and the programs for the init.
+
+    kexec is kexec-tools' program, packages the folder with its libraries. cmdline is the first kernel's, append the
+    crash kernel's. checks False is kexec's --no-checks: its purgatory then hashes nothing. stuck_cpus hear no interrupt
+    from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
+    """
+
+    image: bytes
+    crash_image: bytes
+    crash_initrd: bytes
+    busybox: Path
+    kexec: Path
+    packages: Path
+    ram: str | int = DEFAULT_RAM
+    cpus: int = 1
+    gic: int = 2
+    cmdline: str = DEFAULT_CMDLINE
+    append: str = CAPTURE_CMDLINE
+    checks: bool = True
+    stuck_cpus: tuple[int, ...] = ()
+    seed: int = 0
+
+
+class Marks(ConsoleLines):
+    """Hears the console, line by line, and stops the machine at a line that ends in, or has, what it was told."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__(self._hear)
+        self.wanted: tuple[str, ...] = ()
+        self.hit: str | None = None
+        """The last line that was wanted."""
+        self._stop = stop
+
+    def _hear(self, line: bytes) -> None:
+        text = line.decode(errors="replace").strip("\r")
+        if any(mark in text for mark in self.wanted):
+            self.hit = text
+            self._stop()
+
+
+@shown("setup", "crashk_res", "crashk_low_res", "board")
+class FirstLinux:
+    """One board with a real first kernel: FirstLinux(setup), load(), inject(), then first_linux_crash.crash()."""
+
+    def __init__(self, setup: LinuxSetup, console: Callable[[bytes], object] | None = None) -> None:
+        """Put everything into RAM as a boot loader does; console hears what is printed.
+
+        Raises InputError when RAM is too small for it, and what first_kernel_initramfs() raises.
+        """
+        self.setup = setup
+        self.board = Board(setup.ram, setup.cpus, gic=setup.gic)
+        self.ram = self.board.ram
+        self.system = System(self.board)
+        self.marks = Marks(self.system.request_stop)
+        self.board.uart.listeners.append(self.marks)
+        if console is not None:
+            self.board.uart.listeners.append(console)
+        self.injections: list[Injection] = []
+        self.records: dict[str, str] = {}
+        self.dtb = self._boot()
+        self._said: KexecSaid | None = None
+        self._image: Kimage | None = None
+        self._map: GuestKernelMap | None = None
+        self._at = 0
+        self.crashk_res: PhysRange | None = None
+        self.crashk_low_res: PhysRange | None = None
+
+    def _boot(self) -> bytes:
+        setup, board = self.setup, self.board
+        initrd = first_kernel_initramfs(
+            busybox=setup.busybox,
+            kexec=setup.kexec,
+            packages=setup.packages,
+            image=setup.crash_image,
+            initrd=setup.crash_initrd,
+            cmdline=setup.append,
+            options=["--kexec-syscall", "-d", *([] if setup.checks else ["--no-checks"])],
+        )
+        bank = self.ram.banks[0]
+        place = PhysRange.of(bank.start + min(bank.size // 2, _INITRD_OFFSET) // _PAGE * _PAGE, len(initrd))
+        seeds = random.Random(setup.seed)
+        kaslr_seed, rng_seed = seeds.getrandbits(64), seeds.randbytes(32)
+        # Linux leaves a seed that it does not use, and kexec-tools refuses to load where one is left.
+        kaslr = "nokaslr" not in setup.cmdline.split()
+        dtb = virt_device_tree(
+            self.ram.banks,
+            setup.cpus,
+            board.uart.base_phys,
+            cmdline=f"{setup.cmdline} {_OURS}",
+            virtio_slots=(DUMP_SLOT,),
+            rtc=True,
+            initrd=place,
+            kaslr_seed=kaslr_seed if kaslr else None,
+            rng_seed=rng_seed,
+            gic=setup.gic,
+        )
+        size = parse_header(setup.image).image_size or len(setup.image)
+        places = choose_places(self.ram, size, Fdt(dtb))
+        if not bank.covers(place) or place.overlaps(PhysRange.of(places.kernel_phys, size)):
+            raise InputError(
+                f"RAM of {bank.size:#x} bytes is too small for an initrd of {len(initrd):#x} bytes"
+            )
+        for phys, data in ((places.kernel_phys, setup.image), (place.start, initrd), (places.dtb_phys, dtb)):
+            self.ram.write(phys, data)
+        board.boot_cpu.reset(places.kernel_phys, places.dtb_phys)
+        board.timeline.record(
+            "boot",
+            f"the boot loader starts Linux at {places.kernel_phys:#x}, initrd at {place}, device tree at "
+            f"{places.dtb_phys:#x}",
+            entry_phys=places.kernel_phys,
+            dtb_phys=places.dtb_phys,
+        )
+        return dtb
+
+    # -- the load ------------------------------------------------------------------------------------------------
+
+    @property
+    def image(self) -> Kimage:
+        """What kexec-tools loaded; MachineError before load()."""
+        if self._image is None:
+            raise MachineError("the first Linux has loaded nothing yet")
+        return self._image
+
+    @property
+    def said(self) -> KexecSaid:
+        """What kexec-tools said of it; MachineError before load()."""
+        if self._said is None:
+            raise MachineError("the first Linux has loaded nothing yet")
+        return self._said
+
+    @property
+    def release(self) -> str:
+        """What the first kernel calls itself; empty before it has said so."""
+        found = re.search(r"^first: Linux (\S+) is up", self.board.uart.text, re.MULTILINE)
+        return found[1] if found else ""
+
+    @property
+    def kernel_map(self) -> GuestKernelMap:
+        """Where Linux has its text and its linear map; MachineError before load()."""
+        if self._map is None:
+            raise MachineError("the first Linux has loaded nothing yet")
+        return self._map
+
+    def load(self, progress: Progress | None = None) -> Kimage:
+        """Run until the crash kernel is loaded and init waits; returns what is loaded, checked against memory.
+
+        The machine stands at the last byte that init sent. Raises InputError when it does not come that far, with the
+        last thing that it said.
+        """
+        end = self.run_to((_WAITING, *_STOPPED), progress)
+        console = self.board.uart.text
+        if self.marks.hit != _WAITING:
+            raise InputError(
+                f"the first Linux has loaded no crash kernel: {self._last_words(console)} ({end})"
+            )
+        self.records = split_records(console)
+        self.crashk_res, self.crashk_low_res = crash_kernel(self.records.get("iomem.txt", ""))
+        if self.crashk_res is None:
+            raise InputError("the first Linux has reserved no crashkernel memory")
+        self._said = parse_kexec(self.records.get("kexec.txt", ""))
+        page = re.search(r"^PAGESIZE=(\d+)$", self.records.get("vmcoreinfo.txt", ""), re.MULTILINE)
+        self._image = read_load(
+            self.ram,
+            self._said,
+            {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd},
+            self.crashk_res,
+            page_size=int(page[1]) if page else _PAGE,
+            checks=self.setup.checks,
+        )
+        self._map = GuestKernelMap(self._said, self.records["iomem.txt"])
+        self._at = end.cpu
+        by, unchecked = "kexec_load by kexec-tools", "--no-checks: no digest"
+        tell_image(self.board.timeline, self._image, "kexec_load", by=by, unchecked=unchecked)
+        return self._image
+
+    def run_to(self, marks: tuple[str, ...], progress: Progress | None = None) -> SystemEnd:
+        """Run until a line on the console has one of the marks in it, which is then marks.hit; else None, and the end.
+
+        The stop is at the boundary that follows the line's last byte, the same one in every run.
+        """
+        self.marks.wanted, self.marks.hit = marks, None
+        begin = self.board.time
+        tell = None if progress is None else lambda time: progress(time - begin, max(time - begin, _USUAL))
+        end = self.system.run(BUDGET, progress=tell)
+        self.marks.wanted = ()
+        if end.kind is not SystemEndKind.STOPPED:
+            self.marks.hit = None
+        return end
+
+    @staticmethod
+    def _last_words(console: str) -> str:
+        """Why there is no load, in the words of whoever had the last: the kernel, kexec or init."""
+        lines = [line for line in console.splitlines() if line.strip()]
+        panic = [line for line in lines if "Kernel panic" in line]
+        if panic or not lines:
+            return (panic or ["it said nothing"])[-1]
+        if not lines[-1].startswith(f"{_OFF}kexec failed"):
+            return lines[-1]
+        up = max(number for number, line in enumerate(lines) if line.startswith("first: Linux "))
+        refused = [line for line in lines[:up] if "crashkernel" in line and "command line" not in line]
+        return "; ".join([*refused[-1:], *lines[up + 1 :][-4:]])
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def _area(self, base: str) -> PhysRange:
+        assert self.crashk_res is not None
+        if base == "crashkernel":
+            return self.crashk_res
+        if base == "crashkernel-free":
+            return free_area(self.crashk_res, self.image)
+        segment = self.image.segment(base)
+        if segment is not None:
+            return segment.area
+        if base.startswith("purgatory:"):
+            name, symbols = base.removeprefix("purgatory:"), self.said.symbols
+            if name in symbols:
+                return symbols[name]
+            like = did_you_mean(name, sorted(symbols))
+            raise InputError(
+                f"target {base}: kexec -d named no symbol {name}{like}; it named {', '.join(sorted(symbols))}"
+            )
+        known = [*(one.name for one in self.image.segments), "crashkernel", "crashkernel-free"]
+        raise InputError(
+            f"target {base}: no such segment{there_are(base, known)}, purgatory:SYMBOL and physical addresses"
+        )
+
+    def inject(self, fault: Fault) -> Injection:
+        """Make the write happen now: DMA behind the MMU, or stores that the stopped CPU executes in the linear map.
+
+        A store that faults is Linux's to handle: it oopses, and the crash begins there. Raises InputError for a target
+        that is not there.
+        """
+        phys = resolve_by(self.ram, self._area, fault.at, fault.length)
+        before = self.ram.read(phys, fault.length)
+        data = fault.write if fault.write is not None else bytes([before[0] ^ (fault.flip or 0)])
+        exception, dying = None, self.dying
+        cpu = self.board.cpus[self._at]
+        if fault.by is By.DMA:
+            self.board.dma.write(phys, data)
+        elif not dying:
+            exception = store(cpu, self.kernel_map, phys, data, fault.width)
+        injection = Injection(fault, phys, before, self.ram.read(phys, fault.length), exception)
+        self.injections.append(injection)
+        silent = fault.by is By.CPU and dying
+        self.board.timeline.record(
+            "fault",
+            f"{fault.at}: no CPU stores any more, Linux is dying"
+            if silent
+            else account(injection, data, cpu.index),
+            by=fault.by.value,
+            at=fault.at,
+            phys=phys,
+            length=fault.length,
+            changed=injection.changed,
+            trapped=exception is not None,
+        )
+        return injection
+
+    @property
+    def dying(self) -> bool:
+        """A store has met an exception, which Linux has yet to handle."""
+        return any(one.exception is not None for one in self.injections)

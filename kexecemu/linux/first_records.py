@@ -1,0 +1,157 @@
+"""What a real first kernel and its kexec-tools said of a load, read from the records on its console.
+
+The init of linux/inits/first.sh prints them with kexecemu.records=console: each file between "first: record NAME"
+and "first: end of NAME". `kexec -d` says where it put every segment, and which of them is which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kexecemu.errors import InputError
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["KexecSaid", "SaidHeader", "SaidSegment", "crash_kernel", "iomem", "parse_kexec", "split_records"]
+
+_RECORD = re.compile(r"^first: record (\S+)\n(.*?)^first: end of \1\n", re.MULTILINE | re.DOTALL)
+_KERNEL_LINE = re.compile(r"^\[ *\d+\.\d{6}\] .*\n", re.MULTILINE)
+_CALL = re.compile(r"kexec_load: entry = (0x[0-9a-f]+) flags = (?:0x)?([0-9a-f]+)\s+nr_segments = (\d+)")
+_HEADER = re.compile(
+    r"^(.*?)(?:Elf|ELF)? ?[Hh]eader: p_type = (\d+), p_offset = 0x([0-9a-f]+) p_paddr = 0x([0-9a-f]+) "
+    r"p_vaddr = 0x([0-9a-f]+) p_filesz = 0x[0-9a-f]+ p_memsz = 0x([0-9a-f]+)",
+    re.MULTILINE,
+)
+_SYMBOL = re.compile(r"^sym: *(\S+) info: \S+ other: \S+ shndx: \S+ value: [0-9a-f]+ size: ([0-9a-f]+)$")
+_VALUE = re.compile(r"^sym: *(\S+) value: ([0-9a-f]+) addr: ")
+_IOMEM = re.compile(r"^( *)([0-9a-f]+)-([0-9a-f]+) : (.*)$")
+
+
+@shown()
+@dataclass(frozen=True)
+class SaidSegment:
+    """One segment of the system call: bufsz bytes to physical mem, memsz bytes in all."""
+
+    name: str
+    mem: int
+    memsz: int
+    bufsz: int
+
+
+@shown()
+@dataclass(frozen=True)
+class SaidHeader:
+    """One program header of the elfcorehdr as kexec-tools says that it made it; size is p_memsz."""
+
+    type: int
+    phys: int
+    virt: int
+    size: int
+
+
+@shown()
+@dataclass(frozen=True)
+class KexecSaid:
+    """What `kexec -d -p` said: the call's entry (physical), its segments in order, and the core's headers.
+
+    symbols are those of the purgatory that it happened to mention: physical address and size in bytes.
+    """
+
+    entry: int
+    segments: list[SaidSegment]
+    headers: list[SaidHeader]
+    symbols: dict[str, PhysRange]
+
+
+def split_records(console: str) -> dict[str, str]:
+    """The records on a console (text with plain line ends), by file name; what the kernel printed meanwhile is out.
+
+    dmesg.txt is made of such lines, and is kept whole.
+    """
+    return {
+        name: text if name == "dmesg.txt" else _KERNEL_LINE.sub("", text)
+        for name, text in _RECORD.findall(console)
+    }
+
+
+def parse_kexec(text: str) -> KexecSaid:
+    """Read what `kexec -d -p` printed. InputError when it does not say what was loaded, as without -d."""
+    call = _CALL.search(text)
+    if call is None:
+        raise InputError("kexec did not say what it loaded: the record of `kexec -d` has no kexec_load line")
+    entry = int(call[1], 16)
+    rows = [_segment_row(text[call.end() :], number) for number in range(int(call[3]))]
+    names = _names(text, entry, rows)
+    return KexecSaid(
+        entry,
+        [SaidSegment(names[mem], mem, memsz, bufsz) for mem, memsz, bufsz in rows],
+        [
+            SaidHeader(int(found[2]), int(found[4], 16), int(found[5], 16), int(found[6], 16))
+            for found in _HEADER.finditer(text)
+        ],
+        _symbols(text),
+    )
+
+
+def _segment_row(text: str, number: int) -> tuple[int, int, int]:
+    """(mem, memsz, bufsz) of segment[number]."""
+    values = []
+    for key in ("mem", "memsz", "bufsz"):
+        found = re.search(rf"segment\[{number}\]\.{key} *= (0x[0-9a-f]+)", text)
+        if found is None:
+            raise InputError(f"kexec did not say segment[{number}].{key}")
+        values.append(int(found[1], 16))
+    return values[0], values[1], values[2]
+
+
+def _names(text: str, entry: int, rows: Sequence[tuple[int, int, int]]) -> dict[int, str]:
+    """Names by physical address: each is said somewhere, but the purgatory's, which is where the entry is."""
+    said = {
+        "kernel": r"kernel_segment: +([0-9a-f]+)",
+        "elfcorehdr": r"elfcorehdr 0x([0-9a-f]+)-",
+        "initrd": r"initrd: +base ([0-9a-f]+),",
+        "dtb": r"dtb: +base ([0-9a-f]+),",
+    }
+    names = {int(found[1], 16): name for name, pattern in said.items() if (found := re.search(pattern, text))}
+    # The kernel's segment begins text_offset behind the place that is said.
+    offset = re.search(r"text_offset: +([0-9a-f]+)", text)
+    if offset is not None and int(offset[1], 16):
+        names = {at + int(offset[1], 16) * (name == "kernel"): name for at, name in names.items()}
+    for mem, memsz, _ in rows:
+        if mem not in names and mem <= entry < mem + memsz:
+            names[mem] = "purgatory"
+    unknown = [f"{mem:#x}" for mem, _, _ in rows if mem not in names]
+    if unknown:
+        raise InputError(f"kexec did not say what its segment at {', '.join(unknown)} is")
+    return names
+
+
+def _symbols(text: str) -> dict[str, PhysRange]:
+    """Symbols come as pairs of lines, with their size in the first and their place in the second."""
+    found: dict[str, PhysRange] = {}
+    size, name = 0, ""
+    for line in text.splitlines():
+        if match := _SYMBOL.match(line):
+            name, size = match[1], int(match[2], 16)
+        elif (match := _VALUE.match(line)) and match[1] == name and size:
+            found.setdefault(name, PhysRange.of(int(match[2], 16), size))
+    return found
+
+
+def iomem(text: str) -> list[tuple[int, PhysRange, str]]:
+    """/proc/iomem as (depth, physical range, name), in its order."""
+    return [
+        (len(found[1]) // 2, PhysRange(int(found[2], 16), int(found[3], 16) + 1), found[4])
+        for line in text.splitlines()
+        if (found := _IOMEM.match(line))
+    ]
+
+
+def crash_kernel(text: str) -> tuple[PhysRange | None, PhysRange | None]:
+    """(crashk_res, crashk_low_res) in /proc/iomem: where there are two, the lower one is the low part."""
+    areas = sorted(
+        (area for _, area, name in iomem(text) if name == "Crash kernel"), key=lambda one: one.start
+    )
+    return areas[-1] if areas else None, areas[0] if len(areas) > 1 else None

@@ -1,0 +1,1 @@
+"""Stray writes: who writes what, where and when."""

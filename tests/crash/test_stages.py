@@ -1,0 +1,248 @@
+"""From the jump out of the first kernel to the end: how purgatory and capture kernel are followed and told apart."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kexecemu import Board, Kernel, KernelConfig, Outcome
+from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
+from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
+from kexecemu.crash.verdict import VerdictState, read_verdict
+from kexecemu.data import fixture_path
+from kexecemu.errors import FormatError
+from kexecemu.formats.fdt import FdtEditor, cells
+from kexecemu.formats.image import build
+from kexecemu.kernel.kimage import Kimage
+
+STUB = fixture_path("guests/capture-Image").read_bytes()
+INITRD = fixture_path("guests/initrd.cpio").read_bytes()[:20_000]
+OTHER_KERNEL = build(text_offset=0, image_size=0x10000) + bytes(4096)
+
+
+SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
+
+
+def loaded(
+    image: bytes = STUB, purgatory: object = True, era: str = "6.4", **options: str
+) -> tuple[Kernel, Kimage]:
+    given = {f"KEXEC_PURGATORY_{name}": value for name, value in options.items()}
+    config = KernelConfig(era, purgatory=purgatory, options=given)  # type: ignore[arg-type]
+    kernel = Kernel.boot(Board("64M", 2), config, cmdline="crashkernel=16M")
+    loaded = kernel.kexec_file_load(image, INITRD, "panic=5")
+    assert loaded is not None
+    return kernel, loaded
+
+
+# -- the purgatory's run ---------------------------------------------------------------------------------------
+
+
+def test_a_good_run_ends_at_the_kernel_with_every_byte_hashed() -> None:
+    kernel, image = loaded()
+    end = kernel.panic()
+    assert end.purgatory is not None and end.verdict is not None
+    assert (end.purgatory.end, end.purgatory.pc) == (PurgatoryEnd.KERNEL, image.kernel_entry)
+    assert end.verdict.state is VerdictState.MATCH
+    assert end.verdict.bytes_hashed == sum(region.size for region in image.sha_regions)
+    assert end.verdict.expected == end.verdict.found == image.digest
+
+
+def test_progress_is_told_now_and_then_and_only_ever_grows() -> None:
+    kernel, _ = loaded(build(text_offset=0, image_size=0x100000) + bytes(0x80000), CRYPTO="n")
+    told: list[tuple[int, int]] = []
+    kernel.panic(progress=lambda done, expected: told.append((done, expected)))
+    assert len(told) >= 1
+    assert told == sorted(told) and all(done <= expected for done, expected in told)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "value", "end"),
+    [
+        ("purgatory_kernel_entry", struct.pack("<Q", 0x40200000), PurgatoryEnd.ELSEWHERE),
+        # To where there is no RAM, and off instruction boundaries as on a real 6.1 ("digests match", then nothing).
+        ("purgatory_kernel_entry", struct.pack("<Q", 0x1000), PurgatoryEnd.ELSEWHERE),
+        ("purgatory_kernel_entry", struct.pack("<I", 0xDEADBEEF), PurgatoryEnd.ELSEWHERE),
+        ("purgatory_kernel_entry", b"\xff" * 8, PurgatoryEnd.ELSEWHERE),
+        ("purgatory_sha_regions", struct.pack("<Q", 1 << 47), PurgatoryEnd.TRAPPED),
+        ("purgatory_start", struct.pack("<I", 0x14000000), PurgatoryEnd.HUNG),  # b .
+        (
+            "purgatory_start",
+            struct.pack("<I", 0xD503207F),
+            PurgatoryEnd.HUNG,
+        ),  # wfi: nothing will ever wake it
+        ("purgatory_sha256_digest", bytes(8), PurgatoryEnd.MISMATCH),
+    ],
+)
+def test_each_way_to_go_wrong_is_told_apart_by_the_machine_s_state(
+    symbol: str, value: bytes, end: PurgatoryEnd, tmp_path: Path
+) -> None:
+    """With a purgatory that trusts itself, as those of real kernels do."""
+    trusting = tmp_path / "purgatory.ro"
+    trusting.write_bytes(gzip.decompress(SMALL.read_bytes()))
+    kernel, _ = loaded(purgatory=trusting)
+    kernel.dma_write(f"purgatory:{symbol}", value)
+    result = kernel.panic()
+    assert result.purgatory is not None and result.purgatory.end is end
+
+
+def test_a_purgatory_that_is_over_before_what_was_to_happen_meanwhile_has_ended_there(tmp_path: Path) -> None:
+    trusting = tmp_path / "purgatory.ro"
+    trusting.write_bytes(gzip.decompress(SMALL.read_bytes()))
+    kernel, _ = loaded(purgatory=trusting)
+    # mov w0, #8; movk w0, #0x8400, lsl #16; hvc #0: PSCI's SYSTEM_OFF
+    kernel.dma_write("purgatory:purgatory_start", struct.pack("<3I", 0x52800100, 0x72B08000, 0xD4000002))
+    called: list[str] = []
+    end = kernel.follow(kernel.crash(), while_checking=(1000, lambda: called.append("meanwhile")))
+    assert end.purgatory is not None
+    assert (end.purgatory.power, end.purgatory.instructions, called) == ("system_off", 3, [])
+
+
+def test_a_verdict_that_was_overwritten_is_none_and_one_that_is_whole_is_read() -> None:
+    kernel, _ = loaded()
+    purgatory = kernel.kexec.purgatory
+    assert purgatory is not None
+    fresh = read_verdict(kernel.ram, purgatory)
+    assert fresh is not None and fresh.state is VerdictState.NOT_RUN
+    for offset, garbage in ((0, b"X"), (8, b"\x01"), (8, b"\x03"), (12, b"\x63")):
+        phys = purgatory.symbol_phys("purgatory_verdict") + offset
+        before = kernel.ram.read(phys, 1)
+        kernel.ram.write(phys, garbage)
+        assert read_verdict(kernel.ram, purgatory) is None
+        kernel.ram.write(phys, before)
+
+
+# -- the capture kernel's run ----------------------------------------------------------------------------------
+
+
+def test_the_stub_is_known_by_its_record_and_another_kernel_by_having_none() -> None:
+    assert CaptureRecord.magic_in(STUB) and not CaptureRecord.magic_in(OTHER_KERNEL)
+    kernel, image = loaded()
+    record = read_record(kernel.ram, image.kernel_entry)
+    assert record is not None and record.state is CaptureState.NOT_RUN
+
+
+def test_another_kernel_is_followed_to_its_first_instruction() -> None:
+    kernel, image = loaded(OTHER_KERNEL)
+    end = kernel.panic()
+    assert end.outcome is Outcome.CAPTURED and end.capture is not None
+    assert (end.capture.end, end.capture.pc, end.capture.instructions) == (
+        CaptureEnd.ENTERED,
+        image.kernel_entry,
+        0,
+    )
+    assert kernel.board.boot_cpu.pc == image.kernel_entry
+    assert end.vmcore is not None
+
+
+def test_a_text_offset_is_where_the_kernel_is_entered() -> None:
+    kernel, image = loaded(build(text_offset=0x80000, image_size=0x10000) + bytes(4096))
+    end = kernel.panic()
+    assert end.outcome is Outcome.CAPTURED and kernel.crashk_res is not None
+    assert (
+        end.capture is not None and end.capture.pc == kernel.crashk_res.start + 0x80000 == image.kernel_entry
+    )
+
+
+def test_the_stub_s_account_agrees_with_what_was_loaded() -> None:
+    kernel, image = loaded()
+    end = kernel.panic()
+    assert end.capture is not None and end.capture.record is not None and kernel.crashk_res is not None
+    record = end.capture.record
+    initrd, core = image.segment("initrd"), image.segment("elfcorehdr")
+    assert initrd is not None and core is not None
+    assert (record.state, record.violations) == (CaptureState.DONE, 0)
+    assert record.dtb_phys == record.x[0] == image.dtb_mem and record.x[1:] == (0, 0, 0)
+    assert record.elfcorehdr == core.area
+    assert record.initrd == (initrd.mem, initrd.mem + initrd.bufsz)
+    assert record.usable[0] == (kernel.crashk_res.start, kernel.crashk_res.size)
+    assert record.notes == 3  # two CPUs and vmcoreinfo
+
+
+@given(st.binary(min_size=8, max_size=200))
+@settings(max_examples=60, deadline=None)
+def test_no_record_that_a_damaged_stub_leaves_is_more_than_a_record_or_none(garbage: bytes) -> None:
+    ram = Board("64M").ram
+    ram.write(0x40000040, b"CAPTURE1" + garbage)
+    record = read_record(ram, 0x40000000)
+    assert record is None or isinstance(record.state, CaptureState)
+
+
+# -- the dump --------------------------------------------------------------------------------------------------
+
+
+def test_the_dump_is_an_elf_core_of_the_crashed_machine(tmp_path: Path) -> None:
+    kernel, _ = loaded()
+    end = kernel.panic()
+    assert end.vmcore is not None
+    path = tmp_path / "vmcore"
+    assert end.vmcore.write(path) == path.stat().st_size
+    with path.open("rb") as file:
+        core = ELFFile(file)
+        assert (core["e_type"], core["e_machine"]) == ("ET_CORE", "EM_AARCH64")
+        notes = [note for segment in core.iter_segments("PT_NOTE") for note in segment.iter_notes()]
+        assert [note["n_name"] for note in notes] == ["CORE", "CORE", "VMCOREINFO"]
+        for load in core.iter_segments("PT_LOAD"):
+            file.seek(load["p_offset"])
+            assert file.read(4096) == kernel.ram.read(load["p_paddr"], 4096)
+
+
+def stamped_tree(**chosen: bytes | None) -> tuple[Kernel, bytes]:
+    """A crash of another kernel, whose device tree was changed behind everybody's back (no purgatory)."""
+    kernel, image = loaded(OTHER_KERNEL, purgatory=None)
+    tree = kernel.ram.read(image.dtb_mem, 0x1000)
+    editor = FdtEditor.open_into(tree[: int.from_bytes(tree[4:8], "big")], 0x1000)
+    node = editor.path_offset("/chosen")
+    assert node is not None
+    for name, value in chosen.items():
+        key = name.replace("_", ",", 1)
+        if value is None:
+            editor.delprop(node, key)
+        else:
+            editor.setprop(node, key, value)
+    editor.pack()
+    return kernel, bytes(editor.data)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "no linux,elfcorehdr"),
+        (b"", "no linux,elfcorehdr"),
+        (cells(0, 0x10000000, 0, 0x1000), "lead out of RAM"),
+        (cells(0, 0x40000000, 0, 0x80000000), "lead out of RAM"),
+        (cells(0, 0x40000000, 0, 0x1000), "no ELF magic"),
+        (cells(0, 0x40000000, 0, 0), "too short for an ELF header"),
+    ],
+)
+def test_a_device_tree_that_leads_to_no_core_header_gives_no_dump_and_a_reason(
+    value: bytes | None, words: str, tmp_path: Path
+) -> None:
+    kernel, tree = stamped_tree(linux_elfcorehdr=value)
+    kernel.dma_write("dtb", tree)
+    end = kernel.panic()
+    assert end.outcome is Outcome.SILENT and end.vmcore is not None
+    with pytest.raises(FormatError) as refusal:
+        end.vmcore.write(tmp_path / "vmcore")
+    assert words in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_load_that_is_no_ram_reads_as_zeros(tmp_path: Path) -> None:
+    kernel, _ = loaded(OTHER_KERNEL, purgatory=None)
+    # Three notes, then the kernel's own load: its offset and physical address.
+    for field in (8, 24):
+        kernel.dma_write(f"elfcorehdr+{64 + 3 * 56 + field:#x}", struct.pack("<Q", 0x10000000))
+    end = kernel.panic()
+    assert end.vmcore is not None
+    end.vmcore.write(tmp_path / "vmcore")
+    with (tmp_path / "vmcore").open("rb") as file:
+        load = next(iter(ELFFile(file).iter_segments("PT_LOAD")))
+        assert load["p_paddr"] == 0x10000000
+        file.seek(load["p_offset"])
+        assert file.read(load["p_filesz"]) == bytes(load["p_filesz"])

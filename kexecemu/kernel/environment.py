@@ -123,11 +123,11 @@ class KexecEnvironment:
             rng_seed=random.randbytes(RNG_SEED_SIZE) if random else None,
         )
 
-    def copy_vmcoreinfo(self, safecopy: PhysRange) -> None:
-        """crash_update_vmcoreinfo_safecopy(): the boot's vmcoreinfo into a page of the crash region."""
+    def copy_vmcoreinfo(self, safecopy: PhysRange) -> bytes:
+        """crash_update_vmcoreinfo_safecopy(): the boot's vmcoreinfo into a page there; returns the text."""
         text = self._kernel.vmcoreinfo()
         self.ram.write(safecopy.start, text.ljust(VMCOREINFO_BYTES, b"\0"))
-        self._kernel.vmcoreinfo_loaded = text
+        return text
 
     def protect(self, image: Kimage) -> None:
         """arch_kexec_protect_crashkres() and the TLB flush that set_memory_valid() ends with."""
@@ -178,7 +178,7 @@ class KexecEnvironment:
             at = guest.phys(storage) + layout.offsetof("kimage", "segment") + index * len(packed)
             guest.ram.write(at, packed)
         base = guest.phys(storage) + layout.offsetof("kimage", "arch")
-        for name, content in {**arch, "dtb_mem": image.dtb_mem}.items():
+        for name, content in {**arch, "dtb_mem": image.dtb_mem if image.file_mode else 0}.items():
             packed = content if isinstance(content, bytes) else struct.pack("<Q", content)
             guest.ram.write(base + layout.offsetof("kimage_arch", name), packed)
         guest.write(pointer, layout.virt(storage))

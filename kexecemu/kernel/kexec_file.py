@@ -7,7 +7,6 @@ that this file reads like the one it follows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from errno import EBUSY, EINVAL, ENOSYS, EPERM
 from typing import Protocol
 
@@ -24,14 +23,13 @@ from kexecemu.kernel.kimage import (
     KEXEC_FILE_UNLOAD,
     Kimage,
 )
-from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.kernel.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.purgatory_setup import check_demands, set_up_purgatory, tables_text
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["KexecFile", "Prepared", "RunningKernel", "add_control_pages"]
+__all__ = ["KexecFile", "RunningKernel", "add_control_pages"]
 
 _KEXEC_CONTROL_PAGE_SIZE = 4096
 
@@ -84,8 +82,8 @@ class RunningKernel(Protocol):
     def publish_reboot(self, image: Kimage | None) -> None:
         """The exchange of kexec_image in the kernel's own memory."""
 
-    def copy_vmcoreinfo(self, safecopy: PhysRange) -> None:
-        """crash_update_vmcoreinfo_safecopy()."""
+    def copy_vmcoreinfo(self, safecopy: PhysRange) -> bytes:
+        """crash_update_vmcoreinfo_safecopy(); returns the text."""
 
     def protect(self, image: Kimage) -> None:
         """arch_kexec_protect_crashkres()."""
@@ -110,21 +108,12 @@ class SignaturePolicy(Protocol):
         """kimage_validate_signature(): return if it may be loaded, raise KexecError if not."""
 
 
-Prepare = Callable[[], "Prepared"]
+Prepare = Callable[[], Kimage]
 
 
-@shown()
-@dataclass(frozen=True)
-class Prepared:
-    """An image that is ready to be copied to its place, and the purgatory in it (None without one)."""
-
-    image: Kimage
-    purgatory: LoadedPurgatory | None = None
-
-
-@shown("crash_image", "reboot_image", "purgatory", "locked", "load_disabled")
+@shown("crash_image", "reboot_image", "locked", "load_disabled")
 class KexecFile:
-    """The state behind the system calls: the lock, the loaded crash image and its purgatory."""
+    """The state behind the system calls: the lock, the images that are loaded."""
 
     def __init__(self, running: RunningKernel, purgatory: elfrel.RelocatableObject | None) -> None:
         self.running = running
@@ -134,8 +123,6 @@ class KexecFile:
         self.signature_policy: SignaturePolicy | None = None  # None: CONFIG_KEXEC_SIG is off
         self.crash_image: Kimage | None = None
         self.reboot_image: Kimage | None = None
-        self.reboot_purgatory: LoadedPurgatory | None = None
-        self.purgatory: LoadedPurgatory | None = None
 
     def load(
         self,
@@ -175,17 +162,17 @@ class KexecFile:
             if self.crash_image is not None:
                 self.running.unprotect(self.crash_image)
             # The old image goes before the new one is known to be good: a failed reload leaves no crash kernel.
-            self._publish(None, None)
+            self._publish(None)
             if prepare is None:
                 self.running.say("unload", "the crash image is unloaded")
                 return None
-            prepared = prepare()
-            for segment in prepared.image.segments:
+            image = prepare()
+            for segment in image.segments:
                 # kimage_load_crash_segment(): the buffer, then zeros to memsz.
                 self.running.ram.write(segment.mem, segment.buf)
                 self.running.ram.fill(segment.mem + segment.bufsz, segment.memsz - segment.bufsz)
-            self._publish(prepared.image, prepared.purgatory)
-            return prepared.image
+            self._publish(image)
+            return image
         finally:
             try:
                 self._protect()
@@ -199,7 +186,7 @@ class KexecFile:
         try:
             self.running.protect(self.crash_image)
         except InputError:
-            self._publish(None, None)
+            self._publish(None)
             raise
 
     def exchange_reboot(self, prepare: Prepare | None) -> Kimage | None:
@@ -208,18 +195,17 @@ class KexecFile:
             raise KexecError(EBUSY, "kexec_trylock", "another load is under way")
         self.locked = True
         try:
-            prepared = prepare() if prepare is not None else None
-            if prepared is not None:
-                self.running.load_normal(prepared.image)
-            self.reboot_image = prepared.image if prepared else None
-            self.reboot_purgatory = prepared.purgatory if prepared else None
-            self.running.publish_reboot(self.reboot_image)
-            return self.reboot_image
+            image = prepare() if prepare is not None else None
+            if image is not None:
+                self.running.load_normal(image)
+            self.reboot_image = image
+            self.running.publish_reboot(image)
+            return image
         finally:
             self.locked = False
 
-    def _publish(self, image: Kimage | None, purgatory: LoadedPurgatory | None) -> None:
-        self.crash_image, self.purgatory = image, purgatory
+    def _publish(self, image: Kimage | None) -> None:
+        self.crash_image = image
         self.running.publish(image)
 
     def _prepare(
@@ -228,7 +214,7 @@ class KexecFile:
         initrd: OpenFile | bytes | None,
         cmdline: bytes | None,
         flags: int,
-    ) -> Prepared:
+    ) -> Kimage:
         """kimage_file_alloc_init(): everything up to the copy."""
         running = self.running
         crashk_res = running.crashk_res
@@ -266,18 +252,18 @@ class KexecFile:
             running.elf_headers() if crash else None,
             make_dtb,
         )
-        purgatory = image_load(image, files, context)
+        image_load(image, files, context)
         sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
         if crash:
             add_control_pages(running, image)
-        if purgatory is not None:
-            set_up_purgatory(image, purgatory, config, sink_phys=running.console_phys)
+        if image.purgatory is not None:
+            set_up_purgatory(image, image.purgatory, config, sink_phys=running.console_phys)
             cost = tables_text(image)
             if crash:
-                image.guard = make_guard(image, purgatory, config)
+                image.guard = make_guard(image, image.purgatory, config)
             if cost is not None:
                 running.say("purgatory_tables", cost)
-        return Prepared(image, purgatory)
+        return image
 
 
 def add_control_pages(running: RunningKernel, image: Kimage) -> None:
@@ -288,7 +274,7 @@ def add_control_pages(running: RunningKernel, image: Kimage) -> None:
     image.control_code_page = alloc_crash_control_pages(image, crashk_res, size, "control_code_buffer").start
     safecopy = alloc_crash_control_pages(image, crashk_res, running.page_size, "vmcoreinfo copy buffer")
     image.vmcoreinfo_safecopy = safecopy.start
-    running.copy_vmcoreinfo(safecopy)
+    image.vmcoreinfo = running.copy_vmcoreinfo(safecopy)
 
 
 def _command_line(cmdline: bytes | None) -> str | None:

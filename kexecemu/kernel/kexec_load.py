@@ -13,7 +13,8 @@ from typing import Protocol
 
 from kexecemu.errors import KexecError
 from kexecemu.kernel.kexec_core import sanity_check_segment_list
-from kexecemu.kernel.kexec_file import KexecFile, Prepared, add_control_pages
+from kexecemu.kernel.kexec_file import KexecFile, add_control_pages
+from kexecemu.kernel.kexec_tools import CrashLoad
 from kexecemu.kernel.kimage import KEXEC_SEGMENT_MAX, Kimage, Segment
 from kexecemu.shown import shown
 
@@ -50,11 +51,13 @@ def kexec_load(
     capable: bool = True,
     lockdown: bool = False,
     policy: LoadPolicy | None = None,
+    known: CrashLoad | None = None,
 ) -> Kimage | None:
     """kexec_load(2): each check with its errno, in the kernel's order.
 
     capable is CAP_SYS_BOOT, lockdown that LOCKDOWN_KEXEC is in force, policy what else may forbid images that nobody
-    can verify. An empty segment list unloads and returns None. Raises KexecError; a failed load leaves no crash kernel.
+    can verify. known is what only user space knows of its segments: whoever judges the crash needs it.
+    An empty segment list unloads and returns None. Raises KexecError; a failed load leaves no crash kernel.
     """
     step = "kexec_load"
     flags = arguments.flags
@@ -74,10 +77,10 @@ def kexec_load(
         raise KexecError(
             EINVAL, step, "only a crash image can be loaded this way: use kexec_file_load for a reboot"
         )
-    return kexec.exchange(None if not arguments.segments else lambda: _prepare(kexec, arguments))
+    return kexec.exchange(None if not arguments.segments else lambda: _prepare(kexec, arguments, known))
 
 
-def _prepare(kexec: KexecFile, arguments: KexecLoadArguments) -> Prepared:
+def _prepare(kexec: KexecFile, arguments: KexecLoadArguments, known: CrashLoad | None) -> Kimage:
     """kimage_alloc_init(): the image object and its checks."""
     running = kexec.running
     crashk_res = running.crashk_res
@@ -87,7 +90,16 @@ def _prepare(kexec: KexecFile, arguments: KexecLoadArguments) -> Prepared:
             "kimage_alloc_init",
             f"entry {arguments.entry:#x} is not inside crashkernel {crashk_res}",
         )
-    image = Kimage(control_page=crashk_res.start, segments=list(arguments.segments), start=arguments.entry)
+    image = Kimage(
+        control_page=crashk_res.start,
+        segments=list(arguments.segments),
+        start=arguments.entry,
+        file_mode=False,
+    )
     sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
     add_control_pages(running, image)
-    return Prepared(image)
+    if known is not None:
+        image.kernel_entry, image.dtb_mem = known.kernel_entry, known.dtb_phys
+        image.digest, image.sha_regions = known.digest, known.regions
+        image.purgatory = known.purgatory
+    return image

@@ -9,6 +9,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 if TYPE_CHECKING:
+    from kexecemu.kernel.purgatory import LoadedPurgatory
     from kexecemu.kernel.purgatory_guard import PurgatoryGuard
 
 __all__ = [
@@ -90,7 +91,9 @@ class Kimage:
     start is image->start, the physical address that machine_kexec() jumps to: the purgatory's entry, or the
     kernel's where there is no purgatory. control_page is where the search for the next control page begins.
     verdict_record is where the purgatory may write into the device tree: /chosen/linux,purgatory-verdict.
-    guard is what the first kernel knows of the purgatory, None where it knows of none.
+    purgatory is what was linked for this image, None without one. guard is what the first kernel knows of it, None
+    where it knows of none: file_mode is False for an image that user space has made, whose parts the kernel ignores.
+    vmcoreinfo is the text that the load found and copied. Nothing here changes once the image is published.
     """
 
     control_page: int
@@ -107,6 +110,9 @@ class Kimage:
     crash: bool = True
     head: int = IND_DONE
     guard: PurgatoryGuard | None = None
+    purgatory: LoadedPurgatory | None = None
+    file_mode: bool = True
+    vmcoreinfo: bytes = b""
 
     def segment(self, name: str) -> Segment | None:
         """The segment of that name, None if the image has none."""

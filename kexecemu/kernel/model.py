@@ -100,7 +100,6 @@ class Kernel:
         self._console_phys = firmware.console_phys(tree)
         self._arch: ArchSetup | None = None
         self.cpus_stopped = False  # crash_smp_send_stop() has been called
-        self.vmcoreinfo_loaded = b""  # as the last load of a crash image found it, for whoever compares
         self._over: str | None = None  # what has ended this kernel
         self._execution = Execution(board, self.guest, self._host_functions())
 

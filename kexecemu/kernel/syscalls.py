@@ -121,13 +121,8 @@ def kexec_tools_load(
         getrandom=(lambda: kernel.random.getrandbits(64)) if kernel.config.rng_ready else None,
     )
     prepared = prepare_crash_load(view, image_file, initrd, cmdline, kexec_tools_purgatory(kernel.config))
-    image = kexec_load(kernel.kexec, KexecLoadArguments(prepared.entry, prepared.segments))
+    image = kexec_load(kernel.kexec, KexecLoadArguments(prepared.entry, prepared.segments), known=prepared)
     assert image is not None
-    # What user space knows and the kernel does not; whoever judges the crash needs it.
-    image.kernel_entry = prepared.kernel_entry
-    image.dtb_mem = prepared.dtb_phys
-    image.digest, image.sha_regions = prepared.digest, prepared.regions
-    kernel.kexec.purgatory = prepared.purgatory
     _tell_loaded(kernel, image, "kexec_load")
     return image
 

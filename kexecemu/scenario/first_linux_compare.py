@@ -185,7 +185,7 @@ def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
 def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row]:
     """The bytes of the same object, linked by two: told by the symbols that differ, and what lies outside of any."""
     ours, theirs = _content(linux.image, "purgatory"), _content(image, "purgatory")
-    loaded = kernel.kexec.purgatory
+    loaded = image.purgatory
     assert loaded is not None
     start = loaded.segment.mem
     symbols = {name: PhysRange.of(phys, size) for name, (phys, size) in loaded.symbol_table().items() if size}

@@ -268,3 +268,16 @@ def test_sysfs_says_what_the_real_kernel_said() -> None:
     assert files["/sys/devices/system/cpu/cpu1/crash_notes_size"] == "424\n"
     phys, size = files["/sys/kernel/vmcoreinfo"].split()
     assert (len(phys), size) == (18, "1024")
+
+
+def test_the_kernel_knows_neither_the_device_tree_nor_the_purgatory_that_user_space_has_made() -> None:
+    """kexec_load() sets no kimage->arch.dtb_mem: a purgatory of kexec-tools brings its own."""
+    kernel = booted()
+    loaded = kernel.kexec_tools_load(STUB, INITRD, CMDLINE)
+    arch = kernel.guest.vmlinux.offsetof("kimage", "arch")
+    at = {
+        name: arch + kernel.guest.vmlinux.offsetof("kimage_arch", name)
+        for name in ("dtb_mem", "purgatory_mem")
+    }
+    assert [kernel.guest.read("crash_kimage_storage", offset) for offset in at.values()] == [0, 0]
+    assert loaded.purgatory is not None and loaded.dtb_mem and not loaded.file_mode

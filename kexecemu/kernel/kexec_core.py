@@ -46,7 +46,7 @@ def find_hole(
     if top_down:
         # Before the fix the start is end - size with an inclusive end, so the region's last page is never used;
         # later kernels add the 1. A real 6.1.192 put its purgatory at 6fffc000-6fffefff of a region to 6fffffff.
-        start = min(region.last, buf_max) - size + (0 if era.top_down_skips_last_page else 1)
+        start = min(region.last, buf_max) - size + (0 if era.rules.top_down_skips_last_page else 1)
         while True:
             start &= ~(align - 1)
             if start < region.start or start < buf_min:

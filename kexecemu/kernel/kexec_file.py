@@ -143,7 +143,7 @@ class KexecFile:
             raise KexecError(ENOSYS, step, "the kernel is built without CONFIG_KEXEC_FILE")
         if not capable or self.load_disabled:
             raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
-        if flags & ~self.running.config.release.file_load_flags:
+        if flags & ~self.running.config.release.rules.file_load_flags:
             raise KexecError(EINVAL, step, f"unknown flags {flags:#x}")
         exchange = self.exchange if flags & KEXEC_FILE_ON_CRASH else self.exchange_reboot
         if flags & KEXEC_FILE_UNLOAD:

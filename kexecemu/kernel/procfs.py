@@ -38,7 +38,7 @@ def _system_ram(kernel: Kernel) -> list[_Resource]:
         # Kernel code is _stext (later _text) to __init_begin, kernel data _sdata to _end.
         (
             PhysRange(
-                guest.phys("_text" if kernel.config.release.text_alias_starts_at_text else "_stext"),
+                guest.phys("_text" if kernel.config.release.rules.text_alias_starts_at_text else "_stext"),
                 guest.phys("__init_begin"),
             ),
             "Kernel code",
@@ -78,7 +78,7 @@ def sysfs(kernel: Kernel) -> dict[str, str]:
     note_phys = kernel.space.virt_to_phys(guest.read("vmcoreinfo_note"))
     region = kernel.crashk_res
     # Before 6.5 crash_get_memory_size() knew of one region only.
-    low = kernel.crashk_low_res if kernel.config.release.generic_reservation else None
+    low = kernel.crashk_low_res if kernel.config.release.rules.counts_low_region else None
     size = (region.size if region else 0) + (low.size if low else 0)
     files = {
         "/sys/kernel/kexec_crash_loaded": f"{int(kernel.image is not None)}\n",

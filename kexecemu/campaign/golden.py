@@ -142,7 +142,7 @@ def ended(end: End) -> Ended:
 
 
 def _back(kernel: Kernel, snapshots: Snapshots, loaded: Snapshot) -> None:
-    """To right after the load: the machine, and the model's own account of the crash (which CPUs it has stopped)."""
+    """To right after the load: the machine, and the account of what was written to it."""
     snapshots.restore(loaded)
     kernel.forget_faults()
 

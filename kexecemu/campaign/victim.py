@@ -270,7 +270,6 @@ class Victim:
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.snapshots.restore(snapshot)
-        self.kernel.cpus_stopped = False
         if self._stale_code:
             self.kernel.board.boot_cpu.flush_code()
             self._stale_code = False

@@ -133,7 +133,6 @@ class Kernel(model.Kernel):
         self._pending.clear()
         self._injections.clear()
         self.after_check.clear()
-        self.forget_crash()
 
     def stray_write(self, at: str, data: bytes, *, width: int = 1) -> Injection:
         """A CPU stores `data` at a target through the linear map; stores are `width` bytes wide."""

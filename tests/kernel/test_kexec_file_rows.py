@@ -12,6 +12,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
 from kexecemu.kernel.crash_size import crash_shrink_memory
 from kexecemu.kernel.files import OpenFile
+from kexecemu.kernel.kexec_file import load
 from kexecemu.kernel.kimage import IND_DONE
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 
@@ -134,9 +135,7 @@ def test_b2_a_file_that_cannot_be_read_has_its_errno(
 def test_b2_a_bad_descriptor_is_ebadf(kernel: Kernel) -> None:
     assert refused(kernel, None) == EBADF
     with pytest.raises(KexecError) as refusal:
-        kernel.kexec.load(
-            STUB, None, None, KEXEC_FILE_ON_CRASH
-        )  # no NO_INITRAMFS: the initrd's descriptor counts
+        load(kernel, STUB, None, None, KEXEC_FILE_ON_CRASH)  # no NO_INITRAMFS: the initrd's descriptor counts
     assert refusal.value.errno == EBADF
 
 

@@ -147,7 +147,7 @@ def segments(kernel: Kernel) -> list[Segment]:
 def call(kernel: Kernel, **change: object) -> None:
     assert kernel.crashk_res is not None
     arguments = KexecLoadArguments(kernel.crashk_res.start, segments(kernel))
-    kexec_load(kernel.kexec, replace(arguments, **change))  # type: ignore[arg-type]
+    kexec_load(kernel, replace(arguments, **change))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_privilege_lockdown_and_the_lock_come_first(kernel: Kernel) -> None:
     arguments = KexecLoadArguments(0, [], flags=0xFFFFFFFF)  # everything else is wrong as well
     for extra in ({"capable": False}, {"lockdown": True}):
         with pytest.raises(KexecError) as refusal:
-            kexec_load(kernel.kexec, arguments, **extra)
+            kexec_load(kernel, arguments, **extra)
         assert refusal.value.errno == EPERM
     kernel.kexec.locked = True
     try:
@@ -194,9 +194,9 @@ def test_images_that_must_be_verified_cannot_be_loaded_this_way(kernel: Kernel) 
         (KexecSignaturePolicy(ima_appraise=True), EACCES),
     ):
         with pytest.raises(KexecError) as refusal:
-            kexec_load(kernel.kexec, arguments, policy=policy)
+            kexec_load(kernel, arguments, policy=policy)
         assert refusal.value.errno == errno
-    assert kexec_load(kernel.kexec, arguments, policy=KexecSignaturePolicy(sig=True)) is not None
+    assert kexec_load(kernel, arguments, policy=KexecSignaturePolicy(sig=True)) is not None
 
 
 def test_the_default_architecture_is_accepted_and_an_empty_list_unloads(kernel: Kernel) -> None:

@@ -14,7 +14,7 @@ from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.host_calls import host_functions
 from kexecemu.kernel.purgatory_guard import early_check_limit
 from kexecemu.kernel.state import KernelState
-from kexecemu.kernel.stray_write import enter_stray_write, stray_pieces
+from kexecemu.kernel.stray_write import StrayPiece, in_stray_write, stray_pieces
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.shown import shown
 
@@ -129,10 +129,10 @@ class Execution:
         is in_panic then. Long data is written in pieces; the first that faults ends the write.
         """
 
-        def call(*arguments: int) -> bool:
-            return self.call("stray_write", *arguments, task="task_kworker", until=self._crash_ends).returned
-
-        return all(call(*piece) for piece in stray_pieces(self._guest, virt, data, width))
+        for piece in stray_pieces(self._guest, virt, data, width):
+            if not self.call("stray_write", *piece, task="task_kworker", until=self._crash_ends).returned:
+                return False
+        return True
 
     def store_in_panic(self, virt: int, data: bytes, width: int = 1) -> bool:
         """Store bytes at a kernel virtual address on the boot CPU while it is in_panic; False when a store faulted.
@@ -144,16 +144,17 @@ class Execution:
         panic_no_kexec(), or without panic_on_oops at make_task_dead(), where the panicking task is killed and nobody
         goes on with the crash.
         """
-        return all(self._store_in_panic(*piece) for piece in stray_pieces(self._guest, virt, data, width))
+        pieces = stray_pieces(self._guest, virt, data, width)
+        return all(self._store_in_panic(piece) for piece in pieces)
 
-    def _store_in_panic(self, *arguments: int) -> bool:
+    def _store_in_panic(self, piece: StrayPiece) -> bool:
         cpu, virt = self._board.boot_cpu, self._guest.vmlinux.virt
         kept = [cpu.x(number) for number in range(31)]
         sp, pc, pstate = cpu.sp, cpu.pc, cpu.pstate
-        enter_stray_write(cpu, self._guest, arguments)
         locked, returned = virt("__crash_kexec"), virt("host_return")
         until = {returned, virt("make_task_dead"), virt("panic_no_kexec"), locked}
-        stop = self.run(cpu, until, CALL_LIMIT)
+        with in_stray_write(cpu, self._guest, piece):
+            stop = self.run(cpu, until, CALL_LIMIT)
         while stop.kind is StopKind.BREAKPOINT and stop.pc == locked:
             cpu.pc = cpu.x(30)
             stop = self.run(cpu, until, CALL_LIMIT)

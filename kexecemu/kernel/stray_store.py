@@ -17,7 +17,7 @@ from kexecemu.kernel.execution import CALL_LIMIT, Execution
 from kexecemu.kernel.linear_map import PAGE_KERNEL
 from kexecemu.kernel.sparsemem import vmemmap_base
 from kexecemu.kernel.state import KernelState
-from kexecemu.kernel.stray_write import enter_stray_write, stray_pieces
+from kexecemu.kernel.stray_write import in_stray_write, stray_pieces
 from kexecemu.machine.cpu import Cpu, StopKind
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.mmu import PageTables
@@ -129,9 +129,8 @@ def _store_late(state: KernelState, virt: int, data: bytes, width: int) -> Guest
     try:
         cpu.powered = True
         for piece in stray_pieces(guest, virt, data, width):
-            enter_stray_write(cpu, guest, piece)
-            returned = guest.vmlinux.virt("host_return")
-            stop = cpu.run(stops={returned}, limit=CALL_LIMIT, deliver=False)
+            with in_stray_write(cpu, guest, piece):
+                stop = cpu.run(stops={guest.vmlinux.virt("host_return")}, limit=CALL_LIMIT, deliver=False)
             if stop.kind is not StopKind.BREAKPOINT:
                 fault = stop.fault
                 break

@@ -1,4 +1,4 @@
-"""From the boot loader to an idle kernel: the order of setup_arch() on arm64 (section A.2 of the boot).
+"""From the boot loader to an idle kernel: the order of setup_arch() in arch/arm64/kernel/setup.c.
 
 setup_machine_fdt, arm64_memblock_init, (early reservation before 6.4), paging_init, bootmem_init with the memory map
 and the CMA area, then the (late) reservation. Everything that is allocated on the way is allocated from memblock in

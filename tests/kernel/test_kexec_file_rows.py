@@ -231,7 +231,7 @@ def test_a_reload_of_the_same_files_gives_the_same_image(kernel: Kernel) -> None
     assert kernel.panic().outcome == "captured"
 
 
-# /sys/kernel/kexec_crash_size (section B.11)
+# /sys/kernel/kexec_crash_size: crash_shrink_memory()
 
 
 def test_b11_shrinking_needs_no_image_and_a_smaller_size(kernel: Kernel) -> None:

@@ -147,24 +147,9 @@ def _prepare(
         tree = environment.next_device_tree(state, initrd_area, core, text)
         return add_verdict_record(tree) if chosen else tree
 
-    context = LoadContext(
-        config.release,
-        state.config.page_size,
-        crashk_res,
-        obj,
-        state.console_phys,
-        tuple(state.arch.memblock.free_ranges()),
-        config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
-        config.enabled("KEXEC_PURGATORY_COPY"),
-    )
-    files = CrashFiles(
-        image_file,
-        ramdisk,
-        environment.elf_headers(state) if crash else None,
-        make_dtb,
-    )
-    image_load(image, files, context)
-    sanity_check_segment_list(image, crashk_res, state.total_ram_pages, state.config.page_size)
+    headers = environment.elf_headers(state) if crash else None
+    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb), _load_context(state))
+    sanity_check_segment_list(image, crashk_res, state.total_ram_pages, config.page_size)
     if crash:
         add_control_pages(state, image)
     if image.purgatory is not None:
@@ -175,6 +160,20 @@ def _prepare(
         if cost is not None:
             state.say("purgatory_tables", cost)
     return image
+
+
+def _load_context(state: KernelState) -> LoadContext:
+    config = state.config
+    return LoadContext(
+        config.release,
+        config.page_size,
+        state.crashk_res,
+        state.kexec.purgatory,
+        state.console_phys,
+        tuple(state.arch.memblock.free_ranges()),
+        config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
+        config.enabled("KEXEC_PURGATORY_COPY"),
+    )
 
 
 def add_control_pages(state: KernelState, image: Kimage) -> None:

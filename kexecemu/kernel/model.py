@@ -94,23 +94,10 @@ class Kernel(KernelState):
             raise InputError("the board is closed: a kernel needs another one")
         if board.instructions or any(cpu.powered for cpu in board.cpus):
             raise InputError("a kernel runs on this board already: each needs a board of its own")
-        if dtb is not None:
-            dtb = contents(dtb, "device tree")
-        else:
-            dtb = virt_device_tree(
-                board.ram.banks, len(board.cpus), board.uart.phys.start, gic=board.gic.version
-            )
-        try:
-            if cmdline is not None:
-                dtb = firmware.set_bootargs(dtb, cmdline)
-            described = firmware.memory_ranges(Fdt(dtb))
-        except FormatError as error:
-            raise InputError(f"device tree: {error}") from error
-        if not described:
-            raise InputError("device tree: no memory node")
+        tree = _device_tree(board, cmdline, dtb)
         if len(board.cpus) > _NR_CPUS:
             raise InputError(f"the model kernel runs on at most {_NR_CPUS} CPUs, not {len(board.cpus)}")
-        kernel = cls(board, config, dtb, load_vmlinux(), purgatory_object(config), seed)
+        kernel = cls(board, config, tree, load_vmlinux(), purgatory_object(config), seed)
         kernel._start()
         return kernel
 
@@ -203,6 +190,8 @@ class Kernel(KernelState):
         """
         if by not in list(StrayWriter):
             raise InputError(f"a stray store is made by {', '.join(StrayWriter)}, not by {by!r}")
+        if width not in (1, 2, 4, 8):
+            raise InputError(f"a store is 1, 2, 4 or 8 bytes wide, not {width!r}")
         alive = self.over is None and not self.dying
         return store(self, self._execution, phys, data, width, StrayWriter(by), alive=alive)
 
@@ -265,3 +254,20 @@ class Kernel(KernelState):
         why = self.refusal
         if why is not None:
             self.say("refused", f"the first kernel gives kdump up: {why}", why=why)
+
+
+def _device_tree(board: Board, cmdline: str | None, dtb: bytes | str | Path | None) -> bytes:
+    """What the boot loader hands over; InputError for what describes no machine."""
+    if dtb is not None:
+        dtb = contents(dtb, "device tree")
+    else:
+        dtb = virt_device_tree(board.ram.banks, len(board.cpus), board.uart.phys.start, gic=board.gic.version)
+    try:
+        if cmdline is not None:
+            dtb = firmware.set_bootargs(dtb, cmdline)
+        described = firmware.memory_ranges(Fdt(dtb))
+    except FormatError as error:
+        raise InputError(f"device tree: {error}") from error
+    if not described:
+        raise InputError("device tree: no memory node")
+    return dtb

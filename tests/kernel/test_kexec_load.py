@@ -12,10 +12,12 @@ from kexecemu import Board, InputError, Kernel, KernelConfig, KexecError
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
+from kexecemu.kernel import environment
 from kexecemu.kernel.kexec_load import KEXEC_ARCH_AARCH64, KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
-from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.kimage import Kimage, Segment
 from kexecemu.kernel.policy import KexecSignaturePolicy, Lockdown
 from kexecemu.kernel.procfs import proc_iomem, sysfs
+from kexecemu.kernel.state import KernelState
 from kexecemu.kernel.virt_board import virt_device_tree
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
@@ -281,3 +283,28 @@ def test_the_kernel_knows_neither_the_device_tree_nor_the_purgatory_that_user_sp
     }
     assert [kernel.guest.read("crash_kimage_storage", offset) for offset in at.values()] == [0, 0]
     assert loaded.purgatory is not None and loaded.dtb_mem and not loaded.file_mode
+
+
+@pytest.mark.parametrize("syscall", ["kexec_file_load", "kexec_tools_load", "reboot"])
+def test_nothing_is_set_on_an_image_once_it_is_published(
+    syscall: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the rest of the load, nor by the crash, nor by the one who judges it."""
+    published: list[dict[str, object]] = []
+    name = "publish_reboot" if syscall == "reboot" else "publish"
+    publish = getattr(environment, name)
+
+    def note(state: KernelState, loaded: Kimage | None, *more: object) -> None:
+        publish(state, loaded, *more)
+        if loaded is not None:
+            published.append(dict(vars(loaded)))
+
+    monkeypatch.setattr(environment, name, note)
+    kernel = booted()
+    if syscall == "kexec_tools_load":
+        loaded = kernel.kexec_tools_load(STUB, INITRD, CMDLINE)
+    else:
+        loaded = kernel.kexec_file_load(STUB, INITRD, CMDLINE, flags=0 if syscall == "reboot" else 2)
+    end = kernel.reboot_by_kexec() if syscall == "reboot" else kernel.panic()
+    assert end is not None and loaded is not None and loaded.purgatory is not None
+    assert [dict(vars(loaded))] == published

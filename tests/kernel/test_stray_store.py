@@ -216,6 +216,8 @@ def test_who_is_not_there_cannot_store(kernel_and_image: tuple[Kernel, Kimage]) 
     phys = initrd_phys(image)
     with pytest.raises(InputError, match="made by cpu, alias, late-cpu, not by 'dma'"):
         kernel.store(phys, b"x", by="dma")
+    with pytest.raises(InputError, match="1, 2, 4 or 8 bytes wide, not 3"):
+        kernel.store(phys, b"x", 3)
     kernel.crash()
     for by in ("cpu", "alias"):
         with pytest.raises(InputError, match="does not run the first kernel any more"):

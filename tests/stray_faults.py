@@ -103,7 +103,7 @@ class Marksman:
     def __init__(self, engine: Engine, random: Random) -> None:
         assert engine.space.places is not None
         self._engine, self._places, self._random = engine, engine.space.places, random
-        checker = engine.kernel.kexec.purgatory
+        checker = engine.image.purgatory
         self._symbols = list(checker.symbol_table().values()) if checker is not None else []
 
     def fault(self) -> CampaignFault:

@@ -19,6 +19,7 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.environment import elf_headers
 from kexecemu.kernel.kimage import Kimage, Segment
 from kexecemu.machine.board import Board
 from kexecemu.machine.exceptions import Pstate
@@ -75,7 +76,7 @@ def everything(session: Session) -> dict[type, object]:
             next(tree.properties(0)),
             next(tree.nodes()),
             ran.end.vmcore.layout(),
-            parse_core_header(session.kernel.environment.elf_headers()),
+            parse_core_header(elf_headers(session.kernel)),
             Snapshots(Board("16M")).take(),
             session.kernel.board.boot_cpu.walk(session.kernel.space.linear_virt(session.image.start)),
             steps_of(ran),

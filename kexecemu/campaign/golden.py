@@ -93,7 +93,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     began = cpu.instructions
     back_phys = cpu.x(30)
     crashed = kernel.crashed_memory(image)
-    checker = kernel.kexec.purgatory
+    checker = image.purgatory
     early_check = written_by_early_check(kernel.ram, checker) if checker is not None else []
     purgatory = None
     with recorded(cpu, region) as in_check:
@@ -142,7 +142,7 @@ def ended(end: End) -> Ended:
 
 
 def _back(kernel: Kernel, snapshots: Snapshots, loaded: Snapshot) -> None:
-    """To right after the load: the machine, and the model's own account of the crash (which CPUs it has stopped)."""
+    """To right after the load: the machine, and the account of what was written to it."""
     snapshots.restore(loaded)
     kernel.forget_faults()
 

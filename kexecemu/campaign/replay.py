@@ -134,7 +134,7 @@ def _symbols(engine: Engine) -> tuple[SymbolMap, SymbolMap]:
     virtual = SymbolMap(
         (virt, 0, name) for name, virt in vmlinux.elf.symbols.items() if not name.startswith("$")
     )
-    checker = engine.kernel.kexec.purgatory
+    checker = engine.image.purgatory
     physical = [
         (phys, size, f"purgatory:{name}")
         for name, (phys, size) in (checker.symbol_table() if checker is not None else {}).items()

@@ -195,7 +195,7 @@ def space_of(scenario: Scenario, kernel: Kernel, image: Kimage) -> Space:
     assert kernel.crashk_res is not None
     if Writer.LATE_CPU in plan.writers and len(kernel.board.cpus) < 2:
         raise InputError("campaign.by: a late-cpu is a second one: this machine has one CPU")
-    checked = kernel.kexec.purgatory is not None
+    checked = image.purgatory is not None
     if Moment.WHILE_HASHING in dict(plan.moments) and not checked:
         raise InputError("campaign.moments: nothing is hashed without a purgatory")
     places = Places(kernel.crashk_res, image, kernel.ram.banks, checked=checked)

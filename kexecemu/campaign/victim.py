@@ -71,7 +71,7 @@ class Victim:
 
     def _page_tables(self) -> PhysRange | None:
         """Where the purgatory builds page tables: the only memory of its that it writes whole before it reads any."""
-        checker = self.kernel.kexec.purgatory
+        checker = self.image.purgatory
         symbol = checker.symbol_table().get("table_area") if checker is not None else None
         if symbol is None or checker is None:
             return None
@@ -139,7 +139,7 @@ class Victim:
 
     def _run_to_step(self, step: int) -> Stop:
         """Run the purgatory from the jump on to where it has done so many 256ths, or to its end before that."""
-        checker = self.kernel.kexec.purgatory
+        checker = self.image.purgatory
         assert self.golden is not None and checker is not None
         self._restore(self.golden.jump)
         area = checker.segment.area
@@ -270,7 +270,6 @@ class Victim:
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.snapshots.restore(snapshot)
-        self.kernel.cpus_stopped = False
         if self._stale_code:
             self.kernel.board.boot_cpu.flush_code()
             self._stale_code = False

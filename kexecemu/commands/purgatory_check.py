@@ -113,9 +113,8 @@ class _Bench:
             image = kernel.kexec_file_load(self._kernel_file, data, _APPEND)
         else:
             image = kernel.kexec_tools_load(self._kernel_file, data, _APPEND)
-        loaded = kernel.kexec.purgatory
-        assert image is not None and loaded is not None
-        return kernel, image, loaded
+        assert image is not None and image.purgatory is not None
+        return kernel, image, image.purgatory
 
     def reply(self, faults: Sequence[Fault]) -> Reply:
         """Inject, panic, follow to the end."""

@@ -133,7 +133,6 @@ class Kernel(model.Kernel):
         self._pending.clear()
         self._injections.clear()
         self.after_check.clear()
-        self.forget_crash()
 
     def stray_write(self, at: str, data: bytes, *, width: int = 1) -> Injection:
         """A CPU stores `data` at a target through the linear map; stores are `width` bytes wide."""
@@ -189,7 +188,7 @@ class Kernel(model.Kernel):
         image = self.image
         if image is None or stop.kind is not StopKind.LEFT:
             return self._never_left(stop, image)
-        checker = self.kexec.purgatory
+        checker = image.purgatory
         own = written_by_early_check(self.ram, checker) if checker is not None else []
         damage = [] if resumed else find_damage(self.ram, image, purgatory=True, own=own)
         purgatory = None
@@ -207,8 +206,8 @@ class Kernel(model.Kernel):
             crashed = self.crashed_memory(image)
         if at_jump is not None:
             at_jump(self, image)
-        if self.kexec.purgatory is not None:
-            purgatory = run_purgatory(self, image, self.kexec.purgatory, progress, while_checking, back_phys)
+        if image.purgatory is not None:
+            purgatory = run_purgatory(self, image, image.purgatory, progress, while_checking, back_phys)
             self._tell_purgatory(purgatory, image)
             if purgatory.end is PurgatoryEnd.RETURNED:
                 self.resume()
@@ -230,7 +229,7 @@ class Kernel(model.Kernel):
 
     def crashed_memory(self, image: Kimage) -> CrashedMemory:
         """What a dump has to show, from the moment of the jump out of the first kernel, which is now."""
-        return CrashedMemory.of(self.ram, image, self.vmcoreinfo_loaded)
+        return CrashedMemory.of(self.ram, image, image.vmcoreinfo)
 
     def boot_capture(
         self,
@@ -268,7 +267,7 @@ class Kernel(model.Kernel):
             changed = crashed.changed() if vmcore is not None else []
         dump = judge_dump(crashed, purgatory, capture, vmcore, changed, damage)
         outcome = judge(self.ram, self._injections, damage, purgatory, capture, dump=dump[0], differ=differ)
-        checker = self.kexec.purgatory
+        checker = image.purgatory
         facts = Facts(image, self._injections, damage, purgatory, capture, dump[0], crashed.loads, checker)
         return self._end(outcome, reason_of(outcome, facts), dump, damage, purgatory, capture, vmcore)
 
@@ -283,8 +282,8 @@ class Kernel(model.Kernel):
         if stop.kind is not StopKind.LEFT or stop.pc != image.start:
             return Reboot(stop)
         purgatory = None
-        if self.kexec.reboot_purgatory is not None:
-            purgatory = run_purgatory(self, image, self.kexec.reboot_purgatory, progress)
+        if image.purgatory is not None:
+            purgatory = run_purgatory(self, image, image.purgatory, progress)
             self._tell_purgatory(purgatory, image)
             if purgatory.end is not PurgatoryEnd.KERNEL:
                 return Reboot(stop, purgatory)
@@ -296,7 +295,7 @@ class Kernel(model.Kernel):
         if image is None:
             reason = "no crash image is loaded: panic() goes on without a dump"
             return self._end(Outcome.HUNG, reason, (Dump.NONE, "none: no crash image is loaded"), [])
-        checker = self.kexec.purgatory
+        checker = image.purgatory
         own = written_by_early_check(self.ram, checker) if checker is not None else []
         damage = find_damage(self.ram, image, purgatory=True, own=own)
         damage += find_damage(self.ram, image, purgatory=False)

@@ -1,4 +1,4 @@
-"""From the boot loader to an idle kernel: the order of setup_arch() on arm64 (section A.2 of the boot).
+"""From the boot loader to an idle kernel: the order of setup_arch() in arch/arm64/kernel/setup.c.
 
 setup_machine_fdt, arm64_memblock_init, (early reservation before 6.4), paging_init, bootmem_init with the memory map
 and the CMA area, then the (late) reservation. Everything that is allocated on the way is allocated from memblock in
@@ -83,7 +83,7 @@ def arm64_memblock_init(
         memblock.add(pages)
         memblock.clear_nomap(pages)
         memblock.reserve(pages)
-    kernel_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
+    kernel_start = layout.text if config.release.rules.text_alias_starts_at_text else layout.stext
     memblock.reserve(PhysRange(kernel_start, layout.end))
     for entry in dtb.mem_reservations():
         memblock.reserve(PhysRange.of(entry.phys, entry.size))
@@ -135,7 +135,7 @@ def setup_memory(
 
     deferred = defer_reserve_crashkernel(config)
     reservation = CrashReservation() if deferred else reserve()
-    alias_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
+    alias_start = layout.text if config.release.rules.text_alias_starts_at_text else layout.stext
     text = PhysRange(alias_start, layout.init_begin)
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
     build_linear_map(tables, space, plan)

@@ -141,13 +141,16 @@ def _parse_ranges(text: str, system_ram: int, warn: Warn) -> CrashkernelOption:
     if not size:
         warn("crashkernel size resulted in zero bytes")
         return CrashkernelOption()
+    return _at_offset(rest, size) or fail("Memory value expected after '@'")
+
+
+def _at_offset(rest: str, size: int) -> CrashkernelOption | None:
+    """What may follow the ranges: an @ with the place behind it; None when no number is there."""
     offset = re.match(r"[^ @]*@", rest)
     if not offset:
         return CrashkernelOption(size)
     base, after = memparse(rest[offset.end() :])
-    if after == rest[offset.end() :]:
-        return fail("Memory value expected after '@'")
-    return CrashkernelOption(size, base)
+    return None if after == rest[offset.end() :] else CrashkernelOption(size, base)
 
 
 def _parse_simple(text: str, warn: Warn) -> CrashkernelOption:

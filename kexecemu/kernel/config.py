@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from kexecemu.arguments import instance, text
 from kexecemu.errors import InputError
+from kexecemu.kernel.era import Era
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
@@ -26,57 +27,6 @@ __all__ = [
 
 
 _Kind = TypeVar("_Kind", bound=enum.Enum)
-
-
-class Era(enum.Enum):
-    """A stretch of arm64 history with the same rules; the value is the release that stands for it."""
-
-    V6_1 = "6.1"
-    V6_4 = "6.4"
-    V6_12 = "6.12"
-
-    @property
-    def meaning(self) -> str:
-        """One sentence for people."""
-        return _ERA_MEANINGS[self.value]
-
-    @property
-    def protects_by_pte(self) -> bool:
-        """arch_kexec_protect_crashkres() exists (dropped by 0d124e96051b)."""
-        return self is Era.V6_1
-
-    @property
-    def generic_reservation(self) -> bool:
-        """reserve_crashkernel_generic() is used (fdc268232dbb)."""
-        return self is Era.V6_12
-
-    @property
-    def top_down_skips_last_page(self) -> bool:
-        """locate_mem_hole_top_down() starts at end - size with an inclusive end and so wastes the last page."""
-        return self is not Era.V6_12
-
-    @property
-    def text_alias_starts_at_text(self) -> bool:
-        """The read-only alias of the kernel text in the linear map starts at _text instead of _stext."""
-        return self is Era.V6_12
-
-    @property
-    def elfcorehdr_notes_for_possible_cpus(self) -> bool:
-        """One PT_NOTE per possible CPU instead of per present CPU (6.6)."""
-        return self is Era.V6_12
-
-    @property
-    def file_load_flags(self) -> int:
-        """KEXEC_FILE_FLAGS: UNLOAD 1, ON_CRASH 2, NO_INITRAMFS 4; 6.8 added DEBUG 8."""
-        return 0xF if self is Era.V6_12 else 0x7
-
-
-_ERA_MEANINGS: Mapping[str, str] = {
-    "6.1": "before the series of April 2023: the loaded segments lose PTE_VALID, and crashkernel= may force the whole "
-    "linear map down to base pages",
-    "6.4": "right after the series (commits 0d124e96051b, 04a2a7af3d97, 504cae453f82): no protection, late reservation",
-    "6.12": "the generic reservation of 6.7 (commit fdc268232dbb) with fallbacks and a default low size",
-}
 
 
 class Protection(enum.Enum):
@@ -236,7 +186,7 @@ def split_options(given: Iterable[str]) -> dict[str, str]:
 class KernelConfig:
     """One kernel build.
 
-    era         "6.1", "6.4" or "6.12"
+    era         an Era or its value, "6.4" for example
     protection  None: what the era does by itself (pte before 6.4, none after); else a Protection or its name
     purgatory   False/None: none, as arm64 has it today; True or "default": the one that ships; else an object's path
     options     Kconfig names (with or without CONFIG_) to "y", "n", a number or a word
@@ -275,7 +225,7 @@ class KernelConfig:
         """The protection in force: the one asked for, else what the era does."""
         if isinstance(self.protection, Protection):
             return self.protection
-        return Protection.PTE if self.release.protects_by_pte else Protection.NONE
+        return Protection.PTE if self.release.rules.protects_by_pte else Protection.NONE
 
     def enabled(self, option: str) -> bool:
         """IS_ENABLED(CONFIG_option)."""

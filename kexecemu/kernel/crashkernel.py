@@ -144,5 +144,5 @@ def reserve_crashkernel(
     dma_phys_limit is a physical address (arm64_dma_phys_limit), page_size in bytes. An option that cannot be read
     or satisfied gives an empty reservation, as in the kernel: the machine boots on without a crash kernel.
     """
-    reserve = _reserve_generic if era.generic_reservation else _reserve_6_1
+    reserve = _reserve_generic if era.rules.generic_reservation else _reserve_6_1
     return reserve(cmdline, memblock, dma_phys_limit, page_size, log)

@@ -6,13 +6,15 @@ and lets it go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kexecemu.errors import BusError
 from kexecemu.kernel.cmdline import to_bytes
-from kexecemu.kernel.vmlinux import GuestKernel
-from kexecemu.machine.board import Board
+from kexecemu.kernel.host_calls import host_functions
+from kexecemu.kernel.purgatory_guard import early_check_limit
+from kexecemu.kernel.state import KernelState
+from kexecemu.kernel.stray_write import StrayPiece, in_stray_write, stray_pieces
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.shown import shown
 
@@ -23,7 +25,6 @@ CALL_LIMIT = (
 )
 SYSRQ_MESSAGE = "sysrq triggered crash"
 _THREAD_SIZE = 16384
-_STRAY_BUFFER_SIZE = 4096
 _SOFT_RESTART_LIMIT = 1000
 _RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image
 
@@ -38,29 +39,25 @@ class Call:
     stop: Stop
 
 
-@shown("dying")
+@shown("in_panic", "at_crash_end")
 class Execution:
-    """The CPUs of a board as the first kernel uses them.
+    """The CPUs of a board as the first kernel uses them."""
 
-    host maps virtual addresses (physical, for what runs before the MMU is on) to what the model does there.
-    """
-
-    def __init__(self, board: Board, guest: GuestKernel, host: Mapping[int, Callable[[Cpu], None]]) -> None:
-        self._board = board
-        self._guest = guest
-        self._host = host
-        self._crash_ends = {guest.phys("cpu_soft_restart"), guest.vmlinux.virt("panic_no_kexec")}
-        self._dying: Stop | None = None
-        self.crash_allowance = 0  # instructions beyond CALL_LIMIT: an early check is a part of the crash path
+    def __init__(self, state: KernelState) -> None:
+        self._state, self._board, self._guest = state, state.board, state.guest
+        self._host = host_functions(state, self.run)
+        self._restart_phys = state.guest.phys("cpu_soft_restart")
+        self._crash_ends = {self._restart_phys, state.guest.vmlinux.virt("panic_no_kexec")}
 
     @property
-    def dying(self) -> bool:
-        """The first kernel is in its crash path already, without having been asked to panic: an oops was fatal."""
-        return self._dying is not None
+    def in_panic(self) -> bool:
+        """The boot CPU stands where the crash path is about to switch its MMU off."""
+        return self._board.boot_cpu.pc == self._restart_phys
 
-    def forget_crash(self) -> None:
-        """The machine has gone back to before its crash."""
-        self._dying = None
+    @property
+    def at_crash_end(self) -> bool:
+        """The boot CPU stands where begin_crash() ends when all is well: there, or where there is nothing to start."""
+        return self._board.boot_cpu.pc in self._crash_ends
 
     def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
         """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
@@ -104,7 +101,7 @@ class Execution:
         cpu.set_x(30, guest.vmlinux.virt("host_return"))
         cpu.pc = guest.vmlinux.virt(function)
         returned, died = guest.vmlinux.virt("host_return"), guest.vmlinux.virt("make_task_dead")
-        stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT + self.crash_allowance)
+        stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT + early_check_limit(self._state.image))
         if stop.kind is StopKind.BREAKPOINT and stop.pc in (returned, died):
             self._switch_to(idle_task)
             for number, value in enumerate(idle):
@@ -128,44 +125,78 @@ class Execution:
     def stray_write(self, virt: int, data: bytes, width: int = 1) -> bool:
         """Store bytes at a kernel virtual address by really executing stores of `width` bytes in kworker context.
 
-        False when a store faulted and its task died in the guest's own oops, or with panic_on_oops the whole kernel
-        (see `dying`). Long data is written in pieces; the first that faults ends the write.
+        False when a store faulted and its task died in the guest's own oops, or with panic_on_oops the whole kernel: it
+        is in_panic then. Long data is written in pieces; the first that faults ends the write.
         """
-        guest = self._guest
-        source = guest.vmlinux.virt("stray_buffer")
-        for at in range(0, len(data), _STRAY_BUFFER_SIZE):
-            piece = data[at : at + _STRAY_BUFFER_SIZE]
-            guest.ram.write(guest.phys("stray_buffer"), piece)
-            arguments = (virt + at, source, len(piece), width)
-            call = self.call("stray_write", *arguments, task="task_kworker", until=self._crash_ends)
-            if call.stop.kind is StopKind.BREAKPOINT and call.stop.pc in self._crash_ends:
-                self._dying = call.stop
-            if not call.returned:
+
+        for piece in stray_pieces(self._guest, virt, data, width):
+            if not self.call("stray_write", *piece, task="task_kworker", until=self._crash_ends).returned:
                 return False
         return True
 
-    def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
-        """panic() and everything after it, up to the first instruction outside the kernel.
+    def store_in_panic(self, virt: int, data: bytes, width: int = 1) -> bool:
+        """Store bytes at a kernel virtual address on the boot CPU while it is in_panic; False when a store faulted.
 
-        A kernel that is dying goes on from where it stands, whatever the message.
-        The returned stop is LEFT with PC at the physical address that machine_kexec() jumped to (MMU off), or
-        BREAKPOINT at panic_no_kexec when no crash image is loaded, or when the kernel does not want to start it (see
-        Kernel.refusal). DEADLINE, FAULT or IDLE mean that the crash path itself went wrong.
+        The CPU's registers are put back after it. Where a store faults, the guest's own vectors take the exception.
+        die() finds that nobody may start kexec: panic_cpu is this CPU, and so crash_kexec() returns. With panic_on_oops
+        panic() follows, whose __crash_kexec() finds __kexec_lock taken by the crash that is under way and returns too;
+        the lock is not in the guest, kexec_trylock() is done here in its place. So there is no dump: the CPU is left at
+        panic_no_kexec(), or without panic_on_oops at make_task_dead(), where the panicking task is killed and nobody
+        goes on with the crash.
+        """
+        pieces = stray_pieces(self._guest, virt, data, width)
+        return all(self._store_in_panic(piece) for piece in pieces)
+
+    def _store_in_panic(self, piece: StrayPiece) -> bool:
+        cpu, virt = self._board.boot_cpu, self._guest.vmlinux.virt
+        kept = [cpu.x(number) for number in range(31)]
+        sp, pc, pstate = cpu.sp, cpu.pc, cpu.pstate
+        locked, returned = virt("__crash_kexec"), virt("host_return")
+        until = {returned, virt("make_task_dead"), virt("panic_no_kexec"), locked}
+        with in_stray_write(cpu, self._guest, piece):
+            stop = self.run(cpu, until, CALL_LIMIT)
+        while stop.kind is StopKind.BREAKPOINT and stop.pc == locked:
+            cpu.pc = cpu.x(30)
+            stop = self.run(cpu, until, CALL_LIMIT)
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != returned:
+            return False
+        for number, value in enumerate(kept):
+            cpu.set_x(number, value)
+        cpu.sp, cpu.pc, cpu.pstate = sp, pc, pstate
+        return True
+
+    def begin_crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
+        """panic() up to the last moment with the MMU on: the other CPUs are stopped, everything is said.
+
+        The stop is BREAKPOINT at cpu_soft_restart's physical address: machine_kexec() has called it through the
+        identity map, behind the guard's comparison where there is one. Every image gets there. Or it is BREAKPOINT at
+        panic_no_kexec when no crash image is loaded, or when the kernel does not want to start it (see Kernel.refusal).
+        DEADLINE, FAULT or IDLE mean that the crash path itself went wrong. A kernel that an oops has brought there
+        already stays where it stands, whatever the message.
         """
         guest = self._guest
-        if self._dying is not None:
-            stop = self._dying
-        elif message == SYSRQ_MESSAGE:
-            stop = self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends).stop
-        else:
-            guest.ram.write(guest.phys("panic_request"), to_bytes(message)[:255] + b"\0")
-            why = guest.vmlinux.virt("panic_request")
-            stop = self.call("panic_on_request", why, task="task_bash", until=self._crash_ends).stop
-        if stop.kind is not StopKind.BREAKPOINT or stop.pc != guest.phys("cpu_soft_restart"):
+        if self.at_crash_end:
+            return Stop(StopKind.BREAKPOINT, self._board.boot_cpu.pc, 0)
+        if message == SYSRQ_MESSAGE:
+            return self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends).stop
+        guest.ram.write(guest.phys("panic_request"), to_bytes(message)[:255] + b"\0")
+        why = guest.vmlinux.virt("panic_request")
+        return self.call("panic_on_request", why, task="task_bash", until=self._crash_ends).stop
+
+    def finish_crash(self, stop: Stop) -> Stop:
+        """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off.
+
+        PC is the physical address that machine_kexec() jumps to. A crash that did not come to its last moment with the
+        MMU on, or that a store then has led astray, is not continued: the stop says where the CPU stands.
+        """
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != self._restart_phys:
             return stop
+        cpu, guest = self._board.boot_cpu, self._guest
+        if not self.in_panic:
+            return Stop(StopKind.BREAKPOINT, cpu.pc, 0)
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
-        return self._board.boot_cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
+        return cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
 
     def resume(self) -> Stop:
         """Go on in machine_kexec() where a purgatory has returned to: BREAKPOINT at panic_no_kexec if all is well."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EADDRNOTAVAIL, EINVAL, ENOMEM
+from functools import partial
 
 from kexecemu.errors import KexecError
 from kexecemu.kernel.config import Era
@@ -46,7 +47,7 @@ def find_hole(
     if top_down:
         # Before the fix the start is end - size with an inclusive end, so the region's last page is never used;
         # later kernels add the 1. A real 6.1.192 put its purgatory at 6fffc000-6fffefff of a region to 6fffffff.
-        start = min(region.last, buf_max) - size + (0 if era.top_down_skips_last_page else 1)
+        start = min(region.last, buf_max) - size + (0 if era.rules.top_down_skips_last_page else 1)
         while True:
             start &= ~(align - 1)
             if start < region.start or start < buf_min:
@@ -105,40 +106,29 @@ def add_buffer(
         )
     memsz = _align_up(memsz, page_size)
     align = max(align, page_size)
-    if not image.crash:
-        regions = list(reversed(free_memory) if top_down else free_memory)
-        where = "free memory"
-    elif region is not None:
-        regions, where = [region], f"crashkernel {region}"
-    else:
+    if image.crash and region is None:
         raise KexecError(
             EADDRNOTAVAIL, "kexec_add_buffer", f"{name} has no place: no crashkernel memory is reserved"
         )
-    for one in regions:
-        mem = find_hole(
-            one,
-            image.segments,
-            memsz,
-            align,
-            top_down=top_down,
-            era=era,
-            page_size=page_size,
-            buf_min=buf_min,
-            buf_max=buf_max,
-        )
-        if mem is not None:
-            break
-    else:
+    regions = list(reversed(free_memory) if top_down else free_memory)
+    if image.crash and region is not None:
+        regions = [region]
+    hole_in = partial(
+        find_hole, top_down=top_down, era=era, page_size=page_size, buf_min=buf_min, buf_max=buf_max
+    )
+    holes = (hole_in(one, image.segments, memsz, align) for one in regions)
+    mem = next((hole for hole in holes if hole is not None), None)
+    if mem is None:
         largest = max((_largest_hole(one, image.segments, buf_min) for one in regions), default=0)
+        what, where = ("crash image", f"crashkernel {region}") if image.crash else ("image", "free memory")
         raise KexecError(
             EADDRNOTAVAIL,
             "kexec_add_buffer",
-            f"{'crash image' if image.crash else 'image'} does not fit: {name} needs {memsz:#x} bytes aligned to "
-            f"{align:#x}, largest hole in {where} is {largest:#x}",
+            f"{what} does not fit: {name} needs {memsz:#x} bytes aligned to {align:#x}, largest hole in {where} is "
+            f"{largest:#x}",
         )
-    segment = Segment(name, buf, mem, memsz)
-    image.segments.append(segment)
-    return segment
+    image.segments.append(Segment(name, buf, mem, memsz))
+    return image.segments[-1]
 
 
 def sanity_check_segment_list(

@@ -203,16 +203,16 @@ class _Loader:
             return kernel, purgatory
 
 
-def image_load(image: Kimage, files: CrashFiles, context: LoadContext) -> LoadedPurgatory | None:
-    """Place every segment of a crash image in `image` and set its entry; returns the purgatory, None without one.
+def image_load(image: Kimage, files: CrashFiles, context: LoadContext) -> None:
+    """Place every segment of a crash image in `image`; set its entry and its purgatory.
 
     Raises KexecError with the errno and the kernel function that refused.
     """
     kernel, purgatory = _Loader(image, files, context).place()
-    image.kernel_entry = kernel.mem
+    image.kernel_entry, image.purgatory = kernel.mem, purgatory
     if purgatory is None:
         image.start = kernel.mem
-        return None
+        return
     # image_load() sets image->start last and would overwrite the purgatory's entry: a port must not.
     image.start = purgatory.entry
     for name, value in (
@@ -221,4 +221,3 @@ def image_load(image: Kimage, files: CrashFiles, context: LoadContext) -> Loaded
     ):
         if purgatory.has_symbol(name):
             purgatory.set_symbol(name, struct.pack("<Q", value))
-    return purgatory

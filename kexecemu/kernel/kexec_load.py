@@ -1,4 +1,4 @@
-"""The older system call: kexec_load(2) for a crash image (kernel/kexec.c, section B.11).
+"""The older system call: kexec_load(2) for a crash image (do_kexec_load() of kernel/kexec.c).
 
 User space brings the segments, a purgatory among them, and says where to start. The kernel checks that they fit into
 the crash region, copies them and protects them; it knows nothing of kernels, device trees or digests.
@@ -13,8 +13,10 @@ from typing import Protocol
 
 from kexecemu.errors import KexecError
 from kexecemu.kernel.kexec_core import sanity_check_segment_list
-from kexecemu.kernel.kexec_file import KexecFile, Prepared, add_control_pages
+from kexecemu.kernel.kexec_file import add_control_pages, exchange
+from kexecemu.kernel.kexec_tools import CrashLoad
 from kexecemu.kernel.kimage import KEXEC_SEGMENT_MAX, Kimage, Segment
+from kexecemu.kernel.state import KernelState
 from kexecemu.shown import shown
 
 __all__ = ["KEXEC_ARCH_AARCH64", "KEXEC_ON_CRASH", "KexecLoadArguments", "kexec_load"]
@@ -44,24 +46,26 @@ class LoadPolicy(Protocol):
 
 
 def kexec_load(
-    kexec: KexecFile,
+    state: KernelState,
     arguments: KexecLoadArguments,
     *,
     capable: bool = True,
     lockdown: bool = False,
     policy: LoadPolicy | None = None,
+    known: CrashLoad | None = None,
 ) -> Kimage | None:
     """kexec_load(2): each check with its errno, in the kernel's order.
 
     capable is CAP_SYS_BOOT, lockdown that LOCKDOWN_KEXEC is in force, policy what else may forbid images that nobody
-    can verify. An empty segment list unloads and returns None. Raises KexecError; a failed load leaves no crash kernel.
+    can verify. known is what only user space knows of its segments: whoever judges the crash needs it.
+    An empty segment list unloads and returns None. Raises KexecError; a failed load leaves no crash kernel.
     """
     step = "kexec_load"
     flags = arguments.flags
-    if not capable or kexec.load_disabled:
+    if not capable or state.kexec.load_disabled:
         raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
     if policy is not None:
-        policy.check_kexec_load(kexec.running.log)
+        policy.check_kexec_load(state.log)
     if lockdown:
         raise KexecError(EPERM, "security_locked_down", "kexec of unsigned images is locked down")
     if flags & ~KEXEC_ARCH_MASK & ~KEXEC_ON_CRASH:
@@ -74,20 +78,28 @@ def kexec_load(
         raise KexecError(
             EINVAL, step, "only a crash image can be loaded this way: use kexec_file_load for a reboot"
         )
-    return kexec.exchange(None if not arguments.segments else lambda: _prepare(kexec, arguments))
+    return exchange(state, None if not arguments.segments else lambda: _prepare(state, arguments, known))
 
 
-def _prepare(kexec: KexecFile, arguments: KexecLoadArguments) -> Prepared:
+def _prepare(state: KernelState, arguments: KexecLoadArguments, known: CrashLoad | None) -> Kimage:
     """kimage_alloc_init(): the image object and its checks."""
-    running = kexec.running
-    crashk_res = running.crashk_res
+    crashk_res = state.crashk_res
     if crashk_res is None or arguments.entry not in crashk_res:
         raise KexecError(
             EADDRNOTAVAIL,
             "kimage_alloc_init",
             f"entry {arguments.entry:#x} is not inside crashkernel {crashk_res}",
         )
-    image = Kimage(control_page=crashk_res.start, segments=list(arguments.segments), start=arguments.entry)
-    sanity_check_segment_list(image, crashk_res, running.total_ram_pages, running.page_size)
-    add_control_pages(running, image)
-    return Prepared(image)
+    image = Kimage(
+        control_page=crashk_res.start,
+        segments=list(arguments.segments),
+        start=arguments.entry,
+        file_mode=False,
+    )
+    sanity_check_segment_list(image, crashk_res, state.total_ram_pages, state.config.page_size)
+    add_control_pages(state, image)
+    if known is not None:
+        image.kernel_entry, image.dtb_mem = known.kernel_entry, known.dtb_phys
+        image.digest, image.sha_regions = known.digest, known.regions
+        image.purgatory = known.purgatory
+    return image

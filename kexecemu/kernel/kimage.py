@@ -1,15 +1,13 @@
-"""struct kimage and struct kexec_segment, as far as a model needs them as objects."""
+"""struct kimage, as far as a model needs it as an object."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.segment import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
-
-if TYPE_CHECKING:
-    from kexecemu.kernel.purgatory_guard import PurgatoryGuard
 
 __all__ = [
     "COPY",
@@ -26,6 +24,7 @@ __all__ = [
     "PAGE_DIGESTS",
     "SEGMENT_NAMES",
     "Kimage",
+    "PurgatoryGuard",
     "Segment",
 ]
 
@@ -47,36 +46,17 @@ IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8
 
 
 @shown()
-@dataclass
-class Segment:
-    """One piece of a crash image: `buf` is loaded to physical `mem` and padded with zeros to `memsz` bytes.
+@dataclass(frozen=True)
+class PurgatoryGuard:
+    """The members of struct kimage_arch that are about the purgatory; addresses are physical, sizes in bytes.
 
-    name is the model's (kernel, elfcorehdr, initrd, dtb, copy, page-digests, purgatory); a real kernel has none. The
-    real one frees buf after the load; here it stays, so that what is in memory later can be compared with what was
-    loaded.
+    purgatory_size 0 means that it is not compared, purgatory_check 0 that it is not asked.
     """
 
-    name: str
-    buf: bytes | bytearray
-    mem: int
-    memsz: int
-
-    @property
-    def bufsz(self) -> int:
-        """Bytes that come from the buffer; the rest of memsz is zeros."""
-        return len(self.buf)
-
-    @property
-    def area(self) -> PhysRange:
-        """The physical range that the segment fills."""
-        return PhysRange.of(self.mem, self.memsz)
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.area} ({self.bufsz:#x} bytes)"
-
-    def content(self) -> bytes:
-        """What memory holds right after the load: the buffer and zeros, memsz bytes."""
-        return bytes(self.buf) + bytes(self.memsz - len(self.buf))
+    purgatory_mem: int
+    purgatory_size: int = 0
+    purgatory_digest: bytes = bytes(32)
+    purgatory_check: int = 0
 
 
 @shown()
@@ -90,7 +70,9 @@ class Kimage:
     start is image->start, the physical address that machine_kexec() jumps to: the purgatory's entry, or the
     kernel's where there is no purgatory. control_page is where the search for the next control page begins.
     verdict_record is where the purgatory may write into the device tree: /chosen/linux,purgatory-verdict.
-    guard is what the first kernel knows of the purgatory, None where it knows of none.
+    purgatory is what was linked for this image, None without one. guard is what the first kernel knows of it, None
+    where it knows of none: file_mode is False for an image that user space has made, whose parts the kernel ignores.
+    vmcoreinfo is the text that the load found and copied. Nothing here changes once the image is published.
     """
 
     control_page: int
@@ -107,6 +89,9 @@ class Kimage:
     crash: bool = True
     head: int = IND_DONE
     guard: PurgatoryGuard | None = None
+    purgatory: LoadedPurgatory | None = None
+    file_mode: bool = True
+    vmcoreinfo: bytes = b""
 
     def segment(self, name: str) -> Segment | None:
         """The segment of that name, None if the image has none."""

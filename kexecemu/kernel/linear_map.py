@@ -98,7 +98,7 @@ def pre_series_map(config: KernelConfig) -> bool:
 
 def defer_reserve_crashkernel(config: KernelConfig) -> bool:
     """Whether the reservation waits for the DMA zones (always since 504cae453f82)."""
-    return config.has_dma_zones if config.release.protects_by_pte else True
+    return config.has_dma_zones if config.release.rules.early_reservation else True
 
 
 @shown()

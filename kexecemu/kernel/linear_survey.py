@@ -144,7 +144,7 @@ def _survey(
     # Of what the kernel would say only the reservation is of interest here.
     messages = [line for line in messages if "crashkernel" in line]
     load = None if loaded is None else _protect(loaded, config, arch, tables, space, messages)
-    alias_start = layout.text if config.release.text_alias_starts_at_text else layout.stext
+    alias_start = layout.text if config.release.rules.text_alias_starts_at_text else layout.stext
     return LinearMapSurvey(
         config,
         PhysRange(alias_start, layout.init_begin),

@@ -6,7 +6,7 @@ memblock does not exist yet; swapper_pg_dir's later tables come from memblock (p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from kexecemu.errors import MachineError
 from kexecemu.kernel.linear_map import MAIR_VALUE, PAGE_KERNEL, PAGE_KERNEL_RO, PAGE_KERNEL_ROX
@@ -49,7 +49,8 @@ class EarlyTables:
         self._guest = guest
         self._page_size = page_size
         self.fmt = TableFormat(granule_of(page_size), guest.space.va_bits)
-        self._static = self._static_tables()
+        self.spare = self._static_tables()
+        """Physical addresses of the zeroed tables inside the image's bss that nothing uses yet."""
         self._alloc: Callable[[], int] = self._next_static
         self.idmap = self._tables("idmap_pg_dir")
         self.swapper = self._tables("swapper_pg_dir")
@@ -57,17 +58,15 @@ class EarlyTables:
     def _tables(self, root: str) -> PageTables:
         return PageTables(self._guest.ram, self.fmt, self._guest.phys(root), lambda: self._alloc())
 
-    def _static_tables(self) -> Iterator[int]:
-        """Physical addresses of zeroed tables inside the image's bss."""
+    def _static_tables(self) -> list[int]:
         start = self._guest.phys("init_pg_dir")
         size = self._guest.vmlinux.elf.symbol_table["init_pg_dir"].size
-        yield from range(start, start + size, self._page_size)
+        return list(range(start, start + size, self._page_size))
 
     def _next_static(self) -> int:
-        table = next(self._static, None)
-        if table is None:
+        if not self.spare:
             raise MachineError("init_pg_dir is too small for the kernel image's own mapping")
-        return table
+        return self.spare.pop(0)
 
     def use(self, alloc: Callable[[], int]) -> None:
         """From now on take tables from alloc(), which returns the physical address of a zeroed page."""

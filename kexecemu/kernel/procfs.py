@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from kexecemu.kernel.state import KernelState
 from kexecemu.kernel.vmcoreinfo import VMCOREINFO_NOTE_SIZE
 from kexecemu.machine.ranges import PhysRange, subtract
-
-if TYPE_CHECKING:
-    from kexecemu.kernel.model import Kernel
 
 __all__ = ["proc_iomem", "sysfs"]
 
@@ -31,21 +28,21 @@ def _lines(resources: list[_Resource], depth: int = 0) -> Iterator[str]:
         yield from _lines(one.children, depth + 1)
 
 
-def _system_ram(kernel: Kernel) -> list[_Resource]:
+def _system_ram(state: KernelState) -> list[_Resource]:
     """request_standard_resources() and reserve_memblock_reserved_regions()."""
-    guest, memblock, page = kernel.guest, kernel.arch.memblock, kernel.config.page_size
+    guest, memblock, page = state.guest, state.arch.memblock, state.config.page_size
     fixed = [
         # Kernel code is _stext (later _text) to __init_begin, kernel data _sdata to _end.
         (
             PhysRange(
-                guest.phys("_text" if kernel.config.release.text_alias_starts_at_text else "_stext"),
+                guest.phys("_text" if state.config.release.rules.text_alias_starts_at_text else "_stext"),
                 guest.phys("__init_begin"),
             ),
             "Kernel code",
         ),
         (PhysRange(guest.phys("_sdata"), guest.phys("_end")), "Kernel data"),
     ]
-    reservation = kernel.arch.reservation
+    reservation = state.arch.reservation
     fixed += [(area, "Crash kernel") for area in (reservation.crashk_low_res, reservation.crashk_res) if area]
     regions = []
     for area in subtract(memblock.memory, memblock.nomap):
@@ -62,33 +59,33 @@ def _system_ram(kernel: Kernel) -> list[_Resource]:
     return regions
 
 
-def proc_iomem(kernel: Kernel) -> str:
+def proc_iomem(state: KernelState) -> str:
     """/proc/iomem for root: RAM with what is in it, and the console's UART."""
-    resources = _system_ram(kernel)
-    uart = kernel.board.uart.phys
-    if kernel.console_phys == uart.start:
+    resources = _system_ram(state)
+    uart = state.board.uart.phys
+    if state.console_phys == uart.start:
         name = f"pl011@{uart.start:x}"
         resources.append(_Resource(uart, name, [_Resource(uart, f"{uart.start:x}.pl011 {name}")]))
     return "".join(_lines(resources))
 
 
-def sysfs(kernel: Kernel) -> dict[str, str]:
+def sysfs(state: KernelState) -> dict[str, str]:
     """The files that kexec-tools reads, by path: /sys/kernel/kexec_*, vmcoreinfo, crash_notes of each CPU."""
-    guest = kernel.guest
-    note_phys = kernel.space.virt_to_phys(guest.read("vmcoreinfo_note"))
-    region = kernel.crashk_res
+    guest = state.guest
+    note_phys = state.space.virt_to_phys(guest.read("vmcoreinfo_note"))
+    region = state.crashk_res
     # Before 6.5 crash_get_memory_size() knew of one region only.
-    low = kernel.crashk_low_res if kernel.config.release.generic_reservation else None
+    low = state.crashk_low_res if state.config.release.rules.counts_low_region else None
     size = (region.size if region else 0) + (low.size if low else 0)
     files = {
-        "/sys/kernel/kexec_crash_loaded": f"{int(kernel.image is not None)}\n",
+        "/sys/kernel/kexec_crash_loaded": f"{int(state.image is not None)}\n",
         "/sys/kernel/kexec_crash_size": f"{size}\n",
-        "/sys/kernel/kexec_loaded": f"{int(kernel.kexec.reboot_image is not None)}\n",
+        "/sys/kernel/kexec_loaded": f"{int(state.kexec.reboot_image is not None)}\n",
         "/sys/kernel/vmcoreinfo": f"{note_phys:#018x} {VMCOREINFO_NOTE_SIZE:x}\n",
-        "/proc/sys/kernel/kexec_load_disabled": f"{int(kernel.kexec.load_disabled)}\n",
+        "/proc/sys/kernel/kexec_load_disabled": f"{int(state.kexec.load_disabled)}\n",
     }
-    for cpu in range(len(kernel.affinities)):
+    for cpu in range(len(state.affinities)):
         folder = f"/sys/devices/system/cpu/cpu{cpu}"
-        files[f"{folder}/crash_notes"] = f"{kernel.crash_notes_phys(cpu):x}\n"
+        files[f"{folder}/crash_notes"] = f"{state.crash_notes_phys(cpu):x}\n"
         files[f"{folder}/crash_notes_size"] = f"{_CRASH_NOTE_SIZE}\n"
     return files

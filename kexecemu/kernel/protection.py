@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kexecemu.errors import InputError, MachineError
+from kexecemu.errors import BusError, InputError, MachineError
 from kexecemu.kernel.address_space import AddressSpace
 from kexecemu.kernel.config import Protection
 from kexecemu.kernel.kimage import Kimage
@@ -17,7 +17,7 @@ from kexecemu.machine.descriptors import AP_RO, DBM, VALID
 from kexecemu.machine.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange, subtract
 
-__all__ = ["protect_crashkres", "unprotect_crashkres"]
+__all__ = ["protect_crashkres", "protected_areas", "unprotect_crashkres"]
 
 
 def _areas(way: Protection, image: Kimage, crashk_res: PhysRange) -> list[PhysRange]:
@@ -42,13 +42,13 @@ def _update(
 
 def protect_crashkres(
     way: Protection, tables: PageTables, space: AddressSpace, image: Kimage, crashk_res: PhysRange
-) -> list[PhysRange]:
+) -> None:
     """arch_kexec_protect_crashkres(): take access away; the caller must invalidate the TLB afterwards.
 
-    Returns the physical ranges that are protected now. Raises InputError where the linear map cannot express it.
+    Raises InputError where the linear map cannot express it.
     """
     if way is Protection.NONE:
-        return []
+        return
     areas = _areas(way, image, crashk_res)
     if way is Protection.BBML2:
         for area in areas:
@@ -57,7 +57,6 @@ def protect_crashkres(
         _update(tables, space, areas, AP_RO, DBM)
     else:
         _update(tables, space, areas, 0, VALID)
-    return areas
 
 
 def unprotect_crashkres(
@@ -71,3 +70,29 @@ def unprotect_crashkres(
         _update(tables, space, areas, DBM, AP_RO)
     else:
         _update(tables, space, areas, VALID, 0)
+
+
+def protected_areas(
+    way: Protection, tables: PageTables, space: AddressSpace, image: Kimage, crashk_res: PhysRange
+) -> list[PhysRange]:
+    """What the tables keep stores through the linear map out of, of what this way of protecting covers: physical."""
+    if way is Protection.NONE:
+        return []
+    return [found for area in _areas(way, image, crashk_res) for found in _not_writable(tables, space, area)]
+
+
+def _not_writable(tables: PageTables, space: AddressSpace, area: PhysRange) -> list[PhysRange]:
+    virt = space.linear_virt(area.start)
+    found: list[PhysRange] = []
+    try:
+        for leaf in tables.leaves(virt, virt + area.size):
+            if leaf.valid and not leaf.descriptor & AP_RO:
+                continue
+            start = max(leaf.virt - virt + area.start, area.start)
+            end = min(leaf.virt + leaf.size - virt + area.start, area.end)
+            if found and found[-1].end == start:
+                start = found.pop().start
+            found.append(PhysRange(start, end))
+    except BusError:
+        return [area]  # the tables have been stamped on: no walk gets through, and no store
+    return found

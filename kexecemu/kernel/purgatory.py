@@ -1,7 +1,8 @@
 """Linking and placing a purgatory: kexec_load_purgatory() and its symbol access (kernel/kexec_file.c).
 
-A purgatory is a relocatable ELF object; the kernel is its linker. Section B.9 of the kernel's own order is kept:
-sizes first, then a place, then section addresses, then relocations.
+A purgatory is a relocatable ELF object; the kernel is its linker. The order is its own: sizes first
+(kexec_purgatory_setup_kbuf()), then a place, then section addresses (kexec_purgatory_setup_sechdrs()), then relocations
+(kexec_apply_relocations()).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from errno import EINVAL, ENOEXEC, ENOMEM
 
 from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats import elfrel
-from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.relocate import relocate
+from kexecemu.kernel.segment import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

@@ -12,33 +12,17 @@ to the purgatory between the guard's comparison and its own first instruction.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig, Protection
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.kimage import Kimage, PurgatoryGuard
 from kexecemu.kernel.purgatory import LoadedPurgatory
-from kexecemu.shown import shown
 
-__all__ = ["PurgatoryGuard", "check_guard", "early_check_limit", "make_guard"]
+__all__ = ["check_guard", "early_check_limit", "make_guard"]
 
 _EARLY_CHECK_PER_BYTE = (
     300  # instructions: a slow purgatory hashes, and goes over everything again to locate damage
 )
-
-
-@shown()
-@dataclass(frozen=True)
-class PurgatoryGuard:
-    """The members of struct kimage_arch that are about the purgatory; addresses are physical, sizes in bytes.
-
-    purgatory_size 0 means that it is not compared, purgatory_check 0 that it is not asked.
-    """
-
-    purgatory_mem: int
-    purgatory_size: int = 0
-    purgatory_digest: bytes = bytes(32)
-    purgatory_check: int = 0
 
 
 def check_guard(config: KernelConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kexecemu.arguments import contents, integer, text
 from kexecemu.data import fixture_path, purgatory_path
@@ -12,6 +11,7 @@ from kexecemu.files import read_file
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.embedded_elf import object_or_embedded
+from kexecemu.kernel import environment, kexec_file
 from kexecemu.kernel.cmdline import to_bytes
 from kexecemu.kernel.config import KernelConfig
 from kexecemu.kernel.files import OpenFile
@@ -19,12 +19,9 @@ from kexecemu.kernel.kexec_load import KexecLoadArguments, kexec_load
 from kexecemu.kernel.kexec_tools import MachineView, core_header_size, prepare_crash_load
 from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.purgatory import parse_purgatory
+from kexecemu.kernel.state import KernelState
 from kexecemu.machine.timeline import Timeline
 from kexecemu.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    from kexecemu.kernel.environment import KexecEnvironment
-    from kexecemu.kernel.model import Kernel
 
 __all__ = ["kexec_file_load", "kexec_tools_load", "kexec_tools_purgatory", "purgatory_object", "tell_image"]
 
@@ -58,7 +55,7 @@ def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
 
 
 def kexec_file_load(
-    kernel: Kernel,
+    state: KernelState,
     image_file: OpenFile | bytes | str | Path | None,
     initrd: OpenFile | bytes | str | Path | None,
     cmdline: str | bytes | None,
@@ -79,11 +76,11 @@ def kexec_file_load(
         cmdline = to_bytes(cmdline) + b"\0" if cmdline else None
     if initrd is None:
         flags |= KEXEC_FILE_NO_INITRAMFS
-    image = kernel.kexec.load(
-        _file(image_file, "kernel"), _file(initrd, "initrd"), cmdline, flags, capable=capable
+    image = kexec_file.load(
+        state, _file(image_file, "kernel"), _file(initrd, "initrd"), cmdline, flags, capable=capable
     )
     if image is not None:
-        _tell_loaded(kernel, image, "kexec_file_load")
+        _tell_loaded(state, image, "kexec_file_load")
     return image
 
 
@@ -93,8 +90,7 @@ def _file(file: OpenFile | bytes | str | Path | None, what: str) -> OpenFile | b
 
 
 def kexec_tools_load(
-    kernel: Kernel,
-    environment: KexecEnvironment,
+    state: KernelState,
     image_file: bytes | str | Path,
     initrd: bytes | str | Path | None,
     cmdline: str,
@@ -106,29 +102,24 @@ def kexec_tools_load(
     image_file = contents(image_file, "kernel")
     initrd = contents(initrd, "initrd") if initrd is not None else None
     text(cmdline, "cmdline")
-    region = kernel.crashk_res
+    region = state.crashk_res
     if region is None:
         raise InputError("kexec-tools: memory for crashkernel is not reserved")
-    core_header = environment.elf_headers()
+    core_header = environment.elf_headers(state)
     headers = len(parse_core_header(core_header).program_headers)
     view = MachineView(
         crash_kernel=region,
-        device_tree=kernel.initial_boot_params,
+        device_tree=state.initial_boot_params,
         core_header=core_header[: core_header_size(headers)],
-        sink_phys=kernel.console_phys,
-        page_size=kernel.config.page_size,
-        crash_kernel_low=kernel.crashk_low_res,
-        getrandom=(lambda: kernel.random.getrandbits(64)) if kernel.config.rng_ready else None,
+        sink_phys=state.console_phys,
+        page_size=state.config.page_size,
+        crash_kernel_low=state.crashk_low_res,
+        getrandom=(lambda: state.random.getrandbits(64)) if state.config.rng_ready else None,
     )
-    prepared = prepare_crash_load(view, image_file, initrd, cmdline, kexec_tools_purgatory(kernel.config))
-    image = kexec_load(kernel.kexec, KexecLoadArguments(prepared.entry, prepared.segments))
+    prepared = prepare_crash_load(view, image_file, initrd, cmdline, kexec_tools_purgatory(state.config))
+    image = kexec_load(state, KexecLoadArguments(prepared.entry, prepared.segments), known=prepared)
     assert image is not None
-    # What user space knows and the kernel does not; whoever judges the crash needs it.
-    image.kernel_entry = prepared.kernel_entry
-    image.dtb_mem = prepared.dtb_phys
-    image.digest, image.sha_regions = prepared.digest, prepared.regions
-    kernel.kexec.purgatory = prepared.purgatory
-    _tell_loaded(kernel, image, "kexec_load")
+    _tell_loaded(state, image, "kexec_load")
     return image
 
 
@@ -153,12 +144,13 @@ def tell_image(timeline: Timeline, image: Kimage, call: str, *, by: str, uncheck
     )
 
 
-def _tell_loaded(kernel: Kernel, image: Kimage, call: str) -> None:
-    tell_image(kernel.board.timeline, image, call, by=call, unchecked="no purgatory and so no digest")
-    if kernel.protected:
-        way = kernel.config.way.value
-        areas = ", ".join(str(area) for area in kernel.protected)
-        kernel.say(
+def _tell_loaded(state: KernelState, image: Kimage, call: str) -> None:
+    tell_image(state.board.timeline, image, call, by=call, unchecked="no purgatory and so no digest")
+    protected = environment.protected(state)
+    if protected:
+        way = state.config.way.value
+        areas = ", ".join(str(area) for area in protected)
+        state.say(
             "protect",
             f"protection {way}: {areas} cannot be written through the linear map",
             protection=way,

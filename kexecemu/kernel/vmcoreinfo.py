@@ -1,4 +1,7 @@
-"""VMCOREINFO: what dump tools must know of this kernel, kept in its memory (kernel/crash_core.c, section C.7 order)."""
+"""VMCOREINFO: what dump tools must know of this kernel, kept in its memory.
+
+Followed, in its order: crash_save_vmcoreinfo_init() of kernel/crash_core.c, arch_crash_save_vmcoreinfo() of arm64.
+"""
 
 from __future__ import annotations
 

@@ -109,6 +109,10 @@ class GuestKernel:
         """Set the u64 at a symbol plus an offset in bytes."""
         self.ram.write_u64(self.phys(symbol) + offset, value % (1 << 64))
 
+    def read_u32(self, symbol: str, offset: int = 0) -> int:
+        """The u32 at a symbol plus an offset in bytes."""
+        return self.ram.read_u32(self.phys(symbol) + offset)
+
     def write_u32(self, symbol: str, value: int, offset: int = 0) -> None:
         """Set the u32 at a symbol plus an offset in bytes."""
         self.ram.write_u32(self.phys(symbol) + offset, value % (1 << 32))

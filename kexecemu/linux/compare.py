@@ -30,18 +30,7 @@ from kexecemu.linux.rows import (
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["boot_model", "compare", "config_options", "era_of"]
-
-
-def era_of(release: str) -> Era:
-    """The era of a kernel by what uname -r says: 6.1 up to 6.3, 6.4 up to 6.6, 6.12 from 6.7 on."""
-    found = re.match(r"(\d+)\.(\d+)", release)
-    if found is None:
-        raise InputError(f"{release!r} is no release of Linux")
-    version = int(found[1]), int(found[2])
-    if version < (6, 4):
-        return Era.V6_1
-    return Era.V6_4 if version < (6, 7) else Era.V6_12
+__all__ = ["boot_model", "compare", "config_options"]
 
 
 def config_options(text: str) -> dict[str, str]:
@@ -66,7 +55,9 @@ def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
     Raises InputError or KexecError where the model refuses what the real kernel took.
     """
     setup = linux.setup
-    config = KernelConfig(era_of(linux.release), purgatory=setup.kexec, options=options, rng_ready=True)
+    config = KernelConfig(
+        Era.of_release(linux.release), purgatory=setup.kexec, options=options, rng_ready=True
+    )
     kernel = Kernel.boot(Board(setup.ram, setup.cpus), config, cmdline=None, dtb=linux.dtb, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError("the model has reserved no crashkernel memory where the real kernel has")
@@ -89,7 +80,7 @@ def compare(linux: FirstLinux, kernel: Kernel) -> list[Row]:
         *compare_vmcoreinfo(
             _real_vmcoreinfo(linux),
             kernel.vmcoreinfo().decode(errors="replace"),
-            "" if kernel.config.release is Era.V6_1 else ONE_GUEST,
+            "" if kernel.config.release is min(Era) else ONE_GUEST,
         ),
     ]
 
@@ -185,7 +176,7 @@ def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
 def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row]:
     """The bytes of the same object, linked by two: told by the symbols that differ, and what lies outside of any."""
     ours, theirs = _content(linux.image, "purgatory"), _content(image, "purgatory")
-    loaded = kernel.kexec.purgatory
+    loaded = image.purgatory
     assert loaded is not None
     start = loaded.segment.mem
     symbols = {name: PhysRange.of(phys, size) for name, (phys, size) in loaded.symbol_table().items() if size}

@@ -51,7 +51,7 @@ def _mismatch(result: Result, verdict: Verdict, stored: bytes) -> str:
 
 def _no_record(result: Result) -> str:
     """What can be said of a purgatory that left no verdict."""
-    loaded, run = result.kernel.kexec.purgatory, result.end.purgatory
+    loaded, run = result.image.purgatory, result.end.purgatory
     if loaded is not None and loaded.has_symbol("purgatory_verdict"):
         return "The purgatory's record of what it compared was overwritten."
     if run is not None and run.end is PurgatoryEnd.MISMATCH:

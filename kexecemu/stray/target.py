@@ -51,7 +51,7 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
         return free_area(kernel.crashk_res, image)
     if base.startswith("purgatory:"):
         name = base.removeprefix("purgatory:")
-        purgatory = kernel.kexec.purgatory
+        purgatory = image.purgatory
         if purgatory is None:
             raise InputError(f"target {base}: no purgatory is loaded")
         # Local symbols too: a stray write does not ask for linkage.

@@ -137,7 +137,7 @@ class InQemu:
         path = find_scenario(SCENARIO)
         kernel, image = prepare(scenario_setup(read_scenario(path), path.parent))
         kernel.crash()
-        purgatory = kernel.kexec.purgatory
+        purgatory = image.purgatory
         assert purgatory is not None
         handoff = write_handoff(folder, kernel, image)
         kernel.board.close()

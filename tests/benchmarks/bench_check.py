@@ -132,7 +132,7 @@ class Load:
     def run(self) -> tuple[float, PurgatoryRun]:
         """Panic, then time the purgatory alone."""
         self.kernel.crash()
-        purgatory = self.kernel.kexec.purgatory
+        purgatory = self.image.purgatory
         assert purgatory is not None
         start = time.perf_counter()
         run = run_purgatory(self.kernel, self.image, purgatory)

@@ -145,7 +145,7 @@ def test_a_store_over_the_edge_of_what_is_protected_is_refused_in_part(pte: Engi
 
 def test_the_purgatory_s_live_stack_is_not_the_same_value_as_before_it_ran(checked: Engine) -> None:
     purgatory = checked.image.segment("purgatory")
-    checker = checked.kernel.kexec.purgatory
+    checker = checked.image.purgatory
     assert purgatory is not None and checker is not None
     stack, size = checker.symbol_table()["purgatory_stack"]
     outcomes = set()

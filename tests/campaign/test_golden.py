@@ -87,7 +87,7 @@ def test_every_machine_s_golden_run_ends_in_a_dump(name: str) -> None:
     assert run.region == engine.kernel.crashk_res
     assert len(run.memory) == len(run.entry_memory) == run.region.size
     assert run.capture.instructions > 1000
-    assert (run.purgatory is None) == (engine.kernel.kexec.purgatory is None)
+    assert (run.purgatory is None) == (engine.image.purgatory is None)
     engine.close()
 
 

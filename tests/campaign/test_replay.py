@@ -132,7 +132,7 @@ def test_a_store_that_is_refused_has_no_culprit_among_the_stores() -> None:
 
 
 def test_the_purgatory_is_a_culprit_where_it_writes_over_the_damage(engine: Engine) -> None:
-    purgatory, checker = engine.image.segment("purgatory"), engine.kernel.kexec.purgatory
+    purgatory, checker = engine.image.segment("purgatory"), engine.image.purgatory
     assert purgatory is not None and checker is not None
     stack, size = checker.symbol_table()["purgatory_stack"]
     token = f"dma.byte.5.purgatory+{stack + size - 8 - purgatory.mem:x}.after-load"

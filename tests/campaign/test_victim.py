@@ -60,7 +60,7 @@ def test_a_write_is_made_of_what_is_there_at_its_moment(
         note(injection)
 
     monkeypatch.setattr(engine.kernel, "note_injection", see)
-    checker = engine.kernel.kexec.purgatory
+    checker = engine.image.purgatory
     assert checker is not None
     stack, size = checker.symbol_table()["purgatory_stack"]
     area = PhysRange(stack, stack + size)

@@ -11,7 +11,7 @@ from kexecemu import InputError
 from kexecemu.cli import main
 from kexecemu.formats.fdt import build, cells
 from kexecemu.kernel.config import Era
-from kexecemu.linux.compare import config_options, era_of
+from kexecemu.linux.compare import config_options
 from kexecemu.linux.first_records import split_records
 from kexecemu.linux.rows import Row, Same, compare_trees, compare_vmcoreinfo
 from kexecemu.report.linux_rows import print_rows, rows_object
@@ -38,12 +38,12 @@ def vmcoreinfo(version: str) -> str:
     ],
 )
 def test_the_era_is_the_releases(release: str, era: Era) -> None:
-    assert era_of(release) is era
+    assert Era.of_release(release) is era
 
 
 def test_what_is_no_release_has_no_era() -> None:
     with pytest.raises(InputError, match="no release of Linux"):
-        era_of("")
+        Era.of_release("")
 
 
 def test_a_configuration_gives_the_options_that_the_model_knows() -> None:

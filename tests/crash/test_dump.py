@@ -171,7 +171,7 @@ def test_notes_that_are_stamped_on_after_the_crash_are_a_wrong_dump(kernel: Kern
 
 def test_a_stamped_copy_of_vmcoreinfo_gets_into_the_notes_and_is_told(kernel: Kernel) -> None:
     # panic() writes the note from the copy that was made for just that: the one in the crash region.
-    end = dma(kernel, f"{kernel.safecopy_phys + 0x10:#x}", b"?")
+    end = dma(kernel, f"{kernel.image.vmcoreinfo_safecopy + 0x10:#x}", b"?")
     assert told(end) == (Outcome.SILENT, Dump.WRONG)
     assert "vmcoreinfo in its notes is not what it was at the load" in end.dump_reason
 

@@ -104,8 +104,8 @@ def test_a_purgatory_that_is_over_before_what_was_to_happen_meanwhile_has_ended_
 
 
 def test_a_verdict_that_was_overwritten_is_none_and_one_that_is_whole_is_read() -> None:
-    kernel, _ = loaded()
-    purgatory = kernel.kexec.purgatory
+    kernel, image = loaded()
+    purgatory = image.purgatory
     assert purgatory is not None
     fresh = read_verdict(kernel.ram, purgatory)
     assert fresh is not None and fresh.state is VerdictState.NOT_RUN

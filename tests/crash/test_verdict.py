@@ -43,8 +43,8 @@ def loaded(purgatory: object = True, **options: str) -> tuple[Kernel, Kimage]:
 
 
 def checker(kernel: Kernel) -> LoadedPurgatory:
-    assert kernel.kexec.purgatory is not None
-    return kernel.kexec.purgatory
+    assert kernel.image is not None and kernel.image.purgatory is not None
+    return kernel.image.purgatory
 
 
 def told(end: End) -> str:

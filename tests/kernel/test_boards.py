@@ -20,6 +20,7 @@ from kexecemu.kernel.firmware import (
     memory_ranges,
     set_bootargs,
 )
+from kexecemu.kernel.kexec_file import load
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
 from kexecemu.machine.ram import Ram
@@ -207,7 +208,7 @@ def test_a_command_line_may_hold_any_bytes(text: str) -> None:
     tree = Fdt(kernel.ram.read(image.dtb_mem, 0x2000))
     chosen = tree.path_offset("/chosen")
     assert chosen is not None and tree.getprop(chosen, "bootargs") == raw + b"\0"
-    assert kernel.kexec.load(IMAGE, INITRD, raw + b"\0", 2) is not None
+    assert load(kernel, IMAGE, INITRD, raw + b"\0", 2) is not None
     assert kernel.crash(text).pc == image.start
 
 

@@ -14,7 +14,7 @@ from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig, Protection
 )
 def test_an_era_brings_its_own_protection_and_load_flags(era: str, way: Protection, flags: int) -> None:
     config = KernelConfig(era)
-    assert (config.way, config.release.file_load_flags) == (way, flags)
+    assert (config.way, config.release.rules.file_load_flags) == (way, flags)
 
 
 def test_a_protection_that_is_asked_for_wins_over_the_era_s() -> None:

@@ -81,14 +81,14 @@ def test_memory_holds_every_segment_padded_with_zeros_whatever_was_there(era: st
 
 def test_the_stored_digest_is_hashlib_s_over_memory_in_kimage_order(kernel: Kernel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
-    assert image is not None and kernel.kexec.purgatory is not None
+    assert image is not None and image.purgatory is not None
     digest = hashlib.sha256()
     for one in image.segments:
         if one.name != "purgatory":
             digest.update(kernel.ram.read(one.mem, one.memsz))
     assert image.digest == digest.digest()
     # And so does the purgatory in memory, which is what will be compared with.
-    symbol = kernel.kexec.purgatory.symbol_phys
+    symbol = image.purgatory.symbol_phys
     assert kernel.ram.read(symbol("purgatory_sha256_digest"), 32) == digest.digest()
     regions = struct.unpack("<32Q", kernel.ram.read(symbol("purgatory_sha_regions"), 256))
     pairs = list(zip(regions[::2], regions[1::2], strict=True))

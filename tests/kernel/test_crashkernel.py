@@ -152,7 +152,7 @@ def test_an_offset_that_is_taken_misaligned_or_no_ram_is_refused(era: Era, offse
     machine = Machine(HIGH, taken)
     assert machine.reserve(era, f"crashkernel=16M@{offset}") == CrashReservation()
     words = "crashkernel reservation failed - memory is in use."
-    if not era.generic_reservation:
+    if not era.rules.generic_reservation:
         words = "cannot allocate crashkernel (size:0x1000000)"
     assert machine.log == [words]
     assert machine.memblock.reserved == [taken]

@@ -11,7 +11,7 @@ from kernel_bench import IMAGE, INITRD, MIB, arm64_image, boot, small
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.kexec_file import KexecFile
+from kexecemu.kernel.kexec_file import load
 from kexecemu.kernel.kimage import (
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
@@ -75,11 +75,6 @@ def test_a_load_during_another_is_ebusy_and_harms_neither(kernel: Kernel) -> Non
     assert kernel.kexec.locked and kernel.image is image
 
 
-def direct(kernel: Kernel) -> KexecFile:
-    """The system call without the convenience of adding KEXEC_FILE_NO_INITRAMFS."""
-    return kernel.kexec
-
-
 @pytest.mark.parametrize(
     ("image", "initrd", "cmdline", "errno", "step"),
     [
@@ -104,24 +99,23 @@ def test_each_refusal_has_the_kernel_s_errno_and_leaves_nothing_loaded(
 ) -> None:
     kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     with pytest.raises(KexecError) as caught:
-        direct(kernel).load(image, initrd, cmdline, KEXEC_FILE_ON_CRASH)
+        load(kernel, image, initrd, cmdline, KEXEC_FILE_ON_CRASH)
     assert (caught.value.errno, caught.value.step) == (errno, step)
     assert not kernel.kexec.locked
     # The old image was destroyed before the new one was known to be good.
-    assert kernel.image is None and kernel.kexec.purgatory is None
+    assert kernel.image is None
     assert kernel.guest.read("kexec_crash_image") == 0
 
 
 def test_files_are_looked_at_in_the_kernel_s_order(kernel: Kernel) -> None:
     """Kernel, its probe, initrd, command line, and only then the Image's header."""
-    load = direct(kernel).load
     for arguments, step in (
         ((b"MZ", None, b"a"), "image_probe"),
         ((arm64_image(4096, image_size=0), None, b"a"), "kernel_read_file_from_fd"),
         ((arm64_image(4096, image_size=0), INITRD, b"a"), "kimage_file_prepare_segments"),
     ):
         with pytest.raises(KexecError) as caught:
-            load(*arguments, KEXEC_FILE_ON_CRASH)
+            load(kernel, *arguments, KEXEC_FILE_ON_CRASH)
         assert caught.value.step == step
 
 
@@ -157,7 +151,7 @@ def test_a_command_line_has_no_limit_in_the_kernel(kernel: Kernel) -> None:
 
 
 def test_an_initrd_is_ignored_with_the_flag_that_says_so(kernel: Kernel) -> None:
-    image = direct(kernel).load(IMAGE, INITRD, b"a\0", KEXEC_FILE_ON_CRASH | KEXEC_FILE_NO_INITRAMFS)
+    image = load(kernel, IMAGE, INITRD, b"a\0", KEXEC_FILE_ON_CRASH | KEXEC_FILE_NO_INITRAMFS)
     assert image is not None
     assert [one.name for one in image.segments] == ["kernel", "elfcorehdr", "dtb", "purgatory"]
 
@@ -226,4 +220,4 @@ def test_without_a_purgatory_the_kernel_is_the_entry_and_there_is_no_digest() ->
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert image is not None
     assert image.start == image.kernel_entry == image.segments[0].mem
-    assert (image.digest, image.sha_regions, kernel.kexec.purgatory) == (None, [], None)
+    assert (image.digest, image.sha_regions, image.purgatory) == (None, [], None)

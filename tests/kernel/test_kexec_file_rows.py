@@ -12,6 +12,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
 from kexecemu.kernel.crash_size import crash_shrink_memory
 from kexecemu.kernel.files import OpenFile
+from kexecemu.kernel.kexec_file import load
 from kexecemu.kernel.kimage import IND_DONE
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 
@@ -134,9 +135,7 @@ def test_b2_a_file_that_cannot_be_read_has_its_errno(
 def test_b2_a_bad_descriptor_is_ebadf(kernel: Kernel) -> None:
     assert refused(kernel, None) == EBADF
     with pytest.raises(KexecError) as refusal:
-        kernel.kexec.load(
-            STUB, None, None, KEXEC_FILE_ON_CRASH
-        )  # no NO_INITRAMFS: the initrd's descriptor counts
+        load(kernel, STUB, None, None, KEXEC_FILE_ON_CRASH)  # no NO_INITRAMFS: the initrd's descriptor counts
     assert refusal.value.errno == EBADF
 
 
@@ -232,7 +231,7 @@ def test_a_reload_of_the_same_files_gives_the_same_image(kernel: Kernel) -> None
     assert kernel.panic().outcome == "captured"
 
 
-# /sys/kernel/kexec_crash_size (section B.11)
+# /sys/kernel/kexec_crash_size: crash_shrink_memory()
 
 
 def test_b11_shrinking_needs_no_image_and_a_smaller_size(kernel: Kernel) -> None:

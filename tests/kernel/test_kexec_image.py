@@ -17,7 +17,7 @@ from kexecemu.kernel.config import Era
 from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
 from kexecemu.kernel.kexec_image import CrashFiles, LoadContext, image_load, image_probe
 from kexecemu.kernel.kimage import Kimage, Segment
-from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.kernel.purgatory import parse_purgatory
 from kexecemu.machine.ranges import PhysRange
 
 REGION = PhysRange(0x6A000000, 0x70000000)
@@ -29,7 +29,6 @@ class Loaded:
     """A crash image after image_load()."""
 
     image: Kimage
-    purgatory: LoadedPurgatory | None
     asked: list[tuple[PhysRange | None, PhysRange]]  # what make_dtb was told
 
     def layout(self) -> dict[str, tuple[int, int]]:
@@ -55,7 +54,8 @@ def load(
 
     image = Kimage(control_page=region.start if region else 0)
     context = LoadContext(era, page_size, region, PURGATORY if purgatory else None, 0x9000000)
-    return Loaded(image, image_load(image, CrashFiles(kernel, initrd, elfcorehdr, make_dtb), context), asked)
+    image_load(image, CrashFiles(kernel, initrd, elfcorehdr, make_dtb), context)
+    return Loaded(image, asked)
 
 
 def refused(kernel: bytes, **arguments: object) -> KexecError:
@@ -170,7 +170,7 @@ def test_a_text_offset_moves_the_entry_and_shortens_the_segment() -> None:
 
 def test_the_purgatory_is_entered_first_and_told_where_the_kernel_is() -> None:
     loaded = load(arm64_image(0x4000, text_offset=0x80000, image_size=0x10000), purgatory=True)
-    purgatory = loaded.purgatory
+    purgatory = loaded.image.purgatory
     assert purgatory is not None
     assert loaded.image.start == purgatory.entry == purgatory.symbol_phys("purgatory_start")
     assert loaded.image.kernel_entry == REGION.start + 0x80000

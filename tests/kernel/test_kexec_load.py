@@ -12,10 +12,12 @@ from kexecemu import Board, InputError, Kernel, KernelConfig, KexecError
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
+from kexecemu.kernel import environment
 from kexecemu.kernel.kexec_load import KEXEC_ARCH_AARCH64, KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
-from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.kimage import Kimage, Segment
 from kexecemu.kernel.policy import KexecSignaturePolicy, Lockdown
 from kexecemu.kernel.procfs import proc_iomem, sysfs
+from kexecemu.kernel.state import KernelState
 from kexecemu.kernel.virt_board import virt_device_tree
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
@@ -147,7 +149,7 @@ def segments(kernel: Kernel) -> list[Segment]:
 def call(kernel: Kernel, **change: object) -> None:
     assert kernel.crashk_res is not None
     arguments = KexecLoadArguments(kernel.crashk_res.start, segments(kernel))
-    kexec_load(kernel.kexec, replace(arguments, **change))  # type: ignore[arg-type]
+    kexec_load(kernel, replace(arguments, **change))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_privilege_lockdown_and_the_lock_come_first(kernel: Kernel) -> None:
     arguments = KexecLoadArguments(0, [], flags=0xFFFFFFFF)  # everything else is wrong as well
     for extra in ({"capable": False}, {"lockdown": True}):
         with pytest.raises(KexecError) as refusal:
-            kexec_load(kernel.kexec, arguments, **extra)
+            kexec_load(kernel, arguments, **extra)
         assert refusal.value.errno == EPERM
     kernel.kexec.locked = True
     try:
@@ -194,9 +196,9 @@ def test_images_that_must_be_verified_cannot_be_loaded_this_way(kernel: Kernel) 
         (KexecSignaturePolicy(ima_appraise=True), EACCES),
     ):
         with pytest.raises(KexecError) as refusal:
-            kexec_load(kernel.kexec, arguments, policy=policy)
+            kexec_load(kernel, arguments, policy=policy)
         assert refusal.value.errno == errno
-    assert kexec_load(kernel.kexec, arguments, policy=KexecSignaturePolicy(sig=True)) is not None
+    assert kexec_load(kernel, arguments, policy=KexecSignaturePolicy(sig=True)) is not None
 
 
 def test_the_default_architecture_is_accepted_and_an_empty_list_unloads(kernel: Kernel) -> None:
@@ -268,3 +270,41 @@ def test_sysfs_says_what_the_real_kernel_said() -> None:
     assert files["/sys/devices/system/cpu/cpu1/crash_notes_size"] == "424\n"
     phys, size = files["/sys/kernel/vmcoreinfo"].split()
     assert (len(phys), size) == (18, "1024")
+
+
+def test_the_kernel_knows_neither_the_device_tree_nor_the_purgatory_that_user_space_has_made() -> None:
+    """kexec_load() sets no kimage->arch.dtb_mem: a purgatory of kexec-tools brings its own."""
+    kernel = booted()
+    loaded = kernel.kexec_tools_load(STUB, INITRD, CMDLINE)
+    arch = kernel.guest.vmlinux.offsetof("kimage", "arch")
+    at = {
+        name: arch + kernel.guest.vmlinux.offsetof("kimage_arch", name)
+        for name in ("dtb_mem", "purgatory_mem")
+    }
+    assert [kernel.guest.read("crash_kimage_storage", offset) for offset in at.values()] == [0, 0]
+    assert loaded.purgatory is not None and loaded.dtb_mem and not loaded.file_mode
+
+
+@pytest.mark.parametrize("syscall", ["kexec_file_load", "kexec_tools_load", "reboot"])
+def test_nothing_is_set_on_an_image_once_it_is_published(
+    syscall: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the rest of the load, nor by the crash, nor by the one who judges it."""
+    published: list[dict[str, object]] = []
+    name = "publish_reboot" if syscall == "reboot" else "publish"
+    publish = getattr(environment, name)
+
+    def note(state: KernelState, loaded: Kimage | None, *more: object) -> None:
+        publish(state, loaded, *more)
+        if loaded is not None:
+            published.append(dict(vars(loaded)))
+
+    monkeypatch.setattr(environment, name, note)
+    kernel = booted()
+    if syscall == "kexec_tools_load":
+        loaded = kernel.kexec_tools_load(STUB, INITRD, CMDLINE)
+    else:
+        loaded = kernel.kexec_file_load(STUB, INITRD, CMDLINE, flags=0 if syscall == "reboot" else 2)
+    end = kernel.reboot_by_kexec() if syscall == "reboot" else kernel.panic()
+    assert end is not None and loaded is not None and loaded.purgatory is not None
+    assert [dict(vars(loaded))] == published

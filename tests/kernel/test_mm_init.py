@@ -239,7 +239,7 @@ def test_managed_pages_and_totals_agree_with_what_memblock_left() -> None:
     managed = {name: zone(kernel, name)["managed_pages"] for name in ("DMA", "DMA32", "Normal", "Movable")}
     assert managed["DMA"] and managed["Normal"] and not managed["DMA32"] and not managed["Movable"]
     total = kernel.guest.read("_totalram_pages")
-    assert total == sum(managed.values()) == kernel.environment.total_ram_pages
+    assert total == sum(managed.values()) == kernel.total_ram_pages
     # At least the crash region, the memory map and the kernel are missing.
     gone = 128 * MIB + 16 * 2 * MIB + kernel.guest.area.size
     assert total < (2 * GIB - gone) // 4096

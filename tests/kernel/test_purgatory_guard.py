@@ -78,7 +78,7 @@ def test_a_flipped_bit_anywhere_in_code_and_settings_is_found(part: int, more: d
 
 def test_with_an_early_check_the_guard_leaves_out_only_what_the_purgatory_writes_itself() -> None:
     plain, early = loaded(GUARD)[1], loaded({**GUARD, **EARLY})
-    purgatory = early[0].kexec.purgatory
+    purgatory = early[1].purgatory
     assert plain.guard is not None and early[1].guard is not None and purgatory is not None
     assert plain.guard.purgatory_size == len(purgatory.buf)
     end = early[1].guard.purgatory_mem + early[1].guard.purgatory_size
@@ -185,7 +185,7 @@ def test_what_comes_after_the_early_check_is_left_to_the_late_one() -> None:
     kernel, image = loaded(EARLY)
     assert refused(kernel) is None
     kernel.ram.write(image.segments[0].mem + 64, b"\xff")
-    purgatory = kernel.kexec.purgatory
+    purgatory = image.purgatory
     assert purgatory is not None
     stop = kernel.board.boot_cpu.run(within=range(image.start, purgatory.segment.area.end), limit=50_000_000)
     assert stop.kind is not StopKind.LEFT

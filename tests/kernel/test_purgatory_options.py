@@ -40,8 +40,8 @@ def loaded(image: bytes = IMAGE, purgatory: object = True, **given: str) -> tupl
 
 
 def in_memory(kernel: Kernel, name: str) -> bytes:
-    purgatory = kernel.kexec.purgatory
-    assert purgatory is not None
+    assert kernel.image is not None and kernel.image.purgatory is not None
+    purgatory = kernel.image.purgatory
     return kernel.ram.read(purgatory.symbol_phys(name), purgatory.symbol_size(name))
 
 
@@ -182,7 +182,7 @@ def test_every_region_has_its_own_digest_of_what_memory_holds() -> None:
 @pytest.mark.parametrize("given", [{}, {"POLICY": "boot", "PAGE_DIGESTS": "y"}])
 def test_the_purgatory_s_own_digest_covers_all_that_lies_before_it_as_loaded(given: dict[str, str]) -> None:
     kernel, image = loaded(**given)
-    purgatory = kernel.kexec.purgatory
+    purgatory = image.purgatory
     assert purgatory is not None
     start, end = purgatory.symbol_phys("purgatory_start"), purgatory.symbol_phys("purgatory_self_digest")
     assert image.start == start == purgatory.segment.mem

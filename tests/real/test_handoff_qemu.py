@@ -180,7 +180,7 @@ def compare(both: Crash, *, same_cpu: bool = True) -> None:
         if not kernel.board.boot_cpu.powered:
             qemu.wait_for_shutdown()
         assert qemu.console.decode() == both.console.decode()
-        purgatory = kernel.kexec.purgatory
+        purgatory = both.result.image.purgatory
         if purgatory is not None and purgatory.has_symbol("purgatory_verdict"):
             record = PhysRange.of(*purgatory.symbol_table()["purgatory_verdict"])
             found = kernel.ram.read(record.start, record.size)
@@ -237,8 +237,8 @@ def test_qemu_agrees_at_el2(
     assert bool(rest) == (fault is None)
     console = console.replace(b"EL1", b"EL2")
     kernel = both.result.kernel
-    assert kernel.kexec.purgatory is not None
-    record = PhysRange.of(*kernel.kexec.purgatory.symbol_table()["purgatory_verdict"])
+    assert both.result.image.purgatory is not None
+    record = PhysRange.of(*both.result.image.purgatory.symbol_table()["purgatory_verdict"])
     ours = bytearray(kernel.ram.read(record.start, record.size))
     ours[FLAGS] |= AT_EL2
     with Qemu(both.handoff) as qemu:

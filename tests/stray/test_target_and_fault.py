@@ -29,10 +29,10 @@ def test_a_segment_and_an_offset(kernel: Kernel) -> None:
 
 
 def test_symbols_of_the_purgatory_and_of_the_first_kernel(kernel: Kernel) -> None:
-    assert kernel.kexec.purgatory is not None
-    digest = kernel.kexec.purgatory.symbol_phys("purgatory_sha256_digest")
+    assert kernel.image is not None and kernel.image.purgatory is not None
+    digest = kernel.image.purgatory.symbol_phys("purgatory_sha256_digest")
     assert resolve(kernel, "purgatory:purgatory_sha256_digest+4", 1) == digest + 4
-    assert kernel.ram.read(digest, 32) == kernel.image.digest  # type: ignore[union-attr]
+    assert kernel.ram.read(digest, 32) == kernel.image.digest
     assert resolve(kernel, "vmlinux:linux_banner", 1) == kernel.guest.phys("linux_banner")
 
 

@@ -1,0 +1,91 @@
+"""The table of eras: ordered, and each one as the era before it but for what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import kexecemu
+from kexecemu.errors import InputError
+from kexecemu.kernel.era import Era, Rules
+
+PACKAGE = Path(kexecemu.__file__).parent
+
+# What somebody writes who adds an era, and what they want to know of it then.
+ENTRY = """    V9_9 = ("9.9", (9, 9), "a kernel to come", {"file_load_flags": 0x1F})
+
+    since: tuple[int, int]
+"""
+PROBE = """
+import dataclasses, json
+from kexecemu import Board, Kernel, KernelConfig
+from kexecemu.data import fixture_path
+from kexecemu.kernel.era import Era
+
+assert Era.of_release("9.9.1-rc1") is max(Era) is Era("9.9") and Era.of_release("9.8.12") is sorted(Era)[-2]
+with Board("256M") as board:
+    kernel = Kernel.boot(board, KernelConfig("9.9"), cmdline="crashkernel=64M")
+    image = kernel.kexec_file_load(fixture_path("guests/capture-Image"), b"initrd", "quiet", 2 | 0x10)
+    places = [[one.name, one.mem] for one in image.segments]
+    end = kernel.panic()
+print(json.dumps([dataclasses.asdict(Era("9.9").rules), places, end.outcome.value]))
+"""
+
+
+def test_eras_are_ordered_by_when_they_began() -> None:
+    assert sorted(Era) == list(Era) and min(Era) < max(Era)
+    assert Era.V6_12 > Era.V6_4 >= Era("6.4") > Era.V6_1
+    with pytest.raises(TypeError):
+        Era.V6_1 < 6  # type: ignore[operator]  # noqa: B015
+
+
+def test_the_oldest_era_is_the_rules_own_defaults_and_a_change_stays_in_force() -> None:
+    assert min(Era).rules == Rules()
+    assert not Era.V6_4.rules.protects_by_pte and not Era.V6_12.rules.protects_by_pte
+    assert Era.V6_4.rules.file_load_flags == Rules().file_load_flags != Era.V6_12.rules.file_load_flags
+
+
+def test_no_entry_repeats_what_the_one_before_it_says() -> None:
+    for before, era in pairwise(Era):
+        inherited = asdict(before.rules)
+        assert era.changed and all(inherited[name] != value for name, value in era.changed.items())
+
+
+def test_what_is_no_release_belongs_to_no_era() -> None:
+    with pytest.raises(InputError, match="no release of Linux"):
+        Era.of_release("trixie")
+
+
+def test_a_new_era_is_one_entry_and_inherits_what_it_does_not_mention(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "kexecemu", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("fixtures", "purgatory"):
+        (tmp_path / folder).symlink_to(PACKAGE.parent / folder)
+    table = tmp_path / "kexecemu" / "kernel" / "era.py"
+    text = table.read_text()
+    assert text.count("    since: tuple[int, int]\n") == 1
+    table.write_text(text.replace("    since: tuple[int, int]\n", ENTRY))
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+    rules, places, outcome = json.loads(done.stdout)
+    assert rules == {**asdict(max(Era).rules), "file_load_flags": 0x1F}
+    assert outcome == "captured"
+    with kexecemu.Board("256M") as board:
+        config = kexecemu.KernelConfig(max(Era))
+        kernel = kexecemu.Kernel.boot(board, config, cmdline="crashkernel=64M")
+        image = kernel.kexec_file_load(kexecemu.data.fixture_path("guests/capture-Image"), b"initrd", "quiet")
+        assert image is not None and places == [[one.name, one.mem] for one in image.segments]

@@ -9,7 +9,7 @@ from typing import Self
 from kexecemu.arguments import instance, integer
 from kexecemu.errors import InputError
 from kexecemu.machine.absent import Absent
-from kexecemu.machine.counter import INSTRUCTIONS_PER_SECOND
+from kexecemu.machine.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu import Cpu
 from kexecemu.machine.dma import DmaMaster
 from kexecemu.machine.engine import MmioDevice

@@ -29,14 +29,14 @@ from unicorn.arm64_const import (
 from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INSN, UC_HOOK_INTR
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
+from kexecemu.machine.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, Why
 from kexecemu.machine.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SWI
 from kexecemu.machine.engine import Engine
 from kexecemu.machine.engine_internals import Internals
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.guest_code import GuestCode, StaleCode
 from kexecemu.machine.kernel_sites import find_image, sites
-from kexecemu.machine.stepper import CODE, TLB, Halt, Owner
+from kexecemu.machine.stepper import Halt, Owner
 
 __all__ = ["CountingStepper"]
 
@@ -80,12 +80,12 @@ _INSN = ctypes.CFUNCTYPE(
 class CountingStepper:
     """See Stepper."""
 
-    def __init__(self, engine: Engine, owner: Owner) -> None:
+    def __init__(self, engine: Engine, owner: Owner, internals: Internals) -> None:
         self._engine = engine
         self._uc = engine.uc
         self._state = engine.counter.state
         self._owner = owner
-        self._inside = Internals(self._uc)
+        self._inside = internals
         self._done, self._limit = self._inside.done, self._inside.limit
         self._sprinting = False
         self._doomed_count: int | None = None  # what had been counted when the rest of a block was doomed
@@ -113,7 +113,8 @@ class CountingStepper:
         self._state.entered = NO_DEADLINE
         self._inside.variant.value = 0
         engine.on_doom = self._on_doom
-        engine.counter.unhook()
+        assert engine.counter.python is not None
+        engine.counter.python.unhook()
         self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
         self._widen()
 

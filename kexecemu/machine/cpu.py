@@ -20,7 +20,8 @@ from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine import abort, exceptions
-from kexecemu.machine.counter import NO_DEADLINE, BlockCounter, Why
+from kexecemu.machine.blockcount import NO_DEADLINE, Why
+from kexecemu.machine.counter import BlockCounter
 from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.exceptions import ExceptionKind, GuestFault, Pstate
 from kexecemu.machine.ram import Ram

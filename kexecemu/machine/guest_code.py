@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kexecemu.machine.counter import LINE_SIZE
+from kexecemu.machine.blockcount import LINE_SIZE
 from kexecemu.machine.engine import Engine
 from kexecemu.machine.kernel_sites import Image
 from kexecemu.machine.ram import Ram

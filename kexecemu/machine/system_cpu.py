@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kexecemu.machine import exceptions
-from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
+from kexecemu.machine.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, Why
 from kexecemu.machine.counting import CountingStepper
 from kexecemu.machine.cpu import EXCP_HVC, EXCP_UDEF, Cpu, Stop, StopKind
 from kexecemu.machine.engine import MmioDevice
+from kexecemu.machine.engine_internals import internals_of
 from kexecemu.machine.exceptions import GuestFault, Pstate
 from kexecemu.machine.generic_timer import GenericTimer
 from kexecemu.machine.ram import Ram
-from kexecemu.machine.stepper import CODE, TLB, Halt, NativeStepper, Stepper
+from kexecemu.machine.stepper import BlockStepper, Halt, Stepper
 
 __all__ = ["Line", "SystemCpu", "SystemRegisters"]
 
@@ -100,9 +101,10 @@ class SystemCpu(Cpu):
     def system(self) -> Stepper:
         """The stepper, which is set up at first use and stays."""
         if self._stepper is None:
-            native = self._engine.counter.native
+            engine = self._engine
+            internals = None if engine.counter.native else internals_of(engine.uc)
             self._stepper = (
-                NativeStepper(self._engine, self) if native else CountingStepper(self._engine, self)
+                BlockStepper(engine, self) if internals is None else CountingStepper(engine, self, internals)
             )
             self._stepper.set_irq(self.irq)
         return self._stepper

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from unicorn import arm64_const as uc64
 
 from kexecemu.errors import InputError, MachineError
+from kexecemu.machine import virt
 from kexecemu.machine.descriptors import Granule, TableFormat
 from kexecemu.machine.engine import Engine, MmioDevice
 from kexecemu.machine.exceptions import Pstate
@@ -34,8 +35,7 @@ class Registers:
     def __init__(self, index: int, ram: Ram, devices: Sequence[MmioDevice]) -> None:
         self.index = index
         self.ram = ram
-        # Bit 31 is RES1; Aff0 counts 16 CPUs a cluster, as Arm's cores and QEMU's virt board do.
-        self.mpidr = 1 << 31 | (index >> 4) << 8 | index & 0xF
+        self.mpidr = 1 << 31 | virt.affinity(index)  # bit 31 is RES1
         self._devices = tuple(devices)
         self._created: Engine | None = None
 

@@ -13,9 +13,9 @@ from kexecemu.machine.absent import Absent
 from kexecemu.machine.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu import Cpu
 from kexecemu.machine.dma import DmaMaster
-from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.gic import Gic2
 from kexecemu.machine.gic3 import CpuInterface3, Gic3
+from kexecemu.machine.mmio import MmioDevice
 from kexecemu.machine.pl011 import Pl011
 from kexecemu.machine.pl031 import Pl031
 from kexecemu.machine.psci import Psci

@@ -11,8 +11,8 @@ import struct
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.elfcore import PT_LOAD
-from kexecemu.machine.cpu import BRANCH_TO_SELF
 from kexecemu.machine.exceptions import GuestFault, Pstate
+from kexecemu.machine.registers import BRANCH_TO_SELF
 from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.scenario.first_linux_records import KexecSaid, iomem
 

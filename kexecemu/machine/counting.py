@@ -129,7 +129,8 @@ class CountingStepper:
                 halt = self._stretch(before - _LONGEST_BLOCK, sprint=True)
             else:
                 halt = self._stretch(before)
-            self._hooks.follow_kernel()
+            if self._hooks.kernel_moves:
+                self._hooks.follow_kernel()
             if self._stale:
                 self._stale.drop()
             if halt is not None:
@@ -179,7 +180,8 @@ class CountingStepper:
             finally:
                 self._running = False
                 done, limit = self._done.value, self._limit.value
-            self._hooks.raise_pending()
+            if self._hooks.raised is not None:
+                self._hooks.raise_pending()
             if self._doomed_count is not None:
                 done, self._doomed_count = self._doomed_count, None
             state.total += done if sprint else min(done, limit)

@@ -88,10 +88,12 @@ class SystemHooks:
         self._stale = stale
         self.cntkctl = 0
         """CNTKCTL_EL1 as the guest believes that it is."""
-        self._vectors_set = False  # by the guest just now
+        self.kernel_moves = False
+        """A kernel has come up, or is about to leave for another one: follow_kernel() is due."""
         self._mmu_off = False
         self._hooks: list[int] = []
-        self._raised: BaseException | None = None
+        self.raised: BaseException | None = None
+        """What a hook has raised, for raise_pending()."""
         # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
         self._callbacks = {
             UC_ARM64_INS_MRS: self._insn(self._on_mrs),
@@ -108,8 +110,8 @@ class SystemHooks:
 
     def raise_pending(self) -> None:
         """Behind a run: raise what a hook has raised in it."""
-        if self._raised is not None:
-            raised, self._raised = self._raised, None
+        if self.raised is not None:
+            raised, self.raised = self.raised, None
             raise raised
 
     def _insn(self, hook: _Hook) -> ctypes._CFunctionType:
@@ -118,7 +120,7 @@ class SystemHooks:
             try:
                 return hook(register, named[0])
             except BaseException as error:
-                self._raised = error
+                self.raised = error
                 self._stretch.cut_here()
                 return 1
 
@@ -154,10 +156,10 @@ class SystemHooks:
             self._engine.write_sysreg("CNTKCTL_EL1", named.val & ~(EL0PCTEN | EL0VCTEN))
             return 1
         elif key == _VBAR_EL1 and named.val >> 63 and self._code.image is None:
-            self._vectors_set = True
+            self.kernel_moves = True
             self._stretch.cut()
         elif key == _SCTLR_EL1 and not named.val & 1 and self._code.image is not None:
-            self._mmu_off = True
+            self.kernel_moves = self._mmu_off = True
             self._stretch.cut()
         return 0
 
@@ -174,14 +176,12 @@ class SystemHooks:
 
     def follow_kernel(self) -> None:
         """Between two runs: a kernel may have come up, or be about to leave for another one."""
-        if not (self._vectors_set or self._mmu_off):
-            return
         self._code.forget()
         if self._mmu_off:
             self._widen()
         else:
             self._narrow()
-        self._vectors_set = self._mmu_off = False
+        self.kernel_moves = self._mmu_off = False
 
     def _unhook(self) -> None:
         for hook in self._hooks:

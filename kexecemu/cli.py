@@ -9,6 +9,7 @@ Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stde
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -86,7 +87,9 @@ def _start(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        status = app(arguments, prog_name="kexecemu", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            status = app(arguments, prog_name="kexecemu", standalone_mode=False)
     except (InputError, KexecError) as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -101,6 +104,11 @@ def main(arguments: list[str] | None = None) -> int:
     if status == _INTERRUPTED:
         print("kexecemu: interrupted", file=sys.stderr)
     return status if isinstance(status, int) else _AS_EXPECTED
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Say in one line what does not stop anything."""
+    print(f"kexecemu: {message}", file=sys.stderr)
 
 
 def _refuse(reason: str) -> int:

@@ -21,6 +21,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig, split_options
 from kexecemu.kernel.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import RAM_BASE
 
 if TYPE_CHECKING:
     from kexecemu.kernel.linear_price import LinearMapPrice
@@ -39,7 +40,6 @@ EXAMPLES = (
     ),
 )
 
-_RAM_BASE = 0x40000000
 _RAM_LIMIT = 1 << 48
 _HOST_PAGE = 4096
 _BEFORE, _AFTER = "6.1", "6.4"
@@ -120,9 +120,9 @@ def _bank(text: str) -> PhysRange:
     size = _number(text, "--ram")
     if not size or size % _HOST_PAGE:
         raise InputError(f"--ram {text}: not made of whole pages of {_HOST_PAGE:#x} bytes")
-    if _RAM_BASE + size > _RAM_LIMIT:
-        raise InputError(f"--ram {text}: physical addresses have 48 bits, and RAM starts at {_RAM_BASE:#x}")
-    return PhysRange.of(_RAM_BASE, size)
+    if RAM_BASE + size > _RAM_LIMIT:
+        raise InputError(f"--ram {text}: physical addresses have 48 bits, and RAM starts at {RAM_BASE:#x}")
+    return PhysRange.of(RAM_BASE, size)
 
 
 def _text_range(text: str) -> PhysRange:

@@ -22,6 +22,7 @@ from kexecemu.kernel.config import split_options
 from kexecemu.kernel.kimage import Segment
 from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
 from kexecemu.kernel.relocate import SUPPORTED_TYPES
+from kexecemu.machine.virt import RAM_BASE
 
 __all__ = ["app", "describe_purgatory"]
 
@@ -35,7 +36,7 @@ app = typer.Typer(
 
 _SHF_ALLOC, _SHF_EXECINSTR, _SHT_NOBITS = 2, 4, 8
 _RELOCATIONS = {0: "R_ARM_NONE", **{kind: name for name, kind in ENUM_RELOC_TYPE_AARCH64.items()}}
-_TRIAL_PHYS = 0x4000_0000  # any page will do to see whether it links
+_TRIAL_PHYS = RAM_BASE  # any page will do to see whether it links
 
 # What each interface wants of a purgatory: symbol and size in bytes, and whether a loader cannot do without it.
 _INTERFACES = {

@@ -24,6 +24,7 @@ from kexecemu.errors import InputError, MachineError
 from kexecemu.files import replace_file, replacing
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
+from kexecemu.machine import virt
 from kexecemu.machine.board import Board
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
@@ -33,9 +34,6 @@ __all__ = ["Handoff", "check_board", "write_handoff"]
 
 _VERSION = 1
 _QEMU = "qemu-system-aarch64"
-_RAM_BASE, _UART_BASE = 0x40000000, 0x09000000
-_RAM_GRAIN = 8192  # QEMU rounds RAM up to this
-_GICV2_CPUS = 8
 _PAGE = 4096
 _CHUNK = 1 << 20
 _MERGE_GAP = 16 * _PAGE  # shorter stretches of zeros are written out: fewer files
@@ -72,18 +70,18 @@ class Handoff:
 
 def check_board(board: Board) -> None:
     """Raise InputError when QEMU's virt has no board like this one."""
-    if len(board.ram.banks) != 1 or board.ram.banks[0].start != _RAM_BASE:
+    if len(board.ram.banks) != 1 or board.ram.banks[0].start != virt.RAM_BASE:
         banks = ", ".join(map(str, board.ram.banks))
         raise InputError(
-            f"handoff: QEMU's virt has one bank of RAM from {_RAM_BASE:#x}, this board has {banks}"
+            f"handoff: QEMU's virt has one bank of RAM from {virt.RAM_BASE:#x}, this board has {banks}"
         )
-    if board.ram.size % _RAM_GRAIN:
+    if board.ram.size % virt.RAM_GRAIN:
         raise InputError(
-            f"handoff: QEMU's RAM comes in pieces of {_RAM_GRAIN:#x} bytes, this board has {board.ram.size:#x}"
+            f"handoff: QEMU's RAM comes in pieces of {virt.RAM_GRAIN:#x} bytes, this board has {board.ram.size:#x}"
         )
-    if board.uart.phys.start != _UART_BASE:
+    if board.uart.phys.start != virt.UART.start:
         raise InputError(
-            f"handoff: QEMU's virt has its UART at {_UART_BASE:#x}, this board at {board.uart.phys.start:#x}"
+            f"handoff: QEMU's virt has its UART at {virt.UART.start:#x}, this board at {board.uart.phys.start:#x}"
         )
 
 
@@ -113,7 +111,7 @@ def write_handoff(
     if cpu.pc != image.start or cpu.sysreg("SCTLR_EL1") & 1:
         raise MachineError(f"handoff: cpu0 is at {cpu.pc:#x}, not at the image's entry with the MMU off")
     registers = cpu.registers()
-    low = PhysRange.of(_RAM_BASE, min(LOW_SIZE, board.ram.size))
+    low = PhysRange.of(virt.RAM_BASE, min(LOW_SIZE, board.ram.size))
     folder.mkdir(parents=True, exist_ok=True)
     stretches = list(_nonzero(board.ram, board.ram.banks[0]))
     pieces = [
@@ -184,7 +182,8 @@ def _command(
     """The command line; without a folder the files' names are relative to it."""
     cpus = len(board.cpus)
     # Which clusters CPUs are in follows from the interrupt controller; up to 8 CPUs both say the same.
-    machine = "virt" + ",virtualization=on" * (el == 2) + ",gic-version=3" * (cpus > _GICV2_CPUS)
+    gic3 = board.gic.version == 3 or cpus > virt.GICV2_CPUS
+    machine = "virt" + ",virtualization=on" * (el == 2) + ",gic-version=3" * gic3
     words = [_QEMU, "-M", machine, "-cpu", cpu_model, "-m", _size(board.ram.size), "-smp", str(cpus)]
     # A reset would start it all over again.
     words += ["-no-reboot", "-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none"]
@@ -205,66 +204,11 @@ def _size(count: int) -> str:
 
 # A purgatory that stops does not switch QEMU off. That the boot CPU has stopped for good is read from the machine: all
 # exceptions masked, and not one register moved in three looks, whatever the console says.
-_SCRIPT = """\
-#!/bin/sh
-# QEMU goes on where the first kernel has jumped to the purgatory (or to the crash kernel without one).
-# state.json says what was handed over. Arguments are added to the command line.
-# Exit: 0 the machine was switched off, or reset; 3 the boot CPU has stopped for good; else QEMU's own status.
-cd "$(dirname "$0")" || exit
-work=$(mktemp -d) && mkfifo "$work/qmp.in" "$work/qmp.out" || exit
-status=0
-
-ask() {
-    printf '%s\\n' "$1" >&3
-    while read -r answer <&4; do
-        case $answer in '{"return"'* | '{"error"'*) return ;; esac
-    done
-}
-
-watch() {
-    exec 3<>"$work/qmp.in" 4<>"$work/qmp.out"
-    ask '{"execute": "qmp_capabilities"}'
-    same=0 before=
-    while [ "$same" -lt 3 ] && sleep 1; do
-        ask '{"execute": "query-status"}'
-        case $answer in *'"running": true'*) ;; *) same=0 before=; continue ;; esac
-        ask '{"execute": "human-monitor-command", "arguments": {"command-line": "info registers"}}'
-        case $answer in
-            "$before") same=$((same + 1)) ;;
-            *PSTATE=?????3c*) same=0 before=$answer ;;
-            *) same=0 before= ;;
-        esac
-    done
-    : >"$work/stopped"
-    ask '{"execute": "quit"}'
-}
-
-exec 5<&0
-@COMMAND@ -chardev pipe,id=watch,path="$work/qmp" -mon chardev=watch,mode=control "$@" <&5 &
-qemu=$!
-watch >/dev/null 2>&1 &
-watcher=$!
-trap 'status=130; kill "$qemu"' INT
-trap 'status=143; kill "$qemu"' TERM HUP
-wait "$qemu"
-ended=$?
-while kill -0 "$qemu" 2>/dev/null; do  # a signal ends a wait, too
-    wait "$qemu"
-    ended=$?
-done
-[ "$status" -ne 0 ] || status=$ended
-if [ -e "$work/stopped" ]; then
-    echo "run-qemu.sh: the boot CPU has stopped for good; QEMU is ended" >&2
-    status=3
-fi
-kill "$watcher" 2>/dev/null
-rm -rf "$work"
-exit "$status"
-"""
+_SCRIPT = Path(__file__).with_name("run-qemu.sh")
 
 
 def _script(words: list[str]) -> str:
-    return _SCRIPT.replace("@COMMAND@", shlex.join(words))
+    return _SCRIPT.read_text(encoding="utf-8").replace("@COMMAND@", shlex.join(words))
 
 
 def _state(

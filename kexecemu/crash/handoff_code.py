@@ -11,12 +11,13 @@ from collections.abc import Mapping
 
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.sysregs import SYSREGS
+from kexecemu.machine.virt import FLASH
 
 __all__ = ["FLASH_LOW", "FLASH_START", "LOW_SIZE", "start_code"]
 
-FLASH_START = 0x1000
+FLASH_START = FLASH.start + 0x1000
 """Physical address of the code, in the first flash (64 MiB from 0). QEMU takes an entry of 0 for none."""
-FLASH_LOW = 0x100000
+FLASH_LOW = FLASH.start + 0x100000
 """Physical address in the flash of what belongs at the start of RAM."""
 LOW_SIZE = 0x100000
 """Bytes that QEMU's own device tree takes at the start of RAM."""

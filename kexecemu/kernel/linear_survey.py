@@ -25,6 +25,7 @@ from kexecemu.kernel.protection import protect_crashkres
 from kexecemu.kernel.ptdump import ptdump_linear_map
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.kernel.vmlinux import load_vmlinux
+from kexecemu.machine import virt
 from kexecemu.machine.mmu import PageTables, TableFormat
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -35,7 +36,6 @@ __all__ = ["BUILT_UP_TO", "LinearMapSurvey", "LoadPrice", "survey_linear_map"]
 BUILT_UP_TO = 4 << 30
 """Bytes of RAM up to which the tables are built in any case."""
 
-_UART_PHYS = 0x09000000
 _TOO_SMALL = "RAM is too small for the page tables of its own linear map"
 
 
@@ -115,7 +115,7 @@ def _survey(
     ptdump: bool,
     build: bool,
 ) -> LinearMapSurvey:
-    dtb = Fdt(firmware.set_bootargs(virt_device_tree(banks, 1, _UART_PHYS), cmdline))
+    dtb = Fdt(firmware.set_bootargs(virt_device_tree(banks, 1, virt.UART.start), cmdline))
     layout, dtb_phys = _layout(ram, dtb, text)
     memstart = memstart_addr(banks[0].start, config.page_size)
     space = AddressSpace(memstart, load_vmlinux().virt("_text"), layout.text, layout.end - layout.text)

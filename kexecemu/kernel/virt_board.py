@@ -1,10 +1,11 @@
-"""The device tree of the board that kexecemu emulates: a subset of QEMU's `virt`, with the same addresses."""
+"""The device tree of the board: a subset of QEMU's `virt`, made from its table in machine/virt.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from kexecemu.formats.fdt import NodeSpec, build, cells, reg64
+from kexecemu.machine import psci, virt
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["virt_device_tree"]
@@ -12,22 +13,25 @@ __all__ = ["virt_device_tree"]
 _CLOCK_PHANDLE = 0x8000
 _GIC_PHANDLE = 0x8002
 
+
+def _start_and_size(*areas: PhysRange) -> list[int]:
+    return [number for area in areas for number in (area.start, area.size)]
+
+
 _GIC: dict[int, NodeSpec] = {
-    2: {"reg": reg64(0x8000000, 0x10000, 0x8010000, 0x10000), "compatible": "arm,cortex-a15-gic"},
+    2: {
+        "reg": reg64(*_start_and_size(virt.GIC_DISTRIBUTOR, virt.GIC_CPU_INTERFACE)),
+        "compatible": "arm,cortex-a15-gic",
+    },
     3: {
-        "reg": reg64(0x8000000, 0x10000, 0x80A0000, 0xF60000),
+        "reg": reg64(*_start_and_size(virt.GIC_DISTRIBUTOR, virt.GIC_REDISTRIBUTORS)),
         "#redistributor-regions": 1,
         "compatible": "arm,gic-v3",
     },
 }
 _PPI_FLAGS = {2: 0x104, 3: 4}
 """Active high; of a GICv2 also for which CPUs."""
-
-_RTC_PHYS = 0x09010000
-_VIRTIO_PHYS = 0x0A000000
-_VIRTIO_SIZE = 0x200
-_VIRTIO_SLOTS = 32
-_VIRTIO_FIRST_SPI = 16
+_TIMER_PPIS = (virt.TIMER_SECURE_PPI, virt.TIMER_PHYSICAL_PPI, virt.TIMER_VIRTUAL_PPI, virt.TIMER_HYP_PPI)
 
 
 def virt_device_tree(
@@ -66,10 +70,10 @@ def virt_device_tree(
     if rng_seed is not None:
         chosen["rng-seed"] = rng_seed
     cpu_nodes: dict[str, NodeSpec] = {
-        f"cpu@{_affinity(index):x}": {
+        f"cpu@{virt.affinity(index):x}": {
             "device_type": "cpu",
             "compatible": "arm,cortex-a57",
-            "reg": _affinity(index),
+            "reg": virt.affinity(index),
             "enable-method": "psci",
         }
         for index in range(cpus)
@@ -81,10 +85,10 @@ def virt_device_tree(
         "#address-cells": 2,
         "compatible": "linux,dummy-virt",
         "psci": {
-            "migrate": 0xC4000005,
-            "cpu_on": 0xC4000003,
-            "cpu_off": 0x84000002,
-            "cpu_suspend": 0xC4000001,
+            "migrate": psci.MIGRATE | psci.SMC64,
+            "cpu_on": psci.CPU_ON | psci.SMC64,
+            "cpu_off": psci.CPU_OFF,
+            "cpu_suspend": psci.CPU_SUSPEND | psci.SMC64,
             "method": "hvc",
             "compatible": ["arm,psci-1.0", "arm,psci-0.2", "arm,psci"],
         },
@@ -92,30 +96,35 @@ def virt_device_tree(
             f"memory@{bank.start:x}": {"reg": reg64(bank.start, bank.size), "device_type": "memory"}
             for bank in memory
         },
-        **{_virtio_name(slot): _virtio_node(slot) for slot in sorted(set(virtio_slots))},
+        **{
+            f"virtio_mmio@{virt.virtio_slot(slot).start:x}": _virtio_node(slot)
+            for slot in sorted(set(virtio_slots))
+        },
         **(_rtc_node() if rtc else {}),
         f"pl011@{uart_phys:x}": {
             "clock-names": ["uartclk", "apb_pclk"],
             "clocks": cells(_CLOCK_PHANDLE, _CLOCK_PHANDLE),
-            "interrupts": cells(0, 1, 4),
-            "reg": reg64(uart_phys, 0x1000),
+            "interrupts": cells(0, virt.UART_SPI - virt.FIRST_SPI, 4),
+            "reg": reg64(uart_phys, virt.UART.size),
             "compatible": ["arm,pl011", "arm,primecell"],
         },
-        "intc@8000000": {
+        f"intc@{virt.GIC_DISTRIBUTOR.start:x}": {
             "phandle": _GIC_PHANDLE,
             **_GIC[gic],
             "#interrupt-cells": 3,
             "interrupt-controller": b"",
         },
         "timer": {
-            "interrupts": cells(*(cell for ppi in (13, 14, 11, 10) for cell in (1, ppi, _PPI_FLAGS[gic]))),
+            "interrupts": cells(
+                *(cell for ppi in _TIMER_PPIS for cell in (1, ppi - virt.FIRST_PPI, _PPI_FLAGS[gic]))
+            ),
             "always-on": b"",
             "compatible": ["arm,armv8-timer", "arm,armv7-timer"],
         },
         "apb-pclk": {
             "phandle": _CLOCK_PHANDLE,
             "clock-output-names": "clk24mhz",
-            "clock-frequency": 24_000_000,
+            "clock-frequency": virt.APB_CLOCK_HZ,
             "#clock-cells": 0,
             "compatible": "fixed-clock",
         },
@@ -125,33 +134,23 @@ def virt_device_tree(
     return build(root)
 
 
-def _virtio_name(slot: int) -> str:
-    if not 0 <= slot < _VIRTIO_SLOTS:
-        raise ValueError(f"the board has virtio slots 0 to {_VIRTIO_SLOTS - 1}, not {slot}")
-    return f"virtio_mmio@{_VIRTIO_PHYS + slot * _VIRTIO_SIZE:x}"
-
-
 def _virtio_node(slot: int) -> NodeSpec:
+    area = virt.virtio_slot(slot)
     return {
         "dma-coherent": b"",
-        "interrupts": cells(0, _VIRTIO_FIRST_SPI + slot, 1),
-        "reg": reg64(_VIRTIO_PHYS + slot * _VIRTIO_SIZE, _VIRTIO_SIZE),
+        "interrupts": cells(0, virt.VIRTIO_SPI - virt.FIRST_SPI + slot, 1),
+        "reg": reg64(area.start, area.size),
         "compatible": "virtio,mmio",
     }
 
 
 def _rtc_node() -> dict[str, NodeSpec]:
     return {
-        f"pl031@{_RTC_PHYS:x}": {
+        f"pl031@{virt.RTC.start:x}": {
             "clock-names": "apb_pclk",
             "clocks": cells(_CLOCK_PHANDLE),
-            "interrupts": cells(0, 2, 4),
-            "reg": reg64(_RTC_PHYS, 0x1000),
+            "interrupts": cells(0, virt.RTC_SPI - virt.FIRST_SPI, 4),
+            "reg": reg64(virt.RTC.start, virt.RTC.size),
             "compatible": ["arm,pl031", "arm,primecell"],
         }
     }
-
-
-def _affinity(index: int) -> int:
-    """MPIDR affinity of CPU `index` as QEMU's virt numbers them: 16 CPUs (GICv3) to a cluster."""
-    return index // 16 << 8 | index % 16

@@ -1,7 +1,7 @@
-"""The virtual address of a load or store that hit no RAM and no device.
+"""The syndrome of an access that hit no RAM and no device: an external abort.
 
-On such an access Unicorn reports the physical address only, but FAR_EL1 holds the virtual one. The registers
-and the instruction give it: the access is precise, with no register written back yet.
+On a load or store of that kind Unicorn reports the physical address only, but FAR_EL1 holds the virtual one. The
+registers and the instruction give it: the access is precise, with no register written back yet.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from typing import Any
 
 import capstone  # type: ignore[import-untyped]
 from capstone import arm64_const as cs64
+from unicorn.unicorn_const import (
+    UC_ERR_FETCH_PROT,
+    UC_ERR_FETCH_UNMAPPED,
+    UC_ERR_READ_UNMAPPED,
+    UC_ERR_WRITE_UNMAPPED,
+)
+from unicorn.unicorn_py3.unicorn import uclib
 
-from kexecemu.errors import BusError
+from kexecemu.errors import BusError, MachineError
+from kexecemu.machine import exceptions
+from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.registers import MASK64, Registers
 
-__all__ = ["faulting_virt"]
+__all__ = ["external_abort", "faulting_virt", "is_fetch"]
 
 PAGE = 0x1000
 LONGEST_ACCESS = 64
@@ -27,6 +36,33 @@ def _decoder() -> Any:
     decoder = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_LITTLE_ENDIAN)
     decoder.detail = True
     return decoder
+
+
+def is_fetch(error: int) -> bool:
+    """True for the engine's errors of a fetch: nothing of the block has begun."""
+    return error in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT)
+
+
+def external_abort(cpu: Registers, error: int, phys: int) -> tuple[int, int]:
+    """ESR and FAR for an error of the engine, at physical address phys if it is no fetch; far 0 where it is not known.
+
+    Raises MachineError for an error that is no access to nothing.
+    """
+    same_el = 1 if cpu.pstate & Pstate.EL_MASK else 0
+    if is_fetch(error):
+        ec = exceptions.EC_IABT_LOWER + same_el
+        return ec << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL, cpu.pc
+    if error not in (UC_ERR_READ_UNMAPPED, UC_ERR_WRITE_UNMAPPED):
+        text = uclib.uc_strerror(error).decode("ascii")
+        raise MachineError(
+            f"the engine failed on cpu{cpu.index} at pc {cpu.pc:#x}: {text} (Unicorn error {error})"
+        )
+    esr = (exceptions.EC_DABT_LOWER + same_el) << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL
+    if error == UC_ERR_WRITE_UNMAPPED:
+        esr |= exceptions.ISS_WNR
+    # The engine gives the physical address; FAR wants the virtual one, which only the instruction knows.
+    far = faulting_virt(cpu, phys)
+    return (esr | exceptions.ISS_FNV, 0) if far is None else (esr, far)
 
 
 def faulting_virt(cpu: Registers, phys: int) -> int | None:

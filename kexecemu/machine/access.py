@@ -22,8 +22,9 @@ from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INTR, UC_HOOK_MEM_READ,
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import BusError, MachineError
-from kexecemu.machine.counter import Why
-from kexecemu.machine.cpu import BRANCH_TO_SELF, Cpu
+from kexecemu.machine.blockcount import Why
+from kexecemu.machine.cpu import Cpu
+from kexecemu.machine.registers import BRANCH_TO_SELF
 from kexecemu.shown import shown
 
 __all__ = ["AccessChecker", "AccessKind", "Violation", "checked", "element_size"]

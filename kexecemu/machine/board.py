@@ -8,14 +8,14 @@ from typing import Self
 
 from kexecemu.arguments import instance, integer
 from kexecemu.errors import InputError
+from kexecemu.machine import virt
 from kexecemu.machine.absent import Absent
-from kexecemu.machine.counter import INSTRUCTIONS_PER_SECOND
+from kexecemu.machine.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu import Cpu
 from kexecemu.machine.dma import DmaMaster
-from kexecemu.machine.engine import MmioDevice
 from kexecemu.machine.gic import Gic2
-from kexecemu.machine.gic3 import MAX_CPUS as GIC3_CPUS
 from kexecemu.machine.gic3 import CpuInterface3, Gic3
+from kexecemu.machine.mmio import MmioDevice
 from kexecemu.machine.pl011 import Pl011
 from kexecemu.machine.pl031 import Pl031
 from kexecemu.machine.psci import Psci
@@ -29,28 +29,7 @@ from kexecemu.shown import shown
 __all__ = ["Board", "parse_size"]
 
 MAX_CPUS = 256
-GIC_CPUS = 8
-"""A GICv2 has interfaces for so many; CPUs beyond get no interrupts."""
-UART_SPI = 32 + 1
-RTC_SPI = 32 + 2
-VIRTIO_SPI = 32 + 16
-TIMER_PHYSICAL_PPI = 16 + 14
-TIMER_VIRTUAL_PPI = 16 + 11
 PHYS_LIMIT = 1 << 44  # Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits
-
-
-# What QEMU's virt has besides, for a kernel that was given QEMU's device tree: the flash, the GICv2's frame for
-# messages, fw_cfg, GPIO, the platform bus, and PCIe, whose configuration space reads as ones where there is no device.
-_ABSENT = (
-    (PhysRange.of(0x00000000, 0x08000000), 0),
-    (PhysRange.of(0x08020000, 0x1000), 0),
-    (PhysRange.of(0x09020000, 0x20000), 0),
-    (PhysRange.of(0x0C000000, 0x02000000), 0),
-    (PhysRange.of(0x10000000, 0x30000000), 0xFF),
-    (PhysRange.of(0x4010000000, 0x10000000), 0xFF),
-)
-# And with a GICv3 its ITS.
-_ABSENT_GIC3 = ((PhysRange.of(0x08080000, 0x20000), 0),)
 
 
 def _unconnected(level: bool) -> None:
@@ -83,8 +62,8 @@ def check_numbers(cpus: int, gic: int) -> None:
         raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
     if gic not in (2, 3):
         raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
-    if gic == 3 and cpus > GIC3_CPUS:
-        raise InputError(f"a board with a GICv3 has 1 to {GIC3_CPUS} CPUs, not {cpus}")
+    if gic == 3 and cpus > virt.GICV3_CPUS:
+        raise InputError(f"a board with a GICv3 has 1 to {virt.GICV3_CPUS} CPUs, not {cpus}")
 
 
 @shown(
@@ -106,8 +85,8 @@ class Board:
         ram: str | int | Sequence[PhysRange] = "1G",
         cpus: int = 1,
         *,
-        ram_base: int = 0x40000000,
-        uart_base: int = 0x09000000,
+        ram_base: int = virt.RAM_BASE,
+        uart_base: int = virt.UART.start,
         absent: bool = False,
         gic: int = 2,
     ) -> None:
@@ -130,9 +109,9 @@ class Board:
         for bank in ram:
             instance(bank, PhysRange, "ram")
         self.gic: Gic2 | Gic3 = (
-            Gic2(min(cpus, GIC_CPUS), self._interrupt) if gic == 2 else Gic3(cpus, self._interrupt)
+            Gic2(min(cpus, virt.GICV2_CPUS), self._interrupt) if gic == 2 else Gic3(cpus, self._interrupt)
         )
-        self.uart = Pl011(uart_base, irq=self.gic.line(UART_SPI))
+        self.uart = Pl011(uart_base, irq=self.gic.line(virt.UART_SPI))
         for bank in ram:
             if bank.overlaps(self.uart.phys):
                 raise InputError(f"RAM {bank} covers the UART at {uart_base:#x}")
@@ -140,8 +119,8 @@ class Board:
                 raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
         self.ram = Ram(ram)
         self.virtio = VirtioBus(self.ram)
-        self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(RTC_SPI))
-        missing = _ABSENT + (_ABSENT_GIC3 if gic == 3 else ())
+        self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(virt.RTC_SPI))
+        missing = virt.ABSENT + (virt.ABSENT_GICV3 if gic == 3 else ())
         self._absent = [Absent(phys, value) for phys, value in missing] if absent else []
         self._noted = 0
         self.idle = 0
@@ -171,11 +150,11 @@ class Board:
         if isinstance(self.gic, Gic3):
             devices += [self.gic.distributor, self.gic.redistributors]
             registers = self.gic.cpu_interface(index)
-        elif index < GIC_CPUS:
+        elif index < virt.GICV2_CPUS:
             devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
         if index < self.gic.cpus:
-            physical = self._timer_line(index, self.gic.line(TIMER_PHYSICAL_PPI, index))
-            virtual = self._timer_line(index, self.gic.line(TIMER_VIRTUAL_PPI, index))
+            physical = self._timer_line(index, self.gic.line(virt.TIMER_PHYSICAL_PPI, index))
+            virtual = self._timer_line(index, self.gic.line(virt.TIMER_VIRTUAL_PPI, index))
         devices += [self.virtio, self.rtc, *self._absent]
         taken = [*self.ram.banks, self.uart.phys]
         devices[1:] = [
@@ -197,7 +176,7 @@ class Board:
 
     def attach(self, slot: int, device: VirtioDevice) -> None:
         """Put a virtio device into one of the 32 slots; QEMU fills them from the last one down."""
-        self.virtio.attach(slot, device, self.gic.line(VIRTIO_SPI + slot))
+        self.virtio.attach(slot, device, self.gic.line(virt.VIRTIO_SPI + slot))
 
     @property
     def boot_cpu(self) -> SystemCpu:

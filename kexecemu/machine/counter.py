@@ -3,112 +3,29 @@
 Unicorn's own count= puts a hook on every instruction, and its timeout= and asynchronous stops can run the
 last load or store twice. A hook at the start of each translated block does neither: it adds the block's
 length, and when the run must end it asks for the stop before the block has begun. blockcount.c is that hook
-compiled ahead for both host architectures; where it cannot be loaded (or KEXECEMU_NO_NATIVE=1 is set) the
-same is done in Python, slower by a factor of about fifty.
+compiled ahead for both host architectures; where it cannot be loaded (or KEXECEMU_NO_NATIVE=1 is set)
+PythonHooks do the same, slower by a factor of about fifty.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 from collections.abc import Collection
-from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
-from unicorn.arm64_const import UC_ARM64_INS_MRS, UC_ARM64_REG_PC, UC_ARM64_REG_XZR
+from unicorn.arm64_const import UC_ARM64_INS_MRS
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN, UC_HOOK_INTR
-from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import MachineError
+from kexecemu.machine.blockcount import FILTER_BITS, NO_DEADLINE, BlockCount, Why, load_library
+from kexecemu.machine.python_hooks import PythonHooks
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["BlockCounter", "Why", "library_path"]
+__all__ = ["BlockCounter", "function_address"]
 
-FILTER_BITS = 4096
-STALE_LINES = 64
-LINE_MARKS = 1 << 18
-LINE_SIZE = 64
-"""Of the instruction cache, in bytes: what one IC IVAU is about (CTR_EL0.IminLine of a Cortex-A57)."""
-INSTRUCTIONS_PER_TICK = 2
-"""Of CNTPCT_EL0 and CNTVCT_EL0; CNTFRQ_EL0 says 62.5 MHz, so a CPU does 125 million instructions a second."""
-INSTRUCTIONS_PER_SECOND = 62_500_000 * INSTRUCTIONS_PER_TICK
-NO_DEADLINE = (1 << 64) - 1
 ANYWHERE = (0, (1 << 64) - 1)
-
-
-class Why(IntEnum):
-    """What ended the engine's last run; `enum why` of blockcount.c."""
-
-    NOTHING = 0
-    STOP = 1
-    LEFT = 2
-    DEADLINE = 3
-    MISALIGNED = 4
-    INTERRUPT = 5
-    IRQ = 6
-    STALE = 7
-
-
-class BlockCount(ctypes.Structure):
-    """struct blockcount of blockcount.c, field by field."""
-
-    _fields_ = (
-        ("total", ctypes.c_uint64),
-        ("deadline", ctypes.c_uint64),
-        ("block", ctypes.c_uint64),
-        ("block_size", ctypes.c_uint64),
-        ("within", ctypes.c_uint64),
-        ("within_size", ctypes.c_uint64),
-        ("stops", ctypes.c_void_p),
-        ("nr_stops", ctypes.c_uint64),
-        ("emu_stop", ctypes.c_void_p),
-        ("reg_write", ctypes.c_void_p),
-        ("elsewhere", ctypes.c_uint64),
-        ("why", ctypes.c_uint32),
-        ("interrupt", ctypes.c_uint32),
-        ("first", ctypes.c_uint32),
-        ("system", ctypes.c_uint32),
-        ("irq", ctypes.c_uint32),
-        ("maintenance", ctypes.c_uint32),
-        ("stale", ctypes.c_uint32),
-        ("nr_stale", ctypes.c_uint32),
-        ("nr_stale_pages", ctypes.c_uint32),
-        ("user_ran", ctypes.c_uint32),
-        ("settled_page", ctypes.c_uint64),
-        ("stale_lines", ctypes.c_uint64 * STALE_LINES),
-        ("stale_pages", ctypes.c_uint64 * STALE_LINES),
-        ("marks", ctypes.c_void_p),
-        ("entered", ctypes.c_uint64),
-        ("exceptions", ctypes.c_uint64),
-        ("reg_read", ctypes.c_void_p),
-        ("reg_write_batch", ctypes.c_void_p),
-        ("context_save", ctypes.c_void_p),
-        ("context", ctypes.c_void_p),
-        ("exception", ctypes.c_void_p),
-        ("timer", ctypes.c_void_p),
-        ("id_aa64pfr0", ctypes.c_uint64),
-        ("filter", ctypes.c_uint64 * (FILTER_BITS // 64)),
-    )
-
-
-def library_path() -> Path:
-    """Where the native hook for this host's architecture lies, whether or not it is there."""
-    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
-    return Path(__file__).with_name(f"blockcount-{machine}.so")
-
-
-def _load() -> ctypes.CDLL | None:
-    """The native hook, or None where it is switched off, missing or not for this host."""
-    if os.environ.get("KEXECEMU_NO_NATIVE") == "1":
-        return None
-    try:
-        return ctypes.CDLL(str(library_path()))
-    except OSError:
-        return None
 
 
 def function_address(function: Any) -> int:
@@ -131,27 +48,17 @@ class BlockCounter:
         self.state.reg_write = function_address(uclib.uc_reg_write)
         self.state.reg_read = function_address(uclib.uc_reg_read)
         self._stops: frozenset[int] = frozenset()
-        self._hooks: list[int] = []
         self._stop_array: ctypes.Array[ctypes.c_uint64] | None = None
-        library = _load()
-        self.library = library
+        self.library = library = load_library()
         self.native = library is not None
-        if library is not None:
-            self._hooks.append(self.hook(UC_HOOK_BLOCK, library.blockcount_block))
+        self.python: PythonHooks | None = None
+        """The hooks where they are not compiled."""
+        if library is None:
+            self.python = PythonHooks(uc, self.state)
+        else:
+            self.block_hook = self.hook(UC_HOOK_BLOCK, library.blockcount_block)
             self.hook(UC_HOOK_INTR, library.blockcount_interrupt)
             self.hook(UC_HOOK_INSN, library.blockcount_mrs, UC_ARM64_INS_MRS)
-        else:
-            self._hooks += [
-                uc.hook_add(UC_HOOK_BLOCK, self._on_block),
-                uc.hook_add(UC_HOOK_INTR, self._on_interrupt),
-                uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS),
-            ]
-
-    def unhook(self) -> None:
-        """Take away what counts, for somebody who counts in another way from now on."""
-        for hook in self._hooks:
-            self.unhook_one(hook)
-        self._hooks.clear()
 
     def hook(
         self,
@@ -203,6 +110,8 @@ class BlockCounter:
         state = self.state
         if wanted != self._stops:
             self._stops = wanted
+            if self.python is not None:
+                self.python.stops = wanted
             ordered = sorted(wanted)
             self._stop_array = (ctypes.c_uint64 * len(ordered))(*ordered)
             state.stops = ctypes.addressof(self._stop_array)
@@ -231,44 +140,3 @@ class BlockCounter:
             self.state.total -= (self.state.block_size - into) // 4
             # The block is settled now; a second exception before the next block must not take it back again.
             self.state.block_size = into
-
-    # The same hooks in Python. Keep them in step with blockcount.c, line by line.
-
-    def _stop(self, why: Why) -> None:
-        if self.state.why == Why.NOTHING:
-            self.state.why = why
-        self._uc.emu_stop()
-
-    def _on_block(self, uc: Uc, virt: int, size: int, _: object) -> None:
-        state = self.state
-        first, state.first = state.first, 0
-        if not 0 <= virt - state.within < state.within_size:
-            self._stop(Why.LEFT)
-        elif not first and virt in self._stops:
-            self._stop(Why.STOP)
-        elif state.total >= state.deadline:
-            self._stop(Why.DEADLINE)
-        elif virt & 3:
-            self._stop(Why.MISALIGNED)
-        else:
-            state.block = virt
-            state.block_size = size
-            state.total += size // 4
-
-    def _on_interrupt(self, uc: Uc, number: int, _: object) -> None:
-        self.state.interrupt = number
-        self._stop(Why.INTERRUPT)
-
-    def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
-        state = self.state
-        key = (named.op0, named.op1, named.crn, named.crm)
-        if key == (3, 3, 14, 0) and named.op2 in (1, 2):
-            to_come = state.block + state.block_size - uc.reg_read(UC_ARM64_REG_PC)
-            value = (state.elsewhere + state.total - to_come // 4) // INSTRUCTIONS_PER_TICK
-        elif key == (3, 0, 0, 4) and not named.op2 and state.id_aa64pfr0:
-            value = state.id_aa64pfr0
-        else:
-            return 0
-        if register != UC_ARM64_REG_XZR:
-            uc.reg_write(register, value)
-        return 1

@@ -5,38 +5,29 @@ A Python function at every block would be some fifty times slower than the engin
 anywhere, and the way to the next boundary is found by reading the guest's code. Where it is in its count, and how far
 it may go, is read and changed in the engine's own two counters while it runs. An interrupt that waits for the guest to
 unmask it is left to the engine, which takes it just there.
-
-Registers of the timer cannot be hooked everywhere either, because the hook would see every MRS of the guest. The
-hooks are everywhere until a Linux has set its vectors, and only at the kernel's own instructions from then on.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from unicorn.arm64_const import (
-    UC_ARM64_INS_MRS,
-    UC_ARM64_INS_MSR,
-    UC_ARM64_INS_SYS,
     UC_ARM64_REG_PC,
     UC_ARM64_REG_PSTATE,
     UC_ARM64_REG_X0,
     UC_ARM64_REG_X29,
-    UC_ARM64_REG_XZR,
 )
-from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INSN, UC_HOOK_INTR
+from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INTR
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
+from kexecemu.machine.blockcount import INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, Why
 from kexecemu.machine.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SWI
 from kexecemu.machine.engine import Engine
 from kexecemu.machine.engine_internals import Internals
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.guest_code import GuestCode, StaleCode
-from kexecemu.machine.kernel_sites import find_image, sites
-from kexecemu.machine.stepper import CODE, TLB, Halt, Owner
+from kexecemu.machine.stepper import Halt, Owner
+from kexecemu.machine.system_hooks import EL0PCTEN, EL0VCTEN, SystemHooks
 
 __all__ = ["CountingStepper"]
 
@@ -44,48 +35,18 @@ _LONGEST_BLOCK: Final = 512
 """Instructions that the engine translates as one, at most (TCG_MAX_INSNS)."""
 _EC_TRAPPED_MRS: Final = 0x18
 
-_VBAR_EL1: Final = (3, 0, 12, 0, 0)
-_SCTLR_EL1: Final = (3, 0, 1, 0, 0)
-_CNTKCTL_EL1: Final = (3, 0, 14, 1, 0)
-_ID_AA64PFR0_EL1: Final = (3, 0, 0, 4, 0)
 _MRS_CNTPCT, _MRS_CNTVCT = 0xD53BE020, 0xD53BE040
-_EL0PCTEN, _EL0VCTEN = 1, 2
-
-
-class _Named(ctypes.Structure):
-    """uc_arm64_cp_reg: which system instruction, and the value of its register."""
-
-    _fields_ = (
-        ("crn", ctypes.c_uint32),
-        ("crm", ctypes.c_uint32),
-        ("op0", ctypes.c_uint32),
-        ("op1", ctypes.c_uint32),
-        ("op2", ctypes.c_uint32),
-        ("val", ctypes.c_uint64),
-    )
-
-
-if TYPE_CHECKING:
-    _NamedPointer = ctypes._Pointer[_Named]
-
-_Hook = Callable[[int, _Named], int]
-"""Given UC_ARM64_REG_ of the general register, and the system register; true if the engine is to leave it at that."""
-
-# uint32_t cb(uc_engine *, enum uc_arm64_reg, const uc_arm64_cp_reg *, void *)
-_INSN = ctypes.CFUNCTYPE(
-    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Named), ctypes.c_void_p
-)
 
 
 class CountingStepper:
     """See Stepper."""
 
-    def __init__(self, engine: Engine, owner: Owner) -> None:
+    def __init__(self, engine: Engine, owner: Owner, internals: Internals) -> None:
         self._engine = engine
         self._uc = engine.uc
         self._state = engine.counter.state
         self._owner = owner
-        self._inside = Internals(self._uc)
+        self._inside = internals
         self._done, self._limit = self._inside.done, self._inside.limit
         self._sprinting = False
         self._doomed_count: int | None = None  # what had been counted when the rest of a block was doomed
@@ -94,28 +55,18 @@ class CountingStepper:
         self._finishing = False
         self._irq = False
         self._deadline = 0
-        self._vectors_set = False  # by the guest just now
-        self._mmu_off = False
         self._at_boundary = True
         self._code = GuestCode(owner)
         self._stale = StaleCode(engine, self._code)
-        self._cntkctl = 0
         self._pc = self._pstate = 0  # where the engine has stopped last
-        self._hooks: list[int] = []
-        self._raised: BaseException | None = None
-        # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
-        self._callbacks = {
-            UC_ARM64_INS_MRS: self._insn(self._on_mrs),
-            UC_ARM64_INS_MSR: self._insn(self._on_msr),
-            UC_ARM64_INS_SYS: self._insn(self._on_sys),
-        }
         self.error = 0
         self._state.entered = NO_DEADLINE
         self._inside.variant.value = 0
         engine.on_doom = self._on_doom
-        engine.counter.unhook()
+        assert engine.counter.python is not None
+        engine.counter.python.unhook()
         self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
-        self._widen()
+        self._hooks = SystemHooks(engine, owner, self, self._code, self._stale)
 
     @property
     def now(self) -> int:
@@ -126,9 +77,7 @@ class CountingStepper:
     def reset(self) -> None:
         """See Stepper."""
         self._state.entered = NO_DEADLINE
-        self._cntkctl = 0
-        if self._code.image is not None:
-            self._widen()
+        self._hooks.reset()
 
     def set_irq(self, level: bool) -> None:
         """See Stepper."""
@@ -138,20 +87,21 @@ class CountingStepper:
         elif self._running and self._engine.get(UC_ARM64_REG_PSTATE) & Pstate.I:
             self._inside.interrupt_request.value = Internals.INTERRUPT_IRQ
         else:
-            self._cut()
+            self.cut()
 
     def shorten(self, deadline: int) -> None:
         """See Stepper."""
         if deadline < self._deadline:
             self._deadline = deadline
-            self._cut()
+            self.cut()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
         """End the stretch under way behind this instruction, unless it only goes to the next boundary anyway."""
         if not self._finishing:
-            self._cut_here()
+            self.cut_here()
 
-    def _cut_here(self) -> None:
+    def cut_here(self) -> None:
+        """End the stretch under way behind this instruction."""
         if not self._running:
             return
         if self._sprinting:
@@ -179,8 +129,8 @@ class CountingStepper:
                 halt = self._stretch(before - _LONGEST_BLOCK, sprint=True)
             else:
                 halt = self._stretch(before)
-            if self._vectors_set or self._mmu_off:
-                self._follow_kernel()
+            if self._hooks.kernel_moves:
+                self._hooks.follow_kernel()
             if self._stale:
                 self._stale.drop()
             if halt is not None:
@@ -230,9 +180,8 @@ class CountingStepper:
             finally:
                 self._running = False
                 done, limit = self._done.value, self._limit.value
-            if self._raised is not None:
-                raised, self._raised = self._raised, None
-                raise raised
+            if self._hooks.raised is not None:
+                self._hooks.raise_pending()
             if self._doomed_count is not None:
                 done, self._doomed_count = self._doomed_count, None
             state.total += done if sprint else min(done, limit)
@@ -247,6 +196,8 @@ class CountingStepper:
             if state.why == Why.INTERRUPT:
                 if state.interrupt not in (EXCP_SWI, EXCP_HVC, EXCP_PREFETCH_ABORT):
                     state.total -= 1
+                if self._pc & 3:
+                    state.why = Why.MISALIGNED  # which the engine takes for an undefined instruction
                 if not self._serve_counter():
                     return Halt.EVENT
                 if self._cuts:
@@ -280,8 +231,8 @@ class CountingStepper:
             return False
         pc = engine.get(UC_ARM64_REG_PC)
         word = self._owner.word_at(pc) or 0
-        allowed = {_MRS_CNTPCT: _EL0PCTEN, _MRS_CNTVCT: _EL0VCTEN}.get(word & ~31, 0)
-        if not self._cntkctl & allowed:
+        allowed = {_MRS_CNTPCT: EL0PCTEN, _MRS_CNTVCT: EL0VCTEN}.get(word & ~31, 0)
+        if not self._hooks.cntkctl & allowed:
             return False
         if word & 31 != 31:
             engine.put(
@@ -291,8 +242,6 @@ class CountingStepper:
         self._state.total += 1
         return True
 
-    # -- hooks, which run inside the engine: none of them may stop it, but all may cut the stretch ---------------------
-
     def _on_interrupt(self, uc: Uc, number: int, _: object) -> None:
         self._state.interrupt = number
         self._state.why = Why.INTERRUPT
@@ -300,107 +249,6 @@ class CountingStepper:
 
     def _on_doom(self) -> None:
         self._doomed_count = self._done.value
-
-    def _insn(self, hook: _Hook) -> ctypes._CFunctionType:
-        def call(uc: int, register: int, named: _NamedPointer, _: int) -> int:
-            # ctypes would print whatever is raised here and go on.
-            try:
-                return hook(register, named[0])
-            except BaseException as error:
-                self._raised = error
-                self._cut_here()
-                return 1
-
-        return _INSN(call)
-
-    def _on_mrs(self, register: int, named: _Named) -> int:
-        key = (named.op0, named.op1, named.crn, named.crm, named.op2)
-        if key == _CNTKCTL_EL1:
-            value = self._cntkctl
-        elif key == _ID_AA64PFR0_EL1 and self._state.id_aa64pfr0:
-            value = self._state.id_aa64pfr0
-        elif key[:3] != (3, 3, 14) or named.op2 > 2:
-            return 0
-        elif named.crm == 0 and named.op2:
-            value = (self._state.elsewhere + self.now) // INSTRUCTIONS_PER_TICK
-        elif named.crm in (2, 3):
-            value = self._owner.read_timer(named.crm, named.op2)
-        else:
-            return 0
-        if register != UC_ARM64_REG_XZR:
-            self._engine.put(register, value)
-        return 1
-
-    def _on_msr(self, register: int, named: _Named) -> int:
-        if self._engine.doomed:
-            return 1
-        key = (named.op0, named.op1, named.crn, named.crm, named.op2)
-        if key[:3] == (3, 3, 14) and named.crm in (2, 3) and named.op2 <= 2:
-            self._owner.write_timer(named.crm, named.op2, named.val)
-        elif key == _CNTKCTL_EL1:
-            # EL0's reads of the counter must come here, where the guest believes that they do not.
-            self._cntkctl = named.val
-            self._engine.write_sysreg("CNTKCTL_EL1", named.val & ~(_EL0PCTEN | _EL0VCTEN))
-            return 1
-        elif key == _VBAR_EL1 and named.val >> 63 and self._code.image is None:
-            self._vectors_set = True
-            self._cut()
-        elif key == _SCTLR_EL1 and not named.val & 1 and self._code.image is not None:
-            self._mmu_off = True
-            self._cut()
-        return 0
-
-    def _on_sys(self, register: int, named: _Named) -> int:
-        if named.crn != 7 or named.crm not in (1, 5) or self._engine.doomed:
-            return 0  # not IC
-        self._state.maintenance |= CODE
-        if named.op1 != 3:
-            self._stale.everything()
-        elif not self._stale.line(named.val, self.now):
-            return 0
-        self._cut_here()
-        return 0
-
-    # -- which instructions are hooked ------------------------------------------------------------------------------
-
-    def _follow_kernel(self) -> None:
-        """A kernel has come up, or is about to leave for another one."""
-        self._code.forget()
-        if self._mmu_off:
-            self._widen()
-        else:
-            self._narrow()
-        self._vectors_set = self._mmu_off = False
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            self._engine.counter.unhook_one(hook)
-        self._hooks.clear()
-
-    def _hook(self, kind: int, virt: int | None = None) -> None:
-        hook = self._engine.counter.hook(UC_HOOK_INSN, self._callbacks[kind], kind, at=virt)
-        self._hooks.append(hook)
-
-    def _widen(self) -> None:
-        """Hook every MRS, MSR and SYS: slow, and right for any guest."""
-        self._unhook()
-        self._code.image = None
-        for kind in self._callbacks:
-            self._hook(kind)
-        self._engine.flush_code()
-
-    def _narrow(self) -> None:
-        """Hook the instructions of the Linux that runs here alone; any other guest stays as it is."""
-        virt = self._engine.get(UC_ARM64_REG_PC)
-        phys = self._owner.code_phys(virt)
-        image = find_image(self._owner.ram, virt, phys) if phys is not None else None
-        if image is None:
-            return
-        self._unhook()
-        self._code.image = image
-        for virt, kind in sites(self._owner.ram, image):
-            self._hook(kind, virt)
-        self._engine.flush_code()
 
 
 def _general(number: int) -> int:

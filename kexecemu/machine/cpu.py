@@ -7,23 +7,20 @@ is done between two stretches of guest execution: no guest state is ever changed
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Final
 
-from unicorn.unicorn_const import (
-    UC_ERR_FETCH_PROT,
-    UC_ERR_FETCH_UNMAPPED,
-    UC_ERR_READ_UNMAPPED,
-    UC_ERR_WRITE_UNMAPPED,
-)
-from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
+from unicorn.unicorn_py3.unicorn import Uc, UcContext
 
 from kexecemu.errors import MachineError
 from kexecemu.machine import abort, exceptions
-from kexecemu.machine.counter import NO_DEADLINE, BlockCounter, Why
-from kexecemu.machine.engine import MmioDevice
+from kexecemu.machine.blockcount import NO_DEADLINE, Why
+from kexecemu.machine.counter import BlockCounter
 from kexecemu.machine.exceptions import ExceptionKind, GuestFault, Pstate
+from kexecemu.machine.mmio import MmioDevice
 from kexecemu.machine.ram import Ram
+from kexecemu.machine.recursion import Recursion
 from kexecemu.machine.registers import Registers
 from kexecemu.machine.stop import Stop, StopKind
 from kexecemu.shown import shown
@@ -33,10 +30,6 @@ __all__ = ["Cpu", "Stop", "StopKind"]
 SLICE: Final = 50_000_000
 """Instructions between two looks at Python's pending signals: a fraction of a second."""
 
-NO_PROGRESS: Final = 32
-"""An exception that recurs this often in a row, with little done in between, is an endless recursion."""
-NO_PROGRESS_WITHIN: Final = 1000
-
 # Unicorn's exception numbers (QEMU's EXCP_*).
 EXCP_UDEF: Final = 1
 EXCP_SWI: Final = 2
@@ -45,10 +38,9 @@ EXCP_DATA_ABORT: Final = 4
 EXCP_HVC: Final = 11
 EXCP_SMC: Final = 13
 
-BRANCH_TO_SELF: Final = 0x14000000
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
-_OFFSETS: Final[dict[ExceptionKind, int]] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
+_ENDS: Final = {Why.NOTHING: StopKind.IDLE, Why.STOP: StopKind.BREAKPOINT, Why.LEFT: StopKind.LEFT}
 
 
 @shown()
@@ -60,7 +52,7 @@ class CpuState:
     powered: bool
     exceptions: int
     counts: tuple[int, int, int]
-    progress: tuple[int, int, int, int]
+    recursion: Recursion
 
 
 def _register(name: str) -> Callable[[Cpu], int | None]:
@@ -100,10 +92,7 @@ class Cpu(Registers):
         self._clock = clock
         self._hypercall = hypercall
         self._seen_generation = -1
-        # For telling an endless recursion of exceptions from progress.
-        self._entered_at = -1
-        self._repeats = 0
-        self._last_far = self._last_sp = -1
+        self._recursion = Recursion()
 
     @property
     def instructions(self) -> int:
@@ -121,8 +110,7 @@ class Cpu(Registers):
         self.set_x(0, x0)
         self.pc = entry_phys
         self.powered = True
-        self._entered_at = -1
-        self._repeats = 0
+        self._recursion = Recursion()
 
     def power_off(self) -> None:
         """Stop for good until the next reset(); registers can still be read."""
@@ -138,7 +126,7 @@ class Cpu(Registers):
             self.powered,
             len(self.exceptions),
             (counter.total, counter.block, counter.block_size),
-            (self._entered_at, self._repeats, self._last_far, self._last_sp),
+            copy(self._recursion),
         )
 
     def restore(self, state: CpuState | None) -> None:
@@ -153,7 +141,7 @@ class Cpu(Registers):
         del self.exceptions[state.exceptions :]
         counter = self._engine.counter.state
         counter.total, counter.block, counter.block_size = state.counts
-        self._entered_at, self._repeats, self._last_far, self._last_sp = state.progress
+        self._recursion = copy(state.recursion)
 
     @property
     def counter(self) -> BlockCounter:
@@ -198,7 +186,7 @@ class Cpu(Registers):
         counter.arm(stops, within)
         if self._clock is not None:
             counter.state.elsewhere = self._clock() - counter.total
-        self._entered_at = -1  # the host may have put PC anywhere since the last run
+        self._recursion.entered_at = -1  # the host may have put PC anywhere since the last run
         begin = counter.total
         end = NO_DEADLINE if limit is None else begin + limit
 
@@ -213,47 +201,22 @@ class Cpu(Registers):
             fault: GuestFault | None = None
             if error:
                 fault = self._external_abort(error)
-            elif why is Why.NOTHING:
-                return stop(StopKind.IDLE)
-            elif why is Why.STOP:
-                return stop(StopKind.BREAKPOINT)
-            elif why is Why.LEFT:
-                return stop(StopKind.LEFT)
+            elif why in _ENDS:
+                return stop(_ENDS[why])
             elif why is Why.DEADLINE:
                 if counter.total >= end:
                     return stop(StopKind.DEADLINE)
-            elif why is Why.MISALIGNED:
-                fault = self._fault(exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, far=self.pc)
-            elif counter.state.interrupt == EXCP_HVC:
+            elif self._calls_firmware():
                 power = self._call_firmware()
                 if power is not None:
                     return stop(StopKind.POWER, power=power)
             else:
-                fault = self._exception(counter.state.interrupt)
+                fault = self._event()
             if fault is not None:
                 # A block at the vector or behind a mended fault is not the first of this run any more.
                 counter.state.first = 0
                 if not self._take(fault, deliver):
                     return stop(StopKind.FAULT, fault=self.exceptions[-1])
-
-    def enter_exception(self, kind: ExceptionKind, esr: int = 0, far: int | None = None) -> None:
-        """Take an exception to EL1 from where PC is, as the architecture does.
-
-        far of None leaves FAR_EL1 alone; esr is written for a synchronous exception and an SError only. NZCV and
-        PAN are kept as they were.
-        """
-        pstate, pc = self.pstate, self.pc
-        # Same level with SP_EL0, same level, lower level in AArch64 (an AArch32 EL0 does not exist here).
-        group = 0x400 if not pstate & Pstate.EL_MASK else 0x200 if pstate & Pstate.SP_ELX else 0
-        # PSTATE first: setting it switches to SP_EL1.
-        self.pstate = Pstate.EL1H | Pstate.DAIF | pstate & (Pstate.NZCV | Pstate.PAN)
-        if kind in ("sync", "serror"):
-            self.set_sysreg("ESR_EL1", esr)
-        if far is not None:
-            self.set_sysreg("FAR_EL1", far)
-        self.set_sysreg("ELR_EL1", pc)
-        self.set_sysreg("SPSR_EL1", pstate)
-        self.pc = self.sysreg("VBAR_EL1") + group + _OFFSETS[kind] & (1 << 64) - 1
 
     def deliver_irq(self) -> bool:
         """Take an interrupt now if PSTATE.I allows it; False, and nothing changed, when it is masked."""
@@ -265,10 +228,6 @@ class Cpu(Registers):
         self.enter_exception("irq")
         return True
 
-    def spins(self) -> bool:
-        """It stands at a branch to itself with interrupts masked: nothing but a reset ends that."""
-        return bool(self.pstate & Pstate.I) and self.word_at(self.pc) == BRANCH_TO_SELF
-
     def _see_foreign_writes(self) -> None:
         """Drop translated code when the host, DMA or another CPU may have written it."""
         ram = self.ram
@@ -276,6 +235,17 @@ class Cpu(Registers):
             self._engine.flush_code()
             self._seen_generation = ram.generation
             ram.last_runner = self
+
+    def _calls_firmware(self) -> bool:
+        counter = self._engine.counter
+        return counter.why is Why.INTERRUPT and counter.state.interrupt == EXCP_HVC
+
+    def _event(self) -> GuestFault:
+        """What a run ended with that is no call to firmware."""
+        counter = self._engine.counter
+        if counter.why is Why.MISALIGNED:
+            return self._fault(exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, far=self.pc)
+        return self._exception(counter.state.interrupt)
 
     def _call_firmware(self) -> str | None:
         if self._hypercall is None:
@@ -307,22 +277,10 @@ class Cpu(Registers):
 
     def _external_abort(self, error: int) -> GuestFault:
         """A load, store or fetch of a physical address where nothing is."""
-        same_el = 1 if self.pstate & Pstate.EL_MASK else 0
-        if error in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
-            ec = exceptions.EC_IABT_LOWER + same_el
-            return self._fault(ec << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL, self.pc)
-        if error not in (UC_ERR_READ_UNMAPPED, UC_ERR_WRITE_UNMAPPED):
-            text = uclib.uc_strerror(error).decode("ascii")
-            raise MachineError(
-                f"the engine failed on cpu{self.index} at pc {self.pc:#x}: {text} (Unicorn error {error})"
-            )
-        self._engine.counter.uncount_from(self.pc)
-        esr = (exceptions.EC_DABT_LOWER + same_el) << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL
-        if error == UC_ERR_WRITE_UNMAPPED:
-            esr |= exceptions.ISS_WNR
-        # The engine gives the physical address; FAR wants the virtual one, which only the instruction knows.
-        far = abort.faulting_virt(self, self._engine.unmapped_phys)
-        return self._fault(esr | exceptions.ISS_FNV) if far is None else self._fault(esr, far)
+        esr, far = abort.external_abort(self, error, self._engine.unmapped_phys)
+        if not abort.is_fetch(error):
+            self._engine.counter.uncount_from(self.pc)
+        return self._fault(esr, far)
 
     def _take(self, fault: GuestFault, deliver: bool) -> bool:
         """Deliver the fault to the guest's vectors and record it; False when it ends the run instead."""
@@ -333,25 +291,9 @@ class Cpu(Registers):
             self.exceptions.append(fault)
         if delivered:
             self.enter_exception("sync", fault.esr, fault.far if fault.has_far else None)
-            self._entered_at = self._engine.counter.total
+            self._recursion.entered_at = self._engine.counter.total
         return delivered
 
     def _makes_progress(self, fault: GuestFault) -> bool:
         """False when taking the fault would only lead to the same fault again."""
-        since = self._engine.counter.total - self._entered_at
-        if self._entered_at >= 0 and since == 0:
-            return False  # the vector's very first instruction faults
-        # A handler that faults always at the same place comes back with the ELR and ESR of the time before, and
-        # deeper in its stack if it moved SP; one that returns to the cause without mending it, with the same FAR.
-        # Demand paging at one instruction has another FAR each time, a handler that skips has moved ELR, and the
-        # return address of an SVC is no fault at all.
-        again = (
-            fault.ec != exceptions.EC_SVC64
-            and fault.pc == self.sysreg("ELR_EL1")
-            and fault.esr == self.sysreg("ESR_EL1")
-            and (fault.far == self._last_far or self.sp < self._last_sp)
-            and since < NO_PROGRESS_WITHIN
-        )
-        self._last_far, self._last_sp = fault.far, self.sp
-        self._repeats = self._repeats + 1 if again else 0
-        return self._repeats < NO_PROGRESS
+        return self._recursion.makes_progress(self, fault, self._engine.counter.total)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from unicorn.arm64_const import UC_ARM64_REG_CP_REG, UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_CPU_ARM64_A57
 from unicorn.unicorn_const import (
@@ -35,12 +35,13 @@ from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.counter import BlockCounter
+from kexecemu.machine.mmio import MmioDevice
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.machine.sysregs import SYSREGS
 from kexecemu.shown import shown
 
-__all__ = ["Engine", "MmioDevice", "Syndrome"]
+__all__ = ["Engine", "Syndrome"]
 
 # NS and HCE (else HVC is undefined) and RW. Without RW here and in HCR_EL2, Unicorn walks EL1's tables as
 # AArch32.
@@ -53,20 +54,6 @@ PHYS_END = 1 << 64
 
 _emu_start = uclib.uc_emu_start
 _WHERE = (ctypes.c_int * 2)(UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE)
-
-
-class MmioDevice(Protocol):
-    """Registers in a page of physical address space; offsets in bytes from phys.start, size 1 to 8 bytes."""
-
-    @property
-    def phys(self) -> PhysRange:
-        """Where the device is: whole pages of 4 KiB, not in RAM."""
-
-    def read(self, offset: int, size: int) -> int:
-        """A load from the device."""
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """A store to the device."""
 
 
 @shown()

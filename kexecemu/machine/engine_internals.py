@@ -1,8 +1,8 @@
 """Four fields of Unicorn's own structs, which its interface does not show; each found, and proved by what it does.
 
-Only a machine that runs an operating system needs them, for speed. Nothing is taken for granted but the order of the
-fields in Unicorn 2.1.4 (struct uc_struct in uc_priv.h, CPUState in hw/core/cpu.h): where that is not so, finding them
-fails with a MachineError, and so do the tests.
+A machine that runs an operating system is faster with them, and runs as well without. Nothing is taken for granted but
+the order of the fields in Unicorn 2.1.4 (struct uc_struct in uc_priv.h, CPUState in hw/core/cpu.h): where that is not
+so, or KEXECEMU_NO_INTERNALS=1 is set, there is a warning, and the steppers do with what the interface shows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import ctypes
 import functools
 import os
 import struct
-from typing import Final, NamedTuple
+import warnings
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeVar
 
 from unicorn.arm64_const import UC_ARM64_REG_PC
 from unicorn.unicorn_const import UC_HOOK_INTR
@@ -21,7 +23,9 @@ from kexecemu.errors import MachineError
 from kexecemu.machine.engine import open_engine
 from kexecemu.shown import shown
 
-__all__ = ["Internals", "Offsets", "between_blocks_of", "offsets"]
+__all__ = ["Internals", "Offsets", "between_blocks_of", "internals_of", "offsets"]
+
+_Found = TypeVar("_Found")
 
 _NOP: Final = 0xD503201F
 _BRK: Final = 0xD4200000
@@ -58,9 +62,30 @@ def _handle(uc: Uc) -> int:
     return handle
 
 
-def between_blocks_of(uc: Uc) -> ctypes.c_uint8:
-    """Internals.between_blocks, for who needs no more."""
-    return ctypes.c_uint8.from_address(_handle(uc) + _no_exit_request())
+def between_blocks_of(uc: Uc) -> ctypes.c_uint8 | None:
+    """Internals.between_blocks, for who needs no more; None, after a warning, where it is not found."""
+    at = _sought(_no_exit_request)
+    return None if at is None else ctypes.c_uint8.from_address(_handle(uc) + at)
+
+
+def internals_of(uc: Uc) -> Internals | None:
+    """The fields of an engine; None, after a warning, where they are not found."""
+    return None if _sought(offsets) is None else Internals(uc)
+
+
+def _sought(find: Callable[[], _Found]) -> _Found | None:
+    if os.environ.get("KEXECEMU_NO_INTERNALS") == "1":
+        reason = "KEXECEMU_NO_INTERNALS=1 is set"
+    else:
+        try:
+            return find()
+        except MachineError as error:
+            reason = str(error)
+    # The same words each time: Python shows them once.
+    warnings.warn(
+        f"an operating system runs more slowly than it could: {reason}", RuntimeWarning, stacklevel=1
+    )
+    return None
 
 
 class Internals:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kexecemu.machine.gic_bank import FIRST_SPI, Bank, BankState
+from kexecemu.machine import virt
+from kexecemu.machine.gic_bank import Bank, BankState
 from kexecemu.machine.gic_base import GicBase
 from kexecemu.machine.gic_cpu_interface import GICC_CTLR, SPURIOUS, CpuInterface, CpuInterfaceState
 from kexecemu.machine.gic_distributor import Distributor
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import FIRST_SPI
 
 __all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface", "Distributor", "Gic2", "GicState"]
 
-MAX_CPUS = 8
+MAX_CPUS = virt.GICV2_CPUS
 
 GicState = tuple[int, BankState, tuple[CpuInterfaceState, ...]]
 
@@ -41,9 +43,9 @@ class Gic2(GicBase):
         cpus: int,
         on_output: Callable[[int, bool], object],
         *,
-        spis: int = 256,
-        distributor_phys: int = 0x08000000,
-        cpu_interface_phys: int = 0x08010000,
+        spis: int = virt.SPIS,
+        distributor_phys: int = virt.GIC_DISTRIBUTOR.start,
+        cpu_interface_phys: int = virt.GIC_CPU_INTERFACE.start,
     ) -> None:
         """Raises ValueError for numbers that a GICv2 cannot have."""
         if not 1 <= cpus <= MAX_CPUS:
@@ -51,9 +53,9 @@ class Gic2(GicBase):
         super().__init__(cpus, on_output, spis)
         self.spis = Bank((1 << spis) - 1 << FIRST_SPI)
         self.typer = spis // 32 | cpus - 1 << 5
-        frame = PhysRange.of(cpu_interface_phys, 0x10000)
+        frame = PhysRange.of(cpu_interface_phys, virt.GIC_CPU_INTERFACE.size)
         self.interfaces = tuple(CpuInterface(self, cpu, frame, self._count) for cpu in range(cpus))
-        frame = PhysRange.of(distributor_phys, 0x10000)
+        frame = PhysRange.of(distributor_phys, virt.GIC_DISTRIBUTOR.size)
         self._distributors = tuple(Distributor(self, interface, frame) for interface in self.interfaces)
 
     def distributor(self, cpu: int) -> Distributor:

@@ -11,27 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kexecemu.machine import virt
 from kexecemu.machine.gic3_bank import Bank3, Bank3State
 from kexecemu.machine.gic3_cpu_interface import IGRPEN1, SPURIOUS, CpuInterface3, CpuInterface3State
 from kexecemu.machine.gic3_distributor import Distributor3, Redistributors
-from kexecemu.machine.gic_bank import FIRST_SPI
 from kexecemu.machine.gic_base import GicBase
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import FIRST_SPI
 
-__all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface3", "Gic3", "Gic3State", "affinity"]
+__all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface3", "Gic3", "Gic3State"]
 
-MAX_CPUS = 123
-"""So many redistributors have room where QEMU's virt has them."""
+MAX_CPUS = virt.GICV3_CPUS
 
 _ROUTE = 0xFF00FFFFFF
 _SGI_IRM = 1 << 40
 
 Gic3State = tuple[int, Bank3State, dict[int, int], tuple[CpuInterface3State, ...]]
-
-
-def affinity(cpu: int) -> int:
-    """Aff3.Aff2.Aff1.Aff0 of a CPU, a byte each: 16 to a cluster, which is what one SGI can reach."""
-    return cpu // 16 << 8 | cpu % 16
 
 
 class Gic3(GicBase):
@@ -51,9 +46,9 @@ class Gic3(GicBase):
         cpus: int,
         on_output: Callable[[int, bool], object],
         *,
-        spis: int = 256,
-        distributor_phys: int = 0x08000000,
-        redistributors_phys: int = 0x080A0000,
+        spis: int = virt.SPIS,
+        distributor_phys: int = virt.GIC_DISTRIBUTOR.start,
+        redistributors_phys: int = virt.GIC_REDISTRIBUTORS.start,
     ) -> None:
         """Raises ValueError for numbers that this GICv3 cannot have."""
         if not 1 <= cpus <= MAX_CPUS:
@@ -64,8 +59,8 @@ class Gic3(GicBase):
         """GICD_IROUTER of the SPIs that are not routed to affinity 0.0.0.0."""
         # No1N, affinity 3 can be other than 0, numbers of 16 bits, and how many interrupts there are.
         self.typer = 1 << 25 | 1 << 24 | 0xF << 19 | spis // 32
-        self.interfaces = tuple(CpuInterface3(self, cpu, affinity(cpu)) for cpu in range(cpus))
-        self.distributor = Distributor3(self, PhysRange.of(distributor_phys, 0x10000))
+        self.interfaces = tuple(CpuInterface3(self, cpu, virt.affinity(cpu)) for cpu in range(cpus))
+        self.distributor = Distributor3(self, PhysRange.of(distributor_phys, virt.GIC_DISTRIBUTOR.size))
         self.redistributors = Redistributors(self, redistributors_phys)
 
     def cpu_interface(self, cpu: int) -> CpuInterface3:

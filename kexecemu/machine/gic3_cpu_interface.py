@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kexecemu.machine.gic3_bank import Bank3, Bank3State
-from kexecemu.machine.gic_bank import FIRST_SPI, PRIVATE
+from kexecemu.machine.gic_bank import PRIVATE
+from kexecemu.machine.virt import FIRST_SPI
 from kexecemu.shown import shown
 
 if TYPE_CHECKING:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kexecemu.machine.gic3_bank import ID_REGISTERS, IDENTITY
-from kexecemu.machine.gic_bank import FIRST_SPI, IIDR
+from kexecemu.machine.gic_bank import IIDR
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import FIRST_SPI, REDISTRIBUTOR_SIZE
 from kexecemu.shown import shown
 
 if TYPE_CHECKING:
     from kexecemu.machine.gic3 import Gic3
 
-__all__ = ["REDISTRIBUTOR_SIZE", "Distributor3", "Redistributors"]
+__all__ = ["Distributor3", "Redistributors"]
 
 GICD_CTLR = 0x0000
 GICD_TYPER = 0x0004
@@ -31,7 +32,6 @@ GICR_WAKER = 0x0014
 WAKER_ASLEEP = 3 << 1
 """ProcessorSleep, and ChildrenAsleep, which follows it at once."""
 SGI_FRAME = 0x10000
-REDISTRIBUTOR_SIZE = 0x20000
 REDISTRIBUTOR_PIDR0 = 0x93
 PIDR0 = 4
 """Its place in the identity, which says distributor."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from kexecemu.machine.virt import FIRST_PPI, FIRST_SPI
 from kexecemu.shown import shown
 
-__all__ = ["FIRST_PPI", "FIRST_SPI", "IIDR", "PRIVATE", "SGIS", "Bank", "BankState"]
+__all__ = ["IIDR", "PRIVATE", "SGIS", "Bank", "BankState"]
 
-FIRST_PPI = 16
-FIRST_SPI = 32
 SGIS = (1 << FIRST_PPI) - 1
 PRIVATE = (1 << FIRST_SPI) - 1
 

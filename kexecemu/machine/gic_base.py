@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, SGIS, Bank
+from kexecemu.machine.gic_bank import SGIS, Bank
+from kexecemu.machine.virt import FIRST_PPI, FIRST_SPI
 from kexecemu.shown import shown
 
 __all__ = ["GicBase", "Interface"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kexecemu.machine.gic_bank import FIRST_PPI, FIRST_SPI, IIDR, PRIVATE, Bank, BankState
+from kexecemu.machine.gic_bank import IIDR, PRIVATE, Bank, BankState
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import FIRST_PPI, FIRST_SPI
 from kexecemu.shown import shown
 
 if TYPE_CHECKING:

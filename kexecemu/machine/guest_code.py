@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kexecemu.machine.counter import LINE_SIZE
+from kexecemu.machine.blockcount import LINE_SIZE
 from kexecemu.machine.engine import Engine
 from kexecemu.machine.kernel_sites import Image
 from kexecemu.machine.ram import Ram
@@ -61,6 +61,8 @@ class GuestCode:
 
     def _look_ahead(self, virt: int) -> tuple[int, bool]:
         count = 0
+        if virt & 3:
+            return 1, False  # nothing is fetched from there
         while True:
             phys = self.phys(virt)
             # Nothing is looked for further than a page away, so that forget() forgets enough.

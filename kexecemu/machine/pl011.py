@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 
+from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
@@ -54,7 +55,7 @@ class Pl011:
     it is called with its level whenever that changes, the first time when it rises.
     """
 
-    def __init__(self, base_phys: int = 0x09000000, irq: Callable[[bool], object] | None = None) -> None:
+    def __init__(self, base_phys: int = virt.UART.start, irq: Callable[[bool], object] | None = None) -> None:
         self.base_phys = base_phys
         self.output = bytearray()
         """All bytes sent so far."""
@@ -68,7 +69,7 @@ class Pl011:
     @property
     def phys(self) -> PhysRange:
         """The physical page of the registers."""
-        return PhysRange.of(self.base_phys, 0x1000)
+        return PhysRange.of(self.base_phys, virt.UART.size)
 
     @property
     def text(self) -> str:

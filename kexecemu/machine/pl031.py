@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
@@ -39,13 +40,13 @@ class Pl031:
 
     def __init__(
         self,
-        base_phys: int = 0x09010000,
+        base_phys: int = virt.RTC.start,
         *,
         now: Callable[[], int],
         start: int = DEFAULT_START,
         irq: Callable[[bool], object] | None = None,
     ) -> None:
-        self.phys = PhysRange.of(base_phys, 0x1000)
+        self.phys = PhysRange.of(base_phys, virt.RTC.size)
         self.alarm_at: int | None = None
         """When the counter will be equal to the match register, as now() counts; None when that was never set."""
         self._now = now

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from unicorn import arm64_const as uc64
 
 from kexecemu.errors import InputError, MachineError
+from kexecemu.machine import virt
 from kexecemu.machine.descriptors import Granule, TableFormat
-from kexecemu.machine.engine import Engine, MmioDevice
-from kexecemu.machine.exceptions import Pstate
+from kexecemu.machine.engine import Engine
+from kexecemu.machine.exceptions import ExceptionKind, Pstate
+from kexecemu.machine.mmio import MmioDevice
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.sysregs import SYSREGS, TRANSLATION
 from kexecemu.machine.walk import TableReader, Walk
@@ -27,6 +29,10 @@ _X = (
     uc64.UC_ARM64_REG_X30,
 )
 
+BRANCH_TO_SELF = 0x14000000
+# Of the vectors, in each of the four groups.
+_OFFSETS: dict[ExceptionKind, int] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
+
 
 class Registers:
     """Register access of one CPU. The engine behind it is made on first use: each costs memory and time."""
@@ -34,8 +40,7 @@ class Registers:
     def __init__(self, index: int, ram: Ram, devices: Sequence[MmioDevice]) -> None:
         self.index = index
         self.ram = ram
-        # Bit 31 is RES1; Aff0 counts 16 CPUs a cluster, as Arm's cores and QEMU's virt board do.
-        self.mpidr = 1 << 31 | (index >> 4) << 8 | index & 0xF
+        self.mpidr = 1 << 31 | virt.affinity(index)  # bit 31 is RES1
         self._devices = tuple(devices)
         self._created: Engine | None = None
 
@@ -187,3 +192,26 @@ class Registers:
         """Where code at a virtual address is, in physical memory; None where nothing can be fetched."""
         phys = self.translate(virt)
         return phys if phys is not None and phys in self.ram else None
+
+    def enter_exception(self, kind: ExceptionKind, esr: int = 0, far: int | None = None) -> None:
+        """Take an exception to EL1 from where PC is, as the architecture does.
+
+        far of None leaves FAR_EL1 alone; esr is written for a synchronous exception and an SError only. NZCV and
+        PAN are kept as they were.
+        """
+        pstate, pc = self.pstate, self.pc
+        # Same level with SP_EL0, same level, lower level in AArch64 (an AArch32 EL0 does not exist here).
+        group = 0x400 if not pstate & Pstate.EL_MASK else 0x200 if pstate & Pstate.SP_ELX else 0
+        # PSTATE first: setting it switches to SP_EL1.
+        self.pstate = Pstate.EL1H | Pstate.DAIF | pstate & (Pstate.NZCV | Pstate.PAN)
+        if kind in ("sync", "serror"):
+            self.set_sysreg("ESR_EL1", esr)
+        if far is not None:
+            self.set_sysreg("FAR_EL1", far)
+        self.set_sysreg("ELR_EL1", pc)
+        self.set_sysreg("SPSR_EL1", pstate)
+        self.pc = self.sysreg("VBAR_EL1") + group + _OFFSETS[kind] & (1 << 64) - 1
+
+    def spins(self) -> bool:
+        """It stands at a branch to itself with interrupts masked: nothing but a reset ends that."""
+        return bool(self.pstate & Pstate.I) and self.word_at(self.pc) == BRANCH_TO_SELF

@@ -15,24 +15,16 @@ from unicorn.arm64_const import UC_ARM64_INS_MSR, UC_ARM64_INS_SYS, UC_ARM64_REG
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN
 from unicorn.unicorn_py3.unicorn import uclib
 
-from kexecemu.machine.counter import LINE_MARKS, LINE_SIZE, NO_DEADLINE, Why, function_address
+from kexecemu.machine.blockcount import DOOMED, LINE_MARKS, LINE_SIZE, NO_DEADLINE, STALE_ALL, Why
+from kexecemu.machine.counter import function_address
 from kexecemu.machine.engine import Engine
 from kexecemu.machine.engine_internals import between_blocks_of
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.ram import Ram
 
-__all__ = ["CODE", "TLB", "Halt", "NativeStepper", "Stepper", "ends_block"]
+__all__ = ["BlockStepper", "Halt", "Stepper", "ends_block"]
 
-CODE: Final = 1
-"""Maintenance of instruction caches: other CPUs must translate code anew."""
-TLB: Final = 2
-"""Maintenance of the TLBs of all CPUs."""
 PAGE_SIZE: Final = 0x1000
-
-STALE_ALL: Final = 2
-"""In counter.state.stale: more than the lines and pages named there."""
-DOOMED: Final = 4
-"""There as well: what is left of the block leaves no trace, see Engine."""
 
 
 class Halt(Enum):
@@ -99,8 +91,8 @@ class Stepper(Protocol):
         """Run to the first boundary with `deadline` instructions retired, or at which an interrupt is to be taken."""
 
 
-class NativeStepper:
-    """The stepper whose hooks are compiled: blockcount.c does all but the stops."""
+class BlockStepper:
+    """The stepper that sees every block begin, in blockcount.c's hooks or in those of Python."""
 
     def __init__(self, engine: Engine, owner: Owner) -> None:
         self._engine = engine
@@ -109,26 +101,37 @@ class NativeStepper:
         self._running = False
         self._raised: BaseException | None = None
         self.error = 0
-        library = counter.library
-        assert library is not None
         state = counter.state
+        self._marks = (ctypes.c_uint8 * LINE_MARKS)()
+        state.entered = NO_DEADLINE
+        if counter.python is not None:
+            counter.python.serve_system(self._on_timer)
+        else:
+            self._hook_native()
+        # Every stop is before a block's first instruction: nothing needs to look for one behind each load and store.
+        between_blocks = between_blocks_of(engine.uc)
+        if between_blocks is not None:
+            between_blocks.value = engine.between_blocks = True
+        engine.on_doom = self._on_doom
+        engine.flush_code()
+
+    def _hook_native(self) -> None:
+        counter = self._counter
+        library, state = counter.library, counter.state
+        assert library is not None
         self._callback = _TIMER(self._on_timer)  # must live as long as the engine may call it
         state.timer = function_address(self._callback)
         state.reg_write_batch = function_address(uclib.uc_reg_write_batch)
         state.context_save = function_address(uclib.uc_context_save)
-        state.context, state.exception = engine.exception_context
-        self._marks = (ctypes.c_uint8 * LINE_MARKS)()
+        state.context, state.exception = self._engine.exception_context
         state.marks = ctypes.addressof(self._marks)
-        state.entered = NO_DEADLINE
         state.system = 1
-        counter.unhook()  # one block hook and no more: with two, the engine does not inline the calls
+        counter.unhook_one(
+            counter.block_hook
+        )  # one block hook and no more: with two, the engine does not inline the calls
         counter.hook(UC_HOOK_BLOCK, library.blockcount_system_block)
         counter.hook(UC_HOOK_INSN, library.blockcount_msr, UC_ARM64_INS_MSR)
         counter.hook(UC_HOOK_INSN, library.blockcount_sys, UC_ARM64_INS_SYS)
-        # Every stop is before a block's first instruction: nothing needs to look for one behind each load and store.
-        between_blocks_of(engine.uc).value = engine.between_blocks = True
-        engine.on_doom = self._on_doom
-        engine.flush_code()
 
     @property
     def now(self) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from kexecemu.machine.blockcount import INSTRUCTIONS_PER_TICK
 from kexecemu.machine.board import Board
-from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK
 from kexecemu.machine.stop import Stop, StopKind
 from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from kexecemu.machine import exceptions
-from kexecemu.machine.counter import INSTRUCTIONS_PER_TICK, NO_DEADLINE, Why
+from kexecemu.machine.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, Why
 from kexecemu.machine.counting import CountingStepper
-from kexecemu.machine.cpu import EXCP_HVC, EXCP_UDEF, Cpu, Stop, StopKind
-from kexecemu.machine.engine import MmioDevice
+from kexecemu.machine.cpu import EXCP_UDEF, Cpu, Stop, StopKind
+from kexecemu.machine.engine_internals import internals_of
 from kexecemu.machine.exceptions import GuestFault, Pstate
 from kexecemu.machine.generic_timer import GenericTimer
+from kexecemu.machine.mmio import MmioDevice
 from kexecemu.machine.ram import Ram
-from kexecemu.machine.stepper import CODE, TLB, Halt, NativeStepper, Stepper
+from kexecemu.machine.stepper import BlockStepper, Halt, Stepper
 
 __all__ = ["Line", "SystemCpu", "SystemRegisters"]
 
@@ -100,9 +100,10 @@ class SystemCpu(Cpu):
     def system(self) -> Stepper:
         """The stepper, which is set up at first use and stays."""
         if self._stepper is None:
-            native = self._engine.counter.native
+            engine = self._engine
+            internals = None if engine.counter.native else internals_of(engine.uc)
             self._stepper = (
-                NativeStepper(self._engine, self) if native else CountingStepper(self._engine, self)
+                BlockStepper(engine, self) if internals is None else CountingStepper(engine, self, internals)
             )
             self._stepper.set_irq(self.irq)
         return self._stepper
@@ -146,7 +147,7 @@ class SystemCpu(Cpu):
                 return Stop(StopKind.IDLE, self.pc, counter.total - begin)
             if halt is Halt.ERROR:
                 fault = self._external_abort(stepper.error)
-            elif counter.state.interrupt == EXCP_HVC:
+            elif self._calls_firmware():
                 power = self._call_firmware()
                 if power is not None:
                     return Stop(StopKind.POWER, self.pc, counter.total - begin, power=power)
@@ -201,12 +202,6 @@ class SystemCpu(Cpu):
         counter.state.total += 1
         self.pc = pc + 4
         return True
-
-    def _event(self) -> GuestFault:
-        counter = self._engine.counter
-        if counter.why is Why.MISALIGNED:
-            return self._fault(exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, far=self.pc)
-        return self._exception(counter.state.interrupt)
 
     def maintained(self) -> int:
         """What maintenance this CPU has done for all since it was last asked: CODE and TLB."""

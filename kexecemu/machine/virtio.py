@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kexecemu.errors import InputError
+from kexecemu.machine import virt
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import VIRTIO_SLOT_SIZE
 from kexecemu.machine.virtio_mmio import MAGIC, VENDOR, Reg, TransportState, VirtioDevice, VirtioMmio
 from kexecemu.shown import shown
 
-__all__ = ["SLOT_SIZE", "VirtioBus", "VirtioDevice"]
-
-SLOT_SIZE = 0x200
-"""Bytes of registers and configuration for one device, as on QEMU's virt."""
+__all__ = ["VirtioBus", "VirtioDevice"]
 
 
 @shown("phys", devices=lambda bus: sum(one is not None for one in bus.slots))
@@ -23,9 +22,9 @@ class VirtioBus:
     An empty slot shows a transport without a device, as QEMU's do, so that a device tree may name them all.
     """
 
-    def __init__(self, ram: Ram, base_phys: int = 0x0A000000, slots: int = 32) -> None:
+    def __init__(self, ram: Ram, base_phys: int = virt.VIRTIO.start, slots: int = virt.VIRTIO_SLOTS) -> None:
         """slots must fill whole pages of 4 KiB: a multiple of 8. InputError otherwise."""
-        if slots <= 0 or slots * SLOT_SIZE % 0x1000 or base_phys % 0x1000:
+        if slots <= 0 or slots * VIRTIO_SLOT_SIZE % 0x1000 or base_phys % 0x1000:
             raise InputError(f"{slots} virtio slots at {base_phys:#x} do not fill whole pages")
         self.base_phys = base_phys
         self._ram = ram
@@ -39,7 +38,7 @@ class VirtioBus:
 
     def slot_phys(self, slot: int, count: int = 1) -> PhysRange:
         """Where one slot is, or several in a row: the reg of its node in a device tree."""
-        return PhysRange.of(self.base_phys + slot * SLOT_SIZE, count * SLOT_SIZE)
+        return PhysRange.of(self.base_phys + slot * VIRTIO_SLOT_SIZE, count * VIRTIO_SLOT_SIZE)
 
     def attach(self, slot: int, device: VirtioDevice, irq: Callable[[bool], object]) -> VirtioMmio:
         """Put a device into an empty slot; InputError where there is none of that number or it is taken."""
@@ -68,14 +67,14 @@ class VirtioBus:
 
     def read(self, offset: int, size: int) -> int:
         """A load from a slot."""
-        transport = self.slots[offset // SLOT_SIZE]
+        transport = self.slots[offset // VIRTIO_SLOT_SIZE]
         if transport is not None:
-            return transport.read(offset % SLOT_SIZE, size)
+            return transport.read(offset % VIRTIO_SLOT_SIZE, size)
         empty = {Reg.MAGIC_VALUE: MAGIC, Reg.VERSION: 2, Reg.VENDOR_ID: VENDOR}
-        return empty.get(offset % SLOT_SIZE, 0) if size == 4 else 0
+        return empty.get(offset % VIRTIO_SLOT_SIZE, 0) if size == 4 else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A store to a slot."""
-        transport = self.slots[offset // SLOT_SIZE]
+        transport = self.slots[offset // VIRTIO_SLOT_SIZE]
         if transport is not None:
-            transport.write(offset % SLOT_SIZE, size, value)
+            transport.write(offset % VIRTIO_SLOT_SIZE, size, value)

@@ -65,6 +65,14 @@ INT_VRING = 1
 INT_CONFIG = 2
 
 _U32 = 0xFFFFFFFF
+_REGISTERS = (
+    "_interrupt_status",
+    "_status",
+    "_device_features_sel",
+    "_driver_features_sel",
+    "_features",
+    "_queue_sel",
+)
 _ADDRESSES = (Reg.QUEUE_DESC, Reg.QUEUE_AVAIL, Reg.QUEUE_USED)
 
 
@@ -145,28 +153,16 @@ class VirtioMmio:
 
     def state(self) -> TransportState:
         """All that the transport knows, for restore(). Rings are in RAM, and a disk's sectors are the disk's."""
-        registers = (
-            self._status,
-            self._interrupt_status,
-            self._device_features_sel,
-            self._driver_features_sel,
-            self._features,
-            self._queue_sel,
-        )
+        registers = tuple(getattr(self, name) for name in _REGISTERS)
         return registers, self.trouble, tuple(queue.state() for queue in self._queues)
 
     def restore(self, state: TransportState) -> None:
         """Go back to a state(), and drive the interrupt line as it was then."""
         self._forget()
         registers, self.trouble, queues = state
-        (
-            self._status,
-            interrupt_status,
-            self._device_features_sel,
-            self._driver_features_sel,
-            self._features,
-            self._queue_sel,
-        ) = registers
+        interrupt_status, *rest = registers
+        for name, value in zip(_REGISTERS[1:], rest, strict=True):
+            setattr(self, name, value)
         for queue, (num, addresses, ring_state) in zip(self._queues, queues, strict=True):
             queue.num = num
             queue.addresses = dict(zip(_ADDRESSES, addresses, strict=True))

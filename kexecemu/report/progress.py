@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kexecemu.crash.stages import Progress
-from kexecemu.machine.counter import INSTRUCTIONS_PER_SECOND
+from kexecemu.machine.blockcount import INSTRUCTIONS_PER_SECOND
 
 __all__ = ["live_console", "progress_bar"]
 

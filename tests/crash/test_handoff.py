@@ -37,8 +37,8 @@ def loaded(board: Board) -> tuple[Kernel, Kimage]:
     return kernel, image
 
 
-def at_the_jump() -> tuple[Kernel, Kimage]:
-    kernel, image = loaded(Board("128M"))
+def at_the_jump(gic: int = 2) -> tuple[Kernel, Kimage]:
+    kernel, image = loaded(Board("128M", gic=gic))
     kernel.crash()
     return kernel, image
 
@@ -112,6 +112,11 @@ def test_the_script_runs_the_command_line_with_what_it_is_given(tmp_path: Path) 
     assert command == state_of(handoff)["command"]
     assert [word.replace(f"{tmp_path}/", "") for word in handoff.command] == command
     assert handoff.command[:7] == ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57", "-m", "128M"]
+
+
+def test_qemu_gets_the_interrupt_controller_that_the_device_tree_names(tmp_path: Path) -> None:
+    handoff = write_handoff(tmp_path, *at_the_jump(gic=3))
+    assert handoff.command[:3] == ["qemu-system-aarch64", "-M", "virt,gic-version=3"]
 
 
 def test_a_comma_in_the_folder_is_doubled_for_qemu(tmp_path: Path) -> None:

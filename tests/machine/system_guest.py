@@ -5,9 +5,11 @@ The vectors keep x19 to x29 to themselves: x28 points to the log, x29 to the int
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -193,18 +195,23 @@ def vectors(irq: Sequence[int] = _IRQ) -> dict[int, list[int]]:
     return handlers
 
 
+_SWITCHES = ("KEXECEMU_NO_NATIVE", "KEXECEMU_NO_INTERNALS")
+
+
 @contextmanager
-def native(wanted: bool) -> Iterator[None]:
-    """CPUs created meanwhile count natively, or in Python."""
-    before = os.environ.pop("KEXECEMU_NO_NATIVE", None)
-    if not wanted:
-        os.environ["KEXECEMU_NO_NATIVE"] = "1"
+def form(is_native: bool, internals: bool = True) -> Iterator[None]:
+    """CPUs created meanwhile count natively or in Python, with the engine's inner fields or without."""
+    before = {name: os.environ.pop(name, None) for name in _SWITCHES}
+    os.environ |= {name: "1" for name, on in zip(_SWITCHES, (is_native, internals), strict=True) if not on}
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "an operating system runs more slowly")
+            yield
     finally:
-        os.environ.pop("KEXECEMU_NO_NATIVE", None)
-        if before is not None:
-            os.environ["KEXECEMU_NO_NATIVE"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @dataclass
@@ -228,6 +235,7 @@ def run(
     program: Sequence[Words],
     *,
     is_native: bool = True,
+    internals: bool = True,
     seed: int | None = None,
     cpus: int = 1,
     entry: int = CODE,
@@ -239,7 +247,7 @@ def run(
     irq: Sequence[int] = _IRQ,
 ) -> Result:
     """Run a program on a board of its own; with a seed, with extra stops at random. irq handles interrupts."""
-    with native(is_native), Board("4M", cpus, gic=gic) as board:
+    with form(is_native, internals), Board("4M", cpus, gic=gic) as board:
         for offset, handler in vectors(irq).items():
             put(board, VECTORS + offset, handler)
         put(board, entry, *program)
@@ -273,20 +281,20 @@ def _run(system: System, limit: int, pieces: Callable[[], int] | None) -> System
 
 
 def same(program: Sequence[Words], *, seeds: Sequence[int] = (1,), **options: object) -> Result:
-    """Run it both ways, and with extra stops; all must end alike. Gives the native one's result."""
+    """Run it in each form, and with extra stops; all must end alike. Gives the native one's result."""
     first = run(program, **options)  # type: ignore[arg-type]
-    for is_native in (True, False):
+    for is_native, internals in itertools.product((True, False), repeat=2):
         for seed in (None, *seeds):
-            if is_native and seed is None:
+            if is_native and internals and seed is None:
                 continue
-            other = run(program, is_native=is_native, seed=seed, **options)  # type: ignore[arg-type]
-            form = f"{'native' if is_native else 'counting'}, seed {seed}"
+            which = {"is_native": is_native, "internals": internals, "seed": seed}
+            other = run(program, **which, **options)  # type: ignore[arg-type]
             for name in ("log", "end", "time", "instructions", "registers"):
                 if getattr(first, name) != getattr(other, name):
                     raise AssertionError(
-                        f"{form}: {name}\n{_differences(getattr(first, name), getattr(other, name))}"
+                        f"{which}: {name}\n{_differences(getattr(first, name), getattr(other, name))}"
                     )
-            assert first.ram == other.ram, f"{form}: RAM"
+            assert first.ram == other.ram, f"{which}: RAM"
     return first
 
 

@@ -17,7 +17,7 @@ from unicorn.arm64_const import (
     UC_ARM64_REG_XZR,
 )
 
-from kexecemu.machine.counter import LINE_MARKS, BlockCount, Why, library_path
+from kexecemu.machine.blockcount import LINE_MARKS, BlockCount, Why, library_path
 from kexecemu.machine.cpu import StopKind
 
 STATE = 0x40100000  # phys of the struct

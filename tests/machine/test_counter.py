@@ -24,9 +24,9 @@ from unicorn import (
 )
 from unicorn.arm64_const import UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_ARM64_REG_X0, UC_CPU_ARM64_A57
 
-from kexecemu.machine import counter as counter_module
+from kexecemu.machine import blockcount, python_hooks
+from kexecemu.machine.blockcount import BlockCount, library_path
 from kexecemu.machine.board import Board
-from kexecemu.machine.counter import BlockCount, library_path
 from kexecemu.machine.cpu import StopKind
 from kexecemu.machine.ranges import PhysRange
 
@@ -166,12 +166,12 @@ def test_c_and_python_agree_on_the_struct_and_on_unicorns_numbers(tmp_path):
     assert len(names) > 10
     claims += [f"REG_{name} == {getattr(arm64_const, f'UC_ARM64_REG_{name}')}" for name in names]
     claims += [
-        f"FILTER_BITS == {counter_module.FILTER_BITS}",
-        f"INSTRUCTIONS_PER_TICK == {counter_module.INSTRUCTIONS_PER_TICK}",
-        f"STALE_LINES == {counter_module.STALE_LINES}",
-        f"LINE_MARKS == {counter_module.LINE_MARKS}",
-        f"1 << LINE_SHIFT == {counter_module.LINE_SIZE}",
-        *(f"WHY_{why.name} == {why.value}" for why in counter_module.Why),
+        f"FILTER_BITS == {blockcount.FILTER_BITS}",
+        f"INSTRUCTIONS_PER_TICK == {blockcount.INSTRUCTIONS_PER_TICK}",
+        f"STALE_LINES == {blockcount.STALE_LINES}",
+        f"LINE_MARKS == {blockcount.LINE_MARKS}",
+        f"1 << LINE_SHIFT == {blockcount.LINE_SIZE}",
+        *(f"WHY_{why.name} == {why.value}" for why in blockcount.Why),
     ]
     check = tmp_path / "check.c"
     check.write_text(
@@ -188,7 +188,7 @@ def test_a_native_counter_ships_for_this_host():
 
 def test_without_the_library_the_python_counter_takes_over(monkeypatch, tmp_path):
     monkeypatch.delenv("KEXECEMU_NO_NATIVE", raising=False)
-    monkeypatch.setattr(counter_module, "library_path", lambda: tmp_path / "none.so")
+    monkeypatch.setattr(blockcount, "library_path", lambda: tmp_path / "none.so")
     board = Board([RAM])
     board.boot_cpu.reset(CODE)
     assert board.boot_cpu._engine.counter.native is False
@@ -200,7 +200,7 @@ def test_an_error_in_the_python_counter_is_not_swallowed(monkeypatch):
     def broken(self, uc, virt, size, _):
         raise ArithmeticError("lost count")
 
-    monkeypatch.setattr(counter_module.BlockCounter, "_on_block", broken)
+    monkeypatch.setattr(python_hooks.PythonHooks, "_on_block", broken)
     board = Board([RAM])
     board.boot_cpu.reset(CODE)
     with pytest.raises(ArithmeticError, match="lost count"):

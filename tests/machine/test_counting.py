@@ -26,9 +26,9 @@ from unicorn.arm64_const import UC_ARM64_INS_MSR, UC_ARM64_REG_PC, UC_ARM64_REG_
 from unicorn.unicorn_const import UC_HOOK_INSN
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.counting import CountingStepper
 from kexecemu.machine.engine import open_engine
 from kexecemu.machine.engine_internals import Internals, offsets
+from kexecemu.machine.system_hooks import SystemHooks
 
 MSR_TPIDR = 0xD518D080
 
@@ -176,13 +176,13 @@ def test_a_linux_reads_its_counter_and_programs_its_timer_through_the_hooks_at_i
     monkeypatch,
 ):
     narrowed = []
-    narrow = CountingStepper._narrow
+    narrow = SystemHooks._narrow
 
     def noted(self):
         narrow(self)
         narrowed.append(self._code.image)
 
-    monkeypatch.setattr(CountingStepper, "_narrow", noted)
+    monkeypatch.setattr(SystemHooks, "_narrow", noted)
     timer = g.flat(mov(9, 50), g.CNTV_TVAL | 9, mov(9, 1), g.CNTV_CTL | 9)
     wait = g.flat(mov(8, 100), sub(8, 8, 1), g.cbnz(8, -1))
     result = linux(

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from kexecemu.machine.gic3 import SPURIOUS, Gic3, affinity
+from kexecemu.machine.gic3 import SPURIOUS, Gic3
 from kexecemu.machine.gic3_cpu_interface import (
     AP1R0,
     CTLR,
@@ -24,6 +24,7 @@ from kexecemu.machine.gic3_cpu_interface import (
     SGI1R,
 )
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import affinity
 
 GICD_CTLR, TYPER, IGROUPR, ISENABLER, ICENABLER, ISPENDR = 0, 4, 0x80, 0x100, 0x180, 0x200
 ISACTIVER, ICACTIVER, IPRIORITYR, ICFGR, IROUTER = 0x300, 0x380, 0x400, 0xC00, 0x6000

@@ -572,3 +572,10 @@ def test_progress_is_told_the_time():
     assert len(seen) >= 9
     assert seen == sorted(seen)
     assert seen[:2] == [0, 1000]
+
+
+def test_a_branch_to_a_misaligned_address_behind_a_call_to_firmware_is_no_second_call():
+    program = [PROLOGUE, *g.mov(0, 0x84000000), g.HVC, *g.mov(13, g.CODE + 0x402), 0xD61F01A0]  # BR X13
+    result = g.same(program, seeds=(1,), limit=20_000)
+    assert result.log[0] >> 26 == 0x22
+    assert result.log[1] == g.CODE + 0x402

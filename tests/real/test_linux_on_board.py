@@ -22,6 +22,18 @@ def test_a_real_linux_boots_to_power_off_the_same_wherever_it_is_stopped(
     assert stopped == whole
 
 
+@pytest.mark.slow  # by the block in Python: most of a minute
+def test_a_real_linux_boots_the_same_without_the_engine_s_inner_fields(
+    debian_kernel: Path, initramfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = boot_debian(debian_kernel, initramfs)
+    monkeypatch.setenv("KEXECEMU_NO_INTERNALS", "1")
+    for native in ("0", "1"):
+        monkeypatch.setenv("KEXECEMU_NO_NATIVE", native)
+        with pytest.warns(RuntimeWarning, match="more slowly"):
+            assert boot_debian(debian_kernel, initramfs) == whole
+
+
 def test_a_real_linux_brings_two_cpus_up(debian_kernel: Path, initramfs: Path) -> None:
     result = boot_debian(debian_kernel, initramfs, cpus=2)
     assert "smp: Brought up 1 node, 2 CPUs" in result.console

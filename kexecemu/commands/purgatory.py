@@ -13,7 +13,7 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
 from kexecemu.arguments import contents
 from kexecemu.commands.help import HelpfulGroup, add_command
-from kexecemu.commands.options import ConfigOption, JsonOption
+from kexecemu.commands.options import JsonOption, flag
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
@@ -161,7 +161,7 @@ def check(
         list[str],
         typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
     ],
-    config: ConfigOption = None,
+    config: Annotated[list[str] | None, flag("config")] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(

@@ -167,7 +167,7 @@ def _executor(words: str) -> Iterator[Callable[[], Executor] | None]:
 
 
 def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: Path | None) -> None:
-    from kexecemu.campaign.store import FILE
+    from kexecemu.campaign.database import FILE
     from kexecemu.files import replace_file
 
     files = [out / FILE]

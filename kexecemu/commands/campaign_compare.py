@@ -102,54 +102,52 @@ def _pair(one: Pair) -> dict[str, str]:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    from rich.markup import escape
-
-    from kexecemu.report.terminal import account, print_table, say_labelled
-
-    console = account()
-
-    def say(text: str) -> None:
-        say_labelled(console, escape(text))
-
-    names = comparison.names
-    say(f"first   {names[0]}: {comparison.first.scenario}")
-    say(f"second  {names[1]}: {comparison.second.scenario}")
-    say(str(comparison.basis))
-    say("")
-
-    def cross(found: Mapping[str, Mapping[str, int]], columns: list[str], prefix: str = "") -> None:
-        say("first, down; second, across")
-        rows = [
-            [(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
-            for here, counts in found.items()
-        ]
-        print_table(console, ("", *(prefix + column for column in columns)), rows)
-        say("")
-
-    cross(
-        comparison.outcomes,
-        list(dict.fromkeys(there for counts in comparison.outcomes.values() for there in counts)),
-    )
-    classes = comparison.classes
-    say(f"caught by both     {classes['caught']['caught']:,}")
-    say(f"harm in both       {classes['harm']['harm']:,}")
-
-    def alone(which: str, what: str, figure: Figure, pairs: Sequence[Pair]) -> None:
-        share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
-        say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
-        for pair in pairs:
-            dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
-            say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")
-
+    names, classes = comparison.names, comparison.classes
+    _say(f"first   {names[0]}: {comparison.first.scenario}")
+    _say(f"second  {names[1]}: {comparison.second.scenario}")
+    _say(str(comparison.basis))
+    _say("")
+    outcomes = dict.fromkeys(there for counts in comparison.outcomes.values() for there in counts)
+    _print_crossed(comparison.outcomes, list(outcomes))
+    _say(f"caught by both     {classes['caught']['caught']:,}")
+    _say(f"harm in both       {classes['harm']['harm']:,}")
     harm = "caught that are harm in the other"
-    alone("first", harm, comparison.only_first, comparison.examples_first)
-    alone("second", harm, comparison.only_second, comparison.examples_second)
-    say(f"so uneven a split by chance: {comparison.even:.3g} (McNemar, exact)")
+    _print_alone("first", harm, comparison.only_first, comparison.examples_first)
+    _print_alone("second", harm, comparison.only_second, comparison.examples_second)
+    _say(f"so uneven a split by chance: {comparison.even:.3g} (McNemar, exact)")
     if comparison.true_first is None or comparison.true_second is None:
         return
-    say("")
-    cross(comparison.dumps, list(comparison.dumps), "dump ")
+    _say("")
+    _print_crossed(comparison.dumps, list(comparison.dumps), "dump ")
     true = "with a true dump where the other has none, or a wrong one"
-    alone("first", true, comparison.true_first, comparison.examples_true_first)
-    alone("second", true, comparison.true_second, comparison.examples_true_second)
-    say(f"so uneven a split by chance: {comparison.even_dumps:.3g} (McNemar, exact)")
+    _print_alone("first", true, comparison.true_first, comparison.examples_true_first)
+    _print_alone("second", true, comparison.true_second, comparison.examples_true_second)
+    _say(f"so uneven a split by chance: {comparison.even_dumps:.3g} (McNemar, exact)")
+
+
+def _say(text: str) -> None:
+    from rich.markup import escape
+
+    from kexecemu.report.terminal import account, say_labelled
+
+    say_labelled(account(), escape(text))
+
+
+def _print_crossed(found: Mapping[str, Mapping[str, int]], columns: list[str], prefix: str = "") -> None:
+    from kexecemu.report.terminal import account, print_table
+
+    _say("first, down; second, across")
+    rows = [
+        [(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
+        for here, counts in found.items()
+    ]
+    print_table(account(), ("", *(prefix + column for column in columns)), rows)
+    _say("")
+
+
+def _print_alone(which: str, what: str, figure: Figure, pairs: Sequence[Pair]) -> None:
+    share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
+    _say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
+    for pair in pairs:
+        dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
+        _say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")

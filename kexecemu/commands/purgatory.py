@@ -173,8 +173,9 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
-    from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
+    from kexecemu.commands.purgatory_check import print_checks, progress_of
     from kexecemu.commands.purgatory_require import parse_requirements
+    from kexecemu.scenario.purgatory_bench import check_purgatory
 
     options = split_options(config or ())
     required = parse_requirements(require or ())

@@ -72,6 +72,25 @@ def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes
     return padded_initrd(initrd, size)
 
 
+def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
+    """The crash kernel, its initrd and the device tree: read before anything runs, so that bad input costs no time."""
+    linux = setup.capture == "linux"
+    path = setup.kernel
+    if linux or is_fetched(path):
+        path = fetched_kernel(path)
+    path = path or fixture_path("guests/capture-Image")
+    image = contents(path, "kernel")
+    missing = missing_bytes(image)
+    if missing:
+        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
+    initrd = None
+    if linux and setup.initrd is None:
+        initrd = fetched_initrd(path)
+    elif str(setup.initrd) != "none":
+        initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
+    return image, initrd, contents(setup.dtb, "device tree") if setup.dtb else None
+
+
 def prepare(
     setup: Setup, console: Listener | None = None, between: Callable[[Kernel], object] | None = None
 ) -> tuple[Kernel, Kimage]:
@@ -91,28 +110,8 @@ def prepare(
     )
     if setup.linux is not None:
         raise InputError("the first kernel is a real Linux, which this does not boot")
-    linux = setup.capture == "linux"
-    # All files are read before anything runs: bad input costs no time.
-    if linux or is_fetched(setup.kernel):
-        kernel_path = fetched_kernel(setup.kernel)
-    else:
-        kernel_path = setup.kernel or fixture_path("guests/capture-Image")
-    image = contents(kernel_path, "kernel")
-    missing = missing_bytes(image)
-    if missing:
-        raise InputError(
-            f"kernel {kernel_path}: truncated: at least {missing:#x} bytes are missing at its end"
-        )
-    initrd = None
-    if str(setup.initrd) != "none":
-        if linux and setup.initrd is None:
-            initrd = fetched_initrd(kernel_path)
-        else:
-            initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
-    dtb = contents(setup.dtb, "device tree") if setup.dtb else None
-    cmdline = setup.cmdline
-    if cmdline is None and dtb is None:
-        cmdline = setup.value("cmdline")
+    image, initrd, dtb = _files(setup)
+    cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
     board = _board(setup, dtb)
     if setup.initrd_size is not None:
         initrd = _padded(initrd, setup.initrd_size, board)

@@ -7,16 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-__all__ = [
-    "configs",
-    "fetch_targets",
-    "fetched",
-    "lists",
-    "models",
-    "of",
-    "outcomes",
-    "scenarios",
-]
+__all__ = ["configs", "fetch_targets", "fetched", "lists", "models", "of", "outcomes", "scenarios"]
 
 
 def _begin(names: Iterable[str], incomplete: str) -> list[str]:

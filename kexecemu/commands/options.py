@@ -192,7 +192,7 @@ def _with_options(
         shared.append((name, False if kind is bool else None, Annotated[hint, info]))
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        for name, default, hint in [*((one.name, one.default, hints[one.name]) for one in own), *shared]
+        for name, default, hint in [*shared, *((one.name, one.default, hints[one.name]) for one in own)]
     ]
 
     @wraps(command)

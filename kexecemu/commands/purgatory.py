@@ -166,6 +166,7 @@ def check(
         list[str] | None,
         typer.Option(
             "--require",
+            metavar="WORD",
             help="caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
             "and name the rows where it is not so; with commas or repeated.",
         ),

@@ -20,7 +20,7 @@ from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.toml import given_keys, scenario_of, scenario_toml
 from kexecemu.shown import shown
 
-__all__ = ["Again", "crash_again", "scenario_again"]
+__all__ = ["Again", "scenario_again"]
 
 
 def scenario_again(
@@ -33,29 +33,6 @@ def scenario_again(
     words = ["kexecemu", "run", str(scenario), "--seed", str(seed)]
     words += ["--cell", cell] if cell else []
     return shlex.join([*words, *_expect_words(expect)])
-
-
-def crash_again(
-    scenario: str | Path | None,
-    seed: int,
-    faults: Sequence[Fault],
-    options: Mapping[str, object],
-    cell: str | None = None,
-    expect: Expect | None = None,
-) -> str | None:
-    """The command that has a crash of kexecemu.testing.run() again, from what run() was given.
-
-    options are fields of kexecemu.scenario.options.Setup; seed is the one that was used in the end. None when there are
-    no words for some of it.
-    """
-    if scenario is not None and not faults and not options.keys() - {"seed"}:
-        return scenario_again(scenario, seed, cell, expect)
-    if scenario is not None or not _has_words(faults):
-        return None
-    words = command_words(options)
-    for fault in faults:
-        words += [f"--{'dma' if fault.by is By.DMA else 'write'}", f"{fault.at}={(fault.write or b'').hex()}"]
-    return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
 
 
 @shown()
@@ -80,7 +57,15 @@ class Again:
 
         With expect it ends with status 1 where the crash does not end so, and says what is wrong.
         """
-        return crash_again(self.scenario, self.setup.seed, self.given, self.options, self.cell, expect)
+        if self.scenario is not None and not self.given and not self.options.keys() - {"seed"}:
+            return scenario_again(self.scenario, self.setup.seed, self.cell, expect)
+        if self.scenario is not None or not _has_words(self.given):
+            return None
+        words = command_words(self.options)
+        for fault in self.given:
+            option = "--dma" if fault.by is By.DMA else "--write"
+            words += [option, f"{fault.at}={(fault.write or b'').hex()}"]
+        return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
 
     def python(self, expect: Expect | None = None) -> str:
         """A line of Python that does the same, whatever it is."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_type_hints
 
@@ -21,6 +22,10 @@ from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
 __all__ = ["OPTIONS", "Setup", "check_first", "given_options"]
+
+
+_machine, _kernel, _load = partial(Option, "machine"), partial(Option, "kernel"), partial(Option, "load")
+_CONFIG = {name: {"type": "string", "default": value} for name, value in KNOWN_OPTIONS.items()}
 
 
 @shown()
@@ -34,27 +39,15 @@ class Setup:
 
     ram: Annotated[
         str | int | None,
-        Option(
-            "machine",
-            'RAM, in bytes or as "1G". Not together with dtb, which says it.',
-            "SIZE",
-            otherwise="1G",
-        ),
+        _machine('RAM, in bytes or as "1G". Not together with dtb, which says it.', "SIZE", otherwise="1G"),
     ] = None
     cpus: Annotated[
         int | None,
-        Option(
-            "machine",
-            "Number of CPUs. With dtb: as many as it has.",
-            "N",
-            otherwise=1,
-            schema={"minimum": 1},
-        ),
+        _machine("Number of CPUs. With dtb: as many as it has.", "N", otherwise=1, schema={"minimum": 1}),
     ] = None
     gic: Annotated[
         int | None,
-        Option(
-            "machine",
+        _machine(
             "Version of the interrupt controller. With dtb: the one that it has.",
             "2|3",
             otherwise=2,
@@ -63,8 +56,7 @@ class Setup:
     ] = None
     dtb: Annotated[
         Path | None,
-        Option(
-            "machine",
+        _machine(
             "A device tree blob that describes another board.",
             "FILE",
             without="the board's own",
@@ -73,19 +65,16 @@ class Setup:
     ] = None
     stuck_cpus: Annotated[
         tuple[int, ...],
-        Option(
-            "machine",
-            "Numbers of CPUs that hear no interrupt once a real Linux crashes, so that it cannot stop them. "
-            "Only with kernel.linux.",
+        _machine(
+            "CPUs that a real Linux cannot stop: they hear no interrupt once it crashes.",
             "N,...",
             only="linux",
         ),
     ] = ()
     era: Annotated[
         str,
-        Option(
-            "kernel",
-            "The kernel whose rules hold, by the release that stands for a stretch of history (kexecemu list eras).",
+        _kernel(
+            "The stretch of history whose rules hold, by a release (kexecemu list eras).",
             "RELEASE",
             only="model",
             axis=True,
@@ -94,8 +83,7 @@ class Setup:
     ] = "6.4"
     cmdline: Annotated[
         str | None,
-        Option(
-            "kernel",
+        _kernel(
             "The first kernel's command line, with crashkernel=. With dtb: the one in the tree.",
             "TEXT",
             otherwise="crashkernel=256M",
@@ -103,8 +91,7 @@ class Setup:
     ] = None
     protection: Annotated[
         str | None,
-        Option(
-            "kernel",
+        _kernel(
             "What keeps stray stores off the loaded image: nothing (none), its PTEs invalid (pte), its PTEs read-only "
             "(readonly), or its PTEs invalid where blocks are split live, so that only those around it are (bbml2).",
             "WAY",
@@ -116,8 +103,7 @@ class Setup:
     ] = None
     purgatory: Annotated[
         bool | str | Path | None,
-        Option(
-            "kernel",
+        _kernel(
             '"default" is the one that ships, "none" is none, anything else the path of an object file. '
             'With a real Linux: "kexec-tools", or "none" for no checks.',
             "FILE",
@@ -129,31 +115,24 @@ class Setup:
     ] = "default"
     config: Annotated[
         Mapping[str, str],
-        Option(
-            "kernel",
+        _kernel(
             "Kconfig options that change what the kernel does: y, n, a number or a word (kexecemu list configs).",
             "NAME=VALUE",
             complete="configs",
             only="model",
-            schema={
-                "properties": {
-                    name: {"type": "string", "default": value} for name, value in KNOWN_OPTIONS.items()
-                }
-            },
+            schema={"properties": _CONFIG},
         ),
     ] = field(default_factory=dict)
     rng_ready: Annotated[
         bool,
-        Option(
-            "kernel",
-            "The random number generator is ready at the load: the crash kernel gets seeds by its device tree.",
+        _kernel(
+            "Random numbers are ready at the load: the crash kernel gets seeds by its device tree.",
             only="model",
         ),
     ] = False
     linux: Annotated[
         Path | None,
-        Option(
-            "kernel",
+        _kernel(
             "A real Linux as the first kernel, which loads by kexec-tools: an Image, or fetched:NAME.",
             "FILE",
             without="the model",
@@ -163,9 +142,8 @@ class Setup:
     ] = None
     kernel: Annotated[
         Path | None,
-        Option(
-            "load",
-            "The crash kernel, an arm64 Image, or fetched:NAME for one that was fetched.",
+        _load(
+            "The crash kernel: an arm64 Image, or fetched:NAME.",
             "FILE",
             without="the capture stub that ships; Debian's where capture is linux",
             complete="fetched",
@@ -173,8 +151,7 @@ class Setup:
     ] = None
     initrd: Annotated[
         Path | None,
-        Option(
-            "load",
+        _load(
             'Its initrd; "none" is no initrd.',
             "FILE",
             without="a small one; one that copies the dump to a disk where capture is linux",
@@ -183,21 +160,19 @@ class Setup:
     ] = None
     initrd_size: Annotated[
         str | int | None,
-        Option(
-            "load",
+        _load(
             'Make the initrd this large, in bytes or as "16M", by a second archive.',
             "SIZE",
             without="as it is",
             only="model",
         ),
     ] = None
-    append: Annotated[str, Option("load", "The crash kernel's command line.", "TEXT")] = (
+    append: Annotated[str, _load("The crash kernel's command line.", "TEXT")] = (
         "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
     )
     syscall: Annotated[
         str,
-        Option(
-            "load",
+        _load(
             "Who prepares the image: the kernel, or (kexec_load) kexec-tools, which brings its own purgatory.",
             "CALL",
             words=("kexec_file_load", "kexec_load"),
@@ -207,8 +182,7 @@ class Setup:
     ] = "kexec_file_load"
     capture: Annotated[
         str,
-        Option(
-            "load",
+        _load(
             "What is followed: the stub, which goes through the dump, or (linux) a real capture kernel to its end.",
             "KIND",
             words=("stub", "linux"),

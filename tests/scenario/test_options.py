@@ -20,7 +20,7 @@ from kexecemu.commands.options import takes_setup
 from kexecemu.commands.schema import scenario_schema
 from kexecemu.errors import InputError
 from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
-from kexecemu.report.again import crash_again
+from kexecemu.report.again import Again
 from kexecemu.scenario.given import SetupChanges, SetupOptions, command_words, setup_of, with_changes
 from kexecemu.scenario.options import OPTIONS, Setup, given_options
 from kexecemu.scenario.schema import Scenario
@@ -134,7 +134,7 @@ REAL = setups(
 @settings(max_examples=200, deadline=None)
 @given(MODEL | REAL)
 def test_any_setup_comes_back_from_its_line_and_from_its_scenario(setup: Setup) -> None:
-    line = crash_again(None, setup.seed, [], given_options(setup))
+    line = Again(None, None, [], given_options(setup), "x", setup, [], "boom").command()
     assert line is not None
     program, command, *words = shlex.split(line)
     assert (program, command) == ("kexecemu", "crash")

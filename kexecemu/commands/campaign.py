@@ -20,6 +20,7 @@ from kexecemu.commands.options import (
     ScenarioArgument,
     from_one,
     from_zero,
+    output,
     seed_number,
     takes_changes,
 )
@@ -45,8 +46,6 @@ EXAMPLES = (
     ),
 )
 
-_OUTPUT = "What is written"
-
 _AS_EXPECTED, _NOT_AS_EXPECTED, _INTERRUPTED = 0, 1, 130
 
 
@@ -64,10 +63,7 @@ def campaign_command(
             help="Seed of the sample; the machine has the scenario's.",
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="DIR", help="Folder for the results.", rich_help_panel=_OUTPUT),
-    ],
+    out: Annotated[Path, output("--out", "Folder for the results.", "DIR")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
     executor: Annotated[
         str,
@@ -91,12 +87,7 @@ def campaign_command(
     html: HtmlOption = None,
     rows: Annotated[
         Path | None,
-        typer.Option(
-            "--rows",
-            metavar="FILE",
-            help="Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines.",
-            rich_help_panel=_OUTPUT,
-        ),
+        output("--rows", "Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines."),
     ] = None,
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from kexecemu.commands.options import JsonOption, takes_setup
+from kexecemu.commands.options import JsonOption, output, takes_setup
 from kexecemu.commands.outputs import check_folder, print_json, print_written, writing
 from kexecemu.scenario.options import Setup
 
@@ -26,13 +24,7 @@ EXAMPLES = (
 def load_command(
     setup: Setup,
     dump_segments: Annotated[
-        Path | None,
-        typer.Option(
-            "--dump-segments",
-            metavar="DIR",
-            help="Write each segment as loaded to DIR/NAME.bin.",
-            rich_help_panel="What is written",
-        ),
+        Path | None, output("--dump-segments", "Write each segment as loaded to DIR/NAME.bin.", "DIR")
     ] = None,
     json: JsonOption = False,
 ) -> None:

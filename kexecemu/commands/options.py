@@ -33,13 +33,12 @@ __all__ = [
     "flag",
     "from_one",
     "from_zero",
+    "output",
     "seed_number",
     "takes_changes",
     "takes_setup",
     "whole_number",
 ]
-
-_OUTPUT = "What is written"
 
 
 def whole_number(text: str) -> int:
@@ -118,28 +117,18 @@ SeedOption = Annotated[int | None, flag("seed", default="the scenario's, or 0")]
 # -- what is written -----------------------------------------------------------------------------------------------
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
-TimelineOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--timeline", metavar="FILE", help="Write the events as JSON lines.", rich_help_panel=_OUTPUT
-    ),
-]
-HtmlOption = Annotated[
-    Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a report as one HTML file.", rich_help_panel=_OUTPUT),
-]
-VmcoreOption = Annotated[
-    Path | None,
-    typer.Option("--vmcore", metavar="FILE", help="Write the dump.", rich_help_panel=_OUTPUT),
-]
+
+
+def output(name: str, text: str, metavar: str = "FILE") -> Any:
+    """An option, by its flag, that says where something is written."""
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel="What is written")
+
+
+TimelineOption = Annotated[Path | None, output("--timeline", "Write the events as JSON lines.")]
+HtmlOption = Annotated[Path | None, output("--html", "Write a report as one HTML file.")]
+VmcoreOption = Annotated[Path | None, output("--vmcore", "Write the dump.")]
 HandoffOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--handoff",
-        metavar="DIR",
-        help="Write the machine at the jump, for QEMU to go on from there.",
-        rich_help_panel=_OUTPUT,
-    ),
+    Path | None, output("--handoff", "Write the machine at the jump, for QEMU to go on from there.", "DIR")
 ]
 ExpectOption = Annotated[
     list[str] | None,

@@ -45,6 +45,8 @@ def test_the_examples_in_the_docstrings_run():
 def test_a_keyword_that_there_is_not_is_refused():
     with pytest.raises(InputError, match=r"no option 'protektion'; there are append, "):
         run(protektion="pte")
+    with pytest.raises(InputError, match=r"no option 'protektion'; there are append, "):
+        campaign("campaign-16m", faults=1, protektion="pte")
 
 
 def test_an_outcome_that_there_is_not_is_refused_instead_of_never_met():

@@ -10,7 +10,15 @@ from typing import Any, TypedDict
 from kexecemu.errors import InputError
 from kexecemu.scenario.options import OPTIONS, Setup
 
-__all__ = ["SetupChanges", "SetupOptions", "command_words", "scenario_values", "setup_of", "with_changes"]
+__all__ = [
+    "SetupChanges",
+    "SetupOptions",
+    "command_words",
+    "merged",
+    "scenario_values",
+    "setup_of",
+    "with_changes",
+]
 
 
 class SetupChanges(TypedDict, total=False):
@@ -44,11 +52,15 @@ class SetupOptions(SetupChanges, total=False):
 
 def with_changes(setup: Setup, given: Mapping[str, Any]) -> Setup:
     """The setup with other values: a config's are put to those that are there. InputError for a name that is none."""
+    return replace(setup, **merged(setup.config, given))
+
+
+def merged(config: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, with its config put to the one that there is; InputError for a name that is no option's."""
     for name in given:
         if name not in OPTIONS:
             raise InputError(f"no option {name!r}; there are {', '.join(sorted(OPTIONS))}")
-    config = OPTIONS["config"].checked(given.get("config", {}))
-    return replace(setup, **{**given, "config": {**setup.config, **config}})
+    return {**given, "config": {**config, **OPTIONS["config"].checked(given.get("config", {}))}}
 
 
 def setup_of(scenario: Any, folder: Path, seed: int | None = None) -> Setup:

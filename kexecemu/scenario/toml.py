@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from kexecemu.faults.fault import Fault
-from kexecemu.scenario.given import scenario_values
+from kexecemu.scenario.given import merged, scenario_values
 from kexecemu.scenario.options import Setup, given_options
 from kexecemu.scenario.schema import Crash, Expect, FaultTable, Scenario
 
@@ -77,9 +77,8 @@ def scenario_of(
 
 def changed(scenario: Scenario, given: Mapping[str, Any]) -> Scenario:
     """The scenario with other options. Paths start where we are; a config's are put to those that are there."""
-    config = {**scenario.kernel.config, **given.get("config", {})}
     new: dict[str, Any] = {}
-    for table, values in scenario_values({**given, "config": config}, Path.cwd()).items():
+    for table, values in scenario_values(merged(scenario.kernel.config, given), Path.cwd()).items():
         if table:
             new[table] = msgspec.structs.replace(getattr(scenario, table), **values)
         else:

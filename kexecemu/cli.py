@@ -16,6 +16,7 @@ import typer
 
 from kexecemu.commands import (
     campaign,
+    campaign_compare,
     compare_linux,
     crash,
     fetch,
@@ -49,7 +50,7 @@ RUN, MANY, LOOK, SET_UP = "Run a crash", "Many faults at once", "Look and measur
 add_command(app, "run", run.run_command, RUN, run.EXAMPLES)
 add_command(app, "crash", crash.crash_command, RUN, crash.EXAMPLES)
 add_command(app, "campaign", campaign.campaign_command, MANY, campaign.EXAMPLES)
-add_command(app, "campaign-compare", campaign.compare_command, MANY, campaign.COMPARE_EXAMPLES)
+add_command(app, "campaign-compare", campaign_compare.compare_command, MANY, campaign_compare.EXAMPLES)
 add_command(app, "replay", replay.replay_command, MANY, replay.EXAMPLES)
 app.add_typer(purgatory.app, name="purgatory", rich_help_panel=LOOK)
 add_command(app, "load", load.load_command, LOOK, load.EXAMPLES)

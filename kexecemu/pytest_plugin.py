@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -240,6 +241,7 @@ def kexecemu_campaign(request: pytest.FixtureRequest) -> Callable[..., Summary]:
     With --kexecemu-replay it tries that one fault instead, and prints what happens; a campaign that the fault is not
     from is skipped.
     """
+    from kexecemu.scenario.given import SetupChanges
     from kexecemu.testing import campaign
 
     token = request.config.getoption("kexecemu_replay")
@@ -247,21 +249,28 @@ def kexecemu_campaign(request: pytest.FixtureRequest) -> Callable[..., Summary]:
     def make(scenario: str | Path, **options: Any) -> Summary:
         if token is None:
             return campaign(scenario, **options)
-        return _replayed(scenario, token)
+        changes = {name: one for name, one in options.items() if name in SetupChanges.__annotations__}
+        return _replayed(scenario, token, changes)
 
     return make
 
 
-def _replayed(scenario: str | Path, token: str) -> Summary:
-    from kexecemu.campaign.replay import replay
+def _replayed(scenario: str | Path, token: str, changes: dict[str, Any]) -> Summary:
+    from kexecemu.campaign.engine import Engine
+    from kexecemu.campaign.fault import CampaignFault
+    from kexecemu.campaign.replay import replay_in
     from kexecemu.errors import InputError
+    from kexecemu.scenario.schema import find_scenario, read_scenario
+    from kexecemu.scenario.toml import changed
     from kexecemu.testing import campaign, events_text
 
     try:
-        summary = campaign(scenario, only=token)
+        summary = campaign(scenario, only=token, **changes)
     except InputError as error:
         pytest.skip(f"--kexecemu-replay: {error}")
-    again = replay(scenario, token)
+    path = find_scenario(scenario)
+    with closing(Engine(changed(read_scenario(path), changes), path.parent)) as engine:
+        again = replay_in(engine, CampaignFault.parse(token), trace=False, culprit=False)
     print(f"{token}: concluded {again.concluded.outcome} ({again.concluded.how}), {again.outcome} when run")
     print(events_text(again.events))
     return summary

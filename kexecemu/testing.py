@@ -21,11 +21,11 @@ again. With pytest the fixtures kexecemu_board, kexecemu_kernel, kexecemu_run an
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from kexecemu.arguments import instance, integer, text
 from kexecemu.crash.dump import Dump
@@ -36,10 +36,13 @@ from kexecemu.errors import InputError
 from kexecemu.failure import KexecemuFailure, KnownEnd, again_line, events_text, failure_text
 from kexecemu.machine.board import Board
 from kexecemu.report.again import Again
+from kexecemu.scenario.given import SetupChanges, SetupOptions, command_words, with_changes
 from kexecemu.scenario.matrix import the_cell
+from kexecemu.scenario.options import Setup
 from kexecemu.scenario.runner import Result, crash, mismatches_of, scenario_setup
 from kexecemu.scenario.schema import Expect, find_scenario, read_scenario
-from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.scenario.setup import prepare
+from kexecemu.scenario.toml import changed
 from kexecemu.stray.fault import By, Fault, When
 
 if TYPE_CHECKING:
@@ -74,29 +77,6 @@ _EXAMPLES = 3  # of each outcome
 _MESSAGE = "sysrq triggered crash"
 
 
-class SetupOptions(TypedDict, total=False):
-    """The keywords of kernel() and run(), as kexecemu.scenario.setup.Setup explains them; paths may be strings."""
-
-    kernel: Path | str | None
-    initrd: Path | str | None
-    no_initrd: bool
-    initrd_size: str | int | None
-    append: str
-    ram: str | int | None
-    cpus: int | None
-    cmdline: str | None
-    dtb: Path | str | None
-    era: str
-    protection: str | None
-    purgatory: bool | str | Path | None
-    options: Mapping[str, str]
-    rng_ready: bool
-    seed: int
-    syscall: str
-    capture: str
-    gic: int | None
-
-
 def board(ram: str | int = "1G", cpus: int = 1) -> Board:
     """A board with nothing on it. ram is a size in bytes or as "512M".
 
@@ -121,7 +101,7 @@ def kernel(**options: Unpack[SetupOptions]) -> Kernel:
     'prevented'
     >>> loaded.board.close()
     """
-    return prepare(_changed(Setup(), options))[0]
+    return prepare(with_changes(Setup(), options))[0]
 
 
 def run(
@@ -160,7 +140,7 @@ def run_result(
         read = the_cell(read_scenario(path), cell)
         name, message, setup = read.name, read.crash.message, scenario_setup(read, path.parent)
         own = [table.fault() for table in read.fault]
-    setup = _changed(setup, options)
+    setup = with_changes(setup, options)
     faults = [faults] if isinstance(faults, Fault) else list(instance(faults, Sequence, "faults"))
     result = crash(name, setup, [*own, *faults], message)
     again = Again(scenario, cell, faults, options, name, setup, [*own, *faults], message)
@@ -236,11 +216,13 @@ def campaign(
     workers: int = 1,
     audit: int = 30,
     only: str | None = None,
+    **options: Unpack[SetupChanges],
 ) -> Summary:
     """A small campaign, in this process unless there are to be several workers, and what came of it.
 
     The scenario's [campaign] table says what is drawn from; audit is how many of the faults that are decided without a
-    run are run all the same. only is the id of one fault to try in place of any others. Nothing is kept on disk.
+    run are run all the same. only is the id of one fault to try in place of any others; options change the scenario's
+    setup, as those of run() do. Nothing is kept on disk.
     Raises InputError for what cannot be tried, MachineError when the machine cannot be relied on.
     """
     from kexecemu.campaign.fault import CampaignFault
@@ -253,11 +235,12 @@ def campaign(
     fault = CampaignFault.parse(text(only, "only")) if only is not None else None
     try:
         plan = plan_campaign(
-            read_scenario(path),
+            changed(read_scenario(path), options),
             path.parent,
             1 if fault is not None else faults,
             seed,
             named=shlex.quote(str(scenario)),
+            options=shlex.join(command_words(options)),
             source=path.read_text(encoding="utf-8"),
         )
         if fault is not None:
@@ -295,13 +278,3 @@ def assert_no(summary: Summary, *outcomes: Outcome | str) -> None:
         examples += ["", f"again: {summary.reproducer(odd)}"]
     if wrong:
         raise KexecemuFailure(wrong, more=["", f"based on {summary.basis}", *examples])
-
-
-def _changed(setup: Setup, options: SetupOptions) -> Setup:
-    """The setup with options over it; InputError for one that it has not."""
-    known = {one.name for one in fields(Setup)}
-    given = dict(options)
-    for name in given:
-        if name not in known:
-            raise InputError(f"no option {name!r}; there are {', '.join(sorted(known))}")
-    return replace(setup, **given)  # type: ignore[arg-type]  # checked by name above, by value in Setup

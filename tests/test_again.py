@@ -70,7 +70,7 @@ def test_every_mismatch_is_had_again_by_its_line(shell, way, expected, said):
     if way == "run":
         end = run("initrd-stamped", seed=9)
     elif way == "crash":
-        end = run(faults=[STAMP], options={"ZONE_DMA": "n"})
+        end = run(faults=[STAMP], config={"ZONE_DMA": "n"})
     else:
         end = run("golden", faults=[STAMP], ram="512M")
     with pytest.raises(KexecemuFailure) as failure:
@@ -138,7 +138,7 @@ def test_a_fault_of_a_campaign_that_was_missed_is_missed_again_with_status_1(she
         {"faults": [Fault("initrd", write=b"'\"", by=By.DMA, when=When.AFTER_CHECK)], "rng_ready": True},
         {"faults": [Fault("initrd+8", write=b"12345678", width=8)], "initrd_size": 0x20000, "gic": 3},
         {"scenario": "initrd-stamped", "purgatory": None, "seed": 4},
-        {"scenario": MATRIX, "cell": "protection=readonly,purgatory=none", "cpus": 1, "no_initrd": False},
+        {"scenario": MATRIX, "cell": "protection=readonly,purgatory=none", "cpus": 1, "initrd_size": None},
         {"scenario": "golden", "faults": [STAMP], "initrd": str(fixture_path("guests/initrd.cpio"))},
     ],
 )

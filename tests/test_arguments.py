@@ -156,7 +156,7 @@ NO_BOARD: list[tuple[str, Callable[[], object], str]] = [
         lambda: testing.run(kernel="/no/such"),
         "kernel /no/such: No such file or directory",
     ),
-    ("run(options=5)", lambda: testing.run(options=ODD), "options: Mapping is wanted, not int 5"),
+    ("run(config=5)", lambda: testing.run(config=ODD), "config: Mapping is wanted, not int 5"),
     ("board(5.5)", lambda: testing.board(5.5), "not a size: 5.5"),
     ("campaign(5)", lambda: testing.campaign(ODD), "scenario: str or Path is wanted, not int 5"),
     (

@@ -126,7 +126,7 @@ def test_a_bad_target_is_refused(target: str, reason: str) -> None:
         (["--cpus", "0"], "not 0"),
         (["--cpus", "65"], "at most 64 CPUs"),
         (["--expect", "bliss"], "is no outcome"),
-        (["--capture", "reality"], "--capture is stub or linux, not 'reality'"),
+        (["--capture", "reality"], "capture 'reality' is not known; known are stub, linux"),
         (["--nosuch"], "--nosuch"),
         (["--protection", "bbml2", "--era", "6.1", "--dtb", "/dev/null"], "is no regular file"),
     ],

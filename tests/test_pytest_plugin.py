@@ -290,6 +290,25 @@ def test_a_campaign_in_a_test_names_what_it_missed_and_that_can_be_run_alone(pyt
     )
 
 
+def test_a_campaign_with_other_options_than_its_scenario_is_replayed_with_them(pytester, inner):
+    write(pytester, "stray.toml", STRAY.replace("hashing", "after-load"))
+    pytester.makepyfile(
+        """
+        from kexecemu.testing import assert_no
+
+        def test_nothing_slips_through(kexecemu_campaign):
+            assert_no(kexecemu_campaign("stray.toml", faults=3, audit=0, purgatory="none"), "silent")
+        """
+    )
+    result = inner()
+    result.assert_outcomes(failed=1)
+    lines = [line for line in result.outlines if "again: kexecemu replay dma.word32." in line]
+    assert lines[0].endswith("stray.toml --purgatory none --not silent")
+    token = lines[0].split()[4]
+    alone = inner("--kexecemu-replay", token)
+    alone.stdout.fnmatch_lines([f"{token}: concluded silent*, silent when run"])
+
+
 def test_a_replayed_fault_is_none_of_another_campaigns(pytester, inner):
     write(pytester, "stray.toml", STRAY)
     pytester.makepyfile(CAMPAIGN)

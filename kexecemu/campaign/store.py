@@ -15,26 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from kexecemu.campaign.database import FILE, connect, create, is_empty, plainly, read_header
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.header import Header
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
 __all__ = ["Audit", "Row", "Store"]
-
-FILE = "campaign.sqlite"
-_FORMAT = 2  # PRAGMA user_version; 1 did not say what became of the dumps
-_APPLICATION = 0x6B657865  # PRAGMA application_id: "kexe"
-
-_TABLES = {
-    "header": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
-    "chunk": "number INTEGER PRIMARY KEY, done INTEGER NOT NULL",
-    "result": "position INTEGER PRIMARY KEY, fault TEXT NOT NULL, stratum INTEGER NOT NULL, outcome TEXT NOT NULL, "
-    "how TEXT NOT NULL, segment TEXT NOT NULL, phys INTEGER NOT NULL, detail TEXT NOT NULL, dump TEXT NOT NULL, "
-    "dump_reason TEXT NOT NULL, reported INTEGER NOT NULL",
-    "audit": "position INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL, dump TEXT NOT NULL",
-    "clock": "what TEXT PRIMARY KEY, seconds REAL NOT NULL",
-}
 
 
 @shown()
@@ -98,13 +85,13 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder}: {error.strerror or error}") from error
-        connection = _connect(path)
+        connection = connect(path)
         try:
-            with _plainly(path):
-                if _is_empty(connection):
-                    _create(connection, header)
+            with plainly(path):
+                if is_empty(connection):
+                    create(connection, header)
                     return cls(path, connection, header)
-                found = _header(connection, path)
+                found = read_header(connection, path)
                 results = connection.execute("SELECT count(*) FROM result").fetchone()[0]
                 if not resume and results:
                     raise InputError(
@@ -115,7 +102,7 @@ class Store:
                 if differences and results:
                     raise InputError(f"{folder}: holds another campaign: its {'; its '.join(differences)}")
                 if differences or not resume:
-                    _create(connection, header, anew=True)
+                    create(connection, header, anew=True)
                     found = header
                 return cls(path, connection, found)
         except BaseException:
@@ -128,10 +115,10 @@ class Store:
         path = folder / FILE
         if not path.is_file():
             raise InputError(f"{folder}: no campaign there (no {FILE})")
-        connection = _connect(path)
+        connection = connect(path)
         try:
-            with _plainly(path):
-                return cls(path, connection, _header(connection, path))
+            with plainly(path):
+                return cls(path, connection, read_header(connection, path))
         except BaseException:
             connection.close()
             raise
@@ -222,7 +209,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _plainly(self.path):
+        with plainly(self.path):
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -289,77 +276,3 @@ class Store:
         for row in self.rows():
             digest.update(("\t".join(map(str, row)) + "\n").encode())
         return digest.hexdigest()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise InputError(f"{path}: {error}") from error
-    try:
-        with _plainly(path):
-            # In this order: with an exclusive lock from the start there is no shared memory.
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            _check_is_ours(connection, path)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            # Takes the lock: from here on nobody else gets in.
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-@contextmanager
-def _plainly(path: Path) -> Iterator[None]:
-    """SQLite's errors as InputError in words."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        text = str(error)
-        if "locked" in text:
-            text = "another process uses it"
-        elif "not a database" in text:
-            text = "is no campaign: not an SQLite file"
-        raise InputError(f"{path}: {text}") from error
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-
-
-def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
-    """Before anything is changed in it."""
-    if _is_empty(connection):
-        return
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    form = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application != _APPLICATION:
-        raise InputError(f"{path}: is no campaign, but some other SQLite file")
-    if form != _FORMAT:
-        old = ", in which nothing is said of dumps: run that campaign again" if form == 1 else ""
-        raise InputError(f"{path}: has format {form}{old}; this kexecemu reads format {_FORMAT}")
-
-
-def _create(connection: sqlite3.Connection, header: Header, anew: bool = False) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for name in _TABLES if anew else ():
-            connection.execute(f"DROP TABLE {name}")
-        for name, columns in _TABLES.items():
-            connection.execute(f"CREATE TABLE {name} ({columns})")
-        connection.executemany("INSERT INTO header VALUES (?, ?)", header.as_items())
-        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {_FORMAT}")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _header(connection: sqlite3.Connection, path: Path) -> Header:
-    if _is_empty(connection):
-        raise InputError(f"{path}: no campaign there (it was not even begun)")
-    return Header.from_items(connection.execute("SELECT key, value FROM header"))

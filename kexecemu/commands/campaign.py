@@ -1,4 +1,4 @@
-"""kexecemu campaign and campaign-compare: many faults against one load, and two such campaigns side by side."""
+"""kexecemu campaign: many faults against one load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +17,23 @@ import typer
 from kexecemu.commands.options import (
     HtmlOption,
     JsonOption,
-    ProtectionOption,
-    PurgatoryOption,
     ScenarioArgument,
     from_one,
     from_zero,
+    output,
     seed_number,
+    takes_changes,
 )
 from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
 from kexecemu.commands.run import located
 from kexecemu.errors import InputError
+from kexecemu.scenario.given import command_words
 
 if TYPE_CHECKING:
-    from kexecemu.campaign.compare import Comparison, Pair
-    from kexecemu.campaign.stats import Figure
     from kexecemu.campaign.summary import Summary
     from kexecemu.campaign.work import Progress
-    from kexecemu.scenario.schema import Scenario
 
-__all__ = ["COMPARE_EXAMPLES", "EXAMPLES", "campaign_command", "compare_command", "overridden"]
+__all__ = ["EXAMPLES", "campaign_command"]
 
 EXAMPLES = (
     (
@@ -47,20 +45,13 @@ EXAMPLES = (
         "Go on with one that was stopped, and write a row for each fault.",
     ),
 )
-COMPARE_EXAMPLES = (
-    ("kexecemu campaign-compare with without", "The same faults in two campaigns: what only one catches."),
-    (
-        "kexecemu campaign-compare with without --html comparison.html",
-        "The same with a picture, as one HTML file.",
-    ),
-)
-
-_OUTPUT = "What is written"
 
 _AS_EXPECTED, _NOT_AS_EXPECTED, _INTERRUPTED = 0, 1, 130
 
 
+@takes_changes
 def campaign_command(
+    changes: Mapping[str, Any],
     scenario: ScenarioArgument,
     faults: Annotated[int, typer.Option("--faults", metavar="N", help="How many to draw.", parser=from_one)],
     seed: Annotated[
@@ -72,10 +63,7 @@ def campaign_command(
             help="Seed of the sample; the machine has the scenario's.",
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="DIR", help="Folder for the results.", rich_help_panel=_OUTPUT),
-    ],
+    out: Annotated[Path, output("--out", "Folder for the results.", "DIR")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
     executor: Annotated[
         str,
@@ -95,38 +83,29 @@ def campaign_command(
             "--audit", metavar="N", parser=from_zero, help="Conclusions to check by full emulation."
         ),
     ] = 300,
-    protection: ProtectionOption = None,
-    purgatory: PurgatoryOption = None,
     json: JsonOption = False,
     html: HtmlOption = None,
     rows: Annotated[
         Path | None,
-        typer.Option(
-            "--rows",
-            metavar="FILE",
-            help="Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines.",
-            rich_help_panel=_OUTPUT,
-        ),
+        output("--rows", "Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines."),
     ] = None,
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""
     from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
     from kexecemu.scenario.schema import find_scenario, read_scenario
+    from kexecemu.scenario.toml import changed
 
     path = find_scenario(scenario)
-    parsed = overridden(read_scenario(path), protection, purgatory)
+    parsed = changed(read_scenario(path), changes)
     _check_outputs(out, html, rows)
     with located(path, parsed), _executor(executor) as make, _bar() as progress:
-        given = [("--protection", protection), ("--purgatory", purgatory)]
         planned = plan_campaign(
             parsed,
             path.parent,
             faults,
             seed,
             named=shlex.quote(scenario),
-            options=" ".join(
-                f"{option} {shlex.quote(value)}" for option, value in given if value is not None
-            ),
+            options=shlex.join(command_words(changes)),
             source=path.read_text(encoding="utf-8"),
         )
         try:
@@ -144,19 +123,6 @@ def campaign_command(
             print(f"{stopped}; go on with: kexecemu {shlex.join([*again, '--resume'])}", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from None
     _deliver(summary, json, out, html, rows)
-
-
-def overridden(scenario: Scenario, protection: str | None, purgatory: str | None) -> Scenario:
-    """The scenario with another protection or purgatory; a purgatory object's path starts where we are."""
-    import msgspec
-
-    kernel = scenario.kernel
-    if protection is not None:
-        kernel = msgspec.structs.replace(kernel, protection=protection)
-    if purgatory is not None:
-        where = purgatory if purgatory in ("default", "none") else str(Path(purgatory).absolute())
-        kernel = msgspec.structs.replace(kernel, purgatory=where)
-    return msgspec.structs.replace(scenario, kernel=kernel)
 
 
 def _check_outputs(out: Path, html: Path | None, rows: Path | None) -> None:
@@ -192,7 +158,7 @@ def _executor(words: str) -> Iterator[Callable[[], Executor] | None]:
 
 
 def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: Path | None) -> None:
-    from kexecemu.campaign.store import FILE
+    from kexecemu.campaign.database import FILE
     from kexecemu.files import replace_file
 
     files = [out / FILE]
@@ -263,132 +229,3 @@ def _bar() -> Iterator[Progress | None]:
             bar.update(task, completed=done, total=total, rate=f"{rate:,.0f}/s", outcomes=told)
 
         yield update
-
-
-def compare_command(
-    first: Annotated[Path, typer.Argument(help="The folder of a finished campaign.")],
-    second: Annotated[Path, typer.Argument(help="The folder of another one over the same faults.")],
-    json: JsonOption = False,
-    html: HtmlOption = None,
-) -> None:
-    """What each of two campaigns catches that the other does not, fault by fault."""
-    from kexecemu.campaign.compare import compare
-
-    check_outputs({"--html": html})
-    comparison = compare(first, second)
-    files = []
-    if html is not None:
-        from kexecemu.files import replace_file
-        from kexecemu.report.comparison_html import render_comparison
-
-        with writing("--html", html):
-            replace_file(html, render_comparison(comparison).encode())
-        files.append(html)
-    if json:
-        print_json(_comparison_object(comparison), files)
-    else:
-        _print_comparison(comparison)
-        print_written(files)
-
-
-def _comparison_object(comparison: Comparison) -> dict[str, Any]:
-    basis = comparison.basis
-
-    def side(number: int) -> dict[str, Any]:
-        header = (comparison.first, comparison.second)[number]
-        figure = (comparison.only_first, comparison.only_second)[number]
-        pairs = (comparison.examples_first, comparison.examples_second)[number]
-        true = (comparison.true_first, comparison.true_second)[number]
-        true_pairs = (comparison.examples_true_first, comparison.examples_true_second)[number]
-        return {
-            "scenario": header.scenario,
-            "protection": header.protection,
-            "purgatory": header.purgatory,
-            "version": header.version,
-            "config_hash": header.config_hash,
-            "caught_alone": figure.count,
-            "interval": [figure.interval.low, figure.interval.high],
-            "examples": [_pair(one) for one in pairs],
-            "true_dump_alone": true.count if true is not None else 0,
-            "true_dump_interval": [true.interval.low, true.interval.high] if true is not None else None,
-            "true_dump_examples": [_pair(one) for one in true_pairs],
-        }
-
-    return {
-        "population": basis.population,
-        "faults": basis.faults,
-        "seed": basis.seed,
-        "sampler": basis.sampler,
-        "method": basis.method,
-        "first": side(0),
-        "second": side(1),
-        "outcomes": comparison.outcomes,
-        "classes": comparison.classes,
-        "mcnemar": comparison.even,
-        "dumps": comparison.dumps,
-        "dumps_mcnemar": comparison.even_dumps,
-    }
-
-
-def _pair(one: Pair) -> dict[str, str]:
-    return {
-        "fault": one.fault,
-        "first": one.first,
-        "second": one.second,
-        "first_dump": one.first_dump,
-        "second_dump": one.second_dump,
-    }
-
-
-def _print_comparison(comparison: Comparison) -> None:
-    from rich.markup import escape
-
-    from kexecemu.report.terminal import account, print_table, say_labelled
-
-    console = account()
-
-    def say(text: str) -> None:
-        say_labelled(console, escape(text))
-
-    names = comparison.names
-    say(f"first   {names[0]}: {comparison.first.scenario}")
-    say(f"second  {names[1]}: {comparison.second.scenario}")
-    say(str(comparison.basis))
-    say("")
-
-    def cross(found: Mapping[str, Mapping[str, int]], columns: list[str], prefix: str = "") -> None:
-        say("first, down; second, across")
-        rows = [
-            [(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
-            for here, counts in found.items()
-        ]
-        print_table(console, ("", *(prefix + column for column in columns)), rows)
-        say("")
-
-    cross(
-        comparison.outcomes,
-        list(dict.fromkeys(there for counts in comparison.outcomes.values() for there in counts)),
-    )
-    classes = comparison.classes
-    say(f"caught by both     {classes['caught']['caught']:,}")
-    say(f"harm in both       {classes['harm']['harm']:,}")
-
-    def alone(which: str, what: str, figure: Figure, pairs: Sequence[Pair]) -> None:
-        share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
-        say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
-        for pair in pairs:
-            dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
-            say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")
-
-    harm = "caught that are harm in the other"
-    alone("first", harm, comparison.only_first, comparison.examples_first)
-    alone("second", harm, comparison.only_second, comparison.examples_second)
-    say(f"so uneven a split by chance: {comparison.even:.3g} (McNemar, exact)")
-    if comparison.true_first is None or comparison.true_second is None:
-        return
-    say("")
-    cross(comparison.dumps, list(comparison.dumps), "dump ")
-    true = "with a true dump where the other has none, or a wrong one"
-    alone("first", true, comparison.true_first, comparison.examples_true_first)
-    alone("second", true, comparison.true_second, comparison.examples_true_second)
-    say(f"so uneven a split by chance: {comparison.even_dumps:.3g} (McNemar, exact)")

@@ -9,15 +9,7 @@ from typing import Annotated
 import typer
 
 from kexecemu.arguments import contents
-from kexecemu.commands import complete
-from kexecemu.commands.options import (
-    CmdlineOption,
-    CpusOption,
-    JsonOption,
-    RamOption,
-    SeedOption,
-    VerboseOption,
-)
+from kexecemu.commands.options import JsonOption, VerboseOption, flag
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
 
@@ -37,18 +29,22 @@ _SAME, _DIFFERENT = 0, 1
 def compare_linux_command(
     kernel: Annotated[
         Path,
-        typer.Option(
-            "--kernel",
-            metavar="FILE",
-            help="A real arm64 Image, or fetched:NAME.",
-            autocompletion=complete.fetched,
-            rich_help_panel="The first kernel",
+        flag(
+            "kernel",
+            text="A real arm64 Image, or fetched:NAME.",
+            panel="The first kernel",
+            default="fetched:kernel",
         ),
     ] = Path("fetched:kernel"),
-    ram: RamOption = "512M",
-    cpus: CpusOption = 1,
-    cmdline: CmdlineOption = "crashkernel=192M",
-    seed: SeedOption = None,
+    ram: Annotated[str, flag("ram", text="RAM, for example 1G.", default="512M")] = "512M",
+    cpus: Annotated[int, flag("cpus", text="Number of CPUs.")] = 1,
+    cmdline: Annotated[
+        str,
+        flag(
+            "cmdline", text="The first kernel's command line, with crashkernel=.", default="crashkernel=192M"
+        ),
+    ] = "crashkernel=192M",
+    seed: Annotated[int, flag("seed")] = 0,
     every: Annotated[bool, typer.Option("--all", help="Print equal lines too.")] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -65,7 +61,6 @@ def compare_linux_command(
     path = fetched_kernel(kernel)
     image = read_kernel(path)
     programs = fetched_programs()
-    assert ram is not None and cpus is not None and cmdline is not None  # they have defaults
     setup = LinuxSetup(
         image=image,
         crash_image=image,
@@ -76,7 +71,7 @@ def compare_linux_command(
         ram=ram,
         cpus=cpus,
         cmdline=cmdline,
-        seed=seed or 0,
+        seed=seed,
     )
     with progress_bar(verbose, ["the real kernel is running"]) as progress:
         linux = FirstLinux(setup, live_console if verbose else None)

@@ -5,26 +5,22 @@ Nothing here is loaded before it is asked for, so that the start of every other 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-__all__ = [
-    "captures",
-    "configs",
-    "eras",
-    "fetch_targets",
-    "fetched",
-    "lists",
-    "models",
-    "outcomes",
-    "protections",
-    "purgatories",
-    "scenarios",
-    "syscalls",
-]
+__all__ = ["configs", "fetch_targets", "fetched", "lists", "models", "of", "outcomes", "scenarios"]
 
 
 def _begin(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
+
+
+def of(words: Iterable[str]) -> Callable[[str], list[str]]:
+    """Words that are known already."""
+
+    def offer(incomplete: str) -> list[str]:
+        return _begin(words, incomplete)
+
+    return offer
 
 
 def scenarios(incomplete: str) -> list[str]:
@@ -32,20 +28,6 @@ def scenarios(incomplete: str) -> list[str]:
     from kexecemu.data import shipped_scenarios
 
     return _begin(shipped_scenarios(), incomplete)
-
-
-def eras(incomplete: str) -> list[str]:
-    """The releases that stand for eras."""
-    from kexecemu.kernel.config import Era
-
-    return _begin([era.value for era in Era], incomplete)
-
-
-def protections(incomplete: str) -> list[str]:
-    """The ways to protect a loaded image."""
-    from kexecemu.kernel.config import Protection
-
-    return _begin([way.value for way in Protection], incomplete)
 
 
 def configs(incomplete: str) -> list[str]:
@@ -92,18 +74,3 @@ def fetch_targets(incomplete: str) -> list[str]:
     from kexecemu.fetch.targets import TARGETS
 
     return _begin(TARGETS, incomplete)
-
-
-def purgatories(incomplete: str) -> list[str]:
-    """The words that are no path."""
-    return _begin(["default", "none"], incomplete)
-
-
-def syscalls(incomplete: str) -> list[str]:
-    """The system calls that load."""
-    return _begin(["kexec_file_load", "kexec_load"], incomplete)
-
-
-def captures(incomplete: str) -> list[str]:
-    """The kinds of capture kernel."""
-    return _begin(["stub", "linux"], incomplete)

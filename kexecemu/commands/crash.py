@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kexecemu.commands import complete
 from kexecemu.commands.options import (
     ExpectOption,
     HandoffOption,
@@ -19,9 +18,11 @@ from kexecemu.commands.options import (
     takes_setup,
 )
 from kexecemu.errors import InputError
-from kexecemu.suggest import did_you_mean
+from kexecemu.scenario.options import Setup
 
 if TYPE_CHECKING:
+    from kexecemu.commands.run import Outputs
+    from kexecemu.scenario.schema import Expect
     from kexecemu.scenario.setup import Setup
     from kexecemu.stray.fault import By, Fault
 
@@ -43,21 +44,12 @@ EXAMPLES = (
 )
 
 _FAULTS = "Stray writes"
+_NAME = "a crash from the command line"
 
 
-@takes_setup
+@takes_setup()
 def crash_command(
     setup: Setup,
-    capture: Annotated[
-        str,
-        typer.Option(
-            "--capture",
-            metavar="KIND",
-            help="stub, or linux: a real capture kernel, by default Debian's, is run to its end.",
-            autocompletion=complete.captures,
-            rich_help_panel="The crash kernel",
-        ),
-    ] = "stub",
     write: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,22 +81,19 @@ def crash_command(
     from kexecemu.report.progress import live_console, progress_bar
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import crash
-    from kexecemu.scenario.setup import CAPTURES
     from kexecemu.stray.fault import By
 
-    if capture not in CAPTURES:
-        raise InputError(
-            f"--capture is {' or '.join(CAPTURES)}, not {capture!r}{did_you_mean(capture, CAPTURES)}"
-        )
     faults = [_fault(text, By.CPU) for text in write or []] + [_fault(text, By.DMA) for text in dma or []]
     wanted = parse_expect(expect) if expect else None
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
     outputs.check()
+    if setup.linux is not None:
+        raise typer.Exit(_real(setup, faults, wanted, outputs))
     taker = HandoffTaker(handoff)
     with progress_bar(verbose) as progress:
         result = crash(
-            "a crash from the command line",
-            replace(setup, capture=capture),
+            _NAME,
+            setup,
             faults,
             expect=wanted,
             progress=progress,
@@ -112,6 +101,18 @@ def crash_command(
             console=live_console if verbose else None,
         )
     deliver(result, None, outputs, taker)
+
+
+def _real(setup: Setup, faults: list[Fault], expect: Expect | None, outputs: Outputs) -> int:
+    """The same of a real Linux; gives the exit status."""
+    from kexecemu.commands.run_linux import run_linux_command
+    from kexecemu.scenario.linux_keys import check_linux
+    from kexecemu.scenario.schema import Crash
+    from kexecemu.scenario.toml import given_keys, scenario_of
+
+    scenario = scenario_of(_NAME, setup, faults, Crash().message, expect)
+    check_linux(given_keys(scenario), scenario)
+    return 0 if run_linux_command(scenario, None, Path(), None, outputs) else 1
 
 
 def _fault(text: str, by: By) -> Fault:

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kexecemu.commands.options import (
-    CmdlineOption,
-    ConfigOption,
-    EraOption,
-    JsonOption,
-    ProtectionOption,
-    RamOption,
-)
+from kexecemu.commands.options import JsonOption, flag
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig, split_options
@@ -46,11 +39,13 @@ _BEFORE, _AFTER = "6.1", "6.4"
 
 
 def linear_map_command(
-    ram: RamOption = "1G",
-    era: EraOption = "6.4",
-    cmdline: CmdlineOption = "crashkernel=256M",
-    protection: ProtectionOption = None,
-    config: ConfigOption = None,
+    ram: Annotated[str, flag("ram", text="RAM, for example 1G or 4T.")] = "1G",
+    era: Annotated[str, flag("era")] = "6.4",
+    cmdline: Annotated[
+        str, flag("cmdline", text="The first kernel's command line, with crashkernel=.")
+    ] = "crashkernel=256M",
+    protection: Annotated[str | None, flag("protection")] = None,
+    config: Annotated[list[str] | None, flag("config")] = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +72,6 @@ def linear_map_command(
     """Print the first kernel's linear map as it would be built, and what it costs; nothing is run."""
     from kexecemu.kernel.linear_survey import survey_linear_map
 
-    assert ram is not None and cmdline is not None  # they have defaults
     if ptdump and json:
         raise InputError("--ptdump and --json exclude each other")
     if not cmdline.isascii():

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
-
-from kexecemu.commands.options import JsonOption, takes_setup
+from kexecemu.commands.options import JsonOption, output, takes_setup
 from kexecemu.commands.outputs import check_folder, print_json, print_written, writing
-
-if TYPE_CHECKING:
-    from kexecemu.scenario.setup import Setup
+from kexecemu.scenario.options import Setup
 
 __all__ = ["EXAMPLES", "load_command"]
 
@@ -24,17 +20,11 @@ EXAMPLES = (
 )
 
 
-@takes_setup
+@takes_setup("linux", "stuck_cpus")
 def load_command(
     setup: Setup,
     dump_segments: Annotated[
-        Path | None,
-        typer.Option(
-            "--dump-segments",
-            metavar="DIR",
-            help="Write each segment as loaded to DIR/NAME.bin.",
-            rich_help_panel="What is written",
-        ),
+        Path | None, output("--dump-segments", "Write each segment as loaded to DIR/NAME.bin.", "DIR")
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -1,58 +1,44 @@
-"""The options of the command line, each written once: its name, its help, what stands for its value, its completion.
+"""The options of the command line, as typer wants them.
 
-A command that boots and loads takes all of SETUP_OPTIONS, as one Setup (takes_setup); options that several commands
-share are the names below; only what a single command has stands with that command.
+Those that decide a load are made from the table in kexecemu.scenario.options: flag() is one of them, takes_setup gives
+a command all of them as one Setup, takes_changes as what is to be another way in a scenario. Other options that several
+commands share are the names below; only what a single command has stands with that command.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from kexecemu.commands import complete
-
-if TYPE_CHECKING:
-    from kexecemu.scenario.setup import Setup
+from kexecemu.kernel.config import split_options
+from kexecemu.scenario.options import OPTIONS, Setup
 
 __all__ = [
-    "SETUP_OPTIONS",
-    "CmdlineOption",
-    "ConfigOption",
-    "CpusOption",
-    "EraOption",
     "ExpectOption",
     "HandoffOption",
     "HtmlOption",
     "JsonOption",
-    "ProtectionOption",
-    "PurgatoryOption",
-    "RamOption",
     "ScenarioArgument",
     "SeedOption",
-    "SetupOption",
     "TimelineOption",
     "VerboseOption",
     "VmcoreOption",
+    "flag",
     "from_one",
     "from_zero",
+    "output",
     "seed_number",
+    "takes_changes",
     "takes_setup",
     "whole_number",
 ]
-
-_MACHINE, _FIRST, _CRASH_KERNEL, _OUTPUT = (
-    "The machine",
-    "The first kernel",
-    "The crash kernel",
-    "What is written",
-)
 
 
 def whole_number(text: str) -> int:
@@ -60,6 +46,11 @@ def whole_number(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]+", str(text).strip(), re.ASCII):
         raise typer.BadParameter(f"{text!r} is not a whole number")
     return int(text)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers, as 1,3."""
+    return tuple(map(whole_number, str(text).split(",")))
 
 
 def from_one(text: str) -> int:
@@ -93,159 +84,51 @@ ScenarioArgument = Annotated[
     ),
 ]
 
-# -- the machine and its kernels -----------------------------------------------------------------------------------
+# -- what decides a load -------------------------------------------------------------------------------------------
 
-RamOption = Annotated[
-    str | None,
-    typer.Option("--ram", metavar="SIZE", help="RAM, for example 1G or 4T.", rich_help_panel=_MACHINE),
-]
-CpusOption = Annotated[
-    int | None,
-    typer.Option(
-        "--cpus", metavar="N", parser=whole_number, help="Number of CPUs.", rich_help_panel=_MACHINE
-    ),
-]
-_GicOption = Annotated[
-    int | None,
-    typer.Option(
-        "--gic",
-        metavar="2|3",
-        parser=whole_number,
-        help="Version of the interrupt controller.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-_DtbOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--dtb", metavar="FILE", help="A device tree that describes another board.", rich_help_panel=_MACHINE
-    ),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        metavar="N",
-        parser=seed_number,
-        help="Seed of all randomness (default: the scenario's, or 0).",
-    ),
-]
-EraOption = Annotated[
-    str,
-    typer.Option(
-        "--era",
-        metavar="RELEASE",
-        help="The stretch of history with its rules, by a release (kexecemu list eras).",
-        autocompletion=complete.eras,
-        rich_help_panel=_FIRST,
-    ),
-]
-CmdlineOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cmdline",
-        metavar="TEXT",
-        help="The first kernel's command line, with crashkernel=.",
-        rich_help_panel=_FIRST,
-    ),
-]
-ConfigOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--config",
-        metavar="NAME=VALUE",
-        help="A Kconfig option, as ZONE_DMA=n (kexecemu list configs); repeatable.",
-        autocompletion=complete.configs,
-        rich_help_panel=_FIRST,
-    ),
-]
-ProtectionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--protection",
-        metavar="WAY",
-        help="none, pte, readonly or bbml2 (default: the era's or the scenario's own).",
-        autocompletion=complete.protections,
-        rich_help_panel=_FIRST,
-    ),
-]
-_RngReadyOption = Annotated[
-    bool,
-    typer.Option(
-        "--rng-ready",
-        help="The random number generator is ready when the load builds its device tree: seeds are in it.",
-        rich_help_panel=_FIRST,
-    ),
-]
-_KernelOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--kernel",
-        metavar="FILE",
-        help="Image, or fetched:NAME (default: the capture stub that ships).",
-        autocompletion=complete.fetched,
-        rich_help_panel=_CRASH_KERNEL,
-    ),
-]
-_InitrdOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--initrd",
-        metavar="FILE",
-        help="Its initrd (default: a small one); none for none.",
-        rich_help_panel=_CRASH_KERNEL,
-    ),
-]
-_AppendOption = Annotated[
-    str | None,
-    typer.Option("--append", metavar="TEXT", help="Its command line.", rich_help_panel=_CRASH_KERNEL),
-]
-PurgatoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--purgatory",
-        metavar="FILE",
-        help="A purgatory object, or default or none (default: default, or the scenario's own).",
-        autocompletion=complete.purgatories,
-        rich_help_panel=_CRASH_KERNEL,
-    ),
-]
-_SyscallOption = Annotated[
-    str,
-    typer.Option(
-        "--syscall",
-        metavar="CALL",
-        help="What loads it: kexec_file_load, or kexec_load (kexec-tools' way).",
-        autocompletion=complete.syscalls,
-        rich_help_panel=_CRASH_KERNEL,
-    ),
-]
+_PANELS = {"machine": "The machine", "kernel": "The first kernel", "load": "The crash kernel"}
+_PARSERS = {"cpus": whole_number, "gic": whole_number, "seed": seed_number, "stuck_cpus": numbers}
+
+
+def flag(name: str, *, text: str = "", panel: str | None = None, default: str | None = None) -> Any:
+    """An option of the table for typer, by its name; text is another help, default says what holds without it.
+
+    An empty default says nothing of it. Whatever takes it gets None where it is not given.
+    """
+    option = OPTIONS[name]
+    if default is None:
+        held = option.default if option.otherwise is None else option.otherwise
+        default = option.without or ("" if held in (None, (), {}) or held is False else str(held))
+    words = option.words or option.names or option.schema.get("enum", ())
+    repeatable = " Repeatable." if isinstance(option.default, Mapping) else ""
+    return typer.Option(
+        option.flag,
+        metavar=option.metavar or None,
+        parser=_PARSERS.get(name),
+        help=(text or option.help) + repeatable + (f" (default: {default})" if default else ""),
+        autocompletion=getattr(complete, option.complete) if option.complete else complete.of(words),
+        rich_help_panel=_PANELS.get(option.table) if panel is None else panel,
+        show_default=False,
+    )
+
+
+SeedOption = Annotated[int | None, flag("seed", default="the scenario's, or 0")]
 
 # -- what is written -----------------------------------------------------------------------------------------------
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
-TimelineOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--timeline", metavar="FILE", help="Write the events as JSON lines.", rich_help_panel=_OUTPUT
-    ),
-]
-HtmlOption = Annotated[
-    Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a report as one HTML file.", rich_help_panel=_OUTPUT),
-]
-VmcoreOption = Annotated[
-    Path | None,
-    typer.Option("--vmcore", metavar="FILE", help="Write the dump.", rich_help_panel=_OUTPUT),
-]
+
+
+def output(name: str, text: str, metavar: str = "FILE") -> Any:
+    """An option, by its flag, that says where something is written."""
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel="What is written")
+
+
+TimelineOption = Annotated[Path | None, output("--timeline", "Write the events as JSON lines.")]
+HtmlOption = Annotated[Path | None, output("--html", "Write a report as one HTML file.")]
+VmcoreOption = Annotated[Path | None, output("--vmcore", "Write the dump.")]
 HandoffOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--handoff",
-        metavar="DIR",
-        help="Write the machine at the jump, for QEMU to go on from there.",
-        rich_help_panel=_OUTPUT,
-    ),
+    Path | None, output("--handoff", "Write the machine at the jump, for QEMU to go on from there.", "DIR")
 ]
 ExpectOption = Annotated[
     list[str] | None,
@@ -261,66 +144,56 @@ VerboseOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class SetupOption:
-    """One option of a load: the field of Setup that it sets, its form for typer, its default."""
-
-    field: str
-    hint: Any
-    default: Any
+_Command = Callable[..., None]
 
 
-SETUP_OPTIONS = (
-    SetupOption("kernel", _KernelOption, None),
-    SetupOption("initrd", _InitrdOption, None),
-    SetupOption("append", _AppendOption, None),
-    SetupOption("purgatory", PurgatoryOption, None),
-    SetupOption("syscall", _SyscallOption, "kexec_file_load"),
-    SetupOption("era", EraOption, "6.4"),
-    SetupOption("cmdline", CmdlineOption, None),
-    SetupOption("config", ConfigOption, None),
-    SetupOption("protection", ProtectionOption, None),
-    SetupOption("rng_ready", _RngReadyOption, False),
-    SetupOption("ram", RamOption, None),
-    SetupOption("cpus", CpusOption, None),
-    SetupOption("gic", _GicOption, None),
-    SetupOption("dtb", _DtbOption, None),
-    SetupOption("seed", SeedOption, None),
-)
+def takes_setup(*without: str) -> Callable[[_Command], _Command]:
+    """Give a command, whose first argument is a Setup, the options of the table in its place, without some."""
+    flags = {name: flag(name) for name in OPTIONS if name not in without}
+    return lambda command: _with_options(command, flags, lambda given: Setup(**given))
 
 
-def takes_setup(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose first argument is a Setup, the options of the table in its place."""
-    # Setup is only there for the type checker: to import it takes as long as everything else together.
-    hints = get_type_hints(command, localns={"Setup": object}, include_extras=True)
-    own = [
-        one.replace(annotation=hints[one.name])
-        for one in list(inspect.signature(command).parameters.values())[1:]
+def takes_changes(command: _Command) -> _Command:
+    """Give a command over a campaign's scenario, whose first argument is a mapping, the options that change that."""
+    flags = {
+        name: flag(name, default="", panel=f"{_PANELS[one.table]}, in place of the scenario's")
+        for name, one in OPTIONS.items()
+        if name not in _NO_CAMPAIGN
+    }
+    return _with_options(command, flags, lambda given: given)
+
+
+# A real Linux takes seconds, and the seed is the sample's.
+_NO_CAMPAIGN = ("linux", "stuck_cpus", "capture", "seed")
+_HINTS = {bool: bool, Mapping[str, str]: list[str] | None, Path | None: Path | None, int: int | None}
+
+
+def _with_options(
+    command: _Command, flags: Mapping[str, Any], make: Callable[[dict[str, Any]], Any]
+) -> _Command:
+    """The command with flags in place of its first argument, which make() makes of what was given."""
+    hints = get_type_hints(command, include_extras=True)
+    own = list(inspect.signature(command).parameters.values())[1:]
+    shared = []
+    for name, info in flags.items():
+        kind = OPTIONS[name].kind
+        hint = _HINTS.get(kind, int | None if int in get_args(kind)[:1] else str | None)
+        shared.append((name, False if kind is bool else None, Annotated[hint, info]))
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        for name, default, hint in [*shared, *((one.name, one.default, hints[one.name]) for one in own)]
     ]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    shared = [
-        inspect.Parameter(one.field, kind, default=one.default, annotation=one.hint) for one in SETUP_OPTIONS
-    ]
-    parameters = [*shared, *(one.replace(kind=kind) for one in own)]
 
     @wraps(command)
     def with_options(**given: Any) -> None:
-        fields = {one.field: given.pop(one.field) for one in SETUP_OPTIONS}
-        command(_setup(fields), **given)
+        fields = {name: given.pop(name) for name in flags}
+        fields = {
+            name: value for name, value in fields.items() if value not in (None, []) and value is not False
+        }
+        if "config" in fields:
+            fields["config"] = split_options(fields["config"])
+        command(make(fields), **given)
 
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {one.name: one.annotation for one in parameters}
     return with_options
-
-
-def _setup(given: dict[str, Any]) -> Setup:
-    """The Setup that options describe: what was not given is as Setup has it."""
-    from kexecemu.kernel.config import split_options
-    from kexecemu.scenario.setup import Setup
-
-    fields = {name: value for name, value in given.items() if value is not None}
-    fields["options"] = split_options(fields.pop("config", ()))
-    if str(fields.get("initrd")) == "none":
-        del fields["initrd"]
-        fields["no_initrd"] = True
-    return Setup(**fields)

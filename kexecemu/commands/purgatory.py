@@ -13,7 +13,7 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
 from kexecemu.arguments import contents
 from kexecemu.commands.help import HelpfulGroup, add_command
-from kexecemu.commands.options import ConfigOption, JsonOption
+from kexecemu.commands.options import JsonOption, flag
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
@@ -162,11 +162,12 @@ def check(
         list[str],
         typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
     ],
-    config: ConfigOption = None,
+    config: Annotated[list[str] | None, flag("config")] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
             "--require",
+            metavar="WORD",
             help="caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
             "and name the rows where it is not so; with commas or repeated.",
         ),
@@ -174,8 +175,9 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
-    from kexecemu.commands.purgatory_check import check_purgatory, print_checks, progress_of
+    from kexecemu.commands.purgatory_check import print_checks, progress_of
     from kexecemu.commands.purgatory_require import parse_requirements
+    from kexecemu.scenario.purgatory_bench import check_purgatory
 
     options = split_options(config or ())
     required = parse_requirements(require or ())

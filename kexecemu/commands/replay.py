@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kexecemu.commands.options import JsonOption, ProtectionOption, PurgatoryOption, ScenarioArgument
+from kexecemu.commands.options import JsonOption, ScenarioArgument, takes_changes
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
 from kexecemu.suggest import did_you_mean
@@ -32,15 +33,15 @@ EXAMPLES = (
 _AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
 
 
+@takes_changes
 def replay_command(
+    changes: Mapping[str, Any],
     fault: Annotated[str, typer.Argument(help="The fault's name, as a campaign gives it.")],
     scenario: ScenarioArgument,
     trace: Annotated[bool, typer.Option("--trace", help="Say who ran, and the last instructions.")] = False,
     culprit: Annotated[
         bool, typer.Option("--culprit", help="Find the instruction that wrote the damage.")
     ] = False,
-    protection: ProtectionOption = None,
-    purgatory: PurgatoryOption = None,
     refused: Annotated[
         list[str] | None,
         typer.Option("--not", metavar="OUTCOME", help="An outcome that it must not have; repeatable."),
@@ -51,10 +52,10 @@ def replay_command(
     from kexecemu.campaign.engine import Engine
     from kexecemu.campaign.fault import CampaignFault
     from kexecemu.campaign.replay import replay_in
-    from kexecemu.commands.campaign import overridden
     from kexecemu.commands.run import located
     from kexecemu.crash.outcome import Outcome
     from kexecemu.scenario.schema import find_scenario, read_scenario
+    from kexecemu.scenario.toml import changed
 
     for outcome in refused or ():
         if outcome not in set(Outcome):
@@ -62,7 +63,7 @@ def replay_command(
             raise InputError(f"--not {outcome!r} is no outcome{like}; they are {', '.join(Outcome)}")
     parsed = CampaignFault.parse(fault)
     path = find_scenario(scenario)
-    campaign = overridden(read_scenario(path), protection, purgatory)
+    campaign = changed(read_scenario(path), changes)
     with located(path, campaign), closing(Engine(campaign, path.parent)) as engine:
         found = replay_in(engine, parsed, trace=trace, culprit=culprit)
     if json:

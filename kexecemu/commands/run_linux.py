@@ -20,11 +20,11 @@ PARTS = ("the first Linux is running", "it crashes", "the purgatory or the secon
 
 
 def run_linux_command(
-    scenario: Scenario, named: str, folder: Path, seed: int | None, outputs: Outputs
+    scenario: Scenario, named: str | None, folder: Path, seed: int | None, outputs: Outputs
 ) -> bool:
     """Run it, deliver what was asked for; True when all was as expected. InputError for outputs that there are not.
 
-    named is how the user named the scenario, folder the one of its file.
+    named is how the user named the scenario, None without one, folder the one of its file.
     """
     if outputs.html is not None:
         raise InputError(

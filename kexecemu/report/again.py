@@ -13,30 +13,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from kexecemu.scenario.expectation import expect_words
+from kexecemu.scenario.given import command_words
+from kexecemu.scenario.options import Setup
 from kexecemu.scenario.schema import Expect
-from kexecemu.scenario.setup import Setup
 from kexecemu.scenario.toml import given_keys, scenario_of, scenario_toml
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, When
 
-__all__ = ["Again", "crash_again", "scenario_again"]
-
-_WORDS = {
-    "kernel": "--kernel",
-    "initrd": "--initrd",
-    "append": "--append",
-    "ram": "--ram",
-    "cpus": "--cpus",
-    "gic": "--gic",
-    "cmdline": "--cmdline",
-    "dtb": "--dtb",
-    "era": "--era",
-    "protection": "--protection",
-    "purgatory": "--purgatory",
-    "seed": "--seed",
-    "syscall": "--syscall",
-    "capture": "--capture",
-}
+__all__ = ["Again", "scenario_again"]
 
 
 def scenario_again(
@@ -49,32 +33,6 @@ def scenario_again(
     words = ["kexecemu", "run", str(scenario), "--seed", str(seed)]
     words += ["--cell", cell] if cell else []
     return shlex.join([*words, *_expect_words(expect)])
-
-
-def crash_again(
-    scenario: str | Path | None,
-    seed: int,
-    faults: Sequence[Fault],
-    options: Mapping[str, object],
-    cell: str | None = None,
-    expect: Expect | None = None,
-) -> str | None:
-    """The command that has a crash of kexecemu.testing.run() again, from what run() was given.
-
-    options are fields of kexecemu.scenario.setup.Setup; seed is the one that was used in the end. None when there are
-    no words for some of it.
-    """
-    if scenario is not None and not faults and not options.keys() - {"seed"}:
-        return scenario_again(scenario, seed, cell, expect)
-    if scenario is not None or not _has_words(faults):
-        return None
-    words = _setup_words(options)
-    if words is None:
-        return None
-    for fault in faults:
-        words += [f"--{'dma' if fault.by is By.DMA else 'write'}", f"{fault.at}={(fault.write or b'').hex()}"]
-    # What was not given is the same in the command as in Setup.
-    return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
 
 
 @shown()
@@ -99,7 +57,15 @@ class Again:
 
         With expect it ends with status 1 where the crash does not end so, and says what is wrong.
         """
-        return crash_again(self.scenario, self.setup.seed, self.given, self.options, self.cell, expect)
+        if self.scenario is not None and not self.given and not self.options.keys() - {"seed"}:
+            return scenario_again(self.scenario, self.setup.seed, self.cell, expect)
+        if self.scenario is not None or not _has_words(self.given):
+            return None
+        words = command_words(self.options)
+        for fault in self.given:
+            option = "--dma" if fault.by is By.DMA else "--write"
+            words += [option, f"{fault.at}={(fault.write or b'').hex()}"]
+        return shlex.join(["kexecemu", "crash", *words, *_expect_words(expect)])
 
     def python(self, expect: Expect | None = None) -> str:
         """A line of Python that does the same, whatever it is."""
@@ -133,25 +99,6 @@ def _has_words(faults: Sequence[Fault]) -> bool:
     """kexecemu crash writes single bytes after the load, those of the CPU before those of DMA."""
     plain = all(fault.write and fault.when is When.AFTER_LOAD and fault.width == 1 for fault in faults)
     return plain and not any(one.by is By.DMA and other.by is By.CPU for one, other in pairwise(faults))
-
-
-def _setup_words(options: Mapping[str, object]) -> list[str] | None:
-    """What was given, as options of the command; None when it has no word for some of it."""
-    words: list[str] = []
-    for name, value in options.items():
-        if name == "options" and isinstance(value, Mapping):
-            words += [word for key, chosen in value.items() for word in ("--config", f"{key}={chosen}")]
-        elif name == "no_initrd":
-            words += ["--initrd", "none"] if value else []
-        elif name == "rng_ready":
-            words += ["--rng-ready"] if value else []
-        elif name == "purgatory" and (value is None or isinstance(value, bool)):
-            words += ["--purgatory", "default" if value else "none"]
-        elif name in _WORDS:
-            words += [_WORDS[name], str(value)] if value is not None else []
-        else:
-            return None
-    return words
 
 
 def _fault_text(fault: Fault) -> str:

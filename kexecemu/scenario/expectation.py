@@ -12,6 +12,7 @@ from kexecemu.errors import InputError
 from kexecemu.scenario.checks import check_segment
 from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.toml import given_keys
+from kexecemu.scenario.toml_lines import possible_words
 from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["expect_words", "parse_expect"]
@@ -41,7 +42,9 @@ def parse_expect(words: Sequence[str]) -> Expect:
         if key == "outcome" and value not in set(Outcome):
             like = did_you_mean(value, list(Outcome))
             raise InputError(f"--expect {value!r} is no outcome{like}; they are {', '.join(Outcome)}")
-        if (allowed := _allowed(key)) and value not in allowed:
+        if (
+            allowed := [*possible_words(Expect, [key]), *possible_words(Expect, [key, 0])]
+        ) and value not in allowed:
             like = did_you_mean(value, allowed)
             raise InputError(f"--expect {word!r}: {key} is one of {', '.join(allowed)}{like}")
         if key in ("segment", "segments"):
@@ -58,15 +61,6 @@ def parse_expect(words: Sequence[str]) -> Expect:
     if "outcome" not in data:
         raise InputError(f"--expect {words[0]!r}: give the outcome too, as in --expect detected")
     return msgspec.convert(data, Expect)
-
-
-def _allowed(key: str) -> list[str]:
-    """The words that may be a key's value, or one of its values; [] where any text may."""
-    tables = msgspec.json.schema(Expect)["$defs"]
-    place = tables["Expect"]["properties"][key]
-    choices = [one for part in [place, place.get("items", {})] for one in part.get("anyOf", [part])]
-    enums = [tables[one["$ref"].rpartition("/")[2]] if "$ref" in one else one for one in choices]
-    return [value for one in enums for value in one.get("enum", ()) if value is not None]
 
 
 def _empty(key: str) -> object:

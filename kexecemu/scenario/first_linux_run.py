@@ -11,12 +11,14 @@ from kexecemu.crash.stages import Progress
 from kexecemu.errors import InputError
 from kexecemu.formats.image import has_magic, missing_bytes
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.linux.fetched import FETCHED, fetched_initrd, fetched_kernel, fetched_programs
+from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
 from kexecemu.linux.first import DEFAULT_CMDLINE, DEFAULT_RAM, FirstLinux, LinuxSetup
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE
 from kexecemu.scenario.first_linux_crash import crash
+from kexecemu.scenario.given import setup_of
+from kexecemu.scenario.options import given_options
 from kexecemu.scenario.runner import mismatches_of
-from kexecemu.scenario.schema import Load, Scenario
+from kexecemu.scenario.schema import Scenario
 from kexecemu.scenario.setup import Listener
 from kexecemu.shown import shown
 from kexecemu.stray.fault import When
@@ -67,38 +69,31 @@ def linux_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Li
     The crash kernel is the first kernel's own Image unless [load] names another one. Raises InputError for files that
     are missing, or not fetched yet.
     """
-    machine, kernel, load = scenario.machine, scenario.kernel, scenario.load
-    assert kernel.linux is not None
-
-    cpus = 1 if machine.cpus is None else machine.cpus
-    wrong = [index for index in machine.stuck_cpus if not 0 <= index < cpus]
+    setup = setup_of(scenario, folder, seed)
+    assert setup.linux is not None
+    cpus = setup.value("cpus")
+    wrong = [index for index in setup.stuck_cpus if not 0 <= index < cpus]
     if wrong:
         raise InputError(f"machine.stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
-
-    def kernel_path(name: str) -> Path:
-        return fetched_kernel(Path(name)) if name.startswith(FETCHED) else folder / name
-
-    first = kernel_path(kernel.linux)
-    second = kernel_path(load.kernel) if load.kernel is not None else first
+    first = fetched_kernel(setup.linux)
+    second = first if setup.kernel is None else fetched_kernel(setup.kernel)
     image = read_kernel(first)
     programs = fetched_programs()
     return LinuxSetup(
         image=image,
         crash_image=image if second == first else read_kernel(second),
-        crash_initrd=fetched_initrd(second)
-        if load.initrd is None
-        else contents(folder / load.initrd, "initrd"),
+        crash_initrd=fetched_initrd(second) if setup.initrd is None else contents(setup.initrd, "initrd"),
         busybox=programs.busybox,
         kexec=programs.kexec,
         packages=programs.packages,
-        ram=DEFAULT_RAM if machine.ram is None else machine.ram,
+        ram=DEFAULT_RAM if setup.ram is None else setup.ram,
         cpus=cpus,
-        gic=2 if machine.gic is None else machine.gic,
-        cmdline=DEFAULT_CMDLINE if kernel.cmdline is None else kernel.cmdline,
-        append=CAPTURE_CMDLINE if load.append == Load().append else load.append,
-        checks=kernel.purgatory != "none",
-        stuck_cpus=tuple(machine.stuck_cpus),
-        seed=scenario.seed if seed is None else seed,
+        gic=setup.value("gic"),
+        cmdline=DEFAULT_CMDLINE if setup.cmdline is None else setup.cmdline,
+        append=CAPTURE_CMDLINE if "append" not in given_options(setup) else setup.append,
+        checks=setup.purgatory != "none",
+        stuck_cpus=setup.stuck_cpus,
+        seed=setup.seed,
     )
 
 

@@ -5,45 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from kexecemu.errors import InputError
+from kexecemu.scenario.options import check_first
 from kexecemu.scenario.schema import Scenario
 from kexecemu.stray.fault import When
 
 __all__ = ["check_linux"]
 
-# What means something to a real first kernel; all else is the model's.
-_KEYS = {
-    "machine": ("ram", "cpus", "gic", "stuck_cpus"),
-    "kernel": ("linux", "cmdline", "purgatory"),
-    "load": ("kernel", "initrd", "append", "syscall", "capture"),
-    "crash": (),
-    "campaign": (),
-    "matrix": (),
-}
-
 
 def check_linux(data: dict[str, Any], scenario: Scenario) -> None:
     """InputError for keys that make no sense with a real first kernel, or only with one."""
+    tables = [data.get(table, {}) for table in ("machine", "kernel", "load")]
+    given = {key: value for table in tables for key, value in table.items()}
+    check_first(given)
     if scenario.kernel.linux is None:
-        if scenario.machine.stuck_cpus:
-            raise InputError(
-                "machine.stuck_cpus needs a real first kernel (kernel.linux): only its CPUs can be stuck"
-            )
         return
-    for table, known in _KEYS.items():
+    for table in ("crash", "campaign", "matrix"):
         for key in data.get(table, {}):
-            if key not in known:
-                raise InputError(
-                    f"{table}.{key} means nothing where the first kernel is a real one (kernel.linux)"
-                )
-    given = {
-        "kernel.purgatory": (data["kernel"].get("purgatory", "kexec-tools"), ("kexec-tools", "none")),
-        "load.syscall": (data.get("load", {}).get("syscall", "kexec_load"), ("kexec_load",)),
-        "load.capture": (data.get("load", {}).get("capture", "linux"), ("linux",)),
-    }
-    for key, (value, possible) in given.items():
-        if value not in possible:
-            words = " or ".join(possible)
-            raise InputError(f"{key} is {words} where the first kernel is a real one, not {value!r}")
+            raise InputError(
+                f"{table}.{key} means nothing where the first kernel is a real one (kernel.linux)"
+            )
     if scenario.load.initrd == "none":
         raise InputError("load.initrd: a real capture kernel needs an initrd that takes the dump")
     cmdline = scenario.kernel.cmdline or ""

@@ -11,18 +11,13 @@ import msgspec
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.config import KernelConfig
+from kexecemu.scenario.options import OPTIONS
 from kexecemu.scenario.schema import Except, Expect, Matrix, Scenario
 from kexecemu.shown import shown
 
 __all__ = ["AXES", "Cell", "cells_of", "check_matrix", "choose_cells", "the_cell"]
 
-AXES: Final = {
-    "era": "kernel",
-    "protection": "kernel",
-    "purgatory": "kernel",
-    "syscall": "load",
-    "capture": "load",
-}
+AXES: Final = {one.name: one.table for one in OPTIONS.values() if one.axis}
 """The keys of a matrix, in the order in which cells are named and run, with the table that each changes."""
 
 

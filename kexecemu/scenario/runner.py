@@ -13,7 +13,7 @@ from kexecemu.crash.stages import Progress
 from kexecemu.crash.verdict import VerdictFlags
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.linux.fetched import FETCHED
+from kexecemu.scenario.given import setup_of
 from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario
 from kexecemu.scenario.setup import Listener, Setup, prepare
 from kexecemu.shown import shown
@@ -58,36 +58,7 @@ def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) ->
         )
     if scenario.kernel.linux is not None:
         raise InputError(f"the first kernel is a real Linux, which only `kexecemu run` runs: {scenario.name}")
-
-    def path(name: str | None) -> Path | None:
-        if name is not None and name.startswith(FETCHED):
-            return Path(name)
-        return folder / name if name is not None else None
-
-    purgatory = scenario.kernel.purgatory
-    if isinstance(purgatory, str) and purgatory not in ("default", "none"):
-        purgatory = str(folder / purgatory)
-    no_initrd = scenario.load.initrd == "none"
-    return Setup(
-        kernel=path(scenario.load.kernel),
-        initrd=None if no_initrd else path(scenario.load.initrd),
-        no_initrd=no_initrd,
-        initrd_size=scenario.load.initrd_size,
-        append=scenario.load.append,
-        ram=scenario.machine.ram,
-        cpus=scenario.machine.cpus,
-        gic=scenario.machine.gic,
-        cmdline=scenario.kernel.cmdline,
-        dtb=path(scenario.machine.dtb),
-        era=scenario.kernel.era,
-        protection=scenario.kernel.protection,
-        purgatory=purgatory,
-        options=scenario.kernel.config,
-        rng_ready=scenario.kernel.rng_ready,
-        seed=scenario.seed if seed is None else seed,
-        syscall=scenario.load.syscall,
-        capture=scenario.load.capture,
-    )
+    return setup_of(scenario, folder, seed)
 
 
 def crash(

@@ -1,6 +1,7 @@
 """The form of a scenario file: TOML, read strictly, so that a misspelt key is refused and not ignored.
 
-What each key means stands at the key: `kexecemu schema` and the documentation are made from it.
+What each key means stands at the key, or with the options (kexecemu.scenario.options): `kexecemu schema` and the
+documentation are made from it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kexecemu.crash.verdict import VerdictFlags, VerdictState
 from kexecemu.data import fixture_path, shipped_scenarios
 from kexecemu.errors import InputError
 from kexecemu.files import read_file
-from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.scenario.options import OPTIONS
 from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, When, parse_hex
@@ -34,11 +35,6 @@ else:
     FlagName = Literal[tuple(flag.name.lower() for flag in VerdictFlags)]
     StateName = Literal[tuple(state.name.lower() for state in VerdictState)]
 
-# KernelConfig refuses other words, in its own.
-EraName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": [era.value for era in Era]})]
-ProtectionName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": [way.value for way in Protection]})]
-SyscallName = Literal["kexec_file_load", "kexec_load"]
-CaptureName = Literal["stub", "linux"]
 _SEGMENTS = ["kernel", "elfcorehdr", "initrd", "dtb", "purgatory"]
 
 
@@ -52,121 +48,62 @@ class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A table in which every key must be known."""
 
 
-class Machine(_Table, frozen=True):
-    """The board."""
+class _Options(_Table, frozen=True):
+    """A table of options, whose keys are those of the table of options."""
 
-    ram: Annotated[
-        str | int | None,
-        _key('RAM, in bytes or as "1G". Not together with dtb, which says it.', otherwise="1G"),
-    ] = None
-    cpus: Annotated[
-        int | None, _key("Number of CPUs. With dtb: as many as it has.", otherwise=1, minimum=1)
-    ] = None
-    gic: Annotated[
-        int | None,
-        _key("Version of the interrupt controller. With dtb: the one that it has.", otherwise=2, enum=[2, 3]),
-    ] = None
-    dtb: Annotated[
-        str | None,
-        _key(
-            "A device tree blob that describes another board; a path from the scenario's folder. "
-            "Without it: the board's own tree."
-        ),
-    ] = None
-    stuck_cpus: Annotated[
-        list[int],
-        _key(
-            "Numbers of CPUs that hear no interrupt once a real Linux crashes, so that it cannot stop them. "
-            "Only with kernel.linux."
-        ),
-    ] = []
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
-class KernelTable(_Table, frozen=True):
+def _options_of(table: str) -> type[_Options]:
+    """A class with the keys of a table that are options."""
+    keys = []
+    for one in OPTIONS.values():
+        if one.table == table:
+            otherwise = {} if one.otherwise is None else {"otherwise": one.otherwise}
+            default = list(one.default) if isinstance(one.default, tuple) else one.default
+            keys.append(
+                (one.name, Annotated[one.form, _key(one.description, **one.schema, **otherwise)], default)
+            )
+    return msgspec.defstruct("_Keys", keys, bases=(_Options,), frozen=True)  # type: ignore[return-value]
+
+
+def _with_axes(base: type[_Table], *, several: bool) -> type[_Table]:
+    """A class with a key for each option that a matrix may have: for several values, or for one."""
+    keys: list[Any] = []
+    for one in OPTIONS.values():
+        if one.axis:
+            enum = {"enum": one.schema["enum"]} if "enum" in one.schema else None
+            word = one.form if one.words else Annotated[str, msgspec.Meta(extra_json_schema=enum)]
+            form = list[word] if several else word | None  # type: ignore[valid-type]
+            about = (
+                f"In place of {one.key}." if several else f"Cells with this {one.name}. Without it: with any."
+            )
+            keys.append((one.name, Annotated[form, _key(about)], [] if several else None))
+    return msgspec.defstruct("_Axes", keys, bases=(base,), frozen=True)  # type: ignore[return-value]
+
+
+if TYPE_CHECKING:
+    _MachineKeys: TypeAlias = _Options
+    _KernelKeys: TypeAlias = _Options
+    _LoadKeys: TypeAlias = _Options
+    _Axes: TypeAlias = _Table
+else:
+    _MachineKeys, _KernelKeys, _LoadKeys = map(_options_of, ("machine", "kernel", "load"))
+    _Axes = _with_axes(_Table, several=True)
+
+
+class Machine(_MachineKeys, frozen=True):
+    """The board. Paths start at the scenario's folder."""
+
+
+class KernelTable(_KernelKeys, frozen=True):
     """The first kernel, the one that crashes."""
 
-    era: Annotated[
-        EraName, _key("The kernel whose rules hold, by the release that stands for a stretch of history.")
-    ] = "6.4"
-    cmdline: Annotated[
-        str | None,
-        _key(
-            "Its command line, with crashkernel=. With machine.dtb: the one in the tree.",
-            otherwise="crashkernel=256M",
-        ),
-    ] = None
-    protection: Annotated[
-        ProtectionName | None,
-        _key(
-            "What keeps stray stores off the loaded image: nothing, its PTEs invalid (pte), read-only, or read-only "
-            "with blocks split around the region alone (bbml2). Without it: what the era does by itself."
-        ),
-    ] = None
-    purgatory: Annotated[
-        str | bool,
-        _key(
-            '"default" is the one that ships, "none" is none, anything else the path of an object file. '
-            'Where the first kernel is a real one: "kexec-tools", or "none" for no checks.',
-            examples=["default", "none"],
-        ),
-    ] = "default"
-    config: Annotated[
-        dict[str, str],
-        _key(
-            "Kconfig options that change what the kernel does: y, n, a number or a word, each as a string.",
-            properties={name: {"type": "string", "default": value} for name, value in KNOWN_OPTIONS.items()},
-        ),
-    ] = {}
-    rng_ready: Annotated[
-        bool,
-        _key(
-            "The random number generator is ready at the load: the crash kernel gets seeds by its device tree."
-        ),
-    ] = False
-    linux: Annotated[
-        str | None,
-        _key(
-            "A real Linux as the first kernel, which loads by kexec-tools: the path of an Image, or fetched:NAME. "
-            "Without it: the model.",
-            examples=["fetched:kernel"],
-        ),
-    ] = None
 
-
-class Load(_Table, frozen=True):
+class Load(_LoadKeys, frozen=True):
     """What is loaded for the crash, and by which system call. Paths start at the scenario's folder."""
-
-    kernel: Annotated[
-        str | None,
-        _key(
-            "The crash kernel, an arm64 Image: a path, or fetched:NAME for one that was fetched. "
-            "Without it: the capture stub that ships; Debian's where capture is linux."
-        ),
-    ] = None
-    initrd: Annotated[
-        str | None,
-        _key(
-            'Its initrd; "none" is no initrd. Without it: a small one; one that copies the dump to a disk where '
-            "capture is linux."
-        ),
-    ] = None
-    initrd_size: Annotated[
-        str | int | None,
-        _key('Make the initrd this large, in bytes or as "16M", by a second archive. Without it: as it is.'),
-    ] = None
-    append: Annotated[str, _key("The crash kernel's command line.")] = (
-        "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
-    )
-    syscall: Annotated[
-        SyscallName,
-        _key(
-            "Who prepares the image: the kernel, or (kexec_load) kexec-tools, which brings its own purgatory."
-        ),
-    ] = "kexec_file_load"
-    capture: Annotated[
-        CaptureName,
-        _key("What is followed: the stub, which goes through the dump, or a real capture kernel to its end."),
-    ] = "stub"
 
 
 class FaultTable(_Table, frozen=True):
@@ -264,28 +201,19 @@ class Expect(_Table, frozen=True):
     ] = None
 
 
-class Except(Expect, frozen=True):
+if TYPE_CHECKING:
+    _Cells: TypeAlias = Expect
+else:
+    _Cells = _with_axes(Expect, several=False)
+
+
+class Except(_Cells, frozen=True):
     """What the cells that it names are expected to end in, in place of all of [expect]; the last that fits counts."""
 
-    era: Annotated[EraName | None, _key("Cells with this era. Without it: with any.")] = None
-    protection: Annotated[
-        ProtectionName | None, _key("Cells with this protection. Without it: with any.")
-    ] = None
-    purgatory: Annotated[str | None, _key("Cells with this purgatory. Without it: with any.")] = None
-    syscall: Annotated[SyscallName | None, _key("Cells with this system call. Without it: with any.")] = None
-    capture: Annotated[CaptureName | None, _key("Cells with this capture kernel. Without it: with any.")] = (
-        None
-    )
 
-
-class Matrix(_Table, frozen=True):
+class Matrix(_Axes, frozen=True):
     """One scenario over several kernels: a crash, and a test, for each combination of the values."""
 
-    era: Annotated[list[EraName], _key("In place of kernel.era.")] = []
-    protection: Annotated[list[ProtectionName], _key("In place of kernel.protection.")] = []
-    purgatory: Annotated[list[str], _key("In place of kernel.purgatory.")] = []
-    syscall: Annotated[list[SyscallName], _key("In place of load.syscall.")] = []
-    capture: Annotated[list[CaptureName], _key("In place of load.capture.")] = []
     except_: Annotated[
         list[Except],
         _key("Cells that end otherwise than [expect] says: what they are, and what is expected."),
@@ -297,7 +225,7 @@ class Scenario(_Table, frozen=True):
 
     schema: Annotated[Literal[1], _key("The version of this form.")]
     name: Annotated[str, _key("What happens, in a sentence.")]
-    seed: Annotated[int, _key("What all randomness comes from.")] = 0
+    seed: Annotated[int, _key(OPTIONS["seed"].description)] = 0
     machine: Annotated[Machine, _key("The board.")] = Machine()
     kernel: Annotated[KernelTable, _key("The first kernel, the one that crashes.")] = KernelTable()
     load: Annotated[Load, _key("What is loaded for the crash, and how.")] = Load()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
-from kexecemu.arguments import contents, instance, integer, path, text
+from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
@@ -19,65 +17,13 @@ from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
+from kexecemu.scenario.options import Setup
 from kexecemu.scenario.padding import padded_initrd
-from kexecemu.shown import shown
-from kexecemu.suggest import did_you_mean
 
 __all__ = ["Listener", "Setup", "prepare"]
 
-DEFAULT_CMDLINE = "crashkernel=256M"
-DEFAULT_APPEND = "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
-DEFAULT_RAM = "1G"
-CAPTURES = ("stub", "linux")
-SYSCALLS = ("kexec_file_load", "kexec_load")
-
-
 # Hears each chunk of the console as it is sent.
 Listener = Callable[[bytes], object]
-
-
-@shown()
-@dataclass(frozen=True)
-class Setup:
-    """Everything that decides a load.
-
-    kernel, initrd and dtb are paths; None means the fixture that ships (for dtb: the board's own tree), and initrd
-    "none" means none at all; initrd_size makes it that large by a second archive. ram is a size, None: 1G or what the
-    device tree says. gic is the interrupt controller's version, 2 or 3; None: what the device tree says to a real
-    kernel, else 2. cmdline None: what the device tree says, else crashkernel=256M. capture is stub or linux, which
-    runs a real capture kernel: kernel None is then Debian's, and initrd None one that copies the dump to a disk.
-    syscall is kexec_file_load, or kexec_load for kexec-tools' way.
-    """
-
-    kernel: Path | None = None
-    initrd: Path | None = None
-    no_initrd: bool = False
-    initrd_size: str | int | None = None
-    append: str = DEFAULT_APPEND
-    ram: str | int | None = None
-    cpus: int | None = None
-    gic: int | None = None
-    cmdline: str | None = None
-    dtb: Path | None = None
-    era: str = "6.4"
-    protection: str | None = None
-    purgatory: bool | str | Path | None = "default"
-    options: Mapping[str, str] = field(default_factory=dict)
-    rng_ready: bool = False
-    seed: int = 0
-    syscall: str = "kexec_file_load"
-    capture: str = "stub"
-
-    def __post_init__(self) -> None:
-        for name in ("kernel", "initrd", "dtb"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, path(getattr(self, name), name))
-        for name in ("append", "cmdline", "syscall", "capture"):
-            if getattr(self, name) is not None:
-                text(getattr(self, name), name)
-        for name in ("cpus", "gic", "seed"):
-            if getattr(self, name) is not None:
-                integer(getattr(self, name), name)
 
 
 def _own_tree(setup: Setup, board: Board) -> bytes | None:
@@ -96,11 +42,7 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
 
 def _board(setup: Setup, dtb: bytes | None) -> Board:
     if dtb is None:
-        return Board(
-            DEFAULT_RAM if setup.ram is None else setup.ram,
-            1 if setup.cpus is None else setup.cpus,
-            gic=2 if setup.gic is None else setup.gic,
-        )
+        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.value("gic"))
     try:
         tree = Fdt(dtb)
         banks, affinities = memory_ranges(tree), cpu_affinities(tree)
@@ -130,6 +72,25 @@ def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes
     return padded_initrd(initrd, size)
 
 
+def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
+    """The crash kernel, its initrd and the device tree: read before anything runs, so that bad input costs no time."""
+    linux = setup.capture == "linux"
+    path = setup.kernel
+    if linux or is_fetched(path):
+        path = fetched_kernel(path)
+    path = path or fixture_path("guests/capture-Image")
+    image = contents(path, "kernel")
+    missing = missing_bytes(image)
+    if missing:
+        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
+    initrd = None
+    if linux and setup.initrd is None:
+        initrd = fetched_initrd(path)
+    elif str(setup.initrd) != "none":
+        initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
+    return image, initrd, contents(setup.dtb, "device tree") if setup.dtb else None
+
+
 def prepare(
     setup: Setup, console: Listener | None = None, between: Callable[[Kernel], object] | None = None
 ) -> tuple[Kernel, Kimage]:
@@ -144,37 +105,13 @@ def prepare(
         setup.era,
         protection=setup.protection,
         purgatory=setup.purgatory,
-        options=setup.options,
+        options=setup.config,
         rng_ready=setup.rng_ready,
     )
-    if setup.syscall not in SYSCALLS:
-        like = did_you_mean(setup.syscall, SYSCALLS)
-        raise InputError(f"system call {setup.syscall!r} is not known{like}; known are {', '.join(SYSCALLS)}")
-    if setup.capture not in CAPTURES:
-        like = did_you_mean(setup.capture, CAPTURES)
-        raise InputError(f"capture {setup.capture!r} is not known{like}; known are {', '.join(CAPTURES)}")
-    linux = setup.capture == "linux"
-    # All files are read before anything runs: bad input costs no time.
-    if linux or is_fetched(setup.kernel):
-        kernel_path = fetched_kernel(setup.kernel)
-    else:
-        kernel_path = setup.kernel or fixture_path("guests/capture-Image")
-    image = contents(kernel_path, "kernel")
-    missing = missing_bytes(image)
-    if missing:
-        raise InputError(
-            f"kernel {kernel_path}: truncated: at least {missing:#x} bytes are missing at its end"
-        )
-    initrd = None
-    if not setup.no_initrd:
-        if linux and setup.initrd is None:
-            initrd = fetched_initrd(kernel_path)
-        else:
-            initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
-    dtb = contents(setup.dtb, "device tree") if setup.dtb else None
-    cmdline = setup.cmdline
-    if cmdline is None and dtb is None:
-        cmdline = DEFAULT_CMDLINE
+    if setup.linux is not None:
+        raise InputError("the first kernel is a real Linux, which this does not boot")
+    image, initrd, dtb = _files(setup)
+    cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
     board = _board(setup, dtb)
     if setup.initrd_size is not None:
         initrd = _padded(initrd, setup.initrd_size, board)
@@ -201,7 +138,7 @@ def prepare(
 def _with_paths(error: KexecError, setup: Setup) -> KexecError:
     """The same refusal, with the name of the file that it is about."""
     what, colon, rest = error.reason.partition(":")
-    purgatory = setup.purgatory if setup.purgatory not in (True, "default") else None
+    purgatory = setup.purgatory if setup.purgatory != "default" else None
     path = {"kernel": setup.kernel, "initrd": setup.initrd, "purgatory": purgatory}.get(what)
     if not colon or path is None:
         return error

@@ -10,20 +10,12 @@ from typing import Any
 
 import msgspec
 
-from kexecemu.linux.fetched import is_fetched
-from kexecemu.scenario.schema import (
-    Crash,
-    Expect,
-    FaultTable,
-    KernelTable,
-    Load,
-    Machine,
-    Scenario,
-)
-from kexecemu.scenario.setup import Setup
+from kexecemu.scenario.given import merged, scenario_values
+from kexecemu.scenario.options import Setup, given_options
+from kexecemu.scenario.schema import Crash, Expect, FaultTable, Scenario
 from kexecemu.stray.fault import Fault
 
-__all__ = ["given_keys", "scenario_of", "scenario_toml"]
+__all__ = ["changed", "given_keys", "scenario_of", "scenario_toml"]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 
@@ -77,47 +69,21 @@ def scenario_of(
     name: str, setup: Setup, faults: Sequence[Fault], message: str, expect: Expect | None = None
 ) -> Scenario:
     """The scenario of a crash that was put together from a setup. Paths become absolute ones."""
-
-    def path(value: Path | str | None) -> str | None:
-        if value is None or is_fetched(Path(value)):
-            return None if value is None else str(value)
-        return str(Path(value).absolute())
-
-    purgatory = setup.purgatory
-    if purgatory is None or isinstance(purgatory, bool):
-        purgatory = "default" if purgatory else "none"
-    elif str(purgatory) not in ("default", "none"):
-        purgatory = path(purgatory)
-    return Scenario(
-        schema=1,
-        name=name,
-        seed=setup.seed,
-        machine=Machine(
-            ram=setup.ram,
-            cpus=setup.cpus,
-            gic=setup.gic,
-            dtb=path(setup.dtb),
-        ),
-        kernel=KernelTable(
-            era=setup.era,
-            cmdline=setup.cmdline,
-            protection=setup.protection,
-            purgatory=str(purgatory),
-            config=dict(setup.options),
-            rng_ready=setup.rng_ready,
-        ),
-        load=Load(
-            kernel=path(setup.kernel),
-            initrd="none" if setup.no_initrd else path(setup.initrd),
-            initrd_size=setup.initrd_size,
-            append=setup.append,
-            syscall=setup.syscall,  # type: ignore[arg-type]  # checked by prepare()
-            capture=setup.capture,  # type: ignore[arg-type]
-        ),
-        fault=[_table(fault) for fault in faults],
-        crash=Crash(message),
-        expect=expect,
+    scenario = Scenario(
+        schema=1, name=name, fault=[_table(fault) for fault in faults], crash=Crash(message), expect=expect
     )
+    return changed(scenario, given_options(setup))
+
+
+def changed(scenario: Scenario, given: Mapping[str, Any]) -> Scenario:
+    """The scenario with other options. Paths start where we are; a config's are put to those that are there."""
+    new: dict[str, Any] = {}
+    for table, values in scenario_values(merged(scenario.kernel.config, given), Path.cwd()).items():
+        if table:
+            new[table] = msgspec.structs.replace(getattr(scenario, table), **values)
+        else:
+            new |= values
+    return msgspec.structs.replace(scenario, **new)
 
 
 def _table(fault: Fault) -> FaultTable:

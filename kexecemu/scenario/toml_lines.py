@@ -17,7 +17,7 @@ import msgspec.inspect as inspect
 
 from kexecemu.suggest import did_you_mean
 
-__all__ = ["Path", "at_line", "line_of", "validation_text"]
+__all__ = ["Path", "at_line", "line_of", "possible_words", "validation_text"]
 
 Path = Sequence[str | int]
 
@@ -95,7 +95,7 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
         words += did_you_mean(unknown["name"], _keys(types))
         path.append(unknown["name"])
     elif "Invalid enum value" in words:
-        known = _possible(types)
+        known = possible_words(form, steps)
         given = _INVALID.search(words)
         words += did_you_mean(given[1], known) if given is not None else ""
         words += f"; known are {', '.join(known)}"
@@ -156,9 +156,10 @@ def _keys(types: Iterable[inspect.Type]) -> list[str]:
     return [field.encode_name for one in types if isinstance(one, inspect.StructType) for field in one.fields]
 
 
-def _possible(types: Iterable[inspect.Type]) -> list[str]:
+def possible_words(form: type, path: Path) -> list[str]:
+    """The words that may stand at a path of what is read as form; [] where any text may."""
     known: list[str] = []
-    for one in types:
+    for one in _types(inspect.type_info(form), path):
         if isinstance(one, inspect.EnumType):
             known += [str(member.value) for member in one.cls]
         elif isinstance(one, inspect.LiteralType):

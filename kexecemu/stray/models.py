@@ -8,8 +8,6 @@ enough to write the same bytes again. An off-by-one is no model but a place: the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from kexecemu.errors import InputError
@@ -28,54 +26,16 @@ from kexecemu.stray.contents import (
     pointer_like,
     structure_like,
 )
+from kexecemu.stray.model import MAX_LENGTH, MODELS, Model, model
 from kexecemu.suggest import there_are
 
 __all__ = ["MAX_LENGTH", "MODELS", "Model", "ModelRow", "find_model", "model_rows"]
 
-MAX_LENGTH = 4096  # bytes; no model writes more
 HASHED_WORDS = 1 << 16  # stray values, beside the telling ones
 HASHED_CONTENTS = 1 << 8  # contents of each kind and length
 
 _SULLIVAN = "Sullivan and Chillarege, Software defects and their impact on system availability, FTCS 1991"
 _RIO = "Chen and others, The Rio file cache: surviving operating system crashes, ASPLOS 1996"
-
-
-@shown()
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A way of writing astray.
-
-    name is the one in a fault's token; summary one sentence; source the paper or the kernel facility followed; variants
-    how many there are, numbered from 0; width how many bytes a CPU's store has.
-    """
-
-    name: str
-    summary: str
-    source: str
-    variants: int
-    width: int
-    _length: Callable[[int], int]
-    _write: Callable[[int, bytes], bytes]
-
-    def length(self, variant: int) -> int:
-        """How many bytes the variant writes, 1 to MAX_LENGTH. Raises InputError when there is no such variant."""
-        self._check(variant)
-        return self._length(variant)
-
-    def data(self, variant: int, before: bytes) -> bytes:
-        """What is written over `before`: as many bytes, which may be fewer than length(variant) at the end of RAM.
-
-        Pure: the same variant and the same bytes give the same result. It may equal `before`: a write of the value
-        that is there already. Raises InputError when there is no such variant.
-        """
-        self._check(variant)
-        return self._write(variant, before)[: len(before)]
-
-    def _check(self, variant: int) -> None:
-        if not 0 <= variant < self.variants:
-            raise InputError(
-                f"fault model {self.name} has no variant {variant:#x}: there are {self.variants:#x}"
-            )
 
 
 @shown()
@@ -90,9 +50,6 @@ class ModelRow(NamedTuple):
     source: str
 
 
-MODELS: dict[str, Model] = {}
-
-
 def find_model(name: str) -> Model:
     """The model of that name; InputError that lists them when there is none."""
     try:
@@ -102,38 +59,12 @@ def find_model(name: str) -> Model:
 
 
 def model_rows() -> list[ModelRow]:
-    """All models, in the order in which this file has them."""
+    """All models, in the order in which they stand here."""
     rows = []
     for one in MODELS.values():
         lengths = {one.length(variant) for variant in range(one.variants)}
         rows.append(ModelRow(one.name, one.variants, min(lengths), max(lengths), one.summary, one.source))
     return rows
-
-
-_Write = Callable[[int, bytes], bytes]
-
-
-def _model(
-    variants: int, length: int | Callable[[int], int], *, width: int, source: str
-) -> Callable[[_Write], _Write]:
-    """Make a model of a function: its name and the first line of its docstring are the model's."""
-
-    def register(write: _Write) -> _Write:
-        name = write.__name__.replace("_", "-")
-        summary = (write.__doc__ or "").strip().splitlines()[0]
-        length_of = length if callable(length) else _Constant(length)
-        MODELS[name] = Model(name, summary, source, variants, width, length_of, write)
-        return write
-
-    return register
-
-
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    value: int
-
-    def __call__(self, variant: int) -> int:
-        return self.value
 
 
 def _hash(label: str, variant: int, length: int) -> bytes:
@@ -144,7 +75,7 @@ def _hash(label: str, variant: int, length: int) -> bytes:
 # -- single bits, bytes and words ----------------------------------------------------------------------------------
 
 
-@_model(
+@model(
     8,
     1,
     width=1,
@@ -156,7 +87,7 @@ def bit_flip(variant: int, before: bytes) -> bytes:
     return bytes([before[0] ^ (1 << variant)])
 
 
-@_model(
+@model(
     255,
     1,
     width=1,
@@ -167,7 +98,7 @@ def byte(variant: int, before: bytes) -> bytes:
     return bytes([before[0] ^ (variant + 1)])
 
 
-@_model(
+@model(
     len(TELLING_WORDS32) + HASHED_WORDS, 4, width=4, source=f"a store through a wild pointer, as in {_RIO}"
 )
 def word32(variant: int, before: bytes) -> bytes:
@@ -178,7 +109,7 @@ def word32(variant: int, before: bytes) -> bytes:
     return _hash("word32", variant - telling, 4)
 
 
-@_model(
+@model(
     len(TELLING_WORDS64) + HASHED_WORDS, 8, width=8, source=f"a store through a wild pointer, as in {_RIO}"
 )
 def word64(variant: int, before: bytes) -> bytes:
@@ -197,13 +128,13 @@ def _stuck_length(variant: int) -> int:
     return _STUCK_LENGTHS[variant]
 
 
-@_model(len(_STUCK_LENGTHS), _stuck_length, width=1, source=_STUCK_SOURCE)
+@model(len(_STUCK_LENGTHS), _stuck_length, width=1, source=_STUCK_SOURCE)
 def stuck_at_0(variant: int, before: bytes) -> bytes:
     """All bits of a byte, a 32-bit or a 64-bit word become 0, and stay so, as nothing writes there again."""
     return bytes(_STUCK_LENGTHS[variant])
 
 
-@_model(len(_STUCK_LENGTHS), _stuck_length, width=1, source=_STUCK_SOURCE)
+@model(len(_STUCK_LENGTHS), _stuck_length, width=1, source=_STUCK_SOURCE)
 def stuck_at_1(variant: int, before: bytes) -> bytes:
     """All bits of a byte, a 32-bit or a 64-bit word become 1, and stay so, as nothing writes there again."""
     return b"\xff" * _STUCK_LENGTHS[variant]
@@ -228,7 +159,7 @@ def _memset_length(variant: int) -> int:
     return _MEMSET_LENGTHS[variant % len(_MEMSET_LENGTHS)]
 
 
-@_model(
+@model(
     len(_MEMSET_VALUES) * len(_MEMSET_LENGTHS),
     _memset_length,
     width=8,
@@ -243,7 +174,7 @@ def _memcpy_length(variant: int) -> int:
     return _MEMCPY_LENGTHS[variant // HASHED_CONTENTS % len(_MEMCPY_LENGTHS)]
 
 
-@_model(
+@model(
     2 * len(_MEMCPY_LENGTHS) * HASHED_CONTENTS,
     _memcpy_length,
     width=8,
@@ -260,7 +191,7 @@ def _stamp_length(variant: int) -> int:
     return 8 * len(STRUCTURES[variant // HASHED_CONTENTS])
 
 
-@_model(
+@model(
     len(STRUCTURES) * HASHED_CONTENTS,
     _stamp_length,
     width=8,
@@ -288,7 +219,7 @@ def _use_after_free_length(variant: int) -> int:
     return 16 if variant == _LIST_DEL else 8
 
 
-@_model(
+@model(
     _FREELIST_HARDENED + HASHED_CONTENTS,
     _use_after_free_length,
     width=8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,6 @@ import pytest
 from kexecemu.campaign import job, work
 from kexecemu.campaign.store import Store
 from kexecemu.cli import main
-from kexecemu.commands import campaign as command
 from kexecemu.crash.outcome import Outcome
 
 SCENARIO = """
@@ -134,12 +134,52 @@ def test_a_purgatory_objects_path_starts_where_we_are(
     scenario: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kexecemu.scenario.schema import read_scenario
+    from kexecemu.scenario.toml import changed
 
     monkeypatch.chdir(scenario.parent)
     parsed = read_scenario(scenario)
-    assert command.overridden(parsed, None, "my.ro").kernel.purgatory == str(scenario.parent / "my.ro")
-    assert command.overridden(parsed, None, None) == parsed
-    assert command.overridden(parsed, "pte", "none").kernel.protection == "pte"
+    assert changed(parsed, {"purgatory": "my.ro"}).kernel.purgatory == str(scenario.parent / "my.ro")
+    assert changed(parsed, {}) == parsed
+    assert changed(parsed, {"protection": "pte", "purgatory": "none"}).kernel.protection == "pte"
+
+
+def test_options_in_place_of_the_scenarios_make_another_campaign_that_its_reproducers_name(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "campaign",
+        str(scenario),
+        "--faults",
+        "40",
+        "--seed",
+        "1",
+        "--workers",
+        "1",
+        "--audit",
+        "3",
+        "--json",
+    ]
+    found = []
+    for policy in ("stop", "repair"):
+        given = [
+            "--config",
+            "KEXEC_PURGATORY_COPY=y",
+            "--config",
+            f"KEXEC_PURGATORY_POLICY={policy}",
+            "--rng-ready",
+        ]
+        assert main([*words, *given, "--out", str(tmp_path / policy)]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        assert found[-1]["options"] == shlex.join(given)
+    assert found[0]["config_hash"] != found[1]["config_hash"]
+    assert found[0]["dumps"]["true"] < found[1]["dumps"]["true"] == 40
+    fault = "dma.byte.10.initrd+10.after-load"
+    for one, dump in zip(found, ("none", "true"), strict=True):
+        assert main(["replay", fault, str(scenario), *shlex.split(one["options"]), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["dump"] == dump
+    # A campaign that was begun one way does not go on in another.
+    assert main([*words, "--out", str(tmp_path / "repair"), "--resume"]) == 2
+    assert "config_hash is" in capsys.readouterr().err
 
 
 def test_an_audit_that_disagrees_exits_with_1_and_names_the_fault(

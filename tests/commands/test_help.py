@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import resource
 import shlex
@@ -17,8 +16,6 @@ import typer
 
 import kexecemu
 from kexecemu.cli import app, main
-from kexecemu.commands.options import SETUP_OPTIONS
-from kexecemu.report.again import crash_again
 from kexecemu.scenario.setup import Setup
 
 
@@ -112,19 +109,6 @@ def test_a_package_that_is_no_checkout_says_what_is_installed(
     assert kexecemu._version(tmp_path / "kexecemu") == "1.2"
 
 
-def test_the_table_of_options_is_what_a_setup_and_a_reproducer_have() -> None:
-    fields = {field.name for field in dataclasses.fields(Setup)}
-    names = {"options" if one.field == "config" else one.field for one in SETUP_OPTIONS}
-    assert names | {"no_initrd", "initrd_size", "capture"} == fields
-    values = {"options": {"KFENCE": "y"}, "cpus": 2, "gic": 3, "seed": 1, "rng_ready": True}
-    given = {name: values.get(name, "x") for name in sorted(names)}
-    line = crash_again(None, 1, [], given)
-    assert line.startswith("kexecemu crash ")
-    ALL[("crash",)].make_context("crash", shlex.split(line)[2:])
-    for option in SETUP_OPTIONS:
-        assert f"--{option.field.replace('_', '-')}" in line
-
-
 def test_what_is_not_given_is_as_setup_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from kexecemu.scenario import setup as module
 
@@ -137,7 +121,7 @@ def test_what_is_not_given_is_as_setup_has_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "prepare", prepare)
     assert main(["load"]) == 5
     assert main(["load", "--initrd", "none", "--config", "KFENCE=y", "--gic", "3", "--rng-ready"]) == 5
-    assert seen == [Setup(), Setup(no_initrd=True, options={"KFENCE": "y"}, gic=3, rng_ready=True)]
+    assert seen == [Setup(), Setup(initrd="none", config={"KFENCE": "y"}, gic=3, rng_ready=True)]
 
 
 def test_help_and_version_start_quickly_and_load_no_engine() -> None:

@@ -104,7 +104,7 @@ def test_what_the_purgatory_did_about_it_is_said(run: PurgatoryRun, words: str) 
 
 def test_the_first_kernel_is_named_where_it_was_the_one_to_find_it() -> None:
     options = {"KEXEC_PURGATORY_EARLY_CHECK": "y"}
-    end = ended(Fault("initrd+0x10", write=b"\xa5"), options=options)
+    end = ended(Fault("initrd+0x10", write=b"\xa5"), config=options)
     assert end.outcome is Outcome.DETECTED
     assert "the first kernel" in end.reason and "the purgatory found" not in end.reason
     assert end.dump is Dump.NONE

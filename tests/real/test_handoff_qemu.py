@@ -70,7 +70,7 @@ def crash_and_hand_over(
         written = write_handoff(folder, kernel, image, **handoff)  # type: ignore[arg-type]
         taken.append((written, len(kernel.board.uart.output)))
 
-    chosen = Setup(**setup, options=case.options, purgatory=case.purgatory, syscall=case.syscall)  # type: ignore[arg-type]
+    chosen = Setup(**setup, config=case.options, purgatory=case.purgatory, syscall=case.syscall)  # type: ignore[arg-type]
     result = crash("a crash in two machines", chosen, list(case.faults), at_jump=at_jump)
     [(written, before)] = taken
     return Crash(result, written, before)

@@ -204,7 +204,7 @@ def test_a_damaged_digest_of_a_purgatory_that_trusts_itself_is_a_false_alarm(cra
 )
 def test_what_the_purgatory_did_about_damage_is_told(crashed, options, words):
     given = {f"KEXEC_PURGATORY_{name}": value for name, value in options.items()}
-    result = crashed(Fault("initrd+0x1000", write=b"\xa5" * 4), options=given)
+    result = crashed(Fault("initrd+0x1000", write=b"\xa5" * 4), config=given)
     assert words in _Page(render(result)).text
 
 

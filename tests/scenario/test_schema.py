@@ -84,9 +84,9 @@ def test_every_key_arrives_where_it_is_meant_to(tmp_path: Path) -> None:
     )
     setup = scenario_setup(scenario, tmp_path)
     assert (setup.ram, setup.cpus, setup.gic, setup.seed, setup.rng_ready) == (0x8000000, 3, 3, 7, True)
-    assert (setup.kernel, setup.no_initrd, setup.append) == (tmp_path / "Image", True, "quiet")
+    assert (setup.kernel, setup.initrd, setup.append) == (tmp_path / "Image", Path("none"), "quiet")
     assert setup.purgatory == str(tmp_path / "mine.ro")
-    config = KernelConfig(setup.era, protection=setup.protection, options=setup.options)
+    config = KernelConfig(setup.era, protection=setup.protection, options=setup.config)
     assert (config.release, config.way, config.has_dma_zones) == (Era.V6_12, Protection.READONLY, False)
     first, second = (table.fault() for table in scenario.fault)
     assert (first.by, first.at, first.write, first.when) == (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
 import msgspec
@@ -13,9 +12,10 @@ from hypothesis import strategies as st
 
 from kexecemu import By, Fault, When
 from kexecemu.crash.outcome import Outcome
+from kexecemu.scenario.given import setup_of
+from kexecemu.scenario.options import OPTIONS, Setup, given_options
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario, shipped_scenarios
-from kexecemu.scenario.setup import Setup
 from kexecemu.scenario.toml import scenario_of, scenario_toml
 
 
@@ -46,7 +46,6 @@ def test_what_is_not_given_is_not_written() -> None:
 FULL = Setup(
     kernel=Path("/there/Image"),
     initrd=Path("/there/initrd"),
-    no_initrd=False,
     initrd_size=0x20000,
     append="a b",
     ram="512M",
@@ -57,18 +56,19 @@ FULL = Setup(
     era="6.12",
     protection="readonly",
     purgatory="/there/mine.ro",
-    options={"ZONE_DMA": "n", "CMA_SIZE_MBYTES": "16"},
+    config={"ZONE_DMA": "n", "CMA_SIZE_MBYTES": "16"},
     rng_ready=True,
     seed=7,
     syscall="kexec_load",
     capture="linux",
 )
+REAL = Setup(linux=Path("/there/Linux"), stuck_cpus=(1, 3), cpus=4, purgatory="kexec-tools")
 
 
 def test_a_setup_becomes_the_scenario_that_gives_it_again(tmp_path: Path) -> None:
     plain = Setup()
-    for one in fields(Setup):
-        assert one.name == "no_initrd" or getattr(FULL, one.name) != getattr(plain, one.name), one.name
+    assert given_options(FULL).keys() | given_options(REAL).keys() == OPTIONS.keys()
+    assert setup_of(again(scenario_of("x", REAL, [], "boom")), tmp_path) == REAL
     scenario = again(scenario_of("x", FULL, [], "boom"))
     assert scenario_setup(scenario, tmp_path) == FULL
     assert scenario.crash.message == "boom"
@@ -76,9 +76,9 @@ def test_a_setup_becomes_the_scenario_that_gives_it_again(tmp_path: Path) -> Non
 
 
 def test_a_setup_without_an_initrd_or_a_purgatory_stays_one(tmp_path: Path) -> None:
-    setup = Setup(no_initrd=True, purgatory=False, kernel=Path("fetched:kernel"))
+    setup = Setup(initrd="none", purgatory=False, kernel=Path("fetched:kernel"))
     found = scenario_setup(again(scenario_of("x", setup, [], "boom")), tmp_path)
-    assert (found.no_initrd, found.initrd, found.purgatory) == (True, None, "none")
+    assert (found.initrd, found.purgatory) == (Path("none"), "none")
     assert found.kernel == Path("fetched:kernel")
     assert scenario_of("x", Setup(purgatory=True), [], "boom").kernel.purgatory == "default"
 

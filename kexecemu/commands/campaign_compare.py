@@ -1,0 +1,153 @@
+"""kexecemu campaign-compare: two campaigns over the same faults side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kexecemu.commands.options import HtmlOption, JsonOption
+from kexecemu.commands.outputs import check_outputs, print_json, print_written, writing
+
+if TYPE_CHECKING:
+    from kexecemu.campaign.compare import Comparison, Pair
+    from kexecemu.campaign.stats import Figure
+
+__all__ = ["EXAMPLES", "compare_command"]
+
+EXAMPLES = (
+    ("kexecemu campaign-compare with without", "The same faults in two campaigns: what only one catches."),
+    (
+        "kexecemu campaign-compare with without --html comparison.html",
+        "The same with a picture, as one HTML file.",
+    ),
+)
+
+
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="The folder of a finished campaign.")],
+    second: Annotated[Path, typer.Argument(help="The folder of another one over the same faults.")],
+    json: JsonOption = False,
+    html: HtmlOption = None,
+) -> None:
+    """What each of two campaigns catches that the other does not, fault by fault."""
+    from kexecemu.campaign.compare import compare
+
+    check_outputs({"--html": html})
+    comparison = compare(first, second)
+    files = []
+    if html is not None:
+        from kexecemu.files import replace_file
+        from kexecemu.report.comparison_html import render_comparison
+
+        with writing("--html", html):
+            replace_file(html, render_comparison(comparison).encode())
+        files.append(html)
+    if json:
+        print_json(_comparison_object(comparison), files)
+    else:
+        _print_comparison(comparison)
+        print_written(files)
+
+
+def _comparison_object(comparison: Comparison) -> dict[str, Any]:
+    basis = comparison.basis
+
+    def side(number: int) -> dict[str, Any]:
+        header = (comparison.first, comparison.second)[number]
+        figure = (comparison.only_first, comparison.only_second)[number]
+        pairs = (comparison.examples_first, comparison.examples_second)[number]
+        true = (comparison.true_first, comparison.true_second)[number]
+        true_pairs = (comparison.examples_true_first, comparison.examples_true_second)[number]
+        return {
+            "scenario": header.scenario,
+            "protection": header.protection,
+            "purgatory": header.purgatory,
+            "version": header.version,
+            "config_hash": header.config_hash,
+            "caught_alone": figure.count,
+            "interval": [figure.interval.low, figure.interval.high],
+            "examples": [_pair(one) for one in pairs],
+            "true_dump_alone": true.count if true is not None else 0,
+            "true_dump_interval": [true.interval.low, true.interval.high] if true is not None else None,
+            "true_dump_examples": [_pair(one) for one in true_pairs],
+        }
+
+    return {
+        "population": basis.population,
+        "faults": basis.faults,
+        "seed": basis.seed,
+        "sampler": basis.sampler,
+        "method": basis.method,
+        "first": side(0),
+        "second": side(1),
+        "outcomes": comparison.outcomes,
+        "classes": comparison.classes,
+        "mcnemar": comparison.even,
+        "dumps": comparison.dumps,
+        "dumps_mcnemar": comparison.even_dumps,
+    }
+
+
+def _pair(one: Pair) -> dict[str, str]:
+    return {
+        "fault": one.fault,
+        "first": one.first,
+        "second": one.second,
+        "first_dump": one.first_dump,
+        "second_dump": one.second_dump,
+    }
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    names, classes = comparison.names, comparison.classes
+    _say(f"first   {names[0]}: {comparison.first.scenario}")
+    _say(f"second  {names[1]}: {comparison.second.scenario}")
+    _say(str(comparison.basis))
+    _say("")
+    outcomes = dict.fromkeys(there for counts in comparison.outcomes.values() for there in counts)
+    _print_crossed(comparison.outcomes, list(outcomes))
+    _say(f"caught by both     {classes['caught']['caught']:,}")
+    _say(f"harm in both       {classes['harm']['harm']:,}")
+    harm = "caught that are harm in the other"
+    _print_alone("first", harm, comparison.only_first, comparison.examples_first)
+    _print_alone("second", harm, comparison.only_second, comparison.examples_second)
+    _say(f"so uneven a split by chance: {comparison.even:.3g} (McNemar, exact)")
+    if comparison.true_first is None or comparison.true_second is None:
+        return
+    _say("")
+    _print_crossed(comparison.dumps, list(comparison.dumps), "dump ")
+    true = "with a true dump where the other has none, or a wrong one"
+    _print_alone("first", true, comparison.true_first, comparison.examples_true_first)
+    _print_alone("second", true, comparison.true_second, comparison.examples_true_second)
+    _say(f"so uneven a split by chance: {comparison.even_dumps:.3g} (McNemar, exact)")
+
+
+def _say(text: str) -> None:
+    from rich.markup import escape
+
+    from kexecemu.report.terminal import account, say_labelled
+
+    say_labelled(account(), escape(text))
+
+
+def _print_crossed(found: Mapping[str, Mapping[str, int]], columns: list[str], prefix: str = "") -> None:
+    from kexecemu.report.terminal import account, print_table
+
+    _say("first, down; second, across")
+    rows = [
+        [(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
+        for here, counts in found.items()
+    ]
+    print_table(account(), ("", *(prefix + column for column in columns)), rows)
+    _say("")
+
+
+def _print_alone(which: str, what: str, figure: Figure, pairs: Sequence[Pair]) -> None:
+    share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
+    _say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
+    for pair in pairs:
+        dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
+        _say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")

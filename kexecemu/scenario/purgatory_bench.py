@@ -1,0 +1,219 @@
+"""One purgatory against a fixed set of faults, one at a time, each on a machine of its own: what it made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from kexecemu.crash.kernel import Kernel
+from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply
+from kexecemu.crash.stages import PurgatoryEnd, run_purgatory
+from kexecemu.data import fixture_path
+from kexecemu.formats.elfrel import RelocatableObject
+from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.machine.access import AccessChecker, Violation
+from kexecemu.machine.board import Board
+from kexecemu.shown import shown
+from kexecemu.stray.fault import Fault
+
+__all__ = ["Check", "Progress", "check_purgatory"]
+
+_INITRD = 0x4000
+_LARGER_INITRD = 0x24000
+_CMDLINE = "crashkernel=64M rodata=off"  # blocks in the linear map: the machine is up sooner
+_APPEND = "console=ttyAMA0 nr_cpus=1"
+_NO_OPTIONS: Mapping[str, str] = {}
+_SCALAR: Mapping[str, str] = {"KEXEC_PURGATORY_CRYPTO": "n"}
+
+Progress = Callable[[], None]
+
+
+@shown()
+@dataclass(frozen=True)
+class Check:
+    """Everything that was found out about one purgatory. Sizes in bytes, addresses physical.
+
+    replies has one Reply for each run of each case; violations are what silicon would refuse, in good runs and in
+    those that find damage, each with its place as SYMBOL+OFFSET. scalar_per_byte is None where the purgatory cannot be
+    told to do without the SHA-2 instructions. absent says why of a row that has no replies.
+    """
+
+    name: str
+    interface: str
+    replies: dict[str, list[Reply]]
+    instructions_per_byte: float | None
+    scalar_per_byte: float | None
+    violations: list[tuple[str, Violation]]
+    bufsz: int
+    memsz: int
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def as_object(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "purgatory": self.name,
+            "interface": self.interface,
+            "faults": [
+                {
+                    "fault": case,
+                    "replies": {one.value: found.count(one) for one in Reply if one in found},
+                    "absent": self.absent.get(case),
+                }
+                for case, found in self.replies.items()
+            ],
+            "instructions_per_byte": self.instructions_per_byte,
+            "scalar_instructions_per_byte": self.scalar_per_byte,
+            "alignment_faults": sum(one.kind != "fp trap" for _, one in self.violations),
+            "refused_by_silicon": [
+                {
+                    "at": place,
+                    "kind": one.kind,
+                    "instruction": one.text,
+                    "pc": one.pc,
+                    "address": one.address,
+                    "size": one.size,
+                }
+                for place, one in self.violations
+            ],
+            "bufsz": self.bufsz,
+            "memsz": self.memsz,
+        }
+
+
+class _Bench:
+    """One purgatory, and as many identical machines with it loaded as are asked for."""
+
+    def __init__(
+        self, path: Path, obj: RelocatableObject, interface: str, options: Mapping[str, str]
+    ) -> None:
+        self.obj = obj
+        self.interface = interface
+        self._path, self._options = path, options
+        self._kernel_file = fixture_path("guests/capture-Image").read_bytes()
+
+    def load(
+        self, initrd: int = _INITRD, more: Mapping[str, str] = _NO_OPTIONS
+    ) -> tuple[Kernel, Kimage, LoadedPurgatory]:
+        """A kernel with a crash image loaded, by the system call that this kind of purgatory is for."""
+        config = KernelConfig("6.4", purgatory=self._path, options={**self._options, **more})
+        kernel = Kernel.boot(Board("512M"), config, cmdline=_CMDLINE)
+        data = Random(1).randbytes(initrd)
+        if self.interface == "kernel":
+            image = kernel.kexec_file_load(self._kernel_file, data, _APPEND)
+        else:
+            image = kernel.kexec_tools_load(self._kernel_file, data, _APPEND)
+        assert image is not None and image.purgatory is not None
+        return kernel, image, image.purgatory
+
+    def reply(self, faults: Sequence[Fault]) -> Reply:
+        """Inject, panic, follow to the end."""
+        kernel, _, _ = self.load()
+        for fault in faults:
+            kernel.inject(fault)
+        end = kernel.panic()
+        return judge_reply(bool(faults), end.outcome, end.damage, end.purgatory, end.capture)
+
+    def measure(self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS) -> tuple[int, int, int] | None:
+        """Instructions of a run that finds nothing, bytes hashed, and SP at its end; None if it does not boot."""
+        kernel, image, loaded = self.load(initrd, more)
+        kernel.crash()
+        run = run_purgatory(kernel, image, loaded)
+        if run.end is not PurgatoryEnd.KERNEL:
+            return None
+        return run.instructions, sum(one.size for one in image.sha_regions), kernel.board.boot_cpu.sp
+
+    def per_byte(self, more: Mapping[str, str] = _NO_OPTIONS) -> float | None:
+        """Instructions for a byte more: from two sizes, without what a run costs whatever the size."""
+        small, large = self.measure(_INITRD, more), self.measure(_LARGER_INITRD, more)
+        if small is None or large is None:
+            return None
+        return round((large[0] - small[0]) / (large[1] - small[1]), 2)
+
+    def can(self, symbol: str) -> bool:
+        """The purgatory can be told by this symbol."""
+        return self.interface == "kernel" and self.obj.global_symbol(symbol) is not None
+
+    def violations(self) -> list[tuple[str, Violation]]:
+        """What silicon would refuse in good runs and in bad ones, the purgatory's own instructions only.
+
+        A purgatory that can be told to leave the MMU off, or the SHA-2 instructions alone, is run that way too, and one
+        that can check early is asked to.
+        """
+        ways: list[Mapping[str, str]] = [_NO_OPTIONS]
+        if self.can("purgatory_no_mmu"):
+            ways.append({"KEXEC_PURGATORY_MMU": "n"})
+            if self.can("purgatory_no_crypto"):
+                ways.append({"KEXEC_PURGATORY_MMU": "n", **_SCALAR})
+        if self.can("purgatory_check"):
+            ways.append({"KEXEC_PURGATORY_EARLY_CHECK": "y", "KEXEC_PURGATORY_MMU": "n"})
+        found: dict[tuple[int, str], tuple[str, Violation]] = {}
+        for more in ways:
+            for damaged in (False, True):
+                kernel, _, loaded = self.load(more=more)
+                if damaged:
+                    kernel.dma_write("initrd+0x1000", b"\xa5\x5a\xa5\x5a")
+                with AccessChecker(kernel.board.boot_cpu) as checker:
+                    kernel.panic()
+                for one in checker.violations:
+                    if one.pc in loaded.segment.area:
+                        found.setdefault((one.pc, one.kind), (_place(loaded, one.pc), one))
+        return list(found.values())
+
+
+def _place(loaded: LoadedPurgatory, phys: int) -> str:
+    """SYMBOL+OFFSET of an instruction: the nearest symbol before it."""
+    before = [(start, name) for name, (start, _) in loaded.symbol_table().items() if start <= phys]
+    start, name = max(before, default=(loaded.segment.mem, "purgatory"))
+    return f"{name}+{phys - start:#x}"
+
+
+def _stack_top(loaded: LoadedPurgatory, sp: int | None) -> int | None:
+    """Where the stack begins: its symbol, else where SP is after a good run, if that is in the purgatory."""
+    symbol = loaded.symbol_table().get("purgatory_stack_top")
+    if symbol is not None:
+        return symbol[0]
+    area = loaded.segment.area
+    return sp if sp is not None and area.start + 64 <= sp <= area.end else None
+
+
+def check_purgatory(
+    name: str,
+    path: Path,
+    obj: RelocatableObject,
+    interface: str,
+    options: Mapping[str, str] = _NO_OPTIONS,
+    progress: Progress = lambda: None,
+) -> Check:
+    """Run the whole set against the object in a file.
+
+    interface is "kernel" (loaded by kexec_file_load) or "kexec-tools" (by kexec_load); options are the first kernel's;
+    progress is called after each run. Raises KexecError when the load is refused.
+    """
+    bench = _Bench(path, obj, interface, options)
+    small = bench.measure(_INITRD)
+    per_byte = bench.per_byte()
+    scalar = bench.per_byte(_SCALAR) if bench.can("purgatory_no_crypto") else None
+    kernel, image, loaded = bench.load()
+    stack_top = _stack_top(loaded, small[2] if small is not None else None)
+    replies: dict[str, list[Reply]] = {}
+    absent: dict[str, str] = {}
+    for case in cases(kernel.ram, image, obj, loaded, interface, stack_top):
+        replies[case.name] = _run(bench, case, progress)
+        if case.absent:
+            absent[case.name] = case.absent
+    violations = bench.violations()
+    segment = loaded.segment
+    return Check(name, interface, replies, per_byte, scalar, violations, segment.bufsz, segment.memsz, absent)
+
+
+def _run(bench: _Bench, case: Case, progress: Progress) -> list[Reply]:
+    replies = []
+    for faults in case.runs:
+        replies.append(bench.reply(faults))
+        progress()
+    return replies

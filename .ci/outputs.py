@@ -115,11 +115,12 @@ def _outcomes() -> str:
 
 def _board() -> str:
     """Where the board's devices are and which interrupts they raise, from the board itself."""
-    from kexecemu.machine import board as virt
+    from kexecemu.machine import virt
+    from kexecemu.machine.board import Board
     from kexecemu.machine.gic import Gic2
     from kexecemu.machine.gic3 import Gic3
 
-    with virt.Board("1G") as board, virt.Board("1G", gic=3) as other:
+    with Board("1G") as board, Board("1G", gic=3) as other:
         assert isinstance(board.gic, Gic2) and isinstance(other.gic, Gic3)
         rows = [
             (board.gic.distributor(0).phys, "", "GIC distributor"),

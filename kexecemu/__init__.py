@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kexecemu.crash.dump import Dump
-    from kexecemu.crash.kernel import End, Kernel
+    from kexecemu.crash.end import End
+    from kexecemu.crash.kernel import Kernel
     from kexecemu.crash.outcome import Outcome
     from kexecemu.errors import InputError, KexecemuError, KexecError
     from kexecemu.kernel.config import Era, KernelConfig, Protection

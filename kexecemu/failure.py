@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from kexecemu.arguments import instance
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.machine.timeline import Event
 from kexecemu.report.again import Again
 from kexecemu.scenario.schema import Expect

@@ -12,7 +12,8 @@ from typing import Final
 
 import pytest
 
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import FormatError
 from kexecemu.failure import KnownEnd
 from kexecemu.files import replace_file

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 from _pytest._code.code import ExceptionRepr
 
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import InputError, KexecError
 from kexecemu.failure import KexecemuFailure, failure_text
 from kexecemu.pytest_artefacts import again_in, chosen_folder, folder_of, keep, note_end, shown

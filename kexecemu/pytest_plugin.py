@@ -41,7 +41,8 @@ import pytest
 
 if TYPE_CHECKING:
     from kexecemu.campaign.summary import Summary
-    from kexecemu.crash.kernel import End, Kernel
+    from kexecemu.crash.end import End
+    from kexecemu.crash.kernel import Kernel
     from kexecemu.machine.board import Board
 
 _OWN_PATTERN: Final = "*.scenario.toml"

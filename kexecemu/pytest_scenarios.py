@@ -14,7 +14,6 @@ from kexecemu.failure import KexecemuFailure
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs, is_fetched
 from kexecemu.pytest_artefacts import note_end, shown
 from kexecemu.report.again import scenario_again
-from kexecemu.scenario.first_linux_run import LinuxResult, run_linux_scenario
 from kexecemu.scenario.matrix import cells_of
 from kexecemu.scenario.runner import Result, run_scenario
 from kexecemu.scenario.schema import Scenario, read_scenario
@@ -46,7 +45,7 @@ class ScenarioItem(pytest.Item):
         super().__init__(**keywords)
         self.scenario = scenario
         self.cell = cell
-        self.result: Result | LinuxResult | None = None
+        self.result: Result | None = None
         self.add_marker("kexecemu")
 
     def runtest(self) -> None:
@@ -66,9 +65,7 @@ class ScenarioItem(pytest.Item):
             self.result.kernel.board.close()
             self.result = None
 
-    def _run(self) -> Result | LinuxResult:
-        if self.scenario.kernel.linux is not None:
-            return run_linux_scenario(self.scenario, self.path.parent)
+    def _run(self) -> Result:
         return run_scenario(self.scenario, self.path.parent)
 
     def _skip_unless_fetched(self) -> None:

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING
 
 from kexecemu.arguments import instance, integer, text
 from kexecemu.crash.dump import Dump
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictFlags, VerdictState
 from kexecemu.errors import InputError
@@ -145,7 +146,7 @@ def run_result(
     result = crash(name, setup, [*own, *faults], message)
     again = Again(scenario, cell, faults, options, name, setup, [*own, *faults], message)
     plain = {one.name: getattr(result.end, one.name) for one in fields(End)}
-    return replace(result, end=KnownEnd(**plain, again=again, kernel=result.kernel))
+    return replace(result, end=KnownEnd(**plain, again=again, kernel=result.model))
 
 
 def assert_outcome(

@@ -16,11 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kexecemu.campaign.areas import Area, Kind
-from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
+from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.space import Space
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.schema import CampaignTable, Scenario
+from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import MODELS
 
 AREAS = (
@@ -46,8 +47,8 @@ class FakeEngine:
         self.space = Space(
             AREAS,
             [MODELS["bit-flip"], MODELS["byte"]],
-            [Writer.CPU, Writer.DMA],
-            [(Moment.AFTER_LOAD, 0), (Moment.WHILE_HASHING, 128)],
+            [By.CPU, By.DMA],
+            [(When.AFTER_LOAD, 0), (When.WHILE_HASHING, 128)],
         )
         text = f"{scenario.kernel} {scenario.campaign} {self.words}"
         if "other" in self.words:
@@ -85,7 +86,7 @@ class FakeEngine:
         area = next(area for area in AREAS if area.name == fault.base)
         draw = hashlib.sha256(fault.id.encode()).digest()
         phys = area.phys.start + fault.offset
-        if self.protection == "pte" and fault.by is Writer.CPU:
+        if self.protection == "pte" and fault.by is By.CPU:
             outcome, how = "prevented", How.REFUSED
         elif area.kind is Kind.FREE:
             outcome, how = "latent", How.UNREAD

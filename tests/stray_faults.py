@@ -9,10 +9,11 @@ from random import Random
 import msgspec
 
 from kexecemu.campaign.engine import Engine
-from kexecemu.campaign.fault import CampaignFault, Moment, Writer
+from kexecemu.campaign.fault import MOMENTS, CampaignFault
 from kexecemu.campaign.plan import can_write
 from kexecemu.data import fixture_path
 from kexecemu.scenario.schema import Scenario
+from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import MODELS
 
 KEXEC_TOOLS = str(fixture_path("guests/kexec-tools-purgatory.ro"))
@@ -108,18 +109,18 @@ class Marksman:
 
     def fault(self) -> CampaignFault:
         random, engine = self._random, self._engine
-        writers = [one for one in Writer if one is not Writer.LATE_CPU or len(engine.kernel.board.cpus) > 1]
-        moments = [one for one in Moment if one is not Moment.DURING_LOAD]
+        writers = [one for one in By if one is not By.LATE_CPU or len(engine.kernel.board.cpus) > 1]
+        moments = [one for one in MOMENTS if one is not When.DURING_LOAD]
         if engine.golden.purgatory is None:
-            moments.remove(Moment.WHILE_HASHING)
+            moments.remove(When.WHILE_HASHING)
         while True:
             by, moment = random.choice(writers), random.choice(moments)
             if can_write(by, moment):
                 break
         at = 0
-        if moment is Moment.WHILE_HASHING:
+        if moment is When.WHILE_HASHING:
             at = random.choice([0, 1, 255, 256, random.randrange(257)])
-        elif moment is Moment.IN_CAPTURE:
+        elif moment is When.IN_CAPTURE:
             at = random.choice([0, 1, 10**9, random.randrange(engine.golden.capture.instructions + 50)])
         model = random.choice(list(MODELS.values()))
         base, offset = self._place()

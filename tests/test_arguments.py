@@ -129,12 +129,12 @@ NO_BOARD: list[tuple[str, Callable[[], object], str]] = [
     (
         "a fault by nobody",
         lambda: Fault("dtb", flip=1, by="x"),
-        "fault at dtb: by: 'x' is not one of cpu, dma",
+        "fault at dtb: by: 'x' is not one of cpu, alias, dma, late-cpu",
     ),
     (
         "a fault at no moment",
         lambda: Fault("dtb", flip=1, when="x"),
-        "when: 'x' is not one of after-load, before-panic, after-check",
+        "when: 'x' is not one of during-load, after-load, before-panic, during-panic, at-jump, hashing, after-check",
     ),
     ("a mask as text", lambda: Fault("dtb", flip="1"), "fault at dtb: flip: a whole number is wanted"),
     ("Setup(kernel=5)", lambda: Setup(kernel=ODD), "kernel: a path is wanted, not int 5"),

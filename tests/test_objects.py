@@ -12,7 +12,8 @@ from reachable import LIMIT, PUBLIC, one_of_each, unfit
 
 import kexecemu
 from kexecemu import testing
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats import elfrel

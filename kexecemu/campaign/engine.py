@@ -20,7 +20,6 @@ import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +27,11 @@ from typing import NamedTuple
 import msgspec
 
 from kexecemu.campaign.accesses import First
-from kexecemu.campaign.fault import CampaignFault, Decided, Ended, How, Moment, Writer
+from kexecemu.campaign.fault import CampaignFault, Decided, Ended, How
 from kexecemu.campaign.golden import golden_run
 from kexecemu.campaign.hash_states import HashStates
 from kexecemu.campaign.space import Space, space_of
-from kexecemu.campaign.victim import Victim, Write
+from kexecemu.campaign.victim import Victim
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.dump import taken_by_stub
 from kexecemu.crash.outcome import Outcome, judge
@@ -43,6 +42,7 @@ from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Scenario
 from kexecemu.scenario.setup import prepare
 from kexecemu.shown import shown
+from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import find_model
 
 __all__ = ["Engine"]
@@ -136,27 +136,19 @@ class Engine:
         area = self._places.reach(fault)
         before = self._memory(fault.moment, area)
         segment = self.image.segment_at(area.start)
-        return _Place(fault, area, segment.name if segment else "", before, self._data(fault, before))
+        return _Place(fault, area, segment.name if segment else "", before, fault.fault(area).data(before))
 
-    @staticmethod
-    def _data(fault: CampaignFault, before: bytes) -> bytes:
-        """What is written over `before`."""
-        model = find_model(fault.model)
-        # At the end of RAM the write is cut off; the model does not know.
-        whole = before.ljust(model.length(fault.variant), b"\0")
-        return model.data(fault.variant, whole)[: len(before)]
-
-    def _memory(self, moment: Moment, area: PhysRange) -> bytes:
+    def _memory(self, moment: When, area: PhysRange) -> bytes:
         """What memory holds there right before the write, of an undisturbed run. It is a guess where hashing or the
         capture kernel has come by until then, and nothing may be concluded from it."""
         golden = self.golden
-        if moment is Moment.DURING_LOAD:
+        if moment is When.DURING_LOAD:
             return self.victim.unloaded_memory(area)
         if not golden.region.covers(area):
             return self.victim.base_memory(area)
-        if moment is Moment.AFTER_LOAD and not self.victim.at_rest(area):
+        if moment is When.AFTER_LOAD and not self.victim.at_rest(area):
             return self.victim.base_memory(area)
-        late = moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE)
+        late = moment in (When.AFTER_CHECK, When.IN_CAPTURE)
         memory = golden.entry_memory if late else golden.memory
         start = area.start - golden.region.start
         return memory[start : start + area.size]
@@ -187,7 +179,7 @@ class Engine:
     def _decide_hashed(self, fault: CampaignFault) -> Decided | None:
         """A small write before the check into what is hashed throughout: _conclude() without its generality."""
         hashed = self._quick.get(fault.base)
-        if hashed is None or fault.moment not in (Moment.AFTER_LOAD, Moment.DURING_PANIC):
+        if hashed is None or fault.moment not in (When.AFTER_LOAD, When.DURING_PANIC):
             return None
         model = find_model(fault.model)
         length = model.length(fault.variant)
@@ -195,7 +187,7 @@ class Engine:
         if length > 64 or offset + length > hashed.size or not 0 <= fault.variant < model.variants:
             return None
         phys = hashed.phys + offset
-        if fault.by in (Writer.CPU, Writer.LATE_CPU):
+        if fault.by in (By.CPU, By.LATE_CPU):
             allowed = self.victim.store_allowed
             if not allowed(phys >> 12) or not allowed((phys + length - 1) >> 12):
                 return None
@@ -219,13 +211,17 @@ class Engine:
         place = self._place(fault)
         concluded = self._conclude(place)
         if concluded is None:
-            return self._finish(place, self.victim.run(self._write(place), late=True), How.RUN)
+            return self._finish(
+                place, self.victim.run(place.fault.fault(place.area), place.area, late=True), How.RUN
+            )
         return self._finish(place, *concluded)
 
     def run(self, fault: CampaignFault) -> Decided:
         """The same, always in full emulation from the load on."""
         place = self._place(fault)
-        return self._finish(place, self.victim.run(self._write(place), late=False), How.RUN)
+        return self._finish(
+            place, self.victim.run(place.fault.fault(place.area), place.area, late=False), How.RUN
+        )
 
     def area(self, fault: CampaignFault) -> PhysRange:
         """The physical bytes that a fault writes. InputError for one that is not in this machine."""
@@ -235,19 +231,15 @@ class Engine:
     def _finish(place: _Place, ended: Ended, how: How) -> Decided:
         return _decided(place.fault, ended, how, place.segment, place.area.start)
 
-    def _write(self, place: _Place) -> Write:
-        fault = place.fault
-        return Write(fault.by, place.area, partial(self._data, fault), fault.moment, fault.at)
-
     def _conclude(self, place: _Place) -> tuple[Ended, How] | None:
         golden, fault = self.golden, place.fault
         if not golden.region.covers(place.area):
             return None  # the first kernel's memory: it lives there
-        if fault.moment is Moment.DURING_LOAD:
+        if fault.moment is When.DURING_LOAD:
             return self._conclude_during_load(place)
         if not self.victim.reached(fault.moment, fault.at):
             return None  # and it never happens
-        if fault.by in (Writer.CPU, Writer.LATE_CPU):
+        if fault.by in (By.CPU, By.LATE_CPU):
             allowed = self.victim.stores_allowed(place.area)
             if not any(allowed):
                 return self._once(("refused", fault.by, fault.moment), place), How.REFUSED
@@ -258,24 +250,24 @@ class Engine:
         changed = self._changed(place)
         if not changed:
             return self._once(("same-value", fault.by, fault.moment), place), How.SAME_VALUE
-        if fault.moment is Moment.AFTER_LOAD and not (
+        if fault.moment is When.AFTER_LOAD and not (
             all(map(self.victim.at_rest, changed)) or all(map(self._is_checked_early, changed))
         ):
             return None
-        if fault.moment in (Moment.AFTER_LOAD, Moment.DURING_PANIC, Moment.WHILE_HASHING):
+        if fault.moment in (When.AFTER_LOAD, When.DURING_PANIC, When.WHILE_HASHING):
             return self._conclude_before_check(place, changed)
-        if fault.moment is Moment.AFTER_CHECK:
+        if fault.moment is When.AFTER_CHECK:
             return self._conclude_in_capture(changed)
-        if fault.moment is Moment.IN_CAPTURE and all(golden.in_capture.untouched(one) for one in changed):
+        if fault.moment is When.IN_CAPTURE and all(golden.in_capture.untouched(one) for one in changed):
             return self._as_undisturbed(Outcome.LATENT), How.UNREAD
         return None
 
     def _is_known(self, place: _Place) -> bool:
         """The bytes that the fault hits are what place.before says: nobody has written to them just before."""
         golden, area, moment = self.golden, place.area, place.fault.moment
-        if moment is Moment.IN_CAPTURE:
+        if moment is When.IN_CAPTURE:
             return golden.in_capture.untouched(area)
-        if moment is not Moment.WHILE_HASHING:
+        if moment is not When.WHILE_HASHING:
             return True
         # What is hashed stays what it was, or the digest would not be right; of all else that was touched who knows.
         return all(
@@ -310,7 +302,7 @@ class Engine:
         purgatory = self.image.segment("purgatory")
         if purgatory is not None and any(one.overlaps(purgatory.area) for one in changed):
             # What is rewritten before it is read is gone; in anything else of the purgatory lie the misses.
-            early = place.fault.moment is not Moment.WHILE_HASHING
+            early = place.fault.moment is not When.WHILE_HASHING
             scratch = self.victim.page_tables
             if scratch is not None and all(scratch.covers(one) for one in changed):
                 if early and all(golden.in_check.of(one) == First.WRITTEN_FIRST for one in changed):
@@ -330,7 +322,7 @@ class Engine:
         if not hashed:
             return self._conclude_in_capture(changed)
         assert self._hash is not None
-        if place.fault.moment is Moment.WHILE_HASHING:
+        if place.fault.moment is When.WHILE_HASHING:
             seen = self._still_to_be_read(place.fault.at, hashed)
             if seen is None:
                 return None
@@ -369,7 +361,7 @@ class Engine:
 
     def _objection(self, fault: CampaignFault) -> str:
         """What is run once for all damage to a segment's hashed bytes: the check at the end, or an early one."""
-        early = self.golden.early_check and fault.moment is Moment.AFTER_LOAD
+        early = self.golden.early_check and fault.moment is When.AFTER_LOAD
         return "mismatch found early" if early else "mismatch"
 
     def _still_to_be_read(self, at: int, hashed: list[PhysRange]) -> bool | None:
@@ -421,7 +413,7 @@ class Engine:
         """What all faults of a kind end in: what the first one of it does, which is run."""
         known = self._known.get(kind)
         if known is None:
-            known = self._known[kind] = self.victim.run(self._write(place), late=False)
+            known = self._known[kind] = self.victim.run(place.fault.fault(place.area), place.area, late=False)
         return known
 
 

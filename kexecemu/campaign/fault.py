@@ -8,37 +8,21 @@ from dataclasses import dataclass
 
 from kexecemu.crash.dump import Dump
 from kexecemu.errors import InputError
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
+from kexecemu.stray.fault import NUMBERED, By, Fault, When
 from kexecemu.suggest import did_you_mean
 
-__all__ = ["CampaignFault", "Decided", "Ended", "How", "Moment", "Writer"]
+__all__ = ["MOMENTS", "CampaignFault", "Decided", "Ended", "How"]
 
 
-class Writer(enum.StrEnum):
-    """Who writes."""
-
-    CPU = "cpu"  # a store through the linear map, so that page tables have their say
-    ALIAS = "alias"  # a store through another mapping of the page (vmap), which no protection of the linear map reaches
-    DMA = "dma"  # a bus master, behind the MMU
-    LATE_CPU = "late-cpu"  # a CPU that did not stop at the crash, through the linear map
-
-
-class Moment(enum.StrEnum):
-    """When. Those with a number have it in the fault: how far hashing is (in 256ths), how many instructions on."""
-
-    DURING_LOAD = "during-load"  # right before the segments are copied to where they belong
-    AFTER_LOAD = "after-load"
-    DURING_PANIC = "during-panic"  # between panic() and the jump
-    WHILE_HASHING = "hashing"  # the purgatory has read this many 256ths of what it hashes
-    AFTER_CHECK = "after-check"  # the purgatory has jumped, the capture kernel has not begun
-    IN_CAPTURE = "capture"  # so many instructions into the capture kernel
-
+MOMENTS = tuple(when for when in When if when not in (When.BEFORE_PANIC, When.AT_JUMP))
+"""Those that a campaign tells apart: before-panic is after-load to it, and at-jump hashing-0."""
 
 _ID = re.compile(
     r"(?P<by>cpu|alias|dma|late-cpu)\.(?P<model>[a-z0-9-]+)\.(?P<variant>[0-9a-f]+)"
     r"\.(?P<base>[A-Za-z_-]+)\+(?P<offset>[0-9a-f]+)\.(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z"
 )
-_WITH_NUMBER = (Moment.WHILE_HASHING, Moment.IN_CAPTURE)
 
 
 @shown()
@@ -49,43 +33,59 @@ class CampaignFault:
     base is a segment's name, "crashkernel" or "crashkernel-free". `at` belongs to the moment.
     """
 
-    by: Writer
+    by: By
     model: str
     variant: int
     base: str
     offset: int
-    moment: Moment
+    moment: When
     at: int = 0
 
     @property
     def id(self) -> str:
         """The token: dma.bit-flip.3.initrd+1a2b.hashing-128."""
-        moment = f"{self.moment.value}-{self.at}" if self.moment in _WITH_NUMBER else self.moment.value
+        moment = f"{self.moment.value}-{self.at}" if self.moment in NUMBERED else self.moment.value
         return f"{self.by.value}.{self.model}.{self.variant:x}.{self.base}+{self.offset:x}.{moment}"
 
     @classmethod
     def parse(cls, token: str) -> CampaignFault:
         """The fault that a token names; InputError for anything else."""
         match = _ID.match(token)
-        if match is not None and match["moment"] not in set(Moment):
-            like = did_you_mean(match["moment"], Moment)
+        if match is not None and match["moment"] not in MOMENTS:
+            like = did_you_mean(match["moment"], MOMENTS)
             raise InputError(
-                f"{token!r} is no fault: no moment {match['moment']!r}{like}; there are {', '.join(Moment)}"
+                f"{token!r} is no fault: no moment {match['moment']!r}{like}; there are {', '.join(MOMENTS)}"
             )
         if match is None:
             raise InputError(f"{token!r} is no fault: they look like dma.bit-flip.3.initrd+1a2b.after-load")
-        moment = Moment(match["moment"])
-        if (match["at"] is not None) != (moment in _WITH_NUMBER):
+        moment = When(match["moment"])
+        if (match["at"] is not None) != (moment in NUMBERED):
             how = "with" if match["at"] is None else "without"
             raise InputError(f"{token!r} is no fault: {moment.value} goes {how} a number")
-        return cls(
-            Writer(match["by"]),
+        fault = cls(
+            By(match["by"]),
             match["model"],
             int(match["variant"], 16),
             match["base"],
             int(match["offset"], 16),
             moment,
             int(match["at"] or 0),
+        )
+        if fault.id != token:
+            raise InputError(f"{token!r} is no fault: it is written {fault.id}")
+        return fault
+
+    def fault(self, area: PhysRange) -> Fault:
+        """The same as a scenario has it; a CPU's stores into its physical bytes `area` are as wide as they can be."""
+        width = next(width for width in (8, 4, 2, 1) if not area.start % width and not area.size % width)
+        return Fault(
+            f"{self.base}+{self.offset:#x}",
+            by=self.by,
+            when=self.moment,
+            width=width,
+            step=self.at,
+            model=self.model,
+            variant=self.variant,
         )
 
 

@@ -6,23 +6,26 @@ state to the last byte, or no campaign starts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kexecemu.campaign.accesses import Accesses, recorded
 from kexecemu.campaign.fault import Ended
 from kexecemu.crash.damage import written_by_early_check
-from kexecemu.crash.dump import CrashedMemory, Dump
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
+from kexecemu.crash.moments import At, Passed, crash, follow
 from kexecemu.crash.outcome import Outcome
-from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
+from kexecemu.crash.stages import CaptureRun, PurgatoryRun
 from kexecemu.crash.verdict import VerdictFlags
 from kexecemu.errors import MachineError
 from kexecemu.kernel.kimage import Kimage
-from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.shown import shown
+from kexecemu.stray.fault import When
 
 __all__ = ["Golden", "ended", "golden_run"]
 
@@ -46,25 +49,34 @@ class Golden:
     region: PhysRange
     loaded: Snapshot
     jump: Snapshot
-    jump_stop: Stop
     entry: Snapshot
+    passed: Passed
+    """What is behind the crash at the capture kernel's entry."""
     memory: bytes
     entry_memory: bytes
     in_panic: Accesses
     in_check: Accesses
     in_capture: Accesses
-    purgatory: PurgatoryRun | None
     capture: CaptureRun
     end: Ended
     """What the undisturbed machine comes to."""
-    crashed: CrashedMemory
-    """What a dump has to show, for whoever goes back to the jump or behind it."""
-    back_phys: int
-    """x30 at the jump: where a purgatory that objects may return to."""
     check_began: int
     """The boot CPU's instructions at the purgatory's entry."""
     early_check: list[PhysRange]
     """What an early check has written of the purgatory by the jump."""
+
+    @property
+    def purgatory(self) -> PurgatoryRun | None:
+        """The purgatory's run; None without one."""
+        return self.passed.purgatory
+
+    def at_jump(self, *, crashed: bool = True) -> Passed:
+        """What is behind the crash at the jump; without `crashed`, what a dump has to show is noted anew."""
+        return Passed(self.passed.left, self.passed.crashed if crashed else None, hashing=self.passed.hashing)
+
+    def while_hashing(self, step: int) -> Passed:
+        """What is behind it once the purgatory has done so many 256ths of its run."""
+        return replace(self.passed, damage=[], step=step, purgatory=None)
 
 
 def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
@@ -82,29 +94,23 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
         )
     plain = _state(kernel, snapshots)
     _back(kernel, snapshots, loaded)
-    cpu = kernel.board.boot_cpu
     # The first kernel runs at virtual addresses: hooks on memory see physical ones, and its code is not in the region.
+    cpu, passed = kernel.board.boot_cpu, Passed()
+    steps = crash(kernel, passed=passed)
     with recorded(cpu, region) as in_panic:
-        stop = kernel.crash()
-    if stop.kind is not StopKind.LEFT or stop.pc != image.start:
-        raise MachineError(f"the undisturbed crash path does not reach the image: {stop}")
-    jump = snapshots.take()
-    memory = kernel.ram.read(region.start, region.size)
-    began = cpu.instructions
-    back_phys = cpu.x(30)
-    crashed = kernel.crashed_memory(image)
+        _to(steps, When.AT_JUMP)
+    jump, memory, began = snapshots.take(), kernel.ram.read(region.start, region.size), cpu.instructions
     checker = image.purgatory
     early_check = written_by_early_check(kernel.ram, checker) if checker is not None else []
-    purgatory = None
+    left = passed.left
     with recorded(cpu, region) as in_check:
-        if checker is not None:
-            purgatory = run_purgatory(kernel, image, checker)
-    if purgatory is not None and purgatory.end is not PurgatoryEnd.KERNEL:
-        raise MachineError(f"the purgatory of the recorded run ended with {purgatory.end.value}")
-    entry = snapshots.take()
-    entry_memory = kernel.ram.read(region.start, region.size)
+        _to(steps, When.AFTER_CHECK)
+    passed.hashing = passed.purgatory.instructions if passed.purgatory is not None else 0
+    entry, entry_memory = snapshots.take(), kernel.ram.read(region.start, region.size)
+    at_entry = replace(passed)
     with recorded(cpu, region) as in_capture:
-        capture = run_capture(kernel, image)
+        capture = follow(steps, {}).capture
+    assert left is not None and capture is not None
     # The stub's record lies behind the Image's header. We are the ones who read it, and what is no record is no stub.
     in_capture.note_read(image.kernel_entry, _HEADER_AND_RECORD, cpu.instructions)
     hooked = _state(kernel, snapshots)
@@ -116,21 +122,26 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
         region,
         loaded,
         jump,
-        stop,
         entry,
+        at_entry,
         memory,
         entry_memory,
         in_panic,
         in_check,
         in_capture,
-        purgatory,
         capture,
         ended(end),
-        crashed,
-        back_phys,
         began,
         early_check,
     )
+
+
+def _to(steps: Generator[At, None, End], when: When) -> None:
+    """Let a crash come to a moment; MachineError where it ends before that."""
+    for moment, _ in steps:
+        if moment is when:
+            return
+    raise MachineError(f"the recorded run does not come to {when.value}")
 
 
 def ended(end: End) -> Ended:

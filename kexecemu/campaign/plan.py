@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.campaign.areas import WHERE
-from kexecemu.campaign.fault import Moment, Writer
+from kexecemu.campaign.fault import MOMENTS
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import SEGMENT_NAMES
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
+from kexecemu.stray.fault import NUMBERED, By, When, can_write
 from kexecemu.stray.models import Model, find_model
 from kexecemu.suggest import did_you_mean, there_are
 
-__all__ = ["HASHING_STEPS", "Plan", "can_write", "plan_of"]
+__all__ = ["HASHING_STEPS", "Plan", "plan_of"]
 
 # "hashing" without a number: the middle of each sixteenth, so that as much has been read as is still to come.
 HASHING_STEPS = tuple(range(8, 256, 16))
@@ -23,8 +24,6 @@ HASHING_STEPS = tuple(range(8, 256, 16))
 # All that there can be; whether a segment was loaded is for the machine to say.
 _PLACES = (*SEGMENT_NAMES, *WHERE)
 
-_BEFORE_THE_CRASH = (Moment.DURING_LOAD, Moment.AFTER_LOAD)
-_FURTHEST = {Moment.WHILE_HASHING: 256, Moment.IN_CAPTURE: 10**9}
 _MOMENT = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z", re.ASCII)
 
 
@@ -35,21 +34,9 @@ class Plan:
 
     where: tuple[str, ...]
     models: tuple[Model, ...]
-    writers: tuple[Writer, ...]
-    moments: tuple[tuple[Moment, int], ...]
+    writers: tuple[By, ...]
+    moments: tuple[tuple[When, int], ...]
     sampling: str
-
-
-def can_write(by: Writer, moment: Moment) -> bool:
-    """Whether there is such a writer at that moment.
-
-    The CPUs of the first kernel write until the jump, the one that did not stop from the crash on, DMA always.
-    """
-    if by is Writer.DMA:
-        return True
-    if by is Writer.LATE_CPU:
-        return moment not in _BEFORE_THE_CRASH
-    return moment in (*_BEFORE_THE_CRASH, Moment.DURING_PANIC)
 
 
 def plan_of(scenario: Scenario) -> Plan:
@@ -73,9 +60,9 @@ def plan_of(scenario: Scenario) -> Plan:
     writers = tuple(_writer(name) for name in table.by)
     moments = _moments(table.moments)
     _check_pairs(writers, moments)
-    if Moment.WHILE_HASHING in dict(moments) and not _has_purgatory(scenario):
+    if When.WHILE_HASHING in dict(moments) and not _has_purgatory(scenario):
         raise InputError("campaign.moments: nothing is hashed without a purgatory")
-    if Writer.LATE_CPU in writers and scenario.machine.dtb is None and (scenario.machine.cpus or 1) < 2:
+    if By.LATE_CPU in writers and scenario.machine.dtb is None and (scenario.machine.cpus or 1) < 2:
         raise InputError("campaign.by: a late-cpu is a second one: [machine] cpus has to be 2 or more")
     return Plan(table.where, models, writers, moments, table.sampling)
 
@@ -91,14 +78,14 @@ def _model(name: str) -> Model:
         raise InputError(f"campaign.models: {error}") from None
 
 
-def _writer(name: str) -> Writer:
-    if name not in set(Writer):
-        raise InputError(f"campaign.by: no writer {name!r}{there_are(name, Writer)}")
-    return Writer(name)
+def _writer(name: str) -> By:
+    if name not in set(By):
+        raise InputError(f"campaign.by: no writer {name!r}{there_are(name, By)}")
+    return By(name)
 
 
-def _moments(words: Sequence[str]) -> tuple[tuple[Moment, int], ...]:
-    moments: list[tuple[Moment, int]] = []
+def _moments(words: Sequence[str]) -> tuple[tuple[When, int], ...]:
+    moments: list[tuple[When, int]] = []
     for word in words:
         for one in _moment(word):
             if one in moments:
@@ -107,36 +94,36 @@ def _moments(words: Sequence[str]) -> tuple[tuple[Moment, int], ...]:
     return tuple(moments)
 
 
-def _moment(word: str) -> list[tuple[Moment, int]]:
+def _moment(word: str) -> list[tuple[When, int]]:
     match = _MOMENT.match(word)
-    if match is None or match["moment"] not in set(Moment):
-        known = ", ".join(f"{one}-N" if one in _FURTHEST else one for one in Moment)
+    if match is None or match["moment"] not in MOMENTS:
+        known = ", ".join(f"{one}-N" if one in NUMBERED else one for one in MOMENTS)
         raise InputError(
-            f"campaign.moments: no moment {word!r}{did_you_mean(word, Moment)}; there are {known}, and hashing for 16 "
+            f"campaign.moments: no moment {word!r}{did_you_mean(word, MOMENTS)}; there are {known}, and hashing for 16 "
             "steps of it"
         )
-    moment = Moment(match["moment"])
-    if moment not in _FURTHEST:
+    moment = When(match["moment"])
+    if moment not in NUMBERED:
         if match["at"] is not None:
             raise InputError(f"campaign.moments: {moment.value} goes without a number, not {word!r}")
         return [(moment, 0)]
     if match["at"] is None:
-        if moment is Moment.WHILE_HASHING:
+        if moment is When.WHILE_HASHING:
             return [(moment, step) for step in HASHING_STEPS]
         raise InputError(f"campaign.moments: {word!r} needs its number of instructions, as in {word}-1000")
     at = int(match["at"])
-    if at > _FURTHEST[moment]:
-        raise InputError(f"campaign.moments: {word!r} is too far: {moment.value} goes to {_FURTHEST[moment]}")
+    if at > NUMBERED[moment]:
+        raise InputError(f"campaign.moments: {word!r} is too far: {moment.value} goes to {NUMBERED[moment]}")
     return [(moment, at)]
 
 
-def _check_pairs(writers: Sequence[Writer], moments: Sequence[tuple[Moment, int]]) -> None:
+def _check_pairs(writers: Sequence[By], moments: Sequence[tuple[When, int]]) -> None:
     for by in writers:
         if not any(can_write(by, moment) for moment, _ in moments):
             when = ", ".join(dict.fromkeys(moment.value for moment, _ in moments))
             why = (
                 "does not stop at the crash and is one of many until then"
-                if by is Writer.LATE_CPU
+                if by is By.LATE_CPU
                 else "has stopped then"
             )
             raise InputError(f"campaign.by: {by.value} cannot write at {when}: it {why}")

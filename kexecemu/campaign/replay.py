@@ -20,12 +20,13 @@ from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_MEM_WRITE
 from unicorn.unicorn_py3.unicorn import Uc
 
 from kexecemu.campaign.engine import Engine
-from kexecemu.campaign.fault import CampaignFault, Decided, Moment, Writer
+from kexecemu.campaign.fault import CampaignFault, Decided
 from kexecemu.campaign.source_lines import SymbolMap, source_line
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Event
 from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.shown import shown
+from kexecemu.stray.fault import By, When
 
 __all__ = ["Culprit", "Replay", "replay"]
 
@@ -113,8 +114,10 @@ def replay_in(engine: Engine, fault: CampaignFault, *, trace: bool, culprit: boo
         if culprit:
             hooks.enter_context(caught.watching())
         run = engine.run(fault)
+        end = engine.victim.end
+        assert end is not None
         # Before anything puts the machine back.
-        console, events = engine.kernel.board.uart.text, list(engine.kernel.board.timeline)
+        console, events = end.console, list(end.timeline)
     return Replay(
         fault,
         concluded,
@@ -276,15 +279,12 @@ class _Culprits:
             cpu.flush_code()
 
     def found(self, events: list[Event]) -> list[Culprit]:
-        """Every store, in order of time; writes past the CPUs come from the account of the fault."""
+        """Every store, in order of time; writes that no hook sees come from the account of the fault.
+
+        Those are past the CPUs, and before the load on a machine of its own.
+        """
         found = list(self._found)
-        if self._fault.by is not Writer.CPU or self._fault.moment is not Moment.AFTER_LOAD:
-            who = {
-                Writer.DMA: "a bus master",
-                Writer.ALIAS: "a CPU, through another mapping,",
-                Writer.LATE_CPU: "a CPU that did not stop",
-                Writer.CPU: "a CPU",
-            }[self._fault.by]
-            when = next((event.when for event in events if event.kind == "fault"), 0)
-            found.append(Culprit(who, when, self._area.start))
+        if self._fault.by is By.DMA or self._fault.moment is When.DURING_LOAD:
+            who = "a bus master" if self._fault.by is By.DMA else "a CPU"
+            found += [Culprit(who, one.when, self._area.start) for one in events if one.kind == "fault"]
         return sorted(found, key=lambda one: one.when)

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kexecemu.campaign.areas import Area, Kind, Places
-from kexecemu.campaign.fault import CampaignFault, Moment, Writer
-from kexecemu.campaign.plan import can_write, plan_of
+from kexecemu.campaign.fault import CampaignFault
+from kexecemu.campaign.plan import plan_of
 from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
+from kexecemu.stray.fault import By, When, can_write
 from kexecemu.stray.models import Model
 
 __all__ = [
@@ -45,13 +46,13 @@ class Stratum:
 
     area: Area
     model: Model
-    by: Writer
-    moment: Moment
+    by: By
+    moment: When
     steps: tuple[int, ...]
     first: int
 
     @property
-    def key(self) -> tuple[str, str, Writer, Moment]:
+    def key(self) -> tuple[str, str, By, When]:
         """What all its faults have in common, and those of other parts of the same place too."""
         return self.area.name, self.model.name, self.by, self.moment
 
@@ -106,8 +107,8 @@ class Space:
         self,
         areas: Sequence[Area],
         models: Sequence[Model],
-        writers: Sequence[Writer],
-        moments: Sequence[tuple[Moment, int]],
+        writers: Sequence[By],
+        moments: Sequence[tuple[When, int]],
         places: Places | None = None,
     ) -> None:
         """areas must not overlap and nothing be there twice. Pairs of writer and moment that cannot be are left out.
@@ -133,7 +134,7 @@ class Space:
             raise InputError("campaign: there is no fault in such a space")
         self.size = first
         self._firsts = [one.first for one in self.strata]
-        self._by_key: dict[tuple[str, str, Writer, Moment], list[Stratum]] = {}
+        self._by_key: dict[tuple[str, str, By, When], list[Stratum]] = {}
         for stratum in self.strata:
             self._by_key.setdefault(stratum.key, []).append(stratum)
 
@@ -193,10 +194,10 @@ def space_of(scenario: Scenario, kernel: Kernel, image: Kimage) -> Space:
     """
     plan = plan_of(scenario)
     assert kernel.crashk_res is not None
-    if Writer.LATE_CPU in plan.writers and len(kernel.board.cpus) < 2:
+    if By.LATE_CPU in plan.writers and len(kernel.board.cpus) < 2:
         raise InputError("campaign.by: a late-cpu is a second one: this machine has one CPU")
     checked = image.purgatory is not None
-    if Moment.WHILE_HASHING in dict(plan.moments) and not checked:
+    if When.WHILE_HASHING in dict(plan.moments) and not checked:
         raise InputError("campaign.moments: nothing is hashed without a purgatory")
     places = Places(kernel.crashk_res, image, kernel.ram.banks, checked=checked)
     return Space(places.areas(plan.where), plan.models, plan.writers, plan.moments, places)

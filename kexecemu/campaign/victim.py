@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kexecemu.campaign.fault import Ended, Moment, Writer
+from kexecemu.campaign.fault import Ended
 from kexecemu.campaign.golden import ended
+from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.outcome import Outcome
-from kexecemu.crash.stages import Interlude
+from kexecemu.crash.moments import Act, At, Passed, crash, follow
+from kexecemu.crash.stages import PARTS
 from kexecemu.errors import BusError, MachineError
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
-from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.scenario.setup import Setup, boot, settle
 from kexecemu.shown import shown
-from kexecemu.stray.fault import By, Fault, Injection
+from kexecemu.stray.fault import By, Fault, When
+from kexecemu.stray.inject import inject
 
 if TYPE_CHECKING:
     from kexecemu.campaign.golden import Golden
 
-__all__ = ["Victim", "Write"]
+__all__ = ["Victim"]
 
-_REFUSED = (
-    0x25 << 26 | 1 << 25 | 1 << 6 | 7
-)  # ESR_EL1: data abort at EL1, write, translation fault at level 3
-
-_STEPS = 256
-"""Of hashing, see Moment.WHILE_HASHING."""
-
-
-@shown()
-@dataclass(frozen=True)
-class Write:
-    """What is written over a physical area, by whom and when: data(bytes that are there then) is what a model makes of
-    them, as the same number of bytes."""
-
-    by: Writer
-    area: PhysRange
-    data: Callable[[bytes], bytes]
-    moment: Moment
-    at: int = 0
-
-    @property
-    def step(self) -> tuple[Moment, int]:
-        """When."""
-        return self.moment, self.at
+_ADDRESS = (1 << 48) - (1 << 12)
+"""Of a descriptor: where it leads, whatever the size of what lies there."""
 
 
 @shown("kernel", "golden")
@@ -63,11 +42,14 @@ class Victim:
         self.image = image
         self.snapshots = Snapshots(kernel.board)
         self.golden: Golden | None = None
+        self.end: End | None = None
+        """Of the last run."""
         self.page_tables = self._page_tables()
         self._allowed: dict[int, bool] = {}
+        self._kinds: dict[tuple[tuple[int, int], ...], bool] = {}
         self._stale_code = False
         self._checkpoints: dict[int, Snapshot] = {}
-        self._reached: dict[tuple[Moment, int], bool] = {}
+        self._reached: dict[tuple[When, int], bool] = {}
 
     def _page_tables(self) -> PhysRange | None:
         """Where the purgatory builds page tables: the only memory of its that it writes whole before it reads any."""
@@ -89,44 +71,47 @@ class Victim:
         assert region is not None
         kept = region if region.covers(area) else area
         if self._unloaded is None or kept is not region:
-            held: list[bytes] = []
-            kernel, _ = prepare(
-                self._setup, between=lambda kernel: held.append(kernel.ram.read(kept.start, kept.size))
-            )
+            kernel = boot(self._setup).kernel
+            held = kernel.ram.read(kept.start, kept.size)
             kernel.board.close()
             if kept is not region:
-                return held[0]
-            self._unloaded = held[0]
+                return held
+            self._unloaded = held
         return self._unloaded[area.start - region.start : area.end - region.start]
 
     def store_allowed(self, page: int) -> bool:
-        """The page tables of the loaded kernel let a store through the linear map into this page (its number)."""
+        """A CPU's store through the linear map goes through into this page (its number).
+
+        One is executed for each kind of mapping that the loaded kernel has; all stores to pages of that kind end as it
+        does, of which audits run a sample.
+        """
         allowed = self._allowed.get(page)
         if allowed is None:
             assert self.golden is not None
             self._restore(self.golden.loaded)
-            walk = self.kernel.board.boot_cpu.walk(self.kernel.space.linear_virt(page << 12))
-            # AP[2] of the leaf and APTable[1] of the tables above it make a mapping read-only.
-            allowed = self._allowed[page] = (
-                walk is not None
-                and walk.phys is not None
-                and not walk.descriptor >> 7 & 1
-                and not any(descriptor >> 62 & 1 for _, _, descriptor in walk.steps[:-1])
-            )
+            phys = page << 12
+            walk = self.kernel.board.boot_cpu.walk(self.kernel.space.linear_virt(phys))
+            steps = walk.steps if walk is not None and walk.phys is not None else []
+            kind = tuple((level, descriptor & ~_ADDRESS) for level, _, descriptor in steps)
+            if kind not in self._kinds:
+                fault = self.kernel.store(phys, self.kernel.ram.read(phys, 1), by=By.CPU)
+                self._kinds[kind] = fault is None
+                self._stale_code = True
+            allowed = self._allowed[page] = self._kinds[kind]
         return allowed
 
     def stores_allowed(self, area: PhysRange) -> list[bool]:
         """store_allowed() of each page of an area."""
         return [self.store_allowed(page) for page in range(area.start >> 12, (area.last >> 12) + 1)]
 
-    def reached(self, moment: Moment, at: int) -> bool:
+    def reached(self, moment: When, at: int) -> bool:
         """The undisturbed run comes to that moment: it may be over before so many instructions."""
         golden = self.golden
         assert golden is not None
-        if moment not in (Moment.WHILE_HASHING, Moment.IN_CAPTURE):
+        if moment not in (When.WHILE_HASHING, When.IN_CAPTURE):
             return True
         if (moment, at) not in self._reached:
-            if moment is Moment.WHILE_HASHING:
+            if moment is When.WHILE_HASHING:
                 stop = self._run_to_step(at)
             else:
                 segment = self.image.segment("kernel")
@@ -152,106 +137,77 @@ class Victim:
         golden = self.golden
         if golden is None or golden.purgatory is None:
             raise MachineError("no purgatory hashes anything here")
-        return golden.purgatory.instructions * step // _STEPS
+        return golden.purgatory.instructions * step // PARTS
 
-    def run(self, write: Write, *, late: bool) -> Ended:
+    def run(self, fault: Fault, area: PhysRange, *, late: bool) -> Ended:
         """Make the write happen and follow the machine to its end.
 
-        late begins where the write cannot have mattered yet, at the jump or at the capture kernel's entry; without it
-        everything since the load is run, with the store really executed where a CPU makes it.
+        late begins where the write cannot have mattered yet, at the jump or at the capture kernel's entry, and takes a
+        CPU's store for granted where one to the same page went through; without it everything since the load is run,
+        every store really executed.
         """
         golden = self.golden
         assert golden is not None
         try:
-            return self._run(write, golden, late)
+            self.end = self._run(fault, area, golden, late)
+            return ended(self.end)
         finally:
             # Code may be other code than what was translated: by the write, or by what it led to.
             self._stale_code = True
 
-    def _run(self, write: Write, golden: Golden, late: bool) -> Ended:
-        if write.moment is Moment.DURING_LOAD:
-            return self._run_load(write)
-        kernel = self.kernel
-        # Asked while the first kernel's tables are in use.
-        allowed = write.by not in (Writer.CPU, Writer.LATE_CPU) or all(self.stores_allowed(write.area))
-        reached = self.reached(*write.step)
-        early = write.moment is Moment.AFTER_LOAD
-        if late and write.moment in (Moment.AFTER_CHECK, Moment.IN_CAPTURE):
-            return self._run_capture(write, golden, reached)
-        # What the page tables refuse in part only the real store knows.
-        from_load = not late or (early and not (allowed and self.at_rest(write.area)))
-        checkpoint = None
-        if late and write.moment is Moment.WHILE_HASHING and write.at and reached:
-            checkpoint = self._checkpoint(write.at)
-        self._restore(checkpoint or (golden.loaded if from_load else golden.jump))
-        kernel.forget_faults()
-        if from_load and early:
-            self._store_after_load(write)
-        stop = kernel.crash() if from_load else golden.jump_stop
-        # What the first kernel's memory holds at the jump is what a dump has to show, a stray write among it.
-        before_jump = early or write.moment is Moment.DURING_PANIC
-        if before_jump and not (early and from_load):
-            self._put(write)
-        checking: Interlude | None = None
-        capturing: Interlude | None = None
-        if not reached:
-            pass
-        elif checkpoint is not None:
-            self._put(write)
-        elif write.moment is Moment.WHILE_HASHING:
-            checking = (self.instructions_at(write.at), lambda: self._put(write))
-        elif write.moment is Moment.AFTER_CHECK:
-            kernel.after_check.append(lambda: self._put(write))
-        elif write.moment is Moment.IN_CAPTURE:
-            capturing = (write.at, lambda: self._put(write))
-        end = kernel.follow(
-            stop,
-            while_checking=checking,
-            in_capture=capturing,
-            back_phys=golden.back_phys,
-            resumed=checkpoint is not None,
-            crashed=None
-            if from_load or (before_jump and not golden.region.covers(write.area))
-            else golden.crashed,
+    def _run(self, fault: Fault, area: PhysRange, golden: Golden, late: bool) -> End:
+        if fault.when is When.DURING_LOAD:
+            return self._run_load(fault, area)
+        # Asked while the first kernel's tables are in use; what they refuse only the real store knows.
+        granted = late and (fault.by is By.DMA or fault.by is By.ALIAS or all(self.stores_allowed(area)))
+        reached = self.reached(*fault.moment)
+        begin, passed = self._begin(fault, area, granted, reached)
+        self._restore(begin)
+        self.kernel.forget_faults()
+
+        def act() -> object:
+            return inject(_Granted(self.kernel) if granted else self.kernel, fault, area)
+
+        acts: dict[At, list[Act]] = {fault.moment: [act]} if reached else {}
+        if passed is not None and fault.when is not When.AFTER_CHECK and self._is_behind(fault, passed):
+            act()  # the machine stands at the moment, or behind it where that makes no difference
+            acts = {}
+        return follow(
+            crash(self.kernel, wanted=acts, passed=passed or Passed(hashing=golden.passed.hashing)), acts
         )
-        return ended(end)
 
-    def _run_load(self, write: Write) -> Ended:
+    def _begin(
+        self, fault: Fault, area: PhysRange, granted: bool, reached: bool
+    ) -> tuple[Snapshot, Passed | None]:
+        """From where on a fault is run, and what is behind the crash there (None: it has not begun)."""
+        golden, when = self.golden, fault.when
+        assert golden is not None
+        early = when is When.AFTER_LOAD
+        if not granted or (early and not self.at_rest(area)):
+            return golden.loaded, None
+        if when in (When.AFTER_CHECK, When.IN_CAPTURE):
+            return golden.entry, replace(golden.passed)
+        if when is When.WHILE_HASHING and fault.step and reached:
+            return self._checkpoint(fault.step), golden.while_hashing(fault.step)
+        # What the first kernel's memory holds at the jump is what a dump has to show, a stray write among it.
+        before_jump = early or when is When.DURING_PANIC
+        return golden.jump, golden.at_jump(crashed=not before_jump or golden.region.covers(area))
+
+    @staticmethod
+    def _is_behind(fault: Fault, passed: Passed) -> bool:
+        early = fault.when in (When.AFTER_LOAD, When.DURING_PANIC)
+        return early or (fault.when is When.WHILE_HASHING and passed.step == fault.step)
+
+    def _run_load(self, fault: Fault, area: PhysRange) -> End:
         """A write before the load, on a machine of its own: no snapshot is that old."""
-        area = write.area
-        before = self.unloaded_memory(area)
-
-        def happen(kernel: Kernel) -> None:
-            if write.by is Writer.CPU:
-                kernel.stray_write_virt(kernel.space.linear_virt(area.start), write.data(before))
-            else:
-                kernel.ram.write(area.start, write.data(before))
-
-        kernel, _ = prepare(self._setup, between=happen)
+        loading = boot(self._setup)
+        inject(loading.kernel, fault, area)
+        kernel, _ = loading.load()
         try:
-            # The load writes over some of it, or all.
-            kept = kernel.ram.read(area.start, area.size) != self.base_memory(area)
-            found = ended(kernel.panic())
-            if found.outcome != Outcome.CAPTURED:
-                return found
-            return replace(found, outcome=(Outcome.LATENT if kept else Outcome.MASKED).value)
+            settle(kernel, self.base_memory)
+            return kernel.panic()
         finally:
             kernel.board.close()
-
-    def _run_capture(self, write: Write, golden: Golden, reached: bool) -> Ended:
-        """A write that cannot matter before the capture kernel's entry: from there."""
-        self._restore(golden.entry)
-        self.kernel.forget_faults()
-        capturing: Interlude | None = None
-        if write.moment is Moment.AFTER_CHECK:
-            self.kernel.after_check.append(lambda: self._put(write))
-        elif reached:
-            capturing = (write.at, lambda: self._put(write))
-        return ended(
-            self.kernel.boot_capture(
-                self.image, golden.purgatory, crashed=golden.crashed, in_capture=capturing
-            )
-        )
 
     def _checkpoint(self, step: int) -> Snapshot:
         """The machine in the middle of hashing, kept for the next fault at the same step."""
@@ -274,44 +230,18 @@ class Victim:
             self.kernel.board.boot_cpu.flush_code()
             self._stale_code = False
 
-    def _store_after_load(self, write: Write) -> None:
-        """A write while the first kernel still runs."""
-        if write.by is not Writer.CPU:
-            self._put(write)
-            return
-        width = next(
-            width for width in (8, 4, 2, 1) if not write.area.start % width and not write.area.size % width
-        )
-        data = write.data(self.kernel.ram.read(write.area.start, write.area.size))
-        self.kernel.inject(Fault(f"{write.area.start:#x}", write=data, by=By.CPU, width=width))
 
-    def _put(self, write: Write) -> None:
-        """The bytes get into memory past the running CPU's MMU; a CPU that writes asks the first kernel's tables."""
-        kernel, area = self.kernel, write.area
-        exception = None
-        before = kernel.ram.read(area.start, area.size)
-        wanted = data = write.data(before)
-        if write.by in (Writer.CPU, Writer.LATE_CPU):
-            # Its stores go in address order, byte for byte, until one is refused.
-            room = self._writable_part(area)
-            if room < area.size:
-                data = data[:room] + before[room:]
-                exception = self._refusal(write.by, area.start + room)
+class _Granted:
+    """A first kernel whose CPUs' stores go through: one to each page that is hit has been executed, and did."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.board, self.injections, self.dying = kernel.board, kernel.injections, False
+        self.place = kernel.place
+
+    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestFault | None:
+        """What such a store leaves in memory."""
         try:
-            kernel.ram.write(area.start, data)
+            self.board.ram.write(phys, data)
         except BusError as error:
-            raise MachineError(f"no RAM at {area}") from error
-        fault = Fault(f"{area.start:#x}", write=wanted, by=By.DMA)
-        kernel.note_injection(Injection(fault, area.start, before, data, exception))
-
-    def _writable_part(self, area: PhysRange) -> int:
-        """Bytes from an area's start up to the first page that the linear map does not let a store into."""
-        for page in range(area.start >> 12, (area.last >> 12) + 1):
-            if not self._allowed[page]:
-                return max(0, (page << 12) - area.start)
-        return area.size
-
-    def _refusal(self, by: Writer, phys: int) -> GuestFault:
-        """The data abort of the CPU that panics or one that did not stop: a translation fault at level 3, a write."""
-        virt = self.kernel.space.linear_virt(phys)
-        return GuestFault(int(by is Writer.LATE_CPU), self.kernel.board.time, "sync", _REFUSED, virt, 0, 1, 0)
+            raise MachineError(f"no RAM at {phys:#x}") from error
+        return None

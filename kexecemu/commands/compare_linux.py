@@ -50,13 +50,13 @@ def compare_linux_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Boot a real kernel and the model of it alike, load by kexec-tools, compare: exit 1 if something differs."""
-    from kexecemu.linux.compare import boot_model, compare, config_options
     from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
     from kexecemu.linux.first import FirstLinux, LinuxSetup
     from kexecemu.linux.rows import Same
     from kexecemu.report.linux_rows import print_rows, rows_object
     from kexecemu.report.progress import live_console, progress_bar
-    from kexecemu.scenario.first_linux_run import read_kernel
+    from kexecemu.scenario.linux_compare import boot_model, compare, config_options
+    from kexecemu.scenario.linux_setup import read_kernel
 
     path = fetched_kernel(kernel)
     image = read_kernel(path)

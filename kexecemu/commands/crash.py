@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,8 +20,6 @@ from kexecemu.errors import InputError
 from kexecemu.scenario.options import Setup
 
 if TYPE_CHECKING:
-    from kexecemu.commands.run import Outputs
-    from kexecemu.scenario.schema import Expect
     from kexecemu.scenario.setup import Setup
     from kexecemu.stray.fault import By, Fault
 
@@ -78,7 +75,7 @@ def crash_command(
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
     from kexecemu.commands.run import HandoffTaker, Outputs, deliver
-    from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import crash
     from kexecemu.stray.fault import By
@@ -87,32 +84,18 @@ def crash_command(
     wanted = parse_expect(expect) if expect else None
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
     outputs.check()
-    if setup.linux is not None:
-        raise typer.Exit(_real(setup, faults, wanted, outputs))
     taker = HandoffTaker(handoff)
-    with progress_bar(verbose) as progress:
+    with progress_bar(verbose, LINUX_PARTS if setup.linux else PARTS) as progress:
         result = crash(
             _NAME,
             setup,
             faults,
             expect=wanted,
             progress=progress,
-            at_jump=taker.at_jump,
+            acts=taker.acts,
             console=live_console if verbose else None,
         )
     deliver(result, None, outputs, taker)
-
-
-def _real(setup: Setup, faults: list[Fault], expect: Expect | None, outputs: Outputs) -> int:
-    """The same of a real Linux; gives the exit status."""
-    from kexecemu.commands.run_linux import run_linux_command
-    from kexecemu.scenario.linux_keys import check_linux
-    from kexecemu.scenario.schema import Crash
-    from kexecemu.scenario.toml import given_keys, scenario_of
-
-    scenario = scenario_of(_NAME, setup, faults, Crash().message, expect)
-    check_linux(given_keys(scenario), scenario)
-    return 0 if run_linux_command(scenario, None, Path(), None, outputs) else 1
 
 
 def _fault(text: str, by: By) -> Fault:

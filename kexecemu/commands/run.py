@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,7 @@ from kexecemu.errors import FormatError, InputError, KexecError
 if TYPE_CHECKING:
     from kexecemu.crash.handoff import Handoff
     from kexecemu.crash.kernel import Kernel
-    from kexecemu.kernel.kimage import Kimage
-    from kexecemu.scenario.first_linux_run import LinuxResult
+    from kexecemu.crash.moments import At
     from kexecemu.scenario.runner import Result
     from kexecemu.scenario.schema import Scenario
 
@@ -47,6 +46,7 @@ EXAMPLES = (
 )
 
 _AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
+_AFTER_JUMP = ("hashing", "after-check", "capture")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run_command(
     """Run a scenario and say what came of it."""
     from kexecemu.campaign.plan import plan_of
     from kexecemu.commands.run_matrix import chosen_scenario, run_matrix_command
-    from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import run_scenario
     from kexecemu.scenario.schema import find_scenario
@@ -109,22 +109,19 @@ def run_command(
     if len(cells) > 1:
         good = run_matrix_command(parsed.name, cells, path, seed, outputs)
         raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
-    if parsed.kernel.linux is not None:
-        from kexecemu.commands.run_linux import run_linux_command
-
-        with located(path, parsed):
-            good = run_linux_command(parsed, scenario, path.parent, seed, outputs)
-        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
     taker = HandoffTaker(handoff)
-    if handoff is not None and any(fault.when == "after-check" for fault in parsed.fault):
+    if handoff is not None and any(fault.fault().when in _AFTER_JUMP for fault in parsed.fault):
         raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
-    with located(path, parsed), progress_bar(verbose) as progress:
+    with (
+        located(path, parsed),
+        progress_bar(verbose, LINUX_PARTS if parsed.kernel.linux else PARTS) as progress,
+    ):
         result = run_scenario(
             parsed,
             path.parent,
             seed=seed,
             progress=progress,
-            at_jump=taker.at_jump,
+            acts=taker.acts,
             console=live_console if verbose else None,
         )
     deliver(result, scenario, outputs, taker)
@@ -168,14 +165,19 @@ class HandoffTaker:
         self.folder = folder
         self.taken: Handoff | None = None
 
-    def at_jump(self, kernel: Kernel, image: Kimage) -> None:
-        """To be called where the first kernel jumps."""
+    @property
+    def acts(self) -> dict[At, Callable[[Kernel], None]]:
+        """What is to be done at which moment of the crash."""
+        from kexecemu.stray.fault import When
+
+        return {(When.AT_JUMP, 0): self._take} if self.folder is not None else {}
+
+    def _take(self, kernel: Kernel) -> None:
         from kexecemu.crash.handoff import write_handoff
 
-        if self.folder is None:
-            return
+        assert self.folder is not None and kernel.image is not None
         with writing("--handoff", self.folder):
-            self.taken = write_handoff(self.folder, kernel, image)
+            self.taken = write_handoff(self.folder, kernel, kernel.image)
 
     def as_object(self) -> dict[str, object] | None:
         """For --json; None where nothing was written."""
@@ -189,7 +191,7 @@ class HandoffTaker:
         }
 
 
-def write_outputs(result: Result | LinuxResult, outputs: Outputs) -> tuple[list[Path], Path | None]:
+def write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | None]:
     """Write timeline and dump, as far as there is one: all files that were written, and the dump among them."""
     from kexecemu.files import replace_file
 

@@ -96,13 +96,13 @@ def _by_version(value: object) -> tuple[list[int], str]:
 def _campaign_words(keys: dict[str, Any]) -> None:
     """What may stand in [campaign]; kexecemu.campaign knows it, and the form of the file does not."""
     from kexecemu.campaign.areas import WHERE
-    from kexecemu.campaign.fault import Moment, Writer
+    from kexecemu.stray.fault import By, When
     from kexecemu.stray.models import MODELS
 
     keys["where"]["items"]["examples"] = list(WHERE)
     keys["models"]["items"]["enum"] = list(MODELS)
-    keys["by"]["items"]["enum"] = list(map(str, Writer))
-    plain = "|".join(one for one in Moment if one is not Moment.IN_CAPTURE)
+    keys["by"]["items"]["enum"] = list(map(str, By))
+    plain = "|".join(one for one in When if one is not When.IN_CAPTURE)
     keys["moments"]["items"]["pattern"] = rf"^({plain}|hashing-[0-9]+|capture-[0-9]+)$"
     for key in keys.values():
         if "items" in key:

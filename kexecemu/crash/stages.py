@@ -1,4 +1,7 @@
-"""From the jump out of the first kernel to the capture kernel's end: what ran, and how each part ended.
+"""The two stages behind the first kernel, purgatory and capture kernel: each runs, and is said how it ended.
+
+A stage is a generator that stops at the numbers it was asked for, so that something can be done there; run_purgatory()
+and run_capture() run it through.
 
 Everything here is read from the machine: where the CPU stopped and why, and the records that purgatory and capture
 stub leave in memory. Nothing depends on a clock; a code that gets nowhere is ended by a budget of instructions.
@@ -7,38 +10,46 @@ stub leave in memory. Nothing depends on a clock; a code that gets nowhere is en
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
 from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
-from kexecemu.kernel.model import Kernel
 from kexecemu.kernel.purgatory import LoadedPurgatory
-from kexecemu.linux.capture import LinuxCapture, LinuxEnd, run_linux
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd, linux_stage
 from kexecemu.machine.access import checked
+from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault, Pstate
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.registers import BRANCH_TO_SELF
+from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
+from kexecemu.stray.first import FirstKernel, Progress
 
 __all__ = [
     "LINUX_ENDS",
+    "PARTS",
     "CaptureEnd",
     "CaptureRun",
-    "Interlude",
-    "Progress",
     "PurgatoryEnd",
     "PurgatoryRun",
+    "capture_stage",
+    "purgatory_stage",
     "run_capture",
     "run_purgatory",
+    "through",
 ]
 
-# Called with (instructions done, instructions expected); the second is a guess.
-Progress = Callable[[int, int], None]
 
-# So many instructions into a run the host does something to memory; the run goes on from there.
-Interlude = tuple[int, Callable[[], object]]
+PARTS = 256
+"""The parts that a purgatory's run is told in, see When.WHILE_HASHING."""
+
+_WFE, _WFI = 0xD503205F, 0xD503207F
+
+_Run = TypeVar("_Run")
 
 _SLICE = 20_000_000
 # The slowest purgatory worth waiting for takes about 60 instructions a byte (kexec-tools' at -Os takes 50).
@@ -90,61 +101,73 @@ def _passes(image: Kimage, purgatory: LoadedPurgatory) -> int:
     return passes + 3 * (image.segment(COPY) is not None)
 
 
-def run_purgatory(
-    kernel: Kernel,
-    image: Kimage,
-    purgatory: LoadedPurgatory,
-    progress: Progress | None = None,
-    interlude: Interlude | None = None,
-    back_phys: int | None = None,
-) -> PurgatoryRun:
-    """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself.
+def through(stage: Generator[int, None, _Run]) -> _Run:
+    """Run a stage to its end, whatever it stops at."""
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            run: _Run = end.value
+            return run
 
-    Where the CPU stands in the middle of it instead, back_phys says what x30 was at the entry.
+
+def run_purgatory(first: FirstKernel, image: Kimage, progress: Progress | None = None) -> PurgatoryRun:
+    """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself."""
+    cpu = first.board.boot_cpu
+    return through(purgatory_stage(cpu, image, back_phys=cpu.x(30), progress=progress))
+
+
+def purgatory_stage(
+    cpu: SystemCpu,
+    image: Kimage,
+    *,
+    back_phys: int,
+    steps: Sequence[int] = (),
+    total: int = 0,
+    done: int = 0,
+    progress: Progress | None = None,
+) -> Generator[int, None, PurgatoryRun]:
+    """Run a purgatory from where the CPU stands in it until control leaves it or it ends by itself.
+
+    It stops at each of the steps, 256ths of `total` instructions, that it comes to. back_phys is what x30 was at its
+    entry, and done how many instructions it has behind it.
 
     An exception is delivered once VBAR_EL1 points into the purgatory: it has vectors of its own then, and a report.
     Before that the vectors are the dead kernel's, and the exception is the end.
     """
-    cpu = kernel.board.boot_cpu
-    area = purgatory.segment.area
-    size = _hashed_bytes(image)
-    if back_phys is None:
-        back_phys = cpu.x(30)
+    purgatory = image.purgatory
+    assert purgatory is not None
+    area, size = purgatory.segment.area, _hashed_bytes(image)
     within = range(area.start, area.end)
     budget = _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
-    fault = None
-    with checked(cpu, intact=kernel.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
-        usual = _USUAL_PER_BYTE * size
-        stop, used = _run_past(interlude, cpu, within, budget, usual, progress, deliver=False)
+    fault, used = None, done
+    with checked(cpu, intact=cpu.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
+        targets = [(step, total * step // PARTS) for step in steps]
+        stop, used = yield from _to_steps(cpu, within, targets, used, deliver=False)
+        if stop is None:
+            stop, used = _run_sliced(
+                cpu, within, budget, used, _USUAL_PER_BYTE * size, progress, deliver=False
+            )
         if stop.fault is not None and cpu.sysreg("VBAR_EL1") in area:
             fault = _deliver(cpu, stop.fault)
-            stop, more = _run_sliced(cpu, within, budget, used, progress, deliver=True)
-            used += more
-    verdict = read_verdict(kernel.ram, purgatory)
-    end = _purgatory_end(kernel, image, purgatory, stop, verdict, back_phys)
+            stop, used = _run_sliced(cpu, within, budget, used, 0, progress, deliver=True)
+    verdict = read_verdict(cpu.ram, purgatory)
+    end = _purgatory_end(cpu, image, purgatory, stop, verdict, back_phys)
     return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power)
 
 
-def _run_past(
-    interlude: Interlude | None,
-    cpu: Cpu,
-    within: range,
-    budget: int,
-    expected: int,
-    progress: Progress | None,
-    *,
-    deliver: bool,
-) -> tuple[Stop, int]:
-    """_run_sliced() with an interlude on the way, if there is one; a run that is over before that ends there."""
-    before = 0
-    if interlude is not None:
-        stop = cpu.run(within=within, limit=interlude[0], deliver=deliver)
-        before = stop.instructions
-        if stop.kind is not StopKind.DEADLINE:
-            return stop, before
-        interlude[1]()
-    stop, used = _run_sliced(cpu, within, budget, expected, progress, deliver=deliver)
-    return stop, before + used
+def _to_steps(
+    cpu: Cpu, within: range, targets: Sequence[tuple[int, int]], used: int, *, deliver: bool
+) -> Generator[int, None, tuple[Stop | None, int]]:
+    """Run to each step, which is given with its number of instructions; the stop where the run ended before one."""
+    for step, instructions in targets:
+        if instructions > used:
+            stop = cpu.run(within=within, limit=instructions - used, deliver=deliver)
+            used += stop.instructions
+            if stop.kind is not StopKind.DEADLINE:
+                return stop, used
+        yield step
+    return None, used
 
 
 def _deliver(cpu: Cpu, fault: GuestFault) -> GuestFault:
@@ -156,9 +179,16 @@ def _deliver(cpu: Cpu, fault: GuestFault) -> GuestFault:
 
 
 def _run_sliced(
-    cpu: Cpu, within: range, budget: int, expected: int, progress: Progress | None, *, deliver: bool
+    cpu: Cpu,
+    within: range,
+    budget: int,
+    used: int,
+    expected: int,
+    progress: Progress | None,
+    *,
+    deliver: bool,
 ) -> tuple[Stop, int]:
-    used = 0
+    """Run until something else than the slice ends it; used counts on, up to the budget of instructions."""
     while True:
         stop = cpu.run(within=within, limit=min(_SLICE, budget - used), deliver=deliver)
         used += stop.instructions
@@ -169,7 +199,7 @@ def _run_sliced(
 
 
 def _purgatory_end(
-    kernel: Kernel,
+    cpu: Cpu,
     image: Kimage,
     purgatory: LoadedPurgatory,
     stop: Stop,
@@ -192,10 +222,27 @@ def _purgatory_end(
             mismatch = verdict.state is VerdictState.MISMATCH
             return PurgatoryEnd.MISMATCH if mismatch else PurgatoryEnd.TRAPPED
         return PurgatoryEnd.HUNG
-    # A foreign purgatory keeps no record. Those that are known end a mismatch in an endless loop of one branch, or
-    # wait for an interrupt that is masked.
-    stopped = stop.kind is StopKind.IDLE or kernel.board.boot_cpu.spins()
-    return PurgatoryEnd.MISMATCH if stopped else PurgatoryEnd.HUNG
+    return PurgatoryEnd.MISMATCH if _refuses(cpu, purgatory, stop) else PurgatoryEnd.HUNG
+
+
+def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: Stop) -> bool:
+    """A foreign purgatory keeps no record: that it refuses is known by where it stands.
+
+    kexec-tools' ends a mismatch in an endless loop of one branch in purgatory(), others wait for an interrupt that is
+    masked. A place that was not loaded as such a loop is none: there a stray write stopped it, and it has judged
+    nothing.
+    """
+    where = stop.pc - 4 if stop.kind is StopKind.IDLE else stop.pc
+    if stop.kind is not StopKind.IDLE and not cpu.spins():
+        return False
+    offset = where - purgatory.segment.mem
+    if not 0 <= offset <= len(purgatory.buf) - 4:
+        return False
+    word = int.from_bytes(purgatory.buf[offset : offset + 4], "little")
+    if word not in (BRANCH_TO_SELF, _WFI, _WFE) or cpu.ram.read_u32(where) != word:
+        return False
+    phys, size = purgatory.symbol_table().get("purgatory", (0, 0))
+    return not size or where in PhysRange.of(phys, size)
 
 
 class CaptureEnd(enum.StrEnum):
@@ -254,46 +301,55 @@ def entry_violations(cpu: Cpu, image: Kimage) -> list[str]:
     return wrong
 
 
-def run_capture(
-    kernel: Kernel,
+def run_capture(first: FirstKernel, image: Kimage) -> CaptureRun:
+    """Run the capture kernel from its entry, where the boot CPU stands."""
+    return through(capture_stage(first.board.boot_cpu, first.board, image))
+
+
+def capture_stage(
+    cpu: SystemCpu,
+    board: Board,
     image: Kimage,
     *,
+    steps: Sequence[int] = (),
     linux: bool = False,
     loads: Sequence[PhysRange] = (),
     progress: Progress | None = None,
-    interlude: Interlude | None = None,
-) -> CaptureRun:
-    """Run the capture kernel from its entry, where the boot CPU stands.
+) -> Generator[int, None, CaptureRun]:
+    """Run the capture kernel from its entry, where the CPU stands; it stops after each number of instructions in steps.
 
     The stub runs to its end. Of any other kernel only the entry contract is checked, unless it is to be followed as a
     real Linux; progress is called for that one alone, and loads are what its dump should have (physical).
     """
-    cpu = kernel.board.boot_cpu
     segment = image.segment("kernel")
     assert segment is not None
-    if read_record(kernel.ram, segment.mem) is None and CaptureRecord.magic_in(segment.buf) is False:
+    if read_record(cpu.ram, segment.mem) is None and CaptureRecord.magic_in(segment.buf) is False:
         wrong = entry_violations(cpu, image)
         if linux and not wrong:
-            return _run_linux(kernel, loads, progress)
+            return (yield from _linux_stage(cpu, board, loads, steps, progress))
+        if not steps or steps[0] > 0:
+            return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
+        yield 0
         return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
     before = len(cpu.exceptions)
     within = range(segment.mem, segment.mem + segment.memsz)
-    budget = _CAPTURE_BUDGET
-    stop, used = _run_past(interlude, cpu, within, budget, budget, None, deliver=True)
-    record = read_record(kernel.ram, segment.mem)
+    stop, used = yield from _to_steps(cpu, within, [(step, step) for step in steps], 0, deliver=True)
+    if stop is None:
+        stop, used = _run_sliced(cpu, within, _CAPTURE_BUDGET, used, 0, None, deliver=True)
+    record = read_record(cpu.ram, segment.mem)
     fault = cpu.exceptions[-1] if len(cpu.exceptions) > before else None
     return CaptureRun(_capture_end(stop, record, fault), stop.pc, used, record, fault)
 
 
-def _run_linux(kernel: Kernel, loads: Sequence[PhysRange], progress: Progress | None) -> CaptureRun:
-    board = kernel.board
-    run = run_linux(
-        board,
-        areas=list(loads),
-        progress=None if progress is None else lambda done: progress(done, max(done, _USUAL_LINUX)),
-    )
+def _linux_stage(
+    cpu: SystemCpu, board: Board, loads: Sequence[PhysRange], steps: Sequence[int], progress: Progress | None
+) -> Generator[int, None, CaptureRun]:
+    seen = len(cpu.exceptions)
+    tell = None if progress is None else lambda done: progress(done, max(done, _USUAL_LINUX))
+    run = yield from linux_stage(board, areas=list(loads), steps=steps, progress=tell)
     end = LINUX_ENDS[run.end]
-    return CaptureRun(end, board.boot_cpu.pc, run.instructions, None, linux=run)
+    fault = cpu.exceptions[-1] if run.end is LinuxEnd.LOST and len(cpu.exceptions) > seen else None
+    return CaptureRun(end, cpu.pc, run.instructions, None, fault, linux=run)
 
 
 def _capture_end(stop: Stop, record: CaptureRecord | None, fault: GuestFault | None) -> CaptureEnd:

@@ -137,6 +137,16 @@ class Kernel(KernelState):
         return environment.protected(self)
 
     @property
+    def page_size(self) -> int:
+        """PAGE_SIZE in bytes."""
+        return self.config.page_size
+
+    @property
+    def kernel_area(self) -> PhysRange:
+        """Where its image lies, physical."""
+        return self.guest.area
+
+    @property
     def over(self) -> str | None:
         """What has ended this kernel, in words; None while it lives."""
         return next((_ENDS[event.kind] for event in self.board.timeline if event.kind in _ENDS), None)
@@ -199,6 +209,11 @@ class Kernel(KernelState):
     def dying(self) -> bool:
         """An oops was fatal (panic_on_oops), and no CPU runs anything but the crash path any more."""
         return self._execution.at_crash_end and self.over is None
+
+    @property
+    def about_to_leave(self) -> bool:
+        """begin_crash() came to its end: the MMU is still on, and the next thing is the jump."""
+        return self._execution.in_panic
 
     def reboot(self) -> Stop:
         """kexec into the image that was loaded without KEXEC_FILE_ON_CRASH; see Execution.kexec()."""

@@ -10,7 +10,7 @@ import enum
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -26,7 +26,16 @@ from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.machine.virtio_block import VirtioBlock
 from kexecemu.shown import shown
 
-__all__ = ["DUMP_SLOT", "DiskVmcore", "LinuxCapture", "LinuxEnd", "Load", "load_digests", "run_linux"]
+__all__ = [
+    "DUMP_SLOT",
+    "DiskVmcore",
+    "LinuxCapture",
+    "LinuxEnd",
+    "Load",
+    "linux_stage",
+    "load_digests",
+    "run_linux",
+]
 
 DUMP_SLOT = 31
 """The virtio slot of the dump's disk: the last, which QEMU fills first and Linux calls vda."""
@@ -181,10 +190,30 @@ def run_linux(
     progress: Callable[[int], object] | None = None,
     dump_slot: int = DUMP_SLOT,
 ) -> LinuxCapture:
+    """linux_stage() to its end."""
+    stage = linux_stage(board, areas=areas, budget=budget, progress=progress, dump_slot=dump_slot)
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            run: LinuxCapture = end.value
+            return run
+
+
+def linux_stage(
+    board: Board,
+    *,
+    areas: list[PhysRange],
+    steps: Sequence[int] = (),
+    budget: int = BUDGET,
+    progress: Callable[[int], object] | None = None,
+    dump_slot: int = DUMP_SLOT,
+) -> Generator[int, None, LinuxCapture]:
     """Run the Linux at whose entry the boot CPU stands to its end; it finds an empty disk for the dump.
 
-    areas are the PT_LOADs that the dump should have (physical). progress(instructions) is called now and then. Only
-    the boot CPU runs: the others are as the crash has left them, and a capture kernel does not wake them.
+    areas are the PT_LOADs that the dump should have (physical). progress(instructions) is called now and then. It stops
+    after each number of instructions in steps, ascending, that it comes to. Only the boot CPU runs: the others are as
+    the crash has left them, and a capture kernel does not wake them.
     """
     disk = Disk((board.ram.size + (64 << 20)) // _SECTOR * _SECTOR)
     board.attach(dump_slot, VirtioBlock(disk, "vmcore"))
@@ -194,8 +223,18 @@ def run_linux(
         crashed = []  # a damaged header: nothing that could be compared
     system = System(board)
     begin, printed = board.time, len(board.uart.text)
+    tell = None if progress is None else lambda time: progress(time - begin)
+    end: SystemEnd | None = None
     with _watched(board, system) as console:
-        end = system.run(budget, progress=None if progress is None else lambda time: progress(time - begin))
+        for step in steps:
+            if board.time - begin < step:
+                end = system.run(step - (board.time - begin))
+                if end.kind is not SystemEndKind.BUDGET:
+                    break
+                end = None
+            yield step
+        if end is None:
+            end = system.run(budget - (board.time - begin), progress=tell)
     kind = _kind(end, console)
     vmcore = _dump(disk, console) if kind is LinuxEnd.DONE else None
     try:

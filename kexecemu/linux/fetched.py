@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from kexecemu.errors import InputError
 from kexecemu.fetch.cache import cached, fetched, fetched_folder, kernel_modules
 from kexecemu.fetch.targets import TARGETS
 from kexecemu.linux.initramfs import capture_initramfs
-from kexecemu.scenario.option import FETCHED
 from kexecemu.suggest import there_are
 
 __all__ = [
@@ -21,6 +21,9 @@ __all__ = [
     "fetched_programs",
     "is_fetched",
 ]
+
+FETCHED: Final = "fetched:"
+"""In front of the name of something to fetch, in place of a path: fetched:kernel-trixie."""
 
 
 @dataclass(frozen=True)

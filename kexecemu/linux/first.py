@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kexecemu.crash.stages import Progress
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import parse as parse_header
@@ -26,17 +25,22 @@ from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_records import (
     KexecSaid,
     crash_kernel,
+    iomem,
     parse_kexec,
     split_records,
 )
-from kexecemu.linux.first_store import GuestKernelMap, store
+from kexecemu.linux.first_store import GuestKernelMap, hang, store
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
 from kexecemu.machine.board import Board
 from kexecemu.machine.console_lines import ConsoleLines
+from kexecemu.machine.cpu import Stop, StopKind
+from kexecemu.machine.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
+from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
-from kexecemu.stray.fault import By, Fault, Injection, account
+from kexecemu.stray.fault import By, Fault, Injection
+from kexecemu.stray.first import Left, Progress
 from kexecemu.stray.target import free_area, resolve_by
 from kexecemu.suggest import did_you_mean, there_are
 
@@ -54,7 +58,13 @@ _OURS = "console=ttyAMA0 cryptomgr.notests kexecemu.wait=1 kexecemu.records=cons
 
 _WAITING = "first: waiting for a line"
 _OFF = "first: end: "
-_STOPPED = (_OFF, "---[ end Kernel panic")
+_PANIC_END = "---[ end Kernel panic"
+_STOPPED = (_OFF, _PANIC_END)
+_CRASHES = ("sysrq: Trigger a crash", "Unable to handle kernel", "Internal error: ")
+_BYE = "] Bye!"
+_KERNEL_PARTS = ("Kernel code", "Kernel data")
+_BLOCKS = 100_000
+"""From "Bye!" to the purgatory's first instruction are some thousand instructions."""
 
 
 @shown()
@@ -102,7 +112,7 @@ class Marks(ConsoleLines):
 
 @shown("setup", "crashk_res", "crashk_low_res", "board")
 class FirstLinux:
-    """One board with a real first kernel: FirstLinux(setup), load(), inject(), then first_linux_crash.crash()."""
+    """One board with a real first kernel: FirstLinux(setup), load(), then kexecemu.crash.moments.crash()."""
 
     def __init__(self, setup: LinuxSetup, console: Callable[[bytes], object] | None = None) -> None:
         """Put everything into RAM as a boot loader does; console hears what is printed.
@@ -191,6 +201,23 @@ class FirstLinux:
         return self._said
 
     @property
+    def page_size(self) -> int:
+        """Of the first kernel, in bytes."""
+        found = re.search(r"^PAGESIZE=(\d+)$", self.records.get("vmcoreinfo.txt", ""), re.MULTILINE)
+        return int(found[1]) if found else _PAGE
+
+    @property
+    def kernel_area(self) -> PhysRange:
+        """Where its image lies, as /proc/iomem says; empty where that says nothing."""
+        areas = [area for _, area, name in iomem(self.records["iomem.txt"]) if name in _KERNEL_PARTS]
+        return PhysRange(areas[0].start, areas[-1].end) if areas else PhysRange(0, 0)
+
+    @property
+    def protected(self) -> list[PhysRange]:
+        """Nothing that anybody tells of: which pages it takes out of its linear map is its own affair."""
+        return []
+
+    @property
     def release(self) -> str:
         """What the first kernel calls itself; empty before it has said so."""
         found = re.search(r"^first: Linux (\S+) is up", self.board.uart.text, re.MULTILINE)
@@ -220,13 +247,12 @@ class FirstLinux:
         if self.crashk_res is None:
             raise InputError("the first Linux has reserved no crashkernel memory")
         self._said = parse_kexec(self.records.get("kexec.txt", ""))
-        page = re.search(r"^PAGESIZE=(\d+)$", self.records.get("vmcoreinfo.txt", ""), re.MULTILINE)
         self._image = read_load(
             self.ram,
             self._said,
             {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd},
             self.crashk_res,
-            page_size=int(page[1]) if page else _PAGE,
+            page_size=self.page_size,
             checks=self.setup.checks,
         )
         self._map = GuestKernelMap(self._said, self.records["iomem.txt"])
@@ -286,39 +312,94 @@ class FirstLinux:
             f"target {base}: no such segment{there_are(base, known)}, purgatory:SYMBOL and physical addresses"
         )
 
-    def inject(self, fault: Fault) -> Injection:
-        """Make the write happen now: DMA behind the MMU, or stores that the stopped CPU executes in the linear map.
+    def place(self, fault: Fault) -> PhysRange:
+        """The physical bytes that a fault writes; InputError for a target that is not there."""
+        return resolve_by(self.ram, self._area, fault)
 
-        A store that faults is Linux's to handle: it oopses, and the crash begins there. Raises InputError for a target
-        that is not there.
+    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestFault | None:
+        """Stores that a stopped CPU executes in the linear map; the exception that ended them.
+
+        That one is Linux's to handle: it oopses, and the crash begins there. The late CPU is the first of those that
+        were to be stuck. Raises InputError where there is no such CPU, or where it is not in kernel mode.
         """
-        phys = resolve_by(self.ram, self._area, fault.at, fault.length)
-        before = self.ram.read(phys, fault.length)
-        data = fault.write if fault.write is not None else bytes([before[0] ^ (fault.flip or 0)])
-        exception, dying = None, self.dying
-        cpu = self.board.cpus[self._at]
-        if fault.by is By.DMA:
-            self.board.dma.write(phys, data)
-        elif not dying:
-            exception = store(cpu, self.kernel_map, phys, data, fault.width)
-        injection = Injection(fault, phys, before, self.ram.read(phys, fault.length), exception)
-        self.injections.append(injection)
-        silent = fault.by is By.CPU and dying
-        self.board.timeline.record(
-            "fault",
-            f"{fault.at}: no CPU stores any more, Linux is dying"
-            if silent
-            else account(injection, data, cpu.index),
-            by=fault.by.value,
-            at=fault.at,
-            phys=phys,
-            length=fault.length,
-            changed=injection.changed,
-            trapped=exception is not None,
-        )
-        return injection
+        if by is By.ALIAS:
+            raise InputError(
+                "an alias store needs the model: a real first kernel has no other mapping of the page"
+            )
+        if by is By.LATE_CPU and not self.setup.stuck_cpus:
+            raise InputError("a late-cpu is one that does not stop: name it in machine.stuck_cpus")
+        index = self.setup.stuck_cpus[0] if by is By.LATE_CPU else self._at
+        return store(self.board.cpus[index], self.kernel_map, phys, data, width)
 
     @property
     def dying(self) -> bool:
         """A store has met an exception, which Linux has yet to handle."""
         return any(one.exception is not None for one in self.injections)
+
+    # -- the crash -----------------------------------------------------------------------------------------------
+
+    def leave(self, message: str) -> Generator[None, None, Left]:
+        """FirstKernel.leave(): a line is typed that init waits for, so that it crashes by sysrq; up to the jump.
+
+        Where a store has met an exception the crash has begun already. It stops in the panic at the last line that the
+        crash path prints, right before Linux is left.
+        """
+        say = self.board.timeline.record
+        if self.dying:
+            say("panic", "the store's exception is Linux's to handle: an oops", message="")
+        else:
+            say("panic", "a line is typed, and init crashes Linux by sysrq", message=message)
+            self.board.uart.feed(b"\n")
+        end = self._to_the_last_line()
+        self._at = end.cpu
+        if self.marks.hit is None or _BYE not in self.marks.hit:
+            trapped = end.kind is SystemEndKind.FAULT
+            return Left(self.board.cpus[end.cpu], end.stop, out=False, trapped=trapped)
+        yield
+        cpu = self._arrival()
+        if cpu is None:
+            return Left(self.board.cpus[end.cpu], end.stop, out=False)
+        cpu.leave_system()
+        say("jump", f"cpu{cpu.index} has left the first kernel for {cpu.pc:#x}, MMU off", pc_phys=cpu.pc)
+        return Left(cpu, Stop(StopKind.LEFT, cpu.pc, 0), out=True)
+
+    def resume(self) -> Stop:
+        """No purgatory of kexec-tools' goes back to where it came from."""
+        raise MachineError("kexec-tools' purgatory has returned to the first kernel")
+
+    def _to_the_last_line(self) -> SystemEnd:
+        """To the last line of the first kernel, which its crash path prints right before it is left."""
+        last = (_BYE, _PANIC_END, _OFF)
+        if self.setup.stuck_cpus:
+            end = self.run_to((*_CRASHES, *last))
+            if self.marks.hit is None or not any(mark in self.marks.hit for mark in _CRASHES):
+                return end
+            self._cut_off(end.cpu)
+        return self.run_to(last)
+
+    def _cut_off(self, crashing: int) -> None:
+        """The CPUs that are to be stuck get into an endless loop with interrupts masked, or at least hear none."""
+        for index in self.setup.stuck_cpus:
+            if index == crashing:
+                text = f"cpu{index} is the one that crashes: it is not stuck"
+            else:
+                # One that runs a program has no such loop at hand: it goes on until it waits for an interrupt.
+                self.board.gic.deafen(index)
+                hung = hang(self.board.cpus[index], self.kernel_map)
+                where = (
+                    "is in an endless loop with interrupts masked" if hung else "hears no interrupt any more"
+                )
+                text = f"cpu{index} {where}"
+            self.board.timeline.record("stuck", text, cpu=index)
+
+    def _arrival(self) -> SystemCpu | None:
+        """The CPU that stands at its first instruction in the crash region, found block by block; None if none does."""
+        region = self.crashk_res
+        assert region is not None
+        for _ in range(_BLOCKS):
+            for cpu in self.board.cpus:
+                if cpu.powered and cpu.pc in region:
+                    return cpu
+            if self.system.run(1).kind is not SystemEndKind.BUDGET:
+                return None
+        return None

@@ -8,11 +8,37 @@ from kexecemu.errors import MachineError
 from kexecemu.kernel.digests import calculate_digest
 from kexecemu.kernel.kexec_core import alloc_crash_control_pages
 from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.purgatory import LoadedPurgatory
 from kexecemu.linux.first_records import KexecSaid
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["read_load"]
+__all__ = ["SaidPurgatory", "read_load"]
+
+
+class SaidPurgatory(LoadedPurgatory):
+    """A purgatory that kexec-tools has linked: its place, and those of its symbols that it told of."""
+
+    def __init__(self, segment: Segment, said: KexecSaid) -> None:
+        self.segment, self.buf, self.entry = segment, bytearray(segment.buf), said.entry
+        self._symbols = {name: (area.start, area.size) for name, area in said.symbols.items()}
+
+    def symbol_table(self) -> dict[str, tuple[int, int]]:
+        """Name to physical address and size in bytes."""
+        return self._symbols
+
+    def has_symbol(self, name: str) -> bool:
+        """It was told of."""
+        return name in self._symbols
+
+    def symbol_size(self, name: str) -> int:
+        """In bytes, 0 for one that was not told of."""
+        return self._symbols.get(name, (0, 0))[1]
+
+    def scratch(self) -> list[PhysRange]:
+        """What it may write of its own is not told of."""
+        return []
+
 
 _MAGICS = {"dtb": b"\xd0\x0d\xfe\xed", "elfcorehdr": b"\x7fELF"}
 
@@ -49,6 +75,8 @@ def read_load(
         image.digest, image.sha_regions = calculate_digest(segments)
         if purgatory is None or image.digest not in bytes(purgatory.buf):
             raise MachineError("the purgatory that was loaded has not the digest of the other segments")
+    if purgatory is not None:
+        image.purgatory = SaidPurgatory(purgatory, said)
     for why in ("control_code_buffer", "vmcoreinfo copy buffer"):
         alloc_crash_control_pages(image, region, page_size, why)
     return image

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from kexecemu.machine.cpu import Cpu
 from kexecemu.shown import shown
+
+if TYPE_CHECKING:
+    from kexecemu.machine.cpu import Cpu  # the numbers are for those that need no engine
 
 __all__ = ["Psci"]
 

@@ -78,6 +78,19 @@ class SystemCpu(Cpu):
         self._stepper = None
         super().close()
 
+    def leave_system(self) -> None:
+        """Go on with an engine that has run no system, which run() needs for its `within`; the registers stay.
+
+        For code that is no operating system any more: advance() makes a system of it again.
+        """
+        if self._stepper is not None:
+            state, exceptions = self.save(), list(self.exceptions)
+            pfr0 = self._engine.counter.state.id_aa64pfr0
+            self.close()
+            self.restore(state)
+            self.exceptions[:] = exceptions
+            self._engine.counter.state.id_aa64pfr0 = pfr0
+
     def reset(self, entry_phys: int, x0: int = 0) -> None:
         """Power on; the timers are off then."""
         super().reset(entry_phys, x0)

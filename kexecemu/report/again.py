@@ -101,14 +101,21 @@ def _has_words(faults: Sequence[Fault]) -> bool:
     return plain and not any(one.by is By.DMA and other.by is By.CPU for one, other in pairwise(faults))
 
 
+def _what(fault: Fault) -> str:
+    if fault.model is not None:
+        return f"model={fault.model!r}, variant={fault.variant}"
+    return f"write={fault.write!r}" if fault.write is not None else f"flip={fault.flip:#x}"
+
+
 def _fault_text(fault: Fault) -> str:
     """The fault as Python: what is not its default."""
     text = [repr(fault.at)]
-    text.append(f"write={fault.write!r}" if fault.write is not None else f"flip={fault.flip:#x}")
+    text.append(_what(fault))
     if fault.by is not By.CPU:
         text.append(f"by=By.{fault.by.name}")
     if fault.when is not When.AFTER_LOAD:
-        text.append(f"when=When.{fault.when.name}")
+        step = "" if not fault.step else f", step={fault.step}"
+        text.append(f"when=When.{fault.when.name}{step}")
     if fault.width != 1:
         text.append(f"width={fault.width}")
     return f"Fault({', '.join(text)})"

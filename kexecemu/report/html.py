@@ -13,9 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import kexecemu
 from kexecemu.crash.dump import Dump
-from kexecemu.crash.kernel import End
+from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome
 from kexecemu.kernel.kimage import Segment
+from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.timeline import Event
 from kexecemu.report.picture import Picture, draw, effect_of, size_text
 from kexecemu.report.steps import steps_of
@@ -78,7 +79,7 @@ class Phase:
 
 def render(result: Result) -> str:
     """The report of a run as one HTML document. The same run gives the same text."""
-    kernel, end = result.kernel, result.end
+    kernel, model, end = result.kernel, result.model, result.end
     booted = end.timeline.of("booted")
     tone = _TONES.get(end.outcome, "bad")
     page = _environment().get_template("run.html")
@@ -95,8 +96,8 @@ def render(result: Result) -> str:
         verdict_text=verdict_text(result),
         phases=_phases(result),
         booted=booted[0] if booted else None,
-        map_reason=kernel.arch.plan.reason,
-        granule=kernel.config.page_size,
+        map_reason=model.arch.plan.reason if model is not None else "",
+        granule=kernel.page_size,
         ram_size=kernel.ram.size,
         idle=kernel.board.idle,
         console=_console(end),
@@ -141,26 +142,38 @@ def _environment() -> Environment:
 
 def _setting(result: Result) -> list[tuple[str, str]]:
     kernel = result.kernel
-    config = kernel.config
-    (loaded,) = result.end.timeline.of("loaded")[-1:]
-    purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
-    if loaded.facts["call"] == "kexec_load" and purgatory in ("default", "none"):
-        purgatory = "kexec-tools'"  # user space brings its own, whatever the kernel has
     said = [line for line in result.end.console.splitlines() if "Kernel command line: " in line]
     setting = [
         ("RAM", size_text(kernel.ram.size)),
         ("CPUs", str(len(kernel.board.cpus))),
-        ("kernel era", config.release.value),
-        ("page protection", config.way.value),
-        ("loaded by", str(loaded.facts["call"])),
-        ("purgatory", purgatory),
-        ("pages", size_text(config.page_size)),
+        *_first_kernel(result),
+        ("pages", size_text(kernel.page_size)),
         ("seed", str(result.seed)),
         ("kexecemu", kexecemu.__version__),
     ]
     if said:
         setting.append(("first kernel's command line", said[0].split("Kernel command line: ", 1)[1]))
     return setting
+
+
+def _first_kernel(result: Result) -> list[tuple[str, str]]:
+    kernel = result.kernel
+    if isinstance(kernel, FirstLinux):
+        checks = "" if kernel.setup.checks else ", --no-checks"
+        return [
+            ("first kernel", f"Linux {kernel.release}"),
+            ("loaded by", f"kexec_load, kexec-tools{checks}"),
+        ]
+    config = kernel.config
+    purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
+    if result.syscall == "kexec_load" and purgatory in ("default", "none"):
+        purgatory = "kexec-tools'"  # user space brings its own, whatever the kernel has
+    return [
+        ("kernel era", config.release.value),
+        ("page protection", config.way.value),
+        ("loaded by", result.syscall),
+        ("purgatory", purgatory),
+    ]
 
 
 # -- the pieces ------------------------------------------------------------------------------------------------------
@@ -170,7 +183,7 @@ def _picture(result: Result) -> Picture:
     kernel, end = result.kernel, result.end
     region = kernel.crashk_res
     assert region is not None  # nothing can be loaded without one
-    others = [(kernel.guest.area, "first", "first kernel's image")]
+    others = [(kernel.kernel_area, "first", "first kernel's image")]
     if kernel.crashk_low_res is not None:
         others.append((kernel.crashk_low_res, "low", "low crash memory"))
     return draw(result.image, region, kernel.ram.banks, others, kernel.protected, end.injections, end.damage)
@@ -193,7 +206,7 @@ def _where(result: Result, injection: Injection) -> str:
         place = "a control page of the crash image"
     elif region is not None and phys in region:
         place = "the unused part of the crash region"
-    elif phys in result.kernel.guest.area:
+    elif phys in result.kernel.kernel_area:
         place = "the first kernel's image"
     else:
         place = "the first kernel's memory"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from kexecemu.campaign.version import own_version
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.verdict import VerdictFlags, describe_damage
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import Result
 from kexecemu.stray.fault import Injection
-
-if TYPE_CHECKING:
-    from kexecemu.scenario.first_linux_run import LinuxResult
 
 __all__ = [
     "SCHEMA",
@@ -88,7 +87,7 @@ def _injection(one: Injection) -> dict[str, Any]:
     return {
         "at": one.fault.at,
         "by": one.fault.by.value,
-        "when": one.fault.when.value,
+        "when": one.fault.when_word,
         "width": one.fault.width,
         "phys": one.phys,
         "length": one.fault.length,
@@ -99,25 +98,20 @@ def _injection(one: Injection) -> dict[str, Any]:
     }
 
 
-def account_object(
-    result: Result | LinuxResult, scenario: str | None, kernel: Kernel | None
-) -> dict[str, Any]:
-    """What the account for people has as well: how it was named, what happened in order, why the outcome is what it is.
-
-    kernel is the model, None where the first kernel was a real one.
-    """
+def account_object(result: Result, scenario: str | None) -> dict[str, Any]:
+    """What the account for people has as well: how it was named, what happened in order, why it ended as it did."""
     end = result.end
     return {
         "reason": end.reason,
         "name": result.name,
         "scenario": scenario,
-        **_made_by(kernel),
+        **_made_by(result.model),
         "injections": [_injection(one) for one in end.injections],
         "timeline": [event.as_object() for event in end.timeline],
     }
 
 
-def run_object(result: Result | LinuxResult, vmcore: Path | None, vmlinux: Path | None) -> dict[str, Any]:
+def run_object(result: Result, vmcore: Path | None, vmlinux: Path | None) -> dict[str, Any]:
     """The keys that every run has, up to what a purgatory of ours found. Paths are None for what there is not."""
     end = result.end
     return {
@@ -142,9 +136,9 @@ def dump_object(end: End) -> dict[str, str]:
 
 def result_object(result: Result, vmcore: Path | None, scenario: str | None = None) -> dict[str, Any]:
     """What `kexecemu run --json` and `kexecemu crash --json` print. scenario is how it was named."""
-    verdict = result.end.verdict
+    verdict, model = result.end.verdict, result.model
     return {
-        **run_object(result, vmcore, result.kernel.guest.vmlinux.path),
+        **run_object(result, vmcore, model.guest.vmlinux.path if model is not None else None),
         "verdict": None
         if verdict is None
         else {
@@ -160,8 +154,14 @@ def result_object(result: Result, vmcore: Path | None, scenario: str | None = No
         **dump_object(result.end),
         "mismatches": result.mismatches,
         "linux": linux_object(result.end),
-        **account_object(result, scenario, result.kernel),
+        **_first_linux(result),
+        **account_object(result, scenario),
     }
+
+
+def _first_linux(result: Result) -> dict[str, Any]:
+    """What a real first kernel calls itself."""
+    return {"first_linux": result.kernel.release} if isinstance(result.kernel, FirstLinux) else {}
 
 
 def linux_object(end: End) -> dict[str, Any] | None:

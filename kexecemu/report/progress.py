@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from kexecemu.crash.stages import Progress
 from kexecemu.machine.blockcount import INSTRUCTIONS_PER_SECOND
+from kexecemu.stray.first import Progress
 
-__all__ = ["live_console", "progress_bar"]
+__all__ = ["LINUX_PARTS", "PARTS", "live_console", "progress_bar"]
 
 
 def live_console(data: bytes) -> None:
@@ -20,6 +20,7 @@ def live_console(data: bytes) -> None:
 
 
 PARTS = ("the purgatory is hashing", "the capture kernel is running")
+LINUX_PARTS = ("the first Linux is running", *PARTS)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ _PROTECTIONS = {
     Protection.READONLY: "The crash region was then made read-only in the linear map.",
     Protection.BBML2: "The blocks around the segments were then split and their pages made invalid.",
 }
+_BEFORE_JUMP = (When.DURING_LOAD, When.AFTER_LOAD, When.BEFORE_PANIC, When.DURING_PANIC)
 _CAPTURES = {
     CaptureEnd.DONE: ("good", "It finds the old kernel's memory"),
     CaptureEnd.ENTERED: (
@@ -49,8 +50,8 @@ class Step:
 
 def steps_of(result: Result) -> list[Step]:
     """The steps of a run, from the load to the capture kernel, whether reached or not."""
-    early = [one for one in result.end.injections if one.fault.when is not When.AFTER_CHECK]
-    late = [one for one in result.end.injections if one.fault.when is When.AFTER_CHECK]
+    early = [one for one in result.end.injections if one.fault.when in _BEFORE_JUMP]
+    late = [one for one in result.end.injections if one.fault.when not in _BEFORE_JUMP]
     steps = [
         _load_step(result),
         _write_step("Stray writes", early),
@@ -58,7 +59,7 @@ def steps_of(result: Result) -> list[Step]:
         _purgatory_step(result),
     ]
     if late:
-        steps.append(_write_step("Writes after the check", late))
+        steps.append(_write_step("Writes after the jump", late))
     return [*steps, _capture_step(result)]
 
 
@@ -67,14 +68,14 @@ def _count(number: int, word: str) -> str:
 
 
 def _load_step(result: Result) -> Step:
-    image, config = result.image, result.kernel.config
+    image, model = result.image, result.model
     hashed = sum(area.size for area in image.sha_regions)
     digest = (
         f", a digest over {size_text(hashed)} is stored with them"
         if image.digest
         else ", no digest is stored"
     )
-    protection = _PROTECTIONS[config.way]
+    protection = _PROTECTIONS[model.config.way if model is not None else Protection.NONE]
     return Step("Load", "good", f"{_count(len(image.segments), 'segment')} are copied{digest}. {protection}")
 
 
@@ -89,7 +90,7 @@ def _write_step(title: str, injections: list[Injection]) -> Step:
         for effect, text in words.items()
         if effect in effects
     ]
-    who = _count(sum(one.fault.by is By.CPU for one in injections), "CPU store")
+    who = _count(sum(one.fault.by is not By.DMA for one in injections), "CPU store")
     dma = _count(sum(one.fault.by is By.DMA for one in injections), "DMA write")
     parts = [text for text in (who, dma) if not text.startswith("0 ")]
     harmed = "changed" in effects or "partly" in effects

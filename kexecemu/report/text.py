@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from kexecemu.crash.dump import Dump
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.board import Board
 from kexecemu.machine.timeline import Event
 from kexecemu.report.terminal import print_table, say
@@ -77,6 +79,8 @@ def ram_and_cpus(board: Board) -> str:
 
 def _setting(result: Result) -> str:
     kernel = result.kernel
+    if isinstance(kernel, FirstLinux):
+        return f"{ram_and_cpus(kernel.board)}{_linux_setting(kernel)}; seed {result.seed}"
     config = kernel.config
     purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
     if result.syscall == "kexec_load" and purgatory in ("default", "none"):
@@ -85,6 +89,13 @@ def _setting(result: Result) -> str:
         f"{ram_and_cpus(kernel.board)}; kernel of the {config.release.value} era, protection {config.way.value}, "
         f"purgatory {purgatory}; seed {result.seed}"
     )
+
+
+def _linux_setting(kernel: FirstLinux) -> str:
+    stuck = ", ".join(f"cpu{one}" for one in kernel.setup.stuck_cpus)
+    checks = "" if kernel.setup.checks else " with --no-checks"
+    told = f", stuck at the crash: {stuck}" if stuck else ""
+    return f"{told}; the first kernel is Linux {kernel.release}, kexec-tools' purgatory{checks}"
 
 
 def print_result(console: Console, result: Result) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 from kexecemu.errors import InputError
 from kexecemu.scenario.options import check_first
 from kexecemu.scenario.schema import Scenario
-from kexecemu.stray.fault import When
 
-__all__ = ["check_linux"]
+__all__ = ["check_linux", "check_real"]
 
 
 def check_linux(data: dict[str, Any], scenario: Scenario) -> None:
@@ -19,17 +18,19 @@ def check_linux(data: dict[str, Any], scenario: Scenario) -> None:
     check_first(given)
     if scenario.kernel.linux is None:
         return
+    check_real(scenario.load.initrd, scenario.kernel.cmdline)
     for table in ("crash", "campaign", "matrix"):
         for key in data.get(table, {}):
             raise InputError(
                 f"{table}.{key} means nothing where the first kernel is a real one (kernel.linux)"
             )
-    if scenario.load.initrd == "none":
+
+
+def check_real(initrd: str | None, cmdline: str | None) -> None:
+    """InputError for values with which a real first kernel leads to nothing."""
+    if initrd == "none":
         raise InputError("load.initrd: a real capture kernel needs an initrd that takes the dump")
-    cmdline = scenario.kernel.cmdline or ""
-    if any(word == "quiet" or word.startswith("loglevel=") for word in cmdline.split()):
+    if any(word == "quiet" or word.startswith("loglevel=") for word in (cmdline or "").split()):
         raise InputError(
             "kernel.cmdline: the first kernel must say on its console that it is left: no quiet, no loglevel="
         )
-    if any(table.when is When.AFTER_CHECK for table in scenario.fault):
-        raise InputError("a fault after-check needs the model: a real purgatory's jump is not stopped at")

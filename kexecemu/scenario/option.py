@@ -10,13 +10,11 @@ from typing import Any, Final, Literal, get_args
 
 from kexecemu.arguments import instance, integer, path, text
 from kexecemu.errors import InputError
+from kexecemu.linux.fetched import FETCHED
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
 __all__ = ["FETCHED", "Option"]
-
-FETCHED: Final = "fetched:"
-"""In front of the name of something to fetch, in place of a path: fetched:kernel-trixie."""
 
 
 def _purgatory(value: Any, what: str) -> str:

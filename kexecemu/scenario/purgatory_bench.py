@@ -120,9 +120,9 @@ class _Bench:
 
     def measure(self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS) -> tuple[int, int, int] | None:
         """Instructions of a run that finds nothing, bytes hashed, and SP at its end; None if it does not boot."""
-        kernel, image, loaded = self.load(initrd, more)
+        kernel, image, _ = self.load(initrd, more)
         kernel.crash()
-        run = run_purgatory(kernel, image, loaded)
+        run = run_purgatory(kernel, image)
         if run.end is not PurgatoryEnd.KERNEL:
             return None
         return run.instructions, sum(one.size for one in image.sha_regions), kernel.board.boot_cpu.sp

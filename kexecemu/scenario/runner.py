@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kexecemu.arguments import instance
 from kexecemu.arguments import path as path_of
-from kexecemu.crash.kernel import AtJump, End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
+from kexecemu.crash.moments import Act, At, follow
+from kexecemu.crash.moments import crash as moments_of
 from kexecemu.crash.outcome import Outcome
-from kexecemu.crash.stages import Progress
 from kexecemu.crash.verdict import VerdictFlags
 from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.linux.first import FirstLinux
 from kexecemu.scenario.given import setup_of
+from kexecemu.scenario.linux_setup import linux_setup
 from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario
-from kexecemu.scenario.setup import Listener, Setup, prepare
+from kexecemu.scenario.setup import Listener, Setup, load_disturbed, prepare
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault, When
+from kexecemu.stray.first import Progress
+from kexecemu.stray.inject import inject
 
 __all__ = ["Result", "crash", "mismatches_of", "run_scenario", "scenario_setup"]
 
@@ -33,12 +42,17 @@ class Result:
 
     name: str
     seed: int
-    kernel: Kernel
+    kernel: Kernel | FirstLinux
     image: Kimage
     end: End
     mismatches: list[str]
     expected: bool = False
     syscall: str = "kexec_file_load"
+
+    @property
+    def model(self) -> Kernel | None:
+        """The kernel where it is the model; None where the first kernel was a real Linux."""
+        return self.kernel if isinstance(self.kernel, Kernel) else None
 
     @property
     def as_expected(self) -> bool:
@@ -47,17 +61,12 @@ class Result:
 
 
 def scenario_setup(scenario: Scenario, folder: Path, seed: int | None = None) -> Setup:
-    """The setup that a scenario describes; relative paths start at `folder`, seed overrides the file's.
-
-    InputError for one whose first kernel is a real Linux: first_linux_run has those.
-    """
+    """The setup that a scenario describes; relative paths start at `folder`, seed overrides the file's."""
     if scenario.matrix is not None:
         raise InputError(
             f"the scenario is a matrix, which `kexecemu run` and pytest run; a campaign needs one of its cells in "
             f"a file of its own: {scenario.name}"
         )
-    if scenario.kernel.linux is not None:
-        raise InputError(f"the first kernel is a real Linux, which only `kexecemu run` runs: {scenario.name}")
     return setup_of(scenario, folder, seed)
 
 
@@ -68,21 +77,43 @@ def crash(
     message: str = "sysrq triggered crash",
     expect: Expect | None = None,
     progress: Progress | None = None,
-    at_jump: AtJump | None = None,
+    acts: Mapping[At, Callable[[Any], object]] | None = None,
     console: Listener | None = None,
 ) -> Result:
     """Load, make every fault happen at its moment, panic, and follow the machine to the end."""
     for fault in faults:
         instance(fault, Fault, "fault")
-    kernel, image = prepare(setup, console)
-    for moment in (When.AFTER_LOAD, When.BEFORE_PANIC, When.AFTER_CHECK):
-        for fault in faults:
-            if fault.when is moment:
-                kernel.inject(fault)
-    end = kernel.panic(message, linux=setup.capture == "linux", progress=progress, at_jump=at_jump)
-    return Result(
-        name, setup.seed, kernel, image, end, mismatches_of(end, expect), expect is not None, setup.syscall
+    first, image = _loaded(setup, faults, progress, console)
+    todo: dict[At, list[Act]] = {at: [partial(act, first)] for at, act in (acts or {}).items()}
+    for fault in faults:
+        if fault.when is not When.DURING_LOAD:
+            first.place(fault)  # a target that is not there is told before anything runs
+            todo.setdefault(fault.moment, []).append(partial(inject, first, fault))
+    steps = moments_of(
+        first, message, todo, linux=setup.linux is not None or setup.capture == "linux", progress=progress
     )
+    end = follow(steps, todo)
+    mismatches = mismatches_of(end, expect)
+    return Result(name, setup.seed, first, image, end, mismatches, expect is not None, _syscall(setup))
+
+
+def _syscall(setup: Setup) -> str:
+    return setup.syscall if setup.linux is None else "kexec_load"
+
+
+def _loaded(
+    setup: Setup, faults: Sequence[Fault], progress: Progress | None, console: Listener | None
+) -> tuple[Kernel | FirstLinux, Kimage]:
+    """The first kernel, the model or a real one, with its crash image loaded."""
+    during = [fault for fault in faults if fault.when is When.DURING_LOAD]
+    if setup.linux is None:
+        return load_disturbed(setup, during, console) if during else prepare(setup, console)
+    if during:
+        raise InputError(
+            f"fault at {during[0].at}: a write during the load needs the model: nobody stops Linux there"
+        )
+    linux = FirstLinux(linux_setup(setup), console)
+    return linux, linux.load(progress)
 
 
 def run_scenario(
@@ -91,7 +122,7 @@ def run_scenario(
     *,
     seed: int | None = None,
     progress: Progress | None = None,
-    at_jump: AtJump | None = None,
+    acts: Mapping[At, Callable[[Any], object]] | None = None,
     console: Listener | None = None,
 ) -> Result:
     """Run a scenario: a file, the name of one that ships, or what read_scenario() has of one.
@@ -109,7 +140,7 @@ def run_scenario(
         scenario.crash.message,
         scenario.expect,
         progress,
-        at_jump,
+        acts,
         console,
     )
 

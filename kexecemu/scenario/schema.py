@@ -22,7 +22,7 @@ from kexecemu.files import read_file
 from kexecemu.scenario.options import OPTIONS
 from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.shown import shown
-from kexecemu.stray.fault import By, Fault, When, parse_hex
+from kexecemu.stray.fault import NUMBERED, By, Fault, When, parse_hex, parse_when
 from kexecemu.suggest import did_you_mean
 
 __all__ = ["Expect", "Matrix", "Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
@@ -106,6 +106,9 @@ class Load(_LoadKeys, frozen=True):
     """What is loaded for the crash, and by which system call. Paths start at the scenario's folder."""
 
 
+_WHEN = "^(" + "|".join(f"{one}-[0-9]+" if one in NUMBERED else one for one in When) + ")$"
+
+
 class FaultTable(_Table, frozen=True):
     """One stray write: either bytes to write, or bits to flip."""
 
@@ -122,7 +125,13 @@ class FaultTable(_Table, frozen=True):
             ],
         ),
     ]
-    by: Annotated[By, _key("Who writes: a CPU through the page tables, or DMA behind them.")] = By.CPU
+    by: Annotated[
+        By,
+        _key(
+            "Who writes: a CPU through the page tables (cpu), through another mapping of the page (alias), one that "
+            "does not stop at the crash (late-cpu), or a bus master behind them all (dma)."
+        ),
+    ] = By.CPU
     write: Annotated[
         str | None,
         _key("The bytes, as hex digits. Give this or flip.", pattern=r"^(0[xX])?[0-9a-fA-F_ ]+$"),
@@ -132,14 +141,36 @@ class FaultTable(_Table, frozen=True):
         _key("A mask of the bits to invert in one byte. Give this or write.", minimum=1, maximum=255),
     ] = None
     when: Annotated[
-        When, _key("The moment. After the check, at the purgatory's jump, only DMA still writes.")
-    ] = When.AFTER_LOAD
+        str,
+        _key(
+            "The moment. hashing-128 is halfway through the purgatory's run (in 256ths), capture-1000 so many "
+            "instructions into the capture kernel. From the jump on the CPUs of the first kernel have stopped: dma and "
+            "late-cpu still write.",
+            pattern=_WHEN,
+        ),
+    ] = "after-load"
     width: Annotated[int, _key("Bytes that a CPU writes by one store.", enum=[1, 2, 4, 8])] = 1
+
+    model: Annotated[
+        str | None,
+        _key("A fault model that says what is written, by its name in `kexecemu list models`."),
+    ] = None
+    variant: Annotated[int, _key("Which of the model's variants.", minimum=0)] = 0
 
     def fault(self) -> Fault:
         """The fault that the table describes; InputError when it is none."""
         data = parse_hex(self.write, f"fault at {self.at}: write") if self.write is not None else None
-        return Fault(self.at, data, self.flip, self.by, self.when, self.width)
+        given = sum(one is not None for one in (data, self.flip, self.model))
+        if self.model is not None and given == 1:
+            return self._of_model(self.model)
+        when, step = parse_when(self.when, f"fault at {self.at}: when")
+        return Fault(self.at, data, self.flip, self.by, when, self.width, step)
+
+    def _of_model(self, model: str) -> Fault:
+        when, step = parse_when(self.when, f"fault at {self.at}: when")
+        return Fault(
+            self.at, by=self.by, when=when, width=self.width, step=step, model=model, variant=self.variant
+        )
 
 
 class Crash(_Table, frozen=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
@@ -17,10 +18,14 @@ from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.options import Setup
 from kexecemu.scenario.padding import padded_initrd
+from kexecemu.shown import shown
+from kexecemu.stray.fault import Fault
+from kexecemu.stray.inject import inject
 
-__all__ = ["Listener", "Setup", "prepare"]
+__all__ = ["Booted", "Listener", "Setup", "boot", "load_disturbed", "prepare", "settle"]
 
 # Hears each chunk of the console as it is sent.
 Listener = Callable[[bytes], object]
@@ -91,14 +96,35 @@ def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
     return image, initrd, contents(setup.dtb, "device tree") if setup.dtb else None
 
 
-def prepare(
-    setup: Setup, console: Listener | None = None, between: Callable[[Kernel], object] | None = None
-) -> tuple[Kernel, Kimage]:
-    """Boot the first kernel and load the crash image. console hears what is printed, as it is printed.
+@shown("setup", "kernel")
+@dataclass(frozen=True)
+class Booted:
+    """A first kernel that is up, and what it is to load."""
 
-    between is called with the booted kernel, before the load.
+    setup: Setup
+    kernel: Kernel
+    image: bytes
+    initrd: bytes | None
 
-    Raises InputError for files and options that cannot be used, KexecError when the load is refused.
+    def load(self) -> tuple[Kernel, Kimage]:
+        """Load the crash image; KexecError when the load is refused."""
+        kernel, setup = self.kernel, self.setup
+        try:
+            loaded: Kimage | None
+            if setup.syscall == "kexec_load":
+                loaded = kernel.kexec_tools_load(self.image, self.initrd, setup.append)
+            else:
+                loaded = kernel.kexec_file_load(self.image, self.initrd, setup.append)
+        except KexecError as error:
+            raise _with_paths(error, setup) from error
+        assert loaded is not None
+        return kernel, loaded
+
+
+def boot(setup: Setup, console: Listener | None = None) -> Booted:
+    """Boot the first kernel. console hears what is printed, as it is printed.
+
+    Raises InputError for files and options that cannot be used.
     """
     instance(setup, Setup, "setup")
     config = KernelConfig(
@@ -109,7 +135,7 @@ def prepare(
         rng_ready=setup.rng_ready,
     )
     if setup.linux is not None:
-        raise InputError("the first kernel is a real Linux, which this does not boot")
+        raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)
     cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
     board = _board(setup, dtb)
@@ -121,18 +147,39 @@ def prepare(
     kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError(_no_reservation(kernel))
-    if between is not None:
-        between(kernel)
+    return Booted(setup, kernel, image, initrd)
+
+
+def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kimage]:
+    """boot(), and load the crash image. Raises InputError as that, KexecError when the load is refused."""
+    return boot(setup, console).load()
+
+
+def load_disturbed(
+    setup: Setup, faults: Sequence[Fault], console: Listener | None = None
+) -> tuple[Kernel, Kimage]:
+    """prepare() with stray writes right before the segments are copied to where they belong.
+
+    Where that is, and what would be there, is known from the same load without them.
+    """
+    other, _ = prepare(setup)
     try:
-        loaded: Kimage | None
-        if setup.syscall == "kexec_load":
-            loaded = kernel.kexec_tools_load(image, initrd, setup.append)
-        else:
-            loaded = kernel.kexec_file_load(image, initrd, setup.append)
-    except KexecError as error:
-        raise _with_paths(error, setup) from error
-    assert loaded is not None
-    return kernel, loaded
+        booted = boot(setup, console)
+        for fault in faults:
+            inject(booted.kernel, fault, other.place(fault))
+        kernel, image = booted.load()
+        settle(kernel, lambda area: other.ram.read(area.start, area.size))
+    finally:
+        other.close()
+    return kernel, image
+
+
+def settle(kernel: Kernel, undisturbed: Callable[[PhysRange], bytes]) -> None:
+    """What was written before the load counts by what the load has left of it, beside what it leaves undisturbed."""
+    for number, one in enumerate(kernel.injections):
+        area = PhysRange.of(one.phys, len(one.before))
+        after = kernel.ram.read(area.start, area.size)
+        kernel.injections[number] = replace(one, before=undisturbed(area), after=after)
 
 
 def _with_paths(error: KexecError, setup: Setup) -> KexecError:

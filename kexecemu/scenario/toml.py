@@ -88,4 +88,6 @@ def changed(scenario: Scenario, given: Mapping[str, Any]) -> Scenario:
 
 def _table(fault: Fault) -> FaultTable:
     write = fault.write.hex() if fault.write is not None else None
-    return FaultTable(fault.at, fault.by, write, fault.flip, fault.when, fault.width)
+    return FaultTable(
+        fault.at, fault.by, write, fault.flip, fault.when_word, fault.width, fault.model, fault.variant
+    )

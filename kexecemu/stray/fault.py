@@ -1,34 +1,85 @@
-"""One stray write: who writes, where, what and when; and what came of it at the moment of the write."""
+"""One stray write: who writes, where, what and when; and what came of it at the moment of the write.
+
+A scenario's [[fault]], a campaign's fault and a test's all are one of these.
+"""
 
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from kexecemu.arguments import buffer, instance, integer, member, text
+from kexecemu.arguments import buffer, integer, member, text
 from kexecemu.errors import InputError
-from kexecemu.kernel.model import Kernel
 from kexecemu.machine.exceptions import GuestFault
 from kexecemu.shown import shown
-from kexecemu.stray.target import resolve
+from kexecemu.stray.models import find_model
+from kexecemu.suggest import did_you_mean
 
-__all__ = ["By", "Fault", "Injection", "When", "account", "inject", "parse_hex"]
+__all__ = ["NUMBERED", "By", "Fault", "Injection", "When", "account", "can_write", "parse_hex", "parse_when"]
 
 
 class By(enum.StrEnum):
-    """Who writes."""
+    """Who writes. All but DMA are stores that a CPU executes at EL1, so that page tables have their say."""
 
-    CPU = "cpu"  # stores executed at EL1 through the linear map, so that page tables have their say
+    CPU = "cpu"  # through the linear map
+    ALIAS = (
+        "alias"  # through another mapping of the page (vmap), which no protection of the linear map reaches
+    )
     DMA = "dma"  # a bus master, behind the MMU
+    LATE_CPU = "late-cpu"  # a CPU that did not stop at the crash, through the linear map
 
 
 class When(enum.StrEnum):
-    """The moment of the write."""
+    """The moments of a crash, in order. Those with a number have it in the fault's step."""
 
+    DURING_LOAD = "during-load"  # right before the segments are copied to where they belong
     AFTER_LOAD = "after-load"
     BEFORE_PANIC = "before-panic"
+    DURING_PANIC = "during-panic"  # between panic() and the jump, the MMU still on
+    AT_JUMP = "at-jump"  # the first kernel has been left, nothing has run behind it
+    WHILE_HASHING = "hashing"  # the purgatory has done this many 256ths of its undisturbed run
     AFTER_CHECK = "after-check"  # the purgatory has jumped, the capture kernel has not begun
+    IN_CAPTURE = "capture"  # so many instructions into the capture kernel
+
+
+NUMBERED = {When.WHILE_HASHING: 256, When.IN_CAPTURE: 10**9}
+"""The moments with a number, and how far it goes."""
+
+_ALIVE = (When.DURING_LOAD, When.AFTER_LOAD, When.BEFORE_PANIC)
+_WHEN = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<step>\d+))?\Z", re.ASCII)
+
+
+def can_write(by: By, when: When) -> bool:
+    """Whether there is such a writer at that moment.
+
+    The CPUs of the first kernel write until the jump, the one that did not stop from the crash on, DMA always.
+    """
+    if by is By.DMA:
+        return True
+    if by is By.LATE_CPU:
+        return when not in _ALIVE
+    return when in (*_ALIVE, When.DURING_PANIC)
+
+
+def parse_when(word: str, what: str = "when") -> tuple[When, int]:
+    """A moment and its number from a word, as hashing-128; InputError naming `what` for any other."""
+    match = _WHEN.match(word)
+    if match is None or match["moment"] not in set(When):
+        known = ", ".join(f"{one}-N" if one in NUMBERED else one for one in When)
+        raise InputError(f"{what}: no moment {word!r}{did_you_mean(word, When)}; there are {known}")
+    when = When(match["moment"])
+    if when not in NUMBERED:
+        if match["step"] is not None:
+            raise InputError(f"{what}: {when.value} goes without a number, not {word!r}")
+        return when, 0
+    if match["step"] is None:
+        raise InputError(f"{what}: {word!r} needs its number, as in {word}-128")
+    step = int(match["step"])
+    if step > NUMBERED[when]:
+        raise InputError(f"{what}: {word!r} is too far: {when.value} goes to {NUMBERED[when]}")
+    return when, step
 
 
 @shown()
@@ -39,7 +90,11 @@ class Fault:
     at      a target (see kexecemu.stray.target), or a physical address
     write   the bytes that are written, or None
     flip    the bits to invert in the byte at the target, as a mask (0x01 to 0xff), or None
+    by      who writes
+    when    the moment; a word may have its number, as "hashing-128"
     width   bytes per store of a CPU: 1, 2, 4 or 8
+    step    the number of a moment that has one
+    model   the name of a fault model (kexecemu.stray.models) that says what is written, with its variant
     """
 
     at: str
@@ -48,6 +103,9 @@ class Fault:
     by: By = By.CPU
     when: When = When.AFTER_LOAD
     width: int = 1
+    step: int = 0
+    model: str | None = None
+    variant: int = 0
 
     def __post_init__(self) -> None:
         # An address may be a number, a moment and a writer their words.
@@ -55,28 +113,69 @@ class Fault:
         at = f"{given:#x}" if isinstance(given, int) and not isinstance(given, bool) else given
         object.__setattr__(self, "at", text(at, "fault: at"))
         object.__setattr__(self, "by", member(self.by, By, f"fault at {at}: by"))
-        object.__setattr__(self, "when", member(self.when, When, f"fault at {at}: when"))
+        self._check_when()
         if self.write is not None:
             object.__setattr__(self, "write", buffer(self.write, f"fault at {at}: write"))
         if self.flip is not None:
             integer(self.flip, f"fault at {at}: flip")
-        if (self.write is None) == (self.flip is None):
+        if (self.write is not None) + (self.flip is not None) + (self.model is not None) != 1:
             raise InputError(f"fault at {self.at}: give either the bytes to write or the bits to flip")
+        if self.model is not None:
+            find_model(self.model).length(self.variant)
         if self.write is not None and not self.write:
             raise InputError(f"fault at {self.at}: nothing to write")
         if self.flip is not None and not 0 < self.flip <= 0xFF:
             raise InputError(f"fault at {self.at}: flip is a mask of bits in one byte, 0x01 to 0xff")
         if self.width not in (1, 2, 4, 8):
             raise InputError(f"fault at {self.at}: a store is 1, 2, 4 or 8 bytes wide, not {self.width}")
-        if self.when is When.AFTER_CHECK and self.by is not By.DMA:
+
+    def _check_when(self) -> None:
+        what = f"fault at {self.at}"
+        when: Any = self.when
+        step = self.step
+        if isinstance(when, str) and re.search(r"-\d+\Z", when):
+            when, step = parse_when(when, f"{what}: when")
+        object.__setattr__(self, "when", member(when, When, f"{what}: when"))
+        object.__setattr__(self, "step", integer(step, f"{what}: step"))
+        if not 0 <= step <= NUMBERED.get(self.when, 0):
+            raise InputError(f"{what}: {self.when.value} goes to {NUMBERED.get(self.when, 0)}, not {step}")
+        if can_write(self.by, self.when):
+            return
+        if self.by is By.LATE_CPU:
             raise InputError(
-                f"fault at {self.at}: after the check every CPU is stopped, only DMA still writes"
+                f"{what}: a late-cpu is one that does not stop at the crash: before that none is late"
             )
+        raise InputError(
+            f"{what}: after the check every CPU is stopped, only DMA still writes"
+            if self.when is When.AFTER_CHECK
+            else f"{what}: at {self.when.value} CPUs have stopped; DMA and a late-cpu still write"
+        )
+
+    @property
+    def moment(self) -> tuple[When, int]:
+        """When, with the number."""
+        return self.when, self.step
+
+    @property
+    def when_word(self) -> str:
+        """The moment as one word, as it is written in a file."""
+        return f"{self.when.value}-{self.step}" if self.when in NUMBERED else self.when.value
 
     @property
     def length(self) -> int:
-        """How many bytes are written."""
+        """How many bytes are written, unless RAM ends before that."""
+        if self.model is not None:
+            return find_model(self.model).length(self.variant)
         return len(self.write) if self.write is not None else 1
+
+    def data(self, before: bytes) -> bytes:
+        """What is written over `before`: as many bytes, which are fewer than length at the end of RAM."""
+        if self.model is not None:
+            model = find_model(self.model)
+            return model.data(self.variant, before.ljust(model.length(self.variant), b"\0"))[: len(before)]
+        if self.write is not None:
+            return self.write[: len(before)]
+        return bytes([before[0] ^ (self.flip or 0)])
 
 
 @shown()
@@ -105,34 +204,6 @@ def parse_hex(text: str, what: str) -> bytes:
         raise InputError(f"{what}: {text!r} is not an even number of hex digits") from None
 
 
-def inject(kernel: Kernel, fault: Fault) -> Injection:
-    """Make the write happen now; the timeline says what it did. Raises InputError for a target that is not there."""
-    instance(fault, Fault, "fault")
-    phys = resolve(kernel, fault.at, fault.length)
-    before = kernel.ram.read(phys, fault.length)
-    data = fault.write if fault.write is not None else bytes([before[0] ^ (fault.flip or 0)])
-    exception = None
-    happens = fault.by is By.DMA or not kernel.dying
-    if fault.by is By.DMA:
-        kernel.board.dma.write(phys, data)
-    elif happens:
-        seen = len(kernel.board.boot_cpu.exceptions)
-        kernel.stray_write_virt(kernel.space.linear_virt(phys), data, fault.width)
-        exception = next(iter(kernel.board.boot_cpu.exceptions[seen:]), None)
-    injection = Injection(fault, phys, before, kernel.ram.read(phys, fault.length), exception)
-    kernel.say(
-        "fault",
-        account(injection, data) if happens else f"{fault.at}: no CPU stores any more, the kernel is dying",
-        by=fault.by.value,
-        at=fault.at,
-        phys=phys,
-        length=fault.length,
-        changed=injection.changed,
-        trapped=exception is not None,
-    )
-    return injection
-
-
 def _shown(data: bytes) -> str:
     return data.hex() if len(data) <= 8 else f"{data[:8].hex()}... ({len(data)} bytes)"
 
@@ -140,7 +211,12 @@ def _shown(data: bytes) -> str:
 def account(injection: Injection, data: bytes, cpu: int = 0) -> str:
     """In words what came of a write of `data`, by that CPU unless it was DMA."""
     fault = injection.fault
-    who = f"cpu{cpu} stores" if fault.by is By.CPU else "DMA writes"
+    who = {
+        By.CPU: f"cpu{cpu} stores",
+        By.ALIAS: f"cpu{cpu} stores through another mapping",
+        By.DMA: "DMA writes",
+        By.LATE_CPU: f"cpu{max(cpu, 1)}, which did not stop, stores",
+    }[fault.by]
     text = f"{who} {_shown(data)} at {fault.at} ({injection.phys:#x}, was {_shown(injection.before)})"
     if injection.exception is not None:
         intact = "memory is intact" if not injection.changed else "part of it was written"

@@ -18,6 +18,7 @@ from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.stray.fault import Fault
 from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["free_area", "resolve", "resolve_by"]
@@ -71,17 +72,23 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
     return segment.area
 
 
-def resolve(kernel: Kernel, target: str, length: int) -> int:
-    """The physical address of a target, of which `length` bytes will be written.
+def resolve(kernel: Kernel, fault: Fault) -> PhysRange:
+    """The physical bytes that a fault writes.
 
-    Raises InputError when there is no such thing, or when the bytes would not fit into it.
+    Raises InputError when there is no such target, or when the bytes would not fit into it. What a fault model writes
+    may run over the end of its target into what comes next, and is cut off at the end of RAM.
     """
-    return resolve_by(kernel.ram, lambda base: _area(kernel, base), target, length)
+    return resolve_by(kernel.ram, lambda base: _area(kernel, base), fault)
 
 
-def resolve_by(ram: Ram, area_of: Callable[[str], PhysRange], target: str, length: int) -> int:
+def resolve_by(ram: Ram, area_of: Callable[[str], PhysRange], fault: Fault) -> PhysRange:
     """The same, where area_of(name) knows the physical range that a name stands for."""
-    target = target.strip()
+    phys = _first_byte(ram, area_of, fault.at.strip(), fault.length if fault.model is None else 1)
+    bank = next(bank for bank in ram.banks if phys in bank)
+    return PhysRange(phys, min(phys + fault.length, bank.end))
+
+
+def _first_byte(ram: Ram, area_of: Callable[[str], PhysRange], target: str, length: int) -> int:
     if _NUMBER.match(target):
         phys = int(target, 0)
         if not any(bank.covers(PhysRange.of(phys, length)) for bank in ram.banks):

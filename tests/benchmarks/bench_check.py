@@ -135,7 +135,7 @@ class Load:
         purgatory = self.image.purgatory
         assert purgatory is not None
         start = time.perf_counter()
-        run = run_purgatory(self.kernel, self.image, purgatory)
+        run = run_purgatory(self.kernel, self.image)
         seconds = time.perf_counter() - start
         assert run.end is PurgatoryEnd.KERNEL, run
         return seconds, run

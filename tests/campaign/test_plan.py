@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.plan import HASHING_STEPS, Plan, can_write, plan_of
 from kexecemu.cli import main
 from kexecemu.errors import InputError
 from kexecemu.scenario.schema import read_scenario
+from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import MODELS
 
 HEAD = 'schema = 1\nname = "x"\n'
@@ -26,7 +26,7 @@ def plan(tmp_path: Path, text: str) -> Plan:
 def test_without_a_table_it_is_a_flipped_bit_in_a_segment_after_the_load(tmp_path: Path) -> None:
     for text in ("", "[campaign]\n"):
         assert plan(tmp_path, text) == Plan(
-            ("segments",), (MODELS["bit-flip"],), (Writer.CPU,), ((Moment.AFTER_LOAD, 0),), "uniform"
+            ("segments",), (MODELS["bit-flip"],), (By.CPU,), ((When.AFTER_LOAD, 0),), "uniform"
         )
 
 
@@ -44,12 +44,12 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert plan(tmp_path, text) == Plan(
         ("initrd", "edges"),
         (MODELS["memset"], MODELS["word64"]),
-        (Writer.LATE_CPU, Writer.DMA),
+        (By.LATE_CPU, By.DMA),
         (
-            (Moment.WHILE_HASHING, 256),
-            (Moment.IN_CAPTURE, 1000),
-            (Moment.AFTER_CHECK, 0),
-            (Moment.DURING_PANIC, 0),
+            (When.WHILE_HASHING, 256),
+            (When.IN_CAPTURE, 1000),
+            (When.AFTER_CHECK, 0),
+            (When.DURING_PANIC, 0),
         ),
         "stratified",
     )
@@ -58,9 +58,9 @@ def test_every_key_arrives(tmp_path: Path) -> None:
 def test_hashing_alone_is_all_of_it_in_steps(tmp_path: Path) -> None:
     made = plan(tmp_path, '[campaign]\nby = ["dma"]\nmoments = ["hashing", "after-load", "hashing-0"]')
     assert made.moments == (
-        *((Moment.WHILE_HASHING, step) for step in HASHING_STEPS),
-        (Moment.AFTER_LOAD, 0),
-        (Moment.WHILE_HASHING, 0),
+        *((When.WHILE_HASHING, step) for step in HASHING_STEPS),
+        (When.AFTER_LOAD, 0),
+        (When.WHILE_HASHING, 0),
     )
     assert len(HASHING_STEPS) == 16
 
@@ -70,17 +70,18 @@ def test_each_of_two_writers_may_have_its_own_moments(tmp_path: Path) -> None:
         tmp_path, TWO + '[campaign]\nby = ["cpu", "late-cpu"]\nmoments = ["after-load", "after-check"]'
     )
     pairs = {(by, moment) for by in made.writers for moment, _ in made.moments if can_write(by, moment)}
-    assert pairs == {(Writer.CPU, Moment.AFTER_LOAD), (Writer.LATE_CPU, Moment.AFTER_CHECK)}
+    assert pairs == {(By.CPU, When.AFTER_LOAD), (By.LATE_CPU, When.AFTER_CHECK)}
 
 
 def test_dma_writes_whenever_it_likes_and_somebody_always_can() -> None:
-    assert all(can_write(Writer.DMA, moment) for moment in Moment)
-    for by in Writer:
-        assert any(can_write(by, moment) for moment in Moment)
-    assert [moment for moment in Moment if can_write(Writer.CPU, moment)] == [
-        Moment.DURING_LOAD,
-        Moment.AFTER_LOAD,
-        Moment.DURING_PANIC,
+    assert all(can_write(By.DMA, moment) for moment in When)
+    for by in By:
+        assert any(can_write(by, moment) for moment in When)
+    assert [moment for moment in When if can_write(By.CPU, moment)] == [
+        When.DURING_LOAD,
+        When.AFTER_LOAD,
+        When.BEFORE_PANIC,
+        When.DURING_PANIC,
     ]
 
 

@@ -112,14 +112,34 @@ def test_every_store_of_a_long_write_is_caught_in_order(engine: Engine) -> None:
     ("token", "words"),
     [
         ("dma.byte.5.initrd+100.after-load", "a bus master wrote"),
-        ("alias.byte.5.initrd+100.after-load", "a CPU, through another mapping, wrote"),
-        ("late-cpu.byte.5.initrd+100.during-panic", "a CPU that did not stop wrote"),
+        ("dma.bit-flip.3.initrd+1a2b.hashing-128", "a bus master wrote"),
     ],
 )
 def test_what_no_cpu_of_the_run_stored_is_told_as_such(engine: Engine, token: str, words: str) -> None:
     found = again(engine, token, culprit=True).culprits
     assert len(found) == 1 and not found[0].instruction
     assert str(found[0]).startswith(words) and "no instruction did" in str(found[0])
+    assert found[0].when > 0
+
+
+@pytest.mark.parametrize(
+    ("token", "who"),
+    [
+        ("alias.byte.5.initrd+100.after-load", "cpu0"),
+        ("alias.byte.5.initrd+100.during-panic", "cpu0"),
+        ("cpu.byte.5.initrd+100.during-panic", "cpu0"),
+        ("late-cpu.byte.5.initrd+100.during-panic", "cpu1"),
+        ("late-cpu.byte.5.initrd+100.hashing-128", "cpu1"),
+    ],
+)
+def test_every_writer_but_a_bus_master_is_a_cpu_that_executes_a_store(
+    engine: Engine, token: str, who: str
+) -> None:
+    run = again(engine, token, culprit=True)
+    (found,) = run.culprits
+    assert found.who == who and found.instruction.startswith("strb")
+    (event,) = [one for one in run.events if one.kind == "fault"]
+    assert event.facts["by"] == token.split(".")[0] and event.when <= found.when + 100
 
 
 def test_a_store_that_is_refused_has_no_culprit_among_the_stores() -> None:

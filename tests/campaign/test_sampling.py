@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.campaign.areas import Area, Kind
-from kexecemu.campaign.fault import Moment, Writer
 from kexecemu.campaign.sampling import draw, sample_stratified, sample_uniform
 from kexecemu.campaign.space import Space
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import MODELS
 
 
@@ -26,7 +26,7 @@ def space(*sizes: int) -> Space:
         Area(f"area{'x' * number}", PhysRange.of(number << 40, size), Kind.HASHED, number << 40)
         for number, size in enumerate(sizes)
     ]
-    return Space(areas, [MODELS["bit-flip"]], [Writer.DMA], [(Moment.AFTER_LOAD, 0)])
+    return Space(areas, [MODELS["bit-flip"]], [By.DMA], [(When.AFTER_LOAD, 0)])
 
 
 # -- uniform -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.campaign.areas import EDGE, Area, Kind, Places
-from kexecemu.campaign.fault import CampaignFault, Moment, Writer
+from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.plan import HASHING_STEPS, can_write
 from kexecemu.campaign.space import Space, space_of
 from kexecemu.errors import InputError
@@ -20,6 +20,7 @@ from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import CampaignTable, KernelTable, Load, Machine, Scenario, find_scenario
 from kexecemu.scenario.schema import read_scenario as read
 from kexecemu.scenario.setup import prepare
+from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import MODELS
 
 REGION = PhysRange(0x4_0000, 0x8_0000)
@@ -145,7 +146,7 @@ def test_a_segment_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 
 def fault(base: str, offset: int, model: str = "memset", variant: int = 9) -> CampaignFault:
-    return CampaignFault(Writer.CPU, model, variant, base, offset, Moment.AFTER_LOAD)
+    return CampaignFault(By.CPU, model, variant, base, offset, When.AFTER_LOAD)
 
 
 def test_a_fault_runs_over_the_end_of_its_area_into_the_next() -> None:
@@ -177,11 +178,11 @@ def test_a_fault_that_is_nowhere_is_refused(wrong: CampaignFault, words: str) ->
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 MOMENTS = [
-    (Moment.AFTER_LOAD, 0),
-    (Moment.WHILE_HASHING, 8),
-    (Moment.DURING_PANIC, 0),
-    (Moment.WHILE_HASHING, 200),
-    (Moment.IN_CAPTURE, 1000),
+    (When.AFTER_LOAD, 0),
+    (When.WHILE_HASHING, 8),
+    (When.DURING_PANIC, 0),
+    (When.WHILE_HASHING, 200),
+    (When.IN_CAPTURE, 1000),
 ]
 
 
@@ -193,8 +194,8 @@ def spaces(draw: st.DrawFn) -> Space:
         places.areas(draw(st.lists(st.sampled_from(words), min_size=1, unique=True))),
         [MODELS[name] for name in draw(st.lists(st.sampled_from(list(MODELS)), min_size=1, unique=True))],
         [
-            *draw(st.lists(st.sampled_from([Writer.CPU, Writer.ALIAS, Writer.LATE_CPU]), unique=True)),
-            Writer.DMA,
+            *draw(st.lists(st.sampled_from([By.CPU, By.ALIAS, By.LATE_CPU]), unique=True)),
+            By.DMA,
         ],
         draw(st.lists(st.sampled_from(MOMENTS), min_size=1, unique=True)),
     )
@@ -218,7 +219,7 @@ def small() -> Space:
         Area("b", PhysRange(200, 202), Kind.FREE, 200),
         Area("a", PhysRange(105, 107), Kind.UNHASHED, 98),
     ]
-    return Space(areas, [MODELS["bit-flip"], MODELS["stuck-at-1"]], [Writer.CPU, Writer.DMA], MOMENTS)
+    return Space(areas, [MODELS["bit-flip"], MODELS["stuck-at-1"]], [By.CPU, By.DMA], MOMENTS)
 
 
 def listed() -> Iterator[CampaignFault]:
@@ -227,9 +228,9 @@ def listed() -> Iterator[CampaignFault]:
             for variant in range(variants):
                 for offset in range(start, end):
                     for moment, at in MOMENTS:
-                        yield CampaignFault(Writer.DMA, model, variant, base, offset, moment, at)
-                        if moment in (Moment.AFTER_LOAD, Moment.DURING_PANIC):
-                            yield CampaignFault(Writer.CPU, model, variant, base, offset, moment, at)
+                        yield CampaignFault(By.DMA, model, variant, base, offset, moment, at)
+                        if moment in (When.AFTER_LOAD, When.DURING_PANIC):
+                            yield CampaignFault(By.CPU, model, variant, base, offset, moment, at)
 
 
 def test_the_size_is_the_number_of_faults_that_there_are() -> None:
@@ -278,9 +279,9 @@ def test_a_fault_of_another_space_has_no_number(token: str) -> None:
 
 def test_a_space_without_a_fault_is_refused() -> None:
     area = Area("a", PhysRange(0, 8), Kind.FREE, 0)
-    for areas, writers in (([], [Writer.DMA]), ([area], [Writer.CPU])):
+    for areas, writers in (([], [By.DMA]), ([area], [By.CPU])):
         with pytest.raises(InputError, match="there is no fault in such a space"):
-            Space(areas, [MODELS["byte"]], writers, [(Moment.AFTER_CHECK, 0)])
+            Space(areas, [MODELS["byte"]], writers, [(When.AFTER_CHECK, 0)])
 
 
 # -- of a scenario -----------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kexecemu.campaign.fault import CampaignFault, Decided, How, Moment, Writer
+from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.store import Store
 from kexecemu.errors import InputError
+from kexecemu.stray.fault import By, When
 
 HEADER = Header(
     version="1+abc",
@@ -35,7 +36,7 @@ HEADER = Header(
 
 
 def decided(position: int, outcome: str = "detected") -> Decided:
-    fault = CampaignFault(Writer.DMA, "byte", position, "initrd", position, Moment.AFTER_LOAD)
+    fault = CampaignFault(By.DMA, "byte", position, "initrd", position, When.AFTER_LOAD)
     dump = "none" if outcome == "detected" else "true"
     text = f"the {position}th, über alles"
     return Decided(

@@ -8,10 +8,8 @@ import pytest
 from stray_faults import scenario, start
 
 from kexecemu.campaign.engine import Engine
-from kexecemu.campaign.fault import Moment, Writer
-from kexecemu.campaign.victim import Write
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.stray.fault import Injection
+from kexecemu.stray.fault import By, Fault, Injection, When
 
 
 @pytest.fixture(scope="module", params=["none", "pte", "readonly", "bbml2"])
@@ -42,44 +40,39 @@ def test_what_is_said_of_a_page_is_what_a_store_to_it_meets(engine: Engine) -> N
 
 def test_a_moment_comes_until_the_undisturbed_run_is_over(engine: Engine) -> None:
     victim = engine.victim
-    assert all(victim.reached(Moment.WHILE_HASHING, step) for step in range(0, 256, 15))
-    assert not victim.reached(Moment.WHILE_HASHING, 256)
-    assert victim.reached(Moment.IN_CAPTURE, 0) and victim.reached(Moment.IN_CAPTURE, 1000)
-    assert not victim.reached(Moment.IN_CAPTURE, engine.golden.capture.instructions)
-    assert not victim.reached(Moment.IN_CAPTURE, 10**9)
+    assert all(victim.reached(When.WHILE_HASHING, step) for step in range(0, 256, 15))
+    assert not victim.reached(When.WHILE_HASHING, 256)
+    assert victim.reached(When.IN_CAPTURE, 0) and victim.reached(When.IN_CAPTURE, 1000)
+    assert not victim.reached(When.IN_CAPTURE, engine.golden.capture.instructions)
+    assert not victim.reached(When.IN_CAPTURE, 10**9)
 
 
-def test_a_write_is_made_of_what_is_there_at_its_moment(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Injection] = []
-    note = engine.kernel.note_injection
-
-    def see(injection: Injection) -> None:
-        seen.append(injection)
-        note(injection)
-
-    monkeypatch.setattr(engine.kernel, "note_injection", see)
+def test_a_write_is_made_of_what_is_there_at_its_moment(engine: Engine) -> None:
     checker = engine.image.purgatory
     assert checker is not None
     stack, size = checker.symbol_table()["purgatory_stack"]
-    area = PhysRange(stack, stack + size)
-    write = Write(
-        Writer.DMA, area, lambda before: bytes(one ^ 0xFF for one in before), Moment.WHILE_HASHING, 128
-    )
-    for late in (True, False):
-        engine.victim.run(write, late=late)
-    first, second = seen
-    # Going on from the middle of hashing, the bytes are those of a run that went through it.
-    assert first.before == second.before and any(first.before)
-    for one in seen:
-        assert one.after == bytes(byte ^ 0xFF for byte in one.before)
+    changed = 0
+    for phys in range(stack, stack + size, size // 32):
+        fault = Fault(f"{phys:#x}", flip=0xFF, by=By.DMA, when=When.WHILE_HASHING, step=128)
+        seen = []
+        for late in (True, False):
+            engine.victim.run(fault, PhysRange.of(phys, 1), late=late)
+            seen += injections(engine)
+        first, second = seen
+        # Going on from the middle of hashing, the bytes are those of a run that went through it.
+        assert first.before == second.before
+        assert all(one.after == bytes([one.before[0] ^ 0xFF]) for one in seen)
+        changed += first.before != bytes(1)
+    assert changed
 
 
-@pytest.mark.parametrize("by", [Writer.CPU, Writer.LATE_CPU])
-def test_a_write_over_the_edge_of_what_is_protected_gets_as_far_as_the_edge(
-    engine: Engine, by: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def injections(engine: Engine) -> list[Injection]:
+    assert engine.victim.end is not None
+    return engine.victim.end.injections
+
+
+@pytest.mark.parametrize("by", [By.CPU, By.LATE_CPU])
+def test_a_write_over_the_edge_of_what_is_protected_gets_as_far_as_the_edge(engine: Engine, by: By) -> None:
     victim, region = engine.victim, engine.golden.region
     pages = range((region.start >> 12) + 1, region.end >> 12)
     edge = next(
@@ -88,11 +81,10 @@ def test_a_write_over_the_edge_of_what_is_protected_gets_as_far_as_the_edge(
     if edge is None:
         assert engine.kernel.config.way.value == "none"
         return
-    seen: list[Injection] = []
-    monkeypatch.setattr(engine.kernel, "note_injection", seen.append)
     area = PhysRange((edge << 12) - 8, (edge << 12) + 8)
-    victim.run(Write(by, area, lambda before: b"\xa5" * len(before), Moment.DURING_PANIC), late=True)
+    victim.run(Fault(f"{area.start:#x}", write=b"\xa5" * 16, by=by, when=When.DURING_PANIC), area, late=True)
+    seen = injections(engine)
     assert seen[0].after == b"\xa5" * 8 + seen[0].before[8:]
     assert seen[0].exception is not None
     assert seen[0].exception.far == engine.kernel.space.linear_virt(edge << 12)
-    assert seen[0].exception.cpu == (1 if by is Writer.LATE_CPU else 0)
+    assert seen[0].exception.cpu == (1 if by is By.LATE_CPU else 0)

@@ -11,10 +11,10 @@ from kexecemu import InputError
 from kexecemu.cli import main
 from kexecemu.formats.fdt import build, cells
 from kexecemu.kernel.config import Era
-from kexecemu.linux.compare import config_options
 from kexecemu.linux.first_records import split_records
 from kexecemu.linux.rows import Row, Same, compare_trees, compare_vmcoreinfo
 from kexecemu.report.linux_rows import print_rows, rows_object
+from kexecemu.scenario.linux_compare import config_options
 
 DATA = Path(__file__).parents[1] / "data/first-linux"
 

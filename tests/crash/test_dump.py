@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from kexecemu import Board, By, Dump, Fault, Kernel, KernelConfig, Outcome, When
-from kexecemu.crash.kernel import End
+from kexecemu.crash.end import End
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header

@@ -8,7 +8,7 @@ import pytest
 
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.dump import CrashedMemory, Dump, judge_dump
-from kexecemu.crash.kernel import End
+from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.reason import Facts, reason_of
 from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun

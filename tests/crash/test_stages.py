@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu import Board, Kernel, KernelConfig, Outcome
+from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.crash.verdict import VerdictState, read_verdict
@@ -20,6 +21,7 @@ from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import FdtEditor, cells
 from kexecemu.formats.image import build
 from kexecemu.kernel.kimage import Kimage
+from kexecemu.stray.fault import When
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()[:20_000]
@@ -98,7 +100,9 @@ def test_a_purgatory_that_is_over_before_what_was_to_happen_meanwhile_has_ended_
     # mov w0, #8; movk w0, #0x8400, lsl #16; hvc #0: PSCI's SYSTEM_OFF
     kernel.dma_write("purgatory:purgatory_start", struct.pack("<3I", 0x52800100, 0x72B08000, 0xD4000002))
     called: list[str] = []
-    end = kernel.follow(kernel.crash(), while_checking=(1000, lambda: called.append("meanwhile")))
+    at = (When.WHILE_HASHING, 128)
+    steps = crash(kernel, wanted=[at], passed=Passed(hashing=2000))
+    end = follow(steps, {at: [lambda: called.append("meanwhile")]})
     assert end.purgatory is not None
     assert (end.purgatory.power, end.purgatory.instructions, called) == ("system_off", 3, [])
 

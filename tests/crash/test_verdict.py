@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu import Board, Kernel, KernelConfig, Outcome, When
-from kexecemu.crash.kernel import End
+from kexecemu.crash.end import End
 from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.crash.verdict import (
     Damaged,

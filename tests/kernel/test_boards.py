@@ -6,7 +6,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from kernel_bench import GIB, IMAGE, INITRD, MIB, boot
 
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells

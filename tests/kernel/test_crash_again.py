@@ -8,7 +8,7 @@ import pytest
 from kernel_bench import IMAGE, INITRD
 
 from kexecemu import Board, Kernel, KernelConfig
-from kexecemu.crash.kernel import End
+from kexecemu.crash.end import End
 from kexecemu.errors import InputError
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.stray.fault import By, Fault

@@ -8,7 +8,8 @@ import pytest
 from kernel_bench import IMAGE, INITRD
 
 from kexecemu import Board, InputError, Kernel, KernelConfig
-from kexecemu.crash.kernel import End
+from kexecemu.crash.end import End
+from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import StopKind
 
@@ -64,7 +65,7 @@ def test_a_store_gets_through_and_the_digest_finds_it(by: str, width: int, momen
         assert (kernel.board.boot_cpu.instructions > executed) is (by != "late-cpu")
         stop = kernel.finish_crash(kernel.begin_crash() if stop is None else stop)
         assert (stop.kind, stop.pc) == (StopKind.LEFT, image.start)
-        end: End = kernel.follow(stop)
+        end: End = follow(crash(kernel, passed=Passed(kernel.left(stop))), {})
         # The model tells nobody who has written: the end is what the bytes make of it.
         assert end.purgatory is not None and end.purgatory.end.value == "mismatch"
         assert [(one.segment, one.offset) for one in end.damage] == [("initrd", 4096 - 8)]
@@ -183,7 +184,7 @@ def test_a_fault_of_the_late_cpu_disturbs_nobody() -> None:
         console = kernel.board.uart.text
         assert kernel.store(initrd_phys(image), b"\xa5", by="late-cpu") is not None
         assert kernel.board.uart.text == console and not kernel.board.cpus[1].powered
-        assert kernel.follow(stop).outcome == "captured"
+        assert follow(crash(kernel, passed=Passed(kernel.left(stop))), {}).outcome == "captured"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_an_oops_in_the_middle_of_a_panic_means_no_dump(
         assert fault is not None and says in kernel.board.uart.text
         stop = kernel.finish_crash(stop)
         assert (stop.kind, stop.pc) == (StopKind.BREAKPOINT, kernel.guest.vmlinux.virt(ends_at))
-        end = kernel.follow(stop)
+        end = follow(crash(kernel, passed=Passed(kernel.left(stop))), {})
         assert (end.outcome, end.dump) == ("hung", "none")
 
 

@@ -16,7 +16,7 @@ import pytest
 from machine.system_guest import DAIFSET_I, NOP, OFF, RESET, UDF, WFI, Words, b, br, flat, mov
 
 from kexecemu import Board, Dump, Kernel, KernelConfig, Outcome
-from kexecemu.crash.kernel import End
+from kexecemu.crash.end import End
 from kexecemu.formats.image import HEADER_SIZE, build
 from kexecemu.linux import capture as linux
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd, Load, load_digests, run_linux

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.kernel.config import KernelConfig

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kexecemu.crash.end import End
+from kexecemu.crash.moments import crash as moments_of
+from kexecemu.crash.moments import follow
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, NotFetched
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
@@ -18,10 +21,12 @@ from kexecemu.linux.capture import load_digests
 from kexecemu.linux.first import FirstLinux
 from kexecemu.linux.first_records import iomem
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.first_linux_crash import crash
-from kexecemu.scenario.first_linux_run import LinuxResult, linux_setup, run_linux_scenario
+from kexecemu.scenario.linux_setup import linux_setup
+from kexecemu.scenario.runner import Result, run_scenario, scenario_setup
 from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
 from kexecemu.stray.fault import By, Fault
+from kexecemu.stray.inject import inject
+from kexecemu.testing import run_result
 
 if TYPE_CHECKING:
     from tests.real.conftest import Command
@@ -38,9 +43,13 @@ def scenario(name: str) -> Scenario:
 REAL = [name for name in shipped_scenarios() if scenario(name).kernel.linux is not None]
 
 
-def run(name: str) -> LinuxResult:
+def crash(linux: FirstLinux) -> End:
+    return follow(moments_of(linux, linux=True), {})
+
+
+def run(name: str) -> Result:
     try:
-        return run_linux_scenario(scenario(name), Path())
+        return run_scenario(scenario(name), Path())
     except NotFetched as error:
         pytest.skip(str(error))
 
@@ -57,7 +66,7 @@ def loaded(needs: None) -> Callable[..., FirstLinux]:
     """Machines of the scenario linux-captures, or with something changed, that have loaded their crash kernel."""
 
     def load(**changes: object) -> FirstLinux:
-        setup = linux_setup(scenario("linux-captures"), Path())
+        setup = linux_setup(scenario_setup(scenario("linux-captures"), Path()))
         linux = FirstLinux(replace(setup, **changes))  # type: ignore[arg-type]
         linux.load()
         return linux
@@ -66,7 +75,7 @@ def loaded(needs: None) -> Callable[..., FirstLinux]:
 
 
 @pytest.fixture(scope="module")
-def captured() -> LinuxResult:
+def captured() -> Result:
     """One run of linux-captures."""
     return run("linux-captures")
 
@@ -78,7 +87,7 @@ def test_a_scenario_of_two_real_kernels_ends_as_it_says(name: str) -> None:
     assert result.expected
 
 
-def test_two_runs_give_the_same_console_timeline_and_dump(captured: LinuxResult, tmp_path: Path) -> None:
+def test_two_runs_give_the_same_console_timeline_and_dump(captured: Result, tmp_path: Path) -> None:
     dumps = []
     results = [captured, run("linux-captures")]
     assert captured.mismatches == []
@@ -92,7 +101,7 @@ def test_two_runs_give_the_same_console_timeline_and_dump(captured: LinuxResult,
     assert dumps[0] == dumps[1]
 
 
-def test_the_dump_is_the_crashed_machines_memory_and_says_whose_it_is(captured: LinuxResult) -> None:
+def test_the_dump_is_the_crashed_machines_memory_and_says_whose_it_is(captured: Result) -> None:
     result = captured
     assert result.end.capture is not None
     linux = result.end.capture.linux
@@ -154,11 +163,11 @@ def test_free_memory_that_is_stamped_is_latent_and_the_same_value_is_masked(
     loaded: Callable[..., FirstLinux],
 ) -> None:
     linux = loaded()
-    linux.inject(Fault("crashkernel-free+0x1000", write=STAMP, by=By.DMA))
+    inject(linux, Fault("crashkernel-free+0x1000", write=STAMP, by=By.DMA))
     assert crash(linux).outcome is Outcome.LATENT
     linux = loaded()
     before = linux.ram.read(linux._area("initrd").start, 1)
-    linux.inject(Fault("initrd", write=before, by=By.DMA))
+    inject(linux, Fault("initrd", write=before, by=By.DMA))
     assert crash(linux).outcome is Outcome.MASKED
 
 
@@ -167,7 +176,7 @@ def test_a_purgatory_whose_code_is_damaged_ends_otherwise_than_by_its_check(
 ) -> None:
     linux = loaded()
     # No instruction: the vectors are the dead kernel's, which is not mapped any more.
-    linux.inject(Fault("purgatory:purgatory", write=bytes(4), by=By.DMA))
+    inject(linux, Fault("purgatory:purgatory", write=bytes(4), by=By.DMA))
     end = crash(linux)
     assert end.outcome is Outcome.TRAPPED
     assert [damage.segment for damage in end.damage] == ["purgatory"]
@@ -179,7 +188,7 @@ def test_a_damaged_kernel_that_nobody_checks_is_found_out_by_running_it(
     linux = loaded(checks=False)
     assert linux.image.digest is None
     # b . at the entry: the second Linux stands there for ever.
-    linux.inject(Fault("kernel", write=(0x14000000).to_bytes(4, "little"), by=By.DMA))
+    inject(linux, Fault("kernel", write=(0x14000000).to_bytes(4, "little"), by=By.DMA))
     end = crash(linux)
     assert end.outcome is Outcome.HUNG
     assert end.capture is not None
@@ -193,10 +202,10 @@ def test_stores_of_every_width_do_what_dma_does(loaded: Callable[..., FirstLinux
     spare = linux.said.headers[-1].phys - linux.crashk_res.size - 0x400000  # type: ignore[union-attr]
     for width in (1, 2, 4, 8):
         data = bytes(range(width, width + 16))
-        injection = linux.inject(Fault(f"{spare:#x}", write=data, width=width))
+        injection = inject(linux, Fault(f"{spare:#x}", write=data, width=width))
         assert injection.exception is None
         assert linux.ram.read(spare, 16) == data
-        linux.inject(Fault(f"{spare:#x}", write=injection.before, by=By.DMA))
+        inject(linux, Fault(f"{spare:#x}", write=injection.before, by=By.DMA))
     assert linux.board.uart.text == console
     assert crash(linux).outcome in (Outcome.CAPTURED, Outcome.MASKED)
 
@@ -240,13 +249,31 @@ def test_the_command_prints_the_object_of_every_run_and_writes_the_dump(
         "panic",
         "jump",
         "purgatory",
+        "capture",
         "captured",
         "outcome",
     ]
 
 
-def test_the_command_refuses_what_there_is_not(command: Callable[..., Command], tmp_path: Path) -> None:
-    for option, value in (("--html", tmp_path / "x.html"), ("--handoff", tmp_path / "x")):
-        done = command("run", "linux-captures", option, value)
-        assert (done.status, len(done.stderr.splitlines())) == (2, 1)
-        assert done.stderr.startswith(f"kexecemu: {option}: ")
+def test_the_command_writes_a_page_and_the_hand_over_of_a_real_first_kernel(
+    command: Callable[..., Command], tmp_path: Path
+) -> None:
+    page, folder = tmp_path / "x.html", tmp_path / "x"
+    done = command("run", "linux-captures", "--html", page, "--handoff", folder)
+    assert (done.status, done.stderr) == (0, "")
+    assert "kexec_load, kexec-tools" in page.read_text()
+    assert (folder / "run-qemu.sh").is_file() and (folder / "state.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("when", "outcome"),
+    [("hashing-254", Outcome.SILENT), ("after-check", Outcome.SILENT), ("at-jump", Outcome.DETECTED)],
+)
+def test_dma_hits_a_real_crash_at_every_moment(when: str, outcome: Outcome) -> None:
+    result = run_result("linux-captures", faults=[Fault("initrd+0x1000", flip=1, by=By.DMA, when=when)])  # type: ignore[arg-type]
+    (told,) = result.end.timeline.of("fault")
+    assert result.end.injections[0].changed and told.facts["by"] == "dma"
+    assert result.end.outcome is outcome or (
+        outcome is Outcome.SILENT and result.end.outcome is Outcome.TRAPPED
+    )
+    result.kernel.board.close()

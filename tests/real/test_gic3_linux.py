@@ -13,10 +13,11 @@ import pytest
 from linux_boot import Boot, boot_debian
 from qemu_tree import dump_tree
 
+from kexecemu.crash.moments import crash as moments_of
+from kexecemu.crash.moments import follow
 from kexecemu.crash.outcome import Outcome
 from kexecemu.linux.first import FirstLinux
-from kexecemu.scenario.first_linux_crash import crash as crash_linux
-from kexecemu.scenario.first_linux_run import linux_setup
+from kexecemu.scenario.linux_setup import linux_setup
 from kexecemu.scenario.runner import crash, scenario_setup
 from kexecemu.scenario.schema import find_scenario, read_scenario
 
@@ -78,11 +79,11 @@ def test_a_real_first_kernel_crashes_into_a_real_capture_kernel(debian_kernel: P
     """Three CPUs, one of which no interrupt can stop."""
     path = find_scenario("linux-cpu-stuck")
     scenario = read_scenario(path)
-    setup = replace(linux_setup(scenario, path.parent), cpus=3, gic=3)
+    setup = replace(linux_setup(scenario_setup(scenario, path.parent)), cpus=3, gic=3)
     linux = FirstLinux(setup)
     with linux.board:
         linux.load()
-        end = crash_linux(linux)
+        end = follow(moments_of(linux, linux=True), {})
         console = linux.board.uart.text
     assert end.outcome is Outcome.CAPTURED
     # On the console and in the log that init sends; then by the capture kernel, on whichever CPU has crashed.

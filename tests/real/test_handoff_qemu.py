@@ -16,14 +16,13 @@ from kexecemu.crash.handoff import Handoff, write_handoff
 from kexecemu.crash.kernel import Kernel
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.kimage import Kimage
 from kexecemu.kernel.virt_board import virt_device_tree
 from kexecemu.machine.exceptions import Pstate
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.machine.sysregs import SYSREGS
 from kexecemu.scenario.runner import Result, crash
 from kexecemu.scenario.setup import Setup, prepare
-from kexecemu.stray.fault import By, Fault
+from kexecemu.stray.fault import By, Fault, When
 
 pytestmark = [
     pytest.mark.real,
@@ -66,12 +65,13 @@ def crash_and_hand_over(
 ) -> Crash:
     taken: list[tuple[Handoff, int]] = []
 
-    def at_jump(kernel: Kernel, image: Kimage) -> None:
-        written = write_handoff(folder, kernel, image, **handoff)  # type: ignore[arg-type]
+    def at_jump(kernel: Kernel) -> None:
+        assert kernel.image is not None
+        written = write_handoff(folder, kernel, kernel.image, **handoff)  # type: ignore[arg-type]
         taken.append((written, len(kernel.board.uart.output)))
 
     chosen = Setup(**setup, config=case.options, purgatory=case.purgatory, syscall=case.syscall)  # type: ignore[arg-type]
-    result = crash("a crash in two machines", chosen, list(case.faults), at_jump=at_jump)
+    result = crash("a crash in two machines", chosen, list(case.faults), acts={(When.AT_JUMP, 0): at_jump})
     [(written, before)] = taken
     return Crash(result, written, before)
 

@@ -21,10 +21,10 @@ from elftools.elf.elffile import ELFFile
 from qemu_tree import dump_tree
 
 from kexecemu.crash.dump import Dump
-from kexecemu.crash.kernel import End, Kernel
+from kexecemu.crash.end import End
+from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
-from kexecemu.kernel.kimage import Kimage
 from kexecemu.linux import capture as linux
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel
@@ -66,7 +66,7 @@ class Memory:
 
     digests: dict[tuple[int, int], str]
 
-    def look(self, kernel: Kernel, image: Kimage) -> None:
+    def look(self, kernel: Kernel) -> None:
         """To be called at the jump."""
         (bank,) = kernel.ram.banks
         region = kernel.crashk_res
@@ -100,7 +100,7 @@ def linux_of(end: End) -> LinuxCapture:
 def capture(setup: Setup, folder: Path) -> Capture:
     memory = Memory({})
     stray = Fault(f"{STRAY_PHYS:#x}", write=STRAY, by=By.DMA, when=When.AFTER_LOAD)
-    result = crash("a crash of a test", setup, [stray], at_jump=memory.look)
+    result = crash("a crash of a test", setup, [stray], acts={(When.AT_JUMP, 0): memory.look})
     assert isinstance(result.end.vmcore, linux.DiskVmcore), result.end.console[-2000:]
     result.end.vmcore.write(folder / "vmcore")
     return Capture(result, folder / "vmcore", memory)

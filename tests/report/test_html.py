@@ -231,7 +231,7 @@ def test_a_write_says_who_where_when_and_what_came_of_it(run):
     text = _Page(render(result)).text
     assert f"DMA at initrd+0x1000 (physical {injection.phys:#x}), after the purgatory's check" in text
     assert f"Memory before {injection.before.hex()}, after a5a5a5a5." in text
-    assert "Writes after the check" in text
+    assert "Writes after the jump" in text
 
 
 def test_an_exception_is_told_with_the_place_where_it_happened_and_not_where_it_was_reported(run):

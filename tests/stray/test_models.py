@@ -14,10 +14,11 @@ from elftools.elf.sections import SymbolTableSection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexecemu.campaign.fault import CampaignFault, Moment, Writer
+from kexecemu.campaign.fault import CampaignFault
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
 from kexecemu.stray.contents import STRUCTURES
+from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import HASHED_CONTENTS, MAX_LENGTH, MODELS, Model, find_model, model_rows
 
 DATA = Path(__file__).parent.parent / "data" / "kernel" / "linear-map"
@@ -82,7 +83,7 @@ def test_it_says_what_it_is_and_where_that_comes_from(model: Model) -> None:
 
 @every_model
 def test_its_name_can_stand_in_the_token_of_a_fault(model: Model) -> None:
-    fault = CampaignFault(Writer.CPU, model.name, model.variants - 1, "initrd", 16, Moment.AFTER_LOAD)
+    fault = CampaignFault(By.CPU, model.name, model.variants - 1, "initrd", 16, When.AFTER_LOAD)
     assert CampaignFault.parse(fault.id) == fault
 
 

@@ -19,36 +19,42 @@ def kernel() -> Kernel:
     return kernel
 
 
+def place(kernel: Kernel, target: str, length: int) -> int:
+    area = resolve(kernel, Fault(target, write=bytes(length)))
+    assert area.size == length
+    return area.start
+
+
 def test_a_segment_and_an_offset(kernel: Kernel) -> None:
     assert kernel.image is not None
     for segment in kernel.image.segments:
-        assert resolve(kernel, segment.name, 1) == segment.mem
-        assert resolve(kernel, f"{segment.name}+0x10", 1) == segment.mem + 16
-        assert resolve(kernel, f"{segment.name}+16", 1) == segment.mem + 16
-        assert resolve(kernel, f"{segment.name}+{segment.memsz - 1}", 1) == segment.mem + segment.memsz - 1
+        assert place(kernel, segment.name, 1) == segment.mem
+        assert place(kernel, f"{segment.name}+0x10", 1) == segment.mem + 16
+        assert place(kernel, f"{segment.name}+16", 1) == segment.mem + 16
+        assert place(kernel, f"{segment.name}+{segment.memsz - 1}", 1) == segment.mem + segment.memsz - 1
 
 
 def test_symbols_of_the_purgatory_and_of_the_first_kernel(kernel: Kernel) -> None:
     assert kernel.image is not None and kernel.image.purgatory is not None
     digest = kernel.image.purgatory.symbol_phys("purgatory_sha256_digest")
-    assert resolve(kernel, "purgatory:purgatory_sha256_digest+4", 1) == digest + 4
+    assert place(kernel, "purgatory:purgatory_sha256_digest+4", 1) == digest + 4
     assert kernel.ram.read(digest, 32) == kernel.image.digest
-    assert resolve(kernel, "vmlinux:linux_banner", 1) == kernel.guest.phys("linux_banner")
+    assert place(kernel, "vmlinux:linux_banner", 1) == kernel.guest.phys("linux_banner")
 
 
 def test_free_crash_memory_is_used_by_nothing(kernel: Kernel) -> None:
     assert kernel.image is not None
-    phys = resolve(kernel, "crashkernel-free+0x1000", 8)
+    phys = place(kernel, "crashkernel-free+0x1000", 8)
     assert kernel.crashk_res is not None
     assert phys in kernel.crashk_res
     assert kernel.image.segment_at(phys) is None
     assert not any(phys in page for page in kernel.image.control_pages)
-    assert resolve(kernel, "crashkernel", 1) == kernel.crashk_res.start
+    assert place(kernel, "crashkernel", 1) == kernel.crashk_res.start
 
 
 def test_physical_addresses_in_hex_and_decimal(kernel: Kernel) -> None:
-    assert resolve(kernel, "0x40000000", 1) == 0x40000000
-    assert resolve(kernel, "1073741824", 1) == 0x40000000
+    assert place(kernel, "0x40000000", 1) == 0x40000000
+    assert place(kernel, "1073741824", 1) == 0x40000000
 
 
 @pytest.mark.parametrize(
@@ -69,19 +75,19 @@ def test_physical_addresses_in_hex_and_decimal(kernel: Kernel) -> None:
 )
 def test_nonsense_is_refused(kernel: Kernel, target: str) -> None:
     with pytest.raises(InputError):
-        resolve(kernel, target, 2)
+        place(kernel, target, 2)
 
 
 def test_a_write_past_the_end_of_its_target_is_refused(kernel: Kernel) -> None:
-    assert resolve(kernel, "dtb+0xffe", 2)
+    assert place(kernel, "dtb+0xffe", 2)
     with pytest.raises(InputError, match="do not fit in the 0x1000 bytes of dtb"):
-        resolve(kernel, "dtb+0xfff", 2)
+        place(kernel, "dtb+0xfff", 2)
 
 
 def test_before_a_load_there_is_nothing_to_hit() -> None:
     kernel = Kernel.boot(Board("256M"), KernelConfig(), cmdline="crashkernel=64M")
     with pytest.raises(InputError, match="no crash image is loaded"):
-        resolve(kernel, "initrd", 1)
+        place(kernel, "initrd", 1)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,7 @@ def test_a_store_has_a_width_that_exists() -> None:
 
 
 def test_a_flip_inverts_exactly_its_bits(kernel: Kernel) -> None:
-    before = kernel.ram.read(resolve(kernel, "kernel+0x500", 1), 1)[0]
+    before = kernel.ram.read(place(kernel, "kernel+0x500", 1), 1)[0]
     injection = kernel.flip("kernel+0x500", 0x41, by=By.DMA)
     assert injection is not None
     assert injection.after[0] == before ^ 0x41

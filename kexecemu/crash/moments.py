@@ -1,0 +1,288 @@
+"""One crash, from the loaded image to its end: a sequence of named moments, at which others may act.
+
+A stray write of a scenario or a campaign, a snapshot, a recorder, the hand-over to QEMU: each is "at this moment, do
+that". Nothing else happens between two moments than what the machine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from kexecemu.crash.damage import Damage, find_damage, written_by_early_check
+from kexecemu.crash.dump import CrashedMemory, Dump, judge_dump
+from kexecemu.crash.end import End
+from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
+from kexecemu.crash.reason import Facts, reason_of
+from kexecemu.crash.stages import (
+    PARTS,
+    CaptureEnd,
+    CaptureRun,
+    PurgatoryEnd,
+    PurgatoryRun,
+    capture_stage,
+    purgatory_stage,
+    through,
+)
+from kexecemu.crash.vmcore import Vmcore
+from kexecemu.crash.words import tell_capture, tell_purgatory
+from kexecemu.kernel.kimage import Kimage
+from kexecemu.linux.capture import DiskVmcore
+from kexecemu.machine.snapshot import Snapshots
+from kexecemu.machine.system_cpu import SystemCpu
+from kexecemu.shown import shown
+from kexecemu.stray.fault import When
+from kexecemu.stray.first import FirstKernel, Left, Progress
+
+_T = TypeVar("_T")
+
+__all__ = ["SYSRQ", "Act", "At", "Passed", "crash", "follow"]
+
+SYSRQ = "sysrq triggered crash"
+
+At = tuple[When, int]
+"""A moment and its number, 0 for those without: see kexecemu.stray.fault.When."""
+
+Act = Callable[[], object]
+
+
+@shown()
+@dataclass
+class Passed:
+    """What is behind a crash: kept beside a snapshot of the machine, it lets the crash go on from there.
+
+    left is how the first kernel was left, None before that. crashed is what a dump has to show, damage what was found
+    of the purgatory when it was entered, back_phys where it may return to. step is how many 256ths of its run are
+    behind a purgatory that has begun (None: it has not), hashing how many instructions all of them are; purgatory is
+    how it ended.
+    """
+
+    left: Left | None = None
+    crashed: CrashedMemory | None = None
+    damage: list[Damage] = field(default_factory=list)
+    back_phys: int = 0
+    step: int | None = None
+    hashing: int | None = None
+    purgatory: PurgatoryRun | None = None
+
+
+def follow(steps: Generator[At, None, End], acts: Mapping[At, Sequence[Act]]) -> End:
+    """A crash to its end; at each moment what is to be done there."""
+    while True:
+        try:
+            at = next(steps)
+        except StopIteration as stop:
+            end: End = stop.value
+            return end
+        for act in acts.get(at, ()):
+            act()
+
+
+def crash(
+    first: FirstKernel,
+    message: str = SYSRQ,
+    wanted: Collection[At] = (),
+    *,
+    linux: bool = False,
+    progress: Progress | None = None,
+    passed: Passed | None = None,
+) -> Generator[At, None, End]:
+    """From right after the load to the end. It stops at every moment; at those with a number where `wanted` has them.
+
+    linux follows a capture kernel that is a real Linux to its end. passed is what a machine has behind it that was put
+    back to a later moment, and is kept up to date on the way; None for one that has just loaded.
+    """
+    passed = Passed() if passed is None else passed
+    if passed.left is None:
+        yield When.AFTER_LOAD, 0
+        yield When.BEFORE_PANIC, 0
+        passed.left = yield from _at(When.DURING_PANIC, first.leave(message), passed)
+    left, image = passed.left, first.image
+    if image is None or not left.out:
+        return _never_left(first, left, image)
+    if left.stop.pc != image.start:
+        return _misboot(first, left.stop.pc, image)
+    if passed.purgatory is None and passed.step is None:
+        yield When.AT_JUMP, 0
+        passed.damage = _own_damage(first, image)
+        passed.back_phys = left.cpu.x(30)
+    if passed.crashed is None:
+        passed.crashed = CrashedMemory.of(first.board.ram, image, image.vmcoreinfo)
+    if image.purgatory is not None and passed.purgatory is None:
+        passed.purgatory = yield from _purgatory(first, image, wanted, passed, progress)
+        if passed.purgatory.end is PurgatoryEnd.RETURNED:
+            first.resume()
+    if passed.purgatory is not None and passed.purgatory.end is not PurgatoryEnd.KERNEL:
+        return _judged(first, image, passed)
+    yield When.AFTER_CHECK, 0
+    return (yield from _capture(first, image, wanted, passed, linux, progress))
+
+
+def _at(when: When, stage: Generator[int | None, None, _T], passed: Passed) -> Generator[At, None, _T]:
+    """A part of the crash, each stop of which is a moment of this kind."""
+    while True:
+        try:
+            step = next(stage)
+        except StopIteration as stop:
+            result: _T = stop.value
+            return result
+        if when is When.WHILE_HASHING:
+            passed.step = step
+        yield when, step or 0
+
+
+def _purgatory(
+    first: FirstKernel, image: Kimage, wanted: Collection[At], passed: Passed, progress: Progress | None
+) -> Generator[At, None, PurgatoryRun]:
+    """From the purgatory's entry, or from where it stands, to its end."""
+    assert passed.left is not None
+    cpu, done = passed.left.cpu, passed.step or 0
+    steps = sorted(
+        step
+        for when, step in wanted
+        if when is When.WHILE_HASHING and (passed.step is None or step > passed.step)
+    )
+    if steps and passed.hashing is None:
+        passed.hashing = _measured(first, cpu, image)
+    total = passed.hashing or 0
+    stage = purgatory_stage(
+        cpu,
+        image,
+        back_phys=passed.back_phys,
+        steps=steps,
+        total=total,
+        done=total * done // PARTS,
+        progress=progress,
+    )
+    run = yield from _at(When.WHILE_HASHING, stage, passed)
+    tell_purgatory(first.board.timeline, run, image)
+    return run
+
+
+def _measured(first: FirstKernel, cpu: SystemCpu, image: Kimage) -> int:
+    """Instructions of the purgatory's run from here to its end; the machine is as before it afterwards."""
+    snapshots = Snapshots(first.board)
+    before = snapshots.take()
+    run = through(purgatory_stage(cpu, image, back_phys=cpu.x(30)))
+    snapshots.restore(before)
+    snapshots.close()
+    cpu.flush_code()
+    return run.instructions
+
+
+def _capture(
+    first: FirstKernel,
+    image: Kimage,
+    wanted: Collection[At],
+    passed: Passed,
+    linux: bool,
+    progress: Progress | None,
+) -> Generator[At, None, End]:
+    """From the capture kernel's entry on."""
+    board, left, crashed = first.board, passed.left, passed.crashed
+    assert left is not None and crashed is not None
+    damage = [*passed.damage, *find_damage(board.ram, image, purgatory=False)]
+    board.timeline.record(
+        "capture", f"the capture kernel starts at {image.kernel_entry:#x}", pc_phys=image.kernel_entry
+    )
+    # A real Linux makes use of all its memory: what a fault has left there is judged before it does.
+    differ = written_bytes_differ(board.ram, first.injections) if linux else None
+    changed = crashed.changed() if linux else None
+    steps = sorted(step for when, step in wanted if when is When.IN_CAPTURE)
+    stage = capture_stage(
+        left.cpu, board, image, steps=steps, linux=linux, loads=crashed.loads, progress=progress
+    )
+    capture = yield from _at(When.IN_CAPTURE, stage, passed)
+    tell_capture(board.timeline, capture)
+    vmcore = _vmcore(first, image, capture)
+    if changed is None:
+        changed = crashed.changed() if vmcore is not None else []
+    dump = judge_dump(crashed, passed.purgatory, capture, vmcore, changed, damage)
+    outcome = judge(
+        board.ram, first.injections, damage, passed.purgatory, capture, dump=dump[0], differ=differ
+    )
+    return _end(first, image, outcome, dump, damage, passed, capture, vmcore)
+
+
+def _own_damage(first: FirstKernel, image: Kimage) -> list[Damage]:
+    """What differs of the purgatory, which can be compared until it runs."""
+    ram = first.board.ram
+    own = written_by_early_check(ram, image.purgatory) if image.purgatory is not None else []
+    return find_damage(ram, image, purgatory=True, own=own)
+
+
+def _judged(first: FirstKernel, image: Kimage, passed: Passed) -> End:
+    """The end of a crash whose purgatory has started no kernel."""
+    assert passed.crashed is not None
+    damage = [*passed.damage, *find_damage(first.board.ram, image, purgatory=False)]
+    dump = judge_dump(passed.crashed, passed.purgatory, None, None, ())
+    outcome = judge(first.board.ram, first.injections, damage, passed.purgatory, None)
+    return _end(first, image, outcome, dump, damage, passed)
+
+
+def _misboot(first: FirstKernel, pc: int, image: Kimage) -> End:
+    """The first kernel's own crash path went wrong: its kimage was damaged."""
+    words = f"the first kernel jumped to {pc:#x} instead of {image.start:#x}"
+    first.board.timeline.record("misboot", words, pc_phys=pc)
+    damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
+    reason = "the first kernel did not jump to the image's entry"
+    return _over(first, Outcome.MISBOOT, reason, (Dump.NONE, f"none: {reason}"), damage)
+
+
+def _never_left(first: FirstKernel, left: Left, image: Kimage | None) -> End:
+    if image is None:
+        reason = "no crash image is loaded: panic() goes on without a dump"
+        return _over(first, Outcome.HUNG, reason, (Dump.NONE, "none: no crash image is loaded"), [])
+    damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
+    if left.refused is not None:
+        none = "none: the first kernel does not start an image that it found damaged"
+        reason = f"the first kernel gives kdump up: {left.refused}"
+        return _over(first, Outcome.DETECTED, reason, (Dump.NONE, none), damage)
+    reason = "the crash path did not get out of the first kernel"
+    first.board.timeline.record("lost", f"{reason}: {left.stop}", pc_virt=left.stop.pc)
+    outcome = Outcome.TRAPPED if left.trapped else Outcome.HUNG
+    return _over(first, outcome, reason, (Dump.NONE, f"none: {reason}"), damage)
+
+
+def _vmcore(first: FirstKernel, image: Kimage, capture: CaptureRun) -> Vmcore | DiskVmcore | None:
+    """The dump that a capture kernel came to, None where it came to none."""
+    if capture.linux is not None:
+        return capture.linux.vmcore
+    if capture.end is CaptureEnd.DONE and capture.record is not None:
+        return Vmcore(first.board, image.dtb_mem, capture.record.elfcorehdr)
+    return Vmcore(first.board, image.dtb_mem) if capture.end is CaptureEnd.ENTERED else None
+
+
+def _end(
+    first: FirstKernel,
+    image: Kimage,
+    outcome: Outcome,
+    dump: tuple[Dump, str],
+    damage: list[Damage],
+    passed: Passed,
+    capture: CaptureRun | None = None,
+    vmcore: Vmcore | DiskVmcore | None = None,
+) -> End:
+    loads = passed.crashed.loads if passed.crashed is not None else []
+    facts = Facts(image, first.injections, damage, passed.purgatory, capture, dump[0], loads, image.purgatory)
+    end = _over(first, outcome, reason_of(outcome, facts), dump, damage)
+    return replace(end, purgatory=passed.purgatory, capture=capture, vmcore=vmcore)
+
+
+def _over(
+    first: FirstKernel, outcome: Outcome, reason: str, dump: tuple[Dump, str], damage: list[Damage]
+) -> End:
+    board = first.board
+    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=dump[0].value)
+    return End(
+        outcome,
+        reason,
+        damage,
+        list(first.injections),
+        board.uart.text,
+        board.timeline,
+        board.instructions,
+        dump=dump[0],
+        dump_reason=dump[1],
+    )

@@ -1,0 +1,61 @@
+"""A setup whose first kernel is a real Linux: its files, and what it is started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kexecemu.arguments import contents
+from kexecemu.errors import InputError
+from kexecemu.formats.image import has_magic, missing_bytes
+from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
+from kexecemu.linux.first import DEFAULT_CMDLINE, DEFAULT_RAM, LinuxSetup
+from kexecemu.linux.initramfs import CAPTURE_CMDLINE
+from kexecemu.scenario.linux_keys import check_real
+from kexecemu.scenario.options import Setup, check_first, given_options
+
+__all__ = ["linux_setup", "read_kernel"]
+
+
+def read_kernel(path: Path) -> bytes:
+    """An Image from a file; InputError for one that no boot loader starts, or that is cut off."""
+    image = contents(path, "kernel")
+    if not has_magic(image):
+        raise InputError(f"kernel {path}: no arm64 Image")
+    if missing := missing_bytes(image):
+        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
+    return image
+
+
+def linux_setup(setup: Setup) -> LinuxSetup:
+    """What a real first kernel is started with: the same setup, with all of its files read.
+
+    The crash kernel is the first kernel's own Image unless [load] names another one. Raises InputError for files that
+    are missing, or not fetched yet.
+    """
+    assert setup.linux is not None
+    check_first(given_options(setup))
+    check_real(str(setup.initrd), setup.cmdline)
+    cpus = setup.value("cpus")
+    wrong = [index for index in setup.stuck_cpus if not 0 <= index < cpus]
+    if wrong:
+        raise InputError(f"machine.stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
+    first = fetched_kernel(setup.linux)
+    second = first if setup.kernel is None else fetched_kernel(setup.kernel)
+    image = read_kernel(first)
+    programs = fetched_programs()
+    return LinuxSetup(
+        image=image,
+        crash_image=image if second == first else read_kernel(second),
+        crash_initrd=fetched_initrd(second) if setup.initrd is None else contents(setup.initrd, "initrd"),
+        busybox=programs.busybox,
+        kexec=programs.kexec,
+        packages=programs.packages,
+        ram=DEFAULT_RAM if setup.ram is None else setup.ram,
+        cpus=cpus,
+        gic=setup.value("gic"),
+        cmdline=DEFAULT_CMDLINE if setup.cmdline is None else setup.cmdline,
+        append=CAPTURE_CMDLINE if "append" not in given_options(setup) else setup.append,
+        checks=setup.purgatory != "none",
+        stuck_cpus=setup.stuck_cpus,
+        seed=setup.seed,
+    )

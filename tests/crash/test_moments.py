@@ -1,0 +1,137 @@
+"""One crash is one sequence of moments: each comes in order, and what is done at one is done there and told there."""
+
+from __future__ import annotations
+
+import pytest
+
+from kexecemu import By, Fault, InputError, Outcome, When
+from kexecemu.campaign.fault import CampaignFault
+from kexecemu.crash.moments import crash, follow
+from kexecemu.machine.snapshot import Snapshots
+from kexecemu.scenario.runner import crash as crash_of
+from kexecemu.scenario.setup import Setup, prepare
+from kexecemu.stray.models import find_model
+from kexecemu.testing import run, run_result
+
+NUMBERED = [(When.WHILE_HASHING, 0), (When.WHILE_HASHING, 128), (When.IN_CAPTURE, 1000)]
+
+
+def test_moments_come_in_the_order_of_their_names_and_numbers() -> None:
+    kernel, _ = prepare(Setup(cpus=2))
+    seen = []
+    steps = crash(kernel, wanted=[*reversed(NUMBERED)])
+    while True:
+        try:
+            seen.append((next(steps), kernel.board.time))
+        except StopIteration as stop:
+            assert stop.value.outcome is Outcome.CAPTURED
+            break
+    moments = [at for at, _ in seen]
+    assert [when for when, _ in moments] == sorted((when for when, _ in moments), key=list(When).index)
+    assert set(moments) == {
+        (when, 0) for when in When if when not in (When.DURING_LOAD, When.IN_CAPTURE)
+    } | set(NUMBERED)
+    assert [time for _, time in seen] == sorted(time for _, time in seen)
+    kernel.close()
+
+
+def test_who_only_looks_changes_nothing() -> None:
+    one, other = (prepare(Setup(cpus=2))[0] for _ in range(2))
+    plain = one.panic()
+    looked = follow(crash(other, wanted=NUMBERED), {})
+    assert plain.timeline.as_jsonl() == looked.timeline.as_jsonl()
+    assert (plain.console, plain.instructions) == (looked.console, looked.instructions)
+    one.close()
+    other.close()
+
+
+WRITES = [
+    ("dma", "during-load", "masked"),
+    ("dma", "during-panic", "detected"),
+    ("cpu", "during-panic", "detected"),
+    ("alias", "after-load", "detected"),
+    ("alias", "during-panic", "detected"),
+    ("late-cpu", "during-panic", "detected"),
+    ("late-cpu", "at-jump", "detected"),
+    ("dma", "at-jump", "detected"),
+    ("dma", "hashing-0", "detected"),
+    ("late-cpu", "hashing-0", "detected"),
+    ("dma", "hashing-254", "silent"),
+    ("late-cpu", "hashing-254", "silent"),
+    ("dma", "after-check", "silent"),
+    ("late-cpu", "after-check", "silent"),
+    ("dma", "capture-1000", "latent"),
+    ("late-cpu", "capture-1000", "latent"),
+]
+
+
+@pytest.mark.parametrize(("by", "when", "outcome"), WRITES)
+def test_a_scenario_can_write_whenever_a_campaign_can(by: str, when: str, outcome: str) -> None:
+    fault = Fault("initrd+0x10", flip=1, by=by, when=when)  # type: ignore[arg-type]
+    result = run_result(faults=[fault], cpus=2)
+    (told,) = result.end.timeline.of("fault")
+    assert (told.facts["by"], result.end.outcome.value) == (by, outcome)
+    assert result.end.injections[0].fault.when_word == when
+    result.kernel.board.close()
+
+
+@pytest.mark.parametrize("protection", ["pte", "readonly", "bbml2"])
+def test_protection_stops_a_late_cpu_but_no_alias(protection: str) -> None:
+    late = run(
+        faults=[Fault("initrd", flip=1, by=By.LATE_CPU, when=When.DURING_PANIC)],
+        cpus=2,
+        protection=protection,
+    )
+    assert late.outcome is Outcome.PREVENTED and late.injections[0].exception is not None
+    alias = run(faults=[Fault("initrd", flip=1, by=By.ALIAS)], cpus=2, protection=protection)
+    assert alias.outcome is Outcome.DETECTED
+
+
+def test_a_store_that_is_refused_in_the_panic_means_no_dump() -> None:
+    end = run(faults=[Fault("initrd", flip=1, when=When.DURING_PANIC)], protection="pte")
+    assert (end.outcome, end.dump.value) == (Outcome.HUNG, "none")
+    assert "Unable to handle kernel" in end.console
+
+
+@pytest.mark.parametrize("target", ["purgatory:purgatory_start", "purgatory:purgatory"])
+def test_a_foreign_purgatory_that_a_write_has_stopped_has_refused_nothing(target: str) -> None:
+    """b . over its first instruction: it stands in an endless loop, and has hashed nothing."""
+    end = run(faults=[Fault(target, write=bytes.fromhex("00000014"), by=By.DMA)], syscall="kexec_load")
+    assert end.outcome is Outcome.HUNG
+    assert run(faults=[Fault("initrd", flip=1)], syscall="kexec_load").outcome is Outcome.DETECTED
+
+
+def test_a_fault_of_a_campaign_is_the_same_as_a_scenarios() -> None:
+    one = CampaignFault.parse("dma.byte.5.initrd+10.hashing-254")
+    result = crash_of("a test", Setup(), [])
+    area = result.kernel.place(Fault("initrd+0x10", flip=1))
+    result.kernel.board.close()
+    end = run(faults=[one.fault(area)])
+    (told,) = end.injections
+    assert end.outcome is Outcome.SILENT and told.changed
+    assert (told.phys, told.after) == (area.start, find_model("byte").data(5, told.before))
+
+
+def test_a_token_that_is_not_written_as_a_campaign_does_is_told_the_right_one() -> None:
+    with pytest.raises(InputError, match=r"it is written dma\.bit-flip\.2\.initrd\+1a\.after-load"):
+        CampaignFault.parse("dma.bit-flip.02.initrd+01a.after-load")
+
+
+def test_a_second_panic_from_the_same_snapshot_is_the_same_crash() -> None:
+    kernel, _ = prepare(Setup(cpus=3))
+    snapshots = Snapshots(kernel.board)
+    loaded = snapshots.take()
+    ends = []
+    for _ in range(2):
+        end = kernel.panic()
+        ends.append((end.outcome, end.console, end.timeline.as_jsonl(), end.instructions))
+        snapshots.restore(loaded)
+        kernel.board.boot_cpu.flush_code()
+    assert ends[0] == ends[1] and "stopping secondary CPUs" in ends[0][1]
+    snapshots.close()
+    kernel.close()
+
+
+def test_a_target_that_is_not_there_is_told_before_anything_crashes() -> None:
+    with pytest.raises(InputError, match="no such segment"):
+        run(faults=[Fault("initrdd", flip=1, by=By.DMA, when=When.AFTER_CHECK)])

@@ -146,7 +146,7 @@ def test_an_unknown_key_is_refused_with_its_path(
         ("[load]\nsyscall = 'kexec'", "$.load.syscall"),
         ("[[fault]]\nby = 'cosmic ray'\nat = 'initrd'", "$.fault[0].by"),
         ("[[fault]]\nat = 'initrd'\nwrite = 255", "$.fault[0].write"),
-        ("[[fault]]\nat = 'initrd'\nwrite = 'ff'\nwhen = 'now'", "no moment 'now'"),
+        ("[[fault]]\nat = 'initrd'\nwrite = 'ff'\nwidth = 'now'", "$.fault[0].width"),
         ("[expect]\noutcome = 'good'", "$.expect.outcome"),
         ("[expect]\noutcome = 'silent'\nconsole = 'one line'", "$.expect.console"),
     ],

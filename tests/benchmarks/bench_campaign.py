@@ -46,7 +46,6 @@ from kexecemu.campaign.engine import Engine
 from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.sampling import sample_uniform
 from kexecemu.campaign.store import Row, Store
-from kexecemu.campaign.victim import Write
 from kexecemu.crash.handoff import Handoff, write_handoff
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictState, read_verdict
@@ -229,15 +228,8 @@ class Machine:
 
     def from_checkpoint(self, fault: CampaignFault) -> str:
         """Run, never concluded."""
-        model = find_model(fault.model)
-        write = Write(
-            fault.by,
-            self.engine.area(fault),
-            lambda before: model.data(fault.variant, before),
-            fault.moment,
-            fault.at,
-        )
-        return self.engine.victim.run(write, late=True).outcome
+        area = self.engine.area(fault)
+        return self.engine.victim.run(fault.fault(area), area, late=True).outcome
 
     def hash_natively(self, fault: CampaignFault) -> bool:
         """All that is hashed, with the fault in it: whether the digest is another one."""

@@ -80,15 +80,20 @@ def crash(
     acts: Mapping[At, Callable[[Any], object]] | None = None,
     console: Listener | None = None,
 ) -> Result:
-    """Load, make every fault happen at its moment, panic, and follow the machine to the end."""
+    """Load, make every fault happen at its moment, panic, and follow the machine to the end.
+
+    acts are called with the first kernel at their moments, behind the faults there.
+    """
     for fault in faults:
         instance(fault, Fault, "fault")
     first, image = _loaded(setup, faults, progress, console)
-    todo: dict[At, list[Act]] = {at: [partial(act, first)] for at, act in (acts or {}).items()}
+    todo: dict[At, list[Act]] = {}
     for fault in faults:
         if fault.when is not When.DURING_LOAD:
             first.place(fault)  # a target that is not there is told before anything runs
             todo.setdefault(fault.moment, []).append(partial(inject, first, fault))
+    for at, act in (acts or {}).items():
+        todo.setdefault(at, []).append(partial(act, first))
     steps = moments_of(
         first, message, todo, linux=setup.linux is not None or setup.capture == "linux", progress=progress
     )

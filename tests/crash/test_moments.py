@@ -132,6 +132,15 @@ def test_a_second_panic_from_the_same_snapshot_is_the_same_crash() -> None:
     kernel.close()
 
 
+def test_who_looks_at_a_moment_sees_what_is_written_at_it() -> None:
+    seen: list[bytes] = []
+    fault = Fault("initrd", flip=0xFF, by=By.DMA, when=When.AT_JUMP)
+    look = {fault.moment: lambda kernel: seen.append(kernel.ram.read(kernel.place(fault).start, 1))}
+    result = crash_of("a test", Setup(), [fault], acts=look)
+    assert seen == [result.end.injections[0].after] != [result.end.injections[0].before]
+    result.kernel.board.close()
+
+
 def test_a_target_that_is_not_there_is_told_before_anything_crashes() -> None:
     with pytest.raises(InputError, match="no such segment"):
         run(faults=[Fault("initrdd", flip=1, by=By.DMA, when=When.AFTER_CHECK)])

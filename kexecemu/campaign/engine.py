@@ -42,7 +42,7 @@ from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Scenario
 from kexecemu.scenario.setup import prepare
 from kexecemu.shown import shown
-from kexecemu.stray.fault import By, When
+from kexecemu.stray.fault import By, Fault, When
 from kexecemu.stray.models import find_model
 
 __all__ = ["Engine"]
@@ -68,6 +68,7 @@ class _Place:
     """Where a fault hits, resolved."""
 
     fault: CampaignFault
+    write: Fault
     area: PhysRange
     segment: str
     before: bytes
@@ -136,7 +137,8 @@ class Engine:
         area = self._places.reach(fault)
         before = self._memory(fault.moment, area)
         segment = self.image.segment_at(area.start)
-        return _Place(fault, area, segment.name if segment else "", before, fault.fault(area).data(before))
+        write = fault.fault(area)
+        return _Place(fault, write, area, segment.name if segment else "", before, write.data(before))
 
     def _memory(self, moment: When, area: PhysRange) -> bytes:
         """What memory holds there right before the write, of an undisturbed run. It is a guess where hashing or the
@@ -211,17 +213,13 @@ class Engine:
         place = self._place(fault)
         concluded = self._conclude(place)
         if concluded is None:
-            return self._finish(
-                place, self.victim.run(place.fault.fault(place.area), place.area, late=True), How.RUN
-            )
+            return self._finish(place, self.victim.run(place.write, place.area, late=True), How.RUN)
         return self._finish(place, *concluded)
 
     def run(self, fault: CampaignFault) -> Decided:
         """The same, always in full emulation from the load on."""
         place = self._place(fault)
-        return self._finish(
-            place, self.victim.run(place.fault.fault(place.area), place.area, late=False), How.RUN
-        )
+        return self._finish(place, self.victim.run(place.write, place.area, late=False), How.RUN)
 
     def area(self, fault: CampaignFault) -> PhysRange:
         """The physical bytes that a fault writes. InputError for one that is not in this machine."""
@@ -413,7 +411,7 @@ class Engine:
         """What all faults of a kind end in: what the first one of it does, which is run."""
         known = self._known.get(kind)
         if known is None:
-            known = self._known[kind] = self.victim.run(place.fault.fault(place.area), place.area, late=False)
+            known = self._known[kind] = self.victim.run(place.write, place.area, late=False)
         return known
 
 

@@ -10,7 +10,7 @@ from kexecemu.crash.dump import Dump
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
-from kexecemu.stray.fault import NUMBERED, By, Fault, When
+from kexecemu.stray.fault import NUMBERED, By, Fault, When, when_word
 from kexecemu.suggest import did_you_mean
 
 __all__ = ["MOMENTS", "CampaignFault", "Decided", "Ended", "How"]
@@ -44,7 +44,7 @@ class CampaignFault:
     @property
     def id(self) -> str:
         """The token: dma.bit-flip.3.initrd+1a2b.hashing-128."""
-        moment = f"{self.moment.value}-{self.at}" if self.moment in NUMBERED else self.moment.value
+        moment = when_word(self.moment, self.at)
         return f"{self.by.value}.{self.model}.{self.variant:x}.{self.base}+{self.offset:x}.{moment}"
 
     @classmethod

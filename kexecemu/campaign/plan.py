@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,9 +11,9 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.kimage import SEGMENT_NAMES
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
-from kexecemu.stray.fault import NUMBERED, By, When, can_write
+from kexecemu.stray.fault import By, When, can_write, parse_when
 from kexecemu.stray.models import Model, find_model
-from kexecemu.suggest import did_you_mean, there_are
+from kexecemu.suggest import there_are
 
 __all__ = ["HASHING_STEPS", "Plan", "plan_of"]
 
@@ -23,8 +22,6 @@ HASHING_STEPS = tuple(range(8, 256, 16))
 
 # All that there can be; whether a segment was loaded is for the machine to say.
 _PLACES = (*SEGMENT_NAMES, *WHERE)
-
-_MOMENT = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z", re.ASCII)
 
 
 @shown()
@@ -95,26 +92,9 @@ def _moments(words: Sequence[str]) -> tuple[tuple[When, int], ...]:
 
 
 def _moment(word: str) -> list[tuple[When, int]]:
-    match = _MOMENT.match(word)
-    if match is None or match["moment"] not in MOMENTS:
-        known = ", ".join(f"{one}-N" if one in NUMBERED else one for one in MOMENTS)
-        raise InputError(
-            f"campaign.moments: no moment {word!r}{did_you_mean(word, MOMENTS)}; there are {known}, and hashing for 16 "
-            "steps of it"
-        )
-    moment = When(match["moment"])
-    if moment not in NUMBERED:
-        if match["at"] is not None:
-            raise InputError(f"campaign.moments: {moment.value} goes without a number, not {word!r}")
-        return [(moment, 0)]
-    if match["at"] is None:
-        if moment is When.WHILE_HASHING:
-            return [(moment, step) for step in HASHING_STEPS]
-        raise InputError(f"campaign.moments: {word!r} needs its number of instructions, as in {word}-1000")
-    at = int(match["at"])
-    if at > NUMBERED[moment]:
-        raise InputError(f"campaign.moments: {word!r} is too far: {moment.value} goes to {NUMBERED[moment]}")
-    return [(moment, at)]
+    if word == When.WHILE_HASHING:
+        return [(When.WHILE_HASHING, step) for step in HASHING_STEPS]
+    return [parse_when(word, "campaign.moments", MOMENTS, ", and hashing for 16 steps of it")]
 
 
 def _check_pairs(writers: Sequence[By], moments: Sequence[tuple[When, int]]) -> None:

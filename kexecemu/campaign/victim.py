@@ -159,7 +159,7 @@ class Victim:
         if fault.when is When.DURING_LOAD:
             return self._run_load(fault, area)
         # Asked while the first kernel's tables are in use; what they refuse only the real store knows.
-        granted = late and (fault.by is By.DMA or fault.by is By.ALIAS or all(self.stores_allowed(area)))
+        granted = late and (fault.by in (By.DMA, By.ALIAS) or all(self.stores_allowed(area)))
         reached = self.reached(*fault.moment)
         begin, passed = self._begin(fault, area, granted, reached)
         self._restore(begin)
@@ -169,22 +169,18 @@ class Victim:
             return inject(_Granted(self.kernel) if granted else self.kernel, fault, area)
 
         acts: dict[At, list[Act]] = {fault.moment: [act]} if reached else {}
-        if passed is not None and fault.when is not When.AFTER_CHECK and self._is_behind(fault, passed):
+        if passed.left is not None and self._is_behind(fault, passed):
             act()  # the machine stands at the moment, or behind it where that makes no difference
             acts = {}
-        return follow(
-            crash(self.kernel, wanted=acts, passed=passed or Passed(hashing=golden.passed.hashing)), acts
-        )
+        return follow(crash(self.kernel, wanted=acts, passed=passed), acts)
 
-    def _begin(
-        self, fault: Fault, area: PhysRange, granted: bool, reached: bool
-    ) -> tuple[Snapshot, Passed | None]:
-        """From where on a fault is run, and what is behind the crash there (None: it has not begun)."""
+    def _begin(self, fault: Fault, area: PhysRange, granted: bool, reached: bool) -> tuple[Snapshot, Passed]:
+        """From where on a fault is run, and what is behind the crash there."""
         golden, when = self.golden, fault.when
         assert golden is not None
         early = when is When.AFTER_LOAD
         if not granted or (early and not self.at_rest(area)):
-            return golden.loaded, None
+            return golden.loaded, Passed(hashing=golden.passed.hashing)
         if when in (When.AFTER_CHECK, When.IN_CAPTURE):
             return golden.entry, replace(golden.passed)
         if when is When.WHILE_HASHING and fault.step and reached:

@@ -10,19 +10,16 @@ end.outcome, end.damage, end.console, end.timeline, end.vmcore
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property
 
 from kexecemu.arguments import instance
 from kexecemu.crash.end import End
 from kexecemu.crash.moments import SYSRQ, Act, At, crash, follow
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
 from kexecemu.crash.words import tell_capture, tell_purgatory
-from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel import model
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.vmlinux import Vmlinux
-from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Stop, StopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -50,19 +47,15 @@ class Reboot:
 class Kernel(model.Kernel):
     """A first kernel whose memory can be written astray, and whose panic is followed to its end."""
 
-    def __init__(
-        self,
-        board: Board,
-        config: KernelConfig,
-        dtb: bytes,
-        vmlinux: Vmlinux,
-        purgatory: RelocatableObject | None,
-        seed: int,
-    ) -> None:
-        super().__init__(board, config, dtb, vmlinux, purgatory, seed)
-        self._pending: dict[At, list[Act]] = {}  # faults that wait for their moment
-        self.injections: list[Injection] = []
+    @cached_property
+    def injections(self) -> list[Injection]:
         """The stray writes that have happened."""
+        return []
+
+    @cached_property
+    def _pending(self) -> dict[At, list[Act]]:
+        """Faults that wait for their moment."""
+        return {}
 
     def place(self, fault: Fault) -> PhysRange:
         """The physical bytes that a fault writes; InputError for a target that is not there."""
@@ -102,18 +95,15 @@ class Kernel(model.Kernel):
         *,
         linux: bool = False,
         progress: Progress | None = None,
-        acts: Mapping[At, Sequence[Act]] | None = None,
     ) -> End:
         """Panic, and follow the machine through purgatory and capture kernel to the end.
 
         linux follows a capture kernel that is a real Linux to its end, instead of to its first instruction. progress
-        is called now and then while the purgatory hashes and while a Linux runs; acts are done at their moments, before
-        the faults that wait for the same one. Raises MachineError when the engine fails.
+        is called now and then while the purgatory hashes and while a Linux runs. Raises MachineError when the engine
+        fails.
         """
-        todo = {at: list(some) for at, some in (acts or {}).items()}
-        for at, some in self._pending.items():
-            todo.setdefault(at, []).extend(some)
-        return follow(crash(self, message, todo.keys(), linux=linux, progress=progress), todo)
+        steps = crash(self, message, self._pending, linux=linux, progress=progress)
+        return follow(steps, self._pending)
 
     def leave(self, message: str) -> Generator[None, None, Left]:
         """FirstKernel.leave(): begin_crash(), which stops right before the MMU goes off, and finish_crash()."""

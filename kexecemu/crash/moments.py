@@ -23,7 +23,6 @@ from kexecemu.crash.stages import (
     PurgatoryRun,
     capture_stage,
     purgatory_stage,
-    through,
 )
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.crash.words import tell_capture, tell_purgatory
@@ -33,7 +32,7 @@ from kexecemu.machine.snapshot import Snapshots
 from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
 from kexecemu.stray.fault import When
-from kexecemu.stray.first import FirstKernel, Left, Progress
+from kexecemu.stray.first import FirstKernel, Left, Progress, through
 
 _T = TypeVar("_T")
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
@@ -27,7 +26,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.registers import BRANCH_TO_SELF
 from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
-from kexecemu.stray.first import FirstKernel, Progress
+from kexecemu.stray.first import FirstKernel, Progress, through
 
 __all__ = [
     "LINUX_ENDS",
@@ -40,7 +39,6 @@ __all__ = [
     "purgatory_stage",
     "run_capture",
     "run_purgatory",
-    "through",
 ]
 
 
@@ -48,8 +46,6 @@ PARTS = 256
 """The parts that a purgatory's run is told in, see When.WHILE_HASHING."""
 
 _WFE, _WFI = 0xD503205F, 0xD503207F
-
-_Run = TypeVar("_Run")
 
 _SLICE = 20_000_000
 # The slowest purgatory worth waiting for takes about 60 instructions a byte (kexec-tools' at -Os takes 50).
@@ -101,16 +97,6 @@ def _passes(image: Kimage, purgatory: LoadedPurgatory) -> int:
     return passes + 3 * (image.segment(COPY) is not None)
 
 
-def through(stage: Generator[int, None, _Run]) -> _Run:
-    """Run a stage to its end, whatever it stops at."""
-    while True:
-        try:
-            next(stage)
-        except StopIteration as end:
-            run: _Run = end.value
-            return run
-
-
 def run_purgatory(first: FirstKernel, image: Kimage, progress: Progress | None = None) -> PurgatoryRun:
     """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself."""
     cpu = first.board.boot_cpu
@@ -150,7 +136,8 @@ def purgatory_stage(
             )
         if stop.fault is not None and cpu.sysreg("VBAR_EL1") in area:
             fault = _deliver(cpu, stop.fault)
-            stop, used = _run_sliced(cpu, within, budget, used, 0, progress, deliver=True)
+            # What it does about that has a budget of its own.
+            stop, used = _run_sliced(cpu, within, used + budget, used, 0, progress, deliver=True)
     verdict = read_verdict(cpu.ram, purgatory)
     end = _purgatory_end(cpu, image, purgatory, stop, verdict, back_phys)
     return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power)
@@ -327,9 +314,8 @@ def capture_stage(
         wrong = entry_violations(cpu, image)
         if linux and not wrong:
             return (yield from _linux_stage(cpu, board, loads, steps, progress))
-        if not steps or steps[0] > 0:
-            return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
-        yield 0
+        if 0 in steps:
+            yield 0
         return CaptureRun(CaptureEnd.BAD_ENTRY if wrong else CaptureEnd.ENTERED, cpu.pc, 0, None)
     before = len(cpu.exceptions)
     within = range(segment.mem, segment.mem + segment.memsz)

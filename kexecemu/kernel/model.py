@@ -7,12 +7,12 @@ has a file for each stage.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from kexecemu.arguments import contents, instance, integer, text
 from kexecemu.errors import FormatError, InputError, MachineError
-from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel import environment, firmware, syscalls
 from kexecemu.kernel.config import KernelConfig
@@ -23,7 +23,7 @@ from kexecemu.kernel.state import KernelState
 from kexecemu.kernel.stray_store import StrayWriter, store
 from kexecemu.kernel.syscalls import purgatory_object
 from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.kernel.vmlinux import Vmlinux, load_vmlinux
+from kexecemu.kernel.vmlinux import load_vmlinux
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import Cpu, Stop, StopKind
 from kexecemu.machine.exceptions import GuestFault
@@ -52,17 +52,9 @@ _ENDS = {"panic": "has crashed", "reboot": "has been left by kexec"}
 class Kernel(KernelState):
     """A booted first kernel. Use Kernel.boot()."""
 
-    def __init__(
-        self,
-        board: Board,
-        config: KernelConfig,
-        dtb: bytes,
-        vmlinux: Vmlinux,
-        purgatory: elfrel.RelocatableObject | None,
-        seed: int,
-    ) -> None:
-        super().__init__(board, config, dtb, vmlinux, purgatory, seed)
-        self._execution = Execution(self)
+    @cached_property
+    def _execution(self) -> Execution:
+        return Execution(self)
 
     # -- boot ----------------------------------------------------------------------------------------------------
 

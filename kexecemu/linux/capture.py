@@ -25,6 +25,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.machine.virtio_block import VirtioBlock
 from kexecemu.shown import shown
+from kexecemu.stray.first import through
 
 __all__ = [
     "DUMP_SLOT",
@@ -191,13 +192,7 @@ def run_linux(
     dump_slot: int = DUMP_SLOT,
 ) -> LinuxCapture:
     """linux_stage() to its end."""
-    stage = linux_stage(board, areas=areas, budget=budget, progress=progress, dump_slot=dump_slot)
-    while True:
-        try:
-            next(stage)
-        except StopIteration as end:
-            run: LinuxCapture = end.value
-            return run
+    return through(linux_stage(board, areas=areas, budget=budget, progress=progress, dump_slot=dump_slot))
 
 
 def linux_stage(

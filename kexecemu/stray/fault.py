@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,18 @@ from kexecemu.shown import shown
 from kexecemu.stray.models import find_model
 from kexecemu.suggest import did_you_mean
 
-__all__ = ["NUMBERED", "By", "Fault", "Injection", "When", "account", "can_write", "parse_hex", "parse_when"]
+__all__ = [
+    "NUMBERED",
+    "By",
+    "Fault",
+    "Injection",
+    "When",
+    "account",
+    "can_write",
+    "parse_hex",
+    "parse_when",
+    "when_word",
+]
 
 
 class By(enum.StrEnum):
@@ -63,19 +75,32 @@ def can_write(by: By, when: When) -> bool:
     return when in (*_ALIVE, When.DURING_PANIC)
 
 
-def parse_when(word: str, what: str = "when") -> tuple[When, int]:
-    """A moment and its number from a word, as hashing-128; InputError naming `what` for any other."""
+def when_word(when: When, step: int) -> str:
+    """A moment as one word, with its number where it has one."""
+    return f"{when.value}-{step}" if when in NUMBERED else when.value
+
+
+def parse_when(
+    word: str, what: str, among: Collection[When] = tuple(When), more: str = ""
+) -> tuple[When, int]:
+    """A moment and its number from a word, as hashing-128; InputError naming `what` for any other.
+
+    among are those that there can be, more what else there is, in words.
+    """
     match = _WHEN.match(word)
-    if match is None or match["moment"] not in set(When):
-        known = ", ".join(f"{one}-N" if one in NUMBERED else one for one in When)
-        raise InputError(f"{what}: no moment {word!r}{did_you_mean(word, When)}; there are {known}")
+    if match is None or match["moment"] not in among:
+        known = ", ".join(f"{one}-N" if one in NUMBERED else one for one in among)
+        raise InputError(f"{what}: no moment {word!r}{did_you_mean(word, among)}; there are {known}{more}")
     when = When(match["moment"])
     if when not in NUMBERED:
         if match["step"] is not None:
             raise InputError(f"{what}: {when.value} goes without a number, not {word!r}")
         return when, 0
     if match["step"] is None:
-        raise InputError(f"{what}: {word!r} needs its number, as in {word}-128")
+        number = (
+            "256ths, as in hashing-128" if when is When.WHILE_HASHING else f"instructions, as in {word}-1000"
+        )
+        raise InputError(f"{what}: {word!r} needs its number of {number}")
     step = int(match["step"])
     if step > NUMBERED[when]:
         raise InputError(f"{what}: {word!r} is too far: {when.value} goes to {NUMBERED[when]}")
@@ -159,7 +184,7 @@ class Fault:
     @property
     def when_word(self) -> str:
         """The moment as one word, as it is written in a file."""
-        return f"{self.when.value}-{self.step}" if self.when in NUMBERED else self.when.value
+        return when_word(self.when, self.step)
 
     @property
     def length(self) -> int:

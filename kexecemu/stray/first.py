@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kexecemu.kernel.kimage import Kimage
 from kexecemu.machine.cpu import Stop
@@ -16,11 +16,23 @@ from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
 from kexecemu.stray.inject import Target
 
-__all__ = ["FirstKernel", "Left", "Progress"]
+__all__ = ["FirstKernel", "Left", "Progress", "through"]
 
+
+_Run = TypeVar("_Run")
 
 Progress = Callable[[int, int], None]
 """Called with (instructions done, instructions expected); the second is a guess."""
+
+
+def through(stage: Generator[object, None, _Run]) -> _Run:
+    """Run a stage to its end, whatever it stops at."""
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            run: _Run = end.value
+            return run
 
 
 @shown()

@@ -117,8 +117,8 @@ def _board() -> str:
     """Where the board's devices are and which interrupts they raise, from the board itself."""
     from kexecemu.machine import virt
     from kexecemu.machine.board import Board
-    from kexecemu.machine.gic import Gic2
-    from kexecemu.machine.gic3 import Gic3
+    from kexecemu.machine.devices.gic import Gic2
+    from kexecemu.machine.devices.gic3 import Gic3
 
     with Board("1G") as board, Board("1G", gic=3) as other:
         assert isinstance(board.gic, Gic2) and isinstance(other.gic, Gic3)

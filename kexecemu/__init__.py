@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kexecemu.crash.kernel import Kernel
     from kexecemu.crash.outcome import Outcome
     from kexecemu.errors import InputError, KexecemuError, KexecError
-    from kexecemu.kernel.config import Era, KernelConfig, Protection
-    from kexecemu.kernel.kimage import KEXEC_FILE_NO_INITRAMFS, KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD
+    from kexecemu.kernel.base.config import Era, KernelConfig, Protection
+    from kexecemu.kernel.image.kimage import KEXEC_FILE_NO_INITRAMFS, KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD
     from kexecemu.machine.board import Board
     from kexecemu.scenario.runner import run_scenario
     from kexecemu.scenario.schema import Scenario, read_scenario
@@ -35,18 +35,18 @@ _HOMES = {
     "By": "kexecemu.stray.fault",
     "Dump": "kexecemu.crash.dump",
     "End": "kexecemu.crash.kernel",
-    "Era": "kexecemu.kernel.config",
+    "Era": "kexecemu.kernel.base.config",
     "Fault": "kexecemu.stray.fault",
     "InputError": "kexecemu.errors",
-    "KEXEC_FILE_NO_INITRAMFS": "kexecemu.kernel.kimage",
-    "KEXEC_FILE_ON_CRASH": "kexecemu.kernel.kimage",
-    "KEXEC_FILE_UNLOAD": "kexecemu.kernel.kimage",
+    "KEXEC_FILE_NO_INITRAMFS": "kexecemu.kernel.image.kimage",
+    "KEXEC_FILE_ON_CRASH": "kexecemu.kernel.image.kimage",
+    "KEXEC_FILE_UNLOAD": "kexecemu.kernel.image.kimage",
     "Kernel": "kexecemu.crash.kernel",
-    "KernelConfig": "kexecemu.kernel.config",
+    "KernelConfig": "kexecemu.kernel.base.config",
     "KexecError": "kexecemu.errors",
     "KexecemuError": "kexecemu.errors",
     "Outcome": "kexecemu.crash.outcome",
-    "Protection": "kexecemu.kernel.config",
+    "Protection": "kexecemu.kernel.base.config",
     "Scenario": "kexecemu.scenario.schema",
     "When": "kexecemu.stray.fault",
     "read_scenario": "kexecemu.scenario.schema",

@@ -1,7 +1,7 @@
 """Every error that a caller of kexecemu can meet, with one sentence each on when.
 
 What happens *inside* the guest is data, never an exception: a store that faults, a purgatory that finds damage, a
-CPU that hangs are results (see kexecemu.machine.cpu and kexecemu.crash.outcome).
+CPU that hangs are results (see kexecemu.machine.cpu.cpu and kexecemu.crash.outcome).
 """
 
 from __future__ import annotations

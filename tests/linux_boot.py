@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEndKind

@@ -23,9 +23,9 @@ from kexecemu import (
 )
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.files import OpenFile
-from kexecemu.kernel.keyring import Keyring
-from kexecemu.kernel.signature import verify_pefile_signature
+from kexecemu.kernel.load.files import OpenFile
+from kexecemu.kernel.signature.keyring import Keyring
+from kexecemu.kernel.signature.signature import verify_pefile_signature
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.setup import Setup, prepare
 

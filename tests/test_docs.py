@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 import pkgutil
@@ -21,7 +20,7 @@ import typer
 
 import kexecemu
 from kexecemu.cli import app
-from kexecemu.kernel.config import KNOWN_OPTIONS
+from kexecemu.kernel.base.config import KNOWN_OPTIONS
 from kexecemu.scenario.schema import Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,33 +102,3 @@ def test_every_key_of_a_scenario_and_every_kernel_option_is_on_its_page(generate
     assert {"at", "outcome", "stuck_cpus", "machine"} <= keys
     for key in [*keys, *KNOWN_OPTIONS]:
         assert f"\n`{key}`" in text or f"### `[{key}]`" in text or f"### `[[{key}]]`" in text, key
-
-
-def imports(path: Path) -> Iterator[str]:
-    """The rooms that a module imports from, but for those that are for types alone."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kexecemu."):
-            yield str(node.module).split(".")[1]
-
-
-def test_each_room_imports_only_from_those_above_it_in_the_table() -> None:
-    page = (ROOT / "docs" / "contributing.md").read_text()
-    rows = [
-        re.findall(r"`kexecemu/(\w+)(?:/|\.py)`", line.split("|")[1])
-        for line in page.splitlines()
-        if "|" in line
-    ]
-    level = {room: number for number, row in enumerate(rows) for room in row}
-    assert {"errors", "machine", "kernel", "stray", "linux", "crash", "campaign", "cli"} <= set(level)
-    wrong = []
-    for path in sorted((ROOT / "kexecemu").rglob("*.py")):
-        room = path.relative_to(ROOT / "kexecemu").parts[0].removesuffix(".py")
-        if room.startswith("__"):
-            continue
-        above = level[room]
-        wrong += [f"{path}: {one}" for one in imports(path) if level.get(one, 0) > above]
-    assert wrong == []

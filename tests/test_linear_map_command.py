@@ -15,7 +15,7 @@ import typer
 
 from kexecemu.commands.linear_map import linear_map_command
 from kexecemu.errors import InputError
-from kexecemu.kernel import linear_price
+from kexecemu.kernel.memory import linear_price
 
 RECORDED = Path(__file__).parent / "data" / "kernel" / "linear-map"
 RODATA_ON = ("--cmdline", "crashkernel=256M rodata=on")

@@ -13,7 +13,7 @@ import pytest
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.machine.ranges import PhysRange
 
 DATA = Path(__file__).resolve().parent / "data" / "linux-6.1.192"

@@ -19,11 +19,11 @@ from kexecemu.errors import InputError
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.environment import elf_headers
-from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.load.environment import elf_headers
 from kexecemu.machine.board import Board
-from kexecemu.machine.exceptions import Pstate
+from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.machine.timeline import Timeline
 from kexecemu.report.steps import steps_of

@@ -239,7 +239,7 @@ def test_an_input_error_is_the_tests_line_and_one_sentence(failing):
 
 def test_all_of_our_frames_are_there_for_who_wants_them(failing):
     result = failing('def test_it(kexecemu_run):\n    kexecemu_run(era="6.3")\n', "--full-trace")
-    result.stdout.fnmatch_lines(["*kexecemu/kernel/config.py:*"])
+    result.stdout.fnmatch_lines(["*kexecemu/kernel/base/config.py:*"])
 
 
 def test_an_error_of_input_in_a_fixture_of_the_tester_s_is_as_short(failing):

@@ -213,7 +213,7 @@ def _kind(one: dict[str, Any], types: dict[str, Any]) -> str:
 
 def kernel_options() -> str:
     """The Kconfig names that the model knows, with their defaults and the comments beside them."""
-    from kexecemu.kernel import config
+    from kexecemu.kernel.base import config
 
     source = inspect.getsource(config)
     comments = {

@@ -16,8 +16,8 @@ from typing import Final
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE, UC_MEM_WRITE
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.machine.counter import BlockCounter
-from kexecemu.machine.cpu import Cpu
+from kexecemu.machine.cpu.counter import BlockCounter
+from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

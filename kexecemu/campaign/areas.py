@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kexecemu.campaign.fault import CampaignFault
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 from kexecemu.stray.models import find_model

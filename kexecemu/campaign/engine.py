@@ -36,7 +36,7 @@ from kexecemu.crash.damage import Damage
 from kexecemu.crash.dump import taken_by_stub
 from kexecemu.crash.outcome import Outcome, judge
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.image.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Scenario

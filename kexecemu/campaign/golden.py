@@ -21,7 +21,7 @@ from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureRun, PurgatoryRun
 from kexecemu.crash.verdict import VerdictFlags
 from kexecemu.errors import MachineError
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.shown import shown

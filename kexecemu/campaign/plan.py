@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kexecemu.campaign.areas import WHERE
 from kexecemu.campaign.fault import MOMENTS
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import SEGMENT_NAMES
+from kexecemu.kernel.image.kimage import SEGMENT_NAMES
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, When, can_write, parse_when

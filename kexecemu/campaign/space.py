@@ -16,7 +16,7 @@ from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.plan import plan_of
 from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown

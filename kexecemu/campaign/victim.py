@@ -12,9 +12,9 @@ from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.moments import Act, At, Passed, crash, follow
 from kexecemu.crash.stages import PARTS
 from kexecemu.errors import BusError, MachineError
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.machine.cpu import Stop, StopKind
-from kexecemu.machine.exceptions import GuestFault
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.machine.cpu.cpu import Stop, StopKind
+from kexecemu.machine.cpu.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.scenario.setup import Setup, boot, settle

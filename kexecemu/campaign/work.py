@@ -22,7 +22,7 @@ from kexecemu.campaign.store import Store
 from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.version import own_version
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-__all__ = ["configs", "fetch_targets", "fetched", "lists", "models", "of", "outcomes", "scenarios"]
+__all__ = ["configs", "fetch_targets", "fetched", "models", "of", "outcomes", "scenarios"]
 
 
 def _begin(names: Iterable[str], incomplete: str) -> list[str]:
@@ -32,7 +32,7 @@ def scenarios(incomplete: str) -> list[str]:
 
 def configs(incomplete: str) -> list[str]:
     """Kconfig options with each of their values, whole: a shell that parts words at the sign has no second chance."""
-    from kexecemu.kernel.config import option_rows
+    from kexecemu.kernel.base.config import option_rows
 
     words = []
     for row in option_rows():
@@ -53,13 +53,6 @@ def models(incomplete: str) -> list[str]:
     from kexecemu.stray.models import MODELS
 
     return _begin(MODELS, incomplete)
-
-
-def lists(incomplete: str) -> list[str]:
-    """What can be listed."""
-    from kexecemu.commands.list import LISTS
-
-    return _begin(LISTS, incomplete)
 
 
 def fetched(incomplete: str) -> list[str]:

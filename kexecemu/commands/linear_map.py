@@ -11,14 +11,14 @@ import typer
 from kexecemu.commands.options import JsonOption, flag
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import KernelConfig, split_options
-from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.base.config import KernelConfig, split_options
+from kexecemu.kernel.image.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
 
 if TYPE_CHECKING:
-    from kexecemu.kernel.linear_price import LinearMapPrice
     from kexecemu.kernel.linear_survey import LinearMapSurvey
+    from kexecemu.kernel.memory.linear_price import LinearMapPrice
 
 __all__ = ["EXAMPLES", "linear_map_command"]
 
@@ -100,7 +100,7 @@ def linear_map_command(
 
 def _number(text: str, what: str) -> int:
     """A number as the kernel reads it: decimal, hex or octal, with a suffix; InputError for anything else."""
-    from kexecemu.kernel.cmdline import memparse
+    from kexecemu.kernel.base.cmdline import memparse
 
     value, rest = memparse(text.strip())
     if rest or not text.strip()[:1].isdigit():

@@ -45,13 +45,13 @@ def _models() -> Rows:
 
 
 def _configs() -> Rows:
-    from kexecemu.kernel.config import option_rows
+    from kexecemu.kernel.base.config import option_rows
 
     return [row._asdict() for row in option_rows()]
 
 
 def _eras() -> Rows:
-    from kexecemu.kernel.config import Era, KernelConfig
+    from kexecemu.kernel.base.config import Era, KernelConfig
 
     return [
         {"name": era.value, "protection": KernelConfig(era).way.value, "meaning": era.meaning} for era in Era
@@ -75,7 +75,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
 
 def list_command(
     what: Annotated[
-        str | None, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=complete.lists)
+        str | None, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=complete.of(LISTS))
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from kexecemu.commands import complete
-from kexecemu.kernel.config import split_options
+from kexecemu.kernel.base.config import split_options
 from kexecemu.scenario.options import OPTIONS, Setup
 
 __all__ = [

@@ -18,10 +18,10 @@ from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.formats.embedded_elf import object_or_embedded
-from kexecemu.kernel.config import split_options
-from kexecemu.kernel.kimage import Segment
-from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
-from kexecemu.kernel.relocate import SUPPORTED_TYPES
+from kexecemu.kernel.base.config import split_options
+from kexecemu.kernel.image.kimage import Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.kernel.image.relocate import SUPPORTED_TYPES
 from kexecemu.machine.virt import RAM_BASE
 
 __all__ = ["app", "describe_purgatory"]

@@ -18,7 +18,7 @@ from kexecemu.files import read_file
 
 if TYPE_CHECKING:
     from kexecemu.formats.x509 import Certificate
-    from kexecemu.kernel.signature import VerifiedImage
+    from kexecemu.kernel.signature.signature import VerifiedImage
 
 __all__ = ["EXAMPLES", "verify_image_command"]
 
@@ -44,8 +44,8 @@ def verify_image_command(
     json: JsonOption = False,
 ) -> None:
     """Verify an Image's signature as kexec_file_load would: exit status 0 if it is good, 1 if it is refused."""
-    from kexecemu.kernel.keyring import Keyring
-    from kexecemu.kernel.signature import verify_pefile_signature
+    from kexecemu.kernel.signature.keyring import Keyring
+    from kexecemu.kernel.signature.signature import verify_pefile_signature
     from kexecemu.report.signature import signature_object, signature_text
 
     data = _read_image(image)

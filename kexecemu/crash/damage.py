@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kexecemu.crash.verdict import VerdictFlags, read_verdict
-from kexecemu.kernel.kimage import Kimage, Segment
-from kexecemu.kernel.purgatory import LoadedPurgatory
-from kexecemu.machine.ram import Ram
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

@@ -25,10 +25,10 @@ from kexecemu.formats.elfcore import (
     iterate_notes,
     parse_core_header,
 )
-from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
+from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.linux.capture import DiskVmcore
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.memory_mark import MemoryMark
-from kexecemu.machine.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

@@ -22,11 +22,11 @@ from typing import Any
 from kexecemu.crash.handoff_code import FLASH_LOW, FLASH_START, LOW_SIZE, start_code
 from kexecemu.errors import InputError, MachineError
 from kexecemu.files import replace_file, replacing
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine import virt
 from kexecemu.machine.board import Board
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 

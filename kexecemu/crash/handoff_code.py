@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from kexecemu.machine.exceptions import Pstate
-from kexecemu.machine.sysregs import SYSREGS
+from kexecemu.machine.cpu.exceptions import Pstate
+from kexecemu.machine.cpu.sysregs import SYSREGS
 from kexecemu.machine.virt import FLASH
 
 __all__ = ["FLASH_LOW", "FLASH_START", "LOW_SIZE", "start_code"]

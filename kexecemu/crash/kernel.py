@@ -20,7 +20,7 @@ from kexecemu.crash.moments import SYSRQ, Act, At, crash, follow
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel import model
-from kexecemu.machine.cpu import Stop, StopKind
+from kexecemu.machine.cpu.cpu import Stop, StopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, Injection, When

@@ -26,10 +26,10 @@ from kexecemu.crash.stages import (
 )
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.crash.words import tell_capture, tell_purgatory
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import DiskVmcore
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.snapshot import Snapshots
-from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
 from kexecemu.stray.fault import When
 from kexecemu.stray.first import FirstKernel, Left, Progress, through

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.dump import ONLY_FOR_THE_PURGATORY, Dump
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.stray.fault import Injection
 
 __all__ = ["Outcome", "judge", "written_bytes_differ"]

@@ -17,9 +17,9 @@ from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryRun
 from kexecemu.crash.verdict import Damaged, VerdictState
 from kexecemu.formats.elf import SHF_EXECINSTR
 from kexecemu.formats.elfrel import RelocatableObject
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.purgatory import LoadedPurgatory
-from kexecemu.machine.ram import Ram
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault
 

@@ -10,8 +10,8 @@ from kexecemu.crash.dump import ONLY_FOR_THE_PURGATORY, Dump
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.verdict import Damaged, VerdictFlags, VerdictState, describe_damage
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.linux.capture import LinuxEnd
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown

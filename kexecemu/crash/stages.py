@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 
 from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
-from kexecemu.kernel.kimage import COPY, PAGE_DIGESTS, Kimage
-from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd, linux_stage
-from kexecemu.machine.access import checked
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu import Cpu, Stop, StopKind
-from kexecemu.machine.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.access import checked
+from kexecemu.machine.cpu.cpu import Cpu, Stop, StopKind
+from kexecemu.machine.cpu.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.registers import BRANCH_TO_SELF
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.registers import BRANCH_TO_SELF
-from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
 from kexecemu.stray.first import FirstKernel, Progress, through
 

@@ -6,7 +6,7 @@ import enum
 import struct
 from dataclasses import dataclass
 
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

@@ -6,9 +6,9 @@ import enum
 import struct
 from dataclasses import dataclass
 
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.purgatory import LoadedPurgatory
-from kexecemu.machine.ram import Ram
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.verdict import Damaged, VerdictFlags, VerdictState, describe_damage
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.machine.timeline import Timeline
 

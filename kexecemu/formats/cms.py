@@ -1,9 +1,9 @@
 """A signed message: SignedData of PKCS#7 and CMS, as Linux reads it (crypto/asymmetric_keys/pkcs7_parser.c).
 
 What is read here is only checked as far as the kernel's parser checks it; whether any signature holds is the
-concern of kexecemu.kernel.pkcs7. The checks come in the order of the bytes, as there: the first one that fails
-decides the errno. Only the self-signatures of certificates, which that parser verifies on its way, come later here,
-so that a message with a bad one of those *and* a malformed end shows the latter.
+concern of kexecemu.kernel.signature.pkcs7. The checks come in the order of the bytes, as there: the first one that
+fails decides the errno. Only the self-signatures of certificates, which that parser verifies on its way, come later
+here, so that a message with a bad one of those *and* a malformed end shows the latter.
 """
 
 from __future__ import annotations

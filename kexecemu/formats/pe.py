@@ -1,8 +1,8 @@
 """The PE side of an arm64 EFI Image: headers, sections, certificate table, and what Authenticode digests of it.
 
 Offsets are bytes from the start of the file. Only the bytes are read here, with the bounds that Linux checks; which
-error a system call returns for what is missing is kexecemu.kernel.signature's concern. Linux does not look whether
-the file is for its own machine, and takes PE32 as well as PE32+.
+error a system call returns for what is missing is the concern of kexecemu.kernel.signature.signature. Linux does not
+look whether the file is for its own machine, and takes PE32 as well as PE32+.
 """
 
 from __future__ import annotations

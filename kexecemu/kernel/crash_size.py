@@ -6,8 +6,8 @@ from dataclasses import replace
 from errno import EBUSY, EINVAL, ENOENT
 
 from kexecemu.errors import KexecError
-from kexecemu.kernel.start_kernel import publish_resources
-from kexecemu.kernel.state import KernelState
+from kexecemu.kernel.boot.start_kernel import publish_resources
+from kexecemu.kernel.boot.state import KernelState
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["crash_shrink_memory"]

@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 from kexecemu.errors import InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel import firmware
-from kexecemu.kernel.address_space import AddressSpace, memstart_addr
-from kexecemu.kernel.boot import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.crashkernel import CrashReservation
-from kexecemu.kernel.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
-from kexecemu.kernel.kimage import Kimage, Segment
-from kexecemu.kernel.linear_price import CountedTables, LinearMapPrice, measure_linear_map
-from kexecemu.kernel.paging import granule_of
-from kexecemu.kernel.protection import protect_crashkres
-from kexecemu.kernel.ptdump import ptdump_linear_map
-from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.kernel.vmlinux import load_vmlinux
+from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.vmlinux import load_vmlinux
+from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.setup_memory import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.image.protection import protect_crashkres
+from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
+from kexecemu.kernel.memory.crashkernel import CrashReservation
+from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
+from kexecemu.kernel.memory.paging import granule_of
+from kexecemu.kernel.memory.ptdump import ptdump_linear_map
 from kexecemu.machine import virt
-from kexecemu.machine.mmu import PageTables, TableFormat
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.mmu import PageTables, TableFormat
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

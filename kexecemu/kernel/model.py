@@ -14,19 +14,20 @@ from typing import Self
 from kexecemu.arguments import contents, instance, integer, text
 from kexecemu.errors import FormatError, InputError, MachineError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel import environment, firmware, syscalls
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
-from kexecemu.kernel.files import OpenFile
-from kexecemu.kernel.kimage import KEXEC_FILE_ON_CRASH, Kimage
-from kexecemu.kernel.state import KernelState
-from kexecemu.kernel.stray_store import StrayWriter, store
-from kexecemu.kernel.syscalls import purgatory_object
-from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.kernel.vmlinux import load_vmlinux
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.vmlinux import load_vmlinux
+from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.crash.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
+from kexecemu.kernel.crash.stray_store import StrayWriter, store
+from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
+from kexecemu.kernel.load import environment, syscalls
+from kexecemu.kernel.load.files import OpenFile
+from kexecemu.kernel.load.syscalls import purgatory_object
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu import Cpu, Stop, StopKind
-from kexecemu.machine.exceptions import GuestFault
+from kexecemu.machine.cpu.cpu import Cpu, Stop, StopKind
+from kexecemu.machine.cpu.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 

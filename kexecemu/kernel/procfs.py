@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kexecemu.kernel.state import KernelState
-from kexecemu.kernel.vmcoreinfo import VMCOREINFO_NOTE_SIZE
+from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE
 from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["proc_iomem", "sysfs"]

@@ -18,12 +18,12 @@ from kexecemu.errors import BusError, FormatError, MachineError
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
 from kexecemu.machine.board import Board
-from kexecemu.machine.console_lines import ConsoleLines
-from kexecemu.machine.disk import Disk
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.devices.console_lines import ConsoleLines
+from kexecemu.machine.devices.disk import Disk
+from kexecemu.machine.devices.virtio_block import VirtioBlock
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
-from kexecemu.machine.virtio_block import VirtioBlock
 from kexecemu.shown import shown
 from kexecemu.stray.first import through
 

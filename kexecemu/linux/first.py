@@ -16,10 +16,10 @@ from pathlib import Path
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import parse as parse_header
-from kexecemu.kernel.firmware import choose_places
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.syscalls import tell_image
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.boot.firmware import choose_places
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.load.syscalls import tell_image
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_records import (
@@ -32,12 +32,12 @@ from kexecemu.linux.first_records import (
 from kexecemu.linux.first_store import GuestKernelMap, hang, store
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
 from kexecemu.machine.board import Board
-from kexecemu.machine.console_lines import ConsoleLines
-from kexecemu.machine.cpu import Stop, StopKind
-from kexecemu.machine.exceptions import GuestFault
+from kexecemu.machine.cpu.cpu import Stop, StopKind
+from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.system_cpu import SystemCpu
+from kexecemu.machine.devices.console_lines import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
-from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, Injection
 from kexecemu.stray.first import Left, Progress

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kexecemu.errors import MachineError
-from kexecemu.kernel.digests import calculate_digest
-from kexecemu.kernel.kexec_core import alloc_crash_control_pages
-from kexecemu.kernel.kimage import Kimage, Segment
-from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.image.digests import calculate_digest
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages
 from kexecemu.linux.first_records import KexecSaid
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["SaidPurgatory", "read_load"]

@@ -12,9 +12,9 @@ import struct
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.elfcore import PT_LOAD
 from kexecemu.linux.first_records import KexecSaid, iomem
-from kexecemu.machine.exceptions import GuestFault, Pstate
-from kexecemu.machine.registers import BRANCH_TO_SELF
-from kexecemu.machine.system_cpu import SystemCpu
+from kexecemu.machine.cpu.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.registers import BRANCH_TO_SELF
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 
 __all__ = ["GuestKernelMap", "hang", "store"]
 

@@ -9,21 +9,21 @@ from typing import Self
 from kexecemu.arguments import instance, integer
 from kexecemu.errors import InputError
 from kexecemu.machine import virt
-from kexecemu.machine.absent import Absent
-from kexecemu.machine.blockcount import INSTRUCTIONS_PER_SECOND
-from kexecemu.machine.cpu import Cpu
-from kexecemu.machine.dma import DmaMaster
-from kexecemu.machine.gic import Gic2
-from kexecemu.machine.gic3 import CpuInterface3, Gic3
-from kexecemu.machine.mmio import MmioDevice
-from kexecemu.machine.pl011 import Pl011
-from kexecemu.machine.pl031 import Pl031
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
+from kexecemu.machine.cpu.cpu import Cpu
+from kexecemu.machine.cpu.system_cpu import Line, SystemCpu
+from kexecemu.machine.devices.gic import Gic2
+from kexecemu.machine.devices.gic3 import CpuInterface3, Gic3
+from kexecemu.machine.devices.pl011 import Pl011
+from kexecemu.machine.devices.pl031 import Pl031
+from kexecemu.machine.devices.virtio import VirtioBus, VirtioDevice
+from kexecemu.machine.memory.absent import Absent
+from kexecemu.machine.memory.dma import DmaMaster
+from kexecemu.machine.memory.mmio import MmioDevice
+from kexecemu.machine.memory.ram import HOST_PAGE, Ram
 from kexecemu.machine.psci import Psci
-from kexecemu.machine.ram import HOST_PAGE, Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.system_cpu import Line, SystemCpu
 from kexecemu.machine.timeline import Timeline
-from kexecemu.machine.virtio import VirtioBus, VirtioDevice
 from kexecemu.shown import shown
 
 __all__ = ["Board", "parse_size"]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kexecemu.machine.ram import HOST_PAGE, Ram
+from kexecemu.machine.memory.ram import HOST_PAGE, Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.machine.snapshot import written_pages
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kexecemu.shown import shown
 
 if TYPE_CHECKING:
-    from kexecemu.machine.cpu import Cpu  # the numbers are for those that need no engine
+    from kexecemu.machine.cpu.cpu import Cpu  # the numbers are for those that need no engine
 
 __all__ = ["Psci"]
 

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.board import Board
-from kexecemu.machine.exceptions import GuestFault
-from kexecemu.machine.ram import HOST_PAGE, Bank
+from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.memory.ram import HOST_PAGE, Bank
 from kexecemu.machine.timeline import Event
 from kexecemu.shown import shown
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from kexecemu.machine.blockcount import INSTRUCTIONS_PER_TICK
 from kexecemu.machine.board import Board
-from kexecemu.machine.stop import Stop, StopKind
-from kexecemu.machine.system_cpu import SystemCpu
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK
+from kexecemu.machine.cpu.stop import Stop, StopKind
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.shown import shown
 
 __all__ = ["System", "SystemEnd", "SystemEndKind"]

@@ -15,7 +15,7 @@ import kexecemu
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome
-from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.image.kimage import Segment
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.timeline import Event
 from kexecemu.report.picture import Picture, draw, effect_of, size_text

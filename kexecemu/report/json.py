@@ -9,7 +9,7 @@ from kexecemu.campaign.version import own_version
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.verdict import VerdictFlags, describe_damage
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import Result

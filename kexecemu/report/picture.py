@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.crash.damage import Damage
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Injection

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from kexecemu.machine.blockcount import INSTRUCTIONS_PER_SECOND
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.stray.first import Progress
 
 __all__ = ["LINUX_PARTS", "PARTS", "live_console", "progress_bar"]

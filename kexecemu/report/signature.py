@@ -8,7 +8,7 @@ from typing import Any
 from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats import authenticode, cms, pe
 from kexecemu.formats.cms import SignedData
-from kexecemu.kernel.signature import VerifiedImage, signature_message
+from kexecemu.kernel.signature.signature import VerifiedImage, signature_message
 
 __all__ = ["signature_object", "signature_text"]
 

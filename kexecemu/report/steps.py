@@ -8,7 +8,7 @@ from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.crash.verdict import Damaged, Verdict, VerdictFlags, VerdictState
-from kexecemu.kernel.config import Protection
+from kexecemu.kernel.base.config import Protection
 from kexecemu.report.picture import effect_of, size_text
 from kexecemu.scenario.runner import Result
 from kexecemu.stray.fault import By, Injection, When

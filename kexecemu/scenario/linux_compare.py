@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.elfcore import PT_LOAD, ProgramHeader, iterate_notes, parse_core_header
-from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.linux.first import FirstLinux
 from kexecemu.linux.first_records import iomem

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.scenario.options import OPTIONS
 from kexecemu.scenario.schema import Except, Expect, Matrix, Scenario
 from kexecemu.shown import shown

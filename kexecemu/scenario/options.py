@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_type_hints
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 

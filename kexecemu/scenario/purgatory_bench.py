@@ -13,11 +13,11 @@ from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply
 from kexecemu.crash.stages import PurgatoryEnd, run_purgatory
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfrel import RelocatableObject
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.purgatory import LoadedPurgatory
-from kexecemu.machine.access import AccessChecker, Violation
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.machine.board import Board
+from kexecemu.machine.cpu.access import AccessChecker, Violation
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 

@@ -17,7 +17,7 @@ from kexecemu.crash.moments import crash as moments_of
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictFlags
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.scenario.given import setup_of
 from kexecemu.scenario.linux_setup import linux_setup

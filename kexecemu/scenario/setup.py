@@ -11,10 +11,10 @@ from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import missing_bytes
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.firmware import cpu_affinities, gic_version, memory_ranges
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.firmware import cpu_affinities, gic_version, memory_ranges
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size

@@ -13,7 +13,7 @@ from typing import Any
 
 from kexecemu.arguments import buffer, integer, member, text
 from kexecemu.errors import InputError
-from kexecemu.machine.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestFault
 from kexecemu.shown import shown
 from kexecemu.stray.models import find_model
 from kexecemu.suggest import did_you_mean

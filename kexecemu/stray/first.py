@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.machine.cpu import Stop
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.machine.cpu.cpu import Stop
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.shown import shown
 from kexecemu.stray.inject import Target
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from kexecemu.arguments import instance
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.board import Board
-from kexecemu.machine.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestFault
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Fault, Injection, account
 

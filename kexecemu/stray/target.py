@@ -14,9 +14,9 @@ import re
 from collections.abc import Callable, Sequence
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import Kernel
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.stray.fault import Fault
 from kexecemu.suggest import did_you_mean, there_are

@@ -49,9 +49,9 @@ from kexecemu.campaign.store import Row, Store
 from kexecemu.crash.handoff import Handoff, write_handoff
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictState, read_verdict
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.purgatory import LoadedPurgatory
-from kexecemu.machine.ram import Ram
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import prepare

@@ -37,8 +37,8 @@ from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.stages import PurgatoryEnd, PurgatoryRun, run_purgatory
 from kexecemu.fetch.cache import cached
 from kexecemu.formats import image
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.board import Board
 
 MIB = 1 << 20

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kexecemu.fetch.cache import cached, fetched_folder, kernel_modules
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.linux.initramfs import (
     CAPTURE_CMDLINE,
     CAPTURE_DONE,
@@ -40,10 +40,10 @@ from kexecemu.linux.initramfs import (
     first_kernel_initramfs,
 )
 from kexecemu.machine.board import Board
-from kexecemu.machine.disk import Disk
+from kexecemu.machine.devices.disk import Disk
+from kexecemu.machine.devices.virtio_block import VirtioBlock
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEndKind
-from kexecemu.machine.virtio_block import VirtioBlock
 from kexecemu.scenario.setup import Setup, prepare
 
 MIB = 1 << 20

@@ -15,7 +15,7 @@ from kexecemu.campaign import golden
 from kexecemu.campaign.accesses import Accesses, recorded
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError, MachineError
-from kexecemu.machine.cpu import Cpu
+from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.ranges import PhysRange
 
 

@@ -13,7 +13,7 @@ from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.plan import HASHING_STEPS, can_write
 from kexecemu.campaign.space import Space, space_of
 from kexecemu.errors import InputError
-from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import scenario_setup

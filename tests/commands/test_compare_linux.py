@@ -10,7 +10,7 @@ import pytest
 from kexecemu import InputError
 from kexecemu.cli import main
 from kexecemu.formats.fdt import build, cells
-from kexecemu.kernel.config import Era
+from kexecemu.kernel.base.config import Era
 from kexecemu.linux.first_records import split_records
 from kexecemu.linux.rows import Row, Same, compare_trees, compare_vmcoreinfo
 from kexecemu.report.linux_rows import print_rows, rows_object

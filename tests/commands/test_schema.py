@@ -17,7 +17,7 @@ from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictFlags, VerdictState
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import Era, Protection
+from kexecemu.kernel.base.config import Era, Protection
 from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
 
 SCHEMA = scenario_schema()

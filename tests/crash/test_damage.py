@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from kexecemu.crash.damage import Damage, find_damage, written_by_early_check
 from kexecemu.data import purgatory_path
-from kexecemu.kernel.kimage import Kimage, Segment
-from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
-from kexecemu.machine.ram import Ram
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 BASE = 0x40000000

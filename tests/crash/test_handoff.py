@@ -19,9 +19,9 @@ from kexecemu.crash.handoff_code import FLASH_START, LOW_SIZE
 from kexecemu.crash.kernel import Kernel
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError, MachineError
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 

@@ -13,8 +13,8 @@ from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.crash.verdict import Damaged, VerdictState
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfcore import PT_LOAD, VmcoreLayout
-from kexecemu.kernel.vmcoreinfo import VMCOREINFO_NOTE_SIZE
-from kexecemu.machine.cpu import StopKind
+from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE
+from kexecemu.machine.cpu.cpu import StopKind
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()

@@ -10,8 +10,8 @@ from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.verdict import Verdict, VerdictState
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd, Load
-from kexecemu.machine.exceptions import GuestFault
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Fault, Injection
 

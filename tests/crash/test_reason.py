@@ -13,7 +13,7 @@ from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.reason import Facts, reason_of
 from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.verdict import Verdict, VerdictFlags, VerdictState
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.scenario.runner import crash
 from kexecemu.scenario.setup import Setup

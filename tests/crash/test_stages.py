@@ -20,7 +20,7 @@ from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import FdtEditor, cells
 from kexecemu.formats.image import build
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.stray.fault import When
 
 STUB = fixture_path("guests/capture-Image").read_bytes()

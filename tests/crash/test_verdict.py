@@ -23,8 +23,8 @@ from kexecemu.crash.verdict import (
     read_verdict,
 )
 from kexecemu.data import fixture_path, purgatory_path
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.kernel.purgatory import LoadedPurgatory
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.machine.ranges import PhysRange
 
 STUB = fixture_path("guests/capture-Image").read_bytes()

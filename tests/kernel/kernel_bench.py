@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kexecemu.data import fixture_path
-from kexecemu.kernel.config import KernelConfig, Protection
+from kexecemu.kernel.base.config import KernelConfig, Protection
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.board import Board
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 DATA = Path(__file__).parents[1] / "data" / "kernel"

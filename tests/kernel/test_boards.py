@@ -11,8 +11,8 @@ from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.firmware import (
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.firmware import (
     choose_places,
     console_phys,
     cpu_affinities,
@@ -21,10 +21,10 @@ from kexecemu.kernel.firmware import (
     memory_ranges,
     set_bootargs,
 )
-from kexecemu.kernel.kexec_file import load
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.load.kexec_file import load
 from kexecemu.machine.board import Board
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 UART = 0x9000000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexecemu.kernel.cmdline import (
+from kexecemu.kernel.base.cmdline import (
     CrashkernelOption,
     memparse,
     parameter,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import KNOWN_OPTIONS, Era, KernelConfig, Protection
+from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig, Protection
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from kernel_bench import IMAGE, INITRD, boot, small
 
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes, parse_prstatus
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import Kernel
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu.cpu import StopKind
 
 
 def loaded(era: str = "6.4", **arguments: object) -> tuple[Kernel, Kimage]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.kernel.config import Era
-from kexecemu.kernel.crashkernel import CrashReservation, reserve_crashkernel
-from kexecemu.kernel.memblock import Memblock
+from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.memory.crashkernel import CrashReservation, reserve_crashkernel
+from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.machine.ranges import PhysRange
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -10,7 +10,7 @@ import pytest
 
 from kexecemu.errors import KexecError
 from kexecemu.formats.fdt import Fdt, FdtEditor, MemReserve, build, cells, reg64
-from kexecemu.kernel.devtree import kexec_device_tree
+from kexecemu.kernel.load.devtree import kexec_device_tree
 from kexecemu.machine.ranges import PhysRange
 
 DATA = Path(__file__).parents[1] / "data" / "linux-6.1.192"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kexecemu.formats.elfcore import PT_LOAD, PT_NOTE, Note, VmcoreLayout, parse_core_header
-from kexecemu.kernel.elfcorehdr import prepare_elf_headers
+from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
 from kexecemu.machine.ranges import PhysRange
 
 DATA = Path(__file__).parents[1] / "data" / "linux-6.1.192"

@@ -15,7 +15,7 @@ import pytest
 
 import kexecemu
 from kexecemu.errors import InputError
-from kexecemu.kernel.era import Era, Rules
+from kexecemu.kernel.base.era import Era, Rules
 
 PACKAGE = Path(kexecemu.__file__).parent
 
@@ -28,7 +28,7 @@ PROBE = """
 import dataclasses, json
 from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.data import fixture_path
-from kexecemu.kernel.era import Era
+from kexecemu.kernel.base.era import Era
 
 assert Era.of_release("9.9.1-rc1") is max(Era) is Era("9.9") and Era.of_release("9.8.12") is sorted(Era)[-2]
 with Board("256M") as board:

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from kernel_bench import MIB
 
 from kexecemu.errors import KexecError
-from kexecemu.kernel.config import Era
-from kexecemu.kernel.kexec_core import (
+from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.load.kexec_core import (
     add_buffer,
     alloc_crash_control_pages,
     find_hole,
     sanity_check_segment_list,
 )
-from kexecemu.kernel.kimage import Kimage, Segment
 from kexecemu.machine.ranges import PhysRange
 
 REGION = PhysRange(0x6A000000, 0x70000000)

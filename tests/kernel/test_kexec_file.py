@@ -11,13 +11,13 @@ from kernel_bench import IMAGE, INITRD, MIB, arm64_image, boot, small
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.kexec_file import load
-from kexecemu.kernel.kimage import (
+from kexecemu.kernel.image.kimage import (
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
     KEXEC_FILE_UNLOAD,
     Kimage,
 )
+from kexecemu.kernel.load.kexec_file import load
 from kexecemu.kernel.model import Kernel
 
 CMDLINE = "console=ttyAMA0 nr_cpus=1 panic=5"

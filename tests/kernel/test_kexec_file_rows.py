@@ -11,9 +11,9 @@ from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
 from kexecemu.kernel.crash_size import crash_shrink_memory
-from kexecemu.kernel.files import OpenFile
-from kexecemu.kernel.kexec_file import load
-from kexecemu.kernel.kimage import IND_DONE
+from kexecemu.kernel.image.kimage import IND_DONE
+from kexecemu.kernel.load.files import OpenFile
+from kexecemu.kernel.load.kexec_file import load
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 
 STUB = fixture_path("guests/capture-Image").read_bytes()

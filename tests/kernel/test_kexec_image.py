@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from kernel_bench import DATA, IMAGE, MIB, arm64_image, real
 
 from kexecemu.errors import KexecError
-from kexecemu.kernel.config import Era
-from kexecemu.kernel.digests import calculate_digest, pack_sha_regions
-from kexecemu.kernel.kexec_image import CrashFiles, LoadContext, image_load, image_probe
-from kexecemu.kernel.kimage import Kimage, Segment
-from kexecemu.kernel.purgatory import parse_purgatory
+from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.image.digests import calculate_digest, pack_sha_regions
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.image.purgatory import parse_purgatory
+from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load, image_probe
 from kexecemu.machine.ranges import PhysRange
 
 REGION = PhysRange(0x6A000000, 0x70000000)

@@ -12,13 +12,13 @@ from kexecemu import Board, InputError, Kernel, KernelConfig, KexecError
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import build
-from kexecemu.kernel import environment
-from kexecemu.kernel.kexec_load import KEXEC_ARCH_AARCH64, KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
-from kexecemu.kernel.kimage import Kimage, Segment
-from kexecemu.kernel.policy import KexecSignaturePolicy, Lockdown
+from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.load import environment
+from kexecemu.kernel.load.kexec_load import KEXEC_ARCH_AARCH64, KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
 from kexecemu.kernel.procfs import proc_iomem, sysfs
-from kexecemu.kernel.state import KernelState
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.signature.policy import KexecSignaturePolicy, Lockdown
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()

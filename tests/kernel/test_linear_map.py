@@ -9,17 +9,17 @@ import pytest
 from kernel_bench import DATA, GIB, MIB, arm64_image, boot, ptdump
 
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
-from kexecemu.kernel.address_space import AddressSpace
-from kexecemu.kernel.boot import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
-from kexecemu.kernel.config import Era, KernelConfig, Protection
-from kexecemu.kernel.kexec_image import CrashFiles, LoadContext, image_load
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.kernel.base.config import Era, KernelConfig, Protection
+from kexecemu.kernel.boot.setup_memory import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.protection import protect_crashkres, unprotect_crashkres
+from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load
 from kexecemu.kernel.model import Kernel
-from kexecemu.kernel.protection import protect_crashkres, unprotect_crashkres
-from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.machine.descriptors import Granule, TableFormat
-from kexecemu.machine.mmu import PageTables
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.descriptors import Granule, TableFormat
+from kexecemu.machine.memory.mmu import PageTables
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 LINEAR_START = 0xFFFF000000000000

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from kernel_bench import boot
 
 from kexecemu.errors import InputError, MachineError
-from kexecemu.kernel.address_space import AddressSpace
-from kexecemu.kernel.config import KernelConfig, Protection
-from kexecemu.kernel.kimage import Segment
-from kexecemu.kernel.linear_map import PAGE_KERNEL, LinearMapPlan, MapPiece, build_linear_map
-from kexecemu.kernel.linear_price import CountedTables, LinearMapPrice, measure_linear_map
+from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.kernel.base.config import KernelConfig, Protection
+from kexecemu.kernel.image.kimage import Segment
 from kexecemu.kernel.linear_survey import BUILT_UP_TO, LinearMapSurvey, survey_linear_map
-from kexecemu.kernel.memblock import Memblock
-from kexecemu.machine.descriptors import Granule, TableFormat
-from kexecemu.machine.mmu import PageTables
-from kexecemu.machine.ram import Ram
+from kexecemu.kernel.memory.linear_map import PAGE_KERNEL, LinearMapPlan, MapPiece, build_linear_map
+from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
+from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.machine.memory.descriptors import Granule, TableFormat
+from kexecemu.machine.memory.mmu import PageTables
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 
 RECORDED = Path(__file__).parents[1] / "data" / "kernel" / "linear-map"

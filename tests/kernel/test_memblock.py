@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexecemu.kernel.memblock import Memblock, merge
+from kexecemu.kernel.memory.memblock import Memblock, merge
 from kexecemu.machine.ranges import PhysRange, subtract
 
 PAGE = 4096

@@ -10,12 +10,12 @@ import pytest
 from kernel_bench import GIB, IMAGE, INITRD, MIB, boot
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.memblock import Memblock
-from kexecemu.kernel.mm_init import zone_sizes
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.mm_init import zone_sizes
+from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.sparsemem import alloc_memory_map
+from kexecemu.kernel.memory.zones import arm64_dma_phys_limit
 from kexecemu.kernel.model import Kernel
-from kexecemu.kernel.sparsemem import alloc_memory_map
-from kexecemu.kernel.zones import arm64_dma_phys_limit
 from kexecemu.machine.ranges import PhysRange
 
 VMCOREINFO = Path(__file__).parents[1] / "data" / "minikernel" / "vmcoreinfo-6.1.192.txt"

@@ -11,8 +11,8 @@ import signing
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import x509
-from kexecemu.kernel.keyring import Keyring, SystemKeyrings
-from kexecemu.kernel.policy import KexecSignaturePolicy, Lockdown
+from kexecemu.kernel.signature.keyring import Keyring, SystemKeyrings
+from kexecemu.kernel.signature.policy import KexecSignaturePolicy, Lockdown
 
 KEYRINGS = SystemKeyrings(Keyring.of(".builtin_trusted_keys", [x509.parse(signing.der_of(signing.CA))]))
 GOOD, UNSIGNED = signing.good().data, signing.pe_image()

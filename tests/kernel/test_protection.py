@@ -7,8 +7,8 @@ import re
 import pytest
 from kernel_bench import DATA, IMAGE, INITRD, MIB, arm64_image, boot, small
 
-from kexecemu.kernel.config import Protection
-from kexecemu.kernel.kimage import KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD, Kimage
+from kexecemu.kernel.base.config import Protection
+from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD, Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.ranges import PhysRange
 

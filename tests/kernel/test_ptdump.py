@@ -9,15 +9,25 @@ from typing import NamedTuple
 
 import pytest
 
-from kexecemu.kernel.address_space import AddressSpace
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.kimage import Segment
-from kexecemu.kernel.linear_map import PAGE_KERNEL, PAGE_KERNEL_RO, PAGE_KERNEL_TAGGED
+from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.image.kimage import Segment
 from kexecemu.kernel.linear_survey import survey_linear_map
-from kexecemu.kernel.ptdump import ptdump_linear_map, ptdump_lines
-from kexecemu.machine.descriptors import AP_EL0, ATTR_IDX, CONT, NG, PXN, UXN, VALID, Granule, TableFormat
-from kexecemu.machine.mmu import PageTables
-from kexecemu.machine.ram import Ram
+from kexecemu.kernel.memory.linear_map import PAGE_KERNEL, PAGE_KERNEL_RO, PAGE_KERNEL_TAGGED
+from kexecemu.kernel.memory.ptdump import ptdump_linear_map, ptdump_lines
+from kexecemu.machine.memory.descriptors import (
+    AP_EL0,
+    ATTR_IDX,
+    CONT,
+    NG,
+    PXN,
+    UXN,
+    VALID,
+    Granule,
+    TableFormat,
+)
+from kexecemu.machine.memory.mmu import PageTables
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 RECORDED = Path(__file__).parents[1] / "data" / "kernel" / "linear-map"

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from kexecemu.data import purgatory_path
 from kexecemu.errors import KexecError
-from kexecemu.kernel.kimage import Segment
-from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.kernel.image.kimage import Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory
 
 SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
 OBJECT = gzip.decompress(SMALL.read_bytes())

@@ -11,11 +11,11 @@ from kernel_bench import IMAGE, INITRD, boot, small, small_purgatory
 from kexecemu.crash import kernel as lab
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.kimage import Kimage
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import Kernel
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu.cpu import StopKind
 
 GUARD = {"KEXEC_PURGATORY_GUARD": "y"}
 EARLY = {"KEXEC_PURGATORY_EARLY_CHECK": "y"}

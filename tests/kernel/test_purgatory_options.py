@@ -15,13 +15,13 @@ from kernel_bench import IMAGE, INITRD, arm64_image, real, small, small_purgator
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.fdt import Fdt, FdtEditor
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.devtree import add_verdict_record, kexec_device_tree
-from kexecemu.kernel.digests import page_digests, page_digests_size
-from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.image.digests import page_digests, page_digests_size
+from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.kernel.load.devtree import add_verdict_record, kexec_device_tree
+from kexecemu.kernel.load.purgatory_setup import psci_conduit
 from kexecemu.kernel.model import Kernel
-from kexecemu.kernel.purgatory import LoadedPurgatory, parse_purgatory
-from kexecemu.kernel.purgatory_setup import psci_conduit
 
 CMDLINE = "panic=5"
 ORDER = ["kernel", "elfcorehdr", "initrd", "dtb"]

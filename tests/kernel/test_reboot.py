@@ -11,9 +11,9 @@ from kexecemu.crash.damage import find_damage
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
+from kexecemu.kernel.image.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
 from kexecemu.kernel.procfs import sysfs
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu.cpu import StopKind
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()

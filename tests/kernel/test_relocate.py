@@ -19,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 from kexecemu.errors import KexecError
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfrel import Rela
-from kexecemu.kernel.relocate import SUPPORTED_TYPES, apply, relocate
+from kexecemu.kernel.image.relocate import SUPPORTED_TYPES, apply, relocate
 
 # Far from both ends of the address space, so that every limit can be reached from here.
 TEXT = 0x0000_5555_0000_0000

@@ -7,7 +7,12 @@ import gzip
 import pytest
 import signing
 
-from kexecemu.kernel.selftest import SelftestMachine, Verdict, judge_kexec_file_load, judge_kexec_load
+from kexecemu.kernel.signature.selftest import (
+    SelftestMachine,
+    Verdict,
+    judge_kexec_file_load,
+    judge_kexec_load,
+)
 
 TABLE = gzip.decompress((signing.DATA / "selftests.txt.gz").read_bytes()).decode().splitlines()
 FACTS = TABLE[0].removeprefix("# ").partition(":")[0].split()

@@ -21,10 +21,10 @@ from signing import CA, EC_SIGNER, SIGNER, STRANGER, der_of, good, pe_image, sig
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import x509
-from kexecemu.kernel.kexec_image import image_probe
-from kexecemu.kernel.keyring import Keyring
-from kexecemu.kernel.public_key import CryptoModules
-from kexecemu.kernel.signature import VerifiedImage, verify_pefile_signature
+from kexecemu.kernel.load.kexec_image import image_probe
+from kexecemu.kernel.signature.keyring import Keyring
+from kexecemu.kernel.signature.public_key import CryptoModules
+from kexecemu.kernel.signature.signature import VerifiedImage, verify_pefile_signature
 
 ENOTSUPP = 524
 TABLE = (signing.DATA / "errnos-6.1.192.txt").read_text()

@@ -10,8 +10,8 @@ from kernel_bench import IMAGE, INITRD
 from kexecemu import Board, InputError, Kernel, KernelConfig
 from kexecemu.crash.end import End
 from kexecemu.crash.moments import Passed, crash, follow
-from kexecemu.kernel.kimage import Kimage
-from kexecemu.machine.cpu import StopKind
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.machine.cpu.cpu import StopKind
 
 WRITERS = ("cpu", "alias", "late-cpu")
 DATA = bytes(range(1, 17))

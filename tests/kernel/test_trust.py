@@ -12,9 +12,13 @@ from signing import CA, INTERMEDIATE, LEAF, SIGNER, STRANGER, der_of, pe_image, 
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import x509
-from kexecemu.kernel.keyring import Blacklist, Keyring, SystemKeyrings
-from kexecemu.kernel.public_key import CryptoModules
-from kexecemu.kernel.signature import VerifiedImage, kexec_kernel_verify_pe_sig, verify_pefile_signature
+from kexecemu.kernel.signature.keyring import Blacklist, Keyring, SystemKeyrings
+from kexecemu.kernel.signature.public_key import CryptoModules
+from kexecemu.kernel.signature.signature import (
+    VerifiedImage,
+    kexec_kernel_verify_pe_sig,
+    verify_pefile_signature,
+)
 
 CHAIN = [der_of(LEAF), der_of(INTERMEDIATE)]
 

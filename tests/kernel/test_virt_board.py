@@ -10,8 +10,8 @@ import pytest
 from qemu_tree import dump_tree
 
 from kexecemu.formats.fdt import Fdt, reg64
-from kexecemu.kernel.firmware import initrd_range
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.boot.firmware import initrd_range
+from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.machine.ranges import PhysRange
 
 GIB = 1 << 30

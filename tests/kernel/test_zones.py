@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.kernel.config import KernelConfig
-from kexecemu.kernel.memblock import Memblock
-from kexecemu.kernel.zones import arm64_dma_phys_limit
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.zones import arm64_dma_phys_limit
 from kexecemu.machine.ranges import PhysRange
 
 GIB = 1 << 30

@@ -20,7 +20,7 @@ from kexecemu.crash.end import End
 from kexecemu.formats.image import HEADER_SIZE, build
 from kexecemu.linux import capture as linux
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd, Load, load_digests, run_linux
-from kexecemu.machine.disk import Disk
+from kexecemu.machine.devices.disk import Disk
 from kexecemu.machine.ranges import PhysRange
 
 CODE = 0x40010000

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu import Cpu
-from kexecemu.machine.descriptors import AF, ATTR_IDX, PXN, SH_INNER, UXN, Granule, TableFormat
-from kexecemu.machine.mmu import PageTables
-from kexecemu.machine.sysregs import SYSREGS
+from kexecemu.machine.cpu.cpu import Cpu
+from kexecemu.machine.cpu.sysregs import SYSREGS
+from kexecemu.machine.memory.descriptors import AF, ATTR_IDX, PXN, SH_INNER, UXN, Granule, TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 
 RAM_BASE = 0x40000000
 CODE = RAM_BASE  # phys of guest programs

@@ -6,8 +6,8 @@ import capstone
 import pytest
 
 from kexecemu.errors import MachineError
-from kexecemu.machine.access import AccessChecker, Violation, checked, element_size
-from kexecemu.machine.descriptors import Granule, TableFormat
+from kexecemu.machine.cpu.access import AccessChecker, Violation, checked, element_size
+from kexecemu.machine.memory.descriptors import Granule, TableFormat
 
 DATA = 0x40010000  # in x0 of every program
 FP_ON = 3 << 20

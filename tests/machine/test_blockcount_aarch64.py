@@ -17,8 +17,8 @@ from unicorn.arm64_const import (
     UC_ARM64_REG_XZR,
 )
 
-from kexecemu.machine.blockcount import LINE_MARKS, BlockCount, Why, library_path
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu.blockcount import LINE_MARKS, BlockCount, Why, library_path
+from kexecemu.machine.cpu.cpu import StopKind
 
 STATE = 0x40100000  # phys of the struct
 STOPS = 0x40101000

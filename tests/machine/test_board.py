@@ -6,7 +6,7 @@ import pytest
 
 from kexecemu.errors import InputError
 from kexecemu.machine.board import Board, parse_size
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu.cpu import StopKind
 from kexecemu.machine.ranges import PhysRange
 
 

@@ -24,10 +24,10 @@ from unicorn import (
 )
 from unicorn.arm64_const import UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_ARM64_REG_X0, UC_CPU_ARM64_A57
 
-from kexecemu.machine import blockcount, python_hooks
-from kexecemu.machine.blockcount import BlockCount, library_path
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu import blockcount, python_hooks
+from kexecemu.machine.cpu.blockcount import BlockCount, library_path
+from kexecemu.machine.cpu.cpu import StopKind
 from kexecemu.machine.ranges import PhysRange
 
 RAM = PhysRange.of(0x40000000, 1 << 20)
@@ -210,8 +210,8 @@ def test_an_error_in_the_python_counter_is_not_swallowed(monkeypatch):
 def test_the_libraries_are_what_the_source_builds_to():
     pytest.importorskip("ziglang", reason="the pinned compiler is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "kexecemu.machine.build_blockcount", "--check"],
-        cwd=library_path().parents[2],
+        [sys.executable, "-m", "kexecemu.machine.cpu.build_blockcount", "--check"],
+        cwd=library_path().parents[3],
         capture_output=True,
         text=True,
         check=False,

@@ -26,9 +26,9 @@ from unicorn.arm64_const import UC_ARM64_INS_MSR, UC_ARM64_REG_PC, UC_ARM64_REG_
 from unicorn.unicorn_const import UC_HOOK_INSN
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.engine import open_engine
-from kexecemu.machine.engine_internals import Internals, offsets
-from kexecemu.machine.system_hooks import SystemHooks
+from kexecemu.machine.cpu.engine import open_engine
+from kexecemu.machine.cpu.engine_internals import Internals, offsets
+from kexecemu.machine.cpu.system_hooks import SystemHooks
 
 MSR_TPIDR = 0xD518D080
 

@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from kexecemu.errors import MachineError
-from kexecemu.machine import cpu as cpu_module
-from kexecemu.machine.cpu import Cpu, StopKind
-from kexecemu.machine.descriptors import Granule, TableFormat
-from kexecemu.machine.exceptions import Pstate
-from kexecemu.machine.registers import Registers
+from kexecemu.machine.cpu import cpu as cpu_module
+from kexecemu.machine.cpu.cpu import Cpu, StopKind
+from kexecemu.machine.cpu.exceptions import Pstate
+from kexecemu.machine.cpu.registers import Registers
+from kexecemu.machine.memory.descriptors import Granule, TableFormat
 
 
 @pytest.fixture(params=["native", "python"], autouse=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.errors import InputError, MachineError
-from kexecemu.machine.disk import Disk
+from kexecemu.machine.devices.disk import Disk
 
 SIZE = 64 << 10
 

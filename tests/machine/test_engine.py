@@ -33,9 +33,9 @@ from unicorn.arm64_const import (
 )
 from unicorn.unicorn_py3.unicorn import uclib
 
-from kexecemu.machine import engine
-from kexecemu.machine.cpu import StopKind
-from kexecemu.machine.mmu import VALID, Granule, TableFormat
+from kexecemu.machine.cpu import engine
+from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.memory.mmu import VALID, Granule, TableFormat
 
 CODE = 0x40000000
 ROOT = 0x40010000
@@ -517,7 +517,7 @@ def test_the_syndrome_lies_at_one_place_in_a_context():
     assert engine.syndrome_offset() > 0
 
 
-# -- what is not modelled; when one of these fails, the list in kexecemu.machine.engine must change --------------------
+# -- what is not modelled; when one of these fails, the list in kexecemu.machine.cpu.engine must change ----------------
 
 
 def test_an_unaligned_access_to_device_memory_does_not_fault(guest, a64):

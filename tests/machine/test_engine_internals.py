@@ -10,8 +10,8 @@ from machine.system_guest import DAIFCLR_I, DAIFSET_I, NOP, WFI, add
 from unicorn.arm64_const import UC_ARM64_REG_ELR_EL1, UC_ARM64_REG_PC, UC_ARM64_REG_VBAR_EL1, UC_ARM64_REG_X0
 from unicorn.unicorn_py3.arch.arm64 import UcAArch64
 
-from kexecemu.machine.engine import HCR_EL2, SCR_EL3, open_engine
-from kexecemu.machine.engine_internals import Internals, between_blocks_of, offsets
+from kexecemu.machine.cpu.engine import HCR_EL2, SCR_EL3, open_engine
+from kexecemu.machine.cpu.engine_internals import Internals, between_blocks_of, offsets
 
 BLOCK = [*[add(0, 0, 1)] * 7, g.b(1)]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.machine.cpu import StopKind
-from kexecemu.machine.descriptors import AF, AP_RO, CONT, PXN, UXN, Granule, TableFormat
-from kexecemu.machine.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.exceptions import GuestFault, Pstate
+from kexecemu.machine.memory.descriptors import AF, AP_RO, CONT, PXN, UXN, Granule, TableFormat
 
 NOWHERE = 0x2000000000  # phys: no RAM, no device
 UPPER = 0xFFFF000010000000  # virt: where the tests map things through TTBR1

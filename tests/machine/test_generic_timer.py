@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexecemu.machine.generic_timer import PHYSICAL, VIRTUAL, GenericTimer
+from kexecemu.machine.cpu.generic_timer import PHYSICAL, VIRTUAL, GenericTimer
 
 TVAL, CTL, CVAL = 0, 1, 2
 ENABLE, IMASK, ISTATUS = 1, 2, 4

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kexecemu.machine.gic import SPURIOUS, Gic2
+from kexecemu.machine.devices.gic import SPURIOUS, Gic2
 from kexecemu.machine.ranges import PhysRange
 
 # Distributor.

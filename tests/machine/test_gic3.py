@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from kexecemu.machine.gic3 import SPURIOUS, Gic3
-from kexecemu.machine.gic3_cpu_interface import (
+from kexecemu.machine.devices.gic3 import SPURIOUS, Gic3
+from kexecemu.machine.devices.gic3_cpu_interface import (
     AP1R0,
     CTLR,
     DIR,

@@ -15,7 +15,7 @@ import pytest
 from machine.system_guest import OFF, Words, flat, mov, str_post
 from qtest import Qtest
 
-from kexecemu.machine.gic3 import Gic3
+from kexecemu.machine.devices.gic3 import Gic3
 
 GICD, GICR, SGI = 0x08000000, 0x080A0000, 0x080B0000
 GIC = "/machine/unattached/device[%d]"

@@ -10,7 +10,7 @@ import random
 import pytest
 from qtest import Qtest
 
-from kexecemu.machine.gic import Gic2
+from kexecemu.machine.devices.gic import Gic2
 
 GICD = 0x08000000
 GICC = 0x08010000

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.errors import MachineError
-from kexecemu.machine.cpu import StopKind
-from kexecemu.machine.mmu import (
+from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.memory.mmu import (
     AF,
     AP_RO,
     ATTR_IDX,
@@ -23,7 +23,7 @@ from kexecemu.machine.mmu import (
     PageTables,
     TableFormat,
 )
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from qtest import Qtest
 
-from kexecemu.machine.cpu import StopKind
-from kexecemu.machine.pl011 import Pl011
+from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.devices.pl011 import Pl011
 
 
 def test_a_guest_prints_as_an_early_console_does(guest, a64):

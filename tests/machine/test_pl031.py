@@ -7,7 +7,7 @@ import datetime
 import pytest
 from qtest import Qtest
 
-from kexecemu.machine.pl031 import DEFAULT_START, Pl031
+from kexecemu.machine.devices.pl031 import DEFAULT_START, Pl031
 
 BASE = 0x09010000
 DR, MR, LR, CR, IMSC, RIS, MIS, ICR = range(0, 0x20, 4)

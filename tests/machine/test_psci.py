@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.machine.cpu import StopKind
+from kexecemu.machine.cpu.cpu import StopKind
 
 
 def call(guest, a64, function, *arguments, cpu=None):

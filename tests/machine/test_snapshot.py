@@ -13,8 +13,8 @@ from unicorn.arm64_const import UC_ARM64_REG_Q0, UC_ARM64_REG_Q31
 from kexecemu.errors import MachineError
 from kexecemu.machine import snapshot
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu import StopKind
-from kexecemu.machine.ram import HOST_PAGE
+from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.memory.ram import HOST_PAGE
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshots
 

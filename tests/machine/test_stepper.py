@@ -48,7 +48,7 @@ from machine.system_guest import (
     svc,
 )
 
-from kexecemu.machine.stepper import ends_block
+from kexecemu.machine.cpu.stepper import ends_block
 
 TIMERS = ((g.CNTV_TVAL, g.CNTV_CTL, g.CNTV_CVAL), (g.CNTP_TVAL, g.CNTP_CTL, g.CNTP_CVAL))
 SOON = st.sampled_from((0, 1, 2, 3, 5, 10, 30, 100, 400))

@@ -49,8 +49,8 @@ from machine.system_guest import (
 )
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.descriptors import AF, ATTR_IDX, PXN, SH_INNER, UXN, Granule, TableFormat
-from kexecemu.machine.mmu import PageTables
+from kexecemu.machine.memory.descriptors import AF, ATTR_IDX, PXN, SH_INNER, UXN, Granule, TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.system import System, SystemEndKind
 
 SECOND = CODE + 0x4000

@@ -22,10 +22,10 @@ from machine.virtio_driver import (
 )
 
 from kexecemu.errors import InputError
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.devices.virtio import VirtioBus
+from kexecemu.machine.devices.virtqueue import Chain
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.virtio import VirtioBus
-from kexecemu.machine.virtqueue import Chain
 
 RAM = PhysRange.of(0x40000000, 4 << 20)
 RINGS = 0x40000000

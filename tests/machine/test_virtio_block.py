@@ -21,11 +21,11 @@ from machine.virtio_driver import (
 )
 
 from kexecemu.errors import InputError
-from kexecemu.machine.disk import Disk
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.devices.disk import Disk
+from kexecemu.machine.devices.virtio import VirtioBus
+from kexecemu.machine.devices.virtio_block import VirtioBlock
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.virtio import VirtioBus
-from kexecemu.machine.virtio_block import VirtioBlock
 
 RAM = PhysRange.of(0x40000000, 8 << 20)
 RINGS = 0x40000000

@@ -32,11 +32,11 @@ from machine.virtio_driver import (
 )
 from qtest import Qtest
 
-from kexecemu.machine.disk import Disk
-from kexecemu.machine.ram import Ram
+from kexecemu.machine.devices.disk import Disk
+from kexecemu.machine.devices.virtio import VirtioBus
+from kexecemu.machine.devices.virtio_block import VirtioBlock
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.virtio import VirtioBus
-from kexecemu.machine.virtio_block import VirtioBlock
 
 pytestmark = pytest.mark.real
 

@@ -11,10 +11,10 @@ from machine import system_guest as g
 from machine.system_guest import DAIFCLR_I, OFF, PROLOGUE, b, mov, same
 
 from kexecemu import cli
-from kexecemu.machine import engine_internals
 from kexecemu.machine.board import Board
-from kexecemu.machine.counting import CountingStepper
-from kexecemu.machine.stepper import BlockStepper
+from kexecemu.machine.cpu import engine_internals
+from kexecemu.machine.cpu.counting import CountingStepper
+from kexecemu.machine.cpu.stepper import BlockStepper
 
 PROGRAM = [
     PROLOGUE,

@@ -19,7 +19,7 @@ from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
-from kexecemu.kernel.config import KernelConfig
+from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.machine.board import Board
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from kexecemu.crash.handoff import Handoff, write_handoff
 from kexecemu.crash.kernel import Kernel
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.virt_board import virt_device_tree
-from kexecemu.machine.exceptions import Pstate
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.machine.cpu.exceptions import Pstate
+from kexecemu.machine.cpu.sysregs import SYSREGS
 from kexecemu.machine.ranges import PhysRange, subtract
-from kexecemu.machine.sysregs import SYSREGS
 from kexecemu.scenario.runner import Result, crash
 from kexecemu.scenario.setup import Setup, prepare
 from kexecemu.stray.fault import By, Fault, When

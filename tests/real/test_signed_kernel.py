@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from kexecemu.commands.verify_image import verify_image_command
 from kexecemu.errors import KexecError
 from kexecemu.formats import cms, pe, x509
-from kexecemu.kernel.keyring import Keyring
-from kexecemu.kernel.signature import signature_message, verify_pefile_signature
+from kexecemu.kernel.signature.keyring import Keyring
+from kexecemu.kernel.signature.signature import signature_message, verify_pefile_signature
 
 pytestmark = pytest.mark.real
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.crash.damage import Damage
-from kexecemu.kernel.kimage import Kimage, Segment
+from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.report.html import render
 from kexecemu.report.picture import TOP, Picture, draw, merge, size_text

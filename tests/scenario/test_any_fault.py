@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kexecemu import Board, By, Fault, Kernel, KernelConfig, Outcome, When
 from kexecemu.data import fixture_path
-from kexecemu.kernel.kimage import Segment
+from kexecemu.kernel.image.kimage import Segment
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()[:20_000]

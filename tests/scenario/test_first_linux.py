@@ -24,10 +24,10 @@ from kexecemu.linux.first_records import (
 )
 from kexecemu.linux.first_store import GuestKernelMap, hang, store
 from kexecemu.machine.board import Board
-from kexecemu.machine.exceptions import Pstate
+from kexecemu.machine.cpu.exceptions import Pstate
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEndKind
-from kexecemu.machine.system_cpu import SystemCpu
 from kexecemu.scenario.linux_setup import linux_setup
 from kexecemu.scenario.runner import scenario_setup
 from kexecemu.scenario.schema import Scenario, find_scenario, shipped_scenarios

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.fdt import Fdt, build, reg64
-from kexecemu.kernel.virt_board import virt_device_tree
+from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.setup import Setup, prepare
 

@@ -8,7 +8,7 @@ import pytest
 
 from kexecemu import By, InputError, When, read_scenario
 from kexecemu.crash.outcome import Outcome
-from kexecemu.kernel.config import Era, KernelConfig, Protection
+from kexecemu.kernel.base.config import Era, KernelConfig, Protection
 from kexecemu.scenario.runner import run_scenario, scenario_setup
 from kexecemu.scenario.schema import Scenario, find_scenario, shipped_scenarios
 

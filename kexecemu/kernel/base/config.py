@@ -1,0 +1,252 @@
+"""Which kernel the model is: its era, its build options and the way it protects a loaded crash image."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from kexecemu.arguments import instance, text
+from kexecemu.errors import InputError
+from kexecemu.kernel.base.era import Era
+from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
+
+__all__ = [
+    "KNOWN_OPTIONS",
+    "Era",
+    "KernelConfig",
+    "OptionRow",
+    "Protection",
+    "check_option",
+    "option_rows",
+    "split_options",
+]
+
+
+_Kind = TypeVar("_Kind", bound=enum.Enum)
+
+
+class Protection(enum.Enum):
+    """How the loaded crash image is protected from stray writes through the linear map."""
+
+    NONE = "none"
+    PTE = "pte"
+    READONLY = "readonly"
+    BBML2 = "bbml2"
+
+
+# Kconfig names that change what the model does, with their defaults (arm64 defconfig unless said) and what they mean.
+_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
+    "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
+    "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
+    "CMA_SIZE_MBYTES": ("0", "size of the default CMA area; Debian has 64, 0 keeps small machines simple"),
+    "DEBUG_PAGEALLOC_ENABLE_DEFAULT": (
+        "n",
+        "debug_pagealloc= is on unless said: base pages in the linear map",
+    ),
+    "KEXEC_FILE": ("y", "kexec_file_load() is there"),
+    # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
+    "KEXEC_PURGATORY_CHOSEN": (
+        "n",
+        "the verdict in the next /chosen; y for policies that go on, unless given",
+    ),
+    "KEXEC_PURGATORY_COPY": ("n", "a second copy of the image, to repair it from"),
+    "KEXEC_PURGATORY_CRYPTO": ("y", "SHA-2 instructions where the CPU has them"),
+    "KEXEC_PURGATORY_EARLY_CHECK": (
+        "n",
+        "asked by the panicking kernel before it stops the other CPUs",
+    ),
+    "KEXEC_PURGATORY_GUARD": (
+        "n",
+        "compared with its digest by the first kernel before it is started",
+    ),
+    "KEXEC_PURGATORY_MMU": ("y", "caches on for the check"),
+    "KEXEC_PURGATORY_PAGE_DIGESTS": ("n", "a table of the digests of all pages, to say which one it is"),
+    "KEXEC_PURGATORY_POLICY": ("stop", "what to do when the check fails"),
+    "KFENCE": ("n", "the memory error detector; its pool has pages of its own"),
+    "KFENCE_SAMPLE_INTERVAL": (
+        "100",
+        "milliseconds between guarded allocations; 0: off at boot, a late pool needs base pages all over",
+    ),
+    "PANIC_ON_OOPS": ("n", "an oops panics"),
+    "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
+    "ZONE_DMA": ("y", "the zone of what the narrowest DMA master reaches"),
+    "ZONE_DMA32": ("y", "the zone below 4 GiB; as ZONE_DMA unless given: few kernels have one alone"),
+}
+KNOWN_OPTIONS: Mapping[str, str] = {name: default for name, (default, _) in _OPTIONS.items()}
+
+
+# Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
+}
+
+
+class OptionRow(NamedTuple):
+    """A line of the list of options: default, what else it can be, and what it is about."""
+
+    name: str
+    default: str
+    values: str
+    meaning: str
+
+
+def option_rows() -> list[OptionRow]:
+    """All options that the model knows, sorted by name."""
+    rows = []
+    for name, (default, meaning) in sorted(_OPTIONS.items()):
+        kind = "a number" if default.isdigit() else "y or n"
+        rows.append(OptionRow(name, default, ", ".join(_CHOICES.get(name, (kind,))), meaning))
+    return rows
+
+
+def check_option(name: str, value: str) -> str:
+    """An option's name without CONFIG_; InputError when the model knows none of that name, or it has no such value."""
+    short = text(name, "config option").removeprefix("CONFIG_")
+    text(value, f"config option {name}")
+    if short not in KNOWN_OPTIONS:
+        like = did_you_mean(short, KNOWN_OPTIONS)
+        known = ", ".join(sorted(KNOWN_OPTIONS))
+        raise InputError(f"config option {name} is not one that the model knows{like}; known are {known}")
+    if short in _CHOICES:
+        if value not in _CHOICES[short]:
+            like = did_you_mean(value, _CHOICES[short])
+            raise InputError(
+                f"config option {name} is one of {', '.join(_CHOICES[short])}, not {value!r}{like}"
+            )
+    elif KNOWN_OPTIONS[short].isdigit():
+        if not (value.isascii() and value.isdigit()):
+            raise InputError(f"config option {name} takes a number, not {value!r}")
+    elif value not in ("y", "n"):
+        raise InputError(f"config option {name} is y or n, not {value!r}")
+    return short
+
+
+def _check_purgatory(options: dict[str, str]) -> None:
+    """What the purgatory's options mean for each other."""
+    policy = options.get("KEXEC_PURGATORY_POLICY")
+    if policy == "repair" and options.get("KEXEC_PURGATORY_COPY") != "y":
+        raise InputError(
+            "config option KEXEC_PURGATORY_POLICY=repair needs KEXEC_PURGATORY_COPY=y to repair from"
+        )
+    if policy in ("boot", "repair"):
+        options.setdefault("KEXEC_PURGATORY_CHOSEN", "y")
+
+
+def _member(kind: type[_Kind], value: str, what: str, refusal: str) -> _Kind:
+    """The member with a value; InputError with the nearest and all that there are for one that there is not."""
+    text(value, what)
+    try:
+        return kind(value)
+    except ValueError:
+        known = [one.value for one in kind]
+        like = did_you_mean(value, known)
+        raise InputError(f"{what} {value!r} is {refusal}{like}; known are {', '.join(known)}") from None
+
+
+def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in given.items():
+        options[check_option(name, value)] = value
+    if "ZONE_DMA" in options:
+        options.setdefault("ZONE_DMA32", options["ZONE_DMA"])
+    _check_purgatory(options)
+    page_sizes = ("ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES")
+    chosen = [name for name in page_sizes if options.get(name) == "y"]
+    if len(chosen) > 1:
+        raise InputError(f"config options {' and '.join(chosen)} exclude each other")
+    if not chosen and options.get("ARM64_4K_PAGES") == "n":
+        raise InputError(
+            f"config option ARM64_4K_PAGES=n needs another page size: {' or '.join(page_sizes[1:])}"
+        )
+    if chosen:
+        options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
+    return {**KNOWN_OPTIONS, **options}
+
+
+def split_options(given: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE texts, as --config takes them, for KernelConfig's options; InputError for one without its sign."""
+    options: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
+            raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
+        if options.setdefault(name, value) != value:
+            raise InputError(f"--config {item!r}: {name} is {options[name]!r} already")
+    return options
+
+
+@shown("era", "protection", "purgatory", "rng_ready", options=lambda config: config.changed)
+@dataclass(frozen=True)
+class KernelConfig:
+    """One kernel build.
+
+    era         an Era or its value, "6.4" for example
+    protection  None: what the era does by itself (pte before 6.4, none after); else a Protection or its name
+    purgatory   False/None: none, as arm64 has it today; True or "default": the one that ships; else an object's path
+    options     Kconfig names (with or without CONFIG_) to "y", "n", a number or a word
+    rng_ready   the random number generator is initialised when a load builds its device tree
+    """
+
+    era: Era | str = Era.V6_4
+    protection: Protection | str | None = None
+    purgatory: bool | str | Path | None = True
+    options: Mapping[str, str] = field(default_factory=dict)
+    rng_ready: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.era, Era):
+            object.__setattr__(self, "era", _member(Era, self.era, "era", "not modelled"))
+        if self.protection is not None and not isinstance(self.protection, Protection):
+            way = _member(Protection, self.protection, "protection", "not known")
+            object.__setattr__(self, "protection", way)
+        if self.purgatory is not None:
+            instance(self.purgatory, (bool, str, Path), "purgatory")
+        object.__setattr__(self, "options", _parse_options(instance(self.options, Mapping, "options")))
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """The options that are not as they are in every kernel."""
+        return {name: value for name, value in self.options.items() if value != KNOWN_OPTIONS[name]}
+
+    @property
+    def release(self) -> Era:
+        """The era, as an Era whatever was given."""
+        assert isinstance(self.era, Era)
+        return self.era
+
+    @property
+    def way(self) -> Protection:
+        """The protection in force: the one asked for, else what the era does."""
+        if isinstance(self.protection, Protection):
+            return self.protection
+        return Protection.PTE if self.release.rules.protects_by_pte else Protection.NONE
+
+    def enabled(self, option: str) -> bool:
+        """IS_ENABLED(CONFIG_option)."""
+        return self.options[option] == "y"
+
+    def number(self, option: str) -> int:
+        """The value of a numeric option."""
+        return int(self.options[option])
+
+    def choice(self, option: str) -> int:
+        """The position of an option's word among its choices: for KEXEC_PURGATORY_POLICY enum purgatory_policy."""
+        return _CHOICES[option].index(self.options[option])
+
+    @property
+    def page_size(self) -> int:
+        """PAGE_SIZE in bytes."""
+        if self.enabled("ARM64_64K_PAGES"):
+            return 65536
+        return 16384 if self.enabled("ARM64_16K_PAGES") else 4096
+
+    @property
+    def has_dma_zones(self) -> bool:
+        """CONFIG_ZONE_DMA or CONFIG_ZONE_DMA32: what defer_reserve_crashkernel() asked before 6.4."""
+        return self.enabled("ZONE_DMA") or self.enabled("ZONE_DMA32")

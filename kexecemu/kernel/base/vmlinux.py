@@ -1,0 +1,126 @@
+"""The first kernel's guest image: its symbols, its structures and where it lies in guest RAM."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kexecemu.data import fixture_path
+from kexecemu.formats import elfimage
+from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["GuestKernel", "Vmlinux", "load_vmlinux"]
+
+
+@shown()
+@dataclass(frozen=True)
+class Vmlinux:
+    """A linked guest kernel: virtual addresses of symbols, offsets of structure members in bytes."""
+
+    path: Path
+    elf: elfimage.ElfImage
+    layout: dict[str, Any]
+
+    def virt(self, symbol: str) -> int:
+        """The virtual address at which a symbol is linked; KeyError when there is none."""
+        return self.elf.symbols[symbol]
+
+    def sizeof(self, struct: str) -> int:
+        """Size of a structure in bytes."""
+        return int(self.layout["structs"][struct]["size"])
+
+    def offsetof(self, struct: str, member: str) -> int:
+        """Offset of a structure's member in bytes."""
+        return int(self.layout["structs"][struct]["members"][member])
+
+    @property
+    def build_id(self) -> str:
+        """The GNU build id in hex, as VMCOREINFO carries it."""
+        return self.elf.build_id.hex() if self.elf.build_id else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes from _text to _end."""
+        return self.virt("_end") - self.virt("_text")
+
+    def describe(self, virt: int) -> str:
+        """The nearest symbol at or below a virtual address, as symbol+0xoffset/0xsize-less text."""
+        names = _sorted_symbols(self.path)
+        at = bisect_right(names, (virt, "\uffff")) - 1
+        if at < 0 or not self.virt("_text") <= virt < self.virt("_end"):
+            return f"{virt:#x}"
+        address, name = names[at]
+        return f"{name}+{virt - address:#x}"
+
+
+@cache
+def _sorted_symbols(path: Path) -> list[tuple[int, str]]:
+    symbols = load_vmlinux(path).elf.symbols
+    return sorted((virt, name) for name, virt in symbols.items() if not name.startswith("$"))
+
+
+@cache
+def load_vmlinux(path: Path | None = None) -> Vmlinux:
+    """Read the guest kernel that ships (or another with the same interface) and the layout beside it."""
+    path = path or fixture_path("guests/vmlinux")
+    layout = json.loads(path.with_suffix(".layout.json").read_text())
+    return Vmlinux(path, elfimage.parse(path.read_bytes()), layout)
+
+
+@shown("area", "vmlinux")
+class GuestKernel:
+    """The image in guest RAM: variables are read and written where the CPU sees them, and nowhere else."""
+
+    def __init__(self, vmlinux: Vmlinux, ram: Ram, space: AddressSpace) -> None:
+        self.vmlinux = vmlinux
+        self.ram = ram
+        self.space = space
+
+    def load(self) -> None:
+        """Copy the ELF segments to their physical places, bss cleared (what a boot loader and head.S do)."""
+        base = self.vmlinux.virt("_text")
+        for segment in self.vmlinux.elf.segments:
+            phys = segment.vaddr - base + self.space.kimage_phys
+            self.ram.write(phys, segment.data)
+            if segment.memsz > segment.filesz:
+                self.ram.fill(phys + segment.filesz, segment.memsz - segment.filesz)
+
+    @property
+    def area(self) -> PhysRange:
+        """The physical range from _text to _end."""
+        return PhysRange.of(self.space.kimage_phys, self.vmlinux.size)
+
+    def phys(self, symbol: str) -> int:
+        """Physical address of a symbol."""
+        return (self.vmlinux.virt(symbol) - self.space.kimage_voffset) % (1 << 64)
+
+    def read(self, symbol: str, offset: int = 0) -> int:
+        """The u64 at a symbol plus an offset in bytes."""
+        return self.ram.read_u64(self.phys(symbol) + offset)
+
+    def write(self, symbol: str, value: int, offset: int = 0) -> None:
+        """Set the u64 at a symbol plus an offset in bytes."""
+        self.ram.write_u64(self.phys(symbol) + offset, value % (1 << 64))
+
+    def read_u32(self, symbol: str, offset: int = 0) -> int:
+        """The u32 at a symbol plus an offset in bytes."""
+        return self.ram.read_u32(self.phys(symbol) + offset)
+
+    def write_u32(self, symbol: str, value: int, offset: int = 0) -> None:
+        """Set the u32 at a symbol plus an offset in bytes."""
+        self.ram.write_u32(self.phys(symbol) + offset, value % (1 << 32))
+
+    def read_virt(self, virt: int, length: int) -> bytes:
+        """`length` bytes at a kernel virtual address (linear map or image; arithmetic, no table walk)."""
+        return self.ram.read(self.space.virt_to_phys(virt), length)
+
+    def string(self, virt: int, limit: int = 256) -> str:
+        """The C string at a kernel virtual address, at most `limit` bytes."""
+        return self.ram.read_cstring(self.space.virt_to_phys(virt), limit).decode("utf-8", "replace")

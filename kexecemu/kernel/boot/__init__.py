@@ -1,0 +1,1 @@
+"""The boot, from the firmware to the first process, and the state it leaves."""

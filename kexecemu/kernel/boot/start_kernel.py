@@ -1,0 +1,115 @@
+"""The model's part of start_kernel(): what the guest's boot code stops for (see host_calls.py).
+
+Each function works on a kernel whose boot CPU stands at the guest function of the same name; what it decides goes into
+guest memory, and into state.arch what a kernel computes once.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from kexecemu.errors import InputError
+from kexecemu.formats.fdt import Fdt, FdtEditor
+from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
+from kexecemu.kernel.boot.mm_init import mm_init
+from kexecemu.kernel.boot.setup_memory import TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.boot.timekeeping import timekeeping_init
+from kexecemu.kernel.boot.vmcoreinfo import vmcoreinfo_text, write_note
+
+__all__ = ["create_page_tables", "kernel_init_freeable", "publish_resources", "setup_arch"]
+
+
+def create_page_tables(state: KernelState) -> None:
+    """__create_page_tables(): the identity map and the kernel's own mapping, before the MMU is on."""
+    state.early.create()
+
+
+def setup_arch(state: KernelState) -> None:
+    """setup_arch(): device tree, memblock, reservation and linear map; the boot messages of that part."""
+    guest = state.guest
+    tree = Fdt(state.initial_boot_params)
+    chosen = tree.path_offset("/chosen")
+    given = (tree.getprop(chosen, "bootargs") if chosen is not None else None) or b""
+    boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
+    bootargs = boot_command_line.decode("utf-8", "backslashreplace")
+    _take_seeds(state, bootargs)
+    state.log(f"Machine model: {state.machine_model}")
+    guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
+    guest.ram.write(
+        guest.space.virt_to_phys(state.board.boot_cpu.x(0)),
+        struct.pack("<Q", guest.vmlinux.virt("boot_command_line")),
+    )
+    guest.write("memstart_addr", state.space.memstart)
+    layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
+    memblock = arm64_memblock_init(tree, state.dtb_phys, bootargs, state.space, layout, state.config)
+    page = state.config.page_size
+
+    def alloc_table() -> int:
+        phys = memblock.phys_alloc_range(page, page)
+        if not phys:
+            raise InputError("RAM is too small for the page tables of its own linear map")
+        state.ram.fill(phys, page)
+        return phys
+
+    state.early.use(alloc_table)
+    state.arch = setup_memory(
+        memblock, bootargs, state.config, state.space, layout, state.early.swapper, state.log
+    )
+    mm_init(guest, state.arch, state.config, state.early.fmt)
+    publish_resources(state)
+    state.log(f"Kernel command line: {bootargs}")
+    count = len(state.affinities)
+    mask = (1 << count) - 1
+    guest.write("__cpu_present_mask", mask)
+    guest.write("__cpu_possible_mask", mask)
+    guest.write_u32("nr_cpu_ids", count)
+    for index, affinity in enumerate(state.affinities):
+        guest.write("cpu_logical_map", affinity, 8 * index)
+    oops = parameter(bootargs, "oops")
+    guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
+
+
+def _take_seeds(state: KernelState, bootargs: str) -> None:
+    """get_kaslr_seed() and early_init_dt_scan_chosen(): what is secret does not stay in the device tree.
+
+    The seed of the image's place becomes 0, unless nokaslr lets nobody read it; the random numbers' is overwritten by
+    NOPs.
+    """
+    tree = FdtEditor(state.initial_boot_params)
+    chosen = tree.path_offset("/chosen")
+    if chosen is None:
+        return
+    seed = tree.getprop(chosen, "kaslr-seed")
+    if seed is not None and len(seed) == 8 and "nokaslr" not in bootargs.split():
+        tree.setprop(chosen, "kaslr-seed", bytes(8))
+    tree.nop_property(chosen, "rng-seed")
+    state.ram.write(state.dtb_phys, tree.to_bytes())
+
+
+def kernel_init_freeable(state: KernelState) -> None:
+    """The rest of the boot: timekeeping_init() and crash_save_vmcoreinfo_init()."""
+    timekeeping_init(state.guest, state.now_ns)
+    granule_t1sz = 64 - state.space.va_bits
+    text = vmcoreinfo_text(state.guest, state.config.page_size, state.space.memstart, granule_t1sz)
+    state.store_vmcoreinfo(text)
+    write_note(state.guest, text)
+
+
+def publish_resources(state: KernelState) -> None:
+    """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
+    guest, reservation = state.guest, state.arch.reservation
+    for name, area in (
+        ("crashk_res", reservation.crashk_res),
+        ("crashk_low_res", reservation.crashk_low_res),
+    ):
+        guest.write(name, area.start if area else 0, guest.vmlinux.offsetof("resource", "start"))
+        guest.write(name, area.last if area else 0, guest.vmlinux.offsetof("resource", "end"))
+    area = reservation.crashk_res
+    if area is not None:
+        state.say(
+            "crashkernel",
+            f"crashkernel reserved at {area} ({area.size >> 20} MiB)",
+            start_phys=area.start,
+            end_phys=area.last,
+        )

@@ -1,0 +1,175 @@
+"""What a running kernel is: its board, its image in guest memory, and what it has computed once.
+
+What the CPU can see is guest memory and is nowhere else; kept here is what a kernel knows by having booted (memblock,
+the reservation, the address space, the tables' builder), and the objects of the images that are loaded. What is done
+to it is elsewhere: start_kernel.py boots it, kexec_file.py and kexec_load.py load, execution.py runs its code.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from kexecemu.errors import MachineError
+from kexecemu.formats import elfrel
+from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
+from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.printk import Printk
+from kexecemu.kernel.boot.setup_memory import ArchSetup
+from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.memory.paging import EarlyTables
+from kexecemu.machine.board import Board
+from kexecemu.machine.memory.mmu import PageTables
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["KernelState", "KexecState", "SignaturePolicy"]
+
+
+class SignaturePolicy(Protocol):
+    """What decides whether a kernel may be loaded: policy.KexecSignaturePolicy, or a test's own."""
+
+    def check(self, image: bytes, log: Callable[[str], None]) -> None:
+        """kimage_validate_signature(): return if it may be loaded, raise KexecError if not."""
+
+
+@shown()
+@dataclass
+class KexecState:
+    """The variables behind the system calls.
+
+    purgatory is the object inside the kernel, None for none; locked is __kexec_lock, held by a load under way;
+    load_disabled the sysctl kernel.kexec_load_disabled; signature_policy None where CONFIG_KEXEC_SIG is off;
+    crash_image and reboot_image what is loaded: the guest's kexec_crash_image and kexec_image as objects.
+    """
+
+    purgatory: elfrel.RelocatableObject | None = None
+    locked: bool = False
+    load_disabled: bool = False
+    signature_policy: SignaturePolicy | None = None
+    crash_image: Kimage | None = None
+    reboot_image: Kimage | None = None
+
+
+class KernelState:
+    """A first kernel on a board: in guest memory from the start, booted once setup_arch() has run."""
+
+    def __init__(
+        self,
+        board: Board,
+        config: KernelConfig,
+        dtb: bytes,
+        vmlinux: Vmlinux,
+        purgatory: elfrel.RelocatableObject | None,
+        seed: int,
+    ) -> None:
+        """The boot loader's part: image and device tree get into RAM. purgatory is the object inside the kernel."""
+        self.random = Random(seed)
+        self.board = board
+        self.config = config
+        self.ram = board.ram
+        tree = Fdt(dtb)
+        places = firmware.choose_places(board.ram, vmlinux.size, tree)
+        self.dtb_phys = places.dtb_phys
+        self.space = AddressSpace(
+            memstart_addr(board.ram.banks[0].start, config.page_size),
+            vmlinux.virt("_text"),
+            places.kernel_phys,
+            vmlinux.size,
+        )
+        self.guest = GuestKernel(vmlinux, board.ram, self.space)
+        self.guest.load()
+        board.ram.write(self.dtb_phys, dtb)
+        self.printk = Printk(self.guest, board.uart)
+        self.early = EarlyTables(self.guest, config.page_size)
+        self.kexec = KexecState(purgatory)
+        # A tree without /cpus still has the CPU that reads it.
+        self.affinities = (firmware.cpu_affinities(tree) or [0])[: len(board.cpus)]
+        self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
+        self.console_phys = firmware.console_phys(tree)
+        """Physical address of the console's PL011 (0: none)."""
+        self._arch: ArchSetup | None = None
+
+    @property
+    def arch(self) -> ArchSetup:
+        """What setup_arch() left; MachineError before it has run."""
+        if self._arch is None:
+            raise MachineError("the kernel has not booted yet")
+        return self._arch
+
+    @arch.setter
+    def arch(self, arch: ArchSetup) -> None:
+        self._arch = arch
+
+    @property
+    def tables(self) -> PageTables:
+        """swapper_pg_dir."""
+        return self.early.swapper
+
+    @property
+    def crashk_res(self) -> PhysRange | None:
+        """The crash kernel's physical range, None when nothing is reserved."""
+        return self.arch.reservation.crashk_res
+
+    @property
+    def crashk_low_res(self) -> PhysRange | None:
+        """The low part of a high reservation, None when there is none."""
+        return self.arch.reservation.crashk_low_res
+
+    @property
+    def total_ram_pages(self) -> int:
+        """totalram_pages(): what memblock had left for the buddy allocator."""
+        return sum(area.size for area in self.arch.memblock.free_ranges()) // self.config.page_size
+
+    @property
+    def image(self) -> Kimage | None:
+        """kexec_crash_image."""
+        return self.kexec.crash_image
+
+    @property
+    def initial_boot_params(self) -> bytes:
+        """The device tree that this kernel was booted with, as it is in memory now."""
+        size = struct.unpack(">I", self.ram.read(self.dtb_phys + 4, 4))[0]
+        return self.ram.read(self.dtb_phys, size)
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time since power on: one nanosecond an instruction."""
+        return self.board.instructions
+
+    def log(self, text: str) -> None:
+        """printk(): into the ring in guest memory and to the console."""
+        self.printk.log(text, self.now_ns)
+
+    def say(self, kind: str, text: str, **facts: int | str | bool | None) -> None:
+        """Record an event on the board's timeline."""
+        self.board.timeline.record(kind, text, **facts)
+
+    def vmcoreinfo(self) -> bytes:
+        """vmcoreinfo_data as it is in guest memory."""
+        phys = self.space.virt_to_phys(self.guest.read("vmcoreinfo_data"))
+        return self.ram.read(phys, self.guest.read("vmcoreinfo_size"))
+
+    def store_vmcoreinfo(self, text: bytes) -> None:
+        """Set vmcoreinfo_data and vmcoreinfo_size in guest memory."""
+        phys = self.space.virt_to_phys(self.guest.read("vmcoreinfo_data"))
+        self.ram.write(phys, text.ljust(VMCOREINFO_BYTES, b"\0"))
+        self.guest.write("vmcoreinfo_size", len(text))
+
+    def crash_notes_phys(self, cpu: int) -> int:
+        """per_cpu_ptr_to_phys(per_cpu_ptr(crash_notes, cpu))."""
+        virt = self.guest.read("crash_notes") + self.guest.read("__per_cpu_offset", 8 * cpu)
+        return self.space.virt_to_phys(virt % (1 << 64))
+
+    def flush_tlb_kernel_range(self) -> None:
+        """flush_tlb_kernel_range(): no CPU that is up translates by an entry that is not in the tables any more."""
+        for cpu in self.board.cpus:
+            if cpu.powered:
+                cpu.flush_tlb()

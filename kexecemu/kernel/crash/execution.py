@@ -1,0 +1,215 @@
+"""Running the first kernel's guest code: its own way through boot and crash, and functions called from outside.
+
+The CPU executes; whenever it is about to enter a host function the model does that function's work (host_calls.py)
+and lets it go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from kexecemu.errors import BusError
+from kexecemu.kernel.base.cmdline import to_bytes
+from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.crash.host_calls import host_functions
+from kexecemu.kernel.crash.stray_write import StrayPiece, in_stray_write, stray_pieces
+from kexecemu.kernel.image.purgatory_guard import early_check_limit
+from kexecemu.machine.cpu.cpu import Cpu, Stop, StopKind
+from kexecemu.shown import shown
+
+__all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Call", "Execution"]
+
+CALL_LIMIT = (
+    50_000_000  # instructions that a stretch of the first kernel's code may take before it counts as hung
+)
+SYSRQ_MESSAGE = "sysrq triggered crash"
+_THREAD_SIZE = 16384
+_SOFT_RESTART_LIMIT = 1000
+_RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image
+
+
+@shown()
+@dataclass(frozen=True)
+class Call:
+    """How a call of a guest function ended: it returned, or its task died in an oops, or `stop` says what else."""
+
+    returned: bool
+    died: bool
+    stop: Stop
+
+
+@shown("in_panic", "at_crash_end")
+class Execution:
+    """The CPUs of a board as the first kernel uses them."""
+
+    def __init__(self, state: KernelState) -> None:
+        self._state, self._board, self._guest = state, state.board, state.guest
+        self._host = host_functions(state, self.run)
+        self._restart_phys = state.guest.phys("cpu_soft_restart")
+        self._crash_ends = {self._restart_phys, state.guest.vmlinux.virt("panic_no_kexec")}
+
+    @property
+    def in_panic(self) -> bool:
+        """The boot CPU stands where the crash path is about to switch its MMU off."""
+        return self._board.boot_cpu.pc == self._restart_phys
+
+    @property
+    def at_crash_end(self) -> bool:
+        """The boot CPU stands where begin_crash() ends when all is well: there, or where there is nothing to start."""
+        return self._board.boot_cpu.pc in self._crash_ends
+
+    def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
+        """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
+
+        until are virtual addresses (block starts) that end the run; limit is in instructions.
+        """
+        stops = [*self._host, *until]
+        left = limit
+        while True:
+            stop = cpu.run(stops=stops, limit=left)
+            if left is not None:
+                left = max(left - stop.instructions, 0)
+            if stop.kind is not StopKind.BREAKPOINT or stop.pc in until:
+                return stop
+            self._host[stop.pc](cpu)
+
+    def call(self, function: str, *arguments: int, task: str, until: Collection[int] = ()) -> Call:
+        """Call a C function of the guest in a task's context on the boot CPU, and put the idle loop back after it.
+
+        arguments are register values. Virtual addresses in `until` end the call early, and leave the CPU there. Where
+        a pointer of the kernel's own leads out of RAM the call ends with FAULT: the kernel was stamped on.
+        """
+        try:
+            return self._call(function, arguments, task, until)
+        except BusError:
+            cpu = self._board.boot_cpu
+            return Call(False, False, Stop(StopKind.FAULT, cpu.pc, 0))
+
+    def _call(self, function: str, arguments: Sequence[int], task: str, until: Collection[int]) -> Call:
+        cpu, guest = self._board.boot_cpu, self._guest
+        idle = [cpu.x(number) for number in range(31)]
+        idle_sp, idle_pc, idle_task, idle_pstate = cpu.sp, cpu.pc, cpu.sysreg("SP_EL0"), cpu.pstate
+        task_virt = guest.vmlinux.virt(task)
+        stack = guest.read(task, guest.vmlinux.offsetof("task_struct", "stack"))
+        self._switch_to(task_virt)
+        cpu.set_sysreg("SP_EL0", task_virt)
+        cpu.sp = stack + _THREAD_SIZE - guest.vmlinux.sizeof("pt_regs")
+        for number, value in enumerate(arguments):
+            cpu.set_x(number, value)
+        cpu.set_x(29, 0)
+        cpu.set_x(30, guest.vmlinux.virt("host_return"))
+        cpu.pc = guest.vmlinux.virt(function)
+        returned, died = guest.vmlinux.virt("host_return"), guest.vmlinux.virt("make_task_dead")
+        stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT + early_check_limit(self._state.image))
+        if stop.kind is StopKind.BREAKPOINT and stop.pc in (returned, died):
+            self._switch_to(idle_task)
+            for number, value in enumerate(idle):
+                cpu.set_x(number, value)
+            cpu.sp, cpu.pc, cpu.pstate = idle_sp, idle_pc, idle_pstate
+            cpu.set_sysreg("SP_EL0", idle_task)
+        return Call(stop.pc == returned, stop.pc == died, stop)
+
+    def _switch_to(self, task_virt: int) -> None:
+        """The scheduler's view of who is on the boot CPU: rq->curr, on_cpu."""
+        guest, layout, space = self._guest, self._guest.vmlinux, self._guest.space
+        rq_virt = layout.virt("runqueues") + guest.read("__per_cpu_offset")
+        curr_phys = space.virt_to_phys(rq_virt % (1 << 64)) + layout.offsetof("rq", "curr")
+        on_cpu = layout.offsetof("task_struct", "on_cpu")
+        before_virt = guest.ram.read_u64(curr_phys)
+        if before_virt:
+            guest.ram.write_u32(space.virt_to_phys(before_virt) + on_cpu, 0)
+        guest.ram.write_u64(curr_phys, task_virt)
+        guest.ram.write_u32(space.virt_to_phys(task_virt) + on_cpu, 1)
+
+    def stray_write(self, virt: int, data: bytes, width: int = 1) -> bool:
+        """Store bytes at a kernel virtual address by really executing stores of `width` bytes in kworker context.
+
+        False when a store faulted and its task died in the guest's own oops, or with panic_on_oops the whole kernel: it
+        is in_panic then. Long data is written in pieces; the first that faults ends the write.
+        """
+
+        for piece in stray_pieces(self._guest, virt, data, width):
+            if not self.call("stray_write", *piece, task="task_kworker", until=self._crash_ends).returned:
+                return False
+        return True
+
+    def store_in_panic(self, virt: int, data: bytes, width: int = 1) -> bool:
+        """Store bytes at a kernel virtual address on the boot CPU while it is in_panic; False when a store faulted.
+
+        The CPU's registers are put back after it. Where a store faults, the guest's own vectors take the exception.
+        die() finds that nobody may start kexec: panic_cpu is this CPU, and so crash_kexec() returns. With panic_on_oops
+        panic() follows, whose __crash_kexec() finds __kexec_lock taken by the crash that is under way and returns too;
+        the lock is not in the guest, kexec_trylock() is done here in its place. So there is no dump: the CPU is left at
+        panic_no_kexec(), or without panic_on_oops at make_task_dead(), where the panicking task is killed and nobody
+        goes on with the crash.
+        """
+        pieces = stray_pieces(self._guest, virt, data, width)
+        return all(self._store_in_panic(piece) for piece in pieces)
+
+    def _store_in_panic(self, piece: StrayPiece) -> bool:
+        cpu, virt = self._board.boot_cpu, self._guest.vmlinux.virt
+        kept = [cpu.x(number) for number in range(31)]
+        sp, pc, pstate = cpu.sp, cpu.pc, cpu.pstate
+        locked, returned = virt("__crash_kexec"), virt("host_return")
+        until = {returned, virt("make_task_dead"), virt("panic_no_kexec"), locked}
+        with in_stray_write(cpu, self._guest, piece):
+            stop = self.run(cpu, until, CALL_LIMIT)
+        while stop.kind is StopKind.BREAKPOINT and stop.pc == locked:
+            cpu.pc = cpu.x(30)
+            stop = self.run(cpu, until, CALL_LIMIT)
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != returned:
+            return False
+        for number, value in enumerate(kept):
+            cpu.set_x(number, value)
+        cpu.sp, cpu.pc, cpu.pstate = sp, pc, pstate
+        return True
+
+    def begin_crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
+        """panic() up to the last moment with the MMU on: the other CPUs are stopped, everything is said.
+
+        The stop is BREAKPOINT at cpu_soft_restart's physical address: machine_kexec() has called it through the
+        identity map, behind the guard's comparison where there is one. Every image gets there. Or it is BREAKPOINT at
+        panic_no_kexec when no crash image is loaded, or when the kernel does not want to start it (see Kernel.refusal).
+        DEADLINE, FAULT or IDLE mean that the crash path itself went wrong. A kernel that an oops has brought there
+        already stays where it stands, whatever the message.
+        """
+        guest = self._guest
+        if self.at_crash_end:
+            return Stop(StopKind.BREAKPOINT, self._board.boot_cpu.pc, 0)
+        if message == SYSRQ_MESSAGE:
+            return self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends).stop
+        guest.ram.write(guest.phys("panic_request"), to_bytes(message)[:255] + b"\0")
+        why = guest.vmlinux.virt("panic_request")
+        return self.call("panic_on_request", why, task="task_bash", until=self._crash_ends).stop
+
+    def finish_crash(self, stop: Stop) -> Stop:
+        """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off.
+
+        PC is the physical address that machine_kexec() jumps to. A crash that did not come to its last moment with the
+        MMU on, or that a store then has led astray, is not continued: the stop says where the CPU stands.
+        """
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != self._restart_phys:
+            return stop
+        cpu, guest = self._board.boot_cpu, self._guest
+        if not self.in_panic:
+            return Stop(StopKind.BREAKPOINT, cpu.pc, 0)
+        # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
+        idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
+        return cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
+
+    def resume(self) -> Stop:
+        """Go on in machine_kexec() where a purgatory has returned to: BREAKPOINT at panic_no_kexec if all is well."""
+        until = {self._guest.vmlinux.virt("panic_no_kexec")}
+        return self.run(self._board.boot_cpu, until, CALL_LIMIT)
+
+    def kexec(self, control_page: range) -> Stop:
+        """reboot(LINUX_REBOOT_CMD_KEXEC): up to the first instruction outside the relocation code.
+
+        control_page are the physical addresses of that code. The returned stop is LEFT with PC at the physical address
+        that the code jumped to (MMU off); anything else went wrong on the way.
+        """
+        stop = self.call("kernel_kexec", task="task_bash", until={control_page.start}).stop
+        if stop.kind is not StopKind.BREAKPOINT or stop.pc != control_page.start:
+            return stop
+        return self._board.boot_cpu.run(within=control_page, limit=_RELOCATION_LIMIT)

@@ -1,0 +1,174 @@
+"""The device tree for the kernel that is loaded: of_kexec_alloc_and_setup_fdt() of drivers/of/kexec.c.
+
+It is the running kernel's own tree, edited. The order of the edits is the kernel's, since it decides the
+bytes.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL
+
+from kexecemu.errors import FormatError, KexecError
+from kexecemu.formats.fdt import FdtEditor, MemReserve
+from kexecemu.kernel.base.cmdline import to_bytes
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = [
+    "CHOSEN_RECORD_SIZE",
+    "FDT_EXTRA_SPACE",
+    "RNG_SEED_SIZE",
+    "VERDICT_PROPERTY",
+    "add_verdict_record",
+    "kexec_device_tree",
+]
+
+_STEP = "of_kexec_alloc_and_setup_fdt"
+FDT_EXTRA_SPACE = 0x1000
+RNG_SEED_SIZE = 128
+VERDICT_PROPERTY = "linux,purgatory-verdict"
+CHOSEN_RECORD_SIZE = 6 * 4 + 8 * 4 * 4  # struct purgatory_chosen_record: six cells, eight ranges of four
+_PAGE_SIZE = 4096
+
+
+def kexec_device_tree(
+    base_dtb: bytes,
+    *,
+    old_dtb_phys: int,
+    initrd: tuple[int, int] | None,
+    cmdline: str | None,
+    elfcorehdr: tuple[int, int] | None,
+    crashk_res: PhysRange | None,
+    crashk_low_res: PhysRange | None = None,
+    kaslr_seed: int | None = None,
+    rng_seed: bytes | None = None,
+) -> bytes:
+    """The packed device tree for the next kernel, made from the running kernel's one.
+
+    base_dtb is the running kernel's (initial_boot_params) and old_dtb_phys where it lies. initrd and
+    elfcorehdr are (phys, size in bytes); elfcorehdr and crashk_res are given for a crash kernel, None
+    otherwise. cmdline None deletes bootargs. kaslr_seed (64 bits) and rng_seed (RNG_SEED_SIZE bytes) are
+    given once the random number generator is initialised; None leaves them out, as the kernel does before.
+    Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
+    """
+    try:
+        fdt = FdtEditor.open_into(base_dtb, _buffer_size(base_dtb, cmdline))
+        _delete_reservation(fdt, old_dtb_phys, _totalsize(base_dtb))
+        chosen = fdt.path_offset("/chosen")
+        if chosen is None:
+            chosen = fdt.add_subnode(0, "chosen")
+        fdt.delprop(chosen, "linux,elfcorehdr")
+        fdt.delprop(chosen, "linux,usable-memory-range")
+        _delete_old_initrd(fdt, chosen)
+        _set_initrd(fdt, chosen, initrd)
+        if elfcorehdr is not None and crashk_res is not None:
+            _set_crash_ranges(fdt, chosen, elfcorehdr, crashk_res, crashk_low_res)
+        if cmdline is None:
+            fdt.delprop(chosen, "bootargs")
+        else:
+            fdt.setprop(chosen, "bootargs", to_bytes(cmdline) + b"\0")
+        fdt.delprop(chosen, "kaslr-seed")
+        if kaslr_seed is not None:
+            fdt.setprop_u64(chosen, "kaslr-seed", kaslr_seed)
+        if rng_seed is not None:
+            fdt.setprop(chosen, "rng-seed", rng_seed)
+        fdt.setprop_empty(chosen, "linux,booted-from-kexec")
+        _delete_ima_buffer(fdt, chosen)
+        # What a purgatory found before this kernel is no news about the next one.
+        fdt.delprop(chosen, VERDICT_PROPERTY)
+        fdt.pack()
+    except FormatError as error:
+        raise KexecError(EINVAL, _STEP, str(error)) from error
+    return fdt.to_bytes()
+
+
+def add_verdict_record(dtb: bytes) -> bytes:
+    """The tree with zeros at /chosen/linux,purgatory-verdict, where the purgatory writes what it found.
+
+    Raises KexecError(EINVAL) where libfdt would fail.
+    """
+    try:
+        fdt = FdtEditor.open_into(dtb, _totalsize(dtb) + FDT_EXTRA_SPACE)
+        chosen = fdt.path_offset("/chosen")
+        if chosen is None:
+            chosen = fdt.add_subnode(0, "chosen")
+        fdt.setprop(chosen, VERDICT_PROPERTY, bytes(CHOSEN_RECORD_SIZE))
+        fdt.pack()
+    except FormatError as error:
+        raise KexecError(EINVAL, _STEP, str(error)) from error
+    return fdt.to_bytes()
+
+
+def _totalsize(blob: bytes) -> int:
+    return int.from_bytes(blob[4:8], "big")
+
+
+def _buffer_size(blob: bytes, cmdline: str | None) -> int:
+    return _totalsize(blob) + (0 if cmdline is None else len(to_bytes(cmdline))) + FDT_EXTRA_SPACE
+
+
+def _delete_reservation(fdt: FdtEditor, phys: int, size: int) -> bool:
+    """Delete the first reservation that is exactly this (fdt_find_and_del_mem_rsv()); False if none is."""
+    reservations = fdt.mem_reservations()
+    wanted = MemReserve(phys, size)
+    if wanted not in reservations:
+        return False
+    fdt.del_mem_rsv(reservations.index(wanted))
+    return True
+
+
+def _read_number(value: bytes) -> int:
+    """of_read_number(prop, len / 4): whole cells, most significant first, the low 64 bits of them."""
+    return int.from_bytes(value[: len(value) & -4], "big") & ((1 << 64) - 1)
+
+
+def _delete_old_initrd(fdt: FdtEditor, chosen: int) -> None:
+    start = fdt.getprop(chosen, "linux,initrd-start")
+    if start is None:
+        return
+    end = fdt.getprop(chosen, "linux,initrd-end")
+    if end is None:
+        raise KexecError(EINVAL, _STEP, "linux,initrd-start without linux,initrd-end")
+    start_phys = _read_number(start)
+    size = (_read_number(end) - start_phys) & ((1 << 64) - 1)
+    # Boot loaders reserve the initrd either exactly or in whole pages.
+    if not _delete_reservation(fdt, start_phys, size):
+        _delete_reservation(fdt, start_phys, (size + _PAGE_SIZE - 1) & -_PAGE_SIZE)
+
+
+def _set_initrd(fdt: FdtEditor, chosen: int, initrd: tuple[int, int] | None) -> None:
+    if initrd is None:
+        fdt.delprop(chosen, "linux,initrd-start")
+        fdt.delprop(chosen, "linux,initrd-end")
+        return
+    phys, size = initrd
+    # 64 bits each, whatever #address-cells says; the end is exclusive.
+    fdt.setprop_u64(chosen, "linux,initrd-start", phys)
+    fdt.setprop_u64(chosen, "linux,initrd-end", phys + size)
+    fdt.add_mem_rsv(phys, size)
+
+
+def _set_crash_ranges(
+    fdt: FdtEditor,
+    chosen: int,
+    elfcorehdr: tuple[int, int],
+    crashk_res: PhysRange,
+    crashk_low_res: PhysRange | None,
+) -> None:
+    fdt.appendprop_addrrange(0, chosen, "linux,elfcorehdr", *elfcorehdr)
+    # The reason for the capture kernel's harmless "elfcorehdr is overlapped".
+    fdt.add_mem_rsv(*elfcorehdr)
+    # The low range is last always: early_init_dt_check_for_usable_mem_range() relies on the order.
+    for part in filter(None, (crashk_res, crashk_low_res)):
+        fdt.appendprop_addrrange(0, chosen, "linux,usable-memory-range", part.start, part.size)
+
+
+def _delete_ima_buffer(fdt: FdtEditor, chosen: int) -> None:
+    """Drop what an earlier kernel measured; the model loads no IMA buffer of its own."""
+    value = fdt.getprop(chosen, "linux,ima-kexec-buffer")
+    if value is None:
+        return
+    split = 4 * fdt.address_cells(0)
+    end = split + 4 * fdt.size_cells(0)
+    fdt.delprop(chosen, "linux,ima-kexec-buffer")
+    if len(value) >= end:
+        _delete_reservation(fdt, _read_number(value[:split]), _read_number(value[split:end]))

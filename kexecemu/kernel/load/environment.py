@@ -1,0 +1,144 @@
+"""The arm64 side of a load, done to a running kernel: core header, device tree, protection, and its struct kimage.
+
+Followed: prepare_elf_headers() and load_other_segments() of arch/arm64/kernel/machine_kexec_file.c,
+of_kexec_alloc_and_setup_fdt(), arch_kexec_protect_crashkres(), and the exchange of kexec_crash_image in
+kernel/kexec_file.c. The guest's own crash path reads what is written here.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import asdict
+
+from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES, VMCOREINFO_NOTE_SIZE
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.protection import protect_crashkres, protected_areas, unprotect_crashkres
+from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
+from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
+from kexecemu.kernel.load.relocation import Relocation, load_normal_segments, prepare_relocation
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["copy_vmcoreinfo", "elf_headers", "load_normal", "next_device_tree"]
+__all__ += ["protect", "protected", "publish", "publish_reboot", "unprotect"]
+
+_CRASH_NOTE_SIZE = 424
+
+
+def elf_headers(state: KernelState) -> bytes:
+    """prepare_elf_headers() for the memory and the CPUs of this kernel: the core's header, whole pages."""
+    guest, space, reservation = state.guest, state.space, state.arch.reservation
+    note_phys = space.virt_to_phys(guest.read("vmcoreinfo_note"))
+    count = len(state.affinities)
+    return prepare_elf_headers(
+        crash_notes=[(state.crash_notes_phys(cpu), _CRASH_NOTE_SIZE) for cpu in range(count)],
+        vmcoreinfo_note=(note_phys, VMCOREINFO_NOTE_SIZE),
+        kernel_text=(space.kimage_vaddr, space.kimage_phys, space.kimage_size),
+        memory=state.arch.memblock.memory,
+        exclude=[area for area in (reservation.crashk_res, reservation.crashk_low_res) if area is not None],
+        linear_virt=space.linear_virt,
+        possible_cpus=count,
+    )
+
+
+def next_device_tree(
+    state: KernelState, initrd: PhysRange | None, elfcorehdr: PhysRange | None, cmdline: str | None
+) -> bytes:
+    """of_kexec_alloc_and_setup_fdt() and fdt_pack() on this kernel's own device tree.
+
+    initrd is the exact range of its bytes, elfcorehdr None for an ordinary image; both physical.
+    """
+    reservation = state.arch.reservation
+    random = state.random if state.config.rng_ready else None
+    if random is None:
+        state.log('RNG is not initialised: omitting "kaslr-seed" property')
+        state.log('RNG is not initialised: omitting "rng-seed" property')
+    return kexec_device_tree(
+        state.initial_boot_params,
+        old_dtb_phys=state.dtb_phys,
+        initrd=(initrd.start, initrd.size) if initrd else None,
+        cmdline=cmdline,
+        elfcorehdr=(elfcorehdr.start, elfcorehdr.size) if elfcorehdr else None,
+        crashk_res=reservation.crashk_res if elfcorehdr else None,
+        crashk_low_res=reservation.crashk_low_res if elfcorehdr else None,
+        kaslr_seed=random.getrandbits(64) if random else None,
+        rng_seed=random.randbytes(RNG_SEED_SIZE) if random else None,
+    )
+
+
+def copy_vmcoreinfo(state: KernelState, safecopy: PhysRange) -> bytes:
+    """kimage_crash_copy_vmcoreinfo(): the boot's vmcoreinfo into a page of the crash region; returns the text."""
+    text = state.vmcoreinfo()
+    state.ram.write(safecopy.start, text.ljust(VMCOREINFO_BYTES, b"\0"))
+    return text
+
+
+def protect(state: KernelState, image: Kimage) -> None:
+    """arch_kexec_protect_crashkres() and the TLB flush that set_memory_valid() ends with."""
+    assert state.crashk_res is not None
+    protect_crashkres(state.config.way, state.tables, state.space, image, state.crashk_res)
+    state.flush_tlb_kernel_range()
+
+
+def unprotect(state: KernelState, image: Kimage) -> None:
+    """arch_kexec_unprotect_crashkres()."""
+    assert state.crashk_res is not None
+    unprotect_crashkres(state.config.way, state.tables, state.space, image, state.crashk_res)
+    state.flush_tlb_kernel_range()
+
+
+def protected(state: KernelState) -> list[PhysRange]:
+    """Physical ranges that the loaded image's protection keeps stores out of, as the page tables say it now."""
+    if state.image is None or state.crashk_res is None:
+        return []
+    return protected_areas(state.config.way, state.tables, state.space, state.image, state.crashk_res)
+
+
+def publish(state: KernelState, image: Kimage | None) -> None:
+    """xchg(&kexec_crash_image, image): struct kimage in the guest's memory, for its crash path and for tools.
+
+    And crash_update_vmcoreinfo_safecopy(): where the dying kernel will write instead of its own vmcoreinfo.
+    """
+    guest = state.guest
+    guest.write("kdump_refusal", 0)
+    safecopy = image.vmcoreinfo_safecopy if image is not None else 0
+    guest.write("vmcoreinfo_data_safecopy", state.space.linear_virt(safecopy) if safecopy else 0)
+    guard = image.guard if image is not None else None
+    arch = asdict(guard) if guard is not None else {}
+    _write_kimage(state, "kexec_crash_image", "crash_kimage_storage", image, arch)
+
+
+def publish_reboot(state: KernelState, image: Kimage | None, relocation: Relocation | None) -> None:
+    """xchg(&kexec_image, image)."""
+    arch = asdict(relocation) if relocation is not None else {}
+    _write_kimage(state, "kexec_image", "kimage_storage", image, arch)
+
+
+def _write_kimage(
+    state: KernelState, pointer: str, storage: str, image: Kimage | None, arch: dict[str, int | bytes]
+) -> None:
+    guest, layout = state.guest, state.guest.vmlinux
+    if image is None:
+        guest.write(pointer, 0)
+        return
+    guest.ram.fill(guest.phys(storage), layout.sizeof("kimage"))
+    members = {"head": image.head, "start": image.start, "nr_segments": len(image.segments)}
+    for name, value in members.items():
+        guest.write(storage, value, layout.offsetof("kimage", name))
+    for index, segment in enumerate(image.segments):
+        packed = struct.pack("<4Q", 0, segment.bufsz, segment.mem, segment.memsz)
+        at = guest.phys(storage) + layout.offsetof("kimage", "segment") + index * len(packed)
+        guest.ram.write(at, packed)
+    base = guest.phys(storage) + layout.offsetof("kimage", "arch")
+    # Only kexec_file_load() knows which segment is the device tree.
+    for name, content in {**arch, "dtb_mem": image.dtb_mem if image.file_mode else 0}.items():
+        packed = content if isinstance(content, bytes) else struct.pack("<Q", content)
+        guest.ram.write(base + layout.offsetof("kimage_arch", name), packed)
+    guest.write(pointer, layout.virt(storage))
+
+
+def load_normal(state: KernelState, image: Kimage) -> Relocation:
+    """kimage_load_normal_segment() for every segment, then machine_kexec_post_load()."""
+    guest, memblock = state.guest, state.arch.memblock
+    pages = load_normal_segments(guest, image, memblock.free_ranges(), state.config.page_size)
+    return prepare_relocation(guest, image, pages, memblock.mappable(), state.tables.fmt)

@@ -1,0 +1,185 @@
+"""Finding room for segments and control pages, and checking the result (kernel/kexec_core.c, kexec_file.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from errno import EADDRNOTAVAIL, EINVAL, ENOMEM
+from functools import partial
+
+from kexecemu.errors import KexecError
+from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.image.kimage import KEXEC_SEGMENT_MAX, Kimage, Segment
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["add_buffer", "alloc_crash_control_pages", "find_hole", "sanity_check_segment_list"]
+
+_ULONG_MAX = (1 << 64) - 1
+
+
+def _align_up(value: int, align: int) -> int:
+    return -(-value // align) * align
+
+
+def _conflict(start: int, last: int, taken: Sequence[Segment]) -> Segment | None:
+    """kimage_is_destination_range(): the first segment that [start, last] meets."""
+    return next((one for one in taken if last > one.mem and start < one.mem + one.memsz), None)
+
+
+def find_hole(
+    region: PhysRange,
+    taken: Sequence[Segment],
+    size: int,
+    align: int,
+    *,
+    top_down: bool,
+    era: Era,
+    page_size: int = 4096,
+    buf_min: int = 0,
+    buf_max: int = _ULONG_MAX,
+) -> int | None:
+    """Find room for one segment inside a region, as kexec_locate_mem_hole() does.
+
+    size and align are in bytes and whole pages; buf_min and buf_max (inclusive) bound the physical addresses.
+    Returns the segment's first physical address, or None when no hole is large enough.
+    """
+    if region.size < size or region.last < buf_min or region.start > buf_max:
+        return None
+    if top_down:
+        # Before the fix the start is end - size with an inclusive end, so the region's last page is never used;
+        # later kernels add the 1. A real 6.1.192 put its purgatory at 6fffc000-6fffefff of a region to 6fffffff.
+        start = min(region.last, buf_max) - size + (0 if era.rules.top_down_skips_last_page else 1)
+        while True:
+            start &= ~(align - 1)
+            if start < region.start or start < buf_min:
+                return None
+            clash = _conflict(start, start + size - 1, taken)
+            if clash is None:
+                return start
+            # The kernel goes down page by page; every page until here meets the same segment.
+            start = min(start - page_size, clash.mem - size)
+    start = max(region.start, buf_min)
+    while True:
+        start = _align_up(start, align)
+        last = start + size - 1
+        if last > region.last or last > buf_max:
+            return None
+        clash = _conflict(start, last, taken)
+        if clash is None:
+            return start
+        start = max(start + page_size, clash.mem + clash.memsz)
+
+
+def _largest_hole(region: PhysRange, taken: Sequence[Segment], buf_min: int) -> int:
+    """The size in bytes of the largest piece of the region above buf_min that no segment covers (for messages)."""
+    edges = sorted((one.mem, one.mem + one.memsz) for one in taken)
+    position, largest = max(region.start, buf_min), 0
+    for start, end in edges:
+        largest = max(largest, start - position)
+        position = max(position, end)
+    return max(largest, region.end - position, 0)
+
+
+def add_buffer(
+    image: Kimage,
+    name: str,
+    buf: bytes | bytearray,
+    memsz: int,
+    align: int,
+    *,
+    region: PhysRange | None,
+    top_down: bool,
+    era: Era,
+    page_size: int,
+    buf_min: int = 0,
+    buf_max: int = _ULONG_MAX,
+    free_memory: Sequence[PhysRange] = (),
+) -> Segment:
+    """kexec_add_buffer(): give the buffer a place and append it as a segment.
+
+    A crash image gets places in `region`, which is crashk_res, an ordinary one in `free_memory`: what memblock has not
+    reserved, in ascending order (kexec_walk_memblock()). Addresses are physical, sizes in bytes.
+    Raises KexecError(EINVAL) for a 17th segment, KexecError(EADDRNOTAVAIL) when nothing is reserved or no hole fits.
+    """
+    if len(image.segments) >= KEXEC_SEGMENT_MAX:
+        raise KexecError(
+            EINVAL, "kexec_add_buffer", f"too many segments for {name}: {KEXEC_SEGMENT_MAX} at most"
+        )
+    memsz = _align_up(memsz, page_size)
+    align = max(align, page_size)
+    if image.crash and region is None:
+        raise KexecError(
+            EADDRNOTAVAIL, "kexec_add_buffer", f"{name} has no place: no crashkernel memory is reserved"
+        )
+    regions = list(reversed(free_memory) if top_down else free_memory)
+    if image.crash and region is not None:
+        regions = [region]
+    hole_in = partial(
+        find_hole, top_down=top_down, era=era, page_size=page_size, buf_min=buf_min, buf_max=buf_max
+    )
+    holes = (hole_in(one, image.segments, memsz, align) for one in regions)
+    mem = next((hole for hole in holes if hole is not None), None)
+    if mem is None:
+        largest = max((_largest_hole(one, image.segments, buf_min) for one in regions), default=0)
+        what, where = ("crash image", f"crashkernel {region}") if image.crash else ("image", "free memory")
+        raise KexecError(
+            EADDRNOTAVAIL,
+            "kexec_add_buffer",
+            f"{what} does not fit: {name} needs {memsz:#x} bytes aligned to {align:#x}, largest hole in {where} is "
+            f"{largest:#x}",
+        )
+    image.segments.append(Segment(name, buf, mem, memsz))
+    return image.segments[-1]
+
+
+def sanity_check_segment_list(
+    image: Kimage, crashk_res: PhysRange | None, total_ram_pages: int, page_size: int
+) -> None:
+    """sanity_check_segment_list() in the kernel's order; raises KexecError with its errno.
+
+    total_ram_pages is totalram_pages(): the pages that the buddy allocator was given.
+    """
+    step = "sanity_check_segment_list"
+    for one in image.segments:
+        if one.mem % page_size or (one.mem + one.memsz) % page_size:
+            raise KexecError(
+                EADDRNOTAVAIL, step, f"{one.name} at {one.mem:#x}+{one.memsz:#x} is not page aligned"
+            )
+        if one.mem + one.memsz > _ULONG_MAX:
+            raise KexecError(EADDRNOTAVAIL, step, f"{one.name} at {one.mem:#x}+{one.memsz:#x} wraps around")
+    for index, one in enumerate(image.segments):
+        for other in image.segments[:index]:
+            if one.area.overlaps(other.area):
+                raise KexecError(EINVAL, step, f"{one.name} overlaps {other.name}")
+    for one in image.segments:
+        if one.bufsz > one.memsz:
+            raise KexecError(
+                EINVAL,
+                step,
+                f"{one.name} is {one.bufsz:#x} bytes long but takes only {one.memsz:#x} in memory",
+            )
+    pages = [-(-one.memsz // page_size) for one in image.segments]
+    if any(count > total_ram_pages // 2 for count in pages) or sum(pages) > total_ram_pages // 2:
+        raise KexecError(EINVAL, step, f"the image takes {sum(pages)} pages, more than half of all RAM")
+    for one in image.segments if image.crash else ():
+        if crashk_res is None or not crashk_res.covers(one.area):
+            raise KexecError(
+                EADDRNOTAVAIL, step, f"{one.name} at {one.area} is not inside crashkernel {crashk_res}"
+            )
+
+
+def alloc_crash_control_pages(image: Kimage, crashk_res: PhysRange, size: int, why: str) -> PhysRange:
+    """kimage_alloc_crash_control_pages(): the first hole of `size` bytes from image.control_page up.
+
+    size is a power of two in bytes. Control pages are in the crash region but are no segments: nothing protects
+    and nothing hashes them. Raises KexecError(ENOMEM) when the region is full.
+    """
+    start = _align_up(image.control_page, size)
+    while start + size - 1 <= crashk_res.last:
+        clash = next((one for one in image.segments if one.area.overlaps(PhysRange.of(start, size))), None)
+        if clash is None:
+            page = PhysRange.of(start, size)
+            image.control_page = page.end
+            image.control_pages.append(page)
+            return page
+        start = _align_up(clash.mem + clash.memsz, size)
+    raise KexecError(ENOMEM, "kimage_alloc_control_pages", f"Could not allocate {why}")

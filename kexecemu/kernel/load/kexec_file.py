@@ -1,0 +1,195 @@
+"""The system call: kexec_file_load(), in the kernel's order, each refusal with its errno (kernel/kexec_file.c).
+
+load() does to a running kernel what the system call does; what is arm64's own in it is environment.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EBUSY, EINVAL, ENOSYS, EPERM
+
+from kexecemu.errors import InputError, KexecError
+from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.image.kimage import (
+    KEXEC_FILE_NO_INITRAMFS,
+    KEXEC_FILE_ON_CRASH,
+    KEXEC_FILE_UNLOAD,
+    Kimage,
+)
+from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
+from kexecemu.kernel.load import environment
+from kexecemu.kernel.load.devtree import add_verdict_record
+from kexecemu.kernel.load.files import OpenFile, kernel_read_file
+from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
+from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load, image_probe
+from kexecemu.kernel.load.purgatory_setup import check_demands, set_up_purgatory, tables_text
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["add_control_pages", "exchange", "load"]
+
+_KEXEC_CONTROL_PAGE_SIZE = 4096
+
+Prepare = Callable[[], Kimage]
+
+
+def load(
+    state: KernelState,
+    kernel: OpenFile | bytes | None,
+    initrd: OpenFile | bytes | None,
+    cmdline: bytes | None,
+    flags: int,
+    *,
+    capable: bool = True,
+) -> Kimage | None:
+    """kexec_file_load(2). kernel and initrd are open files, or just their bytes (None: a bad descriptor).
+
+    cmdline is what the caller passes, with its NUL; None or b"" is a length of 0 and deletes bootargs. capable
+    is CAP_SYS_BOOT. Returns the image, None after an unload; raises KexecError with the syscall's errno.
+    """
+    step = "kexec_file_load"
+    if not state.config.enabled("KEXEC_FILE"):
+        raise KexecError(ENOSYS, step, "the kernel is built without CONFIG_KEXEC_FILE")
+    if not capable or state.kexec.load_disabled:
+        raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
+    if flags & ~state.config.release.rules.file_load_flags:
+        raise KexecError(EINVAL, step, f"unknown flags {flags:#x}")
+    change = exchange if flags & KEXEC_FILE_ON_CRASH else _exchange_reboot
+    if flags & KEXEC_FILE_UNLOAD:
+        return change(state, None)
+    return change(state, lambda: _prepare(state, kernel, initrd, cmdline, flags))
+
+
+def exchange(state: KernelState, prepare: Prepare | None) -> Kimage | None:
+    """The common part of both system calls for a crash image, under the lock; prepare is None for an unload.
+
+    Raises KexecError(EBUSY) while another load is under way, and whatever prepare() raises.
+    """
+    if state.kexec.locked:
+        raise KexecError(EBUSY, "kexec_trylock", "another load is under way")
+    state.kexec.locked = True
+    try:
+        if state.kexec.crash_image is not None:
+            environment.unprotect(state, state.kexec.crash_image)
+        # The old image goes before the new one is known to be good: a failed reload leaves no crash kernel.
+        _publish(state, None)
+        if prepare is None:
+            state.say("unload", "the crash image is unloaded")
+            return None
+        image = prepare()
+        for segment in image.segments:
+            # kimage_load_crash_segment(): the buffer, then zeros to memsz.
+            state.ram.write(segment.mem, segment.buf)
+            state.ram.fill(segment.mem + segment.bufsz, segment.memsz - segment.bufsz)
+        _publish(state, image)
+        return image
+    finally:
+        try:
+            _protect(state)
+        finally:
+            state.kexec.locked = False
+
+
+def _protect(state: KernelState) -> None:
+    """Protect what is loaded; an image that this kernel's linear map cannot protect is not left half protected."""
+    if state.kexec.crash_image is None:
+        return
+    try:
+        environment.protect(state, state.kexec.crash_image)
+    except InputError:
+        _publish(state, None)
+        raise
+
+
+def _exchange_reboot(state: KernelState, prepare: Prepare | None) -> Kimage | None:
+    """The common part for an ordinary image: the old one stays until the new one is complete."""
+    if state.kexec.locked:
+        raise KexecError(EBUSY, "kexec_trylock", "another load is under way")
+    state.kexec.locked = True
+    try:
+        image = prepare() if prepare is not None else None
+        relocation = environment.load_normal(state, image) if image is not None else None
+        state.kexec.reboot_image = image
+        environment.publish_reboot(state, image, relocation)
+        return image
+    finally:
+        state.kexec.locked = False
+
+
+def _publish(state: KernelState, image: Kimage | None) -> None:
+    state.kexec.crash_image = image
+    environment.publish(state, image)
+
+
+def _prepare(
+    state: KernelState,
+    kernel: OpenFile | bytes | None,
+    initrd: OpenFile | bytes | None,
+    cmdline: bytes | None,
+    flags: int,
+) -> Kimage:
+    """kimage_file_alloc_init(): everything up to the copy."""
+    crashk_res = state.crashk_res
+    image_file = kernel_read_file("kernel", kernel)
+    image_probe(image_file)
+    if state.kexec.signature_policy is not None:
+        state.kexec.signature_policy.check(image_file, state.log)
+    ramdisk = None if flags & KEXEC_FILE_NO_INITRAMFS else kernel_read_file("initrd", initrd)
+    text = _command_line(cmdline)
+    crash = bool(flags & KEXEC_FILE_ON_CRASH)
+    image = Kimage(control_page=crashk_res.start if crashk_res and crash else 0, crash=crash)
+    config, obj = state.config, state.kexec.purgatory
+    if obj is not None:
+        check_demands(obj, config)
+        check_guard(config)
+    chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
+
+    def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
+        tree = environment.next_device_tree(state, initrd_area, core, text)
+        return add_verdict_record(tree) if chosen else tree
+
+    headers = environment.elf_headers(state) if crash else None
+    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb), _load_context(state))
+    sanity_check_segment_list(image, crashk_res, state.total_ram_pages, config.page_size)
+    if crash:
+        add_control_pages(state, image)
+    if image.purgatory is not None:
+        set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys)
+        cost = tables_text(image)
+        if crash:
+            image.guard = make_guard(image, image.purgatory, config)
+        if cost is not None:
+            state.say("purgatory_tables", cost)
+    return image
+
+
+def _load_context(state: KernelState) -> LoadContext:
+    config = state.config
+    return LoadContext(
+        config.release,
+        config.page_size,
+        state.crashk_res,
+        state.kexec.purgatory,
+        state.console_phys,
+        tuple(state.arch.memblock.free_ranges()),
+        config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
+        config.enabled("KEXEC_PURGATORY_COPY"),
+    )
+
+
+def add_control_pages(state: KernelState, image: Kimage) -> None:
+    """The pages of the crash region that are no segments: for the control code, and for the copy of vmcoreinfo."""
+    crashk_res = state.crashk_res
+    assert crashk_res is not None  # no segment could have been placed otherwise
+    size = max(_KEXEC_CONTROL_PAGE_SIZE, state.config.page_size)
+    image.control_code_page = alloc_crash_control_pages(image, crashk_res, size, "control_code_buffer").start
+    safecopy = alloc_crash_control_pages(image, crashk_res, state.config.page_size, "vmcoreinfo copy buffer")
+    image.vmcoreinfo_safecopy = safecopy.start
+    image.vmcoreinfo = environment.copy_vmcoreinfo(state, safecopy)
+
+
+def _command_line(cmdline: bytes | None) -> str | None:
+    if not cmdline:
+        return None
+    if cmdline[-1] != 0:
+        raise KexecError(EINVAL, "kimage_file_prepare_segments", "the command line does not end in NUL")
+    return cmdline.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")

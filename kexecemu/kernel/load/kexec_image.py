@@ -1,0 +1,223 @@
+"""The arm64 Image loader: image_load() and load_other_segments() (kexec_image.c, machine_kexec_file.c)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EINVAL
+
+from kexecemu.errors import KexecError
+from kexecemu.formats import elfrel
+from kexecemu.formats.image import ImageHeader, has_magic
+from kexecemu.formats.image import parse as parse_header
+from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.image.digests import page_digests_size
+from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.kernel.load.kexec_core import add_buffer
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["CrashFiles", "LoadContext", "image_load", "image_probe"]
+
+_MIN_KIMG_ALIGN = 2 << 20
+_ELFCOREHDR_ALIGN = 64 << 10
+_DTB_ALIGN = 2 << 20
+_1G = 1 << 30
+_INITRD_WINDOW = 32 << 30
+
+
+@shown()
+@dataclass(frozen=True)
+class LoadContext:
+    """What the loader needs of the running kernel: where it may place things, and how it builds the rest.
+
+    uart_phys is the console's physical address for the purgatory's report (0: silent). free_memory is where an ordinary
+    image may lie: physical ranges in ascending order. page_digests and copy ask for these two segments, which only a
+    purgatory has a use for: 0.8 % of the image, and as much as the image itself.
+    """
+
+    era: Era
+    page_size: int
+    crashk_res: PhysRange | None
+    purgatory: elfrel.RelocatableObject | None
+    uart_phys: int
+    free_memory: tuple[PhysRange, ...] = ()
+    page_digests: bool = False
+    copy: bool = False
+
+
+@shown()
+@dataclass(frozen=True)
+class CrashFiles:
+    """The bytes to load.
+
+    elfcorehdr is None for an ordinary image. make_dtb(initrd, elfcorehdr) builds the device tree once it is known where
+    these two lie (physical; the initrd's range is its exact length; None without one).
+    """
+
+    kernel: bytes
+    initrd: bytes | None
+    elfcorehdr: bytes | None
+    make_dtb: Callable[[PhysRange | None, PhysRange | None], bytes]
+
+
+def image_probe(kernel: bytes) -> None:
+    """image_probe(): arm64's only loader takes files that begin with an arm64 Image header; KexecError(EINVAL)."""
+    if len(kernel) < 64:
+        raise KexecError(
+            EINVAL, "image_probe", f"kernel: not an arm64 Image: {len(kernel)} bytes, a header alone takes 64"
+        )
+    if not has_magic(kernel):
+        raise KexecError(EINVAL, "image_probe", 'kernel: not an arm64 Image: no "ARM\\x64" at offset 56')
+
+
+def _check_header(header: ImageHeader) -> None:
+    """The checks at the top of image_load(); every granule is supported by the modelled CPU."""
+    if not header.image_size:
+        raise KexecError(EINVAL, "image_load", "kernel: image_size is 0 in the Image header")
+    if header.big_endian:
+        raise KexecError(EINVAL, "image_load", "kernel: a big-endian Image; this CPU model is little-endian")
+
+
+class _Loader:
+    """One attempt after another to place the kernel and everything behind it."""
+
+    def __init__(self, image: Kimage, files: CrashFiles, context: LoadContext) -> None:
+        self.image = image
+        self.files = files
+        self.context = context
+
+    def add(
+        self,
+        name: str,
+        buf: bytes | bytearray,
+        memsz: int,
+        align: int,
+        buf_min: int,
+        *,
+        top_down: bool = True,
+        buf_max: int = (1 << 64) - 1,
+    ) -> Segment:
+        return add_buffer(
+            self.image,
+            name,
+            buf,
+            memsz,
+            align,
+            region=self.context.crashk_res,
+            top_down=top_down,
+            era=self.context.era,
+            page_size=self.context.page_size,
+            buf_min=buf_min,
+            buf_max=buf_max,
+            free_memory=self.context.free_memory,
+        )
+
+    def _add_tables(self, text_offset: int, buf_min: int) -> None:
+        """Room for the segments that repeat or describe those before them: they are filled when these are final."""
+        sizes = [one.memsz for one in self.image.segments]
+        sizes[0] -= text_offset  # of the kernel, which place() is going to take off
+        if self.context.copy:
+            self.add(COPY, bytes(sum(sizes)), sum(sizes), 0, buf_min)
+        if self.context.page_digests:
+            size = page_digests_size(sizes)
+            self.add(PAGE_DIGESTS, bytes(size), size, 0, buf_min)
+
+    def load_other_segments(
+        self, kernel_phys: int, kernel_size: int, text_offset: int
+    ) -> LoadedPurgatory | None:
+        """load_other_segments(): elfcorehdr, initrd, dtb, and last the purgatory with what is only for it.
+
+        The purgatory comes last so that the others stay where a kernel without one puts them, and so that nothing
+        need be undone when they do not fit.
+        """
+        files, context = self.files, self.context
+        buf_min = kernel_phys + kernel_size
+        kept = len(self.image.segments)
+        try:
+            core = None
+            if files.elfcorehdr is not None:
+                size = len(files.elfcorehdr)
+                core = self.add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
+            initrd = None
+            if files.initrd is not None:
+                limit = (kernel_phys & ~(_1G - 1)) + _INITRD_WINDOW
+                initrd = self.add(
+                    "initrd",
+                    files.initrd,
+                    len(files.initrd),
+                    0,
+                    buf_min,
+                    top_down=False,
+                    buf_max=limit,
+                )
+            dtb = files.make_dtb(
+                PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None, core.area if core else None
+            )
+            segment = self.add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min)
+            if context.purgatory is None:
+                loaded = None
+            else:
+                self._add_tables(text_offset, buf_min)
+                loaded = LoadedPurgatory(
+                    context.purgatory,
+                    lambda buf, memsz, align: self.add("purgatory", buf, memsz, align, buf_min),
+                )
+            self.image.dtb_mem = segment.mem
+            return loaded
+        except KexecError:
+            del self.image.segments[kept:]
+            raise
+
+    def place(self) -> tuple[Segment, LoadedPurgatory | None]:
+        """The retry loop of image_load(): the next hole for the kernel when the rest does not fit behind it."""
+        header = parse_header(self.files.kernel)
+        _check_header(header)
+        buf_min = 0
+        first_refusal: KexecError | None = None
+        while True:
+            try:
+                kernel = self.add(
+                    "kernel",
+                    self.files.kernel,
+                    header.image_size + header.text_offset,
+                    _MIN_KIMG_ALIGN,
+                    buf_min,
+                    top_down=False,
+                )
+            except KexecError as error:
+                raise (first_refusal or error) from None
+            try:
+                purgatory = self.load_other_segments(kernel.mem, kernel.memsz, header.text_offset)
+            except KexecError as error:
+                if error.step != "kexec_add_buffer":
+                    raise  # not for want of room: another place for the kernel would not mend it
+                first_refusal = first_refusal or error
+                self.image.segments.pop()
+                buf_min = kernel.mem + kernel.memsz
+                continue
+            kernel.mem += header.text_offset
+            kernel.memsz -= header.text_offset
+            return kernel, purgatory
+
+
+def image_load(image: Kimage, files: CrashFiles, context: LoadContext) -> None:
+    """Place every segment of a crash image in `image`; set its entry and its purgatory.
+
+    Raises KexecError with the errno and the kernel function that refused.
+    """
+    kernel, purgatory = _Loader(image, files, context).place()
+    image.kernel_entry, image.purgatory = kernel.mem, purgatory
+    if purgatory is None:
+        image.start = kernel.mem
+        return
+    # image_load() sets image->start last and would overwrite the purgatory's entry: a port must not.
+    image.start = purgatory.entry
+    for name, value in (
+        ("purgatory_kernel_entry", kernel.mem),
+        ("purgatory_uart_base", context.uart_phys),
+    ):
+        if purgatory.has_symbol(name):
+            purgatory.set_symbol(name, struct.pack("<Q", value))

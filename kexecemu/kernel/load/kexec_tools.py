@@ -1,0 +1,199 @@
+"""What kexec-tools does in user space before it calls kexec_load(): places, device tree, core header, digest.
+
+Followed: kexec/arch/arm64 and kexec/kexec.c of kexec-tools 2.0.25, as `kexec -c -p -d` printed it on real machines.
+The kernel has no part in this: segments, purgatory and digest are made here, and the kernel copies what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kexecemu.errors import FormatError, InputError
+from kexecemu.formats import elfrel
+from kexecemu.formats.fdt import FdtEditor
+from kexecemu.formats.image import has_magic
+from kexecemu.formats.image import parse as parse_header
+from kexecemu.kernel.base.cmdline import to_bytes
+from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.image.digests import calculate_digest
+from kexecemu.kernel.image.kimage import Segment
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.kernel.load.kexec_core import find_hole
+from kexecemu.kernel.load.purgatory_setup import set_kexec_tools_digest, set_kexec_tools_places
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["CrashLoad", "MachineView", "prepare_crash_load"]
+
+_KERNEL_ALIGN = 2 << 20
+_CORE_HEADER_ALIGN = 1024
+_COMMAND_LINE_MAX = 2047
+_FDT_MAX = 2 << 20
+
+
+@shown()
+@dataclass(frozen=True)
+class MachineView:
+    """What user space can see of the running system, in /proc/iomem, /sys and /proc/kallsyms.
+
+    crash_kernel is "Crash kernel" in /proc/iomem (physical), crash_kernel_low the lower one of two; device_tree is
+    /sys/firmware/fdt; core_header builds the ELF core header from crash_notes, vmcoreinfo and "System RAM"; sink_phys
+    is what --serial= leads to (0: none). getrandom gives 64 random bits; None is a kernel whose random numbers are not
+    ready.
+    """
+
+    crash_kernel: PhysRange
+    device_tree: bytes
+    core_header: bytes
+    sink_phys: int
+    page_size: int
+    getrandom: Callable[[], int] | None = None
+    crash_kernel_low: PhysRange | None = None
+
+
+@shown()
+@dataclass(frozen=True)
+class CrashLoad:
+    """The arguments of kexec_load() that user space arrives at: the purgatory's entry and the sorted segments."""
+
+    entry: int
+    segments: list[Segment]
+    purgatory: LoadedPurgatory
+    kernel_entry: int
+    dtb_phys: int
+    digest: bytes
+    regions: list[PhysRange] = field(default_factory=list)
+
+
+class _Segments:
+    """struct kexec_info: segments so far, and locate_hole() in the crash region."""
+
+    def __init__(self, view: MachineView) -> None:
+        self._view = view
+        self.taken: list[Segment] = []
+
+    def add(
+        self, name: str, buf: bytes | bytearray, memsz: int, *, hole_min: int, top_down: bool = False
+    ) -> Segment:
+        """add_buffer(): the first hole from hole_min up, or the last one of the region, in whole pages."""
+        page = self._view.page_size
+        size = -(-memsz // page) * page
+        # locate_hole() has none of the kernel's quirk: it uses a region to its last page.
+        mem = find_hole(
+            self._view.crash_kernel,
+            self.taken,
+            size,
+            page,
+            top_down=top_down,
+            era=Era.V6_12,
+            page_size=page,
+            buf_min=hole_min,
+        )
+        if mem is None:
+            raise InputError(
+                f"kexec-tools: could not find a free area of memory of {size:#x} bytes for {name} in "
+                f"{self._view.crash_kernel}"
+            )
+        segment = Segment(name, buf, mem, size)
+        self.taken.append(segment)
+        return segment
+
+
+def prepare_crash_load(
+    view: MachineView, kernel: bytes, initrd: bytes | None, cmdline: str, purgatory: elfrel.RelocatableObject
+) -> CrashLoad:
+    """`kexec -c -p`: everything up to the system call.
+
+    Raises InputError with kexec-tools' reason for files that it refuses or that do not fit, KexecError for a
+    purgatory that cannot be linked or lacks kexec-tools' symbols.
+    """
+    if not has_magic(kernel):
+        raise InputError("kexec-tools: cannot determine the file type of the kernel (no arm64 Image)")
+    if len(to_bytes(cmdline)) > _COMMAND_LINE_MAX:
+        raise InputError(f"kexec-tools: the command line is longer than {_COMMAND_LINE_MAX} characters")
+    header = parse_header(kernel)
+    region = view.crash_kernel
+    segments = _Segments(view)
+    base = -(-region.start // _KERNEL_ALIGN) * _KERNEL_ALIGN
+    size = header.image_size or len(kernel)
+    kernel_mem = base + header.text_offset
+    core = segments.add(
+        "elfcorehdr", view.core_header, len(view.core_header), hole_min=region.start, top_down=True
+    )
+    page = view.page_size
+    segments.taken.append(Segment("kernel", kernel, kernel_mem, -(-size // page) * page))
+    if kernel_mem + size > core.mem:
+        raise InputError(
+            f"kexec-tools: the kernel of {size:#x} bytes does not fit in crashkernel {region} of {region.size:#x} bytes"
+        )
+    hole_min = kernel_mem + size
+    placed = None
+    if initrd is not None:
+        placed = segments.add("initrd", initrd, len(initrd), hole_min=hole_min)
+    dtb = _second_device_tree(view, cmdline, core, placed)
+    if len(dtb) > _FDT_MAX:
+        raise InputError("kexec-tools: the device tree is too large")
+    tree = segments.add("dtb", dtb, len(dtb), hole_min=hole_min)
+    loaded = LoadedPurgatory(
+        purgatory, lambda buf, memsz, align: segments.add("purgatory", buf, memsz, hole_min=hole_min)
+    )
+    set_kexec_tools_places(loaded, sink_phys=view.sink_phys, kernel_phys=kernel_mem, dtb_phys=tree.mem)
+    ordered = sorted(segments.taken, key=lambda segment: segment.mem)
+    # update_purgatory() goes through the sorted list: another order than the kernel's own digest has.
+    digest, regions = calculate_digest(ordered)
+    set_kexec_tools_digest(loaded, regions, digest)
+    return CrashLoad(loaded.entry, ordered, loaded, kernel_mem, tree.mem, digest, regions)
+
+
+def core_header_size(headers: int) -> int:
+    """How many bytes crash_create_elf64_headers() takes for so many program headers: a multiple of 1024."""
+    return -(-(64 + 56 * headers) // _CORE_HEADER_ALIGN) * _CORE_HEADER_ALIGN
+
+
+def _tag_aligned(value: bytes) -> bytes:
+    """dtb_set_property() rounds every value up to whole cells."""
+    return value.ljust(-(-len(value) // 4) * 4, b"\0")
+
+
+def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: Segment | None) -> bytes:
+    """setup_2nd_dtb(): the running kernel's tree with /chosen changed; no memory reservations are added."""
+    try:
+        tree = FdtEditor.open_into(view.device_tree, len(view.device_tree) + len(cmdline) + 0x1000)
+        chosen = tree.path_offset("/chosen")
+        if chosen is None:
+            chosen = tree.add_subnode(0, "chosen")
+        tree.setprop(chosen, "bootargs", _tag_aligned(to_bytes(cmdline) + b"\0"))
+        _renew_kaslr_seed(view, tree, chosen)
+        tree.delprop(chosen, "linux,elfcorehdr")
+        tree.delprop(chosen, "linux,usable-memory-range")
+        region = view.crash_kernel
+        # The exact length of the header here, not whole pages as in the kernel's tree.
+        tree.appendprop_addrrange(0, chosen, "linux,elfcorehdr", core.mem, core.bufsz)
+        for area in (region, view.crash_kernel_low):
+            if area is not None:
+                tree.appendprop_addrrange(0, chosen, "linux,usable-memory-range", area.start, area.size)
+        if initrd is not None:
+            _set_initrd(tree, chosen, initrd)
+        tree.pack()
+        return tree.to_bytes()
+    except FormatError as error:
+        raise InputError(f"kexec-tools: {error}") from error
+
+
+def _renew_kaslr_seed(view: MachineView, tree: FdtEditor, chosen: int) -> None:
+    """A seed that the running kernel has used up becomes another one; 0, without random numbers, is no KASLR."""
+    seed = tree.get_u64(chosen, "kaslr-seed")
+    if seed is None:
+        return
+    if seed:
+        raise InputError(
+            "kexec-tools: kaslr-seed is not wiped to 0 (as by a kernel that was booted with nokaslr)"
+        )
+    tree.setprop_u64(chosen, "kaslr-seed", view.getrandom() if view.getrandom is not None else 0)
+
+
+def _set_initrd(tree: FdtEditor, chosen: int, initrd: Segment) -> None:
+    """dtb_set_initrd(): 64 bits each."""
+    tree.setprop_u64(chosen, "linux,initrd-start", initrd.mem)
+    tree.setprop_u64(chosen, "linux,initrd-end", initrd.mem + initrd.bufsz)

@@ -1,0 +1,210 @@
+"""The linear map of the first kernel: by blocks or by base pages, and what crashkernel= did to that.
+
+Followed: map_mem() in arch/arm64/mm/mmu.c before and after commit 04a2a7af3d97. The decision is a plain value
+(`plan_linear_map`), the map itself is page tables in guest RAM (`build_linear_map`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kexecemu.errors import InputError
+from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.kernel.base.cmdline import memparse, parameter, parameters, strtobool
+from kexecemu.kernel.base.config import KernelConfig, Protection
+from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.machine.memory.descriptors import (
+    AF,
+    AP_RO,
+    ATTR_IDX,
+    DBM,
+    ENTRY_SIZE,
+    PXN,
+    SH_INNER,
+    UXN,
+    TableFormat,
+)
+from kexecemu.machine.memory.mmu import PageTables
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
+__all__ += [
+    "MapTarget",
+    "build_linear_map",
+    "can_set_direct_map",
+    "defer_reserve_crashkernel",
+    "plan_linear_map",
+]
+
+_TABLES_LIMIT = 512 << 20
+
+# Memory types as arm64 Linux numbers them in MAIR_EL1: normal, normal tagged, normal non-cacheable, nGnRnE, nGnRE.
+# Without MTE the tagged type is plain normal memory.
+MAIR_VALUE = 0x04_00_44_FF_FF
+_MT_NORMAL, _MT_NORMAL_TAGGED = 0, 1
+
+_PROT = AF | SH_INNER | UXN | PXN
+# DBM is PTE_WRITE in the kernel's tables: writable and, without AP_RO, also written by hardware's leave.
+PAGE_KERNEL = _PROT | DBM | ATTR_IDX(_MT_NORMAL)
+PAGE_KERNEL_TAGGED = _PROT | DBM | ATTR_IDX(_MT_NORMAL_TAGGED)
+PAGE_KERNEL_RO = _PROT | AP_RO | ATTR_IDX(_MT_NORMAL)
+PAGE_KERNEL_ROX = (_PROT & ~PXN) | AP_RO | ATTR_IDX(_MT_NORMAL)
+
+
+def rodata_full(config: KernelConfig, cmdline: str) -> bool:
+    """rodata_full: CONFIG_RODATA_FULL_DEFAULT_ENABLED, overridden by the last rodata= that is on, off or full."""
+    full = config.enabled("RODATA_FULL_DEFAULT_ENABLED")
+    for asked in parameters(cmdline, "rodata"):
+        if asked in ("on", "off", "full"):
+            full = asked == "full"
+    return full
+
+
+def _debug_pagealloc_enabled(config: KernelConfig, cmdline: str) -> bool:
+    """debug_pagealloc_enabled(): CONFIG_DEBUG_PAGEALLOC_ENABLE_DEFAULT, overridden by debug_pagealloc=."""
+    enabled = config.enabled("DEBUG_PAGEALLOC_ENABLE_DEFAULT")
+    for asked in parameters(cmdline, "debug_pagealloc"):
+        value = strtobool(asked)
+        enabled = enabled if value is None else value
+    return enabled
+
+
+def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
+    """arm64_kfence_can_set_direct_map(): a pool set up at boot gets pages of its own, a late one needs them all."""
+    if not config.enabled("KFENCE"):
+        return False
+    interval = config.number("KFENCE_SAMPLE_INTERVAL")
+    for asked in parameters(cmdline, "kfence.sample_interval"):
+        value, rest = memparse(asked)
+        interval = interval if rest == asked else value
+    return not interval
+
+
+def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
+    """can_set_direct_map(): the linear map's permissions may change page by page, so it must be base pages."""
+    return (
+        rodata_full(config, cmdline)
+        or _debug_pagealloc_enabled(config, cmdline)
+        or _late_kfence(config, cmdline)
+    )
+
+
+def force_pte_mapping(config: KernelConfig, cmdline: str) -> bool:
+    """Whether map_mem() must use base pages: can_set_direct_map(), but for a CPU that can split blocks live.
+
+    That is what a166563e7ec3 made of it; debug_pagealloc changes pages where no lock may be taken to split.
+    """
+    if config.way is Protection.BBML2:
+        return _debug_pagealloc_enabled(config, cmdline)
+    return can_set_direct_map(config, cmdline)
+
+
+def pre_series_map(config: KernelConfig) -> bool:
+    """map_mem() treats the crashkernel region specially: before 6.4, or for a protection that changes single pages."""
+    return config.way in (Protection.PTE, Protection.READONLY)
+
+
+def defer_reserve_crashkernel(config: KernelConfig) -> bool:
+    """Whether the reservation waits for the DMA zones (always since 504cae453f82)."""
+    return config.has_dma_zones if config.release.rules.early_reservation else True
+
+
+@shown()
+@dataclass(frozen=True)
+class MapPiece:
+    """A physical range of the linear map with one attribute set and one policy for large mappings."""
+
+    area: PhysRange
+    attributes: int
+    blocks: bool
+    contiguous: bool
+
+
+@shown()
+@dataclass(frozen=True)
+class LinearMapPlan:
+    """What map_mem() will map, in its order, and in one clause why."""
+
+    pieces: tuple[MapPiece, ...]
+    reason: str
+
+
+def plan_linear_map(
+    config: KernelConfig,
+    cmdline: str,
+    memblock: Memblock,
+    text: PhysRange,
+    crashk_res: PhysRange | None,
+) -> LinearMapPlan:
+    """Decide the linear map's pieces as map_mem() does.
+
+    text is the physical range that gets the read-only alias; crashk_res the crash region if it is reserved already
+    (it is not when the reservation is deferred).
+    """
+    pages_only = force_pte_mapping(config, cmdline)
+    reason = "rodata=full, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
+    special = None
+    if pre_series_map(config) and parameter(cmdline, "crashkernel") is not None:
+        if defer_reserve_crashkernel(config):
+            pages_only = True
+            reason = (
+                "crashkernel= is reserved too late to be mapped apart, so all RAM is mapped by base pages"
+            )
+        elif crashk_res is not None:
+            special = crashk_res
+            reason = "blocks, and base pages for the crash region alone"
+    elif config.way is Protection.BBML2:
+        reason = "blocks that can be split live (FEAT_BBM level 2)" if not pages_only else reason
+    memblock.mark_nomap(text)
+    if special is not None:
+        memblock.mark_nomap(special)
+    pieces = [
+        MapPiece(area, PAGE_KERNEL_TAGGED, blocks=not pages_only, contiguous=not pages_only)
+        for area in memblock.mappable()
+    ]
+    # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
+    # Its flags are NO_CONT_MAPPINGS and nothing else, so it may have blocks where all other RAM is base pages.
+    pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))
+    memblock.clear_nomap(text)
+    if special is not None:
+        pieces.append(MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))
+        memblock.clear_nomap(special)
+    return LinearMapPlan(tuple(pieces), reason)
+
+
+class MapTarget(Protocol):
+    """What a plan is mapped into: PageTables in guest RAM, or CountedTables, which only reckon (linear_price)."""
+
+    @property
+    def fmt(self) -> TableFormat:
+        """The granule and the size of the address space."""
+
+    def map(
+        self, virt: int, phys: int, size: int, attributes: int, *, blocks: bool, contiguous: bool
+    ) -> None:
+        """As PageTables.map()."""
+
+
+def build_linear_map(tables: MapTarget, space: AddressSpace, plan: LinearMapPlan) -> None:
+    """Write the planned map into the page tables that the emulated MMU walks.
+
+    Raises InputError for a map by base pages that is too large to be built entry by entry (512 MiB of tables).
+    """
+    paged = sum(piece.area.size for piece in plan.pieces if not piece.blocks)
+    in_ram = isinstance(tables, PageTables)
+    if in_ram and paged // tables.fmt.granule.size * ENTRY_SIZE > _TABLES_LIMIT:
+        raise InputError(
+            f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here; "
+            "with rodata=on and no protection it is built of blocks"
+        )
+    for piece in plan.pieces:
+        tables.map(
+            space.linear_virt(piece.area.start),
+            piece.area.start,
+            piece.area.size,
+            piece.attributes,
+            blocks=piece.blocks,
+            contiguous=piece.contiguous,
+        )

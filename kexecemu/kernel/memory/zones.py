@@ -1,0 +1,63 @@
+"""DMA zones, as far as they decide where a crash kernel may lie (arch/arm64/mm/init.c, zone_sizes_init())."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.memory.memblock import Memblock
+
+__all__ = ["PHYS_MASK_LIMIT", "arm64_dma_phys_limit", "max_zone_phys", "zone_messages"]
+
+PHYS_MASK_LIMIT = 1 << 48
+_U32_MAX = (1 << 32) - 1
+
+
+def max_zone_phys(bits: int, memblock: Memblock) -> int:
+    """max_zone_phys(): one past the last physical address that a zone of `bits` address bits reaches."""
+    zone_mask = (1 << bits) - 1
+    if memblock.start_of_dram > _U32_MAX:
+        zone_mask = (1 << 64) - 1
+    elif memblock.start_of_dram > zone_mask:
+        zone_mask = _U32_MAX
+    return min(zone_mask, memblock.end_of_dram - 1) + 1
+
+
+def arm64_dma_phys_limit(
+    config: KernelConfig, memblock: Memblock, max_cpu_address: int = (1 << 64) - 1
+) -> int:
+    """The physical limit of DMA-able memory, and so of low crash memory.
+
+    max_cpu_address is what of_dma_get_max_cpu_address() finds in the device tree's dma-ranges (all ones: no limit).
+    Without DMA zones it is PHYS_MASK + 1 (before 6.4 by definition, after by zone_sizes_init()).
+    """
+    if config.enabled("ZONE_DMA"):
+        return max_zone_phys(min(32, max_cpu_address.bit_length()), memblock)
+    if config.enabled("ZONE_DMA32"):
+        return max_zone_phys(32, memblock)
+    return PHYS_MASK_LIMIT
+
+
+def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int) -> Iterator[str]:
+    """What free_area_init() prints of zones and memory: the boot log between reservation and CMA.
+
+    dma_phys_limit is arm64_dma_phys_limit, a physical address. Ends in the text are inclusive.
+    """
+    limits = {
+        "DMA": dma_phys_limit if config.enabled("ZONE_DMA") else None,
+        "DMA32": max_zone_phys(32, memblock) if config.enabled("ZONE_DMA32") else None,
+        "Normal": memblock.end_of_dram,
+    }
+    yield "Zone ranges:"
+    start = memblock.start_of_dram
+    for name, limit in limits.items():
+        if limit is None:
+            continue
+        end = max(limit, start)
+        yield f"  {name:<8} " + (f"[mem {start:#018x}-{end - 1:#018x}]" if end > start else "empty")
+        start = end
+    yield "Movable zone start for each node"
+    yield "Early memory node ranges"
+    for area in memblock.memory:
+        yield f"  node   0: [mem {area.start:#018x}-{area.last:#018x}]"
+    yield f"Initmem setup node 0 [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]"

@@ -1,0 +1,41 @@
+"""Why a CPU stopped running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.shown import shown
+
+__all__ = ["Stop", "StopKind"]
+
+
+class StopKind(StrEnum):
+    """Why Cpu.run() returned."""
+
+    BREAKPOINT = "breakpoint"
+    LEFT = "left"
+    DEADLINE = "deadline"
+    IDLE = "idle"
+    POWER = "power"
+    FAULT = "fault"
+
+
+@shown()
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How one Cpu.run() ended: why, at which virtual PC, after how many instructions of this run.
+
+    fault is set for FAULT, power ("cpu_off", "system_off" or "system_reset") for POWER.
+    """
+
+    kind: StopKind
+    pc: int
+    instructions: int
+    fault: GuestFault | None = None
+    power: str | None = None
+
+    def __str__(self) -> str:
+        detail = f": {self.fault}" if self.fault else f" ({self.power})" if self.power else ""
+        return f"{self.kind} at {self.pc:#x} after {self.instructions} instructions{detail}"

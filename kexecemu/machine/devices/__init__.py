@@ -1,0 +1,1 @@
+"""The devices: interrupt controllers, UART, clock, virtio."""

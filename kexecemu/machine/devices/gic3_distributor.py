@@ -1,0 +1,125 @@
+"""The memory of a GICv3: its distributor and its redistributors (ARM IHI 0069, chapter 12)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kexecemu.machine.devices.gic3_bank import ID_REGISTERS, IDENTITY
+from kexecemu.machine.devices.gic_bank import IIDR
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import FIRST_SPI, REDISTRIBUTOR_SIZE
+from kexecemu.shown import shown
+
+if TYPE_CHECKING:
+    from kexecemu.machine.devices.gic3 import Gic3
+
+__all__ = ["Distributor3", "Redistributors"]
+
+GICD_CTLR = 0x0000
+GICD_TYPER = 0x0004
+GICD_IIDR = 0x0008
+IROUTER = 0x6000
+IROUTER_END = 0x8000
+
+CTLR_ENABLES = 3
+CTLR_ARE = 1 << 4
+CTLR_DS = 1 << 6
+"""One security state, and that affinity routing is on: nobody can change either."""
+
+GICR_IIDR = 0x0004
+GICR_TYPER = 0x0008
+GICR_WAKER = 0x0014
+WAKER_ASLEEP = 3 << 1
+"""ProcessorSleep, and ChildrenAsleep, which follows it at once."""
+SGI_FRAME = 0x10000
+REDISTRIBUTOR_PIDR0 = 0x93
+PIDR0 = 4
+"""Its place in the identity, which says distributor."""
+
+
+def _identity(offset: int) -> int:
+    index = (offset - ID_REGISTERS) // 4
+    return IDENTITY[index] if 0 <= index < len(IDENTITY) else 0
+
+
+@shown("phys")
+class Distributor3:
+    """The distributor, which looks alike to all CPUs: their own interrupts are the redistributors'."""
+
+    def __init__(self, gic: Gic3, phys: PhysRange) -> None:
+        self.phys = phys
+        self._gic = gic
+
+    def read(self, offset: int, size: int) -> int:
+        """A load from the distributor; registers that there are not read as zero."""
+        gic = self._gic
+        if IROUTER <= offset < IROUTER_END:
+            route = gic.routes.get((offset - IROUTER) // 8, 0)
+            return route >> offset % 8 * 8 & (1 << 8 * size) - 1 if size in (4, 8) else 0
+        if size == 4:
+            if offset == GICD_CTLR:
+                return gic.ctlr | CTLR_ARE | CTLR_DS
+            if offset == GICD_TYPER:
+                return gic.typer
+            if offset == GICD_IIDR:
+                return IIDR
+            if offset >= ID_REGISTERS:
+                return _identity(offset)
+        return gic.spis.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A store to the distributor; to a register that there is not, or is read-only, it does nothing."""
+        gic = self._gic
+        if IROUTER <= offset < IROUTER_END:
+            intid, shift = (offset - IROUTER) // 8, offset % 8 * 8
+            if size in (4, 8) and intid >= FIRST_SPI:
+                kept = gic.routes.get(intid, 0) & ~((1 << 8 * size) - 1 << shift)
+                gic.set_route(intid, kept | value << shift)
+        elif offset == GICD_CTLR:
+            if size == 4:
+                gic.ctlr = value & CTLR_ENABLES
+                gic.refresh_all()
+        else:
+            gic.spis.write(offset, size, value)
+            gic.refresh(gic.spis)
+            gic.settle_all()
+
+
+@shown("phys")
+class Redistributors:
+    """The redistributors of all CPUs, one behind the other, each of an RD and an SGI frame."""
+
+    def __init__(self, gic: Gic3, phys: int) -> None:
+        self.phys = PhysRange.of(phys, gic.cpus * REDISTRIBUTOR_SIZE)
+        self._gic = gic
+
+    def read(self, offset: int, size: int) -> int:
+        """A load from a redistributor; registers that there are not read as zero."""
+        cpu, offset = divmod(offset, REDISTRIBUTOR_SIZE)
+        interface = self._gic.interfaces[cpu]
+        if offset >= SGI_FRAME:
+            return interface.bank.read(offset - SGI_FRAME, size)
+        if offset & ~7 == GICR_TYPER and size in (4, 8):
+            last = cpu == self._gic.cpus - 1
+            typer = interface.affinity << 32 | 1 << 24 | cpu << 8 | last << 4
+            return typer >> offset % 8 * 8 & (1 << 8 * size) - 1
+        if size != 4:
+            return 0
+        if offset == GICR_IIDR:
+            return IIDR
+        if offset == GICR_WAKER:
+            return interface.waker
+        if offset == ID_REGISTERS + PIDR0 * 4:
+            return REDISTRIBUTOR_PIDR0
+        return _identity(offset)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A store to a redistributor; to a register that there is not, or is read-only, it does nothing."""
+        cpu, offset = divmod(offset, REDISTRIBUTOR_SIZE)
+        interface = self._gic.interfaces[cpu]
+        if offset >= SGI_FRAME:
+            interface.bank.write(offset - SGI_FRAME, size, value)
+            self._gic.refresh(interface.bank)
+            interface.settle()
+        elif offset == GICR_WAKER and size == 4:
+            interface.waker = WAKER_ASLEEP if value & 2 else 0

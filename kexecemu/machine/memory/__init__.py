@@ -1,0 +1,1 @@
+"""RAM, devices on the bus, and the page tables that lead there."""

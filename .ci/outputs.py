@@ -81,7 +81,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _scenarios() -> str:
-    from kexecemu.scenario.schema import find_scenario, read_scenario, shipped_scenarios
+    from kexecemu.data import shipped_scenarios
+    from kexecemu.scenario.read import find_scenario, read_scenario
 
     rows = []
     for name in shipped_scenarios():

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from kexecemu.kernel.base.config import Era, KernelConfig, Protection
     from kexecemu.kernel.image.kimage import KEXEC_FILE_NO_INITRAMFS, KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD
     from kexecemu.machine.board import Board
+    from kexecemu.scenario.read import read_scenario
     from kexecemu.scenario.runner import run_scenario
-    from kexecemu.scenario.schema import Scenario, read_scenario
+    from kexecemu.scenario.schema import Scenario
     from kexecemu.stray.fault import By, Fault, When
 
     __version__: str
@@ -34,7 +35,7 @@ _HOMES = {
     "Board": "kexecemu.machine.board",
     "By": "kexecemu.stray.fault",
     "Dump": "kexecemu.crash.dump",
-    "End": "kexecemu.crash.kernel",
+    "End": "kexecemu.crash.end",
     "Era": "kexecemu.kernel.base.config",
     "Fault": "kexecemu.stray.fault",
     "InputError": "kexecemu.errors",
@@ -49,7 +50,7 @@ _HOMES = {
     "Protection": "kexecemu.kernel.base.config",
     "Scenario": "kexecemu.scenario.schema",
     "When": "kexecemu.stray.fault",
-    "read_scenario": "kexecemu.scenario.schema",
+    "read_scenario": "kexecemu.scenario.read",
     "run_scenario": "kexecemu.scenario.runner",
 }
 

@@ -257,11 +257,11 @@ def kexecemu_campaign(request: pytest.FixtureRequest) -> Callable[..., Summary]:
 
 
 def _replayed(scenario: str | Path, token: str, changes: dict[str, Any]) -> Summary:
-    from kexecemu.campaign.engine import Engine
+    from kexecemu.campaign.engine import FaultDecider
     from kexecemu.campaign.fault import CampaignFault
     from kexecemu.campaign.replay import replay_in
     from kexecemu.errors import InputError
-    from kexecemu.scenario.schema import find_scenario, read_scenario
+    from kexecemu.scenario.read import find_scenario, read_scenario
     from kexecemu.scenario.toml import changed
     from kexecemu.testing import campaign, events_text
 
@@ -270,7 +270,7 @@ def _replayed(scenario: str | Path, token: str, changes: dict[str, Any]) -> Summ
     except InputError as error:
         pytest.skip(f"--kexecemu-replay: {error}")
     path = find_scenario(scenario)
-    with closing(Engine(changed(read_scenario(path), changes), path.parent)) as engine:
+    with closing(FaultDecider(changed(read_scenario(path), changes), path.parent)) as engine:
         again = replay_in(engine, CampaignFault.parse(token), trace=False, culprit=False)
     print(f"{token}: concluded {again.concluded.outcome} ({again.concluded.how}), {again.outcome} when run")
     print(events_text(again.events))

@@ -15,8 +15,9 @@ from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_progr
 from kexecemu.pytest_artefacts import note_end, shown
 from kexecemu.report.again import scenario_again
 from kexecemu.scenario.matrix import cells_of
+from kexecemu.scenario.read import read_scenario
 from kexecemu.scenario.runner import Result, run_scenario
-from kexecemu.scenario.schema import Scenario, read_scenario
+from kexecemu.scenario.schema import Scenario
 
 __all__ = ["ScenarioFile", "ScenarioItem"]
 

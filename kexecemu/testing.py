@@ -40,8 +40,9 @@ from kexecemu.report.again import Again
 from kexecemu.scenario.given import SetupChanges, SetupOptions, command_words, with_changes
 from kexecemu.scenario.matrix import the_cell
 from kexecemu.scenario.options import Setup
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import Result, crash, mismatches_of, scenario_setup
-from kexecemu.scenario.schema import Expect, find_scenario, read_scenario
+from kexecemu.scenario.schema import Expect
 from kexecemu.scenario.setup import prepare
 from kexecemu.scenario.toml import changed
 from kexecemu.stray.fault import By, Fault, When

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import pytest
 
+from kexecemu.data import shipped_scenarios
 from kexecemu.errors import NotFetched
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel
-from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
+from kexecemu.scenario.read import find_scenario, read_scenario
+from kexecemu.scenario.schema import Scenario
 
 __all__ = ["every_scenario", "skip_if_not_fetched"]
 

@@ -8,7 +8,7 @@ from random import Random
 
 import msgspec
 
-from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import MOMENTS, CampaignFault
 from kexecemu.campaign.plan import can_write
 from kexecemu.data import fixture_path
@@ -89,9 +89,9 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def start(one: Scenario) -> Engine:
+def start(one: Scenario) -> FaultDecider:
     """An engine for a scenario of this file; it is for the caller to close."""
-    return Engine(one, Path())
+    return FaultDecider(one, Path())
 
 
 def fault(token: str) -> CampaignFault:
@@ -101,7 +101,7 @@ def fault(token: str) -> CampaignFault:
 class Marksman:
     """Draws faults: half of them at ends of things, at what runs, reads or writes, and in the purgatory's own data."""
 
-    def __init__(self, engine: Engine, random: Random) -> None:
+    def __init__(self, engine: FaultDecider, random: Random) -> None:
         assert engine.space.places is not None
         self._engine, self._places, self._random = engine, engine.space.places, random
         checker = engine.image.purgatory

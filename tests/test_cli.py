@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.data import fixture_path, purgatory_path, shipped_scenarios
 from kexecemu.formats.image import build
-from kexecemu.scenario.schema import shipped_scenarios
 
 STUB = fixture_path("guests/capture-Image")
 

@@ -27,8 +27,8 @@ from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.machine.timeline import Timeline
 from kexecemu.report.steps import steps_of
+from kexecemu.scenario.read import read_scenario
 from kexecemu.scenario.runner import run_scenario
-from kexecemu.scenario.schema import read_scenario
 from kexecemu.scenario.setup import Setup
 from kexecemu.shown import brief, shown
 from kexecemu.stray.fault import By, Fault

@@ -240,12 +240,13 @@ def room(package: str) -> str:
     if hasattr(top, "__path__") and package != "kexecemu":
         names += [one.name for one in pkgutil.walk_packages(top.__path__, f"{package}.") if _is_python(one)]
     modules = [importlib.import_module(name) for name in sorted(names)]
-    shown = [one for one in modules if getattr(one, "__all__", ())]
     lines = []
-    if top not in shown:
+    if not getattr(top, "__all__", ()):
         lines = [f".. py:module:: {package}", "", *plain_docstrings.to_rst(_doc_lines(top)), ""]
-    for module in shown:
-        lines += _module(module)
+        modules.remove(top)
+    for module in modules:
+        if getattr(module, "__all__", ()) or hasattr(module, "__path__"):
+            lines += _module(module)
     return "\n".join(lines)
 
 
@@ -277,7 +278,7 @@ def _module(module: ModuleType) -> Iterator[str]:
     yield from ["", title, "-" * len(title), "", f".. py:module:: {title}", ""]
     yield from plain_docstrings.to_rst(_doc_lines(module))
     values = _assigned(module)
-    for name in module.__all__:
+    for name in getattr(module, "__all__", ()):
         yield from _member(module, name, values)
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import CONFIDENCE, Basis, Figure, Stratum, stratified, upper_bound
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
@@ -133,7 +133,7 @@ def _in_order(counter: Mapping[str, int], words: Iterable[StrEnum] = Outcome) ->
     return {word.value: counter[word] for word in words if counter.get(word)}
 
 
-def _example(row: Row) -> Example:
+def _example(row: StoredRow) -> Example:
     return Example(
         row.fault,
         row.outcome,

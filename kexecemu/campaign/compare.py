@@ -10,7 +10,7 @@ from pathlib import Path
 from kexecemu.campaign.accounting import HARM, basis_of, share
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Basis, Figure, mcnemar
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
@@ -172,7 +172,7 @@ class _Side:
         self.found = Counter[int]()
         self.examples: list[Pair] = []
 
-    def add(self, here: Row, there: Row) -> None:
+    def add(self, here: StoredRow, there: StoredRow) -> None:
         self.found[here.stratum] += 1
         if len(self.examples) < _EXAMPLES:
             self.examples.append(Pair(here.fault, here.outcome, there.outcome, here.dump, there.dump))
@@ -185,7 +185,7 @@ def _basis(first: Header, second: Header) -> Basis:
     return replace(basis_of(first), version=" and ".join(versions), config_hash=" and ".join(hashes))
 
 
-def _not_the_same(here: Row, there: Row, first: Path, second: Path) -> str:
+def _not_the_same(here: StoredRow, there: StoredRow, first: Path, second: Path) -> str:
     return (
         f"not the same faults: number {here.position} is {here.fault} in {first}, but {there.fault} in {second}: "
         "the images are laid out differently, or the scenarios ask for other faults"

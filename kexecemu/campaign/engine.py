@@ -45,7 +45,7 @@ from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, When
 from kexecemu.stray.models import find_model
 
-__all__ = ["Engine"]
+__all__ = ["FaultDecider"]
 
 _MARGIN = 4096
 """Bytes around the place where hashing stands within which nothing is concluded."""
@@ -76,7 +76,7 @@ class _Place:
 
 
 @shown("config_hash", "space")
-class Engine:
+class FaultDecider:
     """One scenario, loaded once. decide() and run() give the same whatever they were asked before."""
 
     def __init__(self, scenario: Scenario, folder: Path, seed: int | None = None) -> None:

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class EngineLike(Protocol):
-    """What a campaign needs of kexecemu.campaign.engine.Engine."""
+    """What a campaign needs of kexecemu.campaign.engine.FaultDecider."""
 
     @property
     def space(self) -> Any:
@@ -49,9 +49,9 @@ class EngineLike(Protocol):
 
 def make_engine(scenario: Scenario, folder: Path) -> EngineLike:
     """The engine that campaigns use. Raises MachineError when its golden runs differ, InputError for bad input."""
-    from kexecemu.campaign.engine import Engine
+    from kexecemu.campaign.engine import FaultDecider
 
-    return Engine(scenario, folder)
+    return FaultDecider(scenario, folder)
 
 
 @shown()

@@ -19,12 +19,12 @@ from unicorn.arm64_const import UC_ARM64_REG_PC
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_MEM_WRITE
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import CampaignFault, Decided
 from kexecemu.campaign.source_lines import SymbolMap, source_line
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Event
-from kexecemu.scenario.schema import find_scenario, read_scenario
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, When
 
@@ -95,14 +95,14 @@ def replay(
     """Run one fault of a scenario again. Raises InputError for a fault or scenario that cannot be."""
     fault = CampaignFault.parse(fault_id)
     path = find_scenario(str(scenario_path))
-    engine = Engine(read_scenario(path), path.parent, seed)
+    engine = FaultDecider(read_scenario(path), path.parent, seed)
     try:
         return replay_in(engine, fault, trace=trace, culprit=culprit)
     finally:
         engine.close()
 
 
-def replay_in(engine: Engine, fault: CampaignFault, *, trace: bool, culprit: bool) -> Replay:
+def replay_in(engine: FaultDecider, fault: CampaignFault, *, trace: bool, culprit: bool) -> Replay:
     """replay() in an engine that is there already."""
     concluded = engine.decide(fault)
     area = engine.area(fault)
@@ -131,7 +131,7 @@ def replay_in(engine: Engine, fault: CampaignFault, *, trace: bool, culprit: boo
     )
 
 
-def _symbols(engine: Engine) -> tuple[SymbolMap, SymbolMap]:
+def _symbols(engine: FaultDecider) -> tuple[SymbolMap, SymbolMap]:
     """The first kernel's symbols by virtual address, and what runs at physical ones."""
     vmlinux = engine.kernel.guest.vmlinux
     virtual = SymbolMap(
@@ -153,7 +153,7 @@ def _symbols(engine: Engine) -> tuple[SymbolMap, SymbolMap]:
 class _Names:
     """Names for program counters of the whole machine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: FaultDecider) -> None:
         self._virtual, self._physical = _symbols(engine)
         guest = engine.kernel.guest
         self._vmlinux = guest.vmlinux
@@ -182,7 +182,7 @@ class _Names:
 class _Trace:
     """Who ran, from when on: one entry for each change of function, the middle left out where it gets long."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: FaultDecider) -> None:
         self._cpu = engine.kernel.board.boot_cpu
         self._ram = engine.kernel.ram
         self._names = _Names(engine)
@@ -238,7 +238,7 @@ class _Trace:
 class _Culprits:
     """Who stores to an area of physical memory."""
 
-    def __init__(self, engine: Engine, fault: CampaignFault, area: PhysRange) -> None:
+    def __init__(self, engine: FaultDecider, fault: CampaignFault, area: PhysRange) -> None:
         self._engine = engine
         self._fault = fault
         self._area = area

@@ -17,7 +17,7 @@ from kexecemu.campaign.plan import plan_of
 from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
 from kexecemu.errors import InputError
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, When, can_write
@@ -187,7 +187,7 @@ class Space:
         }
 
 
-def space_of(scenario: Scenario, kernel: Kernel, image: Kimage) -> Space:
+def space_of(scenario: Scenario, kernel: KernelModel, image: Kimage) -> Space:
     """The space that a scenario's [campaign] asks for, over the image that its kernel has loaded.
 
     Raises InputError that names the key for what is not there or makes no sense.

@@ -21,11 +21,11 @@ from kexecemu.campaign.header import Header
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
-__all__ = ["Audit", "Row", "Store"]
+__all__ = ["Audit", "Store", "StoredRow"]
 
 
 @shown()
-class Row(NamedTuple):
+class StoredRow(NamedTuple):
     """One result. stratum is the number of one of the header's; reported is 0 or 1."""
 
     position: int
@@ -222,10 +222,10 @@ class Store:
         """How many faults have a result."""
         return int(self.db.execute("SELECT count(*) FROM result").fetchone()[0])
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[StoredRow]:
         """All results in the order of the sample."""
-        query = f"SELECT {', '.join(Row._fields)} FROM result ORDER BY position"
-        return map(Row._make, self.db.execute(query))
+        query = f"SELECT {', '.join(StoredRow._fields)} FROM result ORDER BY position"
+        return map(StoredRow._make, self.db.execute(query))
 
     def counts(self) -> list[tuple[int, str, str, str, str, int, int]]:
         """How many results there are of each stratum, segment, outcome, way of finding it, dump and reported."""
@@ -244,18 +244,18 @@ class Store:
         )
         return list(self.db.execute(query, (start, cells, end - start, start, end)))
 
-    def first(self, outcome: str, limit: int) -> list[Row]:
+    def first(self, outcome: str, limit: int) -> list[StoredRow]:
         """The first results of the sample with an outcome, those before the others that nobody reported."""
         query = (
-            f"SELECT {', '.join(Row._fields)} FROM result WHERE outcome = ? ORDER BY "
+            f"SELECT {', '.join(StoredRow._fields)} FROM result WHERE outcome = ? ORDER BY "
             "reported AND outcome = 'trapped', position LIMIT ?"
         )
-        return [Row._make(row) for row in self.db.execute(query, (outcome, limit))]
+        return [StoredRow._make(row) for row in self.db.execute(query, (outcome, limit))]
 
-    def decided(self) -> Iterator[Row]:
+    def decided(self) -> Iterator[StoredRow]:
         """All results that were found without a run to the end, in the order of the sample."""
-        query = f"SELECT {', '.join(Row._fields)} FROM result WHERE how <> 'run' ORDER BY position"
-        return map(Row._make, self.db.execute(query))
+        query = f"SELECT {', '.join(StoredRow._fields)} FROM result WHERE how <> 'run' ORDER BY position"
+        return map(StoredRow._make, self.db.execute(query))
 
     def audits(self) -> list[Audit]:
         """All audits in the order of the sample."""

@@ -13,8 +13,8 @@ from kexecemu.crash.moments import Act, At, Passed, crash, follow
 from kexecemu.crash.stages import PARTS
 from kexecemu.errors import BusError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.machine.cpu.cpu import Stop, StopKind
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestException
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.scenario.setup import Setup, boot, settle
@@ -119,10 +119,10 @@ class Victim:
                 self._restore(golden.entry)
                 within = range(segment.area.start, segment.area.end)
                 stop = self.kernel.board.boot_cpu.run(within=within, limit=at)
-            self._reached[moment, at] = stop.kind is StopKind.DEADLINE
+            self._reached[moment, at] = stop.kind is CpuStopKind.DEADLINE
         return self._reached[moment, at]
 
-    def _run_to_step(self, step: int) -> Stop:
+    def _run_to_step(self, step: int) -> CpuStop:
         """Run the purgatory from the jump on to where it has done so many 256ths, or to its end before that."""
         checker = self.image.purgatory
         assert self.golden is not None and checker is not None
@@ -234,7 +234,7 @@ class _Granted:
         self.board, self.injections, self.dying = kernel.board, kernel.injections, False
         self.place = kernel.place
 
-    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestFault | None:
+    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestException | None:
         """What such a store leaves in memory."""
         try:
             self.board.ram.write(phys, data)

@@ -14,25 +14,25 @@ from typing import Any
 
 from kexecemu.campaign.accounting import summarise
 from kexecemu.campaign.audit import AUDIT, choose
-from kexecemu.campaign.crew import Alone, Crew, Stop, Task, Workers, local_pool, stoppable
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.job import CampaignConfig, EngineLike, discard_engine, keep_engine, make_engine
 from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
 from kexecemu.campaign.store import Store
 from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.version import own_version
+from kexecemu.campaign.workers import Alone, StopRequest, Task, TaskRunner, Workers, local_pool, stoppable
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
 
-__all__ = ["CHUNK", "Campaign", "Interrupted", "Progress", "plan_campaign", "run_campaign"]
+__all__ = ["CHUNK", "Campaign", "CampaignProgress", "Interrupted", "plan_campaign", "run_campaign"]
 
 CHUNK = 2000
 """Faults that are decided and stored together. Fixed, so that a campaign can go on with other workers."""
 
 # Hears "faults" or "audit", how many are done, of how many, and the count of each outcome so far.
-Progress = Callable[[str, int, int, Mapping[str, int]], object]
+CampaignProgress = Callable[[str, int, int, Mapping[str, int]], object]
 
 _WIDTH = 32  # tasks at a time for an executor whose number of workers is not known
 
@@ -130,7 +130,7 @@ def run_campaign(
     executor: Executor | Callable[[], Executor] | None = None,
     workers: int = 1,
     audit: int = AUDIT,
-    progress: Progress | None = None,
+    progress: CampaignProgress | None = None,
 ) -> Summary:
     """Decide every fault of the sample, store the results in a folder, audit the conclusions, and sum up.
 
@@ -146,20 +146,20 @@ def run_campaign(
         raise InputError("a campaign has at least one worker and no fewer than zero audits")
     try:
         with Store.begin(out, campaign.header, resume) as store, stoppable() as stop:
-            crew = _crew(campaign, store, executor, workers)
+            runner = _runner(campaign, store, executor, workers)
             try:
-                _decide(campaign, store, crew, stop, progress)
-                _audit(campaign, store, crew, stop, audit, progress)
+                _decide(campaign, store, runner, stop, progress)
+                _audit(campaign, store, runner, stop, audit, progress)
             finally:
-                crew.close()
+                runner.close()
             return summarise(store)
     finally:
         discard_engine()
 
 
-def _crew(
+def _runner(
     campaign: Campaign, store: Store, executor: Executor | Callable[[], Executor] | None, workers: int
-) -> Crew:
+) -> TaskRunner:
     if executor is None and workers == 1:
         return Alone(
             campaign.config,
@@ -172,7 +172,9 @@ def _crew(
     return Workers(campaign.config, campaign.space, executor, max(_WIDTH, 2 * workers))
 
 
-def _decide(campaign: Campaign, store: Store, crew: Crew, stop: Stop, progress: Progress | None) -> None:
+def _decide(
+    campaign: Campaign, store: Store, runner: TaskRunner, stop: StopRequest, progress: CampaignProgress | None
+) -> None:
     header, sample = campaign.header, campaign.sample
     outcomes = Counter[str]()
     for _, _, outcome, *_, count in store.counts():
@@ -196,15 +198,20 @@ def _decide(campaign: Campaign, store: Store, crew: Crew, stop: Stop, progress: 
     # What was begun by a process that is dead may have killed it.
     for chunk in store.begun():
         if not stop.asked:
-            take(chunk, crew.one_by_one(task(chunk)))
-    for done, results in crew.results(map(task, store.pending()), stop):
+            take(chunk, runner.one_by_one(task(chunk)))
+    for done, results in runner.results(map(task, store.pending()), stop):
         take(done.number, results)
     if stop.asked:
         raise Interrupted(store.count(), header.faults)
 
 
 def _audit(
-    campaign: Campaign, store: Store, crew: Crew, stop: Stop, faults: int, progress: Progress | None
+    campaign: Campaign,
+    store: Store,
+    runner: TaskRunner,
+    stop: StopRequest,
+    faults: int,
+    progress: CampaignProgress | None,
 ) -> None:
     done = {one.position for one in store.audits()}
     chosen = choose(store, faults)
@@ -213,7 +220,7 @@ def _audit(
     ]
     agreed = Counter[str]()
     clock = _Clock()
-    for number, (task, results) in enumerate(crew.results(tasks, stop), 1):
+    for number, (task, results) in enumerate(runner.results(tasks, stop), 1):
         store.add_audits([(task.number, results[0])], clock.lap())
         agreed[str(results[0].outcome)] += 1
         if progress is not None:

@@ -31,7 +31,7 @@ from kexecemu.scenario.given import command_words
 
 if TYPE_CHECKING:
     from kexecemu.campaign.summary import Summary
-    from kexecemu.campaign.work import Progress
+    from kexecemu.campaign.work import CampaignProgress
 
 __all__ = ["EXAMPLES", "campaign_command"]
 
@@ -92,7 +92,7 @@ def campaign_command(
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""
     from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
-    from kexecemu.scenario.schema import find_scenario, read_scenario
+    from kexecemu.scenario.read import find_scenario, read_scenario
     from kexecemu.scenario.toml import changed
 
     path = find_scenario(scenario)
@@ -196,7 +196,7 @@ def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: P
 
 
 @contextmanager
-def _bar() -> Iterator[Progress | None]:
+def _bar() -> Iterator[CampaignProgress | None]:
     """A bar with the rate and the outcomes so far on a terminal; None elsewhere, so that pipes stay clean."""
     if not sys.stderr.isatty():
         yield None

@@ -27,7 +27,8 @@ Rows = list[dict[str, Any]]
 
 
 def _scenarios() -> Rows:
-    from kexecemu.scenario.schema import find_scenario, read_scenario, shipped_scenarios
+    from kexecemu.data import shipped_scenarios
+    from kexecemu.scenario.read import find_scenario, read_scenario
 
     rows = []
     for name in shipped_scenarios():

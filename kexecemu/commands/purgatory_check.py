@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from kexecemu.commands.purgatory_require import unmet
 from kexecemu.crash.purgatory_check import RUNS, Reply
-from kexecemu.scenario.purgatory_bench import Check, Progress
+from kexecemu.scenario.purgatory_bench import Check, OnCase
 
 __all__ = ["print_checks", "progress_of"]
 
@@ -105,7 +105,7 @@ def _kinds(check: Check, trapped: bool) -> int:
 
 
 @contextmanager
-def progress_of(purgatories: int) -> Iterator[Progress]:
+def progress_of(purgatories: int) -> Iterator[OnCase]:
     """A bar of runs on stderr where that is a terminal, for so many purgatories."""
     if not sys.stderr.isatty():
         yield lambda: None

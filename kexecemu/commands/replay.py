@@ -49,12 +49,12 @@ def replay_command(
     json: JsonOption = False,
 ) -> None:
     """Run one fault of a campaign again to its end; exit status 1 if that is not what the campaign makes of it."""
-    from kexecemu.campaign.engine import Engine
+    from kexecemu.campaign.engine import FaultDecider
     from kexecemu.campaign.fault import CampaignFault
     from kexecemu.campaign.replay import replay_in
     from kexecemu.commands.run import located
     from kexecemu.crash.outcome import Outcome
-    from kexecemu.scenario.schema import find_scenario, read_scenario
+    from kexecemu.scenario.read import find_scenario, read_scenario
     from kexecemu.scenario.toml import changed
 
     for outcome in refused or ():
@@ -64,7 +64,7 @@ def replay_command(
     parsed = CampaignFault.parse(fault)
     path = find_scenario(scenario)
     campaign = changed(read_scenario(path), changes)
-    with located(path, campaign), closing(Engine(campaign, path.parent)) as engine:
+    with located(path, campaign), closing(FaultDecider(campaign, path.parent)) as engine:
         found = replay_in(engine, parsed, trace=trace, culprit=culprit)
     if json:
         print_json(_object(found))

@@ -97,8 +97,8 @@ def run_command(
     from kexecemu.commands.run_matrix import chosen_scenario, run_matrix_command
     from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
     from kexecemu.scenario.expectation import parse_expect
+    from kexecemu.scenario.read import find_scenario
     from kexecemu.scenario.runner import run_scenario
-    from kexecemu.scenario.schema import find_scenario
 
     path = find_scenario(scenario)
     parsed, cells = chosen_scenario(path, cell, parse_expect(expect) if expect else None)

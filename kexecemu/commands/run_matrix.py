@@ -11,7 +11,8 @@ import msgspec
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError, KexecError
 from kexecemu.scenario.matrix import Cell, choose_cells
-from kexecemu.scenario.schema import Expect, Scenario, read_scenario
+from kexecemu.scenario.read import read_scenario
+from kexecemu.scenario.schema import Expect, Scenario
 
 if TYPE_CHECKING:
     from kexecemu.commands.run import Outputs

@@ -28,7 +28,7 @@ from kexecemu.formats.elfcore import (
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.memory_mark import MemoryMark
+from kexecemu.machine.memory_mark import MemoryDigest
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
@@ -73,7 +73,7 @@ class CrashedMemory:
     """
 
     layout: VmcoreLayout | None
-    memory: MemoryMark | None
+    memory: MemoryDigest | None
     vmcoreinfo: bytes = b""
 
     @classmethod
@@ -84,7 +84,7 @@ class CrashedMemory:
             layout = VmcoreLayout(segment.content(), ram.read) if segment is not None else None
         except FormatError:
             layout = None  # a user's own, loaded by kexec_load
-        return cls(layout, MemoryMark(ram, _areas(layout)) if watched else None, vmcoreinfo)
+        return cls(layout, MemoryDigest(ram, _areas(layout)) if watched else None, vmcoreinfo)
 
     def changed(self) -> list[PhysRange]:
         """What of the memory is not as it was any more; [] where it is not watched."""

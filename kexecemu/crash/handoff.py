@@ -23,7 +23,7 @@ from kexecemu.crash.handoff_code import FLASH_LOW, FLASH_START, LOW_SIZE, start_
 from kexecemu.errors import InputError, MachineError
 from kexecemu.files import replace_file, replacing
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine import virt
 from kexecemu.machine.board import Board
 from kexecemu.machine.memory.ram import Ram
@@ -87,7 +87,7 @@ def check_board(board: Board) -> None:
 
 def write_handoff(
     folder: Path,
-    kernel: Kernel,
+    kernel: KernelModel,
     image: Kimage,
     *,
     el: int = 1,
@@ -212,7 +212,7 @@ def _script(words: list[str]) -> str:
 
 
 def _state(
-    kernel: Kernel,
+    kernel: KernelModel,
     image: Kimage,
     registers: dict[str, int],
     pieces: list[_Piece],

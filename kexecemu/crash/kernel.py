@@ -20,7 +20,7 @@ from kexecemu.crash.moments import SYSRQ, Act, At, crash, follow
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel import model
-from kexecemu.machine.cpu.cpu import Stop, StopKind
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, Injection, When
@@ -39,12 +39,12 @@ class Reboot:
     stop says where the relocation code went; kernel is None when the new kernel was never reached.
     """
 
-    stop: Stop
+    stop: CpuStop
     purgatory: PurgatoryRun | None = None
     kernel: CaptureRun | None = None
 
 
-class Kernel(model.Kernel):
+class Kernel(model.KernelModel):
     """A first kernel whose memory can be written astray, and whose panic is followed to its end."""
 
     @cached_property
@@ -112,10 +112,10 @@ class Kernel(model.Kernel):
             yield
         return self.left(self.finish_crash(stop))
 
-    def left(self, stop: Stop) -> Left:
+    def left(self, stop: CpuStop) -> Left:
         """How this kernel was left, where crash() or finish_crash() ended with `stop`."""
         refused = self.refusal if stop.pc == self.guest.vmlinux.virt("panic_no_kexec") else None
-        out, trapped = stop.kind is StopKind.LEFT, stop.kind is StopKind.FAULT
+        out, trapped = stop.kind is CpuStopKind.LEFT, stop.kind is CpuStopKind.FAULT
         return Left(self.board.boot_cpu, stop, out, refused, trapped)
 
     def reboot_by_kexec(self, *, progress: Progress | None = None) -> Reboot:
@@ -126,7 +126,7 @@ class Kernel(model.Kernel):
         stop = self.reboot()
         image = self.kexec.reboot_image
         assert image is not None
-        if stop.kind is not StopKind.LEFT or stop.pc != image.start:
+        if stop.kind is not CpuStopKind.LEFT or stop.pc != image.start:
             return Reboot(stop)
         purgatory = None
         if image.purgatory is not None:

@@ -20,9 +20,10 @@ from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd, linux_stage
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.access import checked
-from kexecemu.machine.cpu.cpu import Cpu, Stop, StopKind
-from kexecemu.machine.cpu.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.cpu import Cpu
+from kexecemu.machine.cpu.exceptions import GuestException, Pstate
 from kexecemu.machine.cpu.registers import BRANCH_TO_SELF
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -81,7 +82,7 @@ class PurgatoryRun:
     pc: int
     instructions: int
     verdict: Verdict | None
-    fault: GuestFault | None = None
+    fault: GuestException | None = None
     power: str | None = None
 
 
@@ -145,19 +146,19 @@ def purgatory_stage(
 
 def _to_steps(
     cpu: Cpu, within: range, targets: Sequence[tuple[int, int]], used: int, *, deliver: bool
-) -> Generator[int, None, tuple[Stop | None, int]]:
+) -> Generator[int, None, tuple[CpuStop | None, int]]:
     """Run to each step, which is given with its number of instructions; the stop where the run ended before one."""
     for step, instructions in targets:
         if instructions > used:
             stop = cpu.run(within=within, limit=instructions - used, deliver=deliver)
             used += stop.instructions
-            if stop.kind is not StopKind.DEADLINE:
+            if stop.kind is not CpuStopKind.DEADLINE:
                 return stop, used
         yield step
     return None, used
 
 
-def _deliver(cpu: Cpu, fault: GuestFault) -> GuestFault:
+def _deliver(cpu: Cpu, fault: GuestException) -> GuestException:
     """Let the guest's vectors have an exception that a run ended with; returns it as it is recorded now."""
     fault = replace(fault, delivered=True)
     cpu.exceptions[-1] = fault
@@ -174,12 +175,12 @@ def _run_sliced(
     progress: Progress | None,
     *,
     deliver: bool,
-) -> tuple[Stop, int]:
+) -> tuple[CpuStop, int]:
     """Run until something else than the slice ends it; used counts on, up to the budget of instructions."""
     while True:
         stop = cpu.run(within=within, limit=min(_SLICE, budget - used), deliver=deliver)
         used += stop.instructions
-        if stop.kind is not StopKind.DEADLINE or used >= budget or cpu.spins():
+        if stop.kind is not CpuStopKind.DEADLINE or used >= budget or cpu.spins():
             return stop, used
         if progress is not None:
             progress(used, max(expected, used))
@@ -189,7 +190,7 @@ def _purgatory_end(
     cpu: Cpu,
     image: Kimage,
     purgatory: LoadedPurgatory,
-    stop: Stop,
+    stop: CpuStop,
     verdict: Verdict | None,
     back_phys: int,
 ) -> PurgatoryEnd:
@@ -198,11 +199,11 @@ def _purgatory_end(
     # A caller that nothing can be fetched at (a virtual address, say) was returned to all the same.
     if objects and where == back_phys and where not in purgatory.segment.area and where != image.kernel_entry:
         return PurgatoryEnd.RETURNED
-    if stop.kind is StopKind.FAULT:
+    if stop.kind is CpuStopKind.FAULT:
         # A jump to where nothing can be fetched is a jump before it is an exception.
         astray = stop.fault is not None and stop.fault.pc not in purgatory.segment.area
         return PurgatoryEnd.ELSEWHERE if astray else PurgatoryEnd.TRAPPED
-    if stop.kind is StopKind.LEFT:
+    if stop.kind is CpuStopKind.LEFT:
         return PurgatoryEnd.KERNEL if stop.pc == image.kernel_entry else PurgatoryEnd.ELSEWHERE
     if purgatory.has_symbol("purgatory_verdict"):
         if verdict is not None and objects:
@@ -212,15 +213,15 @@ def _purgatory_end(
     return PurgatoryEnd.MISMATCH if _refuses(cpu, purgatory, stop) else PurgatoryEnd.HUNG
 
 
-def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: Stop) -> bool:
+def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: CpuStop) -> bool:
     """A foreign purgatory keeps no record: that it refuses is known by where it stands.
 
     kexec-tools' ends a mismatch in an endless loop of one branch in purgatory(), others wait for an interrupt that is
     masked. A place that was not loaded as such a loop is none: there a stray write stopped it, and it has judged
     nothing.
     """
-    where = stop.pc - 4 if stop.kind is StopKind.IDLE else stop.pc
-    if stop.kind is not StopKind.IDLE and not cpu.spins():
+    where = stop.pc - 4 if stop.kind is CpuStopKind.IDLE else stop.pc
+    if stop.kind is not CpuStopKind.IDLE and not cpu.spins():
         return False
     offset = where - purgatory.segment.mem
     if not 0 <= offset <= len(purgatory.buf) - 4:
@@ -271,7 +272,7 @@ class CaptureRun:
     pc: int
     instructions: int
     record: CaptureRecord | None
-    fault: GuestFault | None = None
+    fault: GuestException | None = None
     linux: LinuxCapture | None = None
 
 
@@ -338,13 +339,13 @@ def _linux_stage(
     return CaptureRun(end, cpu.pc, run.instructions, None, fault, linux=run)
 
 
-def _capture_end(stop: Stop, record: CaptureRecord | None, fault: GuestFault | None) -> CaptureEnd:
+def _capture_end(stop: CpuStop, record: CaptureRecord | None, fault: GuestException | None) -> CaptureEnd:
     # The stub's own probing loads may abort and are expected; only an exception that ended it counts.
-    if stop.kind is StopKind.FAULT or (record is not None and record.state is CaptureState.TRAPPED):
+    if stop.kind is CpuStopKind.FAULT or (record is not None and record.state is CaptureState.TRAPPED):
         return CaptureEnd.TRAPPED
-    if stop.kind is StopKind.LEFT:
+    if stop.kind is CpuStopKind.LEFT:
         return CaptureEnd.TRAPPED if fault is not None else CaptureEnd.ELSEWHERE
-    if record is None or stop.kind is StopKind.DEADLINE:
+    if record is None or stop.kind is CpuStopKind.DEADLINE:
         return CaptureEnd.HUNG
     if record.state is CaptureState.DONE:
         return CaptureEnd.BAD_ENTRY if record.violations else CaptureEnd.DONE

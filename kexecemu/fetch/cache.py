@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kexecemu.errors import FetchError, NotFetched
 from kexecemu.fetch.apt import Archive, Say, run_program
-from kexecemu.fetch.targets import TARGETS, Target
+from kexecemu.fetch.targets import TARGETS, FetchTarget
 
 __all__ = ["cache_folder", "cached", "fetch", "fetched", "fetched_folder", "kernel_modules"]
 
@@ -70,7 +70,7 @@ def fetch(wanted: Sequence[str], cache: Path, say: Say, mirror: str | None = Non
                 _fetch_one(what, TARGETS[what], cache, archive, say)
 
 
-def _fetch_one(what: str, target: Target, cache: Path, archive: Archive, say: Say) -> None:
+def _fetch_one(what: str, target: FetchTarget, cache: Path, archive: Archive, say: Say) -> None:
     apt = archive.apt(target.release, target.architecture())
     with tempfile.TemporaryDirectory(prefix=f".{what}.", dir=cache) as name:
         scratch = Path(name)

@@ -14,7 +14,7 @@ from kexecemu.errors import FetchError
 from kexecemu.fetch.apt import Apt, run_program
 from kexecemu.shown import shown
 
-__all__ = ["TARGETS", "USUAL", "Target"]
+__all__ = ["TARGETS", "USUAL", "FetchTarget"]
 
 _BOOKWORM = "bookworm"
 
@@ -28,7 +28,7 @@ def _nothing(kept: Path) -> None:
 
 @shown()
 @dataclass(frozen=True)
-class Target:
+class FetchTarget:
     """One thing to fetch: how its packages are downloaded, what of them is kept, and the file that it is about.
 
     keep, file and needs are patterns below the packages' root; an empty file stands for the folder itself. What was
@@ -61,7 +61,7 @@ class Target:
         return done.stdout.strip() or "amd64"
 
 
-def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> Target:
+def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> FetchTarget:
     """The kernel that a meta package of a release stands for, with its configuration and the modules of a disk."""
 
     def download(apt: Apt, folder: Path) -> None:
@@ -84,7 +84,7 @@ def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> Target:
     modules = [f"{folder}/kernel/**/{name}.ko*" for name in _DISK_MODULES]
     builtin = f"{folder}/modules.builtin"
     split = [f"usr/lib/modules/*/{name}" for name in ("vmlinuz", "config")]
-    return Target(
+    return FetchTarget(
         summary,
         download,
         keep=["boot/vmlinuz-*", "boot/config-*", *split, *modules, builtin],
@@ -141,32 +141,32 @@ TARGETS = {
     ),
     "kernel-16k": _kernel("Debian 13's for pages of 16 KiB", "linux-image-arm64-16k", "trixie"),
     # /usr/bin in releases with a merged /usr, /bin before.
-    "busybox": Target(
+    "busybox": FetchTarget(
         "busybox, linked statically, for arm64",
         lambda apt, folder: apt.download(["busybox-static"], folder),
         ["**/bin/busybox"],
         "**/bin/busybox",
     ),
     # /usr/sbin and /usr/lib in releases with a merged /usr, /sbin and /lib before.
-    "kexec-tools": Target(
+    "kexec-tools": FetchTarget(
         "the program kexec for arm64 and its libraries; its purgatory is embedded in it",
         lambda apt, folder: apt.download_with_dependencies(["kexec-tools"], folder),
         ["**/sbin/kexec", "**/lib/ld-linux-aarch64.so.1", "**/lib/aarch64-linux-gnu/*.so*"],
         "**/sbin/kexec",
         needs=["**/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"],
     ),
-    "dumptools": Target(
+    "dumptools": FetchTarget(
         "crash, makedumpfile and vmcore-dmesg for arm64, to be run under qemu-user",
         lambda apt, folder: apt.download_with_dependencies(["crash", "makedumpfile", "kexec-tools"], folder),
         ["**/bin/crash", "**/bin/makedumpfile", "**/sbin/vmcore-dmesg", "**/*.so", "**/*.so.*"],
     ),
-    "shim": Target(
+    "shim": FetchTarget(
         "Debian's secure boot CA, which signed the kernels' signer",
         lambda apt, folder: apt.download(["shim-unsigned"], folder),
         ["usr/share/shim/debian-uefi-ca.der"],
         "usr/share/shim/debian-uefi-ca.der",
     ),
-    "qemu": Target(
+    "qemu": FetchTarget(
         "Debian 14's qemu-system-aarch64 for this machine, for -cpu max of today; nothing is installed",
         lambda apt, folder: apt.download_with_dependencies(["qemu-system-arm"], folder),
         [

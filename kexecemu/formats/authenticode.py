@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kexecemu.formats import ber, oid
-from kexecemu.formats.ber import Fault, Reader
+from kexecemu.formats.ber import BerFault, Reader
 from kexecemu.shown import shown
 
 __all__ = ["IndirectData", "parse"]
@@ -43,7 +43,7 @@ def parse(data: bytes) -> IndirectData:
     algorithm = info.enter(ber.SEQUENCE, "digestAlgorithm")
     hash_oid = algorithm.take(ber.OBJECT_IDENTIFIER).content
     if hash_oid not in oid.HASHES:
-        fault = Fault.UNSUPPORTED if oid.is_registered(hash_oid) else Fault.MALFORMED
+        fault = BerFault.UNSUPPORTED if oid.is_registered(hash_oid) else BerFault.MALFORMED
         raise algorithm.fail(f"{oid.dotted(hash_oid)} is no digest algorithm that is supported", fault)
     if not algorithm.at_end:
         algorithm.any()

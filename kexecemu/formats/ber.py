@@ -27,8 +27,8 @@ __all__ = [
     "SET",
     "UTC_TIME",
     "Asn1Error",
+    "BerFault",
     "Element",
-    "Fault",
     "Reader",
     "context",
 ]
@@ -53,7 +53,7 @@ def context(number: int, *, constructed: bool = True) -> int:
     return 0x80 | (_CONSTRUCTED if constructed else 0) | number
 
 
-class Fault(enum.Enum):
+class BerFault(enum.Enum):
     """What kind of thing is wrong; Linux has an errno for each."""
 
     MALFORMED = "malformed"  # EBADMSG
@@ -65,7 +65,7 @@ class Fault(enum.Enum):
 class Asn1Error(FormatError):
     """A message, a certificate or a key cannot be read; fault says of what kind the reason is."""
 
-    def __init__(self, text: str, fault: Fault = Fault.MALFORMED) -> None:
+    def __init__(self, text: str, fault: BerFault = BerFault.MALFORMED) -> None:
         super().__init__(text)
         self.fault = fault
 
@@ -101,7 +101,7 @@ class Reader:
         """Nothing is left."""
         return self._at >= len(self._data)
 
-    def fail(self, text: str, fault: Fault = Fault.MALFORMED) -> Asn1Error:
+    def fail(self, text: str, fault: BerFault = BerFault.MALFORMED) -> Asn1Error:
         """An error about this value, to be raised."""
         return Asn1Error(f"{self._what}: {text}", fault)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.formats import ber, oid, x509
-from kexecemu.formats.ber import Asn1Error, Element, Fault, Reader
+from kexecemu.formats.ber import Asn1Error, BerFault, Element, Reader
 from kexecemu.formats.x509 import Certificate, SignatureAlgorithm
 from kexecemu.shown import shown
 
@@ -60,10 +60,10 @@ def parse(data: bytes) -> SignedData:
     outer = Reader(data, "signature").enter(ber.SEQUENCE, "signature")
     kind = outer.take(ber.OBJECT_IDENTIFIER).content
     if kind != oid.SIGNED_DATA:
-        raise outer.fail(f"content type {oid.dotted(kind)} is not signedData", Fault.UNEXPECTED)
+        raise outer.fail(f"content type {oid.dotted(kind)} is not signedData", BerFault.UNEXPECTED)
     explicit = outer.optional(ber.context(0))
     if explicit is None:
-        raise outer.fail("no signer", Fault.UNEXPECTED)
+        raise outer.fail("no signer", BerFault.UNEXPECTED)
     wrapped = Reader(explicit.content, "signature")
     message = wrapped.enter(ber.SEQUENCE, "SignedData")
     version = _version(message, "SignedData")
@@ -83,16 +83,16 @@ def parse(data: bytes) -> SignedData:
     wrapped.finish()
     outer.finish()
     if not signers:
-        raise message.fail("no signer", Fault.UNEXPECTED)
+        raise message.fail("no signer", BerFault.UNEXPECTED)
     if len({signer.attributes is None for signer in signers}) > 1:
-        raise message.fail("signed attributes with one signer and none with another", Fault.UNEXPECTED)
+        raise message.fail("signed attributes with one signer and none with another", BerFault.UNEXPECTED)
     return SignedData(content_type, content, certificates, signers)
 
 
 def _version(reader: Reader, what: str) -> int:
     version = reader.take(ber.INTEGER).content
     if version not in (b"\x01", b"\x03"):
-        raise Asn1Error(f"{what}: version {version.hex()} is not supported", Fault.UNEXPECTED)
+        raise Asn1Error(f"{what}: version {version.hex()} is not supported", BerFault.UNEXPECTED)
     return version[0]
 
 
@@ -120,7 +120,7 @@ def _content(message: Reader) -> tuple[bytes, Element | None]:
         inner.finish()
     info.finish()
     if content_type not in (oid.DATA, oid.MS_INDIRECT_DATA):
-        raise info.fail(f"data type {oid.dotted(content_type)} is not supported", Fault.UNEXPECTED)
+        raise info.fail(f"data type {oid.dotted(content_type)} is not supported", BerFault.UNEXPECTED)
     return content_type, content
 
 
@@ -145,7 +145,7 @@ def _signer(info: Reader, message_version: int, content_type: bytes) -> SignerIn
     signer_id, by_skid = _signer_id(info, by_skid=version == 3)
     hash_oid = _algorithm(info, "digestAlgorithm")
     if hash_oid not in oid.HASHES:
-        raise info.fail(f"digest algorithm {oid.dotted(hash_oid)} is not supported", Fault.UNSUPPORTED)
+        raise info.fail(f"digest algorithm {oid.dotted(hash_oid)} is not supported", BerFault.UNSUPPORTED)
     attributes = _Attributes(info, content_type)
     key_oid = _algorithm(info, "digestEncryptionAlgorithm")
     if key_oid == oid.RSA_ENCRYPTION:
@@ -153,7 +153,7 @@ def _signer(info: Reader, message_version: int, content_type: bytes) -> SignerIn
     elif key_oid in oid.ECDSA_SIGNATURES:
         key = "ecdsa"
     else:
-        raise info.fail(f"key algorithm {oid.dotted(key_oid)} is not supported", Fault.UNSUPPORTED)
+        raise info.fail(f"key algorithm {oid.dotted(key_oid)} is not supported", BerFault.UNSUPPORTED)
     signature = info.take(ber.OCTET_STRING).content
     info.optional(ber.context(1), ber.context(3))  # unsigned attributes
     info.finish()
@@ -228,7 +228,7 @@ class _Attributes:
         if identifier not in self._SINGLE:
             return
         if identifier in self._seen:
-            raise reader.fail(f"{oid.dotted(identifier)} is repeated", Fault.FORBIDDEN)
+            raise reader.fail(f"{oid.dotted(identifier)} is repeated", BerFault.FORBIDDEN)
         self._seen.add(identifier)
         if identifier == oid.CONTENT_TYPE and value.content != self._content_type:
             raise reader.fail("contentType differs from the message's")
@@ -239,4 +239,4 @@ class _Attributes:
                 raise reader.fail("messageDigest is no OCTET STRING")
             self.message_digest = value.content
         if identifier in self._AUTHENTICODE_ONLY and self._content_type != oid.MS_INDIRECT_DATA:
-            raise reader.fail(f"{oid.dotted(identifier)} outside of Authenticode", Fault.FORBIDDEN)
+            raise reader.fail(f"{oid.dotted(identifier)} outside of Authenticode", BerFault.FORBIDDEN)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from cryptography import x509
 
 from kexecemu.formats import ber, oid
-from kexecemu.formats.ber import Asn1Error, Element, Fault, Reader
+from kexecemu.formats.ber import Asn1Error, BerFault, Element, Reader
 from kexecemu.shown import shown
 
 __all__ = ["Certificate", "PublicKey", "SignatureAlgorithm", "check_name", "decode_time", "parse"]
@@ -123,7 +123,7 @@ def parse(data: bytes) -> Certificate:
     outer_oid, _ = _algorithm(outer, "certificate's signature algorithm")
     signature = outer.take(ber.BIT_STRING)
     if outer_oid != algorithm_oid:
-        raise outer.fail("two signature algorithms that differ", Fault.UNEXPECTED)
+        raise outer.fail("two signature algorithms that differ", BerFault.UNEXPECTED)
     outer.finish()
     return Certificate(
         encoded=data,
@@ -159,7 +159,7 @@ def _signature_algorithm(identifier: bytes) -> SignatureAlgorithm:
     if identifier in oid.ECDSA_SIGNATURES:
         return SignatureAlgorithm("ecdsa", oid.ECDSA_SIGNATURES[identifier])
     raise Asn1Error(
-        f"certificate: signature algorithm {oid.dotted(identifier)} is not supported", Fault.UNSUPPORTED
+        f"certificate: signature algorithm {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED
     )
 
 
@@ -172,10 +172,10 @@ def _public_key(info: Element) -> PublicKey:
     elif identifier == oid.EC_PUBLIC_KEY:
         curve = Reader(parameters.encoded if parameters else b"", "curve").take(ber.OBJECT_IDENTIFIER).content
         if curve not in oid.CURVES:
-            raise reader.fail(f"curve {oid.dotted(curve)} is not supported", Fault.UNSUPPORTED)
+            raise reader.fail(f"curve {oid.dotted(curve)} is not supported", BerFault.UNSUPPORTED)
         algorithm = oid.CURVES[curve]
     else:
-        raise reader.fail(f"algorithm {oid.dotted(identifier)} is not supported", Fault.UNSUPPORTED)
+        raise reader.fail(f"algorithm {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED)
     reader.finish()
     return PublicKey(algorithm, _bit_string(value, "public key"), info.encoded)
 

@@ -26,12 +26,13 @@ from kexecemu.kernel.load import environment, syscalls
 from kexecemu.kernel.load.files import OpenFile
 from kexecemu.kernel.load.syscalls import purgatory_object
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.cpu import Cpu, Stop, StopKind
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.cpu import Cpu
+from kexecemu.machine.cpu.exceptions import GuestException
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["Kernel"]
+__all__ = ["KernelModel"]
 
 _NR_CPUS = 64
 
@@ -50,8 +51,8 @@ _ENDS = {"panic": "has crashed", "reboot": "has been left by kexec"}
     segments=lambda kernel: kernel.image.segments if kernel.image is not None else None,
     board=lambda kernel: kernel.board,
 )
-class Kernel(KernelState):
-    """A booted first kernel. Use Kernel.boot()."""
+class KernelModel(KernelState):
+    """A booted first kernel. Use KernelModel.boot()."""
 
     @cached_property
     def _execution(self) -> Execution:
@@ -105,7 +106,7 @@ class Kernel(KernelState):
             dtb_phys=self.dtb_phys,
         )
         stop = self.run(boot_cpu, limit=CALL_LIMIT)
-        if stop.kind is not StopKind.IDLE:
+        if stop.kind is not CpuStopKind.IDLE:
             raise MachineError(f"the first kernel did not come up: {stop}")
         self.say(
             "booted",
@@ -174,7 +175,7 @@ class Kernel(KernelState):
 
     # -- running guest code --------------------------------------------------------------------------------------
 
-    def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
+    def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> CpuStop:
         """Run a CPU of this kernel until something other than a host function stops it; see Execution.run()."""
         return self._execution.run(cpu, until, limit)
 
@@ -184,7 +185,7 @@ class Kernel(KernelState):
 
     def store(
         self, phys: int, data: bytes, width: int = 1, *, by: StrayWriter | str = StrayWriter.CPU
-    ) -> GuestFault | None:
+    ) -> GuestException | None:
         """A stray store at a physical address that a CPU executes, whoever can: see stray_store.py.
 
         by is "cpu", "alias" or "late-cpu", width 1, 2, 4 or 8 bytes. Returns the exception that ended it, None where it
@@ -208,7 +209,7 @@ class Kernel(KernelState):
         """begin_crash() came to its end: the MMU is still on, and the next thing is the jump."""
         return self._execution.in_panic
 
-    def reboot(self) -> Stop:
+    def reboot(self) -> CpuStop:
         """kexec into the image that was loaded without KEXEC_FILE_ON_CRASH; see Execution.kexec()."""
         self.check_alive("reboot")
         image = self.kexec.reboot_image
@@ -217,15 +218,15 @@ class Kernel(KernelState):
         self.say("reboot", "reboot by kexec")
         page = range(image.control_code_page, image.control_code_page + self.config.page_size)
         stop = self._execution.kexec(page)
-        if stop.kind is StopKind.LEFT:
+        if stop.kind is CpuStopKind.LEFT:
             self.say("jump", f"the relocation code jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
         return stop
 
-    def crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
+    def crash(self, message: str = SYSRQ_MESSAGE) -> CpuStop:
         """Panic, up to the first instruction outside this kernel: begin_crash() and finish_crash()."""
         return self.finish_crash(self.begin_crash(message))
 
-    def begin_crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
+    def begin_crash(self, message: str = SYSRQ_MESSAGE) -> CpuStop:
         """Panic, up to the last moment with the MMU on, where the boot CPU can still store; see Execution."""
         self.check_alive("panic")
         text(message, "message")
@@ -235,16 +236,16 @@ class Kernel(KernelState):
             self.say("panic", f"panic: {message}", message=message)
         return self._execution.begin_crash(message)
 
-    def finish_crash(self, stop: Stop) -> Stop:
+    def finish_crash(self, stop: CpuStop) -> CpuStop:
         """From where begin_crash() ended, up to the first instruction outside this kernel; see Execution."""
         stop = self._execution.finish_crash(stop)
-        if stop.kind is StopKind.LEFT:
+        if stop.kind is CpuStopKind.LEFT:
             self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
         else:
             self._tell_refusal()
         return stop
 
-    def resume(self) -> Stop:
+    def resume(self) -> CpuStop:
         """Go on where the purgatory has returned to; see Execution.resume()."""
         stop = self._execution.resume()
         self._tell_refusal()

@@ -32,7 +32,7 @@ __all__ = [
     "DiskVmcore",
     "LinuxCapture",
     "LinuxEnd",
-    "Load",
+    "LoadDigest",
     "linux_stage",
     "load_digests",
     "run_linux",
@@ -70,7 +70,7 @@ class LinuxEnd(enum.StrEnum):
 
 @shown()
 @dataclass(frozen=True)
-class Load:
+class LoadDigest:
     """One PT_LOAD: physical memory, and the SHA-256 of its bytes."""
 
     phys: PhysRange
@@ -90,11 +90,11 @@ class DiskVmcore:
         self.disk.copy_to(path, self.size)
         return self.size
 
-    def loads(self) -> list[Load]:
+    def loads(self) -> list[LoadDigest]:
         """The dump's PT_LOADs with the digests of what was read; FormatError if it is no core."""
         headers = parse_core_header(self.disk.read(0, min(1 << 16, self.size))).program_headers
         return [
-            Load(
+            LoadDigest(
                 PhysRange.of(header.paddr, header.filesz),
                 _sha256(self.disk.read, header.offset, header.filesz),
             )
@@ -120,13 +120,13 @@ class LinuxCapture:
     release: str = ""
     console: str = field(default="", repr=False)
     vmcore: DiskVmcore | None = field(default=None, repr=False)
-    read: list[Load] = field(default_factory=list)
-    crashed: list[Load] = field(default_factory=list)
+    read: list[LoadDigest] = field(default_factory=list)
+    crashed: list[LoadDigest] = field(default_factory=list)
     last_word: str = ""
     panic: str = ""
 
     @property
-    def wrong_loads(self) -> list[Load]:
+    def wrong_loads(self) -> list[LoadDigest]:
         """What was read and is not what memory held."""
         return [load for load in self.read if load not in self.crashed]
 
@@ -139,9 +139,9 @@ class LinuxCapture:
         return bool(self.read) and self.read == self.crashed
 
 
-def load_digests(ram: Ram, areas: list[PhysRange]) -> list[Load]:
+def load_digests(ram: Ram, areas: list[PhysRange]) -> list[LoadDigest]:
     """The digests of physical memory as it is now, one for each area. BusError where there is no RAM."""
-    return [Load(area, _sha256(ram.read, area.start, area.size)) for area in areas]
+    return [LoadDigest(area, _sha256(ram.read, area.start, area.size)) for area in areas]
 
 
 def _sha256(read: Callable[[int, int], bytes], start: int, size: int) -> str:

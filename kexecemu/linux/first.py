@@ -32,8 +32,8 @@ from kexecemu.linux.first_records import (
 from kexecemu.linux.first_store import GuestKernelMap, hang, store
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.cpu import Stop, StopKind
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestException
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.devices.console_lines import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
@@ -93,7 +93,7 @@ class LinuxSetup:
     seed: int = 0
 
 
-class Marks(ConsoleLines):
+class ConsoleWatch(ConsoleLines):
     """Hears the console, line by line, and stops the machine at a line that ends in, or has, what it was told."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
@@ -123,7 +123,7 @@ class FirstLinux:
         self.board = Board(setup.ram, setup.cpus, gic=setup.gic)
         self.ram = self.board.ram
         self.system = System(self.board)
-        self.marks = Marks(self.system.request_stop)
+        self.marks = ConsoleWatch(self.system.request_stop)
         self.board.uart.listeners.append(self.marks)
         if console is not None:
             self.board.uart.listeners.append(console)
@@ -316,7 +316,7 @@ class FirstLinux:
         """The physical bytes that a fault writes; InputError for a target that is not there."""
         return resolve_by(self.ram, self._area, fault)
 
-    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestFault | None:
+    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestException | None:
         """Stores that a stopped CPU executes in the linear map; the exception that ended them.
 
         That one is Linux's to handle: it oopses, and the crash begins there. The late CPU is the first of those that
@@ -361,9 +361,9 @@ class FirstLinux:
             return Left(self.board.cpus[end.cpu], end.stop, out=False)
         cpu.leave_system()
         say("jump", f"cpu{cpu.index} has left the first kernel for {cpu.pc:#x}, MMU off", pc_phys=cpu.pc)
-        return Left(cpu, Stop(StopKind.LEFT, cpu.pc, 0), out=True)
+        return Left(cpu, CpuStop(CpuStopKind.LEFT, cpu.pc, 0), out=True)
 
-    def resume(self) -> Stop:
+    def resume(self) -> CpuStop:
         """No purgatory of kexec-tools' goes back to where it came from."""
         raise MachineError("kexec-tools' purgatory has returned to the first kernel")
 
@@ -384,7 +384,7 @@ class FirstLinux:
                 text = f"cpu{index} is the one that crashes: it is not stuck"
             else:
                 # One that runs a program has no such loop at hand: it goes on until it waits for an interrupt.
-                self.board.gic.deafen(index)
+                self.board.gic.disable_cpu_interface(index)
                 hung = hang(self.board.cpus[index], self.kernel_map)
                 where = (
                     "is in an endless loop with interrupts masked" if hung else "hears no interrupt any more"

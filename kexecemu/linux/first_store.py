@@ -12,7 +12,7 @@ import struct
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats.elfcore import PT_LOAD
 from kexecemu.linux.first_records import KexecSaid, iomem
-from kexecemu.machine.cpu.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.exceptions import GuestException, Pstate
 from kexecemu.machine.cpu.registers import BRANCH_TO_SELF
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 
@@ -66,7 +66,7 @@ class GuestKernelMap:
         return virt
 
 
-def store(cpu: SystemCpu, where: GuestKernelMap, phys: int, data: bytes, width: int) -> GuestFault | None:
+def store(cpu: SystemCpu, where: GuestKernelMap, phys: int, data: bytes, width: int) -> GuestException | None:
     """Store data at a physical address, width bytes at a time; the exception that ended it, or None.
 
     Single bytes where address or length are no multiple of the width. Raises InputError when the CPU is not in kernel
@@ -83,7 +83,7 @@ def store(cpu: SystemCpu, where: GuestKernelMap, phys: int, data: bytes, width: 
 
 def _store_once(
     cpu: SystemCpu, where: GuestKernelMap, virt: int, value: int, width: int
-) -> GuestFault | None:
+) -> GuestException | None:
     if cpu.pstate & Pstate.EL_MASK == 0:
         raise InputError("the CPU is not in kernel mode, where it could store astray: use DMA")
     code = where.code_virt(cpu, _STORES[width], _RET)
@@ -100,7 +100,7 @@ def _store_once(
         if cpu.sysreg("ELR_EL1") != code or cpu.pc >> 11 != cpu.sysreg("VBAR_EL1") >> 11:
             raise MachineError(f"a store did not come back to {back:#x}: the CPU is at {cpu.pc:#x}")
         esr, far = cpu.sysreg("ESR_EL1"), cpu.sysreg("FAR_EL1")
-        return GuestFault(cpu.index, when, "sync", esr, far, code, 1, pstate)
+        return GuestException(cpu.index, when, "sync", esr, far, code, 1, pstate)
     for number, old in saved.items():
         cpu.set_x(number, old)
     return None

@@ -16,7 +16,7 @@ __all__ = [
     "IMAGE",
     "ONE_GUEST",
     "RANDOM",
-    "Row",
+    "FactRow",
     "Same",
     "compare_trees",
     "compare_vmcoreinfo",
@@ -41,7 +41,7 @@ class Same(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Row:
+class FactRow:
     """One line: what it is, the two values in words, and why it does not count if it does not."""
 
     group: str
@@ -85,19 +85,19 @@ def _shown(value: bytes) -> str:
     return value.hex()
 
 
-def compare_trees(real: bytes, model: bytes) -> Iterator[Row]:
+def compare_trees(real: bytes, model: bytes) -> Iterator[FactRow]:
     """Every property of the two trees for the crash kernel, and whether their order is the same."""
     try:
         ours, theirs = _properties(real), _properties(model)
     except FormatError as error:
-        yield Row("device tree", "blob", f"{len(real)} bytes", f"{len(model)} bytes: {error}")
+        yield FactRow("device tree", "blob", f"{len(real)} bytes", f"{len(model)} bytes: {error}")
         return
-    yield Row("device tree", "order", _order(ours, theirs), "the same")
+    yield FactRow("device tree", "order", _order(ours, theirs), "the same")
     why = {"/chosen/kaslr-seed": _SEED, "/chosen/rng-seed": _SEED}
     for path in dict.fromkeys((*ours, *theirs)):
         values = [_shown(tree[path]) if path in tree else ABSENT for tree in (ours, theirs)]
         reason = why.get(path, "") if path in ours and path in theirs else ""
-        yield Row("device tree", path, values[0], values[1], reason)
+        yield FactRow("device tree", path, values[0], values[1], reason)
 
 
 def _order(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> str:
@@ -132,7 +132,7 @@ _BY_CONFIG = {
 }
 
 
-def compare_vmcoreinfo(real: str, model: str, another: str) -> Iterator[Row]:
+def compare_vmcoreinfo(real: str, model: str, another: str) -> Iterator[FactRow]:
     """Lines by their key. Which keys there are counts, and the numbers that no address and no structure decides.
 
     another says why a line may differ that would count in a kernel of the model's own release.
@@ -147,4 +147,4 @@ def compare_vmcoreinfo(real: str, model: str, another: str) -> Iterator[Row]:
             why = _LAYOUT if key.startswith(("SIZE", "OFFSET", "LENGTH")) else IMAGE
             if key.startswith(("SYMBOL", "KERNELOFFSET", "NUMBER")):
                 why = RANDOM
-        yield Row("vmcoreinfo", key, ours.get(key, ABSENT), theirs.get(key, ABSENT), why)
+        yield FactRow("vmcoreinfo", key, ours.get(key, ABSENT), theirs.get(key, ABSENT), why)

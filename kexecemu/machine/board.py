@@ -17,7 +17,7 @@ from kexecemu.machine.devices.gic3 import CpuInterface3, Gic3
 from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.machine.devices.pl031 import Pl031
 from kexecemu.machine.devices.virtio import VirtioBus, VirtioDevice
-from kexecemu.machine.memory.absent import Absent
+from kexecemu.machine.memory.absent import AbsentDevice
 from kexecemu.machine.memory.dma import DmaMaster
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import HOST_PAGE, Ram
@@ -121,7 +121,7 @@ class Board:
         self.virtio = VirtioBus(self.ram)
         self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(virt.RTC_SPI))
         missing = virt.ABSENT + (virt.ABSENT_GICV3 if gic == 3 else ())
-        self._absent = [Absent(phys, value) for phys, value in missing] if absent else []
+        self._absent = [AbsentDevice(phys, value) for phys, value in missing] if absent else []
         self._noted = 0
         self.idle = 0
         """Instructions of time in which all CPUs were waiting: run by none of them."""

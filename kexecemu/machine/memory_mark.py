@@ -15,12 +15,12 @@ from kexecemu.machine.memory.ram import HOST_PAGE, Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.machine.snapshot import written_pages
 
-__all__ = ["MemoryMark"]
+__all__ = ["MemoryDigest"]
 
 _CHUNK: Final = 1 << 20
 
 
-class MemoryMark:
+class MemoryDigest:
     """Physical areas as they were when this was made. It costs what was written, not what there is."""
 
     def __init__(self, ram: Ram, areas: Sequence[PhysRange]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.memory.ram import HOST_PAGE, Bank
 from kexecemu.machine.timeline import Event
 from kexecemu.shown import shown
@@ -48,7 +48,7 @@ class Snapshot:
     pages: dict[tuple[int, int], bytes]
     cpus: list[Any]
     idle: int
-    exceptions: list[list[GuestFault]]
+    exceptions: list[list[GuestException]]
     output: bytes
     events: list[Event]
     devices: Any

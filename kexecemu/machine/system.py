@@ -13,7 +13,7 @@ from typing import Final
 
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK
-from kexecemu.machine.cpu.stop import Stop, StopKind
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.shown import shown
 
@@ -24,7 +24,7 @@ SLICE_ALONE: Final = 20_000_000
 SLICE_SHARED: Final = 50_000
 """Instructions of one CPU's turn where there are others."""
 
-Progress = Callable[[int], object]
+OnProgress = Callable[[int], object]
 
 
 class SystemEndKind(StrEnum):
@@ -48,7 +48,7 @@ class SystemEnd:
 
     kind: SystemEndKind
     cpu: int
-    stop: Stop
+    stop: CpuStop
     time: int
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class System:
         self._awake = True
         self._turn_end: int | None = None
 
-    def run(self, limit: int | None = None, *, progress: Progress | None = None) -> SystemEnd:
+    def run(self, limit: int | None = None, *, progress: OnProgress | None = None) -> SystemEnd:
         """Run until the machine ends, or for `limit` instructions of board time; progress(time) now and then."""
         board = self.board
         end = None if limit is None else board.time + limit
@@ -107,7 +107,7 @@ class System:
                 self._awake = True  # the host may do something that wakes a CPU before it runs us again
                 kind = SystemEndKind.IDLE if end is None or board.time < end else SystemEndKind.BUDGET
                 at = next((cpu for cpu in board.cpus if cpu.powered), board.boot_cpu)
-                return SystemEnd(kind, at.index, Stop(StopKind.IDLE, at.pc, 0), board.time)
+                return SystemEnd(kind, at.index, CpuStop(CpuStopKind.IDLE, at.pc, 0), board.time)
             self._round = self._powered()
             self._length = self._slice_of(len(board.cpus))
             self._awake = False
@@ -129,7 +129,7 @@ class System:
             self._waiting.discard(cpu.index)
         return cpu.irq
 
-    def _turn(self, cpu: SystemCpu, end: int | None) -> Stop:
+    def _turn(self, cpu: SystemCpu, end: int | None) -> CpuStop:
         """One slice of a CPU, or what is left of it; over early when it idles, ends the machine, or is lost."""
         board = self.board
         if self._turn_end is None:
@@ -144,22 +144,22 @@ class System:
                 stop = cpu.advance(until)
             finally:
                 self._running = None
-            if stop.kind is StopKind.IDLE:
+            if stop.kind is CpuStopKind.IDLE:
                 self._waiting.add(cpu.index)
-            if stop.kind is not StopKind.DEADLINE or board.time >= until or self._stop_requested:
+            if stop.kind is not CpuStopKind.DEADLINE or board.time >= until or self._stop_requested:
                 break
-        if stop.kind is not StopKind.DEADLINE or board.time >= self._turn_end:
+        if stop.kind is not CpuStopKind.DEADLINE or board.time >= self._turn_end:
             self._turn_end = None
             self._round.pop(0)
         return stop
 
-    def _ended(self, stop: Stop, end: int | None) -> SystemEndKind | None:
-        if stop.kind is StopKind.POWER and stop.power != "cpu_off":
+    def _ended(self, stop: CpuStop, end: int | None) -> SystemEndKind | None:
+        if stop.kind is CpuStopKind.POWER and stop.power != "cpu_off":
             # All are off. Who switches one on again starts afresh.
             self._waiting.clear()
             self._round.clear()
             return SystemEndKind.OFF if stop.power == "system_off" else SystemEndKind.RESET
-        if stop.kind is StopKind.FAULT:
+        if stop.kind is CpuStopKind.FAULT:
             return SystemEndKind.FAULT
         if self._stop_requested:
             self._stop_requested = False
@@ -168,8 +168,8 @@ class System:
             return SystemEndKind.BUDGET
         return None
 
-    def _stuck(self, cpu: SystemCpu, stop: Stop) -> SystemEndKind | None:
-        if stop.kind is not StopKind.DEADLINE or not cpu.spins():
+    def _stuck(self, cpu: SystemCpu, stop: CpuStop) -> SystemEndKind | None:
+        if stop.kind is not CpuStopKind.DEADLINE or not cpu.spins():
             return None
         others = [other for other in self._powered() if other is not cpu]
         if all(self._waits_for_nothing(other) or other.spins() for other in others):
@@ -181,11 +181,11 @@ class System:
         return cpu.index in self._waiting and not self._woken(cpu) and cpu.timer.expiry() is None
 
     def _tell_others(self, cpu: SystemCpu) -> None:
-        maintenance = cpu.maintained()
+        maintenance = cpu.take_maintenance()
         if maintenance:
             for other in self._powered():
                 if other is not cpu:
-                    other.hear(maintenance)
+                    other.apply_maintenance(maintenance)
 
     def _skip_idle(self, end: int | None) -> bool:
         """Move time on to where a timer expires; False if none will (before the end)."""

@@ -13,7 +13,7 @@ from itertools import groupby
 from kexecemu.campaign.compare import Comparison
 from kexecemu.campaign.summary import AreaHits, Example, Summary
 from kexecemu.crash.outcome import Outcome
-from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, Row, axis_of, strip_of
+from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, FigureRow, axis_of, strip_of
 from kexecemu.report.campaign_words import (
     DIMENSION_WORDS,
     DUMPS,
@@ -123,9 +123,9 @@ def _setting(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
-def _rows(summary: Summary, axis: Axis) -> list[Row]:
+def _rows(summary: Summary, axis: Axis) -> list[FigureRow]:
     return [
-        Row(
+        FigureRow(
             outcome,
             count,
             share_text(summary.figures[outcome]),
@@ -137,9 +137,11 @@ def _rows(summary: Summary, axis: Axis) -> list[Row]:
     ]
 
 
-def _dump_rows(summary: Summary, axis: Axis) -> list[Row]:
+def _dump_rows(summary: Summary, axis: Axis) -> list[FigureRow]:
     return [
-        Row(name, figure.count, share_text(figure), interval_text(figure), axis.mark(figure), DUMPS[name])
+        FigureRow(
+            name, figure.count, share_text(figure), interval_text(figure), axis.mark(figure), DUMPS[name]
+        )
         for name, figure in zip(DUMPS, summary.dump_figures.values(), strict=False)
     ]
 

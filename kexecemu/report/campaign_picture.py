@@ -15,7 +15,7 @@ from kexecemu.campaign.summary import AreaHits
 from kexecemu.report.campaign_words import DUMPS, occurring, plural
 from kexecemu.shown import shown
 
-__all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Row", "Strip", "axis_of", "strip_of"]
+__all__ = ["Axis", "Bin", "FigureRow", "Lane", "Mark", "Place", "Strip", "axis_of", "strip_of"]
 
 AXIS_WIDTH = 300.0
 _FURTHEST = -9  # decades: no sample tells smaller shares apart
@@ -47,7 +47,7 @@ class Mark:
 
 @shown()
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """A figure as a table shows it: outcome is what is counted, share and between are in words."""
 
     outcome: str

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.errors import InputError
 from kexecemu.files import replacing
 
@@ -17,7 +17,7 @@ __all__ = ["COLUMNS", "check_rows", "write_rows"]
 # The parts of a fault's name that are worth a column, and all that the store knows of what came of it.
 _OF_THE_NAME = ("writer", "model", "moment")
 _INTERNAL = ("position", "fault", "stratum")
-COLUMNS = ("id", *_OF_THE_NAME, *(field for field in Row._fields if field not in _INTERNAL))
+COLUMNS = ("id", *_OF_THE_NAME, *(field for field in StoredRow._fields if field not in _INTERNAL))
 """phys is the physical address of the first byte, as an integer; moment has its number; segment is "" for none."""
 
 _FORMS = (".csv", ".jsonl")
@@ -29,13 +29,13 @@ def check_rows(path: Path) -> None:
         raise InputError(f"--rows {path}: the name ends in {' or '.join(_FORMS)}, which says the form")
 
 
-def _values(row: Row) -> list[str | int]:
+def _values(row: StoredRow) -> list[str | int]:
     writer, model, _, _, moment = row.fault.split(".")
     named = row._asdict()
     return [row.fault, writer, model, moment, *(named[name] for name in COLUMNS[1 + len(_OF_THE_NAME) :])]
 
 
-def _lines(rows: Iterator[Row], form: str) -> Iterator[str]:
+def _lines(rows: Iterator[StoredRow], form: str) -> Iterator[str]:
     if form == ".jsonl":
         for row in rows:
             yield json.dumps(dict(zip(COLUMNS, _values(row), strict=True))) + "\n"

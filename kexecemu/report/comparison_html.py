@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kexecemu.campaign.compare import Comparison, Pair
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Figure
-from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, Row, axis_of
+from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, FigureRow, axis_of
 from kexecemu.report.campaign_words import DUMPS, interval_text, occurring, share_text
 from kexecemu.report.comparison_picture import Turn, dump_turn_of, flow_of, turn_of
 
@@ -118,8 +118,8 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _row(what: str, figure: Figure, axis: Axis) -> Row:
-    return Row(what, figure.count, share_text(figure), interval_text(figure), axis.mark(figure))
+def _row(what: str, figure: Figure, axis: Axis) -> FigureRow:
+    return FigureRow(what, figure.count, share_text(figure), interval_text(figure), axis.mark(figure))
 
 
 def _with_commands(pair: Pair, comparison: Comparison) -> tuple[Pair, str, str]:

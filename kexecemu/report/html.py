@@ -51,7 +51,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Row:
+class SegmentRow:
     """A segment as the table shows it; damage as offset and length in words."""
 
     segment: Segment
@@ -221,11 +221,11 @@ def _where(result: Result, injection: Injection) -> str:
     return f"{place}; {watched[protected, hashed]}"
 
 
-def _rows(result: Result) -> list[Row]:
+def _rows(result: Result) -> list[SegmentRow]:
     """The segments in kimage order."""
     protected, hashed = result.kernel.protected, result.image.sha_regions
     return [
-        Row(
+        SegmentRow(
             segment,
             any(area.covers(segment.area) for area in protected),
             any(area.covers(segment.area) for area in hashed),

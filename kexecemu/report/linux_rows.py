@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from kexecemu.linux.rows import Row, Same
+from kexecemu.linux.rows import FactRow, Same
 
 __all__ = ["print_rows", "rows_object"]
 
 _WIDEST = 60
 
 
-def rows_object(release: str, rows: list[Row]) -> dict[str, Any]:
+def rows_object(release: str, rows: list[FactRow]) -> dict[str, Any]:
     """What --json prints."""
     counts = Counter(row.same for row in rows)
     return {
@@ -32,7 +32,7 @@ def rows_object(release: str, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def print_rows(rows: list[Row], every: bool) -> str:
+def print_rows(rows: list[FactRow], every: bool) -> str:
     """A table by groups: what differs with both values, what is equal by its number alone unless every is set."""
     lines = []
     shown = [row for row in rows if every or row.same is not Same.EQUAL]

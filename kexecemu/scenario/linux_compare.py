@@ -23,7 +23,7 @@ from kexecemu.linux.rows import (
     IMAGE,
     ONE_GUEST,
     RANDOM,
-    Row,
+    FactRow,
     compare_trees,
     compare_vmcoreinfo,
 )
@@ -65,7 +65,7 @@ def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
     return kernel
 
 
-def compare(linux: FirstLinux, kernel: Kernel) -> list[Row]:
+def compare(linux: FirstLinux, kernel: Kernel) -> list[FactRow]:
     """All lines, in groups."""
     image = kernel.image
     assert image is not None
@@ -94,15 +94,17 @@ def _text(area: PhysRange | None) -> str:
     return ABSENT if area is None else f"{area.start:#x}-{area.last:#x}"
 
 
-def _reservation(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
-    yield Row("crashkernel", "crashk_res", _text(linux.crashk_res), _text(kernel.crashk_res))
-    yield Row("crashkernel", "crashk_low_res", _text(linux.crashk_low_res), _text(kernel.crashk_low_res))
+def _reservation(linux: FirstLinux, kernel: Kernel) -> Iterator[FactRow]:
+    yield FactRow("crashkernel", "crashk_res", _text(linux.crashk_res), _text(kernel.crashk_res))
+    yield FactRow("crashkernel", "crashk_low_res", _text(linux.crashk_low_res), _text(kernel.crashk_low_res))
     found = re.search(r"kexec_crash_size (\d+)", linux.board.uart.text)
     real = found[1] if found else ABSENT
-    yield Row("crashkernel", "kexec_crash_size", real, sysfs(kernel)["/sys/kernel/kexec_crash_size"].strip())
+    yield FactRow(
+        "crashkernel", "kexec_crash_size", real, sysfs(kernel)["/sys/kernel/kexec_crash_size"].strip()
+    )
 
 
-def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
+def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[FactRow]:
     """/proc/iomem: RAM and crash memory count; what lies in RAM besides is of the two images and allocators."""
     real, model = iomem(linux.records["iomem.txt"]), iomem(proc_iomem(kernel))
     for name, why in (
@@ -115,16 +117,16 @@ def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[Row]:
         ours = [_text(area) for _, area, what in real if what == name]
         theirs = [_text(area) for _, area, what in model if what == name]
         for number in range(max(len(ours), len(theirs))):
-            yield Row("/proc/iomem", name, _at(ours, number), _at(theirs, number), why)
+            yield FactRow("/proc/iomem", name, _at(ours, number), _at(theirs, number), why)
 
 
 def _at(values: Sequence[str], number: int) -> str:
     return values[number] if number < len(values) else ABSENT
 
 
-def _segments(real: Kimage, model: Kimage) -> Iterator[Row]:
+def _segments(real: Kimage, model: Kimage) -> Iterator[FactRow]:
     names = list(dict.fromkeys(one.name for one in (*real.segments, *model.segments)))
-    yield Row(
+    yield FactRow(
         "segments",
         "order",
         " ".join(one.name for one in real.segments),
@@ -133,16 +135,16 @@ def _segments(real: Kimage, model: Kimage) -> Iterator[Row]:
     for name in names:
         ours, theirs = real.segment(name), model.segment(name)
         for field in ("mem", "memsz", "bufsz"):
-            yield Row(
+            yield FactRow(
                 "segments",
                 f"{name} {field}",
                 ABSENT if ours is None else f"{getattr(ours, field):#x}",
                 ABSENT if theirs is None else f"{getattr(theirs, field):#x}",
             )
-    yield Row("segments", "entry", f"{real.start:#x}", f"{model.start:#x}")
+    yield FactRow("segments", "entry", f"{real.start:#x}", f"{model.start:#x}")
 
 
-def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
+def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[FactRow]:
     kaslr = "nokaslr" not in linux.setup.cmdline.split()
 
     def headers(blob: bytes) -> list[ProgramHeader]:
@@ -152,7 +154,7 @@ def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
             return []
 
     ours, theirs = headers(real), headers(model)
-    yield Row("elfcorehdr", "e_phnum", str(len(ours)), str(len(theirs)))
+    yield FactRow("elfcorehdr", "e_phnum", str(len(ours)), str(len(theirs)))
     loads = 0
     for number in range(max(len(ours), len(theirs))):
         left = ours[number] if number < len(ours) else None
@@ -170,10 +172,10 @@ def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[Row]:
             ("memsz", IMAGE if kernel else ""),
         ):
             values = [ABSENT if one is None else f"{getattr(one, field):#x}" for one in (left, right)]
-            yield Row("elfcorehdr", f"{name} p_{field}", values[0], values[1], why)
+            yield FactRow("elfcorehdr", f"{name} p_{field}", values[0], values[1], why)
 
 
-def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row]:
+def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[FactRow]:
     """The bytes of the same object, linked by two: told by the symbols that differ, and what lies outside of any."""
     ours, theirs = _content(linux.image, "purgatory"), _content(image, "purgatory")
     loaded = image.purgatory
@@ -192,7 +194,7 @@ def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row
     for name, area in sorted(symbols.items()):
         if name in differ:
             at = area.start - start
-            yield Row(
+            yield FactRow(
                 "purgatory",
                 name,
                 _short(ours[at : at + area.size]),
@@ -200,14 +202,14 @@ def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row
                 why.get(name, ""),
             )
     elsewhere = differ.get("elsewhere", 0) + abs(len(ours) - len(theirs))
-    yield Row("purgatory", "bytes outside of those that differ", str(elsewhere), "0")
+    yield FactRow("purgatory", "bytes outside of those that differ", str(elsewhere), "0")
 
 
 def _short(data: bytes) -> str:
     return data.hex() if len(data) <= 32 else f"{data[:32].hex()}..."
 
 
-def _protection(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Row]:
+def _protection(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[FactRow]:
     """Which segments a store through the linear map would fault on: by the real page tables, and by the model."""
     cpu = linux.board.boot_cpu
     for segment in linux.image.segments:
@@ -216,7 +218,7 @@ def _protection(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Ro
         real = "mapped" if not any(absent) else "not mapped" if all(absent) else "partly mapped"
         own = image.segment(segment.name)
         there = own is not None and any(area.covers(own.area) for area in kernel.protected)
-        yield Row("protection", segment.name, real, "not mapped" if there else "mapped")
+        yield FactRow("protection", segment.name, real, "not mapped" if there else "mapped")
 
 
 def _real_vmcoreinfo(linux: FirstLinux) -> str:

@@ -21,7 +21,7 @@ from kexecemu.machine.cpu.access import AccessChecker, Violation
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 
-__all__ = ["Check", "Progress", "check_purgatory"]
+__all__ = ["Check", "OnCase", "check_purgatory"]
 
 _INITRD = 0x4000
 _LARGER_INITRD = 0x24000
@@ -30,7 +30,7 @@ _APPEND = "console=ttyAMA0 nr_cpus=1"
 _NO_OPTIONS: Mapping[str, str] = {}
 _SCALAR: Mapping[str, str] = {"KEXEC_PURGATORY_CRYPTO": "n"}
 
-Progress = Callable[[], None]
+OnCase = Callable[[], None]
 
 
 @shown()
@@ -187,7 +187,7 @@ def check_purgatory(
     obj: RelocatableObject,
     interface: str,
     options: Mapping[str, str] = _NO_OPTIONS,
-    progress: Progress = lambda: None,
+    progress: OnCase = lambda: None,
 ) -> Check:
     """Run the whole set against the object in a file.
 
@@ -211,7 +211,7 @@ def check_purgatory(
     return Check(name, interface, replies, per_byte, scalar, violations, segment.bufsz, segment.memsz, absent)
 
 
-def _run(bench: _Bench, case: Case, progress: Progress) -> list[Reply]:
+def _run(bench: _Bench, case: Case, progress: OnCase) -> list[Reply]:
     replies = []
     for faults in case.runs:
         replies.append(bench.reply(faults))

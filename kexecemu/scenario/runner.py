@@ -21,7 +21,8 @@ from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.scenario.given import setup_of
 from kexecemu.scenario.linux_setup import linux_setup
-from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario
+from kexecemu.scenario.read import find_scenario, read_scenario
+from kexecemu.scenario.schema import Expect, Scenario
 from kexecemu.scenario.setup import Listener, Setup, load_disturbed, prepare
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault, When

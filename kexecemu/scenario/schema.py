@@ -6,26 +6,18 @@ documentation are made from it.
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from kexecemu.arguments import instance
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictFlags, VerdictState
-from kexecemu.data import fixture_path, shipped_scenarios
-from kexecemu.errors import InputError
-from kexecemu.files import read_file
 from kexecemu.scenario.options import OPTIONS
-from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.shown import shown
 from kexecemu.stray.fault import NUMBERED, By, Fault, When, parse_hex, parse_when
-from kexecemu.suggest import did_you_mean
 
-__all__ = ["Expect", "Matrix", "Scenario", "find_scenario", "read_scenario", "shipped_scenarios"]
+__all__ = ["Expect", "Matrix", "Scenario"]
 
 if TYPE_CHECKING:
     # To a type checker they are text; msgspec looks at the values.
@@ -269,44 +261,3 @@ class Scenario(_Table, frozen=True):
     matrix: Annotated[Matrix | None, _key("Run it once for each combination of these. Without it: once.")] = (
         None
     )
-
-
-def find_scenario(name: str | Path) -> Path:
-    """The path of a scenario: a TOML file, or the name of one that ships. InputError when there is neither."""
-    name = str(instance(name, (str, Path), "scenario"))
-    path = Path(name)
-    if path.suffix == ".toml" or "/" in name:
-        return path
-    shipped = fixture_path(f"scenarios/{name}.toml")
-    if not shipped.is_file():
-        known = shipped_scenarios()
-        like = did_you_mean(name, known)
-        raise InputError(f"no scenario {name!r}{like}: give a .toml file or one of {', '.join(known)}")
-    return shipped
-
-
-def read_scenario(path: str | Path) -> Scenario:
-    """Read and check a scenario file, or one that ships, by its name. Raises InputError that names file and key."""
-    from kexecemu.scenario.checks import checks_of
-
-    path = path if isinstance(path, Path) else find_scenario(path)
-    try:
-        text = read_file(path).decode()
-        data: dict[str, Any] = tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"scenario {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"scenario {path}: {error}") from error
-    try:
-        scenario = msgspec.convert(data, Scenario)
-    except msgspec.ValidationError as error:
-        raise InputError(f"scenario {path}: {validation_text(error, text, Scenario)}") from error
-    for where, check in checks_of(data, scenario):
-        try:
-            check()
-        except InputError as error:
-            # A refusal of a key says so in front: "machine.stuck_cpus: ...".
-            named = tuple(str(error).split(":")[0].split(" ")[0].split("."))
-            key = named if not where and len(named) > 1 else where
-            raise InputError(f"scenario {path}: {at_line(text, key, error)}") from error
-    return scenario

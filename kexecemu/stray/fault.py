@@ -13,7 +13,7 @@ from typing import Any
 
 from kexecemu.arguments import buffer, integer, member, text
 from kexecemu.errors import InputError
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.shown import shown
 from kexecemu.stray.models import find_model
 from kexecemu.suggest import did_you_mean
@@ -212,7 +212,7 @@ class Injection:
     phys: int
     before: bytes
     after: bytes
-    exception: GuestFault | None = None
+    exception: GuestException | None = None
 
     @property
     def changed(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.machine.cpu.cpu import Stop
+from kexecemu.machine.cpu.stop import CpuStop
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -46,7 +46,7 @@ class Left:
     """
 
     cpu: SystemCpu
-    stop: Stop
+    stop: CpuStop
     out: bool
     refused: str | None = None
     trapped: bool = False
@@ -73,5 +73,5 @@ class FirstKernel(Target, Protocol):
         It yields nothing where the crash path does not come that far.
         """
 
-    def resume(self) -> Stop:
+    def resume(self) -> CpuStop:
         """Go on in the dying kernel where a purgatory has returned to."""

@@ -7,7 +7,7 @@ from typing import Protocol
 from kexecemu.arguments import instance
 from kexecemu.errors import BusError, MachineError
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Fault, Injection, account
 
@@ -32,7 +32,7 @@ class Target(Protocol):
     def place(self, fault: Fault) -> PhysRange:
         """The physical bytes that a fault writes; InputError for a target that is not there."""
 
-    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestFault | None:
+    def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestException | None:
         """Let a CPU of that kernel store, width bytes at a time, at a physical address; the exception that ended it.
 
         InputError where no such CPU can.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.stray.fault import Fault
@@ -33,7 +33,7 @@ def free_area(region: PhysRange, image: Kimage, also: Sequence[PhysRange] = ()) 
     return max(subtract([region], used), key=lambda area: area.size)
 
 
-def _area(kernel: Kernel, base: str) -> PhysRange:
+def _area(kernel: KernelModel, base: str) -> PhysRange:
     image = kernel.image
     if base.startswith("vmlinux:"):
         name = base.removeprefix("vmlinux:")
@@ -72,7 +72,7 @@ def _area(kernel: Kernel, base: str) -> PhysRange:
     return segment.area
 
 
-def resolve(kernel: Kernel, fault: Fault) -> PhysRange:
+def resolve(kernel: KernelModel, fault: Fault) -> PhysRange:
     """The physical bytes that a fault writes.
 
     Raises InputError when there is no such target, or when the bytes would not fit into it. What a fault model writes

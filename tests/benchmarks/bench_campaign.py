@@ -11,10 +11,10 @@ The crash is that of the scenario campaign-16m: 16 MiB of loaded image, the purg
                             changed by the remote protocol, on to a breakpoint at the purgatory's end or the capture
                             kernel's entry, the verdict read from memory. A new QEMU for each fault, since only a new
                             one is known to be undisturbed.
-    full emulation          Engine.run(): everything since the load, once for each fault
+    full emulation          FaultDecider.run(): everything since the load, once for each fault
     from a checkpoint       Victim.run(late=True): from the last moment at which the fault cannot have mattered
     native hash             hashlib over the whole of what is hashed with the fault in it, and nothing else
-    concluded               Engine.decide() for hashed bytes: from stored states of the hash to the next one
+    concluded               FaultDecider.decide() for hashed bytes: from stored states of the hash to the next one
     a whole campaign        `kexecemu campaign` on one process: drawing, deciding, storing; its audit is told apart
 
 Then the same faults, one of each segment and outcome that the campaign has, must end the same in full emulation, from a
@@ -42,18 +42,18 @@ from typing import Any, Self, cast
 from measured_block import replace_block
 
 import kexecemu
-from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.sampling import sample_uniform
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.crash.handoff import Handoff, write_handoff
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictState, read_verdict
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.machine.memory.ram import Ram
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import scenario_setup
-from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import prepare
 from kexecemu.stray.models import find_model
 
@@ -209,7 +209,7 @@ class Machine:
 
     def __init__(self) -> None:
         path = find_scenario(SCENARIO)
-        self.engine = Engine(read_scenario(path), path.parent)
+        self.engine = FaultDecider(read_scenario(path), path.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -289,10 +289,10 @@ def run_campaign(faults: int, audit: int, out: Path) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(done.stdout))
 
 
-def one_of_each(out: Path) -> list[Row]:
+def one_of_each(out: Path) -> list[StoredRow]:
     """The campaign's first fault of each segment and outcome."""
     with Store.read(out) as store:
-        first: dict[tuple[str, str], Row] = {}
+        first: dict[tuple[str, str], StoredRow] = {}
         for row in store.rows():
             first.setdefault((row.segment, row.outcome), row)
     return [first[key] for key in sorted(first)]

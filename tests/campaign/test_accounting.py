@@ -13,7 +13,7 @@ from kexecemu.campaign.accounting import HARM, summarise
 from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.job import discard_engine
 from kexecemu.campaign.stats import clopper_pearson
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.campaign.summary import DIMENSIONS, Summary
 from kexecemu.campaign.work import plan_campaign, run_campaign
 from kexecemu.crash.outcome import Outcome
@@ -28,7 +28,7 @@ def no_engine_is_left() -> Iterator[None]:
     discard_engine()
 
 
-def campaign(folder: Path, sampling: str = "uniform") -> tuple[Summary, list[Row]]:
+def campaign(folder: Path, sampling: str = "uniform") -> tuple[Summary, list[StoredRow]]:
     planned = plan_campaign(
         fake_engine.scenario("a fake campaign", sampling),
         Path(),

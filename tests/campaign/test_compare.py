@@ -15,7 +15,7 @@ from kexecemu.campaign.compare import class_of, compare
 from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.job import discard_engine
 from kexecemu.campaign.stats import clopper_pearson
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
@@ -41,7 +41,7 @@ def campaign(
     return folder
 
 
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[StoredRow]:
     with Store.read(folder) as store:
         return list(store.rows())
 

@@ -16,7 +16,7 @@ import pytest
 
 from kexecemu.campaign.cluster import dask_workers
 from kexecemu.campaign.job import discard_engine
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.work import plan_campaign, run_campaign
 from kexecemu.cli import main
@@ -83,7 +83,7 @@ def campaign(out: Path, name: str, **options: object) -> Summary:
     return run_campaign(planned, out, audit=20, **options)  # type: ignore[arg-type]
 
 
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[StoredRow]:
     with Store.read(folder) as store:
         return list(store.rows())
 

@@ -12,7 +12,7 @@ import pytest
 from stray_faults import fault, scenario, start
 
 from kexecemu.campaign.compare import Comparison, compare
-from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.job import discard_engine
 from kexecemu.campaign.stats import clopper_pearson
@@ -86,7 +86,7 @@ def test_their_conclusions_are_audited_and_hold(stop_and_repair: tuple[Summary, 
 # -- conclusions ----------------------------------------------------------------------------------------------------
 
 
-def engine_with(**options: str) -> Engine:
+def engine_with(**options: str) -> FaultDecider:
     return start(scenario(options))
 
 

@@ -10,7 +10,7 @@ import pytest
 import stray_faults
 from stray_faults import Marksman, fault, scenario, start
 
-from kexecemu.campaign.engine import Engine, cut
+from kexecemu.campaign.engine import FaultDecider, cut
 from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
@@ -22,27 +22,27 @@ HASHED = int(os.environ.get("KEXECEMU_FAULTS", "500"))  # of each set of the pur
 
 
 @pytest.fixture(scope="module")
-def checked() -> Iterator[Engine]:
+def checked() -> Iterator[FaultDecider]:
     engine = start(scenario())
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def unchecked() -> Iterator[Engine]:
+def unchecked() -> Iterator[FaultDecider]:
     engine = start(scenario(purgatory="none"))
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def pte() -> Iterator[Engine]:
+def pte() -> Iterator[FaultDecider]:
     engine = start(scenario(protection="pte"))
     yield engine
     engine.close()
 
 
-def both(engine: Engine, token: str) -> Decided:
+def both(engine: FaultDecider, token: str) -> Decided:
     """The conclusion, once full emulation has said the same."""
     one = fault(token)
     decided = engine.decide(one)
@@ -55,7 +55,7 @@ def told(one: Decided) -> tuple[object, ...]:
     return one.outcome, one.dump, one.dump_reason, one.reported, one.segment, one.phys
 
 
-def offset_of(engine: Engine, phys: int) -> int:
+def offset_of(engine: FaultDecider, phys: int) -> int:
     return phys - engine.golden.region.start
 
 
@@ -104,7 +104,7 @@ def test_no_damage_to_what_is_hashed_gets_by_silently(name: str) -> None:
 @pytest.mark.parametrize("moment", ["capture-1000000000", "hashing-256"])
 @pytest.mark.parametrize("by", ["dma", "late-cpu"])
 def test_a_fault_whose_moment_never_comes_leaves_the_undisturbed_run(
-    pte: Engine, by: str, moment: str
+    pte: FaultDecider, by: str, moment: str
 ) -> None:
     # stuck-at-0 is the same value in free memory, byte in the kernel is not, and a late CPU is refused.
     both(pte, f"{by}.byte.0.crashkernel+10.capture-1")
@@ -127,7 +127,7 @@ def test_the_page_tables_have_their_say_until_the_jump(order: tuple[int, int]) -
         engine.close()
 
 
-def test_a_store_over_the_edge_of_what_is_protected_is_refused_in_part(pte: Engine) -> None:
+def test_a_store_over_the_edge_of_what_is_protected_is_refused_in_part(pte: FaultDecider) -> None:
     variant = next(one for one in range(MODELS["memset"].variants) if MODELS["memset"].length(one) == 1024)
     region, allowed = pte.golden.region, pte.victim.store_allowed
     edges = [
@@ -145,7 +145,7 @@ def test_a_store_over_the_edge_of_what_is_protected_is_refused_in_part(pte: Engi
     assert outcomes == {"latent", "prevented"}
 
 
-def test_the_purgatory_s_live_stack_is_not_the_same_value_as_before_it_ran(checked: Engine) -> None:
+def test_the_purgatory_s_live_stack_is_not_the_same_value_as_before_it_ran(checked: FaultDecider) -> None:
     purgatory = checked.image.segment("purgatory")
     checker = checked.image.purgatory
     assert purgatory is not None and checker is not None
@@ -162,7 +162,7 @@ def test_the_purgatory_s_live_stack_is_not_the_same_value_as_before_it_ran(check
 
 
 @pytest.mark.parametrize("moment", ["hashing-128", "capture-90000"])
-def test_a_bit_is_flipped_of_the_byte_that_is_there_then(checked: Engine, moment: str) -> None:
+def test_a_bit_is_flipped_of_the_byte_that_is_there_then(checked: FaultDecider, moment: str) -> None:
     seen: list[Injection] = []
     golden = checked.golden
     memory = golden.memory if moment.startswith("hashing") else golden.entry_memory
@@ -181,7 +181,7 @@ def test_a_bit_is_flipped_of_the_byte_that_is_there_then(checked: Engine, moment
     assert stale, "no byte had changed by then"
 
 
-def test_one_write_over_the_border_of_two_segments_counts_for_both(unchecked: Engine) -> None:
+def test_one_write_over_the_border_of_two_segments_counts_for_both(unchecked: FaultDecider) -> None:
     """A run of changed bytes from unused memory into a segment that nobody reads there is damage to the segment."""
     initrd = unchecked.image.segment("initrd")
     assert initrd is not None
@@ -192,7 +192,7 @@ def test_one_write_over_the_border_of_two_segments_counts_for_both(unchecked: En
     assert both(unchecked, token.replace("after-load", "after-check")).outcome == "silent"
 
 
-def test_what_the_model_writes_of_the_crash_region_is_not_untouched(checked: Engine) -> None:
+def test_what_the_model_writes_of_the_crash_region_is_not_untouched(checked: FaultDecider) -> None:
     """vmcoreinfo's copy is written anew in the panic, from outside of the machine."""
     safecopy = checked.image.vmcoreinfo_safecopy
     for distance in (0, 8, 0x100, 0xFF0):
@@ -229,7 +229,7 @@ def test_tables_that_an_early_check_has_built_are_built_again_alike(moment: str)
 
 @pytest.mark.parametrize("step", [1, 8, 16, 64, 255])
 def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
-    checked: Engine, step: int
+    checked: FaultDecider, step: int
 ) -> None:
     for region in checked.image.sha_regions:
         middle = (region.start + region.end) // 2
@@ -241,7 +241,7 @@ def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
 # -- any order -----------------------------------------------------------------------------------------------------
 
 
-def decisions(engine: Engine, faults: list[CampaignFault]) -> list[Decided]:
+def decisions(engine: FaultDecider, faults: list[CampaignFault]) -> list[Decided]:
     return [engine.decide(one) for one in faults]
 
 
@@ -267,7 +267,7 @@ def test_what_is_decided_does_not_depend_on_what_was_decided_before(name: str) -
 
 
 def test_without_the_native_library_everything_is_decided_alike(
-    checked: Engine, monkeypatch: pytest.MonkeyPatch
+    checked: FaultDecider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marksman = Marksman(checked, Random("native"))
     faults = [marksman.fault() for _ in range(15)]
@@ -281,7 +281,7 @@ def test_without_the_native_library_everything_is_decided_alike(
         engine.close()
 
 
-def test_a_run_leaves_the_machine_as_it_was(checked: Engine) -> None:
+def test_a_run_leaves_the_machine_as_it_was(checked: FaultDecider) -> None:
     def state() -> object:
         checked.victim.snapshots.restore(checked.golden.loaded)
         taken = checked.victim.snapshots.take()
@@ -306,7 +306,7 @@ def test_a_run_leaves_the_machine_as_it_was(checked: Engine) -> None:
         ("dma.bit-flip.0.dtb+ffffffff.after-load", "has only"),
     ],
 )
-def test_a_fault_that_cannot_be_is_refused(checked: Engine, token: str, words: str) -> None:
+def test_a_fault_that_cannot_be_is_refused(checked: FaultDecider, token: str, words: str) -> None:
     for ask in (checked.decide, checked.run):
         with pytest.raises(InputError, match=words):
             ask(fault(token))
@@ -344,6 +344,6 @@ def test_cutting_keeps_every_byte_and_leaves_no_border_inside() -> None:
     ],
 )
 def test_a_write_before_the_load_is_there_only_where_the_load_writes_nothing(
-    pte: Engine, token: str, outcome: str
+    pte: FaultDecider, token: str, outcome: str
 ) -> None:
     assert both(pte, token).outcome == outcome

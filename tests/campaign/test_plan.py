@@ -9,7 +9,7 @@ import pytest
 from kexecemu.campaign.plan import HASHING_STEPS, Plan, can_write, plan_of
 from kexecemu.cli import main
 from kexecemu.errors import InputError
-from kexecemu.scenario.schema import read_scenario
+from kexecemu.scenario.read import read_scenario
 from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import MODELS
 

@@ -14,7 +14,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from stray_faults import fault, scenario, start
 
-from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.replay import Culprit, Replay, replay, replay_in
 from kexecemu.errors import InputError
 
@@ -22,13 +22,13 @@ STORED = "cpu.byte.5.initrd+100.after-load"
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[FaultDecider]:
     engine = start(scenario())
     yield engine
     engine.close()
 
 
-def again(engine: Engine, token: str, *, trace: bool = False, culprit: bool = False) -> Replay:
+def again(engine: FaultDecider, token: str, *, trace: bool = False, culprit: bool = False) -> Replay:
     return replay_in(engine, fault(token), trace=trace, culprit=culprit)
 
 
@@ -42,7 +42,7 @@ def again(engine: Engine, token: str, *, trace: bool = False, culprit: bool = Fa
     ],
 )
 def test_a_replay_agrees_with_the_campaign_and_ends_in_the_outcome_s_event(
-    engine: Engine, token: str
+    engine: FaultDecider, token: str
 ) -> None:
     plain = again(engine, token)
     assert plain.agrees and plain.outcome == engine.run(fault(token)).outcome
@@ -54,7 +54,7 @@ def test_a_replay_agrees_with_the_campaign_and_ends_in_the_outcome_s_event(
     assert watched.events == plain.events
 
 
-def test_the_culprit_is_the_very_store_instruction(engine: Engine) -> None:
+def test_the_culprit_is_the_very_store_instruction(engine: FaultDecider) -> None:
     found = again(engine, STORED, culprit=True).culprits
     assert len(found) == 1
     one = found[0]
@@ -77,7 +77,7 @@ def test_the_culprit_is_the_very_store_instruction(engine: Engine) -> None:
     assert f"`{one.instruction}` at {one.pc_virt:#x}" in str(one)
 
 
-def test_the_culprit_s_source_line_is_the_one_that_addr2line_says(engine: Engine) -> None:
+def test_the_culprit_s_source_line_is_the_one_that_addr2line_says(engine: FaultDecider) -> None:
     tool = shutil.which("aarch64-linux-gnu-addr2line") or shutil.which("addr2line")
     if tool is None:
         pytest.skip("no addr2line")
@@ -96,12 +96,14 @@ def test_the_culprit_s_source_line_is_the_one_that_addr2line_says(engine: Engine
 @pytest.mark.parametrize(
     ("variant", "mnemonic", "stores"), [("0", "strb", 1), ("1", "str", 1), ("2", "str", 1)]
 )
-def test_a_store_is_as_wide_as_it_can_be(engine: Engine, variant: str, mnemonic: str, stores: int) -> None:
+def test_a_store_is_as_wide_as_it_can_be(
+    engine: FaultDecider, variant: str, mnemonic: str, stores: int
+) -> None:
     found = again(engine, f"cpu.stuck-at-1.{variant}.initrd+100.after-load", culprit=True).culprits
     assert [one.instruction.split()[0] for one in found] == [mnemonic] * stores
 
 
-def test_every_store_of_a_long_write_is_caught_in_order(engine: Engine) -> None:
+def test_every_store_of_a_long_write_is_caught_in_order(engine: FaultDecider) -> None:
     found = again(engine, "cpu.memset.3.initrd+100.after-load", culprit=True).culprits
     start_phys = engine.area(fault("cpu.memset.3.initrd+100.after-load")).start
     assert [one.phys for one in found] == [start_phys + 8 * number for number in range(8)]
@@ -115,7 +117,7 @@ def test_every_store_of_a_long_write_is_caught_in_order(engine: Engine) -> None:
         ("dma.bit-flip.3.initrd+1a2b.hashing-128", "a bus master wrote"),
     ],
 )
-def test_what_no_cpu_of_the_run_stored_is_told_as_such(engine: Engine, token: str, words: str) -> None:
+def test_what_no_cpu_of_the_run_stored_is_told_as_such(engine: FaultDecider, token: str, words: str) -> None:
     found = again(engine, token, culprit=True).culprits
     assert len(found) == 1 and not found[0].instruction
     assert str(found[0]).startswith(words) and "no instruction did" in str(found[0])
@@ -133,7 +135,7 @@ def test_what_no_cpu_of_the_run_stored_is_told_as_such(engine: Engine, token: st
     ],
 )
 def test_every_writer_but_a_bus_master_is_a_cpu_that_executes_a_store(
-    engine: Engine, token: str, who: str
+    engine: FaultDecider, token: str, who: str
 ) -> None:
     run = again(engine, token, culprit=True)
     (found,) = run.culprits
@@ -151,7 +153,7 @@ def test_a_store_that_is_refused_has_no_culprit_among_the_stores() -> None:
         engine.close()
 
 
-def test_the_purgatory_is_a_culprit_where_it_writes_over_the_damage(engine: Engine) -> None:
+def test_the_purgatory_is_a_culprit_where_it_writes_over_the_damage(engine: FaultDecider) -> None:
     purgatory, checker = engine.image.segment("purgatory"), engine.image.purgatory
     assert purgatory is not None and checker is not None
     stack, size = checker.symbol_table()["purgatory_stack"]
@@ -161,7 +163,7 @@ def test_the_purgatory_is_a_culprit_where_it_writes_over_the_damage(engine: Engi
     assert any(one.symbol.startswith("purgatory:") and one.instruction.startswith("st") for one in found[1:])
 
 
-def test_a_trace_says_who_ran_from_when_on(engine: Engine) -> None:
+def test_a_trace_says_who_ran_from_when_on(engine: FaultDecider) -> None:
     lines = again(engine, STORED, trace=True).trace
     entries = [re.match(r" *([\d,]+)  (\S+) +0x([0-9a-f]+)\Z", line) for line in lines]
     times = [int(entry[1].replace(",", "")) for entry in entries if entry]
@@ -182,14 +184,14 @@ def test_a_trace_says_who_ran_from_when_on(engine: Engine) -> None:
     assert "purgatory:" in last[-1]
 
 
-def test_a_long_trace_leaves_its_middle_out(engine: Engine) -> None:
+def test_a_long_trace_leaves_its_middle_out(engine: FaultDecider) -> None:
     lines = again(engine, STORED, trace=True).trace
     middle = [line for line in lines if "changes of function are left out" in line]
     assert len(middle) == 1 and len(lines) < 1000
     assert int(re.sub(r"\D", "", middle[0])) > 0
 
 
-def test_replaying_leaves_no_hook_behind(engine: Engine) -> None:
+def test_replaying_leaves_no_hook_behind(engine: FaultDecider) -> None:
     first = again(engine, STORED, trace=True, culprit=True)
     count = len(first.culprits)
     engine.run(fault(STORED))

@@ -14,11 +14,12 @@ from kexecemu.campaign.plan import HASHING_STEPS, can_write
 from kexecemu.campaign.space import Space, space_of
 from kexecemu.errors import InputError
 from kexecemu.kernel.image.kimage import Kimage, Segment
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.read import find_scenario
+from kexecemu.scenario.read import read_scenario as read
 from kexecemu.scenario.runner import scenario_setup
-from kexecemu.scenario.schema import CampaignTable, KernelTable, Load, Machine, Scenario, find_scenario
-from kexecemu.scenario.schema import read_scenario as read
+from kexecemu.scenario.schema import CampaignTable, KernelTable, Load, Machine, Scenario
 from kexecemu.scenario.setup import prepare
 from kexecemu.stray.fault import By, When
 from kexecemu.stray.models import MODELS
@@ -288,7 +289,7 @@ def test_a_space_without_a_fault_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Iterator[tuple[Kernel, Kimage]]:
+def loaded() -> Iterator[tuple[KernelModel, Kimage]]:
     scenario = Scenario(
         schema=1, name="x", machine=Machine(ram="128M", cpus=2), kernel=KernelTable(cmdline="crashkernel=32M")
     )
@@ -301,7 +302,7 @@ def campaign(**keys: tuple[str, ...]) -> Scenario:
     return Scenario(schema=1, name="x", machine=Machine(cpus=2), campaign=CampaignTable(**keys))
 
 
-def test_without_a_table_it_is_every_bit_of_every_segment(loaded: tuple[Kernel, Kimage]) -> None:
+def test_without_a_table_it_is_every_bit_of_every_segment(loaded: tuple[KernelModel, Kimage]) -> None:
     space = space_of(campaign(), *loaded)
     assert space.size == 8 * sum(one.memsz for one in loaded[1].segments)
     assert space.kinds()["purgatory"][0] == next(
@@ -309,7 +310,7 @@ def test_without_a_table_it_is_every_bit_of_every_segment(loaded: tuple[Kernel, 
     )
 
 
-def test_faults_of_a_loaded_image_are_where_their_names_say(loaded: tuple[Kernel, Kimage]) -> None:
+def test_faults_of_a_loaded_image_are_where_their_names_say(loaded: tuple[KernelModel, Kimage]) -> None:
     kernel, made = loaded
     space = space_of(campaign(where=("crashkernel", "edges"), models=("byte",)), kernel, made)
     assert kernel.crashk_res is not None
@@ -331,7 +332,7 @@ def test_faults_of_a_loaded_image_are_where_their_names_say(loaded: tuple[Kernel
             assert (at in kernel.crashk_res) == (stratum.area.kind is not Kind.EDGE)
 
 
-def test_hashing_is_sixteen_steps_of_it(loaded: tuple[Kernel, Kimage]) -> None:
+def test_hashing_is_sixteen_steps_of_it(loaded: tuple[KernelModel, Kimage]) -> None:
     space = space_of(campaign(by=("dma", "late-cpu"), moments=("hashing",)), *loaded)
     assert {row.steps for row in space.describe()} == {16}
     assert space.size == 2 * 16 * 8 * sum(one.memsz for one in loaded[1].segments)

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import pytest
 from stray_faults import scenario, start
 
-from kexecemu.campaign.engine import Engine
+from kexecemu.campaign.engine import FaultDecider
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Fault, Injection, When
 
 
 @pytest.fixture(scope="module", params=["none", "pte", "readonly", "bbml2"])
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest) -> Iterator[FaultDecider]:
     engine = start(scenario(protection=request.param))
     yield engine
     engine.close()
 
 
-def test_what_is_said_of_a_page_is_what_a_store_to_it_meets(engine: Engine) -> None:
+def test_what_is_said_of_a_page_is_what_a_store_to_it_meets(engine: FaultDecider) -> None:
     """A page of each kind: a real store by the CPU, through the page tables of the loaded kernel."""
     victim, kernel = engine.victim, engine.kernel
     starts = [segment.mem for segment in engine.image.segments] + [
@@ -38,7 +38,7 @@ def test_what_is_said_of_a_page_is_what_a_store_to_it_meets(engine: Engine) -> N
         assert stored == allowed and (kernel.ram.read_u64(phys) != before) == allowed
 
 
-def test_a_moment_comes_until_the_undisturbed_run_is_over(engine: Engine) -> None:
+def test_a_moment_comes_until_the_undisturbed_run_is_over(engine: FaultDecider) -> None:
     victim = engine.victim
     assert all(victim.reached(When.WHILE_HASHING, step) for step in range(0, 256, 15))
     assert not victim.reached(When.WHILE_HASHING, 256)
@@ -47,7 +47,7 @@ def test_a_moment_comes_until_the_undisturbed_run_is_over(engine: Engine) -> Non
     assert not victim.reached(When.IN_CAPTURE, 10**9)
 
 
-def test_a_write_is_made_of_what_is_there_at_its_moment(engine: Engine) -> None:
+def test_a_write_is_made_of_what_is_there_at_its_moment(engine: FaultDecider) -> None:
     checker = engine.image.purgatory
     assert checker is not None
     stack, size = checker.symbol_table()["purgatory_stack"]
@@ -66,13 +66,15 @@ def test_a_write_is_made_of_what_is_there_at_its_moment(engine: Engine) -> None:
     assert changed
 
 
-def injections(engine: Engine) -> list[Injection]:
+def injections(engine: FaultDecider) -> list[Injection]:
     assert engine.victim.end is not None
     return engine.victim.end.injections
 
 
 @pytest.mark.parametrize("by", [By.CPU, By.LATE_CPU])
-def test_a_write_over_the_edge_of_what_is_protected_gets_as_far_as_the_edge(engine: Engine, by: By) -> None:
+def test_a_write_over_the_edge_of_what_is_protected_gets_as_far_as_the_edge(
+    engine: FaultDecider, by: By
+) -> None:
     victim, region = engine.victim, engine.golden.region
     pages = range((region.start >> 12) + 1, region.end >> 12)
     edge = next(

@@ -16,11 +16,11 @@ from typing import Any
 import fake_engine
 import pytest
 
-from kexecemu.campaign.crew import local_pool
 from kexecemu.campaign.job import discard_engine
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.work import Campaign, Interrupted, plan_campaign, run_campaign
+from kexecemu.campaign.workers import local_pool
 from kexecemu.errors import InputError, MachineError
 from kexecemu.scenario.schema import Scenario
 
@@ -45,7 +45,7 @@ def campaign(out: Path, name: str = "a fake campaign", **options: Any) -> Summar
     return run_campaign(plan(fake_engine.scenario(name), faults, seed), out, **options)
 
 
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[StoredRow]:
     with Store.read(folder) as store:
         return list(store.rows())
 

@@ -133,7 +133,7 @@ def test_protection_and_purgatory_can_be_given_and_are_part_of_the_reproducer(
 def test_a_purgatory_objects_path_starts_where_we_are(
     scenario: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kexecemu.scenario.schema import read_scenario
+    from kexecemu.scenario.read import read_scenario
     from kexecemu.scenario.toml import changed
 
     monkeypatch.chdir(scenario.parent)

@@ -12,7 +12,7 @@ from kexecemu.cli import main
 from kexecemu.formats.fdt import build, cells
 from kexecemu.kernel.base.config import Era
 from kexecemu.linux.first_records import split_records
-from kexecemu.linux.rows import Row, Same, compare_trees, compare_vmcoreinfo
+from kexecemu.linux.rows import FactRow, Same, compare_trees, compare_vmcoreinfo
 from kexecemu.report.linux_rows import print_rows, rows_object
 from kexecemu.scenario.linux_compare import config_options
 
@@ -61,10 +61,10 @@ def test_a_configuration_gives_the_options_that_the_model_knows() -> None:
 
 
 def test_a_line_is_equal_different_or_does_not_count() -> None:
-    assert Row("g", "n", "1", "1").same is Same.EQUAL
-    assert Row("g", "n", "1", "1", "random").same is Same.EQUAL
-    assert Row("g", "n", "1", "2").same is Same.DIFFERENT
-    assert Row("g", "n", "1", "2", "random").same is Same.SHOWN
+    assert FactRow("g", "n", "1", "1").same is Same.EQUAL
+    assert FactRow("g", "n", "1", "1", "random").same is Same.EQUAL
+    assert FactRow("g", "n", "1", "2").same is Same.DIFFERENT
+    assert FactRow("g", "n", "1", "2", "random").same is Same.SHOWN
 
 
 def tree(**chosen: bytes | str) -> bytes:
@@ -73,7 +73,7 @@ def tree(**chosen: bytes | str) -> bytes:
     )
 
 
-def different(rows: list[Row]) -> list[str]:
+def different(rows: list[FactRow]) -> list[str]:
     return [row.name for row in rows if row.same is Same.DIFFERENT]
 
 
@@ -123,9 +123,9 @@ def test_two_releases_differ_in_what_they_write_down() -> None:
 
 
 ROWS = [
-    Row("places", "kernel", "0x1", "0x1"),
-    Row("places", "initrd", "0x2", "0x3"),
-    Row("numbers", "seed", "7", "8", "a random number"),
+    FactRow("places", "kernel", "0x1", "0x1"),
+    FactRow("places", "initrd", "0x2", "0x3"),
+    FactRow("numbers", "seed", "7", "8", "a random number"),
 ]
 
 

@@ -12,7 +12,7 @@ from kexecemu.commands.list import LISTS
 from kexecemu.crash.outcome import Outcome
 from kexecemu.data import shipped_scenarios
 from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig
-from kexecemu.scenario.schema import find_scenario, read_scenario
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.stray.models import MODELS
 
 NAMES = {

@@ -15,10 +15,11 @@ from kexecemu.cli import main
 from kexecemu.commands.schema import scenario_schema
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictFlags, VerdictState
-from kexecemu.data import fixture_path
+from kexecemu.data import fixture_path, shipped_scenarios
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import Era, Protection
-from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
+from kexecemu.scenario.read import find_scenario, read_scenario
+from kexecemu.scenario.schema import Scenario
 
 SCHEMA = scenario_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

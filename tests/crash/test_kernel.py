@@ -14,7 +14,7 @@ from kexecemu.crash.verdict import Damaged, VerdictState
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfcore import PT_LOAD, VmcoreLayout
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()
@@ -265,7 +265,7 @@ def test_a_kernel_that_was_told_to_jump_elsewhere_misboots() -> None:
 def test_a_deadline_ends_the_boot_cpu_where_it_stands() -> None:
     kernel = loaded()
     stop = kernel.crash()
-    assert stop.kind is StopKind.LEFT
+    assert stop.kind is CpuStopKind.LEFT
     assert stop.pc == kernel.image.start  # type: ignore[union-attr]
     again = kernel.board.boot_cpu.run(limit=1000, deliver=False)
-    assert again.kind is StopKind.DEADLINE
+    assert again.kind is CpuStopKind.DEADLINE

@@ -9,14 +9,14 @@ from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.verdict import Verdict, VerdictState
-from kexecemu.linux.capture import LinuxCapture, LinuxEnd, Load
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd, LoadDigest
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Fault, Injection
 
 PHYS = 0x40000000
-ABORT = GuestFault(0, 5, "sync", 0x96000047, 0xFFFF000000000000, 0xFFFF800008000000, 1, 0x3C5)
+ABORT = GuestException(0, 5, "sync", 0x96000047, 0xFFFF000000000000, 0xFFFF800008000000, 1, 0x3C5)
 
 KERNEL, INITRD, PURGATORY = (Damage(name, 0, 4) for name in ("kernel", "initrd", "purgatory"))
 MATCH, MISMATCH = (
@@ -33,7 +33,7 @@ def capture(end: CaptureEnd = CaptureEnd.DONE) -> CaptureRun:
 
 
 def injection(
-    before: bytes, after: bytes, exception: GuestFault | None = None, phys: int = PHYS
+    before: bytes, after: bytes, exception: GuestException | None = None, phys: int = PHYS
 ) -> Injection:
     return Injection(Fault("initrd", write=after, by=By.DMA), phys, before, after, exception)
 
@@ -174,10 +174,13 @@ def test_every_end_of_purgatory_and_capture_kernel_is_judged() -> None:
 
 # -- a real Linux as capture kernel ----------------------------------------------------------------------------
 
-LOADS = [Load(PhysRange.of(PHYS, 0x1000), "a" * 64), Load(PhysRange.of(PHYS + 0x2000, 0x1000), "b" * 64)]
+LOADS = [
+    LoadDigest(PhysRange.of(PHYS, 0x1000), "a" * 64),
+    LoadDigest(PhysRange.of(PHYS + 0x2000, 0x1000), "b" * 64),
+]
 
 
-def linux(end: LinuxEnd, read: list[Load], crashed: list[Load]) -> CaptureRun:
+def linux(end: LinuxEnd, read: list[LoadDigest], crashed: list[LoadDigest]) -> CaptureRun:
     run = LinuxCapture(end, "where it stood", 1000, read=read, crashed=crashed)
     return CaptureRun(LINUX_ENDS[end], PHYS, 1000, None, linux=run)
 

@@ -10,7 +10,7 @@ from signing import NULL, OCTETS, OIDS, SEQUENCE, der, oid
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import authenticode
-from kexecemu.formats.ber import Asn1Error, Fault
+from kexecemu.formats.ber import Asn1Error, BerFault
 
 DIGEST = bytes(range(32))
 
@@ -30,19 +30,19 @@ def test_the_content_type_of_an_old_pesign_is_taken_too() -> None:
 def test_other_content_types_are_malformed(kind: str) -> None:
     with pytest.raises(Asn1Error, match="no PE image") as error:
         authenticode.parse(signing.indirect_data(DIGEST, kind=kind))
-    assert error.value.fault is Fault.MALFORMED
+    assert error.value.fault is BerFault.MALFORMED
 
 
 @pytest.mark.parametrize(
     ("algorithm", "fault"),
     [
-        ("1.2.840.113549.1.1.1", Fault.UNSUPPORTED),  # RSA: in the kernel's registry, and no digest
-        ("1.2.156.10197.1.401", Fault.UNSUPPORTED),  # SM3
-        ("1.3.6.1.4.1.311.2.1.123", Fault.MALFORMED),
+        ("1.2.840.113549.1.1.1", BerFault.UNSUPPORTED),  # RSA: in the kernel's registry, and no digest
+        ("1.2.156.10197.1.401", BerFault.UNSUPPORTED),  # SM3
+        ("1.3.6.1.4.1.311.2.1.123", BerFault.MALFORMED),
     ],
 )
 def test_no_digest_is_unsupported_if_linux_knows_it_and_malformed_if_not(
-    algorithm: str, fault: Fault
+    algorithm: str, fault: BerFault
 ) -> None:
     kind = der(SEQUENCE, oid(OIDS["msPeImageData"]), der(SEQUENCE))
     info = der(SEQUENCE, der(SEQUENCE, oid(algorithm), NULL), der(OCTETS, DIGEST))

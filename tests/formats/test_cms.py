@@ -15,7 +15,7 @@ from signing import INTEGER, OCTETS, OIDS, SEQUENCE, SET, der, oid
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import cms
-from kexecemu.formats.ber import Asn1Error, Fault
+from kexecemu.formats.ber import Asn1Error, BerFault
 
 CONTENT = signing.indirect_data(signing.authenticode_digest(signing.pe_image()))
 GOOD = signing.message(signing.pe_image())
@@ -26,7 +26,7 @@ def info(signed_attributes: list[bytes] | None = None, **options: object) -> byt
     return signing.signer_info(signing.SIGNER, "signer", attributes, CONTENT, **options)  # type: ignore[arg-type]
 
 
-def refused(message: bytes, fault: Fault, why: str) -> None:
+def refused(message: bytes, fault: BerFault, why: str) -> None:
     with pytest.raises(Asn1Error, match=why) as error:
         cms.parse(message)
     assert error.value.fault is fault
@@ -102,51 +102,57 @@ def test_the_two_content_types_that_linux_takes(kind: str) -> None:
 def test_other_content_types_are_unexpected() -> None:
     refused(
         signing.signed_data(CONTENT, [], [info()], content_type="unknown"),
-        Fault.UNEXPECTED,
+        BerFault.UNEXPECTED,
         "data type 1.3.6.1.4",
     )
 
 
 def test_what_is_no_signed_data_is_unexpected() -> None:
     changed = GOOD.replace(oid(OIDS["signedData"]), oid(OIDS["envelopedData"]), 1)
-    refused(changed, Fault.UNEXPECTED, "is not signedData")
-    refused(der(SEQUENCE, oid(OIDS["signedData"])), Fault.UNEXPECTED, "no signer")
+    refused(changed, BerFault.UNEXPECTED, "is not signedData")
+    refused(der(SEQUENCE, oid(OIDS["signedData"])), BerFault.UNEXPECTED, "no signer")
 
 
 @pytest.mark.parametrize("version", [0, 2, 4])
 def test_versions_other_than_1_and_3_are_unexpected(version: int) -> None:
     refused(
-        signing.signed_data(CONTENT, [], [info()], version=version), Fault.UNEXPECTED, "SignedData: version"
+        signing.signed_data(CONTENT, [], [info()], version=version),
+        BerFault.UNEXPECTED,
+        "SignedData: version",
     )
     refused(
-        signing.signed_data(CONTENT, [], [info(version=version)]), Fault.UNEXPECTED, "SignerInfo: version"
+        signing.signed_data(CONTENT, [], [info(version=version)]), BerFault.UNEXPECTED, "SignerInfo: version"
     )
 
 
 def test_a_signer_of_another_version_than_the_message_is_malformed() -> None:
-    refused(signing.signed_data(CONTENT, [], [info(version=3)]), Fault.MALFORMED, "version 3 in a message")
-    refused(signing.signed_data(CONTENT, [], [info()], version=3), Fault.MALFORMED, "version 1 in a message")
+    refused(signing.signed_data(CONTENT, [], [info(version=3)]), BerFault.MALFORMED, "version 3 in a message")
+    refused(
+        signing.signed_data(CONTENT, [], [info()], version=3), BerFault.MALFORMED, "version 1 in a message"
+    )
 
 
 def test_a_message_without_a_signer_is_unexpected() -> None:
-    refused(signing.signed_data(CONTENT, [], []), Fault.UNEXPECTED, "no signer")
+    refused(signing.signed_data(CONTENT, [], []), BerFault.UNEXPECTED, "no signer")
 
 
 def test_a_digest_algorithm_that_linux_does_not_have_is_unsupported() -> None:
     sha256, sha3 = oid(OIDS["sha256"]), oid(OIDS["sha3-256"])
     whole = signing.signed_data(CONTENT, [], [info().replace(sha256, sha3)])
-    refused(whole, Fault.UNSUPPORTED, r"digest algorithm 2\.16\.840\.1\.101\.3\.4\.2\.8")
+    refused(whole, BerFault.UNSUPPORTED, r"digest algorithm 2\.16\.840\.1\.101\.3\.4\.2\.8")
 
 
 def test_a_key_algorithm_that_linux_does_not_have_is_unsupported() -> None:
     changed = info().replace(oid(OIDS["rsa"]), oid("1.2.840.113549.1.1.7"))
-    refused(signing.signed_data(CONTENT, [], [changed]), Fault.UNSUPPORTED, "key algorithm")
+    refused(signing.signed_data(CONTENT, [], [changed]), BerFault.UNSUPPORTED, "key algorithm")
 
 
 def test_authenticode_needs_signed_attributes() -> None:
     without = signing.signer_info(signing.SIGNER, "signer", None, CONTENT)
     refused(
-        signing.signed_data(CONTENT, [], [without]), Fault.MALFORMED, "Authenticode without signed attributes"
+        signing.signed_data(CONTENT, [], [without]),
+        BerFault.MALFORMED,
+        "Authenticode without signed attributes",
     )
 
 
@@ -155,7 +161,7 @@ def test_signed_attributes_need_content_type_and_digest(kind: str) -> None:
     attributes = [one for one in signing.attributes(CONTENT) if oid(OIDS[kind]) not in one]
     refused(
         signing.signed_data(CONTENT, [], [info(attributes)]),
-        Fault.MALFORMED,
+        BerFault.MALFORMED,
         "without contentType or messageDigest",
     )
 
@@ -164,26 +170,26 @@ def test_signed_attributes_need_content_type_and_digest(kind: str) -> None:
 def test_a_signed_attribute_may_not_come_twice(kind: str) -> None:
     attributes = signing.attributes(CONTENT)
     again = next(one for one in attributes if oid(OIDS[kind]) in one)
-    refused(signing.signed_data(CONTENT, [], [info([*attributes, again])]), Fault.FORBIDDEN, "is repeated")
+    refused(signing.signed_data(CONTENT, [], [info([*attributes, again])]), BerFault.FORBIDDEN, "is repeated")
 
 
 def test_a_signed_attribute_may_not_have_two_values() -> None:
     time = signing.utc_time(signing.SIGNED_AT)
     attributes = [*signing.attributes(CONTENT, signed_at=None), signing.attribute("signingTime", time, time)]
-    refused(signing.signed_data(CONTENT, [], [info(attributes)]), Fault.FORBIDDEN, "is repeated")
+    refused(signing.signed_data(CONTENT, [], [info(attributes)]), BerFault.FORBIDDEN, "is repeated")
 
 
 def test_the_content_type_attribute_must_be_the_messages() -> None:
     attributes = signing.attributes(CONTENT, content_type="data")
     refused(
-        signing.signed_data(CONTENT, [], [info(attributes)]), Fault.MALFORMED, "differs from the message's"
+        signing.signed_data(CONTENT, [], [info(attributes)]), BerFault.MALFORMED, "differs from the message's"
     )
 
 
 def test_a_message_digest_must_be_an_octet_string() -> None:
     attributes = [signing.attribute("contentType", oid(OIDS["msIndirectData"]))]
     attributes.append(signing.attribute("messageDigest", der(INTEGER, b"\x05")))
-    refused(signing.signed_data(CONTENT, [], [info(attributes)]), Fault.MALFORMED, "no OCTET STRING")
+    refused(signing.signed_data(CONTENT, [], [info(attributes)]), BerFault.MALFORMED, "no OCTET STRING")
 
 
 def test_a_signing_time_must_be_a_time() -> None:
@@ -191,7 +197,7 @@ def test_a_signing_time_must_be_a_time() -> None:
         *signing.attributes(CONTENT, signed_at=None),
         signing.attribute("signingTime", der(OCTETS, b"now")),
     ]
-    refused(signing.signed_data(CONTENT, [], [info(attributes)]), Fault.MALFORMED, "time")
+    refused(signing.signed_data(CONTENT, [], [info(attributes)]), BerFault.MALFORMED, "time")
 
 
 def test_attributes_of_authenticode_are_forbidden_elsewhere() -> None:
@@ -200,14 +206,14 @@ def test_attributes_of_authenticode_are_forbidden_elsewhere() -> None:
     assert cms.parse(signing.signed_data(CONTENT, [], [info(attributes)])).signers
     attributes = [*signing.attributes(CONTENT, content_type="data"), capabilities]
     whole = signing.signed_data(CONTENT, [], [info(attributes)], content_type="data")
-    refused(whole, Fault.FORBIDDEN, "outside of Authenticode")
+    refused(whole, BerFault.FORBIDDEN, "outside of Authenticode")
 
 
 def test_signed_attributes_with_one_signer_only_are_unexpected() -> None:
     one = info(signing.attributes(CONTENT, content_type="data"))
     other = signing.signer_info(signing.SIGNER, "signer", None, CONTENT)
     whole = signing.signed_data(CONTENT, [], [one, other], content_type="data")
-    refused(whole, Fault.UNEXPECTED, "and none with another")
+    refused(whole, BerFault.UNEXPECTED, "and none with another")
 
 
 def test_revocation_lists_are_malformed_unless_empty() -> None:
@@ -227,12 +233,12 @@ def test_revocation_lists_are_malformed_unless_empty() -> None:
         return der(SEQUENCE, oid(OIDS["signedData"]), der(0xA0, inner))
 
     assert cms.parse(with_crls()).signers
-    refused(with_crls(der(SEQUENCE)), Fault.MALFORMED, "revocation lists")
+    refused(with_crls(der(SEQUENCE)), BerFault.MALFORMED, "revocation lists")
 
 
 def test_a_bad_certificate_is_a_bad_message() -> None:
-    refused(signing.signed_data(CONTENT, [der(SEQUENCE)], [info()]), Fault.MALFORMED, "certificate")
-    refused(signing.signed_data(CONTENT, [der(SET)], [info()]), Fault.MALFORMED, "is no certificate")
+    refused(signing.signed_data(CONTENT, [der(SEQUENCE)], [info()]), BerFault.MALFORMED, "certificate")
+    refused(signing.signed_data(CONTENT, [der(SET)], [info()]), BerFault.MALFORMED, "is no certificate")
 
 
 @given(st.binary(max_size=200))
@@ -261,4 +267,4 @@ def test_any_damage_is_a_message_or_a_format_error(damage: list[tuple[int, bytes
 def test_a_message_that_is_cut_off_is_malformed(size: int) -> None:
     with pytest.raises(Asn1Error) as error:
         cms.parse(GOOD[:size])
-    assert error.value.fault is Fault.MALFORMED
+    assert error.value.fault is BerFault.MALFORMED

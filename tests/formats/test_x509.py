@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import ber, oid, x509
-from kexecemu.formats.ber import Asn1Error, Element, Fault, Reader
+from kexecemu.formats.ber import Asn1Error, BerFault, Element, Reader
 
 MADE = {
     "ca": signing.CA,
@@ -73,7 +73,7 @@ def test_this_machines_certificates_read_as_cryptography_reads_them() -> None:
         except Asn1Error as error:
             # Linux has no Ed25519, no P-521 and no RSA-PSS, and holds years to the right kind of time [RFC 5280,
             # 4.1.2.5], which cryptography does not; all others must have been read.
-            assert error.fault is Fault.UNSUPPORTED or "GeneralizedTime" in str(error)
+            assert error.fault is BerFault.UNSUPPORTED or "GeneralizedTime" in str(error)
             continue
         compare(read, wanted)
         compared += 1
@@ -139,7 +139,7 @@ def test_an_unknown_key_algorithm_is_told_from_a_malformed_certificate() -> None
     assert data.count(rsa) == 1
     with pytest.raises(Asn1Error, match=r"1\.2\.840\.113549\.1\.1\.9 is not supported") as error:
         x509.parse(data.replace(rsa, other))
-    assert error.value.fault is Fault.UNSUPPORTED
+    assert error.value.fault is BerFault.UNSUPPORTED
 
 
 def test_two_signature_algorithms_must_agree() -> None:
@@ -148,7 +148,7 @@ def test_two_signature_algorithms_must_agree() -> None:
     first = data.index(sha256)
     with pytest.raises(Asn1Error, match="differ") as error:
         x509.parse(signing.patch(data, first, sha384))
-    assert error.value.fault is Fault.UNEXPECTED
+    assert error.value.fault is BerFault.UNEXPECTED
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_times_are_seconds_since_1970(tag: int, text: bytes, wanted: datetime) -
 def test_times_that_linux_does_not_read_are_malformed(tag: int, text: bytes) -> None:
     with pytest.raises(Asn1Error) as error:
         x509.decode_time(Element(tag, b"", text, b""))
-    assert error.value.fault is Fault.MALFORMED
+    assert error.value.fault is BerFault.MALFORMED
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kexecemu.data import fixture_path
 from kexecemu.kernel.base.config import KernelConfig, Protection
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.board import Board
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -48,15 +48,15 @@ def boot(
     rng_ready: bool = False,
     dtb: bytes | None = None,
     seed: int = 0,
-) -> Kernel:
+) -> KernelModel:
     """A booted first kernel."""
     config = KernelConfig(
         era, protection=protection, purgatory=purgatory, options=options or {}, rng_ready=rng_ready
     )
-    return Kernel.boot(Board(ram, cpus), config, cmdline=cmdline, dtb=dtb, seed=seed)
+    return KernelModel.boot(Board(ram, cpus), config, cmdline=cmdline, dtb=dtb, seed=seed)
 
 
-def small(era: str = "6.4", **arguments: object) -> Kernel:
+def small(era: str = "6.4", **arguments: object) -> KernelModel:
     """A kernel that boots quickly: 256 MiB, of which 64 MiB are for the crash kernel."""
     return boot(era, "crashkernel=64M", **{"ram": "256M", **arguments})  # type: ignore[arg-type]
 

@@ -13,18 +13,18 @@ from kernel_bench import IMAGE, INITRD, boot, small
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes, parse_prstatus
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.kernel.model import Kernel
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.kernel.model import KernelModel
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 
-def loaded(era: str = "6.4", **arguments: object) -> tuple[Kernel, Kimage]:
+def loaded(era: str = "6.4", **arguments: object) -> tuple[KernelModel, Kimage]:
     kernel = small(era, **arguments)
     image = kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
     assert image is not None
     return kernel, image
 
 
-def console(kernel: Kernel) -> list[str]:
+def console(kernel: KernelModel) -> list[str]:
     """Lines without time stamps."""
     return [
         re.sub(r"^\[.{12}\] ", "", line) for line in kernel.board.uart.text.replace("\r", "").splitlines()
@@ -52,7 +52,7 @@ def test_a_panic_enters_the_image_as_the_boot_protocol_wants(
     kernel, image = loaded(era, purgatory=purgatory, cpus=cpus)
     stop = kernel.crash()
     cpu = kernel.board.boot_cpu
-    assert (stop.kind, stop.pc) == (StopKind.LEFT, image.start)
+    assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, image.start)
     assert [cpu.x(number) for number in range(4)] == [image.dtb_mem, 0, 0, 0]
     assert cpu.sysreg("SCTLR_EL1") & 1 == 0 and cpu.pstate & 0x3CF == 0x3C5  # MMU off; EL1h, DAIF masked
     assert not any(other.powered for other in kernel.board.cpus[1:])
@@ -81,7 +81,7 @@ def test_a_panic_of_one_s_own_words_says_them() -> None:
 def test_without_an_image_the_panic_stays_in_the_first_kernel() -> None:
     kernel = small(cpus=2)
     stop = kernel.crash()
-    assert (stop.kind, stop.pc) == (StopKind.BREAKPOINT, kernel.guest.vmlinux.virt("panic_no_kexec"))
+    assert (stop.kind, stop.pc) == (CpuStopKind.BREAKPOINT, kernel.guest.vmlinux.virt("panic_no_kexec"))
     assert "Starting crashdump kernel..." not in console(kernel)
 
 
@@ -253,7 +253,7 @@ def test_oops_panic_on_the_command_line_makes_an_oops_the_crash_itself() -> None
         "Kernel panic" in line for line in console(kernel)
     )  # crash_kexec() comes before any panic()
     stop = kernel.crash()
-    assert (stop.kind, stop.pc) == (StopKind.LEFT, image.start)
+    assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, image.start)
 
 
 def test_panic_on_oops_is_a_build_option_too_and_needs_an_image_to_dump() -> None:
@@ -269,7 +269,7 @@ SYMBOLS = sorted(name for name in small().guest.vmlinux.elf.symbols if not name.
 PATTERNS = (b"\xef\xbe\xad\xde" * 2, b"\xff" * 8, bytes(8))
 
 
-def stamp_and_crash(symbol: str, data: bytes, cpus: int = 2) -> tuple[Kernel, Kimage, StopKind]:
+def stamp_and_crash(symbol: str, data: bytes, cpus: int = 2) -> tuple[KernelModel, Kimage, CpuStopKind]:
     kernel, image = loaded(cpus=cpus)
     kernel.board.dma.write(kernel.guest.phys(symbol), data)
     return kernel, image, kernel.crash().kind
@@ -294,12 +294,12 @@ def test_a_crash_path_that_trips_over_stamped_data_ends_and_does_not_raise(symbo
     """Each of these once ended the model instead of the kernel: a wild pointer, a CPU that cannot be stopped."""
     _, _, kind = stamp_and_crash(symbol, data)
     assert kind in (
-        StopKind.LEFT,
-        StopKind.BREAKPOINT,
-        StopKind.FAULT,
-        StopKind.DEADLINE,
-        StopKind.IDLE,
-        StopKind.POWER,
+        CpuStopKind.LEFT,
+        CpuStopKind.BREAKPOINT,
+        CpuStopKind.FAULT,
+        CpuStopKind.DEADLINE,
+        CpuStopKind.IDLE,
+        CpuStopKind.POWER,
     )
 
 
@@ -312,12 +312,12 @@ def test_no_stamp_on_the_first_kernel_does_anything_but_end_its_crash_somewhere(
     phys = kernel.guest.phys(symbol)
     if phys in kernel.guest.area and phys + len(data) <= kernel.guest.area.end:
         kernel.board.dma.write(phys, data)
-        assert isinstance(kernel.crash().kind, StopKind)
+        assert isinstance(kernel.crash().kind, CpuStopKind)
 
 
 def test_a_cpu_that_cannot_be_stopped_is_named_and_the_dump_goes_on() -> None:
     kernel, image, kind = stamp_and_crash("do_handle_IPI", bytes(8), cpus=4)
-    assert kind is StopKind.LEFT and kernel.board.boot_cpu.pc == image.start
+    assert kind is CpuStopKind.LEFT and kernel.board.boot_cpu.pc == image.start
     assert "SMP: failed to stop secondary CPUs 1,2,3" in console(kernel)
 
 
@@ -326,4 +326,4 @@ def test_a_kimage_whose_start_was_changed_is_where_the_kernel_jumps() -> None:
     at = kernel.guest.vmlinux.offsetof("kimage", "start")
     kernel.board.dma.write(kernel.guest.phys("crash_kimage_storage") + at, struct.pack("<Q", image.dtb_mem))
     stop = kernel.crash()
-    assert (stop.kind, stop.pc) == (StopKind.LEFT, image.dtb_mem)
+    assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, image.dtb_mem)

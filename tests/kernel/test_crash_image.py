@@ -11,14 +11,14 @@ from kernel_bench import IMAGE, INITRD, MIB, arm64_image, boot, real, small, sma
 
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.ranges import PhysRange
 
 CMDLINE = "console=ttyAMA0 nr_cpus=1 panic=5"
 
 
 @pytest.fixture
-def kernel() -> Kernel:
+def kernel() -> KernelModel:
     return small()
 
 
@@ -79,7 +79,7 @@ def test_memory_holds_every_segment_padded_with_zeros_whatever_was_there(era: st
         assert kernel.ram.read(one.mem, one.memsz) == expected.ljust(one.memsz, b"\0"), one.name
 
 
-def test_the_stored_digest_is_hashlib_s_over_memory_in_kimage_order(kernel: Kernel) -> None:
+def test_the_stored_digest_is_hashlib_s_over_memory_in_kimage_order(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert image is not None and image.purgatory is not None
     digest = hashlib.sha256()
@@ -97,7 +97,7 @@ def test_the_stored_digest_is_hashlib_s_over_memory_in_kimage_order(kernel: Kern
         assert kernel.ram.read_u64(symbol(f"purgatory_{name}")) == value
 
 
-def test_the_guest_s_own_kimage_says_what_was_loaded(kernel: Kernel) -> None:
+def test_the_guest_s_own_kimage_says_what_was_loaded(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert image is not None
     guest = kernel.guest
@@ -113,7 +113,7 @@ def test_the_guest_s_own_kimage_says_what_was_loaded(kernel: Kernel) -> None:
         assert struct.unpack("<4Q", raw)[1:] == (one.bufsz, one.mem, one.memsz)
 
 
-def test_control_pages_are_in_the_region_between_the_segments_and_in_no_digest(kernel: Kernel) -> None:
+def test_control_pages_are_in_the_region_between_the_segments_and_in_no_digest(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert image is not None and kernel.crashk_res is not None
     code, copy = image.control_pages
@@ -126,7 +126,7 @@ def test_control_pages_are_in_the_region_between_the_segments_and_in_no_digest(k
         assert not any(page.overlaps(region) for region in image.sha_regions)
 
 
-def test_the_safe_copy_of_vmcoreinfo_is_the_boot_s(kernel: Kernel) -> None:
+def test_the_safe_copy_of_vmcoreinfo_is_the_boot_s(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert image is not None
     text = kernel.vmcoreinfo()
@@ -134,7 +134,7 @@ def test_the_safe_copy_of_vmcoreinfo_is_the_boot_s(kernel: Kernel) -> None:
     assert kernel.ram.read(image.vmcoreinfo_safecopy, 4096) == text.ljust(4096, b"\0")
 
 
-def test_the_device_tree_in_memory_leads_to_the_other_segments(kernel: Kernel) -> None:
+def test_the_device_tree_in_memory_leads_to_the_other_segments(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert image is not None
     tree = Fdt(kernel.ram.read(image.dtb_mem, 0x1000))

@@ -68,7 +68,7 @@ def test_a_new_era_is_one_entry_and_inherits_what_it_does_not_mention(tmp_path: 
     shutil.copytree(PACKAGE, tmp_path / "kexecemu", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in ("fixtures", "purgatory"):
         (tmp_path / folder).symlink_to(PACKAGE.parent / folder)
-    table = tmp_path / "kexecemu" / "kernel" / "era.py"
+    table = tmp_path / "kexecemu" / "kernel" / "base" / "era.py"
     text = table.read_text()
     assert text.count("    since: tuple[int, int]\n") == 1
     table.write_text(text.replace("    since: tuple[int, int]\n", ENTRY))

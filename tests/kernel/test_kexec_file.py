@@ -18,17 +18,17 @@ from kexecemu.kernel.image.kimage import (
     Kimage,
 )
 from kexecemu.kernel.load.kexec_file import load
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 
 CMDLINE = "console=ttyAMA0 nr_cpus=1 panic=5"
 
 
 @pytest.fixture
-def kernel() -> Kernel:
+def kernel() -> KernelModel:
     return small()
 
 
-def refusal(kernel: Kernel, *arguments: object, **named: object) -> KexecError:
+def refusal(kernel: KernelModel, *arguments: object, **named: object) -> KexecError:
     """The error of a load that must fail; it must leave nothing loaded and the lock free."""
     with pytest.raises(KexecError) as caught:
         kernel.kexec_file_load(*arguments, **named)  # type: ignore[arg-type]
@@ -39,13 +39,15 @@ def refusal(kernel: Kernel, *arguments: object, **named: object) -> KexecError:
 # -- arguments -------------------------------------------------------------------------------------------------
 
 
-def test_without_the_capability_or_when_disabled_a_load_is_eperm_before_anything_else(kernel: Kernel) -> None:
+def test_without_the_capability_or_when_disabled_a_load_is_eperm_before_anything_else(
+    kernel: KernelModel,
+) -> None:
     assert refusal(kernel, None, None, None, 0x100, capable=False).errno == EPERM
     kernel.kexec.load_disabled = True
     assert refusal(kernel, IMAGE, INITRD, CMDLINE).errno == EPERM
 
 
-def test_a_disabled_load_leaves_what_is_loaded_alone(kernel: Kernel) -> None:
+def test_a_disabled_load_leaves_what_is_loaded_alone(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     kernel.kexec.load_disabled = True
     assert refusal(kernel, None, flags=KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD).errno == EPERM
@@ -66,7 +68,7 @@ def test_a_kernel_without_the_system_call_says_enosys() -> None:
     assert refusal(small(options={"KEXEC_FILE": "n"}), IMAGE).errno == ENOSYS
 
 
-def test_a_load_during_another_is_ebusy_and_harms_neither(kernel: Kernel) -> None:
+def test_a_load_during_another_is_ebusy_and_harms_neither(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     kernel.kexec.locked = True
     with pytest.raises(KexecError) as caught:
@@ -95,7 +97,7 @@ def test_a_load_during_another_is_ebusy_and_harms_neither(kernel: Kernel) -> Non
     ],
 )
 def test_each_refusal_has_the_kernel_s_errno_and_leaves_nothing_loaded(
-    kernel: Kernel, image: bytes | None, initrd: bytes | None, cmdline: bytes, errno: int, step: str
+    kernel: KernelModel, image: bytes | None, initrd: bytes | None, cmdline: bytes, errno: int, step: str
 ) -> None:
     kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     with pytest.raises(KexecError) as caught:
@@ -107,7 +109,7 @@ def test_each_refusal_has_the_kernel_s_errno_and_leaves_nothing_loaded(
     assert kernel.guest.read("kexec_crash_image") == 0
 
 
-def test_files_are_looked_at_in_the_kernel_s_order(kernel: Kernel) -> None:
+def test_files_are_looked_at_in_the_kernel_s_order(kernel: KernelModel) -> None:
     """Kernel, its probe, initrd, command line, and only then the Image's header."""
     for arguments, step in (
         ((b"MZ", None, b"a"), "image_probe"),
@@ -134,7 +136,7 @@ def test_with_no_reservation_nothing_can_be_loaded() -> None:
     ("cmdline", "bootargs"), [(None, None), ("", None), ("a b", ["a b"]), (b"a\0b\0", ["a"])]
 )
 def test_a_command_line_of_length_0_deletes_bootargs(
-    kernel: Kernel, cmdline: str | bytes | None, bootargs: list[str] | None
+    kernel: KernelModel, cmdline: str | bytes | None, bootargs: list[str] | None
 ) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, cmdline)
     assert image is not None
@@ -144,13 +146,13 @@ def test_a_command_line_of_length_0_deletes_bootargs(
     assert tree.get_strings(chosen, "bootargs") == bootargs
 
 
-def test_a_command_line_has_no_limit_in_the_kernel(kernel: Kernel) -> None:
+def test_a_command_line_has_no_limit_in_the_kernel(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, "x" * 5000)
     assert image is not None
     assert b"x" * 5000 + b"\0" in bytes(image.segments[3].buf)
 
 
-def test_an_initrd_is_ignored_with_the_flag_that_says_so(kernel: Kernel) -> None:
+def test_an_initrd_is_ignored_with_the_flag_that_says_so(kernel: KernelModel) -> None:
     image = load(kernel, IMAGE, INITRD, b"a\0", KEXEC_FILE_ON_CRASH | KEXEC_FILE_NO_INITRAMFS)
     assert image is not None
     assert [one.name for one in image.segments] == ["kernel", "elfcorehdr", "dtb", "purgatory"]
@@ -159,7 +161,7 @@ def test_an_initrd_is_ignored_with_the_flag_that_says_so(kernel: Kernel) -> None
 # -- life of an image ------------------------------------------------------------------------------------------
 
 
-def test_unloading_leaves_the_bytes_but_no_image_and_is_fine_when_there_is_none(kernel: Kernel) -> None:
+def test_unloading_leaves_the_bytes_but_no_image_and_is_fine_when_there_is_none(kernel: KernelModel) -> None:
     flags = KEXEC_FILE_ON_CRASH | KEXEC_FILE_UNLOAD
     assert kernel.kexec_file_load(None, flags=flags) is None
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
@@ -169,7 +171,7 @@ def test_unloading_leaves_the_bytes_but_no_image_and_is_fine_when_there_is_none(
     assert kernel.ram.read(image.segments[0].mem, len(IMAGE)) == IMAGE
 
 
-def test_unloading_without_the_crash_flag_concerns_the_other_image(kernel: Kernel) -> None:
+def test_unloading_without_the_crash_flag_concerns_the_other_image(kernel: KernelModel) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, CMDLINE)
     assert kernel.kexec_file_load(None, flags=KEXEC_FILE_UNLOAD) is None
     assert kernel.image is image is not None

@@ -16,7 +16,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.protection import protect_crashkres, unprotect_crashkres
 from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.memory.descriptors import Granule, TableFormat
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.memory.ram import Ram
@@ -226,7 +226,7 @@ def test_the_command_line_decides_on_the_cma_area(asked: str, area: PhysRange | 
 # -- the truth table of granularity and reservation ------------------------------------------------------------
 
 
-def levels(kernel: Kernel, area: PhysRange) -> set[int]:
+def levels(kernel: KernelModel, area: PhysRange) -> set[int]:
     """The levels of the leaves that map a physical range, read from guest RAM."""
     start = kernel.space.linear_virt(area.start)
     return {kernel.tables.walk(start + offset).level for offset in range(0, area.size, 2 * MIB)}

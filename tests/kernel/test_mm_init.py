@@ -15,7 +15,7 @@ from kexecemu.kernel.boot.mm_init import zone_sizes
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.kernel.memory.sparsemem import alloc_memory_map
 from kexecemu.kernel.memory.zones import arm64_dma_phys_limit
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.ranges import PhysRange
 
 VMCOREINFO = Path(__file__).parents[1] / "data" / "minikernel" / "vmcoreinfo-6.1.192.txt"
@@ -27,13 +27,13 @@ SECTION_BITS = {4096: 27, 16384: 27, 65536: 29}
 EARLY = 0xF
 
 
-def page_virt(kernel: Kernel, phys: int) -> int:
+def page_virt(kernel: KernelModel, phys: int) -> int:
     """pfn_to_page() of a physical address; RAM starts at 1 GiB here, so memstart_addr is 1 GiB."""
     page = kernel.config.page_size
     return VMEMMAP_START[page] + (phys - GIB) // page * 64
 
 
-def sections(kernel: Kernel) -> dict[int, int]:
+def sections(kernel: KernelModel) -> dict[int, int]:
     """section_mem_map of every section that has one, read by way of the roots in guest memory."""
     page = kernel.config.page_size
     roots_phys = kernel.space.virt_to_phys(kernel.guest.read("mem_section"))
@@ -48,7 +48,7 @@ def sections(kernel: Kernel) -> dict[int, int]:
     return found
 
 
-def zone(kernel: Kernel, name: str) -> dict[str, int]:
+def zone(kernel: KernelModel, name: str) -> dict[str, int]:
     """The members of the zone with that name, found by the name in guest memory."""
     layout = kernel.guest.vmlinux
     members = ("zone_start_pfn", "spanned_pages", "present_pages", "managed_pages")
@@ -63,7 +63,7 @@ def zone(kernel: Kernel, name: str) -> dict[str, int]:
     raise AssertionError(f"no zone {name}")
 
 
-def node(kernel: Kernel, member: str) -> int:
+def node(kernel: KernelModel, member: str) -> int:
     return kernel.guest.read("contig_page_data", kernel.guest.vmlinux.offsetof("pglist_data", member))
 
 
@@ -270,7 +270,7 @@ def test_the_free_lists_of_a_zone_are_empty_lists_and_not_null() -> None:
 # -- time ----------------------------------------------------------------------------------------------------
 
 
-def crashtime(kernel: Kernel) -> int:
+def crashtime(kernel: KernelModel) -> int:
     return int(kernel.vmcoreinfo().decode().split("CRASHTIME=")[1])
 
 
@@ -289,7 +289,7 @@ def test_the_clock_goes_with_virtual_time(monkeypatch: pytest.MonkeyPatch) -> No
     kernel = boot()
     before = kernel.guest.read("shadow_timekeeper")
     # Three seconds of instructions are too many to run.
-    monkeypatch.setattr(Kernel, "now_ns", property(lambda self: self.board.instructions + 3_000_000_000))
+    monkeypatch.setattr(KernelModel, "now_ns", property(lambda self: self.board.instructions + 3_000_000_000))
     kernel.kexec_file_load(IMAGE, INITRD, "console=ttyAMA0")
     kernel.crash()
     assert crashtime(kernel) == before + 3

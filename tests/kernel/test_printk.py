@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_bench import small
 
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 
 FINALIZED = 2
 WRAP = 1 << 64
 IDS = 1 << 62
 
 
-def records(kernel: Kernel) -> list[tuple[int, int, str]]:
+def records(kernel: KernelModel) -> list[tuple[int, int, str]]:
     """(seq, nanoseconds, text) of all records from tail_id to head_id, by the names in the guest's layout."""
     guest, layout = kernel.guest, kernel.guest.vmlinux
 
@@ -54,7 +54,7 @@ def records(kernel: Kernel) -> list[tuple[int, int, str]]:
     return found
 
 
-def console_lines(kernel: Kernel) -> list[str]:
+def console_lines(kernel: KernelModel) -> list[str]:
     lines = kernel.board.uart.text.replace("\r", "").splitlines()
     return [line.split("] ", 1)[1] for line in lines if line.startswith("[")]
 
@@ -99,10 +99,10 @@ def test_whatever_is_logged_the_ring_is_consistent_and_ends_with_the_newest(
     assert kept > 0 and [text for _, _, text in got][-kept:] == texts[-kept:]
 
 
-_KERNELS: list[Kernel] = []
+_KERNELS: list[KernelModel] = []
 
 
-def _shared() -> Kernel:
+def _shared() -> KernelModel:
     if not _KERNELS:
         _KERNELS.append(small())
     return _KERNELS[0]

@@ -9,18 +9,18 @@ from kernel_bench import DATA, IMAGE, INITRD, MIB, arm64_image, boot, small
 
 from kexecemu.kernel.base.config import Protection
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD, Kimage
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.ranges import PhysRange
 
 
-def loaded(era: str = "6.1", **arguments: object) -> tuple[Kernel, Kimage]:
+def loaded(era: str = "6.1", **arguments: object) -> tuple[KernelModel, Kimage]:
     kernel = small(era, **arguments)
     image = kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
     assert image is not None
     return kernel, image
 
 
-def stray(kernel: Kernel, phys: int) -> str:
+def stray(kernel: KernelModel, phys: int) -> str:
     """Store a byte at a physical address through the linear map; "" if it went in, else the fault in words."""
     cpu = kernel.board.boot_cpu
     seen = len(cpu.exceptions)
@@ -107,7 +107,7 @@ def test_what_is_protected_is_told() -> None:
 WAYS = [way.value for way in Protection if way is not Protection.NONE]
 
 
-def descriptors(kernel: Kernel) -> list[tuple[int, int, int]]:
+def descriptors(kernel: KernelModel) -> list[tuple[int, int, int]]:
     assert kernel.crashk_res is not None
     start = kernel.space.linear_virt(kernel.crashk_res.start)
     leaves = kernel.tables.leaves(start, start + kernel.crashk_res.size)

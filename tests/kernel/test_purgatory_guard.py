@@ -13,9 +13,9 @@ from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 GUARD = {"KEXEC_PURGATORY_GUARD": "y"}
 EARLY = {"KEXEC_PURGATORY_EARLY_CHECK": "y"}
@@ -23,7 +23,7 @@ RETURN = {"KEXEC_PURGATORY_POLICY": "return"}
 DAMAGED = "the purgatory has been damaged"
 
 
-def loaded(options: dict[str, str], **arguments: object) -> tuple[Kernel, Kimage]:
+def loaded(options: dict[str, str], **arguments: object) -> tuple[KernelModel, Kimage]:
     kernel = small(options=options, **arguments)
     image = kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
     assert image is not None
@@ -37,10 +37,10 @@ def lab_kernel(options: dict[str, str], era: str = "6.4", **arguments: object) -
     return kernel
 
 
-def refused(kernel: Kernel) -> str | None:
+def refused(kernel: KernelModel) -> str | None:
     """Why the panic stayed in the first kernel; None if it did not."""
     stop = kernel.crash()
-    if stop.kind is StopKind.LEFT:
+    if stop.kind is CpuStopKind.LEFT:
         assert kernel.refusal is None
         return None
     assert stop.pc == kernel.guest.vmlinux.virt("panic_no_kexec")
@@ -188,7 +188,7 @@ def test_what_comes_after_the_early_check_is_left_to_the_late_one() -> None:
     purgatory = image.purgatory
     assert purgatory is not None
     stop = kernel.board.boot_cpu.run(within=range(image.start, purgatory.segment.area.end), limit=50_000_000)
-    assert stop.kind is not StopKind.LEFT
+    assert stop.kind is not CpuStopKind.LEFT
     assert "purgatory: digests do NOT match" in kernel.board.uart.text
 
 

@@ -21,7 +21,7 @@ from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory
 from kexecemu.kernel.load.devtree import add_verdict_record, kexec_device_tree
 from kexecemu.kernel.load.purgatory_setup import psci_conduit
-from kexecemu.kernel.model import Kernel
+from kexecemu.kernel.model import KernelModel
 
 CMDLINE = "panic=5"
 ORDER = ["kernel", "elfcorehdr", "initrd", "dtb"]
@@ -32,25 +32,25 @@ def options(**given: str) -> dict[str, str]:
     return {f"KEXEC_PURGATORY_{name}": value for name, value in given.items()}
 
 
-def loaded(image: bytes = IMAGE, purgatory: object = True, **given: str) -> tuple[Kernel, Kimage]:
+def loaded(image: bytes = IMAGE, purgatory: object = True, **given: str) -> tuple[KernelModel, Kimage]:
     kernel = small(options=options(**given), purgatory=purgatory)
     image_loaded = kernel.kexec_file_load(image, INITRD, CMDLINE)
     assert image_loaded is not None
     return kernel, image_loaded
 
 
-def in_memory(kernel: Kernel, name: str) -> bytes:
+def in_memory(kernel: KernelModel, name: str) -> bytes:
     assert kernel.image is not None and kernel.image.purgatory is not None
     purgatory = kernel.image.purgatory
     return kernel.ram.read(purgatory.symbol_phys(name), purgatory.symbol_size(name))
 
 
-def number(kernel: Kernel, name: str) -> int:
+def number(kernel: KernelModel, name: str) -> int:
     (value,) = struct.unpack("<Q", in_memory(kernel, name))
     return int(value)
 
 
-def memory_of(kernel: Kernel, segment: Segment) -> bytes:
+def memory_of(kernel: KernelModel, segment: Segment) -> bytes:
     return kernel.ram.read(segment.mem, segment.memsz)
 
 

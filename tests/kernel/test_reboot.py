@@ -13,7 +13,7 @@ from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.image.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
 from kexecemu.kernel.procfs import sysfs
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()
@@ -54,7 +54,7 @@ def test_the_new_kernel_is_entered_by_the_boot_protocol_with_every_page_in_place
     kernel, image = loaded(cpus=2, **options)
     stop = kernel.reboot()
     cpu = kernel.board.boot_cpu
-    assert (stop.kind, stop.pc) == (StopKind.LEFT, image.start)
+    assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, image.start)
     assert [cpu.x(number) for number in range(4)] == [image.dtb_mem, 0, 0, 0]
     assert cpu.sysreg("SCTLR_EL1") & 0x1005 == 0  # M, C, I
     assert cpu.pstate & 0x3C0 == 0x3C0

@@ -6,10 +6,9 @@ import gzip
 
 import pytest
 import signing
-
-from kexecemu.kernel.signature.selftest import (
+from kexec_selftest import (
     SelftestMachine,
-    Verdict,
+    SelftestVerdict,
     judge_kexec_file_load,
     judge_kexec_load,
 )
@@ -18,20 +17,20 @@ TABLE = gzip.decompress((signing.DATA / "selftests.txt.gz").read_bytes()).decode
 FACTS = TABLE[0].removeprefix("# ").partition(":")[0].split()
 
 
-def rows(test: str) -> list[tuple[SelftestMachine, str, Verdict, str]]:
+def rows(test: str) -> list[tuple[SelftestMachine, str, SelftestVerdict, str]]:
     found = []
     for line in TABLE[1:]:
         name, bits, result, verdict, reason = line.split(" ", 4)
         if name == test:
             facts = {fact: bit == "1" for fact, bit in zip(FACTS, bits, strict=True)}
-            found.append((SelftestMachine(**facts), result, Verdict[verdict], reason))
+            found.append((SelftestMachine(**facts), result, SelftestVerdict[verdict], reason))
     return found
 
 
 def test_kexec_file_load_is_judged_as_the_script_does() -> None:
     table = rows("kexec_file_load")
     assert len(table) == 3 * 2**11
-    assert {verdict for _, _, verdict, _ in table} == {Verdict.PASS, Verdict.FAIL}
+    assert {verdict for _, _, verdict, _ in table} == {SelftestVerdict.PASS, SelftestVerdict.FAIL}
     for machine, result, verdict, reason in table:
         judged = judge_kexec_file_load(machine, loaded=result == "loaded", no_key=result == "nokey")
         assert judged == (verdict, reason), machine
@@ -57,9 +56,13 @@ def test_what_cannot_be_tried_is_skipped(machine: SelftestMachine, why: str) -> 
         judge_kexec_load(machine, loaded=False),
         judge_kexec_file_load(machine, loaded=False),
     ):
-        assert verdict is Verdict.SKIP
+        assert verdict is SelftestVerdict.SKIP
         assert why in reason
 
 
 def test_the_verdicts_are_the_exit_statuses_of_selftests() -> None:
-    assert [(verdict.name, verdict.value) for verdict in Verdict] == [("PASS", 0), ("FAIL", 1), ("SKIP", 4)]
+    assert [(verdict.name, verdict.value) for verdict in SelftestVerdict] == [
+        ("PASS", 0),
+        ("FAIL", 1),
+        ("SKIP", 4),
+    ]

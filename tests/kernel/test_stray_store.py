@@ -11,7 +11,7 @@ from kexecemu import Board, InputError, Kernel, KernelConfig
 from kexecemu.crash.end import End
 from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 WRITERS = ("cpu", "alias", "late-cpu")
 DATA = bytes(range(1, 17))
@@ -64,7 +64,7 @@ def test_a_store_gets_through_and_the_digest_finds_it(by: str, width: int, momen
         assert kernel.ram.read(phys, len(DATA)) == DATA
         assert (kernel.board.boot_cpu.instructions > executed) is (by != "late-cpu")
         stop = kernel.finish_crash(kernel.begin_crash() if stop is None else stop)
-        assert (stop.kind, stop.pc) == (StopKind.LEFT, image.start)
+        assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, image.start)
         end: End = follow(crash(kernel, passed=Passed(kernel.left(stop))), {})
         # The model tells nobody who has written: the end is what the bytes make of it.
         assert end.purgatory is not None and end.purgatory.end.value == "mismatch"
@@ -87,13 +87,13 @@ def test_every_image_gets_to_where_a_panicking_cpu_can_store_and_halves_are_the_
         with kernel.board:
             if halves:
                 stop = kernel.begin_crash()
-                assert (stop.kind, stop.pc) == (StopKind.BREAKPOINT, kernel.guest.phys("cpu_soft_restart"))
+                assert (stop.kind, stop.pc) == (CpuStopKind.BREAKPOINT, kernel.guest.phys("cpu_soft_restart"))
                 assert kernel.board.boot_cpu.sysreg("SCTLR_EL1") & 1
                 assert [cpu.powered for cpu in kernel.board.cpus] == [True] + [False] * (cpus - 1)
                 stop = kernel.finish_crash(stop)
             else:
                 stop = kernel.crash()
-            assert (stop.kind, stop.pc) == (StopKind.LEFT, image.start)
+            assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, image.start)
             told.append((kernel.board.timeline.as_jsonl(), kernel.board.uart.text, kernel.board.instructions))
     assert told[0] == told[1]
 
@@ -105,7 +105,7 @@ def test_a_store_in_panic_comes_behind_the_guard_that_would_have_seen_it() -> No
     with kernel.board:
         stop = kernel.begin_crash()
         assert kernel.store(purgatory.mem + 4, b"\xff") is None
-        assert kernel.finish_crash(stop).kind is StopKind.LEFT and kernel.refusal is None
+        assert kernel.finish_crash(stop).kind is CpuStopKind.LEFT and kernel.refusal is None
 
 
 def test_without_an_image_a_crash_is_over_where_it_begins() -> None:
@@ -204,7 +204,7 @@ def test_an_oops_in_the_middle_of_a_panic_means_no_dump(
         fault = kernel.store(initrd_phys(image), b"\xa5")
         assert fault is not None and says in kernel.board.uart.text
         stop = kernel.finish_crash(stop)
-        assert (stop.kind, stop.pc) == (StopKind.BREAKPOINT, kernel.guest.vmlinux.virt(ends_at))
+        assert (stop.kind, stop.pc) == (CpuStopKind.BREAKPOINT, kernel.guest.vmlinux.virt(ends_at))
         end = follow(crash(kernel, passed=Passed(kernel.left(stop))), {})
         assert (end.outcome, end.dump) == ("hung", "none")
 

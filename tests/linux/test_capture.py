@@ -19,7 +19,7 @@ from kexecemu import Board, Dump, Kernel, KernelConfig, Outcome
 from kexecemu.crash.end import End
 from kexecemu.formats.image import HEADER_SIZE, build
 from kexecemu.linux import capture as linux
-from kexecemu.linux.capture import LinuxCapture, LinuxEnd, Load, load_digests, run_linux
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd, LoadDigest, load_digests, run_linux
 from kexecemu.machine.devices.disk import Disk
 from kexecemu.machine.ranges import PhysRange
 
@@ -114,7 +114,7 @@ def test_a_dump_of_all_memory_is_found_true(board: Board, disks: list[Disk], tmp
     run = dump(board, disks, data)
     assert (run.end, run.release, run.wrong_loads, run.true_dump) == (LinuxEnd.DONE, "6.1.0-test", [], True)
     digests = [hashlib.sha256(piece).hexdigest() for _, piece in memory(board)]
-    assert run.read == run.crashed == [Load(*pair) for pair in zip(AREAS, digests, strict=True)]
+    assert run.read == run.crashed == [LoadDigest(*pair) for pair in zip(AREAS, digests, strict=True)]
     assert run.vmcore is not None
     assert run.vmcore.write(tmp_path / "vmcore") == len(data)
     assert (tmp_path / "vmcore").read_bytes() == data

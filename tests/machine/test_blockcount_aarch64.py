@@ -17,8 +17,8 @@ from unicorn.arm64_const import (
     UC_ARM64_REG_XZR,
 )
 
-from kexecemu.machine.cpu.blockcount import LINE_MARKS, BlockCount, Why, library_path
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.blockcount import LINE_MARKS, BlockCount, BlockStop, library_path
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 STATE = 0x40100000  # phys of the struct
 STOPS = 0x40101000
@@ -55,7 +55,7 @@ CASES = [
     ({"within": 0x40000000, "within_size": 0x40}, 0x4000003C, 4),
     ({"within": 0x40000000, "within_size": 0x40}, 0x40000040, 4),
     ({"within": 0x40000000, "within_size": 0x40}, 0x3FFFFFFC, 4),
-    ({"why": Why.INTERRUPT}, 0x40000000, 8),
+    ({"why": BlockStop.INTERRUPT}, 0x40000000, 8),
 ]
 
 
@@ -93,7 +93,7 @@ def call(guest, a64):
         cpu.set_x(30, a64.CODE)
         cpu.sp = 0x40180000
         stop = cpu.run(deliver=False)
-        assert stop.kind is StopKind.IDLE, stop
+        assert stop.kind is CpuStopKind.IDLE, stop
         return BlockCount.from_buffer_copy(guest.ram.read(STATE, ctypes.sizeof(BlockCount)))
 
     return call
@@ -116,12 +116,12 @@ def test_block_by_block_the_two_builds_agree(call, before, virt, size):
         ctypes.c_void_p(0), ctypes.c_uint64(virt), ctypes.c_uint32(size), ctypes.byref(host_state)
     )
     assert fields(guest_state) == fields(host_state)
-    assert bool(stopped) is (host_state.why != Why.NOTHING)
+    assert bool(stopped) is (host_state.why != BlockStop.NOTHING)
 
 
 def test_an_interrupt_is_noted(call):
     state = call("blockcount_interrupt", fresh_state(), 11)
-    assert (state.why, state.interrupt) == (Why.INTERRUPT, 11)
+    assert (state.why, state.interrupt) == (BlockStop.INTERRUPT, 11)
 
 
 # -- what a system adds: the functions, with the engine's side of them stubbed alike in guest code and in Python -------

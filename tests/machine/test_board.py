@@ -6,7 +6,7 @@ import pytest
 
 from kexecemu.errors import InputError
 from kexecemu.machine.board import Board, parse_size
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 
 
@@ -54,7 +54,7 @@ def test_all_cpus_and_the_host_see_one_ram(new_guest, a64):
     first, second = guest.board.cpus
     data = a64.RAM_BASE + 0x10000
     guest.start(a64.mov(1, data), a64.movz(2, 0x77), a64.store(2, 1), a64.WFI)
-    assert first.run().kind is StopKind.IDLE
+    assert first.run().kind is CpuStopKind.IDLE
     assert guest.ram.read_u64(data) == 0x77
     guest.start(a64.mov(1, data), a64.load(3, 1), a64.WFI, phys=a64.CODE + 0x1000, cpu=second)
     second.run()

@@ -27,7 +27,7 @@ from unicorn.arm64_const import UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_ARM64_R
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu import blockcount, python_hooks
 from kexecemu.machine.cpu.blockcount import BlockCount, library_path
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 
 RAM = PhysRange.of(0x40000000, 1 << 20)
@@ -115,7 +115,7 @@ def count_blocks(words: list[int], *, native: bool, limit: int | None = None):
         while True:
             stop = cpu.run(deliver=False, limit=limit)
             stops.append(stop)
-            if stop.kind is not StopKind.DEADLINE:
+            if stop.kind is not CpuStopKind.DEADLINE:
                 break
         state = cpu.registers()
         data = board.ram.read(DATA, 4096)
@@ -152,7 +152,7 @@ def test_a_block_longer_than_the_engine_translates_at_once_is_counted_right():
 def test_a_fault_in_the_middle_of_a_long_block_takes_back_the_rest():
     words = [0x91000400] * 300 + [0xF9400120] + [0x91000400] * 300 + [WFI]
     total, _, stops, state, _ = count_blocks(words, native=True)
-    assert (total, state["x0"], stops[-1].kind) == (300, 300, StopKind.FAULT)
+    assert (total, state["x0"], stops[-1].kind) == (300, 300, CpuStopKind.FAULT)
 
 
 def test_c_and_python_agree_on_the_struct_and_on_unicorns_numbers(tmp_path):
@@ -171,7 +171,7 @@ def test_c_and_python_agree_on_the_struct_and_on_unicorns_numbers(tmp_path):
         f"STALE_LINES == {blockcount.STALE_LINES}",
         f"LINE_MARKS == {blockcount.LINE_MARKS}",
         f"1 << LINE_SHIFT == {blockcount.LINE_SIZE}",
-        *(f"WHY_{why.name} == {why.value}" for why in blockcount.Why),
+        *(f"WHY_{why.name} == {why.value}" for why in blockcount.BlockStop),
     ]
     check = tmp_path / "check.c"
     check.write_text(

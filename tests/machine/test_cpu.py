@@ -8,9 +8,10 @@ import pytest
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.cpu import cpu as cpu_module
-from kexecemu.machine.cpu.cpu import Cpu, StopKind
+from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.cpu.registers import Registers
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.descriptors import Granule, TableFormat
 
 
@@ -62,9 +63,9 @@ def test_reset_passes_x0(guest, a64):
 def test_wfi_is_idle_and_the_pc_is_behind_it(guest, a64):
     guest.start(a64.NOP, a64.WFI, a64.NOP, a64.WFI)
     stop = guest.cpu.run()
-    assert (stop.kind, stop.pc, stop.instructions) == (StopKind.IDLE, a64.CODE + 8, 2)
+    assert (stop.kind, stop.pc, stop.instructions) == (CpuStopKind.IDLE, a64.CODE + 8, 2)
     stop = guest.cpu.run()
-    assert (stop.kind, stop.pc, stop.instructions) == (StopKind.IDLE, a64.CODE + 16, 2)
+    assert (stop.kind, stop.pc, stop.instructions) == (CpuStopKind.IDLE, a64.CODE + 16, 2)
     assert guest.cpu.instructions == 4
 
 
@@ -80,12 +81,12 @@ def test_a_breakpoint_stops_before_the_block_and_the_next_run_goes_on(guest, a64
     guest.start(a64.bl(0x100), a64.bl(0xFC), a64.WFI)
     stops = [function, 0xFFFF800008000000]
     first = guest.cpu.run(stops=stops)
-    assert (first.kind, first.pc, first.instructions) == (StopKind.BREAKPOINT, function, 1)
+    assert (first.kind, first.pc, first.instructions) == (CpuStopKind.BREAKPOINT, function, 1)
     assert guest.cpu.x(1) == 0
     second = guest.cpu.run(stops=stops)
-    assert (second.kind, second.pc, second.instructions) == (StopKind.BREAKPOINT, function, 3)
+    assert (second.kind, second.pc, second.instructions) == (CpuStopKind.BREAKPOINT, function, 3)
     assert guest.cpu.x(1) == 1
-    assert guest.cpu.run(stops=stops).kind is StopKind.IDLE
+    assert guest.cpu.run(stops=stops).kind is CpuStopKind.IDLE
     assert guest.cpu.x(1) == 2
     assert guest.cpu.instructions == 1 + 3 + 3
 
@@ -96,7 +97,7 @@ def test_only_the_first_block_of_a_run_is_exempt_from_stops(guest, a64):
         stop = guest.cpu.run(stops=[a64.CODE])
         if expected == 0:
             assert stop.instructions == 2
-        assert stop.kind is StopKind.BREAKPOINT
+        assert stop.kind is CpuStopKind.BREAKPOINT
         assert guest.cpu.x(1) == expected + 1
 
 
@@ -104,14 +105,14 @@ def test_a_breakpoint_at_a_vector_counts_though_the_faulting_block_was_the_first
     guest.start(a64.brk(1))
     guest.vector(0x200, a64.WFI)
     stop = guest.cpu.run(stops=[a64.VECTORS + 0x200])
-    assert stop.kind is StopKind.BREAKPOINT
+    assert stop.kind is CpuStopKind.BREAKPOINT
     assert stop.instructions == 0
 
 
 def test_a_breakpoint_right_behind_a_hypercall_counts(guest, a64):
     guest.start(a64.hvc(), a64.WFI)
     guest.cpu.set_x(0, 0x84000000)
-    assert guest.cpu.run(stops=[a64.CODE + 4]).kind is StopKind.BREAKPOINT
+    assert guest.cpu.run(stops=[a64.CODE + 4]).kind is CpuStopKind.BREAKPOINT
 
 
 def test_many_stops_are_told_apart(guest, a64):
@@ -123,7 +124,7 @@ def test_many_stops_are_told_apart(guest, a64):
     guest.start(program, a64.WFI)
     stops = {a64.CODE + 0x10000 + number * 0x4000 for number in range(0, 64, 2)}
     seen = []
-    while (stop := guest.cpu.run(stops=stops)).kind is StopKind.BREAKPOINT:
+    while (stop := guest.cpu.run(stops=stops)).kind is CpuStopKind.BREAKPOINT:
         seen.append(stop.pc)
     assert seen == sorted(stops)
     assert guest.cpu.x(1) == 64
@@ -133,25 +134,25 @@ def test_changing_stops_between_runs_takes_effect(guest, a64):
     guest.start(a64.b(4), a64.b(4), a64.b(4), a64.WFI)
     assert guest.cpu.run(stops=[a64.CODE + 4]).pc == a64.CODE + 4
     assert guest.cpu.run(stops=[a64.CODE + 8]).pc == a64.CODE + 8
-    assert guest.cpu.run().kind is StopKind.IDLE
+    assert guest.cpu.run().kind is CpuStopKind.IDLE
 
 
 def test_leaving_a_range_stops_before_the_first_foreign_instruction(guest, a64):
     guest.start(a64.NOP, a64.b(0x100 - 4))
     guest.words(a64.CODE + 0x100, a64.movz(1, 1), a64.WFI)
     stop = guest.cpu.run(within=range(a64.CODE, a64.CODE + 0x100))
-    assert (stop.kind, stop.pc, stop.instructions) == (StopKind.LEFT, a64.CODE + 0x100, 2)
+    assert (stop.kind, stop.pc, stop.instructions) == (CpuStopKind.LEFT, a64.CODE + 0x100, 2)
     assert guest.cpu.x(1) == 0
     again = guest.cpu.run(within=range(a64.CODE, a64.CODE + 0x100))
-    assert (again.kind, again.instructions) == (StopKind.LEFT, 0), "the first block is checked too"
-    assert guest.cpu.run().kind is StopKind.IDLE, "the range is forgotten"
+    assert (again.kind, again.instructions) == (CpuStopKind.LEFT, 0), "the first block is checked too"
+    assert guest.cpu.run().kind is CpuStopKind.IDLE, "the range is forgotten"
 
 
 def test_leaving_wins_over_a_stop_and_over_alignment(guest, a64):
     odd = a64.CODE + 0x1003
     guest.start(a64.mov(1, odd), a64.br(1))
     stop = guest.cpu.run(stops=[odd], within=range(a64.CODE, a64.CODE + 0x1000))
-    assert (stop.kind, stop.pc) == (StopKind.LEFT, odd)
+    assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, odd)
 
 
 def test_a_branch_to_nothing_is_a_fault_first_and_leaves_at_the_vector(guest, a64):
@@ -159,14 +160,14 @@ def test_a_branch_to_nothing_is_a_fault_first_and_leaves_at_the_vector(guest, a6
     guest.start(a64.mov(1, 0x1000), a64.br(1))
     guest.vector(0x200, a64.WFI)
     stop = guest.cpu.run(within=range(a64.CODE, a64.CODE + 0x1000))
-    assert (stop.kind, stop.pc) == (StopKind.LEFT, a64.VECTORS + 0x200)
+    assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, a64.VECTORS + 0x200)
     assert [fault.far for fault in guest.cpu.exceptions] == [0x1000]
 
 
 def test_a_limit_is_met_at_the_next_block(guest, a64):
     guest.start(a64.add(1, 1, 1), a64.add(1, 1, 1), a64.b(-8))
     stop = guest.cpu.run(limit=100)
-    assert (stop.kind, stop.instructions, guest.cpu.x(1)) == (StopKind.DEADLINE, 102, 68)
+    assert (stop.kind, stop.instructions, guest.cpu.x(1)) == (CpuStopKind.DEADLINE, 102, 68)
     assert guest.cpu.run(limit=0).instructions == 0
     assert guest.cpu.run(limit=1).instructions == 3
     assert guest.cpu.instructions == 105
@@ -176,7 +177,7 @@ def test_slices_do_not_show(guest, a64, monkeypatch):
     monkeypatch.setattr(cpu_module, "SLICE", 10)
     guest.start(a64.add(1, 1, 1), a64.b(-4))
     stop = guest.cpu.run(limit=1000)
-    assert (stop.kind, stop.instructions, guest.cpu.x(1)) == (StopKind.DEADLINE, 1000, 500)
+    assert (stop.kind, stop.instructions, guest.cpu.x(1)) == (CpuStopKind.DEADLINE, 1000, 500)
     # A breakpoint is found though slices begin at it.
     monkeypatch.setattr(cpu_module, "SLICE", 1)
     guest.cpu.pc = a64.CODE
@@ -296,7 +297,7 @@ def test_two_runs_of_one_program_are_the_same(new_guest, a64):
 def test_a_cpu_works_without_a_board(guest, a64):
     cpu = Cpu(3, guest.ram)
     guest.start(a64.hvc(), a64.WFI, cpu=cpu)
-    assert cpu.run().kind is StopKind.IDLE
+    assert cpu.run().kind is CpuStopKind.IDLE
     assert cpu.x(0) == (1 << 64) - 1, "NOT_SUPPORTED: there is no firmware"
 
 

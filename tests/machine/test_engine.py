@@ -34,7 +34,7 @@ from unicorn.arm64_const import (
 from unicorn.unicorn_py3.unicorn import uclib
 
 from kexecemu.machine.cpu import engine
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.mmu import VALID, Granule, TableFormat
 
 CODE = 0x40000000
@@ -128,9 +128,9 @@ def test_the_guests_own_stores_to_code_are_seen_at_once(guest, a64):
         a64.bl(0x1000 - 44), a64.WFI,
     )  # fmt: skip
     guest.words(a64.CODE + 0x1000, a64.movz(0, 1), a64.add(5, 5, 0), a64.RET)
-    assert guest.cpu.run(stops=[a64.CODE + 36]).kind is StopKind.BREAKPOINT
+    assert guest.cpu.run(stops=[a64.CODE + 36]).kind is CpuStopKind.BREAKPOINT
     assert guest.cpu.x(0) == 1
-    assert guest.cpu.run().kind is StopKind.IDLE
+    assert guest.cpu.run().kind is CpuStopKind.IDLE
     assert guest.cpu.x(0) == 2
 
 
@@ -154,7 +154,7 @@ def load_twice(guest, a64, between):
     )
     guest.mmu_on(upper, fmt)
     cpu = guest.cpu
-    assert cpu.run(stops=[a64.CODE + 28], deliver=False).kind is StopKind.BREAKPOINT
+    assert cpu.run(stops=[a64.CODE + 28], deliver=False).kind is CpuStopKind.BREAKPOINT
     upper.update(UPPER, 0x1000, clear_bits=VALID)
     between(cpu)
     return cpu.run(deliver=False)
@@ -164,7 +164,7 @@ def test_a_changed_pte_stays_stale_across_runs_without_an_invalidation(guest, a6
     def to_the_load(cpu):
         cpu.pc = a64.CODE + 32
 
-    assert load_twice(guest, a64, to_the_load).kind is StopKind.IDLE
+    assert load_twice(guest, a64, to_the_load).kind is CpuStopKind.IDLE
 
 
 def test_a_tlbi_by_the_guest_makes_the_change_seen(guest, a64):
@@ -187,7 +187,7 @@ def test_dropping_translated_code_does_not_drop_the_tlb(guest, a64):
         cpu._engine.flush_code()
         cpu.pc = a64.CODE + 32
 
-    assert load_twice(guest, a64, flush_code).kind is StopKind.IDLE
+    assert load_twice(guest, a64, flush_code).kind is CpuStopKind.IDLE
 
 
 # -- registers -------------------------------------------------------------------------------------------
@@ -456,7 +456,7 @@ def test_a_store_drops_translated_code_only_through_a_mapping_that_may_be_execut
         cpu.set_x(2, a64.movz(0, value))
         cpu.set_x(3, RUNS)
         cpu.pc = CODE
-        assert cpu.run().kind is StopKind.IDLE
+        assert cpu.run().kind is CpuStopKind.IDLE
     assert guest.ram.read_u32(PAGE_PHYS) == a64.movz(0, 2)
     assert cpu.x(0) == (2 if seen else 1)
 
@@ -502,7 +502,7 @@ def test_an_exclusive_store_fails_when_another_cpu_changed_the_word(new_guest, a
         a64.mov(1, data), a64.movz(2, 9), a64.store(2, 1), a64.WFI, phys=a64.CODE + 0x1000, cpu=second
     )
     first.set_x(4, 5)
-    assert first.run(stops=[a64.CODE + 24]).kind is StopKind.BREAKPOINT
+    assert first.run(stops=[a64.CODE + 24]).kind is CpuStopKind.BREAKPOINT
     second.run()
     first.run()
     assert first.x(3) == 1, "stxr reports failure"
@@ -522,7 +522,7 @@ def test_the_syndrome_lies_at_one_place_in_a_context():
 
 def test_an_unaligned_access_to_device_memory_does_not_fault(guest, a64):
     guest.start(a64.mov(1, a64.RAM_BASE + 0x10001), 0xF8000022, a64.WFI)  # stur x2, [x1]; the MMU is off
-    assert guest.cpu.run(deliver=False).kind is StopKind.IDLE
+    assert guest.cpu.run(deliver=False).kind is CpuStopKind.IDLE
 
 
 def test_a_table_outside_ram_reads_as_zeros(guest, a64):
@@ -537,4 +537,4 @@ def test_floating_point_is_never_trapped(guest, a64):
     guest.start(0x1E604020, a64.WFI)  # fmov d0, d1
     assert guest.cpu.sysreg("CPACR_EL1") >> 20 & 3 == 0, "trapped at EL1, by the register"
     guest.cpu.set_sysreg("CPACR_EL1", 0)
-    assert guest.cpu.run(deliver=False).kind is StopKind.IDLE
+    assert guest.cpu.run(deliver=False).kind is CpuStopKind.IDLE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.machine.cpu.cpu import StopKind
-from kexecemu.machine.cpu.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.exceptions import GuestException, Pstate
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.descriptors import AF, AP_RO, CONT, PXN, UXN, Granule, TableFormat
 
 NOWHERE = 0x2000000000  # phys: no RAM, no device
@@ -14,7 +14,7 @@ UPPER = 0xFFFF000010000000  # virt: where the tests map things through TTBR1
 
 def fault_of(guest, **kwargs):
     stop = guest.cpu.run(deliver=False, **kwargs)
-    assert stop.kind is StopKind.FAULT, stop
+    assert stop.kind is CpuStopKind.FAULT, stop
     return stop.fault
 
 
@@ -77,12 +77,12 @@ def test_a_data_abort_tells_level_and_direction(guest, a64, granule):
         assert fault.pc == a64.CODE + 16
         assert fault.is_write is is_write
         assert fault.is_data_abort
-    assert "level 3" in GuestFault(0, 0, "sync", 0x96000047, 0, 0, 1, 0).description
+    assert "level 3" in GuestException(0, 0, "sync", 0x96000047, 0, 0, 1, 0).description
 
 
 def test_descriptions_read_as_plain_words():
     def description(esr, kind="sync"):
-        return GuestFault(0, 0, kind, esr, 0, 0, 1, 0).description
+        return GuestException(0, 0, kind, esr, 0, 0, 1, 0).description
 
     assert description(0x96000047) == "data abort, translation fault level 3, write"
     assert description(0x9600000F) == "data abort, permission fault level 3, read"
@@ -95,7 +95,7 @@ def test_descriptions_read_as_plain_words():
 
 
 def test_the_one_line_form_names_cpu_address_and_level():
-    fault = GuestFault(1, 5, "sync", 0x96000047, 0xFFFF000012345678, 0xFFFF800008010000, 1, 0x3C5)
+    fault = GuestException(1, 5, "sync", 0x96000047, 0xFFFF000012345678, 0xFFFF800008010000, 1, 0x3C5)
     assert str(fault) == (
         "cpu1: data abort, translation fault level 3, write of 0xffff000012345678 "
         "at pc 0xffff800008010000 (EL1, ESR 0x96000047)"
@@ -245,7 +245,7 @@ def test_a_guest_handles_a_fault_and_goes_on(guest, a64):
     cpu = guest.cpu
     cpu.pstate = Pstate.EL1H | 1 << 30 | Pstate.A  # Z, and only SError masked
     stop = cpu.run()
-    assert stop.kind is StopKind.IDLE
+    assert stop.kind is CpuStopKind.IDLE
     assert cpu.x(10) == 0x96000050
     assert cpu.x(11) == NOWHERE
     assert cpu.x(12) == a64.CODE + 20
@@ -275,7 +275,7 @@ def test_a_handler_mends_the_table_and_the_store_is_done(guest, a64):
         a64.ERET,
     )
     guest.mmu_on(upper, fmt)
-    assert guest.cpu.run().kind is StopKind.IDLE
+    assert guest.cpu.run().kind is CpuStopKind.IDLE
     assert guest.ram.read_u64(data) == 0x1234
     assert len(guest.cpu.exceptions) == 1
 
@@ -333,7 +333,7 @@ def test_an_interrupt_waits_for_its_mask(guest, a64):
     assert cpu.registers() == before
     assert cpu.run().pc == a64.CODE + 12
     assert cpu.deliver_irq() is True
-    assert cpu.run().kind is StopKind.IDLE
+    assert cpu.run().kind is CpuStopKind.IDLE
     assert (cpu.x(7), cpu.x(6)) == (1, 6)
     assert [fault.kind for fault in cpu.exceptions] == ["irq"]
 
@@ -345,7 +345,7 @@ def test_without_vectors_a_fault_ends_the_run(guest, a64):
     guest.start(a64.brk(1))
     guest.cpu.set_sysreg("VBAR_EL1", NOWHERE)
     stop = guest.cpu.run()
-    assert stop.kind is StopKind.FAULT
+    assert stop.kind is CpuStopKind.FAULT
     assert stop.fault.pc == NOWHERE + 0x200
     assert [fault.delivered for fault in guest.cpu.exceptions] == [True, False]
 
@@ -354,7 +354,7 @@ def test_a_vector_that_faults_at_once_ends_the_run(guest, a64):
     guest.start(a64.NOP, a64.brk(1))
     guest.vector(0x200, 0)
     stop = guest.cpu.run()
-    assert stop.kind is StopKind.FAULT
+    assert stop.kind is CpuStopKind.FAULT
     assert (stop.fault.esr, stop.fault.pc, stop.instructions) == (0x02000000, a64.VECTORS + 0x200, 1)
 
 
@@ -365,7 +365,7 @@ def test_a_handler_without_a_stack_ends_the_run(guest, a64, moves_sp):
     guest.vector(0x200, a64.sub(31, 31, 0x150 if moves_sp else 0), 0xA90007E0)  # stp x0, x1, [sp]
     guest.cpu.sp = NOWHERE
     stop = guest.cpu.run(limit=100_000)
-    assert stop.kind is StopKind.FAULT
+    assert stop.kind is CpuStopKind.FAULT
     assert stop.fault.pc == a64.VECTORS + 0x204
     assert stop.instructions < 100
 
@@ -374,7 +374,7 @@ def test_returning_to_the_cause_for_ever_ends_the_run(guest, a64):
     guest.start(a64.brk(1))
     guest.vector(0x200, a64.ERET)
     stop = guest.cpu.run(limit=100_000)
-    assert stop.kind is StopKind.FAULT
+    assert stop.kind is CpuStopKind.FAULT
     assert stop.fault.esr == 0xF2000001
 
 
@@ -383,7 +383,7 @@ def test_many_handled_exceptions_at_one_place_are_progress(guest, a64):
     guest.start(loop)
     guest.vector(0x200, a64.mrs(9, "ELR_EL1"), a64.add(9, 9, 4), a64.msr("ELR_EL1", 9), a64.ERET)
     guest.cpu.set_x(5, 500)
-    assert guest.cpu.run().kind is StopKind.IDLE
+    assert guest.cpu.run().kind is CpuStopKind.IDLE
     assert len(guest.cpu.exceptions) == 500
 
 
@@ -392,7 +392,7 @@ def test_many_supervisor_calls_at_one_place_are_progress(guest, a64):
     guest.vector(0x200, a64.ERET)
     guest.cpu.set_x(5, 500)
     stop = guest.cpu.run()
-    assert stop.kind is StopKind.IDLE
+    assert stop.kind is CpuStopKind.IDLE
     assert stop.instructions == 500 * 4 + 1
 
 
@@ -415,7 +415,7 @@ def test_demand_paging_at_one_instruction_is_progress(guest, a64):
     guest.vector(0x200, a64.load(9, 10), a64.add(9, 9, 1), 0xF8008549, a64.ERET)  # str x9, [x10], #8
     guest.mmu_on(upper, fmt)
     guest.cpu.set_x(10, entries)
-    assert guest.cpu.run().kind is StopKind.IDLE
+    assert guest.cpu.run().kind is CpuStopKind.IDLE
     assert len(guest.cpu.exceptions) == 100
     assert guest.ram.read_u64(a64.RAM_BASE + 0x100000 + (99 << 12)) == 1
 

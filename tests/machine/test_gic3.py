@@ -166,7 +166,7 @@ def test_a_cpu_that_is_made_deaf_hears_nothing_any_more():
     bench = Bench(2)
     for cpu in range(2):
         bench.gic.line(27, cpu)(True)
-    bench.gic.deafen(1)
+    bench.gic.disable_cpu_interface(1)
     assert bench.outputs() == [0]
 
 

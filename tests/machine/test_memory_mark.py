@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.memory_mark import MemoryMark
+from kexecemu.machine.memory_mark import MemoryDigest
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshots
 
@@ -26,7 +26,7 @@ def board(request: pytest.FixtureRequest) -> Iterator[Board]:
     board.close()
 
 
-def hit(mark: MemoryMark, phys: int) -> bool:
+def hit(mark: MemoryDigest, phys: int) -> bool:
     """Exactly one piece differs, and it holds that byte."""
     changed = mark.changed()
     return len(changed) == 1 and phys in changed[0]
@@ -34,7 +34,7 @@ def hit(mark: MemoryMark, phys: int) -> bool:
 
 def test_nothing_changed_is_nothing(board: Board) -> None:
     board.ram.write(BASE, b"there")
-    mark = MemoryMark(board.ram, [AREA])
+    mark = MemoryDigest(board.ram, [AREA])
     assert mark.changed() == []
     board.ram.write(BASE, b"there")
     assert mark.changed() == []
@@ -42,7 +42,7 @@ def test_nothing_changed_is_nothing(board: Board) -> None:
 
 @pytest.mark.parametrize("phys", [BASE, BASE + 0x5003, BASE + 0x3FFFFF, BASE + 0x200000])
 def test_a_byte_is_found_whether_its_page_was_ever_touched_or_not(board: Board, phys: int) -> None:
-    mark = MemoryMark(board.ram, [AREA])
+    mark = MemoryDigest(board.ram, [AREA])
     before = board.ram.read(phys, 1)
     board.ram.write(phys, b"\xee")
     assert hit(mark, phys)
@@ -51,7 +51,7 @@ def test_a_byte_is_found_whether_its_page_was_ever_touched_or_not(board: Board, 
 
 
 def test_what_lies_outside_is_not_looked_at(board: Board) -> None:
-    mark = MemoryMark(board.ram, [PhysRange.of(BASE + 0x1800, 0x800), PhysRange.of(BASE + 0x4000, 0x1000)])
+    mark = MemoryDigest(board.ram, [PhysRange.of(BASE + 0x1800, 0x800), PhysRange.of(BASE + 0x4000, 0x1000)])
     for phys in (BASE + 0x17FF, BASE + 0x2000, BASE + 0x3FFF, BASE + 0x5000):
         board.ram.write(phys, b"\xee")
     assert mark.changed() == []
@@ -60,7 +60,7 @@ def test_what_lies_outside_is_not_looked_at(board: Board) -> None:
 
 
 def test_areas_may_overlap_as_those_of_a_core_do(board: Board) -> None:
-    mark = MemoryMark(board.ram, [AREA, PhysRange.of(BASE + 0x100000, 0x100000)])
+    mark = MemoryDigest(board.ram, [AREA, PhysRange.of(BASE + 0x100000, 0x100000)])
     board.ram.write(BASE + 0x180000, b"\xee")
     assert hit(mark, BASE + 0x180000)
 
@@ -70,7 +70,7 @@ def test_going_back_to_a_snapshot_is_going_back_to_the_mark() -> None:
     snapshots = Snapshots(board)
     board.ram.write(BASE + 0x1000, b"first")
     then = snapshots.take()
-    mark = MemoryMark(board.ram, [AREA])
+    mark = MemoryDigest(board.ram, [AREA])
     board.ram.write(BASE + 0x1000, b"other")
     board.ram.write(BASE + 0x9000, b"more")
     assert [part.start for part in mark.changed()] == [BASE + 0x1000, BASE + 0x9000]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.errors import MachineError
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.mmu import (
     AF,
     AP_RO,
@@ -440,7 +440,7 @@ def test_a_guest_loads_through_the_tables_what_walk_says(guest, a64, granule, va
     guest.start(program, a64.WFI)
     guest.mmu_on(upper, fmt)
     stop = guest.cpu.run(deliver=False)
-    assert stop.kind is StopKind.IDLE, stop
+    assert stop.kind is CpuStopKind.IDLE, stop
     assert [guest.cpu.x(1 + number) for number in range(4)] == [0x1000 + n for n in range(4)]
     assert [ram.read_u64(a64.RAM_BASE + offset) for offset in offsets] == [0x2000 + n for n in range(4)]
 

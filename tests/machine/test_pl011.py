@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from qtest import Qtest
 
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.devices.pl011 import Pl011
 
 
@@ -17,7 +17,7 @@ def test_a_guest_prints_as_an_early_console_does(guest, a64):
     heard = []
     guest.board.uart.listeners.append(heard.append)
     guest.start(program, a64.WFI)
-    assert guest.cpu.run().kind is StopKind.IDLE
+    assert guest.cpu.run().kind is CpuStopKind.IDLE
     assert guest.board.uart.output == b"ok\n"
     assert guest.board.uart.text == "ok\n"
     assert heard == [b"o", b"k", b"\n"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 
 def call(guest, a64, function, *arguments, cpu=None):
@@ -35,7 +35,7 @@ def call(guest, a64, function, *arguments, cpu=None):
 )
 def test_questions_are_answered(guest, a64, function, argument, answer):
     stop, result = call(guest, a64, function, argument)
-    assert stop.kind is StopKind.IDLE
+    assert stop.kind is CpuStopKind.IDLE
     assert result == answer
 
 
@@ -46,7 +46,7 @@ def test_switching_off_ends_the_run_and_says_how(new_guest, a64, function, power
     guest = new_guest(2)
     guest.board.cpus[1].reset(a64.CODE)
     stop, _ = call(guest, a64, function)
-    assert (stop.kind, stop.power) == (StopKind.POWER, power)
+    assert (stop.kind, stop.power) == (CpuStopKind.POWER, power)
     assert stop.pc == a64.CODE + 4, "behind the HVC"
     assert not guest.cpu.powered
     assert guest.board.cpus[1].powered is (power == "cpu_off")
@@ -58,10 +58,10 @@ def test_cpu_on_starts_a_cpu_as_the_specification_says(new_guest, a64, function)
     entry = a64.CODE + 0x4000
     guest.words(entry, a64.mrs(1, "MPIDR_EL1"), a64.mrs(2, "SCTLR_EL1"), 0xD5384243, 0xD53B4224, a64.WFI)
     stop, result = call(guest, a64, function, 0x101, entry, 0xC0FFEE)
-    assert (stop.kind, result) == (StopKind.IDLE, 0)
+    assert (stop.kind, result) == (CpuStopKind.IDLE, 0)
     cpu = guest.board.cpus[17]
     assert cpu.powered
-    assert cpu.run().kind is StopKind.IDLE
+    assert cpu.run().kind is CpuStopKind.IDLE
     assert cpu.x(0) == 0xC0FFEE
     assert cpu.x(1) == 0x80000101
     assert cpu.x(2) & 0x1005 == 0, "MMU and caches off"

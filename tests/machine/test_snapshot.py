@@ -13,7 +13,7 @@ from unicorn.arm64_const import UC_ARM64_REG_Q0, UC_ARM64_REG_Q31
 from kexecemu.errors import MachineError
 from kexecemu.machine import snapshot
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.cpu import StopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.ram import HOST_PAGE
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshots
@@ -193,7 +193,7 @@ def test_code_that_the_guest_has_changed_runs_as_it_is_after_a_restore_and_a_flu
     snapshots = Snapshots(guest.board)
     taken = snapshots.take()
     for _ in range(3):
-        assert guest.cpu.run().kind is StopKind.IDLE
+        assert guest.cpu.run().kind is CpuStopKind.IDLE
         assert guest.cpu.x(0) == 3 and guest.ram.read_u32(CODE) == NOP
         guest.cpu.pc = CODE
         guest.cpu.run()

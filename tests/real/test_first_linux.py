@@ -15,6 +15,7 @@ from kexecemu.crash.end import End
 from kexecemu.crash.moments import crash as moments_of
 from kexecemu.crash.moments import follow
 from kexecemu.crash.outcome import Outcome
+from kexecemu.data import shipped_scenarios
 from kexecemu.errors import InputError, NotFetched
 from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
 from kexecemu.linux.capture import load_digests
@@ -22,8 +23,9 @@ from kexecemu.linux.first import FirstLinux
 from kexecemu.linux.first_records import iomem
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.linux_setup import linux_setup
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import Result, run_scenario, scenario_setup
-from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario, shipped_scenarios
+from kexecemu.scenario.schema import Scenario
 from kexecemu.stray.fault import By, Fault
 from kexecemu.stray.inject import inject
 from kexecemu.testing import run_result

@@ -18,8 +18,8 @@ from kexecemu.crash.moments import follow
 from kexecemu.crash.outcome import Outcome
 from kexecemu.linux.first import FirstLinux
 from kexecemu.scenario.linux_setup import linux_setup
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import crash, scenario_setup
-from kexecemu.scenario.schema import find_scenario, read_scenario
 
 pytestmark = pytest.mark.real
 

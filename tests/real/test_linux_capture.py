@@ -30,8 +30,8 @@ from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel
 from kexecemu.machine.board import Board
 from kexecemu.machine.system import System
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import Result, crash, scenario_setup
-from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup, prepare
 from kexecemu.stray.fault import By, Fault, When
 

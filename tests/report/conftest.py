@@ -8,8 +8,8 @@ from functools import cache
 import pytest
 from shipped import skip_if_not_fetched
 
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import Result, crash, run_scenario
-from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import Setup
 from kexecemu.stray.fault import Fault
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kexecemu.campaign.fault import CampaignFault
-from kexecemu.campaign.store import Row, Store
+from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.cli import main
 from kexecemu.errors import InputError
 from kexecemu.report.campaign_rows import COLUMNS, check_rows, write_rows
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_columns_are_the_parts_of_the_name_and_all_that_the_store_has(folder: Path) -> None:
     assert COLUMNS[:4] == ("id", "writer", "model", "moment")
-    assert set(COLUMNS[4:]) == set(Row._fields) - {"position", "fault", "stratum"}
+    assert set(COLUMNS[4:]) == set(StoredRow._fields) - {"position", "fault", "stratum"}
     assert {"outcome", "how", "segment", "phys"} <= set(COLUMNS)
 
 

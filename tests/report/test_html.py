@@ -14,8 +14,9 @@ from shipped import every_scenario
 from kexecemu.machine.board import parse_size
 from kexecemu.report.html import render
 from kexecemu.report.picture import size_text
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import Result, crash
-from kexecemu.scenario.schema import Expect, Outcome, find_scenario, read_scenario
+from kexecemu.scenario.schema import Expect, Outcome
 from kexecemu.scenario.setup import Setup
 from kexecemu.stray.fault import By, Fault, When
 

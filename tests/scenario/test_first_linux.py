@@ -11,8 +11,9 @@ import pytest
 
 from kexecemu import InputError, read_scenario
 from kexecemu.cli import main
+from kexecemu.data import shipped_scenarios
 from kexecemu.formats.image import build
-from kexecemu.linux.first import Marks
+from kexecemu.linux.first import ConsoleWatch
 from kexecemu.linux.first_records import (
     KexecSaid,
     SaidHeader,
@@ -29,8 +30,9 @@ from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEndKind
 from kexecemu.scenario.linux_setup import linux_setup
+from kexecemu.scenario.read import find_scenario
 from kexecemu.scenario.runner import scenario_setup
-from kexecemu.scenario.schema import Scenario, find_scenario, shipped_scenarios
+from kexecemu.scenario.schema import Scenario
 from kexecemu.scenario.setup import prepare
 
 DATA = Path(__file__).parents[1] / "data/first-linux"
@@ -141,7 +143,7 @@ def test_a_record_without_the_debugging_lines_is_refused() -> None:
 
 def test_a_mark_stops_at_the_end_of_its_line_however_it_comes() -> None:
     stops: list[str] = []
-    marks = Marks(lambda: stops.append(marks.hit or ""))
+    marks = ConsoleWatch(lambda: stops.append(marks.hit or ""))
     marks.wanted = ("loaded", "] Bye!")
     for byte in b"first: loa":
         marks(bytes([byte]))
@@ -154,7 +156,7 @@ def test_a_mark_stops_at_the_end_of_its_line_however_it_comes() -> None:
 def test_a_board_stops_for_a_mark_that_a_guest_prints() -> None:
     with Board("16M") as board:
         system = System(board)
-        marks = Marks(system.request_stop)
+        marks = ConsoleWatch(system.request_stop)
         marks.wanted = ("B",)
         board.uart.listeners.append(marks)
         # mov x1, #0x9000000; then A, \n, B, \n, C to the UART, and an endless loop.

@@ -11,8 +11,9 @@ from kexecemu.cli import main
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
 from kexecemu.scenario.matrix import cells_of, choose_cells, the_cell
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import run_scenario, scenario_setup
-from kexecemu.scenario.schema import Scenario, find_scenario, read_scenario
+from kexecemu.scenario.schema import Scenario
 
 HEAD = """
 schema = 1

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
 from kexecemu.scenario.padding import padded_initrd
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import scenario_setup
-from kexecemu.scenario.schema import find_scenario, read_scenario
 from kexecemu.scenario.setup import prepare
 
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()

@@ -8,9 +8,11 @@ import pytest
 
 from kexecemu import By, InputError, When, read_scenario
 from kexecemu.crash.outcome import Outcome
+from kexecemu.data import shipped_scenarios
 from kexecemu.kernel.base.config import Era, KernelConfig, Protection
+from kexecemu.scenario.read import find_scenario
 from kexecemu.scenario.runner import run_scenario, scenario_setup
-from kexecemu.scenario.schema import Scenario, find_scenario, shipped_scenarios
+from kexecemu.scenario.schema import Scenario
 
 HEAD = 'schema = 1\nname = "x"\n'
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from shipped import every_scenario, skip_if_not_fetched
 
+from kexecemu.data import shipped_scenarios
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import Result, run_scenario
-from kexecemu.scenario.schema import find_scenario, read_scenario, shipped_scenarios
 
 # Relied on from outside: name and outcome.
 CONTRACT = {

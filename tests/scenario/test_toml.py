@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from kexecemu import By, Fault, When
 from kexecemu.crash.outcome import Outcome
+from kexecemu.data import shipped_scenarios
 from kexecemu.scenario.given import setup_of
 from kexecemu.scenario.options import OPTIONS, Setup, given_options
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.runner import scenario_setup
-from kexecemu.scenario.schema import Expect, Scenario, find_scenario, read_scenario, shipped_scenarios
+from kexecemu.scenario.schema import Expect, Scenario
 from kexecemu.scenario.toml import scenario_of, scenario_toml
 
 

@@ -15,7 +15,8 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.crash.host_calls import host_functions
 from kexecemu.kernel.crash.stray_write import StrayPiece, in_stray_write, stray_pieces
 from kexecemu.kernel.image.purgatory_guard import early_check_limit
-from kexecemu.machine.cpu.cpu import Cpu, Stop, StopKind
+from kexecemu.machine.cpu.cpu import Cpu
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.shown import shown
 
 __all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Call", "Execution"]
@@ -36,7 +37,7 @@ class Call:
 
     returned: bool
     died: bool
-    stop: Stop
+    stop: CpuStop
 
 
 @shown("in_panic", "at_crash_end")
@@ -59,7 +60,7 @@ class Execution:
         """The boot CPU stands where begin_crash() ends when all is well: there, or where there is nothing to start."""
         return self._board.boot_cpu.pc in self._crash_ends
 
-    def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
+    def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> CpuStop:
         """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
 
         until are virtual addresses (block starts) that end the run; limit is in instructions.
@@ -70,7 +71,7 @@ class Execution:
             stop = cpu.run(stops=stops, limit=left)
             if left is not None:
                 left = max(left - stop.instructions, 0)
-            if stop.kind is not StopKind.BREAKPOINT or stop.pc in until:
+            if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc in until:
                 return stop
             self._host[stop.pc](cpu)
 
@@ -84,7 +85,7 @@ class Execution:
             return self._call(function, arguments, task, until)
         except BusError:
             cpu = self._board.boot_cpu
-            return Call(False, False, Stop(StopKind.FAULT, cpu.pc, 0))
+            return Call(False, False, CpuStop(CpuStopKind.FAULT, cpu.pc, 0))
 
     def _call(self, function: str, arguments: Sequence[int], task: str, until: Collection[int]) -> Call:
         cpu, guest = self._board.boot_cpu, self._guest
@@ -102,7 +103,7 @@ class Execution:
         cpu.pc = guest.vmlinux.virt(function)
         returned, died = guest.vmlinux.virt("host_return"), guest.vmlinux.virt("make_task_dead")
         stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT + early_check_limit(self._state.image))
-        if stop.kind is StopKind.BREAKPOINT and stop.pc in (returned, died):
+        if stop.kind is CpuStopKind.BREAKPOINT and stop.pc in (returned, died):
             self._switch_to(idle_task)
             for number, value in enumerate(idle):
                 cpu.set_x(number, value)
@@ -155,17 +156,17 @@ class Execution:
         until = {returned, virt("make_task_dead"), virt("panic_no_kexec"), locked}
         with in_stray_write(cpu, self._guest, piece):
             stop = self.run(cpu, until, CALL_LIMIT)
-        while stop.kind is StopKind.BREAKPOINT and stop.pc == locked:
+        while stop.kind is CpuStopKind.BREAKPOINT and stop.pc == locked:
             cpu.pc = cpu.x(30)
             stop = self.run(cpu, until, CALL_LIMIT)
-        if stop.kind is not StopKind.BREAKPOINT or stop.pc != returned:
+        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != returned:
             return False
         for number, value in enumerate(kept):
             cpu.set_x(number, value)
         cpu.sp, cpu.pc, cpu.pstate = sp, pc, pstate
         return True
 
-    def begin_crash(self, message: str = SYSRQ_MESSAGE) -> Stop:
+    def begin_crash(self, message: str = SYSRQ_MESSAGE) -> CpuStop:
         """panic() up to the last moment with the MMU on: the other CPUs are stopped, everything is said.
 
         The stop is BREAKPOINT at cpu_soft_restart's physical address: machine_kexec() has called it through the
@@ -176,40 +177,40 @@ class Execution:
         """
         guest = self._guest
         if self.at_crash_end:
-            return Stop(StopKind.BREAKPOINT, self._board.boot_cpu.pc, 0)
+            return CpuStop(CpuStopKind.BREAKPOINT, self._board.boot_cpu.pc, 0)
         if message == SYSRQ_MESSAGE:
             return self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends).stop
         guest.ram.write(guest.phys("panic_request"), to_bytes(message)[:255] + b"\0")
         why = guest.vmlinux.virt("panic_request")
         return self.call("panic_on_request", why, task="task_bash", until=self._crash_ends).stop
 
-    def finish_crash(self, stop: Stop) -> Stop:
+    def finish_crash(self, stop: CpuStop) -> CpuStop:
         """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off.
 
         PC is the physical address that machine_kexec() jumps to. A crash that did not come to its last moment with the
         MMU on, or that a store then has led astray, is not continued: the stop says where the CPU stands.
         """
-        if stop.kind is not StopKind.BREAKPOINT or stop.pc != self._restart_phys:
+        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != self._restart_phys:
             return stop
         cpu, guest = self._board.boot_cpu, self._guest
         if not self.in_panic:
-            return Stop(StopKind.BREAKPOINT, cpu.pc, 0)
+            return CpuStop(CpuStopKind.BREAKPOINT, cpu.pc, 0)
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
         return cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
 
-    def resume(self) -> Stop:
+    def resume(self) -> CpuStop:
         """Go on in machine_kexec() where a purgatory has returned to: BREAKPOINT at panic_no_kexec if all is well."""
         until = {self._guest.vmlinux.virt("panic_no_kexec")}
         return self.run(self._board.boot_cpu, until, CALL_LIMIT)
 
-    def kexec(self, control_page: range) -> Stop:
+    def kexec(self, control_page: range) -> CpuStop:
         """reboot(LINUX_REBOOT_CMD_KEXEC): up to the first instruction outside the relocation code.
 
         control_page are the physical addresses of that code. The returned stop is LEFT with PC at the physical address
         that the code jumped to (MMU off); anything else went wrong on the way.
         """
         stop = self.call("kernel_kexec", task="task_bash", until={control_page.start}).stop
-        if stop.kind is not StopKind.BREAKPOINT or stop.pc != control_page.start:
+        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != control_page.start:
             return stop
         return self._board.boot_cpu.run(within=control_page, limit=_RELOCATION_LIMIT)

@@ -17,7 +17,8 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall_time
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
 from kexecemu.kernel.crash import oops
-from kexecemu.machine.cpu.cpu import Cpu, Stop, StopKind
+from kexecemu.machine.cpu.cpu import Cpu
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 
 __all__ = ["Run", "host_functions"]
 
@@ -25,7 +26,7 @@ __all__ = ["Run", "host_functions"]
 class Run(Protocol):
     """Lets a CPU of the kernel run: Execution.run()."""
 
-    def __call__(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> Stop:
+    def __call__(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> CpuStop:
         """Until something other than a host function stops it."""
 
 
@@ -116,7 +117,7 @@ def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
     for other in others:
         if other.deliver_irq():
             stop = run(other, lost, _STOP_LIMIT)
-            if stop.kind is StopKind.POWER:
+            if stop.kind is CpuStopKind.POWER:
                 state.say("cpu_off", f"cpu{other.index} is off", cpu=other.index)
     late = [str(other.index) for other in others if other.powered]
     if late:
@@ -128,7 +129,7 @@ def smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
     others = [other for other in state.board.cpus if other is not cpu and other.powered]
     state.guest.write_u32("waiting_for_stop_ipi", len(others))
     for other in others:
-        if other.deliver_irq() and run(other, limit=_STOP_LIMIT).kind is StopKind.POWER:
+        if other.deliver_irq() and run(other, limit=_STOP_LIMIT).kind is CpuStopKind.POWER:
             state.say("cpu_off", f"cpu{other.index} is off", cpu=other.index)
 
 

@@ -18,8 +18,9 @@ from kexecemu.kernel.crash.execution import CALL_LIMIT, Execution
 from kexecemu.kernel.crash.stray_write import in_stray_write, stray_pieces
 from kexecemu.kernel.memory.linear_map import PAGE_KERNEL
 from kexecemu.kernel.memory.sparsemem import vmemmap_base
-from kexecemu.machine.cpu.cpu import Cpu, StopKind
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.cpu import Cpu
+from kexecemu.machine.cpu.exceptions import GuestException
+from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.mmu import PageTables
 
 __all__ = ["StrayWriter", "store"]
@@ -44,7 +45,7 @@ def store(
     by: StrayWriter,
     *,
     alive: bool,
-) -> GuestFault | None:
+) -> GuestException | None:
     """Store data at a physical address, width bytes (1, 2, 4 or 8) at a time; the exception that ended it, or None.
 
     alive says that the boot CPU is idle in this kernel. Where a store of the boot CPU faults, the guest's vectors take
@@ -116,7 +117,7 @@ def late_cpu(state: KernelState) -> Cpu:
     return cpu
 
 
-def _store_late(state: KernelState, virt: int, data: bytes, width: int) -> GuestFault | None:
+def _store_late(state: KernelState, virt: int, data: bytes, width: int) -> GuestException | None:
     """By a CPU that has not heard the IPI.
 
     The model's CPUs hear it. For the time of the store the second one is powered with the registers that it had when
@@ -131,7 +132,7 @@ def _store_late(state: KernelState, virt: int, data: bytes, width: int) -> Guest
         for piece in stray_pieces(guest, virt, data, width):
             with in_stray_write(cpu, guest, piece):
                 stop = cpu.run(stops={guest.vmlinux.virt("host_return")}, limit=CALL_LIMIT, deliver=False)
-            if stop.kind is not StopKind.BREAKPOINT:
+            if stop.kind is not CpuStopKind.BREAKPOINT:
                 fault = stop.fault
                 break
     finally:

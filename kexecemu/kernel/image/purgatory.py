@@ -26,7 +26,7 @@ _STT_FILE, _STT_SECTION = 4, 3
 
 _BUFFER_MAX = 1 << 30  # alignments may ask for any size; a purgatory has pages
 
-Place = Callable[[bytearray, int, int], Segment]
+Placer = Callable[[bytearray, int, int], Segment]
 
 
 def _align_up(value: int, align: int) -> int:
@@ -50,7 +50,7 @@ class LoadedPurgatory:
     kexec_add_buffer() with the caller's limits.
     """
 
-    def __init__(self, obj: elfrel.RelocatableObject, place: Place) -> None:
+    def __init__(self, obj: elfrel.RelocatableObject, place: Placer) -> None:
         self._obj = obj
         self._offsets: dict[int, int] = {}  # section index -> offset in the buffer; NOBITS have none
         self._addresses: dict[int, int] = {}  # section index -> physical address

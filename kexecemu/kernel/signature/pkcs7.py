@@ -14,7 +14,7 @@ from errno import EBADMSG, EINVAL, EKEYREJECTED, EMSGSIZE, ENOPKG
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import cms, oid
-from kexecemu.formats.ber import Asn1Error, Fault
+from kexecemu.formats.ber import Asn1Error, BerFault
 from kexecemu.formats.cms import SignedData, SignerInfo
 from kexecemu.formats.x509 import Certificate
 from kexecemu.kernel.signature.keyring import Blacklist
@@ -29,10 +29,10 @@ from kexecemu.shown import shown
 __all__ = ["ASN1_ERRNOS", "MessageCertificate", "MessageSigner", "Pkcs7Message", "parse_message"]
 
 ASN1_ERRNOS = {
-    Fault.MALFORMED: EBADMSG,
-    Fault.UNSUPPORTED: ENOPKG,
-    Fault.UNEXPECTED: EINVAL,
-    Fault.FORBIDDEN: EKEYREJECTED,
+    BerFault.MALFORMED: EBADMSG,
+    BerFault.UNSUPPORTED: ENOPKG,
+    BerFault.UNEXPECTED: EINVAL,
+    BerFault.FORBIDDEN: EKEYREJECTED,
 }
 _MAX_MESSAGE = 65535  # asn1_ber_decoder() counts in 16 bits
 

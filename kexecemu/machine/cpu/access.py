@@ -22,7 +22,7 @@ from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INTR, UC_HOOK_MEM_READ,
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import BusError, MachineError
-from kexecemu.machine.cpu.blockcount import Why
+from kexecemu.machine.cpu.blockcount import BlockStop
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.registers import BRANCH_TO_SELF
 from kexecemu.shown import shown
@@ -171,7 +171,7 @@ class AccessChecker:
 
     def _on_block(self, uc: Uc, virt: int, size: int, _: object) -> None:
         # The counter was hooked first: it may have refused this block, which is then not executed.
-        if self._engine.counter.state.why != Why.NOTHING:
+        if self._engine.counter.state.why != BlockStop.NOTHING:
             return
         if size == 4 and self._word(virt) == BRANCH_TO_SELF:
             self._give_up()

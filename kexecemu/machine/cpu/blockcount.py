@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kexecemu.shown import shown
 
-__all__ = ["BlockCount", "Why", "library_path", "load_library"]
+__all__ = ["BlockCount", "BlockStop", "library_path", "load_library"]
 
 FILTER_BITS = 4096
 STALE_LINES = 64
@@ -29,7 +29,7 @@ NO_DEADLINE = (1 << 64) - 1
 ANYWHERE = (0, (1 << 64) - 1)
 
 
-class Why(IntEnum):
+class BlockStop(IntEnum):
     """What ended the engine's last run; `enum why` of blockcount.c."""
 
     NOTHING = 0

@@ -18,7 +18,7 @@ from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN, UC_HOOK_INTR
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from kexecemu.errors import MachineError
-from kexecemu.machine.cpu.blockcount import FILTER_BITS, NO_DEADLINE, BlockCount, Why, load_library
+from kexecemu.machine.cpu.blockcount import FILTER_BITS, NO_DEADLINE, BlockCount, BlockStop, load_library
 from kexecemu.machine.cpu.python_hooks import PythonHooks
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -126,12 +126,12 @@ class BlockCounter:
     def start(self, deadline: int) -> None:
         """Begin a stretch that ends when `total` is `deadline` or more."""
         self.state.deadline = deadline
-        self.state.why = Why.NOTHING
+        self.state.why = BlockStop.NOTHING
 
     @property
-    def why(self) -> Why:
+    def why(self) -> BlockStop:
         """What ended the last stretch."""
-        return Why(self.state.why)
+        return BlockStop(self.state.why)
 
     def uncount_from(self, pc_virt: int) -> None:
         """Take back the instructions from pc_virt on to the end of the last block: they have not retired."""

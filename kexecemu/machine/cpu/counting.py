@@ -20,13 +20,13 @@ from unicorn.arm64_const import (
 from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INTR
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, Why
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
 from kexecemu.machine.cpu.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SWI
-from kexecemu.machine.cpu.engine import Engine
+from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.engine_internals import Internals
 from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode
-from kexecemu.machine.cpu.stepper import Halt, Owner
+from kexecemu.machine.cpu.stepper import Owner, StepEnd
 from kexecemu.machine.cpu.system_hooks import EL0PCTEN, EL0VCTEN, SystemHooks
 
 __all__ = ["CountingStepper"]
@@ -41,7 +41,7 @@ _MRS_CNTPCT, _MRS_CNTVCT = 0xD53BE020, 0xD53BE040
 class CountingStepper:
     """See Stepper."""
 
-    def __init__(self, engine: Engine, owner: Owner, internals: Internals) -> None:
+    def __init__(self, engine: CpuEngine, owner: Owner, internals: Internals) -> None:
         self._engine = engine
         self._uc = engine.uc
         self._state = engine.counter.state
@@ -49,7 +49,7 @@ class CountingStepper:
         self._inside = internals
         self._done, self._limit = self._inside.done, self._inside.limit
         self._sprinting = False
-        self._doomed_count: int | None = None  # what had been counted when the rest of a block was doomed
+        self._aborting_count: int | None = None  # what had been counted when the rest of a block was aborted
         self._cuts: list[tuple[int, int]] = []  # where a sprint has been cut short: PC, and the count with it
         self._running = False
         self._finishing = False
@@ -62,7 +62,7 @@ class CountingStepper:
         self.error = 0
         self._state.entered = NO_DEADLINE
         self._inside.variant.value = 0
-        engine.on_doom = self._on_doom
+        engine.on_abort = self._on_abort
         assert engine.counter.python is not None
         engine.counter.python.unhook()
         self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
@@ -110,14 +110,14 @@ class CountingStepper:
         else:
             self._limit.value = self._done.value
 
-    def run(self, deadline: int) -> Halt:
+    def run(self, deadline: int) -> StepEnd:
         """See Stepper."""
         self._deadline = deadline
         self._at_boundary = True
         self._pc, self._pstate = self._engine.where()
         while True:
             if self._at_boundary and self._must_return():
-                return Halt.BOUNDARY
+                return StepEnd.BOUNDARY
             masked = bool(self._pstate & Pstate.I)
             # The engine itself takes an interrupt at the boundary at which it is unmasked.
             self._inside.interrupt_request.value = Internals.INTERRUPT_IRQ if self._irq and masked else 0
@@ -141,7 +141,7 @@ class CountingStepper:
             return True
         return self._irq and not self._pstate & Pstate.I
 
-    def _finish(self) -> Halt | None:
+    def _finish(self) -> StepEnd | None:
         """Run to the next boundary; None if it was reached."""
         self._finishing = True
         try:
@@ -160,7 +160,7 @@ class CountingStepper:
         finally:
             self._finishing = False
 
-    def _stretch(self, count: int, *, sprint: bool = False) -> Halt | None:
+    def _stretch(self, count: int, *, sprint: bool = False) -> StepEnd | None:
         """Run `count` instructions, or less if something cuts them short; None if nothing else came in between.
 
         A sprint is faster, and goes on to the end of the block that it is in when its count or a cut ends it.
@@ -171,7 +171,7 @@ class CountingStepper:
         state.block_size = 0
         goal = state.total + count
         while state.total < goal:
-            state.why = Why.NOTHING
+            state.why = BlockStop.NOTHING
             state.maintenance |= TLB  # not looked at one by one
             self._cuts.clear()
             self._running = True
@@ -182,8 +182,8 @@ class CountingStepper:
                 done, limit = self._done.value, self._limit.value
             if self._hooks.raised is not None:
                 self._hooks.raise_pending()
-            if self._doomed_count is not None:
-                done, self._doomed_count = self._doomed_count, None
+            if self._aborting_count is not None:
+                done, self._aborting_count = self._aborting_count, None
             state.total += done if sprint else min(done, limit)
             self._pc, self._pstate = self._engine.where()
             if not self._pstate & Pstate.EL_MASK:
@@ -192,19 +192,19 @@ class CountingStepper:
                 # What could not be loaded or stored has not retired; what could not be fetched was not counted.
                 if self.error not in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
                     state.total -= 1
-                return Halt.ERROR
-            if state.why == Why.INTERRUPT:
+                return StepEnd.ERROR
+            if state.why == BlockStop.INTERRUPT:
                 if state.interrupt not in (EXCP_SWI, EXCP_HVC, EXCP_PREFETCH_ABORT):
                     state.total -= 1
                 if self._pc & 3:
-                    state.why = Why.MISALIGNED  # which the engine takes for an undefined instruction
+                    state.why = BlockStop.MISALIGNED  # which the engine takes for an undefined instruction
                 if not self._serve_counter():
-                    return Halt.EVENT
+                    return StepEnd.EVENT
                 if self._cuts:
                     break
             elif self._inside.halted.value:
                 if not self._irq:
-                    return Halt.IDLE
+                    return StepEnd.IDLE
                 break  # an interrupt waits, masked or not: WFI does not
             else:
                 if self._cuts:
@@ -244,11 +244,11 @@ class CountingStepper:
 
     def _on_interrupt(self, uc: Uc, number: int, _: object) -> None:
         self._state.interrupt = number
-        self._state.why = Why.INTERRUPT
+        self._state.why = BlockStop.INTERRUPT
         uc.emu_stop()
 
-    def _on_doom(self) -> None:
-        self._doomed_count = self._done.value
+    def _on_abort(self) -> None:
+        self._aborting_count = self._done.value
 
 
 def _general(number: int) -> int:

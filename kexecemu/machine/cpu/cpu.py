@@ -15,17 +15,17 @@ from unicorn.unicorn_py3.unicorn import Uc, UcContext
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.cpu import abort, exceptions
-from kexecemu.machine.cpu.blockcount import NO_DEADLINE, Why
+from kexecemu.machine.cpu.blockcount import NO_DEADLINE, BlockStop
 from kexecemu.machine.cpu.counter import BlockCounter
-from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestFault, Pstate
+from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestException, Pstate
 from kexecemu.machine.cpu.recursion import Recursion
 from kexecemu.machine.cpu.registers import Registers
-from kexecemu.machine.cpu.stop import Stop, StopKind
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 
-__all__ = ["Cpu", "Stop", "StopKind"]
+__all__ = ["Cpu"]
 
 SLICE: Final = 50_000_000
 """Instructions between two looks at Python's pending signals: a fraction of a second."""
@@ -40,7 +40,11 @@ EXCP_SMC: Final = 13
 
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
-_ENDS: Final = {Why.NOTHING: StopKind.IDLE, Why.STOP: StopKind.BREAKPOINT, Why.LEFT: StopKind.LEFT}
+_ENDS: Final = {
+    BlockStop.NOTHING: CpuStopKind.IDLE,
+    BlockStop.STOP: CpuStopKind.BREAKPOINT,
+    BlockStop.LEFT: CpuStopKind.LEFT,
+}
 
 
 @shown()
@@ -87,7 +91,7 @@ class Cpu(Registers):
     ) -> None:
         super().__init__(index, ram, devices)
         self.powered = False
-        self.exceptions: list[GuestFault] = []
+        self.exceptions: list[GuestException] = []
         """Every exception taken or reported, in order; supervisor calls that were delivered are left out."""
         self._clock = clock
         self._hypercall = hypercall
@@ -164,8 +168,8 @@ class Cpu(Registers):
         within: range | None = None,
         limit: int | None = None,
         deliver: bool = True,
-    ) -> Stop:
-        """Run until something exact ends it. See StopKind; all addresses are virtual.
+    ) -> CpuStop:
+        """Run until something exact ends it. See CpuStopKind; all addresses are virtual.
 
         stops: a block that starts at one of these ends the run before it is executed (BREAKPOINT), except for the
             first block of this run, so that a run can go on from a stop. A block starts after a branch, at a page
@@ -190,33 +194,35 @@ class Cpu(Registers):
         begin = counter.total
         end = NO_DEADLINE if limit is None else begin + limit
 
-        def stop(kind: StopKind, *, fault: GuestFault | None = None, power: str | None = None) -> Stop:
-            return Stop(kind, self.pc, counter.total - begin, fault, power)
+        def stop(
+            kind: CpuStopKind, *, fault: GuestException | None = None, power: str | None = None
+        ) -> CpuStop:
+            return CpuStop(kind, self.pc, counter.total - begin, fault, power)
 
         while True:
             self._see_foreign_writes()
             counter.start(min(end, counter.total + SLICE))
             error = engine.run()
             why = counter.why
-            fault: GuestFault | None = None
+            fault: GuestException | None = None
             if error:
                 fault = self._external_abort(error)
             elif why in _ENDS:
                 return stop(_ENDS[why])
-            elif why is Why.DEADLINE:
+            elif why is BlockStop.DEADLINE:
                 if counter.total >= end:
-                    return stop(StopKind.DEADLINE)
+                    return stop(CpuStopKind.DEADLINE)
             elif self._calls_firmware():
                 power = self._call_firmware()
                 if power is not None:
-                    return stop(StopKind.POWER, power=power)
+                    return stop(CpuStopKind.POWER, power=power)
             else:
                 fault = self._event()
             if fault is not None:
                 # A block at the vector or behind a mended fault is not the first of this run any more.
                 counter.state.first = 0
                 if not self._take(fault, deliver):
-                    return stop(StopKind.FAULT, fault=self.exceptions[-1])
+                    return stop(CpuStopKind.FAULT, fault=self.exceptions[-1])
 
     def deliver_irq(self) -> bool:
         """Take an interrupt now if PSTATE.I allows it; False, and nothing changed, when it is masked."""
@@ -238,12 +244,12 @@ class Cpu(Registers):
 
     def _calls_firmware(self) -> bool:
         counter = self._engine.counter
-        return counter.why is Why.INTERRUPT and counter.state.interrupt == EXCP_HVC
+        return counter.why is BlockStop.INTERRUPT and counter.state.interrupt == EXCP_HVC
 
-    def _event(self) -> GuestFault:
+    def _event(self) -> GuestException:
         """What a run ended with that is no call to firmware."""
         counter = self._engine.counter
-        if counter.why is Why.MISALIGNED:
+        if counter.why is BlockStop.MISALIGNED:
             return self._fault(exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, far=self.pc)
         return self._exception(counter.state.interrupt)
 
@@ -253,15 +259,15 @@ class Cpu(Registers):
             return None
         return self._hypercall(self)
 
-    def _record(self, kind: ExceptionKind, esr: int, far: int) -> GuestFault:
+    def _record(self, kind: ExceptionKind, esr: int, far: int) -> GuestException:
         when = self._clock() if self._clock is not None else self.instructions
         pstate = self.pstate
-        return GuestFault(self.index, when, kind, esr, far, self.pc, pstate >> 2 & 3, pstate)
+        return GuestException(self.index, when, kind, esr, far, self.pc, pstate >> 2 & 3, pstate)
 
-    def _fault(self, esr: int, far: int = 0) -> GuestFault:
+    def _fault(self, esr: int, far: int = 0) -> GuestException:
         return self._record("sync", esr, far)
 
-    def _exception(self, number: int) -> GuestFault:
+    def _exception(self, number: int) -> GuestException:
         """The synchronous exception that the engine just met, with the instruction count put right."""
         esr, far = self._engine.syndrome()
         if number == EXCP_SMC:
@@ -275,14 +281,14 @@ class Cpu(Registers):
             esr = exceptions.ESR_IL  # Unicorn forgets IL for some trapped system register accesses
         return self._fault(esr, far if number in (EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT) else 0)
 
-    def _external_abort(self, error: int) -> GuestFault:
+    def _external_abort(self, error: int) -> GuestException:
         """A load, store or fetch of a physical address where nothing is."""
         esr, far = abort.external_abort(self, error, self._engine.unmapped_phys)
         if not abort.is_fetch(error):
             self._engine.counter.uncount_from(self.pc)
         return self._fault(esr, far)
 
-    def _take(self, fault: GuestFault, deliver: bool) -> bool:
+    def _take(self, fault: GuestException, deliver: bool) -> bool:
         """Deliver the fault to the guest's vectors and record it; False when it ends the run instead."""
         delivered = deliver and self._makes_progress(fault)
         if not delivered:
@@ -294,6 +300,6 @@ class Cpu(Registers):
             self._recursion.entered_at = self._engine.counter.total
         return delivered
 
-    def _makes_progress(self, fault: GuestFault) -> bool:
+    def _makes_progress(self, fault: GuestException) -> bool:
         """False when taking the fault would only lead to the same fault again."""
         return self._recursion.makes_progress(self, fault, self._engine.counter.total)

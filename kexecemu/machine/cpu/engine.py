@@ -41,7 +41,7 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
-__all__ = ["Engine", "Syndrome"]
+__all__ = ["CpuEngine", "Syndrome"]
 
 # NS and HCE (else HVC is undefined) and RW. Without RW here and in HCR_EL2, Unicorn walks EL1's tables as
 # AArch32.
@@ -109,8 +109,8 @@ def syndrome_offset() -> int:
     return raw.index(mark)
 
 
-@shown("counter", "doomed")
-class Engine:
+@shown("counter", "aborting")
+class CpuEngine:
     """A Unicorn engine with the board's RAM and devices mapped and its block counter hooked."""
 
     def __init__(self, ram: Ram, devices: Sequence[MmioDevice]) -> None:
@@ -135,14 +135,14 @@ class Engine:
         """The physical address of the last access to nothing."""
         self.between_blocks = False
         """Set where code is translated that stops between blocks only, see Internals."""
-        self.on_doom: Callable[[], object] | None = None
-        """Called when the rest of a block is doomed, see _doom()."""
-        self.doomed = False
+        self.on_abort: Callable[[], object] | None = None
+        """Called when the rest of a block is aborted, see _abort()."""
+        self.aborting = False
         self.write_sysreg("SCR_EL3", SCR_EL3)
         self.write_sysreg("HCR_EL2", HCR_EL2)
         self._pristine = self.uc.context_save()
         self._scratch = self.uc.context_save()
-        self._at_doom = self.uc.context_save()
+        self._at_abort = self.uc.context_save()
         self._exception = _ExceptionState.from_address(_context_address(self._scratch) + syndrome_offset())
 
     def close(self) -> None:
@@ -164,23 +164,23 @@ class Engine:
 
     def _on_unmapped(self, uc: Uc, access: int, phys: int, size: int, value: int, _: object) -> bool:
         self.unmapped_phys = phys
-        if access == UC_MEM_WRITE_UNMAPPED and self.between_blocks and not self.doomed:
-            self._doom()
+        if access == UC_MEM_WRITE_UNMAPPED and self.between_blocks and not self.aborting:
+            self._abort()
         return False
 
-    def _doom(self) -> None:
+    def _abort(self) -> None:
         """A store to nothing, in code that looks for a stop in none but its first place: the engine goes on behind it.
 
         What is left of the block must leave no trace. Registers are put back when the run has ended, and for memory
         there is no translation any more: the next access of any kind ends the block.
         """
-        self.doomed = True
-        self.uc.context_update(self._at_doom)
+        self.aborting = True
+        self.uc.context_update(self._at_abort)
         self.write_sysreg("TCR_EL1", self.read_sysreg("TCR_EL1") | TCR_EPD0 | TCR_EPD1)
         self.write_sysreg("SCTLR_EL1", self.read_sysreg("SCTLR_EL1") | SCTLR_M)
         self.flush_tlb()
-        if self.on_doom is not None:
-            self.on_doom()
+        if self.on_abort is not None:
+            self.on_abort()
 
     def reset(self) -> None:
         """Put all registers back to their reset values and forget all translations."""
@@ -210,9 +210,9 @@ class Engine:
         """
         # The binding's own emu_start() costs more than a short run.
         error = _emu_start(self._handle, self.get(UC_ARM64_REG_PC), 0, 0, count)
-        if self.doomed:
-            self.restore(self._at_doom)
-            self.doomed = False
+        if self.aborting:
+            self.restore(self._at_abort)
+            self.aborting = False
         raised = self.uc._hook_exception
         if raised is not None:
             self.uc._hook_exception = None

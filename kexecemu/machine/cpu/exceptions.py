@@ -7,7 +7,7 @@ from typing import Literal
 
 from kexecemu.shown import shown
 
-__all__ = ["ExceptionKind", "GuestFault", "Pstate"]
+__all__ = ["ExceptionKind", "GuestException", "Pstate"]
 
 ExceptionKind = Literal["sync", "irq", "fiq", "serror"]
 
@@ -78,7 +78,7 @@ _STATUS = {FSC_EXTERNAL: "external abort", 0x21: "alignment fault", 0x30: "TLB c
 
 @shown()
 @dataclass(frozen=True, slots=True)
-class GuestFault:
+class GuestException:
     """One exception: what the CPU wrote, or would have written, into its EL1 exception registers.
 
     when is in instructions of the whole board; pc_virt is the preferred return address (ELR_EL1), which for a

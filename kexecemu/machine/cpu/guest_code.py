@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kexecemu.machine.cpu.blockcount import LINE_SIZE
-from kexecemu.machine.cpu.engine import Engine
+from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.kernel_sites import Image
 from kexecemu.machine.cpu.stepper import Owner, ends_block
 from kexecemu.machine.memory.ram import Ram
@@ -88,7 +88,7 @@ class StaleCode:
     They are not dropped in the hook that sees the IC: that has lost a running block of its patched code.
     """
 
-    def __init__(self, engine: Engine, code: GuestCode) -> None:
+    def __init__(self, engine: CpuEngine, code: GuestCode) -> None:
         self._engine = engine
         self._code = code
         self._lines: list[int] = []

@@ -30,7 +30,7 @@ from kexecemu.machine.cpu.blockcount import (
     STALE_SOME,
     TLB,
     BlockCount,
-    Why,
+    BlockStop,
 )
 from kexecemu.machine.cpu.exceptions import Pstate
 
@@ -72,7 +72,7 @@ class PythonHooks:
         self._uc.hook_add(UC_HOOK_INSN, self._on_msr, aux1=UC_ARM64_INS_MSR)
         self._uc.hook_add(UC_HOOK_INSN, self._on_sys, aux1=UC_ARM64_INS_SYS)
 
-    def _stop(self, why: Why) -> None:
+    def _stop(self, why: BlockStop) -> None:
         if not self._state.why:
             self._state.why = why
         self._uc.emu_stop()
@@ -88,32 +88,32 @@ class PythonHooks:
         state = self._state
         first, state.first = state.first, 0
         if not 0 <= virt - state.within < state.within_size:
-            self._stop(Why.LEFT)
+            self._stop(BlockStop.LEFT)
         elif not first and virt in self.stops:
-            self._stop(Why.STOP)
+            self._stop(BlockStop.STOP)
         elif state.total >= state.deadline:
-            self._stop(Why.DEADLINE)
+            self._stop(BlockStop.DEADLINE)
         elif virt & 3:
-            self._stop(Why.MISALIGNED)
+            self._stop(BlockStop.MISALIGNED)
         else:
             self._start_block(virt, size)
 
     def _on_system_block(self, uc: Uc, virt: int, size: int, _: object) -> None:
         state = self._state
         if state.total >= state.deadline:
-            self._stop(Why.DEADLINE)
+            self._stop(BlockStop.DEADLINE)
         elif virt & 3:
-            self._stop(Why.MISALIGNED)
+            self._stop(BlockStop.MISALIGNED)
         elif state.irq and not state.first and not uc.reg_read(UC_ARM64_REG_PSTATE) & Pstate.I:
-            self._stop(Why.IRQ)
+            self._stop(BlockStop.IRQ)
         elif state.stale:
-            self._stop(Why.STALE)
+            self._stop(BlockStop.STALE)
         else:
             self._start_block(virt, size)
 
     def _on_interrupt(self, uc: Uc, number: int, _: object) -> None:
         self._state.interrupt = number
-        self._stop(Why.INTERRUPT)
+        self._stop(BlockStop.INTERRUPT)
 
     def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
         state = self._state

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kexecemu.machine.cpu import exceptions
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.registers import Registers
 from kexecemu.shown import shown
 
@@ -28,7 +28,7 @@ class Recursion:
     last_far: int = -1
     last_sp: int = -1
 
-    def makes_progress(self, cpu: Registers, fault: GuestFault, now: int) -> bool:
+    def makes_progress(self, cpu: Registers, fault: GuestException, now: int) -> bool:
         """False when taking the fault would only lead to the same fault again."""
         since = now - self.entered_at
         if self.entered_at >= 0 and since == 0:

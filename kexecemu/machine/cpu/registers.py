@@ -8,7 +8,7 @@ from unicorn import arm64_const as uc64
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.machine import virt
-from kexecemu.machine.cpu.engine import Engine
+from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.exceptions import ExceptionKind, Pstate
 from kexecemu.machine.cpu.sysregs import SYSREGS, TRANSLATION
 from kexecemu.machine.memory.descriptors import Granule, TableFormat
@@ -42,14 +42,14 @@ class Registers:
         self.ram = ram
         self.mpidr = 1 << 31 | virt.affinity(index)  # bit 31 is RES1
         self._devices = tuple(devices)
-        self._created: Engine | None = None
+        self._created: CpuEngine | None = None
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> CpuEngine:
         if self._created is None:
             if self.ram.closed:
                 raise InputError("the board is closed: its CPUs are gone")
-            self._created = Engine(self.ram, self._devices)
+            self._created = CpuEngine(self.ram, self._devices)
         return self._created
 
     def close(self) -> None:

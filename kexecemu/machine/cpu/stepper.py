@@ -15,19 +15,19 @@ from unicorn.arm64_const import UC_ARM64_INS_MSR, UC_ARM64_INS_SYS, UC_ARM64_REG
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN
 from unicorn.unicorn_py3.unicorn import uclib
 
-from kexecemu.machine.cpu.blockcount import DOOMED, LINE_MARKS, LINE_SIZE, NO_DEADLINE, STALE_ALL, Why
+from kexecemu.machine.cpu.blockcount import DOOMED, LINE_MARKS, LINE_SIZE, NO_DEADLINE, STALE_ALL, BlockStop
 from kexecemu.machine.cpu.counter import function_address
-from kexecemu.machine.cpu.engine import Engine
+from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.engine_internals import between_blocks_of
 from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.memory.ram import Ram
 
-__all__ = ["BlockStepper", "Halt", "Stepper", "ends_block"]
+__all__ = ["BlockStepper", "StepEnd", "Stepper", "ends_block"]
 
 PAGE_SIZE: Final = 0x1000
 
 
-class Halt(Enum):
+class StepEnd(Enum):
     """Why a stepper has come back."""
 
     BOUNDARY = "boundary"  # the deadline, or an interrupt that is not masked
@@ -72,7 +72,7 @@ class Stepper(Protocol):
     """Runs one engine from boundary to boundary. Counts are instructions that this CPU has retired."""
 
     error: int
-    """Unicorn's error number after Halt.ERROR."""
+    """Unicorn's error number after StepEnd.ERROR."""
 
     @property
     def now(self) -> int:
@@ -87,14 +87,14 @@ class Stepper(Protocol):
     def shorten(self, deadline: int) -> None:
         """In a callback: the run under way is to end at this deadline if it would end later."""
 
-    def run(self, deadline: int) -> Halt:
+    def run(self, deadline: int) -> StepEnd:
         """Run to the first boundary with `deadline` instructions retired, or at which an interrupt is to be taken."""
 
 
 class BlockStepper:
     """The stepper that sees every block begin, in blockcount.c's hooks or in those of Python."""
 
-    def __init__(self, engine: Engine, owner: Owner) -> None:
+    def __init__(self, engine: CpuEngine, owner: Owner) -> None:
         self._engine = engine
         self._counter = counter = engine.counter
         self._owner = owner
@@ -112,7 +112,7 @@ class BlockStepper:
         between_blocks = between_blocks_of(engine.uc)
         if between_blocks is not None:
             between_blocks.value = engine.between_blocks = True
-        engine.on_doom = self._on_doom
+        engine.on_abort = self._on_abort
         engine.flush_code()
 
     def _hook_native(self) -> None:
@@ -155,13 +155,13 @@ class BlockStepper:
         state = self._counter.state
         state.deadline = min(state.deadline, deadline)
 
-    def run(self, deadline: int) -> Halt:
+    def run(self, deadline: int) -> StepEnd:
         """See Stepper."""
         counter = self._counter
         state = counter.state
         goal = deadline
         if state.total >= goal or (state.irq and not self._engine.get(UC_ARM64_REG_PSTATE) & Pstate.I):
-            return Halt.BOUNDARY
+            return StepEnd.BOUNDARY
         while True:
             counter.start(goal)
             state.first = 1  # an interrupt is not looked for at the first block: the owner has done that
@@ -176,19 +176,19 @@ class BlockStepper:
                 raise raised
             if self.error:
                 state.stale &= ~DOOMED
-                return Halt.ERROR
+                return StepEnd.ERROR
             why = state.why
-            if why == Why.NOTHING:
+            if why == BlockStop.NOTHING:
                 if not state.irq:
-                    return Halt.IDLE
+                    return StepEnd.IDLE
                 # An interrupt waits, masked or not: WFI does not.
                 goal = max(goal, state.total + 1)
-            elif why == Why.STALE:
+            elif why == BlockStop.STALE:
                 self._drop_stale()
-            elif why not in (Why.DEADLINE, Why.IRQ):
-                return Halt.EVENT
+            elif why not in (BlockStop.DEADLINE, BlockStop.IRQ):
+                return StepEnd.EVENT
             elif self._at_boundary():
-                return Halt.BOUNDARY
+                return StepEnd.BOUNDARY
             else:
                 # A block that only the page's end or the engine's limits cut off: on to the next one.
                 goal = state.total + 1
@@ -215,11 +215,11 @@ class BlockStepper:
         word = self._owner.word_at(end - 4)
         return word is not None and ends_block(word)
 
-    def _on_doom(self) -> None:
+    def _on_abort(self) -> None:
         self._counter.state.stale |= DOOMED
 
     def _on_timer(self, crm: int, op2: int, write: int, value: int) -> int:
-        if self._engine.doomed:
+        if self._engine.aborting:
             return 0
         # ctypes would print whatever is raised here and go on.
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kexecemu.machine.cpu.exceptions import GuestFault
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.shown import shown
 
-__all__ = ["Stop", "StopKind"]
+__all__ = ["CpuStop", "CpuStopKind"]
 
 
-class StopKind(StrEnum):
+class CpuStopKind(StrEnum):
     """Why Cpu.run() returned."""
 
     BREAKPOINT = "breakpoint"
@@ -24,16 +24,16 @@ class StopKind(StrEnum):
 
 @shown()
 @dataclass(frozen=True, slots=True)
-class Stop:
+class CpuStop:
     """How one Cpu.run() ended: why, at which virtual PC, after how many instructions of this run.
 
     fault is set for FAULT, power ("cpu_off", "system_off" or "system_reset") for POWER.
     """
 
-    kind: StopKind
+    kind: CpuStopKind
     pc: int
     instructions: int
-    fault: GuestFault | None = None
+    fault: GuestException | None = None
     power: str | None = None
 
     def __str__(self) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, Why
+from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
 from kexecemu.machine.cpu.counting import CountingStepper
-from kexecemu.machine.cpu.cpu import EXCP_UDEF, Cpu, Stop, StopKind
+from kexecemu.machine.cpu.cpu import EXCP_UDEF, Cpu
 from kexecemu.machine.cpu.engine_internals import internals_of
-from kexecemu.machine.cpu.exceptions import GuestFault, Pstate
+from kexecemu.machine.cpu.exceptions import GuestException, Pstate
 from kexecemu.machine.cpu.generic_timer import GenericTimer
-from kexecemu.machine.cpu.stepper import BlockStepper, Halt, Stepper
+from kexecemu.machine.cpu.stepper import BlockStepper, StepEnd, Stepper
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
 
@@ -136,7 +137,7 @@ class SystemCpu(Cpu):
         expiry = self.timer.expiry()
         return NO_DEADLINE if expiry is None else expiry * INSTRUCTIONS_PER_TICK
 
-    def advance(self, until: int) -> Stop:
+    def advance(self, until: int) -> CpuStop:
         """Run to the first boundary at which time is `until`, a timer expires, or an interrupt can be taken.
 
         DEADLINE at a boundary, IDLE behind a WFI, POWER, and FAULT for an exception that cannot be taken. The CPU must
@@ -154,31 +155,31 @@ class SystemCpu(Cpu):
             deadline = min(until, self._next_expiry())
             halt = stepper.run(deadline - self._elsewhere)
             fault = None
-            if halt is Halt.BOUNDARY:
-                return Stop(StopKind.DEADLINE, self.pc, counter.total - begin)
-            if halt is Halt.IDLE:
-                return Stop(StopKind.IDLE, self.pc, counter.total - begin)
-            if halt is Halt.ERROR:
+            if halt is StepEnd.BOUNDARY:
+                return CpuStop(CpuStopKind.DEADLINE, self.pc, counter.total - begin)
+            if halt is StepEnd.IDLE:
+                return CpuStop(CpuStopKind.IDLE, self.pc, counter.total - begin)
+            if halt is StepEnd.ERROR:
                 fault = self._external_abort(stepper.error)
             elif self._calls_firmware():
                 power = self._call_firmware()
                 if power is not None:
-                    return Stop(StopKind.POWER, self.pc, counter.total - begin, power=power)
+                    return CpuStop(CpuStopKind.POWER, self.pc, counter.total - begin, power=power)
             elif self._gic_registers is None or not self._access(self._gic_registers):
                 fault = self._event()
             if fault is not None:
                 if not self._take(fault, True):
-                    return Stop(StopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
+                    return CpuStop(CpuStopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
                 counter.state.entered = counter.total
 
-    def _makes_progress(self, fault: GuestFault) -> bool:
+    def _makes_progress(self, fault: GuestException) -> bool:
         """An operating system may take one exception as often as it likes; only a vector that faults itself is lost."""
         if self._stepper is None:
             return super()._makes_progress(fault)
         counter = self._engine.counter
         return bool(counter.state.entered != counter.total)
 
-    def _take(self, fault: GuestFault, deliver: bool) -> bool:
+    def _take(self, fault: GuestException, deliver: bool) -> bool:
         taken = super()._take(fault, deliver)
         if taken and not fault.el:
             self._left_el0()
@@ -192,7 +193,7 @@ class SystemCpu(Cpu):
     def _access(self, registers: SystemRegisters) -> bool:
         """Do what the instruction at PC asks for if that is to read or write one of these; False if not."""
         counter = self._engine.counter
-        if counter.why is Why.MISALIGNED or counter.state.interrupt != EXCP_UDEF:
+        if counter.why is BlockStop.MISALIGNED or counter.state.interrupt != EXCP_UDEF:
             return False
         pc = self.pc
         word = self.word_at(pc)
@@ -216,14 +217,14 @@ class SystemCpu(Cpu):
         self.pc = pc + 4
         return True
 
-    def maintained(self) -> int:
+    def take_maintenance(self) -> int:
         """What maintenance this CPU has done for all since it was last asked: CODE and TLB."""
         state = self._engine.counter.state
         done = int(state.maintenance)
         state.maintenance = 0
         return done
 
-    def hear(self, maintenance: int) -> None:
+    def apply_maintenance(self, maintenance: int) -> None:
         """Another CPU has done maintenance for all."""
         if maintenance & CODE:
             self._engine.flush_code()

@@ -21,7 +21,7 @@ from unicorn.arm64_const import (
 from unicorn.unicorn_const import UC_HOOK_INSN
 
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK
-from kexecemu.machine.cpu.engine import Engine
+from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode
 from kexecemu.machine.cpu.kernel_sites import find_image, sites
 from kexecemu.machine.cpu.stepper import Owner
@@ -79,7 +79,7 @@ class SystemHooks:
     """Hooks on MRS, MSR and SYS instructions of one engine."""
 
     def __init__(
-        self, engine: Engine, owner: Owner, stretch: _Stretch, code: GuestCode, stale: StaleCode
+        self, engine: CpuEngine, owner: Owner, stretch: _Stretch, code: GuestCode, stale: StaleCode
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -145,7 +145,7 @@ class SystemHooks:
         return 1
 
     def _on_msr(self, register: int, named: _Named) -> int:
-        if self._engine.doomed:
+        if self._engine.aborting:
             return 1
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
         if key[:3] == (3, 3, 14) and named.crm in (2, 3) and named.op2 <= 2:
@@ -164,7 +164,7 @@ class SystemHooks:
         return 0
 
     def _on_sys(self, register: int, named: _Named) -> int:
-        if named.crn != 7 or named.crm not in (1, 5) or self._engine.doomed:
+        if named.crn != 7 or named.crm not in (1, 5) or self._engine.aborting:
             return 0  # not IC
         self._engine.counter.state.maintenance |= CODE
         if named.op1 != 3:

@@ -66,7 +66,7 @@ class Gic2(GicBase):
         """The device at cpu_interface_phys for this CPU's list of devices."""
         return self.interfaces[cpu]
 
-    def deafen(self, cpu: int) -> None:
+    def disable_cpu_interface(self, cpu: int) -> None:
         """Let a CPU hear no interrupt any more, as if it had disabled them in its interface."""
         self.interfaces[cpu].write(GICC_CTLR, 4, 0)
 

@@ -67,7 +67,7 @@ class Gic3(GicBase):
         """The system registers of this CPU."""
         return self.interfaces[cpu]
 
-    def deafen(self, cpu: int) -> None:
+    def disable_cpu_interface(self, cpu: int) -> None:
         """Let a CPU hear no interrupt any more, as if it had disabled them in its interface."""
         self.interfaces[cpu].write_sysreg(IGRPEN1, 0)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["Absent"]
+__all__ = ["AbsentDevice"]
 
 
 @shown("phys")
-class Absent:
+class AbsentDevice:
     """Physical addresses at which nothing answers, yet an access does not fault.
 
     Every load reads the same bytes and every store is lost. A guest that was told nothing of the device never comes

@@ -28,7 +28,7 @@ from kexecemu.campaign.job import CampaignConfig, error_of, run_chunk
 from kexecemu.errors import MachineError
 from kexecemu.shown import shown
 
-__all__ = ["Alone", "Crew", "Stop", "Task", "Workers", "local_pool", "stoppable"]
+__all__ = ["Alone", "StopRequest", "Task", "TaskRunner", "Workers", "local_pool", "stoppable"]
 
 _POLL = 0.5  # seconds after which Ctrl-C is noticed at the latest
 
@@ -46,19 +46,19 @@ class Task:
 Result = tuple[Task, list[Decided]]
 
 
-class Stop:
+class StopRequest:
     """Whether Ctrl-C was pressed: what is under way is finished then, and nothing new begun."""
 
     asked = False
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable() -> Iterator[StopRequest]:
     """Turn the first Ctrl-C into a request to stop; a second one is KeyboardInterrupt as ever.
 
     In another thread than the main one Python delivers no Ctrl-C, and nothing is turned into anything.
     """
-    stop = Stop()
+    stop = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.asked:
@@ -99,14 +99,14 @@ def local_pool(workers: int) -> ProcessPoolExecutor:
 
 
 @shown("space")
-class Crew:
+class TaskRunner:
     """Gives results for tasks, in any order; every task once."""
 
     def __init__(self, config: CampaignConfig, space: Any) -> None:
         self.config = config
         self.space = space
 
-    def results(self, tasks: Iterable[Task], stop: Stop) -> Iterator[Result]:
+    def results(self, tasks: Iterable[Task], stop: StopRequest) -> Iterator[Result]:
         """The results as they come; after a request to stop those that are under way, and no more."""
         raise NotImplementedError
 
@@ -165,7 +165,7 @@ class _Lonely:
             self.pool = None
 
 
-class Alone(Crew):
+class Alone(TaskRunner):
     """This process. before hears of each task before it is begun, so that a death in it is not repeated for ever."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Alone(Crew):
         super().__init__(config, space)
         self.before = before
 
-    def results(self, tasks: Iterable[Task], stop: Stop) -> Iterator[Result]:
+    def results(self, tasks: Iterable[Task], stop: StopRequest) -> Iterator[Result]:
         """One task after the other."""
         for task in tasks:
             if stop.asked:
@@ -184,7 +184,7 @@ class Alone(Crew):
             yield task, run_chunk(self.config, task.indices, task.audit)
 
 
-class Workers(Crew):
+class Workers(TaskRunner):
     """An executor's workers. make gives an executor, and another one when that is broken, to be shut down afterwards.
 
     Where an executor is given instead it stays its owner's, and what it does not do any more is done by processes of
@@ -199,7 +199,7 @@ class Workers(Crew):
         self.width = width
         self.executor: Executor | None = None
 
-    def results(self, tasks: Iterable[Task], stop: Stop) -> Iterator[Result]:
+    def results(self, tasks: Iterable[Task], stop: StopRequest) -> Iterator[Result]:
         """As they come; a task that was lost with its worker comes last."""
         waiting = deque(tasks)
         flying: dict[Future[list[Decided]], Task] = {}

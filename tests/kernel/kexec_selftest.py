@@ -9,10 +9,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-__all__ = ["SelftestMachine", "Verdict", "judge_kexec_file_load", "judge_kexec_load"]
 
-
-class Verdict(enum.Enum):
+class SelftestVerdict(enum.Enum):
     """A selftest's exit status."""
 
     PASS = 0
@@ -44,40 +42,43 @@ class SelftestMachine:
     modsig: bool = False
 
 
-def judge_kexec_load(machine: SelftestMachine, *, loaded: bool) -> tuple[Verdict, str]:
+def judge_kexec_load(machine: SelftestMachine, *, loaded: bool) -> tuple[SelftestVerdict, str]:
     """test_kexec_load.sh: kexec_load() must fail in secure boot mode with IMA's policy for it, and nowhere else."""
     if not machine.root:
-        return Verdict.SKIP, "requires root privileges"
+        return SelftestVerdict.SKIP, "requires root privileges"
     if not machine.kexec:
-        return Verdict.SKIP, "kexec_load is not enabled"
+        return SelftestVerdict.SKIP, "kexec_load is not enabled"
     must_fail = machine.secure_boot and machine.ima_arch_policy
     reason = f"kexec_load {'succeeded' if loaded else 'failed'}"
-    return (Verdict.PASS if loaded is not must_fail else Verdict.FAIL), reason
+    return (SelftestVerdict.PASS if loaded is not must_fail else SelftestVerdict.FAIL), reason
 
 
 def judge_kexec_file_load(
     machine: SelftestMachine, *, loaded: bool, no_key: bool = False
-) -> tuple[Verdict, str]:
+) -> tuple[SelftestVerdict, str]:
     """test_kexec_file_load.sh: success is wrong where a signature is required and missing; failure is never wrong.
 
     no_key: it failed with ENOKEY.
     """
     if not machine.root:
-        return Verdict.SKIP, "requires root privileges"
+        return SelftestVerdict.SKIP, "requires root privileges"
     if not machine.kexec_file:
-        return Verdict.SKIP, "kexec_file_load is not enabled"
+        return SelftestVerdict.SKIP, "kexec_file_load is not enabled"
     if loaded:
         missing = _missing(machine, modsig_counts=True)
         if machine.secure_boot and machine.ima_arch_policy and not _any_signature(machine):
             missing = "missing sig"
         if missing:
-            return Verdict.FAIL, f"kexec_file_load succeeded ({missing})"
-        return Verdict.PASS, "kexec_file_load succeeded"
+            return SelftestVerdict.FAIL, f"kexec_file_load succeeded ({missing})"
+        return SelftestVerdict.PASS, "kexec_file_load succeeded"
     if no_key:
         hint = "" if machine.platform_keyring else ", try enabling the CONFIG_INTEGRITY_PLATFORM_KEYRING"
-        return Verdict.PASS, f"kexec_file_load failed (-ENOKEY){hint}"
+        return SelftestVerdict.PASS, f"kexec_file_load failed (-ENOKEY){hint}"
     missing = _missing(machine, modsig_counts=False)
-    return Verdict.PASS, f"kexec_file_load failed ({missing})" if missing else "kexec_file_load failed"
+    return (
+        SelftestVerdict.PASS,
+        f"kexec_file_load failed ({missing})" if missing else "kexec_file_load failed",
+    )
 
 
 def _any_signature(machine: SelftestMachine) -> bool:

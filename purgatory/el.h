@@ -10,6 +10,30 @@
 #define CurrentEL_EL2	(2 << 2)
 #define HCR_E2H_SHIFT	34
 
+/*
+ * SCTLR while MMU and caches are off: the bits that have to be 1, our byte order,
+ * and A, since Device memory refuses what is not aligned anyway. So whatever the
+ * dead kernel had there (EE, WXN, NMI, TCF, nAA ...) is gone.
+ */
+#ifdef __AARCH64EB__
+#define SCTLR_EE		(1 << 25)
+#else
+#define SCTLR_EE		0
+#endif
+#define SCTLR_A			(1 << 1)
+/* LSMAOE, nTLSMD, SPAN, EIS, TSCXT, EOS; and what is RES1 at EL2 without VHE. */
+#define SCTLR_EL1_MMU_OFF	(0x30d00800 | SCTLR_EE | SCTLR_A)
+#define SCTLR_EL2_MMU_OFF	(0x30c50830 | SCTLR_EE | SCTLR_A)
+
+/* By their numbers: assemblers know the names for newer profiles of the architecture only. */
+#define ID_AA64MMFR3_EL1	s3_0_c0_c7_3
+#define MMFR3_TCRX_WIDTH	4		/* from bit 0 on */
+#define PFR1_GCS_SHIFT		44		/* of ID_AA64PFR1_EL1 */
+#define TCR2_EL1		s3_0_c2_c0_3
+#define TCR2_EL2		s3_4_c2_c0_3
+#define GCSCR_EL1		s3_0_c2_c5_0
+#define GCSCR_EL2		s3_4_c2_c5_0
+
 #ifdef __ASSEMBLER__
 	/* Branch to \label at EL2 without VHE. */
 	.macro	if_el2, reg, label
@@ -19,6 +43,12 @@
 	mrs	\reg, hcr_el2
 	tbz	\reg, #HCR_E2H_SHIFT, \label
 .Lnot_el2\@:
+	.endm
+
+	/* A constant of 32 bits. */
+	.macro	mov32, reg, value
+	mov	\reg, #(\value) & 0xffff
+	movk	\reg, #(\value) >> 16, lsl #16
 	.endm
 #endif
 

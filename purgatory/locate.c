@@ -14,21 +14,20 @@ static u32 use_crypto __purgatory_data;
 
 void crypto_begin(void)
 {
-	u64 features;
+	u64 features, sve, sme;
 
 	__asm__ volatile("mrs %0, id_aa64isar0_el1" : "=r" (features));
 	use_crypto = 0;
 	if (purgatory_no_crypto || !(features >> 12 & 0xf))
 		return;
-	/* With SME the dead kernel may have left the CPU in streaming mode, where these are illegal. */
-	__asm__ volatile("mrs %0, id_aa64pfr1_el1" : "=r" (features));
-	if (features >> 24 & 0xf)
+	__asm__ volatile("mrs %0, id_aa64pfr0_el1" : "=r" (sve));
+	__asm__ volatile("mrs %0, id_aa64pfr1_el1" : "=r" (sme));
+	sve = sve >> 32 & 0xf;
+	sme = sme >> 24 & 0xf;
+	/* Only the low 128 bits of somebody's vectors would come back, and nothing of a streaming mode. */
+	if (purgatory_verdict.flags & PURGATORY_EARLY && (sve || sme))
 		return;
-	/* With SVE only the low 128 bits of somebody's registers would come back. */
-	__asm__ volatile("mrs %0, id_aa64pfr0_el1" : "=r" (features));
-	if (purgatory_verdict.flags & PURGATORY_EARLY && features >> 32 & 0xf)
-		return;
-	fpsimd_control = fpsimd_begin(fpsimd_save);
+	fpsimd_control = fpsimd_begin(fpsimd_save, sme);
 	use_crypto = 1;
 	purgatory_verdict.flags |= PURGATORY_CRYPTO;
 }

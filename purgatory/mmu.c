@@ -30,6 +30,7 @@
 #define TCR_T0SZ		(64UL - VA_BITS)
 #define TCR_WALKS_CACHED	(1UL << 8 | 1UL << 10 | 3UL << 12)
 #define TCR_EPD1		(1UL << 23)	/* no walks by TTBR1, whatever is in it */
+#define TCR_TG1_4K		(2UL << 30)	/* 0 would be reserved */
 #define TCR_EL1_IPS_SHIFT	32
 #define TCR_EL2_PS_SHIFT	16
 #define TCR_EL2_RES1		(1UL << 31 | 1UL << 23)
@@ -128,14 +129,22 @@ static int map_pages(u64 *top, u64 start, u64 len, u64 attributes)
 	return map(top, 0, start, end, attributes);
 }
 
-/* A region that wraps, lies beyond 48 bits or on ourselves was not loaded: its table is damaged. */
+/* By ID_AA64MMFR0_EL1.PARange; what is reserved there may be more. */
+static int pa_bits(void)
+{
+	static const u8 bits[16] = { 32, 36, 40, 42, 44, 48, 52, 56, 56, 56, 56, 56, 56, 56, 56, 56 };
+
+	return bits[read_sysreg(id_aa64mmfr0_el1) & 0xf];
+}
+
+/* A region that wraps, lies where no memory can be or on ourselves was not loaded: its table is damaged. */
 int region_sane(const struct kexec_sha_region *region)
 {
 	u64 end = region->start + region->len;
 
 	if (!region->len)
 		return 1;
-	return end > region->start && !(end >> VA_BITS) &&
+	return end > region->start && !((end - 1) >> pa_bits()) &&
 	       (end <= (u64)purgatory_start || region->start >= (u64)table_area + sizeof(table_area));
 }
 
@@ -187,7 +196,7 @@ int mmu_prepare(int writable)
 	new.mair = MAIR_NORMAL_WB;
 	new.tcr = TCR_T0SZ | TCR_WALKS_CACHED;
 	new.tcr |= at_plain_el2() ? pa_range << TCR_EL2_PS_SHIFT | TCR_EL2_RES1 :
-				    pa_range << TCR_EL1_IPS_SHIFT | TCR_EPD1;
+				    pa_range << TCR_EL1_IPS_SHIFT | TCR_EPD1 | TCR_TG1_4K;
 	new.ttbr0 = (u64)top;
 	new.sctlr = old.sctlr | SCTLR_M | SCTLR_C | SCTLR_I;
 	return 1;

@@ -235,7 +235,7 @@ static u64 finish(u64 answer)
 {
 	if (answer != START_KERNEL)
 		return answer;
-	if (!purgatory_kernel_entry && !purgatory_sha_regions[0].start) {
+	if (!purgatory_kernel_entry) {
 		report_line("no kernel entry");
 		report_line("stopped");
 		return STOP;

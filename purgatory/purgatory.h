@@ -4,10 +4,11 @@
  * agree on.
  *
  * A loader has to set purgatory_sha_regions and purgatory_sha256_digest, as
- * the kernel's generic code does. Everything else may stay zero and then means
- * what is said beside it. All of these lie in .kexec-purgatory, which is
- * PROGBITS: the kernel's loader refuses to set a symbol in a bss section, or
- * one whose size is not exactly the expected one.
+ * the kernel's generic code does, and purgatory_kernel_entry, as its arm64 code
+ * has to. Everything else may stay zero and then means what is said beside it.
+ * All of these lie in .kexec-purgatory, which is PROGBITS: the kernel's loader
+ * refuses to set a symbol in a bss section, or one whose size is not exactly
+ * the expected one.
  */
 #ifndef PURGATORY_H
 #define PURGATORY_H
@@ -38,10 +39,9 @@ extern struct kexec_sha_region purgatory_sha_regions[KEXEC_SEGMENT_MAX];
 extern u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
 
 /*
- * Where to go when the digests match, a physical address. 0 means the start of
- * the first region: the kernel is always the first segment, and the arm64
- * loader has already added text_offset to its address. So a loader that sets
- * only the two symbols above gets its kernel started.
+ * Where to go when the digests match, a physical address. 0 is a loader's
+ * mistake and stops: no region can be taken for the kernel, since IMA's list
+ * is a segment in front of it where the kernel passes one on.
  */
 extern u64 purgatory_kernel_entry;
 

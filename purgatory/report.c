@@ -123,7 +123,10 @@ void report_trap(void)
 /* Big-endian cells, each aligned as the device tree is: to 4 bytes. */
 static volatile u32 *put_cell(volatile u32 *cell, u32 value)
 {
-	*cell = __builtin_bswap32(value);
+#ifndef __AARCH64EB__
+	value = __builtin_bswap32(value);
+#endif
+	*cell = value;
 	return cell + 1;
 }
 

@@ -24,21 +24,33 @@
 	\op	q30, q31, [x0, #384]
 	.endm
 
-	/* u64 fpsimd_begin(void *save): nobody has switched the unit on; returns what end wants */
+	/*
+	 * u64 fpsimd_begin(void *save, u64 sme): nobody has switched the unit on;
+	 * returns what end wants. With SME the dead kernel may have left the CPU in
+	 * streaming mode, where the instructions below are illegal: out of it.
+	 */
 	.globl	fpsimd_begin
 	.type	fpsimd_begin, %function
 fpsimd_begin:
-	if_el2	x1, 1f
-	mrs	x1, cpacr_el1
-	orr	x2, x1, #(3 << 20)	// FPEN: no trap
+	if_el2	x2, 1f
+	mrs	x3, cpacr_el1
+	orr	x2, x3, #(3 << 20)	// FPEN: no trap
+	orr	x4, x2, #(3 << 24)	// SMEN, no bit of a CPU without
+	cmp	x1, #0
+	csel	x2, x2, x4, eq
 	msr	cpacr_el1, x2
 	b	2f
-1:	mrs	x1, cptr_el2
-	and	x2, x1, #~(1 << 10)	// TFP
+1:	mrs	x3, cptr_el2
+	and	x2, x3, #~(1 << 10)	// TFP
+	and	x4, x2, #~(1 << 12)	// TSM, RES1 without
+	cmp	x1, #0
+	csel	x2, x2, x4, eq
 	msr	cptr_el2, x2
 2:	isb
-	for_each_pair stp
-	mov	x0, x1
+	cbz	x1, 3f
+	.inst	0xd503427f		// smstop sm
+3:	for_each_pair stp
+	mov	x0, x3
 	ret
 	.size	fpsimd_begin, . - fpsimd_begin
 

@@ -80,8 +80,13 @@ static inline u32 ror32(u32 word, u32 shift)
 /* One big-endian word; the bytewise way is for regions at odd addresses. */
 static inline u32 load_word(const u8 *p, u32 aligned)
 {
+#ifdef __AARCH64EB__
+	if (aligned)
+		return *(const u32 *)p;
+#else
 	if (aligned)
 		return __builtin_bswap32(*(const u32 *)p);
+#endif
 	return (u32)p[0] << 24 | (u32)p[1] << 16 | (u32)p[2] << 8 | p[3];
 }
 

@@ -22,7 +22,7 @@ void sha256_final(struct sha256_state *sctx, u8 out[SHA256_DIGEST_SIZE]);
 #ifdef SHA256_CE
 /* sha256-ce.S */
 #define FPSIMD_SAVE_SIZE	416
-u64 fpsimd_begin(void *save);
+u64 fpsimd_begin(void *save, u64 sme);
 void fpsimd_end(const void *save, u64 control);
 void sha256_ce_blocks(u32 state[8], const u8 *data, u64 blocks);
 #endif

@@ -19,7 +19,8 @@
 
 	/*
 	 * The vectors are here, too: of the sixteen only those of the current EL
-	 * on its own stack pointer can be taken, at 0x200 and behind.
+	 * on its own stack pointer can be taken, at 0x200 and behind. Other code
+	 * lies between them, for a page less.
 	 */
 	.balign	4096
 purgatory_vectors:
@@ -46,21 +47,15 @@ decide:
 	 */
 	ic	iallu			// a repair has written code
 	dsb	nsh
-	ldr	x9, purgatory_kernel_entry
-	ldp	x11, x12, [sp]		// VBAR, SCTLR: nothing is loaded in another byte order
+	ldr	x14, purgatory_kernel_entry
+	ldp	x13, x12, [sp]		// VBAR, SCTLR
+	mov	x8, xzr			// TCR2
+	mov	x7, xzr			// GCSCR
 	ldr	x0, [sp, #FRAME_DTB]
 	mov	x1, xzr
 	mov	x2, xzr
 	mov	x3, xzr
-	if_el2	x10, 2f
-	msr	vbar_el1, x11
-	msr	sctlr_el1, x12
-	isb
-	br	x9
-2:	msr	vbar_el2, x11
-	msr	sctlr_el2, x12
-	isb
-	br	x9
+	b	restore
 	.size	purgatory_start, . - purgatory_start
 
 refused:
@@ -99,64 +94,6 @@ purgatory_check:
 	b	leave
 2:	ret	x9
 	.size	purgatory_check, . - purgatory_check
-
-	/* int psci_call(u64 function, u64 conduit) */
-	.globl	psci_call
-	.type	psci_call, %function
-psci_call:
-	mov	x4, x1
-	mov	x1, xzr
-	mov	x2, xzr
-	mov	x3, xzr
-	cmp	x4, #1
-	b.eq	1f
-	cmp	x4, #2
-	b.ne	2f
-	.inst	0xd4000003		// smc #0, which an assembler for armv8-a without EL3 refuses
-	ret
-1:	hvc	#0
-	ret
-2:	mov	x0, #-1			// NOT_SUPPORTED
-	ret
-	.size	psci_call, . - psci_call
-
-	.org	purgatory_vectors + 0x200
-	b	trapped
-	.org	purgatory_vectors + 0x280	// IRQ, and NMI if SCTLR.NMI could be left on
-	b	trapped
-	.org	purgatory_vectors + 0x300	// FIQ
-	b	trapped
-	.org	purgatory_vectors + 0x380	// SError; an external abort, too, with SCTLR2.EASE
-
-	/*
-	 * Whatever we were doing, say what happened. It may be the map that is
-	 * wrong: so off with it before anything is stored. The frame of enter is
-	 * still there, and the report has the rest of the stack.
-	 */
-trapped:
-	if_el2	x3, 2f
-	mrs	x20, esr_el1
-	mrs	x21, elr_el1
-	mrs	x22, far_el1
-	mov32	x3, SCTLR_EL1_MMU_OFF
-	msr	sctlr_el1, x3
-	b	3f
-2:	mrs	x20, esr_el2
-	mrs	x21, elr_el2
-	mrs	x22, far_el2
-	mov32	x3, SCTLR_EL2_MMU_OFF
-	msr	sctlr_el2, x3
-3:	isb
-	adr	x0, purgatory_verdict
-	adr	x1, purgatory_data_end
-	bl	dcache_clean_inval_poc	// what was stored with the caches on
-	mov	x0, x20
-	mov	x1, x21
-	mov	x2, x22
-	adr	x3, purgatory_stack_top - FRAME_SIZE
-	mov	sp, x3
-	bl	purgatory_trapped
-	b	decide
 
 	/*
 	 * x9 is the caller's x30, x14 where to go on. Nothing may be loaded or
@@ -228,6 +165,65 @@ enter:
 	mov	x29, xzr
 	br	x14
 
+	/*
+	 * Whatever we were doing, say what happened. It may be the map that is
+	 * wrong: so off with it before anything is stored. The frame of enter is
+	 * still there, and the report has the rest of the stack.
+	 */
+trapped:
+	if_el2	x3, 2f
+	mrs	x20, esr_el1
+	mrs	x21, elr_el1
+	mrs	x22, far_el1
+	mov32	x3, SCTLR_EL1_MMU_OFF
+	msr	sctlr_el1, x3
+	b	3f
+2:	mrs	x20, esr_el2
+	mrs	x21, elr_el2
+	mrs	x22, far_el2
+	mov32	x3, SCTLR_EL2_MMU_OFF
+	msr	sctlr_el2, x3
+3:	isb
+	b	report
+
+	.org	purgatory_vectors + 0x200
+	b	trapped
+
+	/* int psci_call(u64 function, u64 conduit) */
+	.globl	psci_call
+	.type	psci_call, %function
+psci_call:
+	mov	x4, x1
+	mov	x1, xzr
+	mov	x2, xzr
+	mov	x3, xzr
+	cmp	x4, #1
+	b.eq	1f
+	cmp	x4, #2
+	b.ne	2f
+	.inst	0xd4000003		// smc #0, which an assembler for armv8-a without EL3 refuses
+	ret
+1:	hvc	#0
+	ret
+2:	mov	x0, #-1			// NOT_SUPPORTED
+	ret
+	.size	psci_call, . - psci_call
+
+report:
+	adr	x0, purgatory_verdict
+	adr	x1, purgatory_data_end
+	bl	dcache_clean_inval_poc	// what was stored with the caches on
+	mov	x0, x20
+	mov	x1, x21
+	mov	x2, x22
+	adr	x3, purgatory_stack_top - FRAME_SIZE
+	mov	sp, x3
+	bl	purgatory_trapped
+	b	decide
+
+	.org	purgatory_vectors + 0x280	// IRQ, and NMI if SCTLR.NMI could be left on
+	b	trapped
+
 	/* All as enter found it, and on to x14. sp is where enter left it: C functions balance it. */
 leave:
 	ldp	x13, x12, [sp], #16
@@ -243,11 +239,18 @@ leave:
 	mov	sp, x1
 	msr	spsel, x10
 	mov	sp, x11
+	b	restore
+
+	.org	purgatory_vectors + 0x300	// FIQ
+	b	trapped
+
+	/* VBAR, SCTLR, TCR2 and GCSCR from x13, x12, x8 and x7, and on to x14; x4 to x6 change. */
+restore:
 	mrs	x5, id_aa64pfr1_el1
 	ubfx	x5, x5, #PFR1_GCS_SHIFT, #4
 	mrs	x6, ID_AA64MMFR3_EL1
 	and	x6, x6, #(1 << MMFR3_TCRX_WIDTH) - 1
-	if_el2	x2, 3f
+	if_el2	x4, 3f
 	msr	vbar_el1, x13
 	cbz	x6, 1f
 	msr	TCR2_EL1, x8
@@ -263,6 +266,9 @@ leave:
 5:	msr	sctlr_el2, x12
 6:	isb
 	br	x14
+
+	.org	purgatory_vectors + 0x380	// SError; an external abort, too, with SCTLR2.EASE
+	b	trapped
 
 	/* Zeros in the file: with a bss section of its own alignment it would cost a page. */
 	.data

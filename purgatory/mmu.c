@@ -25,6 +25,7 @@
 #define LEVEL_SHIFT(level)	(39 - 9 * (level))
 #define LAST_LEVEL		3
 #define VA_BITS			48
+#define PA_BITS			52	/* above VA_BITS it is checked with the MMU off */
 
 #define MAIR_NORMAL_WB		0xffUL		/* attribute 0: write-back, allocate */
 #define TCR_T0SZ		(64UL - VA_BITS)
@@ -129,14 +130,6 @@ static int map_pages(u64 *top, u64 start, u64 len, u64 attributes)
 	return map(top, 0, start, end, attributes);
 }
 
-/* By ID_AA64MMFR0_EL1.PARange; what is reserved there may be more. */
-static int pa_bits(void)
-{
-	static const u8 bits[16] = { 32, 36, 40, 42, 44, 48, 52, 56, 56, 56, 56, 56, 56, 56, 56, 56 };
-
-	return bits[read_sysreg(id_aa64mmfr0_el1) & 0xf];
-}
-
 /* A region that wraps, lies where no memory can be or on ourselves was not loaded: its table is damaged. */
 int region_sane(const struct kexec_sha_region *region)
 {
@@ -144,7 +137,7 @@ int region_sane(const struct kexec_sha_region *region)
 
 	if (!region->len)
 		return 1;
-	return end > region->start && !((end - 1) >> pa_bits()) &&
+	return end > region->start && !(end >> PA_BITS) &&
 	       (end <= (u64)purgatory_start || region->start >= (u64)table_area + sizeof(table_area));
 }
 

@@ -173,6 +173,7 @@ void sha256_update(struct sha256_state *sctx, const u8 *data, u64 len)
 	}
 }
 
+__attribute__((cold))		/* once a digest: small rather than fast */
 void sha256_final(struct sha256_state *sctx, u8 out[SHA256_DIGEST_SIZE])
 {
 	static const u8 end_mark = 0x80, zero = 0;

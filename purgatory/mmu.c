@@ -123,7 +123,7 @@ static int map_pages(u64 *top, u64 start, u64 len, u64 attributes)
 
 	if (!len)
 		return 1;
-	if (end < start || end >> VA_BITS)
+	if (end < start || (end - 1) >> VA_BITS)
 		return 0;
 	start &= -PURGATORY_PAGE_SIZE;
 	end = (end + PURGATORY_PAGE_SIZE - 1) & -PURGATORY_PAGE_SIZE;
@@ -137,7 +137,7 @@ int region_sane(const struct kexec_sha_region *region)
 
 	if (!region->len)
 		return 1;
-	return end > region->start && !(end >> PA_BITS) &&
+	return end > region->start && !((end - 1) >> PA_BITS) &&
 	       (end <= (u64)purgatory_start || region->start >= (u64)table_area + sizeof(table_area));
 }
 

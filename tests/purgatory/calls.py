@@ -16,14 +16,15 @@ SCRATCH_END = RAM + 0x400000
 
 
 class Functions:
-    """A purgatory in RAM, entered at any function: EL1, MMU off, FP and SIMD on."""
+    """A purgatory in RAM, entered at any function: EL1 or EL2, MMU off, FP and SIMD on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, el: El = El.EL1) -> None:
+        self.el = el
         self.loaded = load(path, CODE)
         self.uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM, cpu=CPU_A57)
         self.uc.mem_map(RAM, SCRATCH_END - RAM)
         self.uc.mem_write(CODE, self.loaded.image)
-        enter_el(self.uc, El.EL1)
+        enter_el(self.uc, el)
         set_sysreg(self.uc, CPACR_EL1, 3 << 20)
 
     def __call__(self, name: str, *arguments: int) -> int:

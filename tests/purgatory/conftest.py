@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import os
 import shutil
 import struct
 import subprocess
@@ -21,6 +22,8 @@ from unicorn.arm64_const import UC_CPU_ARM64_A57 as CPU_A57
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INTR
 
 TOP = Path(__file__).resolve().parents[2]
+# Another one in its place is tried by tests/mutation/purgatory.py.
+SHIPPED = Path(os.environ.get("KEXECEMU_TEST_PURGATORY", TOP / "purgatory" / "purgatory.ro"))
 
 RAM, RAM_SIZE = 0x40000000, 0x400000
 PURGATORY = 0x403C0000  # high in the region, as a kernel puts it
@@ -409,7 +412,7 @@ def purgatory_ro(request: pytest.FixtureRequest) -> Iterator[Path]:
     if request.param == "gcc":
         yield request.getfixturevalue("gcc_build") / "purgatory.ro"
     else:
-        yield TOP / "purgatory" / "purgatory.ro"
+        yield SHIPPED
 
 
 @pytest.fixture(params=[Mode(), Mode(mmu=False, crypto=False)], ids=str)

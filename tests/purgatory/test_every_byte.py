@@ -21,7 +21,7 @@ from tests.purgatory.conftest import (
     PURGATORY,
     RAM,
     RAM_SIZE,
-    TOP,
+    SHIPPED,
     Bench,
     El,
     Mode,
@@ -33,7 +33,6 @@ from tests.purgatory.conftest import (
 pytestmark = pytest.mark.slow  # tens of thousands of runs
 
 MATCH, MISMATCH = 2, 3
-SHIPPED = TOP / "purgatory" / "purgatory.ro"
 
 
 @dataclass

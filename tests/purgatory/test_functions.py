@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.purgatory.calls import CODE, SCRATCH, SCRATCH_END, Functions
+from tests.purgatory.conftest import El
 from tests.purgatory.test_run import some_bytes
 
 STATE, OUT, DATA = SCRATCH, SCRATCH + 0x400, SCRATCH + 0x1000
@@ -150,6 +151,12 @@ def test_a_region_is_sane_if_it_could_have_been_loaded(functions: Functions) -> 
 
 VALID, TABLE, AP1, RDONLY, AF, PXN, UXN = 1 << 0, 1 << 1, 1 << 6, 1 << 7, 1 << 10, 1 << 53, 1 << 54
 ADDRESS = 0x0000FFFFFFFFF000
+SH, INNER, ATTR = 3 << 8, 3 << 8, 7 << 2
+
+
+@pytest.fixture(scope="module", params=[El.EL1, El.EL2], ids=lambda el: el.name)
+def mmu(purgatory_ro: Path, request: pytest.FixtureRequest) -> Functions:
+    return Functions(purgatory_ro, request.param)
 
 
 def mapped(functions: Functions) -> dict[int, int]:
@@ -201,22 +208,47 @@ LAYOUTS = {
 @pytest.mark.parametrize("writable", [0, 1])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_nothing_is_in_the_map_that_is_not_needed(
-    functions: Functions, layout: list[tuple[int, int]], writable: int
+    mmu: Functions, layout: list[tuple[int, int]], writable: int
 ) -> None:
-    symbols = functions.loaded.symbols
+    symbols = mmu.loaded.symbols
+    at_el1 = mmu.el is El.EL1
+    never = PXN if at_el1 else UXN
     data = symbols["purgatory_verdict"][0]
-    regions_of(functions, layout)
-    assert functions("mmu_prepare", writable) == 1
+    regions_of(mmu, layout)
+    assert mmu("mmu_prepare", writable) == 1
     expected = dict.fromkeys(pages(CODE, data - CODE), (False, True))
     expected |= dict.fromkeys(pages(data, sum(symbols["table_area"]) - data), (True, False))
     for one in layout:
         expected |= dict.fromkeys(pages(*one), (bool(writable), False))
-    found = mapped(functions)
+    found = mapped(mmu)
     assert found.keys() == expected.keys()
-    # At EL1: a page that EL0 could reach would not be executed, and PAN would refuse it.
-    assert {entry & (AP1 | AF) for entry in found.values()} == {AF}
-    assert {page: (not entry & RDONLY, not entry & PXN) for page, entry in found.items()} == expected
-    assert all(entry & UXN for entry in found.values())
+    assert {page: (not entry & RDONLY, not entry & never) for page, entry in found.items()} == expected
+    # At EL1 a page that EL0 could reach would not be executed, and PAN would refuse it; at EL2 AP[1] is RES1.
+    assert {entry & (AP1 | AF | SH | ATTR) for entry in found.values()} == {
+        AF | INNER | (0 if at_el1 else AP1)
+    }
+    if at_el1:
+        assert all(entry & UXN for entry in found.values())
+    else:
+        assert not any(entry & PXN for entry in found.values())
+
+
+def test_the_registers_of_the_map_are_those_of_its_level(mmu: Functions) -> None:
+    """4 KiB granule, 48 bits, walks cached and inner shareable, one type of memory: normal, write-back."""
+    regions_of(mmu, [(0x50000000, PAGE)])
+    assert mmu("mmu_prepare", 0) == 1
+    mair, tcr, ttbr0, sctlr = struct.unpack("<4Q", mmu.get("new"))
+    assert (mair, ttbr0 % PAGE) == (0xFF, 0)
+    table_area, size = mmu.loaded.symbols["table_area"]
+    assert table_area <= ttbr0 < table_area + size
+    walks = 16 | 1 << 8 | 1 << 10 | 3 << 12  # T0SZ, IRGN0, ORGN0, SH0
+    pa_range = 4  # 44 bits: a Cortex-A57
+    if mmu.el is El.EL1:
+        assert tcr == walks | 1 << 23 | 2 << 30 | pa_range << 32  # EPD1, TG1
+    else:
+        assert tcr == walks | 1 << 23 | 1 << 31 | pa_range << 16  # RES1
+    old = struct.unpack("<4Q", mmu.get("old"))
+    assert old[3] == sctlr & ~0x1005 and sctlr & 0x1005 == 0x1005
 
 
 def test_the_second_copy_is_mapped_as_long_as_the_regions_are_but_the_table(functions: Functions) -> None:

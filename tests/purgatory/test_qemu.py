@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.purgatory.conftest import MODES, TOP, Bench, El, Mode, load
+from tests.purgatory.conftest import MODES, SHIPPED, Bench, El, Mode, load
 from tests.purgatory.test_policies import Policy
 
 pytestmark = [
@@ -144,7 +144,7 @@ LAST = {
 @pytest.mark.parametrize("policy", Policy, ids=lambda policy: policy.name)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_qemu_follows_every_policy_in_every_mode(mode: Mode, policy: Policy, tmp_path: Path) -> None:
-    bench = Bench(load(TOP / "purgatory" / "purgatory.ro", PHYS), PHYS)
+    bench = Bench(load(SHIPPED, PHYS), PHYS)
     data = random.Random(2).randbytes(0x3000)
     table = b"".join(hashlib.sha256(data[at : at + 4096]).digest() for at in range(0, 0x3000, 4096))
     table = table.ljust(4096, b"\0")

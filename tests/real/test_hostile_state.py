@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.purgatory.conftest import TOP, Bench, El, Mode, load
+from tests.purgatory.conftest import SHIPPED, Bench, El, Mode, load
 from tests.purgatory.hostile_state import HostileState, Places
 from tests.purgatory.test_policies import Policy
 
@@ -51,7 +51,7 @@ CPUS = [
 
 def enter(qemu: Path, folder: Path, el: El, cpu: str, *, early: bool = False) -> tuple[HostileState, str]:
     """Enter a purgatory in all of the states; the console, without what the purgatory itself says."""
-    bench = Bench(load(TOP / "purgatory" / "purgatory.ro", PHYS), PHYS, mode=Mode(el))
+    bench = Bench(load(SHIPPED, PHYS), PHYS, mode=Mode(el))
     data = bytes([0]) + random.Random(1).randbytes(5_000)
     symbols = {
         "purgatory_no_mmu": bytes(8),

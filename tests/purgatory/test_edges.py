@@ -21,6 +21,7 @@ from tests.purgatory.test_policies import (
     STAMP,
     STAMPED,
     TABLE,
+    TRAPPED,
     Case,
     Policy,
     bytes_of,
@@ -69,6 +70,20 @@ def test_a_region_that_ends_where_the_purgatory_begins_is_hashed(case: Case) -> 
 
 
 # -- options in pairs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["self digest", "none"])
+def test_an_exception_while_it_looks_at_itself_boots_nothing_even_anyway(case: Case, known: bool) -> None:
+    """Code of ours is wrong then, or a symbol: nor is it known where to. Without a self digest nothing is looked at."""
+    at = case.bench.loaded.symbols["sha256_update"][0]
+
+    def stamp(uc: Uc) -> None:
+        uc.mem_write(at, bytes(4))
+
+    symbols = {} if known else {"purgatory_self_digest": bytes(32)}
+    run = case.run(Policy.BOOT_ANYWAY, before=stamp, symbols=symbols)
+    assert (run.verdict.state, run.verdict.damaged) == (TRAPPED, SELF if known else 0)
+    assert run.pc == (stop_of(case) if known else KERNEL_ENTRY)
 
 
 @pytest.mark.parametrize("policy", Policy, ids=lambda policy: policy.name)

@@ -158,6 +158,57 @@ def test_every_instruction_can_run_with_the_mmu_off(elf: ELFFile) -> None:
         assert "zva" not in i.op_str
 
 
+# MSR of what changes how the instructions behind it are done, by (op0, op1, CRn, CRm, op2) as it is encoded.
+CONTROLS = {
+    "sctlr_el1": (3, 0, 1, 0, 0),
+    "sctlr_el2": (3, 4, 1, 0, 0),
+    "cpacr_el1": (3, 0, 1, 0, 2),
+    "cptr_el2": (3, 4, 1, 1, 2),
+    "gcscr_el1": (3, 0, 2, 5, 0),
+    "gcscr_el2": (3, 4, 2, 5, 0),
+    "tcr2_el1": (3, 0, 2, 0, 3),
+    "tcr2_el2": (3, 4, 2, 0, 3),
+    "vbar_el1": (3, 0, 12, 0, 0),
+    "vbar_el2": (3, 4, 12, 0, 0),
+}
+ISB = 0xD5033FDF
+
+
+def test_what_a_system_register_changes_is_so_before_it_is_relied_on(elf: ELFFile) -> None:
+    """An ISB behind each write, before memory or a vector is touched, anything is called, or the caller goes on.
+
+    An emulator does without.
+    """
+    code = elf.get_section_by_name(".text").data()
+    words = [int.from_bytes(code[at : at + 4], "little") for at in range(0, len(code), 4)]
+    controls = {
+        0xD5000000 | op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5: name
+        for name, (op0, op1, crn, crm, op2) in CONTROLS.items()
+    }
+    written = set()
+    for start, word in enumerate(words):
+        if word & ~31 not in controls:
+            continue
+        written.add(controls[word & ~31])
+        at = start + 1
+        while (word := words[at]) != ISB:
+            if word >> 26 == 0b000101:  # b: on there
+                at += (word & 0x3FFFFFF) - (word >> 25 & 1) * (1 << 26)
+                continue
+            system = word >> 22 == 0b1101010100  # mrs, msr
+            skip = (
+                word >> 25 == 0b1011010 or word >> 24 == 0b01010100
+            )  # cbz, cbnz, tbz, b.cond: both ways end alike
+            plain = (
+                word >> 26 & 7 == 0b100 or word >> 25 & 7 == 0b101
+            )  # arithmetic, of constants and of registers
+            assert system or skip or plain, (
+                f"{controls[words[start] & ~31]} at {4 * start:#x}: {word:08x} before an isb"
+            )
+            at += 1
+    assert written == set(CONTROLS)
+
+
 def test_the_stack_has_room_for_the_deepest_call(elf: ELFFile) -> None:
     """All frames together fit, though no path goes through all; what recurses does so ten times at most."""
     code = elf.get_section_by_name(".text").data()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -30,6 +31,7 @@ pytestmark = [
 PHYS, DATA, TABLE, COPY = 0x48000000, 0x44000000, 0x44100000, 0x44200000
 KERNEL_ENTRY, START, DTB = 0x46000000, 0x47000000, 0x45000000
 UART = 0x09000000
+NO_MEMORY = 0x3F0000000
 SECONDS = 20
 
 
@@ -129,6 +131,27 @@ def test_qemu_runs_it_with_alignment_checking(
         assert lines[-1] == "purgatory: stopped"
     else:
         assert lines[1:] == ["purgatory: digests match", "K"]
+
+
+@pytest.mark.parametrize("mode", [Mode(el, mmu, mmu) for el in El for mmu in (True, False)], ids=str)
+def test_an_exception_says_what_where_and_at_which_address(mode: Mode, tmp_path: Path) -> None:
+    """A region where there is no memory, and no self digest that would notice it before."""
+    bench = Bench(load(SHIPPED, PHYS), PHYS, mode=mode)
+    symbols = {
+        "purgatory_no_mmu": struct.pack("<Q", not mode.mmu),
+        "purgatory_no_crypto": struct.pack("<Q", not mode.crypto),
+    }
+    files = {
+        PHYS: bench.image_with([(NO_MEMORY, 0x1000)], bytes(32), KERNEL_ENTRY, UART, symbols),
+        KERNEL_ENTRY: print_and_power_off(mode, "K"),
+        START: start_up(mode),
+    }
+    lines = qemu(mode, files, tmp_path, "stopped").replace("\r", "").splitlines()
+    told = re.fullmatch(r"purgatory: exception, ESR 0x(\w+) at 0x(\w+), FAR 0x(\w+)", lines[-2])
+    assert told is not None and lines[-1] == "purgatory: stopped"
+    esr, elr, far = (int(value, 16) for value in told.groups())
+    assert (esr >> 26, far) == (0x25, NO_MEMORY)  # a data abort of the same level
+    assert PHYS < elr < bench.loaded.symbols["purgatory_verdict"][0] and elr % 4 == 0
 
 
 LAST = {

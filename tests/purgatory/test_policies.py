@@ -146,6 +146,15 @@ def expected_flags(mode: Mode) -> int:
     )
 
 
+# What it says that it does.
+SAID = {
+    Policy.STOP: "stopped",
+    Policy.RESET: "resetting",
+    Policy.OFF: "switching off",
+    Policy.RETURN: "returning",
+    Policy.BOOT_ANYWAY: "booting anyway",
+    Policy.REPAIR: "repaired from the copy",
+}
 STAMP = {SECOND + STAMPED: b"\xde\xad\xbe\xef"}
 
 
@@ -194,6 +203,9 @@ def test_a_stamped_word_is_located_and_the_policy_followed(case: Case, policy: P
     assert run.verdict.found == hashlib.sha256(whole).digest()
     assert_left_as_found(run, case.mode)
 
+    assert [line.removeprefix("purgatory: ") for line in text.splitlines() if line[11:] in SAID.values()] == [
+        SAID[policy], *(["stopped"] if policy in (Policy.RESET, Policy.OFF) else []),
+    ]  # fmt: skip
     stop = case.bench.loaded.symbols["purgatory_stop"][0]
     call = EXCP_HVC if case.conduit == 1 else EXCP_SMC
     if policy is Policy.STOP:

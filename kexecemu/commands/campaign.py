@@ -35,16 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "campaign_command"]
 
-EXAMPLES = (
-    (
-        "kexecemu campaign campaign-16m --faults 3000 --seed 1 --out stray",
-        "3000 faults over a scenario that ships; the results are in the folder stray.",
-    ),
-    (
-        "kexecemu campaign mine.toml --faults 9000 --seed 1 --out big --resume --rows r.csv",
-        "Go on with one that was stopped, and write a row for each fault.",
-    ),
-)
+EXAMPLES = """\
+kexecemu campaign campaign-16m --faults 3000 --seed 1 --out stray
+3000 faults over a scenario that ships; the results are in the folder stray.
+kexecemu campaign mine.toml --faults 9000 --seed 1 --out big --resume --rows r.csv
+Go on with one that was stopped, and write a row for each fault.
+"""
 
 _AS_EXPECTED, _NOT_AS_EXPECTED, _INTERRUPTED = 0, 1, 130
 

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "compare_command"]
 
-EXAMPLES = (
-    ("kexecemu campaign-compare with without", "The same faults in two campaigns: what only one catches."),
-    (
-        "kexecemu campaign-compare with without --html comparison.html",
-        "The same with a picture, as one HTML file.",
-    ),
-)
+EXAMPLES = """\
+kexecemu campaign-compare with without
+The same faults in two campaigns: what only one catches.
+kexecemu campaign-compare with without --html comparison.html
+The same with a picture, as one HTML file.
+"""
 
 
 def compare_command(

@@ -15,13 +15,12 @@ from kexecemu.errors import InputError
 
 __all__ = ["EXAMPLES", "compare_linux_command"]
 
-EXAMPLES = (
-    ("kexecemu compare-linux", "Debian's kernel (kexecemu fetch kernel busybox kexec-tools) and its model."),
-    (
-        "kexecemu compare-linux --ram 1G --cmdline crashkernel=256M --all",
-        "Another board; lines that are equal are printed too.",
-    ),
-)
+EXAMPLES = """\
+kexecemu compare-linux
+Debian's kernel (kexecemu fetch kernel busybox kexec-tools) and its model.
+kexecemu compare-linux --ram 1G --cmdline crashkernel=256M --all
+Another board; lines that are equal are printed too.
+"""
 
 _SAME, _DIFFERENT = 0, 1
 

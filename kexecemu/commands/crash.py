@@ -25,20 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "crash_command"]
 
-EXAMPLES = (
-    (
-        "kexecemu crash --write initrd+0x1000=a5a5",
-        "Two stray bytes in the loaded initrd: the purgatory finds them.",
-    ),
-    (
-        "kexecemu crash --era 6.1 --write kernel+0x100=ff --html report.html",
-        "The same before 6.4, when the segments' pages were invalid; a report to look at.",
-    ),
-    (
-        "kexecemu crash --capture linux --vmcore vmcore",
-        "Debian's kernel captures (kexecemu fetch kernel busybox); the dump is for crash or drgn.",
-    ),
-)
+EXAMPLES = """\
+kexecemu crash --write initrd+0x1000=a5a5
+Two stray bytes in the loaded initrd: the purgatory finds them.
+kexecemu crash --era 6.1 --write kernel+0x100=ff --html report.html
+The same before 6.4, when the segments' pages were invalid; a report to look at.
+kexecemu crash --capture linux --vmcore vmcore
+Debian's kernel captures (kexecemu fetch kernel busybox); the dump is for crash or drgn.
+"""
 
 _FAULTS = "Stray writes"
 _NAME = "a crash from the command line"

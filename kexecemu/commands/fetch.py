@@ -14,10 +14,12 @@ from kexecemu.suggest import there_are
 
 __all__ = ["EXAMPLES", "fetch_command"]
 
-EXAMPLES = (
-    ("kexecemu fetch", "What a real capture kernel takes: Debian's kernel, and busybox."),
-    ("kexecemu fetch kernel-trixie kexec-tools", "Others, by name; --list says which there are."),
-)
+EXAMPLES = """\
+kexecemu fetch
+What a real capture kernel takes: Debian's kernel, and busybox.
+kexecemu fetch kernel-trixie kexec-tools
+Others, by name; --list says which there are.
+"""
 
 
 def fetch_command(

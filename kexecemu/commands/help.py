@@ -13,21 +13,21 @@ from typer.core import TyperCommand, TyperGroup
 
 from kexecemu.suggest import did_you_mean, there_are
 
-__all__ = ["Examples", "HelpfulCommand", "HelpfulGroup", "add_command", "usage_text"]
-
-Examples = tuple[tuple[str, str], ...]
-"""Commands as they are typed, each with what it does."""
+__all__ = ["HelpfulCommand", "HelpfulGroup", "add_command", "usage_text"]
 
 _NAMES = {"help_option_names": ["-h", "--help"]}
 _EXTRA = re.compile(r"unexpected extra argument\S* \(([^\s)]+)")
 
 
-def add_command(app: Any, name: str, command: Any, group: str, examples: Examples) -> None:
-    """Make a function a command of an app: its docstring is the help, `group` the heading that it stands under."""
-    epilog = "\n".join(f"{line}\n{what}" for line, what in examples)
-    app.command(name, cls=HelpfulCommand, rich_help_panel=group, epilog=epilog, context_settings=_NAMES)(
-        command
+def add_command(app: Any, name: str, command: Any, group: str, examples: str) -> None:
+    """Make a function a command of an app: its docstring is the help, `group` the heading that it stands under.
+
+    examples are commands as they are typed, each with what it does in the line below.
+    """
+    added = app.command(
+        name, cls=HelpfulCommand, rich_help_panel=group, epilog=examples, context_settings=_NAMES
     )
+    added(command)
 
 
 def _rows(formatter: Any, title: str, rows: list[tuple[str, str]], widest: int) -> None:

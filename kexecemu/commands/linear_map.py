@@ -22,16 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "linear_map_command"]
 
-EXAMPLES = (
-    (
-        "kexecemu linear-map --ram 4T --era 6.1 --cmdline 'crashkernel=256M rodata=on'",
-        "What base pages for the whole map cost a large server before 6.4.",
-    ),
-    (
-        "kexecemu linear-map --loaded initrd=0x77150000+0x27e000 --ptdump",
-        "The map after a load that protects one segment, as the kernel dumps it.",
-    ),
-)
+EXAMPLES = """\
+kexecemu linear-map --ram 4T --era 6.1 --cmdline 'crashkernel=256M rodata=on'
+What base pages for the whole map cost a large server before 6.4.
+kexecemu linear-map --loaded initrd=0x77150000+0x27e000 --ptdump
+The map after a load that protects one segment, as the kernel dumps it.
+"""
 
 _RAM_LIMIT = 1 << 48
 _HOST_PAGE = 4096

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "LISTS", "list_command"]
 
-EXAMPLES = (
-    ("kexecemu list scenarios", "What can be run by its name, and what comes of it."),
-    ("kexecemu list configs --json", "The Kconfig options that the model knows, for a program."),
-)
+EXAMPLES = """\
+kexecemu list scenarios
+What can be run by its name, and what comes of it.
+kexecemu list configs --json
+The Kconfig options that the model knows, for a program.
+"""
 
 Rows = list[dict[str, Any]]
 

@@ -11,13 +11,12 @@ from kexecemu.scenario.options import Setup
 
 __all__ = ["EXAMPLES", "load_command"]
 
-EXAMPLES = (
-    ("kexecemu load --ram 4G --cmdline crashkernel=512M", "Where the segments lie on a larger machine."),
-    (
-        "kexecemu load --kernel fetched:kernel --dump-segments segments",
-        "Debian's kernel (kexecemu fetch kernel); each segment goes to segments/NAME.bin.",
-    ),
-)
+EXAMPLES = """\
+kexecemu load --ram 4G --cmdline crashkernel=512M
+Where the segments lie on a larger machine.
+kexecemu load --kernel fetched:kernel --dump-segments segments
+Debian's kernel (kexecemu fetch kernel); each segment goes to segments/NAME.bin.
+"""
 
 
 @takes_setup("linux", "stuck_cpus")

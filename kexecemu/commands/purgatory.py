@@ -226,26 +226,17 @@ def _text(file: Path, found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-add_command(
-    app,
-    "info",
-    info,
-    "Commands",
-    (
-        ("kexecemu purgatory info purgatory.ro", "What it is made of, and who could load it."),
-        ("kexecemu purgatory info /usr/sbin/kexec", "The one inside kexec-tools' program."),
-    ),
-)
-add_command(
-    app,
-    "check",
-    check,
-    "Commands",
-    (
-        ("kexecemu purgatory check default mine.ro", "Your own beside the one that ships."),
-        (
-            "kexecemu purgatory check mine.ro --config KEXEC_PURGATORY_MMU=n --json",
-            "Without caches; one JSON object.",
-        ),
-    ),
-)
+_INFO_EXAMPLES = """\
+kexecemu purgatory info purgatory.ro
+What it is made of, and who could load it.
+kexecemu purgatory info /usr/sbin/kexec
+The one inside kexec-tools' program.
+"""
+_CHECK_EXAMPLES = """\
+kexecemu purgatory check default mine.ro
+Your own beside the one that ships.
+kexecemu purgatory check mine.ro --config KEXEC_PURGATORY_MMU=n --json
+Without caches; one JSON object.
+"""
+add_command(app, "info", info, "Commands", _INFO_EXAMPLES)
+add_command(app, "check", check, "Commands", _CHECK_EXAMPLES)

@@ -19,16 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "replay_command"]
 
-EXAMPLES = (
-    (
-        "kexecemu replay dma.bit-flip.3.initrd+1a2b.after-load campaign-16m",
-        "One fault of the campaign over a scenario that ships, to its end.",
-    ),
-    (
-        "kexecemu replay cpu.bit-flip.2.purgatory+3a8.after-load campaign-16m --trace --culprit",
-        "The last instructions before the end, and the one that wrote the damage.",
-    ),
-)
+EXAMPLES = """\
+kexecemu replay dma.bit-flip.3.initrd+1a2b.after-load campaign-16m
+One fault of the campaign over a scenario that ships, to its end.
+kexecemu replay cpu.bit-flip.2.purgatory+3a8.after-load campaign-16m --trace --culprit
+The last instructions before the end, and the one that wrote the damage.
+"""
 
 _AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
 

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "located", "run_command", "write_outputs"]
 
-EXAMPLES = (
-    ("kexecemu run initrd-stamped", "A scenario that ships: a stray word in the initrd is caught."),
-    (
-        "kexecemu run mine.toml --html report.html --vmcore vmcore",
-        "Your own file; a report with pictures, and the dump for crash or drgn.",
-    ),
-    ("kexecemu run golden --json", "The same for a program: one JSON object."),
-)
+EXAMPLES = """\
+kexecemu run initrd-stamped
+A scenario that ships: a stray word in the initrd is caught.
+kexecemu run mine.toml --html report.html --vmcore vmcore
+Your own file; a report with pictures, and the dump for crash or drgn.
+kexecemu run golden --json
+The same for a program: one JSON object.
+"""
 
 _AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
 _AFTER_JUMP = ("hashing", "after-check", "capture")

@@ -13,10 +13,12 @@ from kexecemu.commands.outputs import check_outputs, print_written, writing
 
 __all__ = ["EXAMPLES", "scenario_schema", "schema_command"]
 
-EXAMPLES = (
-    ("kexecemu schema", "On stdout, for whoever reads it."),
-    ("kexecemu schema --out scenario.schema.json", "In a file beside your scenarios, for your editor."),
-)
+EXAMPLES = """\
+kexecemu schema
+On stdout, for whoever reads it.
+kexecemu schema --out scenario.schema.json
+In a file beside your scenarios, for your editor.
+"""
 
 
 def schema_command(

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "verify_image_command"]
 
-EXAMPLES = (
-    ("kexecemu verify-image vmlinuz --ca debian-uefi-ca.pem", "Who signed it, and would a kernel take it?"),
-    ("kexecemu verify-image Image --ca one.der --ca two.pem --json", "Trust either of two; one JSON object."),
-)
+EXAMPLES = """\
+kexecemu verify-image vmlinuz --ca debian-uefi-ca.pem
+Who signed it, and would a kernel take it?
+kexecemu verify-image Image --ca one.der --ca two.pem --json
+Trust either of two; one JSON object.
+"""
 
 _VERIFIED, _REFUSED = 0, 1
 _MAX_CERTIFICATES = 16 << 20

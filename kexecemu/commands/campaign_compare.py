@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kexecemu.commands.options import HtmlOption, JsonOption
-from kexecemu.commands.outputs import check_outputs, print_json, print_written, writing
+from kexecemu.commands.outputs import check_outputs, print_json, print_written, write
 
 if TYPE_CHECKING:
     from kexecemu.campaign.compare import Comparison, Pair
@@ -33,17 +34,11 @@ def compare_command(
 ) -> None:
     """What each of two campaigns catches that the other does not, fault by fault."""
     from kexecemu.campaign.compare import compare
+    from kexecemu.report.comparison_html import render_comparison
 
     check_outputs({"--html": html})
     comparison = compare(first, second)
-    files = []
-    if html is not None:
-        from kexecemu.files import replace_file
-        from kexecemu.report.comparison_html import render_comparison
-
-        with writing("--html", html):
-            replace_file(html, render_comparison(comparison).encode())
-        files.append(html)
+    files = write("--html", html, lambda: render_comparison(comparison))
     if json:
         print_json(_comparison_object(comparison), files)
     else:
@@ -54,49 +49,29 @@ def compare_command(
 def _comparison_object(comparison: Comparison) -> dict[str, Any]:
     basis = comparison.basis
 
-    def side(number: int) -> dict[str, Any]:
-        header = (comparison.first, comparison.second)[number]
-        figure = (comparison.only_first, comparison.only_second)[number]
-        pairs = (comparison.examples_first, comparison.examples_second)[number]
-        true = (comparison.true_first, comparison.true_second)[number]
-        true_pairs = (comparison.examples_true_first, comparison.examples_true_second)[number]
+    def side(which: str) -> dict[str, Any]:
+        header, figure = getattr(comparison, which), getattr(comparison, f"only_{which}")
+        true = getattr(comparison, f"true_{which}")
+        told = ("scenario", "protection", "purgatory", "version", "config_hash")
         return {
-            "scenario": header.scenario,
-            "protection": header.protection,
-            "purgatory": header.purgatory,
-            "version": header.version,
-            "config_hash": header.config_hash,
+            **{key: getattr(header, key) for key in told},
             "caught_alone": figure.count,
             "interval": [figure.interval.low, figure.interval.high],
-            "examples": [_pair(one) for one in pairs],
+            "examples": [asdict(one) for one in getattr(comparison, f"examples_{which}")],
             "true_dump_alone": true.count if true is not None else 0,
             "true_dump_interval": [true.interval.low, true.interval.high] if true is not None else None,
-            "true_dump_examples": [_pair(one) for one in true_pairs],
+            "true_dump_examples": [asdict(one) for one in getattr(comparison, f"examples_true_{which}")],
         }
 
     return {
-        "population": basis.population,
-        "faults": basis.faults,
-        "seed": basis.seed,
-        "sampler": basis.sampler,
-        "method": basis.method,
-        "first": side(0),
-        "second": side(1),
+        **{key: getattr(basis, key) for key in ("population", "faults", "seed", "sampler", "method")},
+        "first": side("first"),
+        "second": side("second"),
         "outcomes": comparison.outcomes,
         "classes": comparison.classes,
         "mcnemar": comparison.even,
         "dumps": comparison.dumps,
         "dumps_mcnemar": comparison.even_dumps,
-    }
-
-
-def _pair(one: Pair) -> dict[str, str]:
-    return {
-        "fault": one.fault,
-        "first": one.first,
-        "second": one.second,
-        "first_dump": one.first_dump,
-        "second_dump": one.second_dump,
     }
 
 

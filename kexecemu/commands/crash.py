@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from kexecemu.commands.options import (
     ExpectOption,
     HandoffOption,
@@ -14,13 +12,13 @@ from kexecemu.commands.options import (
     TimelineOption,
     VerboseOption,
     VmcoreOption,
+    option,
     takes_setup,
 )
 from kexecemu.errors import InputError
 from kexecemu.scenario.options import Setup
 
 if TYPE_CHECKING:
-    from kexecemu.scenario.setup import Setup
     from kexecemu.stray.fault import By, Fault
 
 __all__ = ["EXAMPLES", "crash_command"]
@@ -35,30 +33,16 @@ Debian's kernel captures (kexecemu fetch kernel busybox); the dump is for crash 
 """
 
 _FAULTS = "Stray writes"
+_WRITE = "A stray write by the CPU, as initrd+0x1000=ff; repeatable."
+_DMA = "A stray write by DMA, behind the MMU; repeatable."
 _NAME = "a crash from the command line"
 
 
 @takes_setup()
 def crash_command(
     setup: Setup,
-    write: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--write",
-            metavar="TARGET=HEX",
-            help="A stray write by the CPU, as initrd+0x1000=ff; repeatable.",
-            rich_help_panel=_FAULTS,
-        ),
-    ] = None,
-    dma: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dma",
-            metavar="TARGET=HEX",
-            help="A stray write by DMA, behind the MMU; repeatable.",
-            rich_help_panel=_FAULTS,
-        ),
-    ] = None,
+    write: Annotated[list[str] | None, option("--write", _WRITE, "TARGET=HEX", _FAULTS)] = None,
+    dma: Annotated[list[str] | None, option("--dma", _DMA, "TARGET=HEX", _FAULTS)] = None,
     expect: ExpectOption = None,
     json: JsonOption = False,
     timeline: TimelineOption = None,

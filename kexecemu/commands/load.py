@@ -23,7 +23,7 @@ Debian's kernel (kexecemu fetch kernel); each segment goes to segments/NAME.bin.
 def load_command(
     setup: Setup,
     dump_segments: Annotated[
-        Path | None, output("--dump-segments", "Write each segment as loaded to DIR/NAME.bin.", "DIR")
+        Path | None, output("--dump-segments", "Write each segment as loaded to DIR/NAME.bin.", metavar="DIR")
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -33,6 +33,7 @@ __all__ = [
     "flag",
     "from_one",
     "from_zero",
+    "option",
     "output",
     "seed_number",
     "takes_changes",
@@ -41,11 +42,15 @@ __all__ = [
 ]
 
 
-def whole_number(text: str) -> int:
-    """A decimal number, for typer's parser; anything else is a wrong use of the option that it stands behind."""
+def whole_number(text: str, least: int | None = None, most: int | None = None) -> int:
+    """A decimal number in its bounds, for typer's parser; anything else is a wrong use of the option before it."""
     if not re.fullmatch(r"-?[0-9]+", str(text).strip(), re.ASCII):
         raise typer.BadParameter(f"{text!r} is not a whole number")
-    return int(text)
+    number = int(text)
+    if least is not None and (number < least or (most is not None and number > most)):
+        upto = "on" if most is None else f"to {most:#x}"
+        raise typer.BadParameter(f"a number from {least} {upto}, not {number}")
+    return number
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -53,27 +58,8 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(whole_number, str(text).split(",")))
 
 
-def from_one(text: str) -> int:
-    """A whole number that is 1 or more."""
-    return _from(1, text)
-
-
-def from_zero(text: str) -> int:
-    """A whole number that is 0 or more."""
-    return _from(0, text)
-
-
-def _from(least: int, text: str, most: int | None = None) -> int:
-    number = whole_number(text)
-    if number < least or (most is not None and number > most):
-        upto = "on" if most is None else f"to {most:#x}"
-        raise typer.BadParameter(f"a number from {least} {upto}, not {number}")
-    return number
-
-
-def seed_number(text: str) -> int:
-    """A whole number that has 64 bits and no sign."""
-    return _from(0, text, (1 << 64) - 1)
+from_one, from_zero = partial(whole_number, least=1), partial(whole_number, least=0)
+seed_number = partial(whole_number, least=0, most=(1 << 64) - 1)
 
 
 ScenarioArgument = Annotated[
@@ -87,7 +73,12 @@ ScenarioArgument = Annotated[
 # -- what decides a load -------------------------------------------------------------------------------------------
 
 _PANELS = {"machine": "The machine", "kernel": "The first kernel", "load": "The crash kernel"}
-_PARSERS = {"cpus": whole_number, "gic": whole_number, "seed": seed_number, "stuck_cpus": numbers}
+_PARSERS: Mapping[str, Callable[[str], object]] = {
+    "cpus": whole_number,
+    "gic": whole_number,
+    "seed": seed_number,
+    "stuck_cpus": numbers,
+}
 
 
 def flag(name: str, *, text: str = "", panel: str | None = None, default: str | None = None) -> Any:
@@ -116,28 +107,24 @@ SeedOption = Annotated[int | None, flag("seed", default="the scenario's, or 0")]
 
 # -- what is written -----------------------------------------------------------------------------------------------
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+
+def option(name: str, text: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:
+    """An option that a single command has, by its flag, for typer."""
+    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
-def output(name: str, text: str, metavar: str = "FILE") -> Any:
-    """An option, by its flag, that says where something is written."""
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel="What is written")
-
-
+output = partial(option, metavar="FILE", panel="What is written")
+"""An option, by its flag, that says where something is written."""
+JsonOption = Annotated[bool, option("--json", "Print one JSON object, and nothing else.")]
 TimelineOption = Annotated[Path | None, output("--timeline", "Write the events as JSON lines.")]
 HtmlOption = Annotated[Path | None, output("--html", "Write a report as one HTML file.")]
 VmcoreOption = Annotated[Path | None, output("--vmcore", "Write the dump.")]
-HandoffOption = Annotated[
-    Path | None, output("--handoff", "Write the machine at the jump, for QEMU to go on from there.", "DIR")
-]
+_HANDOFF = "Write the machine at the jump, for QEMU to go on from there."
+HandoffOption = Annotated[Path | None, output("--handoff", _HANDOFF, metavar="DIR")]
+_EXPECT = "The outcome to expect, or another key of [expect] as KEY=VALUE; repeatable. All else exits with 1."
 ExpectOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--expect",
-        metavar="OUTCOME|KEY=VALUE",
-        help="The outcome to expect, or another key of [expect] as KEY=VALUE; repeatable. All else exits with 1.",
-        autocompletion=complete.outcomes,
-    ),
+    option("--expect", _EXPECT, "OUTCOME|KEY=VALUE", autocompletion=complete.outcomes),
 ]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the console as it is printed (on stderr).")

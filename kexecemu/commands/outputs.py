@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kexecemu.errors import InputError
+from kexecemu.files import replace_file
 
-__all__ = ["check_folder", "check_outputs", "print_json", "print_written", "writing"]
+__all__ = ["check_folder", "check_outputs", "print_json", "print_written", "write", "writing"]
 
 
 def check_outputs(outputs: Mapping[str, Path | None]) -> None:
@@ -61,6 +62,16 @@ def writing(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{option} {path}: {error.strerror or error}") from error
+
+
+def write(option: str, path: Path | None, make: Callable[[], str]) -> list[Path]:
+    """Write the text that is made, if a file was asked for: the files written. InputError where that cannot be."""
+    if path is None:
+        return []
+    text = make()
+    with writing(option, path):
+        replace_file(path, text.encode())
+    return [path]
 
 
 def print_json(value: Mapping[str, Any], files: Sequence[Path] | None = None) -> None:

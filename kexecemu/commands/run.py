@@ -23,8 +23,9 @@ from kexecemu.commands.options import (
     TimelineOption,
     VerboseOption,
     VmcoreOption,
+    option,
 )
-from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
+from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
 from kexecemu.errors import FormatError, InputError, KexecError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from kexecemu.scenario.runner import Result
     from kexecemu.scenario.schema import Scenario
 
-__all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "located", "run_command", "write_outputs"]
+__all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "located", "run_command"]
 
 EXAMPLES = """\
 kexecemu run initrd-stamped
@@ -45,7 +46,6 @@ kexecemu run golden --json
 The same for a program: one JSON object.
 """
 
-_AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
 _AFTER_JUMP = ("hashing", "after-check", "capture")
 
 
@@ -85,10 +85,7 @@ def run_command(
     handoff: HandoffOption = None,
     verbose: VerboseOption = False,
     cell: Annotated[
-        str | None,
-        typer.Option(
-            "--cell", metavar="KEY=VALUE,...", help="Cells of its [matrix], as era=6.1,protection=pte."
-        ),
+        str | None, option("--cell", "Cells of its [matrix], as era=6.1,protection=pte.", "KEY=VALUE,...")
     ] = None,
     expect: ExpectOption = None,
 ) -> None:
@@ -108,7 +105,7 @@ def run_command(
     outputs.check()
     if len(cells) > 1:
         good = run_matrix_command(parsed.name, cells, path, seed, outputs)
-        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
+        raise typer.Exit(0 if good else 1)
     taker = HandoffTaker(handoff)
     if handoff is not None and any(fault.fault().when in _AFTER_JUMP for fault in parsed.fault):
         raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
@@ -191,16 +188,10 @@ class HandoffTaker:
         }
 
 
-def write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | None]:
+def _write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | None]:
     """Write timeline and dump, as far as there is one: all files that were written, and the dump among them."""
-    from kexecemu.files import replace_file
-
-    files: list[Path] = []
     dump = None
-    if outputs.timeline is not None:
-        with writing("--timeline", outputs.timeline):
-            replace_file(outputs.timeline, result.end.timeline.as_jsonl().encode())
-        files.append(outputs.timeline)
+    files = write("--timeline", outputs.timeline, result.end.timeline.as_jsonl)
     if outputs.vmcore is not None and result.end.vmcore is not None:
         try:
             with writing("--vmcore", outputs.vmcore):
@@ -216,15 +207,10 @@ def write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | 
 
 def deliver(result: Result, scenario: str | None, outputs: Outputs, handoff: HandoffTaker) -> None:
     """Write what was asked for, give the account, and exit. scenario is how it was named, None without one."""
-    from kexecemu.files import replace_file
+    from kexecemu.report.html import render
 
-    files, dump = write_outputs(result, outputs)
-    if outputs.html is not None:
-        from kexecemu.report.html import render
-
-        with writing("--html", outputs.html):
-            replace_file(outputs.html, render(result).encode())
-        files.append(outputs.html)
+    files, dump = _write_outputs(result, outputs)
+    files += write("--html", outputs.html, lambda: render(result))
     if handoff.taken is not None:
         files += handoff.taken.files
     if outputs.json:
@@ -244,4 +230,4 @@ def deliver(result: Result, scenario: str | None, outputs: Outputs, handoff: Han
             print(shlex.join(handoff.taken.command))
     if handoff.folder is not None and handoff.taken is None:
         print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)
-    raise typer.Exit(_AS_EXPECTED if result.as_expected else _NOT_AS_EXPECTED)
+    raise typer.Exit(0 if result.as_expected else 1)

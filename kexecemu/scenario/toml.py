@@ -12,10 +12,11 @@ import msgspec
 
 from kexecemu.scenario.given import merged, scenario_values
 from kexecemu.scenario.options import Setup, given_options
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.schema import Crash, Expect, FaultTable, Scenario
 from kexecemu.stray.fault import Fault
 
-__all__ = ["changed", "given_keys", "scenario_of", "scenario_toml"]
+__all__ = ["changed", "changed_scenario", "given_keys", "scenario_of", "scenario_toml"]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 
@@ -84,6 +85,12 @@ def changed(scenario: Scenario, given: Mapping[str, Any]) -> Scenario:
         else:
             new |= values
     return msgspec.structs.replace(scenario, **new)
+
+
+def changed_scenario(name: str | Path, given: Mapping[str, Any]) -> tuple[Path, Scenario]:
+    """A scenario, by its path or the name of one that ships, with other options, and its path."""
+    path = find_scenario(name)
+    return path, changed(read_scenario(path), given)
 
 
 def _table(fault: Fault) -> FaultTable:

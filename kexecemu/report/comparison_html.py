@@ -5,61 +5,36 @@ The drawing and its tables are a part that the page of one campaign can show as 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from kexecemu.campaign.compare import Comparison, Pair
-from kexecemu.campaign.header import Header
-from kexecemu.campaign.stats import Figure
-from kexecemu.report.campaign_picture import AXIS_WIDTH, Axis, FigureRow, axis_of
-from kexecemu.report.campaign_words import DUMPS, interval_text, occurring, share_text
+from kexecemu.report.campaign_picture import AXIS_WIDTH, axis_of
+from kexecemu.report.campaign_words import DUMPS, basis_rows, occurring
 from kexecemu.report.comparison_picture import Turn, dump_turn_of, flow_of, turn_of
+from kexecemu.report.page import render_page
 
-__all__ = ["comparison_part", "environment", "render_comparison"]
-
-
-@cache
-def environment() -> Environment:
-    """The templates of campaigns, which escape everything that they are given."""
-    return Environment(
-        loader=PackageLoader("kexecemu.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+__all__ = ["comparison_part", "render_comparison"]
 
 
 def render_comparison(comparison: Comparison) -> str:
     """The report as one HTML document. Equal campaigns give the same text."""
-    page = environment().get_template("comparison.html")
-    return page.render(pair_setting=_setting(comparison), **comparison_part(comparison))
+    setting = _setting(comparison)
+    return render_page("comparison.html", pair_setting=setting, **comparison_part(comparison))
 
 
 def comparison_part(comparison: Comparison) -> dict[str, Any]:
     """What templates/comparison_part.html needs."""
     first, second = names = _names(comparison)
-    figures = {
+    alone = {
         f"{first}, where {second} does harm": comparison.only_first,
         f"{second}, where {first} does harm": comparison.only_second,
     }
+    without = "where {} has none or a wrong one"
     true = {
-        f"{side}, where {other} has none or a wrong one": figure
-        for side, other, figure in (
-            (first, second, comparison.true_first),
-            (second, first, comparison.true_second),
-        )
-        if figure is not None
+        f"{first}, {without.format(second)}": comparison.true_first,
+        f"{second}, {without.format(first)}": comparison.true_second,
     }
-    axis = axis_of({**figures, **true})
-    examples = [
-        (f"Caught with {first} alone", comparison.examples_first),
-        (f"Caught with {second} alone", comparison.examples_second),
-        (f"A true dump with {first} alone", comparison.examples_true_first),
-        (f"A true dump with {second} alone", comparison.examples_true_second),
-    ]
+    alone_true = {what: figure for what, figure in true.items() if figure is not None}
     turn = _turn(comparison)
     dumps = {
         f"dump {here}": {f"dump {there}": count for there, count in counts.items()}
@@ -74,18 +49,18 @@ def comparison_part(comparison: Comparison) -> dict[str, Any]:
         "dump_flow": flow_of(dumps, dump_turn_of, DUMPS),
         "dump_turn_of": dump_turn_of,
         "dump_columns": list(DUMPS),
-        "alone_true": [_row(what, figure, axis) for what, figure in true.items()],
-        "even_dumps": f"{comparison.even_dumps:.2g}",
+        "alone_true": alone_true,
         "pair_columns": occurring(comparison.outcomes.values()),
-        "pair_axis": axis,
+        "pair_axis": axis_of({**alone, **alone_true}),
         "pair_axis_width": AXIS_WIDTH,
-        "alone": [_row(what, figure, axis) for what, figure in figures.items()],
-        "even": f"{comparison.even:.2g}",
-        "examples": [
-            (title, [_with_commands(pair, comparison) for pair in pairs])
-            for title, pairs in examples
-            if pairs
-        ],
+        "alone": alone,
+        "examples": {
+            f"Caught with {first} alone": comparison.examples_first,
+            f"Caught with {second} alone": comparison.examples_second,
+            f"A true dump with {first} alone": comparison.examples_true_first,
+            f"A true dump with {second} alone": comparison.examples_true_second,
+        },
+        "commands_of": lambda pair: _commands(pair, comparison),
     }
 
 
@@ -105,27 +80,15 @@ def _names(comparison: Comparison) -> tuple[str, str]:
 
 
 def _setting(comparison: Comparison) -> list[tuple[str, str]]:
-    basis = comparison.basis
-    scenarios = dict.fromkeys((comparison.first.scenario, comparison.second.scenario))
+    first, second = comparison.first, comparison.second
     return [
-        ("scenario", " and ".join(scenarios)),
-        ("faults", f"{basis.faults:,}"),
-        ("out of", f"{basis.population:,}"),
-        ("sampled", basis.sampler),
-        ("seed", str(basis.seed)),
-        ("kexecemu", basis.version),
-        ("configurations", f"{comparison.first.config_hash[:12]}, {comparison.second.config_hash[:12]}"),
+        ("scenario", " and ".join(dict.fromkeys((first.scenario, second.scenario)))),
+        *basis_rows(comparison.basis),
+        ("configurations", f"{first.config_hash[:12]}, {second.config_hash[:12]}"),
     ]
 
 
-def _row(what: str, figure: Figure, axis: Axis) -> FigureRow:
-    return FigureRow(what, figure.count, share_text(figure), interval_text(figure), axis.mark(figure))
-
-
-def _with_commands(pair: Pair, comparison: Comparison) -> tuple[Pair, str, str]:
-    return pair, _command(pair, comparison.first), _command(pair, comparison.second)
-
-
-def _command(pair: Pair, header: Header) -> str:
-    """What runs the fault again in one of the campaigns; its header has both words ready for a shell."""
-    return f"kexecemu replay {pair.fault} {header.scenario} {header.options}".rstrip()
+def _commands(pair: Pair, comparison: Comparison) -> list[str]:
+    """What runs the fault again in either campaign; their headers have both words ready for a shell."""
+    both = comparison.first, comparison.second
+    return [f"kexecemu replay {pair.fault} {one.scenario} {one.options}".rstrip() for one in both]

@@ -63,7 +63,7 @@ def say(console: Console, head: str | Text = "", body: str | Text = "", *, folde
         console.print(Text.assemble(indent if number else first, line), soft_wrap=True)
 
 
-def say_labelled(console: Console, text: str, *, folded: bool = True) -> None:
+def say_labelled(console: Console, text: str = "", *, folded: bool = True) -> None:
     """A line in rich's markup that begins with a label and two spaces: what is too long goes on behind the label."""
     line = _text(text)
     label = re.match(r"\S.*?  +", line.plain)

@@ -247,8 +247,8 @@ def _piece(
     area = part.area
     protected, hashed, damage = (_boxes(each, area, *stretch, kind) for kind, each in inside.items())
     size, stored = size_text(area.size), round(stretch[1] * part.stored / area.size, 2)
-    named = area, part.kind, part.name, size
-    return Piece(*stretch, *named, *true_place, stored, protected, hashed, damage, markers)
+    named = (part.kind, part.name, size)
+    return Piece(*stretch, area, *named, *true_place, stored, protected, hashed, damage, markers)
 
 
 def draw(

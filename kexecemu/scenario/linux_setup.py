@@ -6,12 +6,13 @@ from pathlib import Path
 
 from kexecemu.arguments import contents
 from kexecemu.errors import InputError
-from kexecemu.formats.image import has_magic, missing_bytes
+from kexecemu.formats.image import has_magic
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
 from kexecemu.linux.first import DEFAULT_CMDLINE, DEFAULT_RAM, LinuxSetup
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE
 from kexecemu.scenario.linux_keys import check_real
 from kexecemu.scenario.options import Setup, check_first, given_options
+from kexecemu.scenario.setup import whole
 
 __all__ = ["linux_setup", "read_kernel"]
 
@@ -21,9 +22,7 @@ def read_kernel(path: Path) -> bytes:
     image = contents(path, "kernel")
     if not has_magic(image):
         raise InputError(f"kernel {path}: no arm64 Image")
-    if missing := missing_bytes(image):
-        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
-    return image
+    return whole(image, path)
 
 
 def linux_setup(setup: Setup) -> LinuxSetup:

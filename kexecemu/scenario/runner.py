@@ -95,16 +95,12 @@ def crash(
             todo.setdefault(fault.moment, []).append(partial(inject, first, fault))
     for at, act in (acts or {}).items():
         todo.setdefault(at, []).append(partial(act, first))
-    steps = moments_of(
-        first, message, todo, linux=setup.linux is not None or setup.capture == "linux", progress=progress
+    linux = setup.linux is not None or setup.capture == "linux"
+    end = follow(moments_of(first, message, todo, linux=linux, progress=progress), todo)
+    syscall = setup.syscall if setup.linux is None else "kexec_load"
+    return Result(
+        name, setup.seed, first, image, end, mismatches_of(end, expect), expect is not None, syscall
     )
-    end = follow(steps, todo)
-    mismatches = mismatches_of(end, expect)
-    return Result(name, setup.seed, first, image, end, mismatches, expect is not None, _syscall(setup))
-
-
-def _syscall(setup: Setup) -> str:
-    return setup.syscall if setup.linux is None else "kexec_load"
 
 
 def _loaded(
@@ -185,7 +181,6 @@ def _wrong_verdict(end: End, expect: Expect) -> list[str]:
     flags = [name.lower() for name, flag in VerdictFlags.__members__.items() if flag in end.verdict.flags]
     missing = [flag for flag in expect.verdict if flag not in flags]
     if missing:
-        wrong.append(
-            f"verdict is {', '.join(flags) or 'without flags'}, expected {', '.join(missing)} among them"
-        )
+        told = ", ".join(flags) or "without flags"
+        wrong.append(f"verdict is {told}, expected {', '.join(missing)} among them")
     return wrong

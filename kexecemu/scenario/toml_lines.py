@@ -92,7 +92,8 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
     unknown = _UNKNOWN.match(words)
     types = _types(inspect.type_info(form), steps)
     if unknown is not None:
-        words += did_you_mean(unknown["name"], _keys(types))
+        tables = (one for one in types if isinstance(one, inspect.StructType))
+        words += did_you_mean(unknown["name"], [field.encode_name for one in tables for field in one.fields])
         path.append(unknown["name"])
     elif "Invalid enum value" in words:
         known = possible_words(form, steps)
@@ -100,7 +101,7 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
         words += did_you_mean(given[1], known) if given is not None else ""
         words += f"; known are {', '.join(known)}"
     elif path != steps:
-        path = [*path, *_culprit(_value(text, path), words)]
+        path = [*path, *_culprit(_at(text, path), words)]
     got = _GOT.search(words)
     if "`str" in words and got is not None and got[1] in ("bool", "int", "float"):
         words += ": put it in quotes"
@@ -109,6 +110,13 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
     if match:
         words += f" - at `${where}`"
     return at_line(text, path, words)
+
+
+def _at(text: str, path: Path) -> Any:
+    data: Any = tomllib.loads(text)
+    for step in path:
+        data = data[step]
+    return data
 
 
 def _step(match: re.Match[str]) -> str | int:
@@ -152,10 +160,6 @@ def _flat(types: Iterable[inspect.Type]) -> Iterable[inspect.Type]:
             yield one
 
 
-def _keys(types: Iterable[inspect.Type]) -> list[str]:
-    return [field.encode_name for one in types if isinstance(one, inspect.StructType) for field in one.fields]
-
-
 def possible_words(form: type, path: Path) -> list[str]:
     """The words that may stand at a path of what is read as form; [] where any text may."""
     known: list[str] = []
@@ -165,10 +169,3 @@ def possible_words(form: type, path: Path) -> list[str]:
         elif isinstance(one, inspect.LiteralType):
             known += [str(value) for value in one.values]
     return known
-
-
-def _value(text: str, path: Path) -> Any:
-    data: Any = tomllib.loads(text)
-    for step in path:
-        data = data[step]
-    return data

@@ -15,6 +15,7 @@ from kexecemu.commands.options import (
     option,
     takes_setup,
 )
+from kexecemu.commands.outputs import check_folder
 from kexecemu.errors import InputError
 from kexecemu.scenario.options import Setup
 
@@ -52,8 +53,7 @@ def crash_command(
     verbose: VerboseOption = False,
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
-    from kexecemu.commands.run import HandoffTaker, Outputs, deliver
-    from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
+    from kexecemu.commands.run import Outputs, deliver
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import crash
     from kexecemu.stray.fault import By
@@ -62,18 +62,10 @@ def crash_command(
     wanted = parse_expect(expect) if expect else None
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
     outputs.check()
-    taker = HandoffTaker(handoff)
-    with progress_bar(verbose, LINUX_PARTS if setup.linux else PARTS) as progress:
-        result = crash(
-            _NAME,
-            setup,
-            faults,
-            expect=wanted,
-            progress=progress,
-            acts=taker.acts,
-            console=live_console if verbose else None,
-        )
-    deliver(result, None, outputs, taker)
+    check_folder("--handoff", handoff)
+    with outputs.running(setup.linux is not None) as asked:
+        result = crash(_NAME, setup, faults, expect=wanted, **asked)
+    deliver(result, None, outputs)
 
 
 def _fault(text: str, by: By) -> Fault:

@@ -30,20 +30,16 @@ def add_command(app: Any, name: str, command: Any, group: str, examples: str) ->
     added(command)
 
 
-def _rows(formatter: Any, title: str, rows: list[tuple[str, str]], widest: int) -> None:
-    """A heading and two columns under it; all lists of a page have the second one at the same place."""
-    with formatter.section(title):
-        formatter.write_dl([(first.ljust(min(widest, 30)), second) for first, second in rows])
-
-
 def _write_sections(formatter: Any, pairs: Iterable[tuple[str, tuple[str, str]]]) -> None:
+    """Headings with two columns under each; all lists of a page have the second one at the same place."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for title, row in pairs:
         sections.setdefault(title, []).append(row)
     fitting = [len(first) for rows in sections.values() for first, _ in rows if len(first) <= 30]
     widest = max(fitting, default=0)
     for title, rows in sections.items():
-        _rows(formatter, title, rows, widest)
+        with formatter.section(title):
+            formatter.write_dl([(first.ljust(widest), second) for first, second in rows])
 
 
 def _title(param: Any) -> str:

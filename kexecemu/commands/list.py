@@ -56,9 +56,8 @@ def _configs() -> Rows:
 def _eras() -> Rows:
     from kexecemu.kernel.base.config import Era, KernelConfig
 
-    return [
-        {"name": era.value, "protection": KernelConfig(era).way.value, "meaning": era.meaning} for era in Era
-    ]
+    ways = {era: KernelConfig(era).way.value for era in Era}
+    return [{"name": era.value, "protection": way, "meaning": era.meaning} for era, way in ways.items()]
 
 
 def _outcomes() -> Rows:

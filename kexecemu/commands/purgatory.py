@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,8 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
 from kexecemu.arguments import contents
 from kexecemu.commands.help import HelpfulGroup, add_command
-from kexecemu.commands.options import JsonOption, flag
+from kexecemu.commands.options import JsonOption, flag, option
+from kexecemu.commands.outputs import print_json
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject
@@ -70,39 +70,35 @@ _INTERFACES = {
 
 def describe_purgatory(obj: RelocatableObject) -> dict[str, Any]:
     """Everything that `purgatory info` prints: sizes in bytes, symbols by interface, relocation types by count."""
-    sections = [
-        {
-            "name": one.name,
-            "size": one.size,
-            "align": one.align,
-            "executable": bool(one.flags & _SHF_EXECINSTR),
-            "nobits": one.type == _SHT_NOBITS,
-        }
-        for one in obj.sections
-        if one.flags & _SHF_ALLOC
-    ]
-    loaded = {one.index for one in obj.sections if one.flags & _SHF_ALLOC}
+    loaded = {one.index: one for one in obj.sections if one.flags & _SHF_ALLOC}
     counts: Counter[int] = Counter()
     for index, relas in obj.relocations.items():
         if obj.sections[index].info in loaded:
             counts.update(rela.type for rela in relas)
     return {
-        "sections": sections,
-        "interface": _interface(obj),
+        "sections": [
+            {key: getattr(one, key) for key in ("name", "size", "align")}
+            | {"executable": bool(one.flags & _SHF_EXECINSTR), "nobits": one.type == _SHT_NOBITS}
+            for one in loaded.values()
+        ],
+        # Whose loader could set all that it must.
+        "interface": next(
+            (
+                kind
+                for kind, wanted in _INTERFACES.items()
+                if all(_found(obj, name, size) == "ok" for name, size, needed in wanted if needed)
+            ),
+            None,
+        ),
         "symbols": {
             kind: {name: _found(obj, name, size) for name, size, _ in wanted}
             for kind, wanted in _INTERFACES.items()
         },
         "relocations": {str(kind): counts[kind] for kind in sorted(counts)},
-        "relocation_names": {str(kind): _relocation(kind) for kind in sorted(counts)},
+        "relocation_names": {str(kind): _RELOCATIONS.get(kind, f"type {kind}") for kind in sorted(counts)},
         "unsupported_relocations": sorted(kind for kind in counts if kind not in SUPPORTED_TYPES),
         **_trial(obj),
     }
-
-
-def _relocation(kind: int) -> str:
-    """A relocation type by the name that the ABI has for it."""
-    return _RELOCATIONS.get(kind, f"type {kind}")
 
 
 def _found(obj: RelocatableObject, name: str, size: int) -> str:
@@ -112,14 +108,6 @@ def _found(obj: RelocatableObject, name: str, size: int) -> str:
     if symbol.shndx < len(obj.sections) and obj.sections[symbol.shndx].type == _SHT_NOBITS:
         return "in bss: cannot be set"
     return "ok" if symbol.size == size else f"{symbol.size} bytes instead of {size}"
-
-
-def _interface(obj: RelocatableObject) -> str | None:
-    """Whose loader could set all that it must."""
-    for kind, wanted in _INTERFACES.items():
-        if all(_found(obj, name, size) == "ok" for name, size, needed in wanted if needed):
-            return kind
-    return None
 
 
 def _trial(obj: RelocatableObject) -> dict[str, Any]:
@@ -143,18 +131,27 @@ def _read(file: Path) -> RelocatableObject:
     return parse_purgatory(object_or_embedded(contents(file, "purgatory")), str(file))
 
 
+_OBJECT = "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."
+
+
 def info(
-    file: Annotated[
-        Path,
-        typer.Argument(help="A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."),
-    ],
+    file: Annotated[Path, typer.Argument(help=_OBJECT)],
     json: JsonOption = False,
 ) -> None:
     """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
     found = describe_purgatory(_read(file))
     usable = found["links"] is True and found["interface"] is not None
-    sys.stdout.write(json_module.dumps(found, indent=2) + "\n" if json else _text(file, found))
+    if json:
+        print_json(found)
+    else:
+        sys.stdout.write(_text(file, found))
     raise typer.Exit(0 if usable else 1)
+
+
+_REQUIRE = (
+    "caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
+    "and name the rows where it is not so; with commas or repeated."
+)
 
 
 def check(
@@ -163,15 +160,7 @@ def check(
         typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
     ],
     config: Annotated[list[str] | None, flag("config")] = None,
-    require: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--require",
-            metavar="WORD",
-            help="caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
-            "and name the rows where it is not so; with commas or repeated.",
-        ),
-    ] = None,
+    require: Annotated[list[str] | None, option("--require", _REQUIRE, "WORD")] = None,
     json: JsonOption = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from kexecemu.commands.outputs import print_json
 from kexecemu.commands.purgatory_require import unmet
 from kexecemu.crash.purgatory_check import RUNS, Reply
 from kexecemu.scenario.purgatory_bench import Check, OnCase
@@ -28,7 +28,7 @@ def print_checks(checks: Sequence[Check], json: bool, required: Sequence[str] = 
             {**one.as_object(), **({"unmet": found} if required else {})}
             for one, found in zip(checks, rows, strict=True)
         ]
-        sys.stdout.write(json_module.dumps({"purgatories": told}, indent=2) + "\n")
+        print_json({"purgatories": told})
     else:
         sys.stdout.write("\n".join(_table(checks)) + "\n")
     wrong = [
@@ -83,16 +83,16 @@ def _table(checks: Sequence[Check]) -> list[str]:
 
 def _blanks(checks: Sequence[Check]) -> Iterator[tuple[str, str]]:
     """The rows with blanks in them, and why those are there."""
+    dead = "it does not boot an untouched image"
     for one in checks:
-        for row, why in one.absent.items():
-            yield row, f"{one.name}: {why}"
+        yield from ((row, f"{one.name}: {why}") for row, why in one.absent.items())
     for one in checks:
         if one.instructions_per_byte is None:
-            yield "instructions per byte", f"{one.name}: it does not boot an untouched image"
+            yield "instructions per byte", f"{one.name}: {dead}"
     for one in checks:
         if one.scalar_per_byte is None:
             boots = one.instructions_per_byte is not None
-            why = "it cannot be told to do without them" if boots else "it does not boot an untouched image"
+            why = "it cannot be told to do without them" if boots else dead
             yield "without SHA-2 instructions", f"{one.name}: {why}"
 
 

@@ -34,7 +34,7 @@ def compare_command(
 ) -> None:
     """What each of two campaigns catches that the other does not, fault by fault."""
     from kexecemu.campaign.compare import compare
-    from kexecemu.report.comparison_html import render_comparison
+    from kexecemu.report.campaign_html import render_comparison
 
     check_outputs({"--html": html})
     comparison = compare(first, second)

@@ -164,8 +164,7 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
-    from kexecemu.commands.purgatory_check import print_checks, progress_of
-    from kexecemu.commands.purgatory_require import parse_requirements
+    from kexecemu.commands.purgatory_check import parse_requirements, print_checks, progress_of
     from kexecemu.scenario.purgatory_bench import check_purgatory
 
     options = split_options(config or ())

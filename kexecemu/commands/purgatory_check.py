@@ -1,20 +1,57 @@
-"""What kexecemu purgatory check prints: the replies of one purgatory or several side by side."""
+"""What kexecemu purgatory check prints, the replies of purgatories side by side, and what --require asks of them."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kexecemu.commands.outputs import print_json
-from kexecemu.commands.purgatory_require import unmet
-from kexecemu.crash.purgatory_check import RUNS, Reply
+from kexecemu.crash.purgatory_check import CODE, RUNS, UNTOUCHED, Reply
+from kexecemu.errors import InputError
 from kexecemu.scenario.purgatory_bench import Check, OnCase
 
-__all__ = ["print_checks", "progress_of"]
+__all__ = ["REQUIREMENTS", "parse_requirements", "print_checks", "progress_of", "unmet"]
 
 _ABSENT = "-"
+
+
+# Corruption that went on, or ended with nobody having said so.
+_UNCAUGHT = (Reply.MISSED, Reply.HUNG, Reply.TRAPPED, Reply.MISBOOT)
+_REFUSABLE = (*_UNCAUGHT, Reply.FALSE_ALARM, Reply.TRAP_REPORTED)
+_NONE = {f"no-{one.value.replace(' ', '-')}": one for one in _REFUSABLE}
+
+REQUIREMENTS = ("caught", "boots", *_NONE)
+"""caught: in no row but that of code is one missed, hung, trapped or misboot. boots: the untouched image does.
+no-REPLY: that reply is in no row, the purgatory's own code included."""
+
+
+def parse_requirements(given: Iterable[str]) -> list[str]:
+    """The words of --require, which commas may part; InputError that lists them all for one that is none."""
+    words = [word.strip() for text in given for word in text.split(",")]
+    for word in words:
+        if word not in REQUIREMENTS:
+            raise InputError(f"--require {word!r} is not one of {', '.join(REQUIREMENTS)}")
+    return list(dict.fromkeys(words))
+
+
+def _bad(requirement: str, row: str, replies: Sequence[Reply]) -> list[Reply]:
+    """The replies of a row that a requirement does not allow, each once."""
+    if requirement == "boots":
+        return [one for one in replies if one is not Reply.BOOTS] if row == UNTOUCHED else []
+    if requirement == "caught":
+        return [one for one in Reply if one in replies and one in _UNCAUGHT and row != CODE]
+    return [_NONE[requirement]] if _NONE[requirement] in replies else []
+
+
+def unmet(requirement: str, replies: Mapping[str, Sequence[Reply]]) -> list[str]:
+    """The rows that do not meet a requirement, each with what is there instead; [] when it is met.
+
+    A row that does not apply to a purgatory asks nothing of it.
+    """
+    found = {row: _bad(requirement, row, each) for row, each in replies.items()}
+    return [f"{row} ({', '.join(bad)})" for row, bad in found.items() if bad]
 
 
 def print_checks(checks: Sequence[Check], json: bool, required: Sequence[str] = ()) -> bool:

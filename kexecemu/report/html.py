@@ -17,9 +17,8 @@ from kexecemu.machine.timeline import Event
 from kexecemu.report.campaign_words import tone_of
 from kexecemu.report.page import render_page
 from kexecemu.report.picture import Picture, draw, effect_of, size_text
-from kexecemu.report.steps import steps_of
+from kexecemu.report.steps import steps_of, verdict_text
 from kexecemu.report.text import console_parts, purgatory_word
-from kexecemu.report.verdict import verdict_text
 from kexecemu.scenario.runner import Result
 from kexecemu.stray.fault import Injection
 

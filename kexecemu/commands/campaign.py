@@ -155,10 +155,8 @@ def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: P
         print_written(files)
     for one in summary.disagreements:
         decided, run = disagreement_text(one)
-        print(
-            f"kexecemu: audit: {one.fault} was decided {decided}, but ends {run}: nothing here can be believed",
-            file=sys.stderr,
-        )
+        ends = f"{one.fault} was decided {decided}, but ends {run}"
+        print(f"kexecemu: audit: {ends}: nothing here can be believed", file=sys.stderr)
     raise typer.Exit(1 if summary.disagreements else 0)
 
 

@@ -111,10 +111,9 @@ def _print_crossed(found: Mapping[str, Mapping[str, int]], columns: list[str], p
     from kexecemu.report.terminal import account, print_table
 
     _say("first, down; second, across")
-    rows = [
-        [(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
-        for here, counts in found.items()
-    ]
+    rows = []
+    for here, counts in found.items():
+        rows.append([(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)])
     print_table(account(), ("", *(prefix + column for column in columns)), rows)
     _say("")
 

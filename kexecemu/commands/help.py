@@ -65,13 +65,11 @@ class _Helpful:
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What follows the command's name in the line of its usage."""
         pieces: list[str] = super().collect_usage_pieces(ctx)  # type: ignore[misc]
-        names = {
-            piece: _argument_name(one) for one in self._arguments() for piece in one.get_usage_pieces(ctx)
-        }
+        names: dict[str, str] = {}
+        for one in self.params:  # type: ignore[attr-defined]
+            if one.param_type_name == "argument":
+                names |= dict.fromkeys(one.get_usage_pieces(ctx), _argument_name(one))
         return [names.get(piece, piece) for piece in pieces]
-
-    def _arguments(self) -> list[Any]:
-        return [one for one in self.params if one.param_type_name == "argument"]  # type: ignore[attr-defined]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments and options under their headings, and the commands of a group."""
@@ -79,8 +77,7 @@ class _Helpful:
         pairs = [(title, record) for title, record in records if record is not None]
         # The general ones come last, behind those that have a heading of their own.
         pairs.sort(key=lambda pair: (pair[0] != "Arguments", pair[0] == "Options"))
-        commands = self._commands(ctx)
-        _write_sections(formatter, [*commands, *pairs])
+        _write_sections(formatter, [*self._commands(ctx), *pairs])
 
     def _commands(self, ctx: Any) -> list[tuple[str, tuple[str, str]]]:
         return []

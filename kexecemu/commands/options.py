@@ -123,13 +123,10 @@ _HANDOFF = "Write the machine at the jump, for QEMU to go on from there."
 HandoffOption = Annotated[Path | None, output("--handoff", _HANDOFF, metavar="DIR")]
 _EXPECT = "The outcome to expect, or another key of [expect] as KEY=VALUE; repeatable. All else exits with 1."
 ExpectOption = Annotated[
-    list[str] | None,
-    option("--expect", _EXPECT, "OUTCOME|KEY=VALUE", autocompletion=complete.outcomes),
+    list[str] | None, option("--expect", _EXPECT, "OUTCOME|KEY=VALUE", autocompletion=complete.outcomes)
 ]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show the console as it is printed (on stderr).")
-]
-
+_VERBOSE = "Show the console as it is printed (on stderr)."
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help=_VERBOSE)]
 
 _Command = Callable[..., None]
 
@@ -174,9 +171,7 @@ def _with_options(
     @wraps(command)
     def with_options(**given: Any) -> None:
         fields = {name: given.pop(name) for name in flags}
-        fields = {
-            name: value for name, value in fields.items() if value not in (None, []) and value is not False
-        }
+        fields = {name: one for name, one in fields.items() if one not in (None, []) and one is not False}
         if "config" in fields:
             fields["config"] = split_options(fields["config"])
         command(make(fields), **given)

@@ -68,12 +68,9 @@ def print_checks(checks: Sequence[Check], json: bool, required: Sequence[str] = 
         print_json({"purgatories": told})
     else:
         sys.stdout.write("\n".join(_table(checks)) + "\n")
-    wrong = [
-        f"{word}: {one.name}: {', '.join(where)}"
-        for one, found in zip(checks, rows, strict=True)
-        for word, where in found.items()
-        if where
-    ]
+    wrong = []
+    for one, found in zip(checks, rows, strict=True):
+        wrong += [f"{word}: {one.name}: {', '.join(where)}" for word, where in found.items() if where]
     if wrong:
         print(f"kexecemu: not as required: {'; '.join(wrong)}", file=sys.stderr)
     return not wrong
@@ -104,10 +101,8 @@ def _table(checks: Sequence[Check]) -> list[str]:
     ]
     widths = [max(len(row[at]) for row in rows if row) for at in range(len(checks) + 1)]
     rows[1] = ["-" * width for width in widths]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
-        for row in rows
-    ]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] for row in rows)
+    lines = ["  ".join(cells).rstrip() for cells in padded]
     blanks = [f"  {row}: {why}" for row, why in _blanks(checks)]
     if blanks:
         lines += ["", f"{_ABSENT} says that there is nothing to tell:", *blanks]

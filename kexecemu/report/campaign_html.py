@@ -78,9 +78,7 @@ def _strip_text(summary: Summary) -> str:
     """The strip in words, for those who cannot see it."""
     told = []
     for area in summary.areas:
-        counts = Counter[str]()
-        for cell in area.cells:
-            counts.update(cell)
+        counts = sum(map(Counter, area.cells), Counter[str]())
         ends = ", ".join(f"{counts[one.value]:,} {one.value}" for one in Outcome if counts[one.value])
         told.append(f"{area.name}: {ends or 'no fault'}")
     return "; ".join(told) + "."

@@ -62,10 +62,8 @@ def _print_space(console: Console, summary: Summary) -> None:
         names, size = kinds.get(area.kind, ([], 0))
         kinds[area.kind] = (list(dict.fromkeys([*names, area.name])), size + area.end - area.start)
     for kind, (names, size) in kinds.items():
-        what = f"{size_text(size)} in {', '.join(names)}"
-        say_labelled(
-            console, f"space  {kind:<9} [dim]{escape(f'{what}; {words.KIND_WORDS.get(kind, kind)}')}[/]"
-        )
+        what = f"{size_text(size)} in {', '.join(names)}; {words.KIND_WORDS.get(kind, kind)}"
+        say_labelled(console, f"space  {kind:<9} [dim]{escape(what)}[/]")
 
 
 def _print_outcomes(console: Console, summary: Summary) -> None:
@@ -109,9 +107,7 @@ def _print_matrix(console: Console, summary: Summary, matrix: words.Matrix) -> N
 
 def _print_how(console: Console, summary: Summary) -> None:
     _heading(console, summary, "how it was found")
-    rows = [
-        ((how, ""), (f"{count:,}", ""), (words.HOW_WORDS[how], "dim")) for how, count in summary.how.items()
-    ]
+    rows = [((how, ""), (f"{one:,}", ""), (words.HOW_WORDS[how], "dim")) for how, one in summary.how.items()]
     print_table(console, ("how", "faults", ""), rows)
 
 

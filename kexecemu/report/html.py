@@ -101,10 +101,8 @@ def _first_kernel(result: Result) -> list[tuple[str, str]]:
     kernel = result.kernel
     if isinstance(kernel, FirstLinux):
         checks = "" if kernel.setup.checks else ", --no-checks"
-        return [
-            ("first kernel", f"Linux {kernel.release}"),
-            ("loaded by", f"kexec_load, kexec-tools{checks}"),
-        ]
+        loaded_by = f"kexec_load, kexec-tools{checks}"
+        return [("first kernel", f"Linux {kernel.release}"), ("loaded by", loaded_by)]
     return [
         ("kernel era", kernel.config.release.value),
         ("page protection", kernel.config.way.value),
@@ -182,9 +180,8 @@ def _digests(result: Result) -> dict[str, list[tuple[str, bool]]]:
 def _phases(result: Result) -> list[tuple[str, int, float]]:
     """How many instructions each part of the run took, and its share of all in percent."""
     end = result.end
-    marks = {
-        kind: events[0].when for kind in ("booted", "panic", "jump") if (events := end.timeline.of(kind))
-    }
+    first = {kind: end.timeline.of(kind)[:1] for kind in ("booted", "panic", "jump")}
+    marks = {kind: event.when for kind, events in first.items() for event in events}
     parts: dict[str, int] = {}
     if "booted" in marks:
         parts["first kernel boots"] = marks["booted"]

@@ -152,10 +152,8 @@ class _Part:
 def _parts(image: Kimage, region: PhysRange) -> list[_Part]:
     parts = [_Part(one.area, one.name, one.name, one.bufsz) for one in image.segments]
     control = merge(list(image.control_pages))
-    parts += [
-        _Part(area, "control", f"control page{'s' if area.size > 4096 else ''}", area.size)
-        for area in control
-    ]
+    for area in control:
+        parts.append(_Part(area, "control", f"control page{'s' if area.size > 4096 else ''}", area.size))
     used = [part.area for part in parts]
     parts += [_Part(area, "unused", "unused", area.size) for area in subtract([region], used)]
     return sorted((part for part in parts if part.area.size), key=lambda part: part.area)
@@ -186,10 +184,9 @@ def _markers(hits: Iterable[tuple[int, Injection, float]]) -> list[Marker]:
         fault = injection.fault
         taken = {other.column for other in placed if abs(other.y - y) < _MARKER}
         column = min(set(range(_ABREAST)) - taken, default=_ABREAST - 1)
-        title = (
-            f"write {number}: {fault.by.value} at {fault.at} ({injection.phys:#x}): {effect_of(injection)}"
-        )
-        placed.append(Marker(number, fault.by.value, effect_of(injection), y, column, title))
+        effect = effect_of(injection)
+        title = f"write {number}: {fault.by.value} at {fault.at} ({injection.phys:#x}): {effect}"
+        placed.append(Marker(number, fault.by.value, effect, y, column, title))
     return placed
 
 

@@ -56,12 +56,7 @@ def progress_bar(quiet: bool = False, parts: Sequence[str] = PARTS) -> Iterator[
                 bar.remove_task(tasks.pop())
                 tasks.append(bar.add_task(words.pop(), total=None, millions=0, guest=0.0))
             last = done
-            bar.update(
-                tasks[0],
-                completed=done,
-                total=expected,
-                millions=done // 1_000_000,
-                guest=done / INSTRUCTIONS_PER_SECOND,
-            )
+            millions, guest = done // 1_000_000, done / INSTRUCTIONS_PER_SECOND
+            bar.update(tasks[0], completed=done, total=expected, millions=millions, guest=guest)
 
         yield update

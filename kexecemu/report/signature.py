@@ -35,14 +35,8 @@ def signature_object(
         "signed_digest": signed[1].hex() if signed else None,
         "pe_digest": _pe_digest(data, signed[0] if signed else "sha256"),
         "trusted_by": trusted_by.subject_name if trusted_by else None,
-        "error": None
-        if refusal is None
-        else {
-            "errno": refusal.name,
-            "number": refusal.errno,
-            "step": refusal.step,
-            "reason": refusal.reason,
-        },
+        "error": refusal
+        and {"errno": refusal.name, "number": refusal.errno, "step": refusal.step, "reason": refusal.reason},
     }
 
 
@@ -82,9 +76,9 @@ def _time(seconds: int | None) -> str | None:
 def signature_text(found: dict[str, Any]) -> str:
     """The same for people."""
     error = found["error"]
-    verdict = (
-        "verified" if error is None else f"refused: {error['reason']} ({error['errno']} from {error['step']})"
-    )
+    verdict = "verified"
+    if error is not None:
+        verdict = f"refused: {error['reason']} ({error['errno']} from {error['step']})"
     labels = {
         "signer": "signer",
         "issuer": "issuer",

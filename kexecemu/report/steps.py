@@ -84,16 +84,13 @@ def _write_step(injections: list[Injection]) -> tuple[str, str]:
     if not injections:
         return "good", "None: nobody writes where they should not."
     effects = [effect_of(one) for one in injections]
-    told = [
-        f"{effects.count(effect)} {text}" if len(effects) > 1 else text
-        for effect, text in _EFFECTS.items()
-        if effect in effects
-    ]
+    told = {text: effects.count(effect) for effect, text in _EFFECTS.items() if effect in effects}
+    words = [f"{count} {text}" if len(effects) > 1 else text for text, count in told.items()]
     dma = sum(one.fault.by is By.DMA for one in injections)
     counts = {"CPU store": len(injections) - dma, "DMA write": dma}
     parts = " and ".join(_count(count, word) for word, count in counts.items() if count)
     harmed = "changed" in effects or "partly" in effects
-    return "bad" if harmed else "good", f"{parts}: {', '.join(told)}."
+    return "bad" if harmed else "good", f"{parts}: {', '.join(words)}."
 
 
 def _panic_step(result: Result) -> tuple[str, str]:

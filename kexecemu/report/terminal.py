@@ -81,9 +81,8 @@ def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     rich's own tables cut cells off where the terminal is narrow, and a number that is cut off is a wrong one. A last
     column without a heading is words, which are folded.
     """
-    widths = [
-        max([len(heading), *(len(row[column][0]) for row in rows)]) for column, heading in enumerate(headings)
-    ]
+    columns = zip(headings, *([text for text, _ in row] for row in rows), strict=True)
+    widths = [max(map(len, column)) for column in columns]
     words = len(headings) > 1 and not headings[-1]
     for row in [[(heading, "dim") for heading in headings], *rows]:
         cells = []

@@ -11,7 +11,7 @@ from kexecemu.kernel.base.config import KernelConfig, check_option
 from kexecemu.kernel.image.kimage import SEGMENT_NAMES
 from kexecemu.machine.board import check_numbers, parse_size
 from kexecemu.scenario.matrix import check_matrix
-from kexecemu.scenario.options import check_first
+from kexecemu.scenario.options import MODEL_ALONE, check_first
 from kexecemu.scenario.schema import Scenario
 from kexecemu.suggest import there_are
 
@@ -56,9 +56,7 @@ def _check_linux(data: dict[str, Any], scenario: Scenario) -> None:
     check_real(scenario.load.initrd, scenario.kernel.cmdline)
     for table in ("crash", "campaign", "matrix"):
         for key in data.get(table, {}):
-            raise InputError(
-                f"{table}.{key} means nothing where the first kernel is a real one (kernel.linux)"
-            )
+            raise InputError(f"{table}.{key} {MODEL_ALONE}")
 
 
 def check_real(initrd: str | None, cmdline: str | None) -> None:

@@ -44,11 +44,8 @@ def config_options(text: str) -> dict[str, str]:
         elif found := re.match(r"# CONFIG_(\w+) is not set$", line):
             options[found[1]] = "n"
     # What is about our purgatory is in no kernel.
-    return {
-        name: options[name]
-        for name in KNOWN_OPTIONS
-        if name in options and not name.startswith("KEXEC_PURGATORY")
-    }
+    known = [name for name in KNOWN_OPTIONS if not name.startswith("KEXEC_PURGATORY")]
+    return {name: options[name] for name in known if name in options}
 
 
 def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
@@ -57,9 +54,8 @@ def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
     Raises InputError or KexecError where the model refuses what the real kernel took.
     """
     setup = linux.setup
-    config = KernelConfig(
-        Era.of_release(linux.release), purgatory=setup.kexec, options=options, rng_ready=True
-    )
+    era = Era.of_release(linux.release)
+    config = KernelConfig(era, purgatory=setup.kexec, options=options, rng_ready=True)
     kernel = Kernel.boot(Board(setup.ram, setup.cpus), config, cmdline=None, dtb=linux.dtb, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError("the model has reserved no crashkernel memory where the real kernel has")

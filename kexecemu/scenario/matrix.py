@@ -52,9 +52,8 @@ def choose_cells(scenario: Scenario, chosen: str | None) -> list[Cell]:
     if chosen is None:
         return cells
     if scenario.matrix is None:
-        raise InputError(
-            f"cell {chosen!r}: the scenario has no [matrix], so there are no cells to choose from"
-        )
+        why = "the scenario has no [matrix], so there are no cells to choose from"
+        raise InputError(f"cell {chosen!r}: {why}")
     pairs = [word.strip().partition("=")[::2] for word in chosen.split(",")]
     axes = {key: list(getattr(scenario.matrix, key)) for key, _ in cells[0].values}
     for key, value in pairs:

@@ -22,7 +22,7 @@ from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
-__all__ = ["OPTIONS", "Setup", "check_first", "given_options"]
+__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "given_options"]
 
 
 def _option(table: str, default: Any, help: str, metavar: str = "", **more: Any) -> Any:
@@ -183,10 +183,12 @@ class Setup:
 def _options() -> dict[str, Option]:
     kinds, found = get_type_hints(Setup), {}
     for one in fields(Setup):
-        default = {} if one.default is MISSING else one.default
-        found[one.name] = replace(
-            one.metadata["option"], name=one.name, kind=kinds[one.name], default=default
-        )
+        own = {
+            "name": one.name,
+            "kind": kinds[one.name],
+            "default": {} if one.default is MISSING else one.default,
+        }
+        found[one.name] = replace(one.metadata["option"], **own)
     return found
 
 
@@ -200,6 +202,9 @@ def given_options(setup: Setup) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != OPTIONS[name].default}
 
 
+MODEL_ALONE: Final = "means nothing where the first kernel is a real one (kernel.linux)"
+
+
 def check_first(given: Mapping[str, Any]) -> None:
     """InputError for an option, by its name with the value given, that means nothing to the first kernel."""
     real = given.get("linux") is not None
@@ -210,9 +215,7 @@ def check_first(given: Mapping[str, Any]) -> None:
         if not real:
             continue
         if option.only == "model":
-            raise InputError(
-                f"{option.key} means nothing where the first kernel is a real one (kernel.linux)"
-            )
+            raise InputError(f"{option.key} {MODEL_ALONE}")
         if option.real and value not in option.real:
             words = " or ".join(option.real)
             raise InputError(f"{option.key} is {words} where the first kernel is a real one, not {value!r}")

@@ -98,9 +98,8 @@ def crash(
     linux = setup.linux is not None or setup.capture == "linux"
     end = follow(moments_of(first, message, todo, linux=linux, progress=progress), todo)
     syscall = setup.syscall if setup.linux is None else "kexec_load"
-    return Result(
-        name, setup.seed, first, image, end, mismatches_of(end, expect), expect is not None, syscall
-    )
+    wrong = mismatches_of(end, expect)
+    return Result(name, setup.seed, first, image, end, wrong, expect is not None, syscall)
 
 
 def _loaded(
@@ -111,9 +110,8 @@ def _loaded(
     if setup.linux is None:
         return load_disturbed(setup, during, console) if during else prepare(setup, console)
     if during:
-        raise InputError(
-            f"fault at {during[0].at}: a write during the load needs the model: nobody stops Linux there"
-        )
+        why = "a write during the load needs the model: nobody stops Linux there"
+        raise InputError(f"fault at {during[0].at}: {why}")
     linux = FirstLinux(linux_setup(setup), console)
     return linux, linux.load(progress)
 

@@ -70,9 +70,8 @@ def scenario_of(
     name: str, setup: Setup, faults: Sequence[Fault], message: str, expect: Expect | None = None
 ) -> Scenario:
     """The scenario of a crash that was put together from a setup. Paths become absolute ones."""
-    scenario = Scenario(
-        schema=1, name=name, fault=[_table(fault) for fault in faults], crash=Crash(message), expect=expect
-    )
+    tables = [_table(fault) for fault in faults]
+    scenario = Scenario(schema=1, name=name, fault=tables, crash=Crash(message), expect=expect)
     return changed(scenario, given_options(setup))
 
 
@@ -95,6 +94,5 @@ def changed_scenario(name: str | Path, given: Mapping[str, Any]) -> tuple[Path, 
 
 def _table(fault: Fault) -> FaultTable:
     write = fault.write.hex() if fault.write is not None else None
-    return FaultTable(
-        fault.at, fault.by, write, fault.flip, fault.when_word, fault.width, fault.model, fault.variant
-    )
+    how = write, fault.flip, fault.when_word, fault.width
+    return FaultTable(fault.at, fault.by, *how, fault.model, fault.variant)

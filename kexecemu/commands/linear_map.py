@@ -140,9 +140,7 @@ def _range(area: PhysRange | None) -> dict[str, int] | None:
 
 def _price(price: LinearMapPrice) -> dict[str, Any]:
     return {
-        "table_pages": price.table_pages,
-        "table_bytes": price.table_bytes,
-        "entries": price.entries,
+        **{key: getattr(price, key) for key in ("table_pages", "table_bytes", "entries")},
         "blocks": {_size(size): count for size, count in price.leaves.items()},
         "contiguous": {_size(size): count for size, count in price.contiguous.items()},
     }
@@ -184,16 +182,11 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
         lines.append(f"  low part    {_area(reservation.crashk_low_res)}")
     lines += [f"kernel says   {message}" for message in asked.messages]
     if asked.load is not None:
-        pages = asked.load.table_pages
-        lines.append(
-            f"after a load  {asked.load.entries:,} entries written to protect the segments, "
-            f"{pages:,} more table page{'' if pages == 1 else 's'}"
-        )
-    columns = {
-        "this kernel": asked.price,
-        f"before ({_BEFORE})": sides[_BEFORE].price,
-        f"after ({_AFTER})": sides[_AFTER].price,
-    }
+        pages = f"{asked.load.table_pages:,} more table page{'' if asked.load.table_pages == 1 else 's'}"
+        written = f"{asked.load.entries:,} entries written to protect the segments"
+        lines.append(f"after a load  {written}, {pages}")
+    before, after = sides[_BEFORE].price, sides[_AFTER].price
+    columns = {"this kernel": asked.price, f"before ({_BEFORE})": before, f"after ({_AFTER})": after}
     lines += ["", *_table(columns), "", _saving(sides), _METHODS[asked.method]]
     return "\n".join(lines) + "\n"
 

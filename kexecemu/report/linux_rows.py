@@ -38,12 +38,11 @@ def print_rows(rows: list[FactRow], every: bool) -> str:
     shown = [row for row in rows if every or row.same is not Same.EQUAL]
     wide = max((len(row.name) for row in shown), default=0)
     for group in dict.fromkeys(row.group for row in rows):
-        inside = [row for row in rows if row.group == group]
-        counts = Counter(row.same for row in inside)
+        counts = Counter(row.same for row in rows if row.group == group)
         words = ", ".join(f"{counts[same]} {same.value}" for same in Same if counts[same])
         lines += ["", f"{group}: {words}"]
-        for row in inside:
-            if row not in shown:
+        for row in shown:
+            if row.group != group:
                 continue
             mark = {Same.EQUAL: "=", Same.DIFFERENT: "!", Same.SHOWN: " "}[row.same]
             name = row.name.ljust(wide)

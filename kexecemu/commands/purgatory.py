@@ -118,12 +118,8 @@ def _trial(obj: RelocatableObject) -> dict[str, Any]:
         )
     except KexecError as error:
         return {"bufsz": None, "memsz": None, "entry_offset": None, "links": str(error)}
-    return {
-        "bufsz": len(linked.buf),
-        "memsz": linked.segment.memsz,
-        "entry_offset": linked.entry - _TRIAL_PHYS,
-        "links": True,
-    }
+    sizes = {"bufsz": len(linked.buf), "memsz": linked.segment.memsz}
+    return {**sizes, "entry_offset": linked.entry - _TRIAL_PHYS, "links": True}
 
 
 def _read(file: Path) -> RelocatableObject:

@@ -94,8 +94,8 @@ def _table(checks: Sequence[Check]) -> list[str]:
         ["loaded by", *("kexec_file_load" if c.interface == "kernel" else "kexec_load" for c in checks)],
         ["instructions per byte", *(_number(one.instructions_per_byte) for one in checks)],
         ["  without SHA-2 instructions", *(_number(one.scalar_per_byte) for one in checks)],
-        ["alignment faults on silicon", *(str(_kinds(one, False)) for one in checks)],
-        ["trapped FP instructions", *(str(_kinds(one, True)) for one in checks)],
+        ["alignment faults on silicon", *(_kinds(one, False) for one in checks)],
+        ["trapped FP instructions", *(_kinds(one, True) for one in checks)],
         ["loaded bytes", *(f"{one.bufsz:,}" for one in checks)],
         ["  in memory", *(f"{one.memsz:,}" for one in checks)],
     ]
@@ -132,8 +132,8 @@ def _number(value: float | None) -> str:
     return _ABSENT if value is None else f"{value:.2f}"
 
 
-def _kinds(check: Check, trapped: bool) -> int:
-    return sum((one.kind == "fp trap") == trapped for _, one in check.violations)
+def _kinds(check: Check, trapped: bool) -> str:
+    return str(sum((one.kind == "fp trap") == trapped for _, one in check.violations))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from kexecemu.campaign.compare import Comparison, Pair
 from kexecemu.campaign.summary import Summary
 from kexecemu.crash.outcome import Outcome
 from kexecemu.report import campaign_words as words
-from kexecemu.report.campaign_picture import AXIS_WIDTH, axis_of, strip_of
+from kexecemu.report.campaign_picture import AXIS_WIDTH, axis_of, named_dumps, strip_of
 from kexecemu.report.comparison_picture import Turn, dump_turn_of, flow_of, turn_of
 from kexecemu.report.page import render_page
 from kexecemu.stray.models import MODELS
@@ -100,17 +100,13 @@ def _comparison_part(comparison: Comparison) -> dict[str, Any]:
         f"{first}, where {second} does harm": comparison.only_first,
         f"{second}, where {first} does harm": comparison.only_second,
     }
-    without = "where {} has none or a wrong one"
-    true = {
-        f"{first}, {without.format(second)}": comparison.true_first,
-        f"{second}, {without.format(first)}": comparison.true_second,
+    true = (first, second, comparison.true_first), (second, first, comparison.true_second)
+    wrong = "where {} has none or a wrong one"
+    alone_true = {
+        f"{one}, {wrong.format(other)}": figure for one, other, figure in true if figure is not None
     }
-    alone_true = {what: figure for what, figure in true.items() if figure is not None}
     turn = _turn(comparison)
-    dumps = {
-        f"dump {here}": {f"dump {there}": count for there, count in counts.items()}
-        for here, counts in comparison.dumps.items()
-    }
+    dumps = {f"dump {here}": named_dumps(counts) for here, counts in comparison.dumps.items()}
     return {
         "comparison": comparison,
         "names": names,

@@ -16,7 +16,7 @@ from kexecemu.campaign.summary import AreaHits
 from kexecemu.report.campaign_words import DUMPS, occurring, plural
 from kexecemu.shown import shown
 
-__all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Strip", "axis_of", "strip_of"]
+__all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Strip", "axis_of", "named_dumps", "strip_of"]
 
 AXIS_WIDTH = 300.0
 _FURTHEST = -9  # decades: no sample tells smaller shares apart
@@ -143,15 +143,16 @@ def strip_of(areas: Sequence[AreaHits]) -> Strip:
     bins = [_bins(place, place.area.cells) for place in places]
     lanes = list(_lanes(places, bins, occurring(cell for area in areas for cell in area.cells), _LANES_TOP))
     bottom = _LANES_TOP + len(lanes) * (_LANE + _LANE_GAP)
-    dumps = [_bins(place, tuple(map(_named, place.area.dumps))) for place in places if place.area.dumps]
+    dumps = [_bins(place, tuple(map(named_dumps, place.area.dumps))) for place in places if place.area.dumps]
     if dumps:
-        words = occurring((_named(cell) for area in areas for cell in area.dumps), DUMPS)
+        words = occurring((named_dumps(cell) for area in areas for cell in area.dumps), DUMPS)
         lanes += _lanes([place for place in places if place.area.dumps], dumps, words, bottom + 2 * _LANE_GAP)
         bottom += 2 * _LANE_GAP + len(words) * (_LANE + _LANE_GAP)
     return Strip(bottom + 16.0, places, lanes, _sampled(bins))
 
 
-def _named(cell: Mapping[str, int]) -> dict[str, int]:
+def named_dumps(cell: Mapping[str, int]) -> dict[str, int]:
+    """Counts of what became of the dump, by the names of DUMPS."""
     return {f"dump {dump}": count for dump, count in cell.items()}
 
 

@@ -97,9 +97,9 @@ def _print_matrix(console: Console, summary: Summary, matrix: words.Matrix) -> N
     _heading(console, summary, title)
     rows = []
     for key, counts, total in matrix.rows:
+        styles = (_STYLES[words.tone_of(column)] for column in matrix.columns)
         cells = [
-            (f"{count:,}", _STYLES[words.tone_of(column)] if count else "dim")
-            for column, count in zip(matrix.columns, counts, strict=True)
+            (f"{count:,}", style if count else "dim") for count, style in zip(counts, styles, strict=True)
         ]
         rows.append([(key, ""), *cells, (f"{total:,}", "")])
     print_table(console, (matrix.dimension, *matrix.columns, "faults"), rows)

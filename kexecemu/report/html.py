@@ -171,10 +171,8 @@ def _digests(result: Result) -> dict[str, list[tuple[str, bool]]]:
     told = {"stored by the load": stored}
     if verdict is not None and verdict.compared:
         told |= {"expected by the purgatory": verdict.expected, "found by the purgatory": verdict.found}
-    return {
-        label: [(f"{now:02x}", now != then) for now, then in zip(digest, stored, strict=True)]
-        for label, digest in told.items()
-    }
+    pairs = {label: zip(digest, stored, strict=True) for label, digest in told.items()}
+    return {label: [(f"{now:02x}", now != then) for now, then in each] for label, each in pairs.items()}
 
 
 def _phases(result: Result) -> list[tuple[str, int, float]]:

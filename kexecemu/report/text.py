@@ -128,9 +128,8 @@ def _since_panic(lines: list[str]) -> list[str]:
 
 def _folded(lines: list[str]) -> list[str]:
     """What a capture kernel printed, with most of its log left out: what its init says stays, and any trouble."""
-    trouble = next(
-        (number for number, line in enumerate(lines) if any(word in line for word in _TROUBLE)), len(lines)
-    )
+    troubled = [number for number, line in enumerate(lines) if any(word in line for word in _TROUBLE)]
+    trouble = min(troubled, default=len(lines))
     told: list[str] = []
     log: list[str] = []
     for number, line in enumerate(lines):

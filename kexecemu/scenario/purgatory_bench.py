@@ -187,8 +187,7 @@ def check_purgatory(
     progress is called after each run. Raises KexecError when the load is refused.
     """
     bench = _Bench(path, obj, interface, options)
-    small = bench.measure(_INITRD)
-    per_byte = bench.per_byte()
+    small, per_byte = bench.measure(_INITRD), bench.per_byte()
     scalar = bench.per_byte(_SCALAR) if bench.can("purgatory_no_crypto") else None
     kernel, image, loaded = bench.load()
     stack_top = _stack_top(loaded, small[2] if small is not None else None)

@@ -232,7 +232,7 @@ def campaign(
     from kexecemu.campaign.work import plan_campaign, run_campaign
 
     path = find_scenario(scenario)
-    for name, value in (("faults", faults), ("seed", seed), ("workers", workers), ("audit", audit)):
+    for name, value in {"faults": faults, "seed": seed, "workers": workers, "audit": audit}.items():
         integer(value, name, 0)
     fault = CampaignFault.parse(text(only, "only")) if only is not None else None
     try:

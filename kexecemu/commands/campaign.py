@@ -14,17 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kexecemu.commands.options import (
-    HtmlOption,
-    JsonOption,
-    ScenarioArgument,
-    from_one,
-    from_zero,
-    option,
-    output,
-    seed_number,
-    takes_changes,
-)
+from kexecemu.commands import options
 from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
 from kexecemu.commands.run import located
 from kexecemu.errors import InputError
@@ -50,22 +40,25 @@ _WORKERS = "Local processes (default: one a CPU)."
 _ROWS = "Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines."
 
 
-@takes_changes
+@options.takes_changes
 def campaign_command(
     changes: Mapping[str, Any],
-    scenario: ScenarioArgument,
-    faults: Annotated[int, option("--faults", "How many to draw.", "N", parser=from_one)],
-    seed: Annotated[int, option("--seed", _SEED, "N", parser=seed_number)],
-    out: Annotated[Path, output("--out", "Folder for the results.", metavar="DIR")],
-    resume: Annotated[bool, option("--resume", "Go on with what is in the folder.")] = False,
-    executor: Annotated[str, option("--executor", _EXECUTOR, "WHERE")] = "local",
-    workers: Annotated[int | None, option("--workers", _WORKERS, "N", parser=from_one)] = None,
+    scenario: options.ScenarioArgument,
+    faults: Annotated[int, options.option("--faults", "How many to draw.", "N", parser=options.from_one)],
+    seed: Annotated[int, options.option("--seed", _SEED, "N", parser=options.seed_number)],
+    out: Annotated[Path, options.output("--out", "Folder for the results.", metavar="DIR")],
+    resume: Annotated[bool, options.option("--resume", "Go on with what is in the folder.")] = False,
+    executor: Annotated[str, options.option("--executor", _EXECUTOR, "WHERE")] = "local",
+    workers: Annotated[
+        int | None, options.option("--workers", _WORKERS, "N", parser=options.from_one)
+    ] = None,
     audit: Annotated[
-        int, option("--audit", "Conclusions to check by full emulation.", "N", parser=from_zero)
+        int,
+        options.option("--audit", "Conclusions to check by full emulation.", "N", parser=options.from_zero),
     ] = 300,
-    json: JsonOption = False,
-    html: HtmlOption = None,
-    rows: Annotated[Path | None, output("--rows", _ROWS)] = None,
+    json: options.JsonOption = False,
+    html: options.HtmlOption = None,
+    rows: Annotated[Path | None, options.output("--rows", _ROWS)] = None,
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""
     from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +13,7 @@ from kexecemu.commands.options import HtmlOption, JsonOption
 from kexecemu.commands.outputs import check_outputs, print_json, print_written, write
 
 if TYPE_CHECKING:
-    from kexecemu.campaign.compare import Comparison, Pair
-    from kexecemu.campaign.stats import Figure
+    from kexecemu.campaign.compare import Comparison
 
 __all__ = ["EXAMPLES", "compare_command"]
 
@@ -86,16 +85,14 @@ def _print_comparison(comparison: Comparison) -> None:
     _say(f"caught by both     {classes['caught']['caught']:,}")
     _say(f"harm in both       {classes['harm']['harm']:,}")
     harm = "caught that are harm in the other"
-    _print_alone("first", harm, comparison.only_first, comparison.examples_first)
-    _print_alone("second", harm, comparison.only_second, comparison.examples_second)
+    _print_alone(comparison, harm, "only", "examples")
     _say(f"so uneven a split by chance: {comparison.even:.3g} (McNemar, exact)")
     if comparison.true_first is None or comparison.true_second is None:
         return
     _say("")
     _print_crossed(comparison.dumps, list(comparison.dumps), "dump ")
     true = "with a true dump where the other has none, or a wrong one"
-    _print_alone("first", true, comparison.true_first, comparison.examples_true_first)
-    _print_alone("second", true, comparison.true_second, comparison.examples_true_second)
+    _print_alone(comparison, true, "true", "examples_true")
     _say(f"so uneven a split by chance: {comparison.even_dumps:.3g} (McNemar, exact)")
 
 
@@ -118,9 +115,12 @@ def _print_crossed(found: Mapping[str, Mapping[str, int]], columns: list[str], p
     _say("")
 
 
-def _print_alone(which: str, what: str, figure: Figure, pairs: Sequence[Pair]) -> None:
-    share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
-    _say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
-    for pair in pairs:
-        dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
-        _say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")
+def _print_alone(comparison: Comparison, what: str, counted: str, shown: str) -> None:
+    """What only one of the two does, with its examples: the fields that begin with counted and with shown."""
+    for which in ("first", "second"):
+        figure = getattr(comparison, f"{counted}_{which}")
+        share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
+        _say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
+        for pair in getattr(comparison, f"{shown}_{which}"):
+            dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
+            _say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from kexecemu.commands.options import (
-    ExpectOption,
-    HandoffOption,
-    HtmlOption,
-    JsonOption,
-    TimelineOption,
-    VerboseOption,
-    VmcoreOption,
-    option,
-    takes_setup,
-)
+from kexecemu.commands import options
 from kexecemu.commands.outputs import check_folder
 from kexecemu.errors import InputError
 from kexecemu.scenario.options import Setup
@@ -39,18 +29,18 @@ _DMA = "A stray write by DMA, behind the MMU; repeatable."
 _NAME = "a crash from the command line"
 
 
-@takes_setup()
+@options.takes_setup()
 def crash_command(
     setup: Setup,
-    write: Annotated[list[str] | None, option("--write", _WRITE, "TARGET=HEX", _FAULTS)] = None,
-    dma: Annotated[list[str] | None, option("--dma", _DMA, "TARGET=HEX", _FAULTS)] = None,
-    expect: ExpectOption = None,
-    json: JsonOption = False,
-    timeline: TimelineOption = None,
-    html: HtmlOption = None,
-    vmcore: VmcoreOption = None,
-    handoff: HandoffOption = None,
-    verbose: VerboseOption = False,
+    write: Annotated[list[str] | None, options.option("--write", _WRITE, "TARGET=HEX", _FAULTS)] = None,
+    dma: Annotated[list[str] | None, options.option("--dma", _DMA, "TARGET=HEX", _FAULTS)] = None,
+    expect: options.ExpectOption = None,
+    json: options.JsonOption = False,
+    timeline: options.TimelineOption = None,
+    html: options.HtmlOption = None,
+    vmcore: options.VmcoreOption = None,
+    handoff: options.HandoffOption = None,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
     from kexecemu.commands.run import Outputs, deliver

@@ -13,18 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kexecemu.commands.options import (
-    ExpectOption,
-    HandoffOption,
-    HtmlOption,
-    JsonOption,
-    ScenarioArgument,
-    SeedOption,
-    TimelineOption,
-    VerboseOption,
-    VmcoreOption,
-    option,
-)
+from kexecemu.commands import options
 from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
 from kexecemu.errors import FormatError, InputError, KexecError
 
@@ -91,18 +80,19 @@ class Outputs:
 
 
 def run_command(
-    scenario: ScenarioArgument,
-    json: JsonOption = False,
-    seed: SeedOption = None,
-    timeline: TimelineOption = None,
-    html: HtmlOption = None,
-    vmcore: VmcoreOption = None,
-    handoff: HandoffOption = None,
-    verbose: VerboseOption = False,
+    scenario: options.ScenarioArgument,
+    json: options.JsonOption = False,
+    seed: options.SeedOption = None,
+    timeline: options.TimelineOption = None,
+    html: options.HtmlOption = None,
+    vmcore: options.VmcoreOption = None,
+    handoff: options.HandoffOption = None,
+    verbose: options.VerboseOption = False,
     cell: Annotated[
-        str | None, option("--cell", "Cells of its [matrix], as era=6.1,protection=pte.", "KEY=VALUE,...")
+        str | None,
+        options.option("--cell", "Cells of its [matrix], as era=6.1,protection=pte.", "KEY=VALUE,..."),
     ] = None,
-    expect: ExpectOption = None,
+    expect: options.ExpectOption = None,
 ) -> None:
     """Run a scenario and say what came of it."""
     from kexecemu.campaign.plan import plan_of

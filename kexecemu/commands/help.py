@@ -54,9 +54,8 @@ def _argument_name(param: Any) -> str:
 
 def _record(param: Any, ctx: Any) -> tuple[str, str] | None:
     record: tuple[str, str] | None = param.get_help_record(ctx)
-    if record is None or param.param_type_name != "argument":
-        return record
-    return _argument_name(param), param.help or ""
+    named = record is not None and param.param_type_name == "argument"
+    return (_argument_name(param), param.help or "") if named else record
 
 
 class _Helpful:

@@ -24,14 +24,24 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
             continue
         if not path.name:
             raise InputError(f"{option} {str(path)!r}: is no name of a file")
-        if path.is_dir():
-            raise InputError(f"{option} {path}: is a directory")
-        if path.exists() and not path.is_file():  # it would be replaced, not written to: /dev/null by a file
-            raise InputError(f"{option} {path}: is no regular file")
-        _check_parent(option, path)
+        if wrong := _hindrance(path):
+            raise InputError(f"{option} {path}: {wrong}")
         other = seen.setdefault(path.absolute(), option)
         if other != option:
             raise InputError(f"{other} and {option} are the same file: {path}")
+
+
+def _hindrance(path: Path) -> str:
+    """Why a file cannot be written; "" when it can."""
+    folder = path.parent
+    if path.is_dir():
+        return "is a directory"
+    if path.exists() and not path.is_file():  # it would be replaced, not written to: /dev/null by a file
+        return "is no regular file"
+    if not folder.is_dir():
+        return f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}"
+    # The file is made beside its final place, so it is the folder that has to be writable.
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write into {folder}"
 
 
 def check_folder(option: str, folder: Path | None) -> None:
@@ -42,17 +52,6 @@ def check_folder(option: str, folder: Path | None) -> None:
     if not above.is_dir():
         what = "" if above == folder else f"{above} "
         raise InputError(f"{option} {folder}: {what}is not a folder")
-
-
-def _check_parent(option: str, path: Path) -> None:
-    folder = path.parent
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{option} {path}: {folder} is not a folder")
-    if not folder.is_dir():
-        raise InputError(f"{option} {path}: there is no folder {folder}")
-    # The file is made beside its final place, so it is the folder that has to be writable.
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {path}: no permission to write into {folder}")
 
 
 @contextmanager

@@ -204,7 +204,7 @@ def _bins(place: Place, counted: Sequence[Mapping[str, int]]) -> list[_Stretch]:
         first, end = number * cells // count, (number + 1) * cells // count
         counts = sum(map(Counter, counted[first:end]), Counter[str]())
         x, width = place.x + place.width * number / count, place.width / count
-        bounds = (area.start - -first * size // cells, area.start - -end * size // cells)
+        bounds = (area.start - (-first * size // cells), area.start - (-end * size // cells))
         bins.append((round(x, 2), round(width, 2), *bounds, counts))
     return bins
 

@@ -121,9 +121,8 @@ def _at(text: str, path: Path) -> Any:
 
 def _step(match: re.Match[str]) -> str | int:
     """A key, a number, or "..." for some key of a table, msgspec does not say which."""
-    if match["key"] is not None:
-        return match["key"]
-    return match["index"] if match["index"] == "..." else int(match["index"])
+    index = match["index"]
+    return int(index) if index not in (None, "...") else match["key"] or index
 
 
 def _culprit(table: Any, words: str) -> list[str | int]:
@@ -162,10 +161,10 @@ def _flat(types: Iterable[inspect.Type]) -> Iterable[inspect.Type]:
 
 def possible_words(form: type, path: Path) -> list[str]:
     """The words that may stand at a path of what is read as form; [] where any text may."""
-    known: list[str] = []
+    known: list[object] = []
     for one in _types(inspect.type_info(form), path):
         if isinstance(one, inspect.EnumType):
-            known += [str(member.value) for member in one.cls]
+            known += [member.value for member in one.cls]
         elif isinstance(one, inspect.LiteralType):
-            known += [str(value) for value in one.values]
-    return known
+            known += one.values
+    return list(map(str, known))

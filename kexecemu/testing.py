@@ -187,9 +187,9 @@ def assert_outcome(
         console=_listed(console),
         console_absent=_listed(console_absent),
         verdict=_known(VerdictFlags, _listed(verdict), "flag of a verdict"),
-        verdict_state=_known(VerdictState, [verdict_state], "state of a verdict")[0]
-        if verdict_state
-        else None,
+        verdict_state=next(
+            iter(_known(VerdictState, _listed(verdict_state or ()), "state of a verdict")), None
+        ),
         dump=Dump(dump) if dump is not None else None,
     )
     wrong = mismatches_of(end, expect)

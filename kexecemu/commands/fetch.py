@@ -30,8 +30,7 @@ _MIRROR = "A mirror of Debian, on a machine whose apt has none (Ubuntu, say)."
 
 def fetch_command(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help=_NAMES, autocompletion=complete.fetch_targets),
+        list[str] | None, typer.Argument(metavar="NAME", help=_NAMES, autocompletion=complete.fetch_targets)
     ] = None,
     show: Annotated[bool, option("--list", "Say what there is to fetch, and what is there.")] = False,
     every: Annotated[bool, option("--all", "Fetch everything that there is.")] = False,

@@ -130,10 +130,7 @@ def _read(file: Path) -> RelocatableObject:
 _OBJECT = "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."
 
 
-def info(
-    file: Annotated[Path, typer.Argument(help=_OBJECT)],
-    json: JsonOption = False,
-) -> None:
+def info(file: Annotated[Path, typer.Argument(help=_OBJECT)], json: JsonOption = False) -> None:
     """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
     found = describe_purgatory(_read(file))
     usable = found["links"] is True and found["interface"] is not None

@@ -20,9 +20,7 @@ In a file beside your scenarios, for your editor.
 """
 
 
-def schema_command(
-    out: Annotated[Path | None, option("--out", "Write it to FILE.", "FILE")] = None,
-) -> None:
+def schema_command(out: Annotated[Path | None, option("--out", "Write it to FILE.", "FILE")] = None) -> None:
     """Print the JSON Schema of scenario files, which tells an editor what each key means.
 
     A scenario names it in its first line: #:schema scenario.schema.json

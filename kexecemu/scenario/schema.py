@@ -123,8 +123,7 @@ class FaultTable(_Table, frozen=True):
         ),
     ] = By.CPU
     write: Annotated[
-        str | None,
-        _key("The bytes, as hex digits. Give this or flip.", pattern=r"^(0[xX])?[0-9a-fA-F_ ]+$"),
+        str | None, _key("The bytes, as hex digits. Give this or flip.", pattern=r"^(0[xX])?[0-9a-fA-F_ ]+$")
     ] = None
     flip: Annotated[
         int | None,
@@ -142,8 +141,7 @@ class FaultTable(_Table, frozen=True):
     width: Annotated[int, _key("Bytes that a CPU writes by one store.", enum=[1, 2, 4, 8])] = 1
 
     model: Annotated[
-        str | None,
-        _key("A fault model that says what is written, by its name in `kexecemu list models`."),
+        str | None, _key("A fault model that says what is written, by its name in `kexecemu list models`.")
     ] = None
     variant: Annotated[int, _key("Which of the model's variants.", minimum=0)] = 0
 

@@ -180,6 +180,7 @@ def assert_outcome(
         raise InputError(f"{dump!r} says nothing of a dump; the words are {', '.join(Dump)}")
     if segment is not None:
         text(segment, "segment")
+    states = [verdict_state] if verdict_state else []
     expect = Expect(
         outcome=Outcome(outcome),
         segment=segment,
@@ -187,9 +188,7 @@ def assert_outcome(
         console=_listed(console),
         console_absent=_listed(console_absent),
         verdict=_known(VerdictFlags, _listed(verdict), "flag of a verdict"),
-        verdict_state=next(
-            iter(_known(VerdictState, _listed(verdict_state or ()), "state of a verdict")), None
-        ),
+        verdict_state=_known(VerdictState, states, "state of a verdict")[0] if states else None,
         dump=Dump(dump) if dump is not None else None,
     )
     wrong = mismatches_of(end, expect)

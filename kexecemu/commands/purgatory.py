@@ -81,15 +81,7 @@ def describe_purgatory(obj: RelocatableObject) -> dict[str, Any]:
             | {"executable": bool(one.flags & _SHF_EXECINSTR), "nobits": one.type == _SHT_NOBITS}
             for one in loaded.values()
         ],
-        # Whose loader could set all that it must.
-        "interface": next(
-            (
-                kind
-                for kind, wanted in _INTERFACES.items()
-                if all(_found(obj, name, size) == "ok" for name, size, needed in wanted if needed)
-            ),
-            None,
-        ),
+        "interface": _interface(obj),
         "symbols": {
             kind: {name: _found(obj, name, size) for name, size, _ in wanted}
             for kind, wanted in _INTERFACES.items()
@@ -108,6 +100,14 @@ def _found(obj: RelocatableObject, name: str, size: int) -> str:
     if symbol.shndx < len(obj.sections) and obj.sections[symbol.shndx].type == _SHT_NOBITS:
         return "in bss: cannot be set"
     return "ok" if symbol.size == size else f"{symbol.size} bytes instead of {size}"
+
+
+def _interface(obj: RelocatableObject) -> str | None:
+    """Whose loader could set all that it must."""
+    for kind, wanted in _INTERFACES.items():
+        if all(_found(obj, name, size) == "ok" for name, size, needed in wanted if needed):
+            return kind
+    return None
 
 
 def _trial(obj: RelocatableObject) -> dict[str, Any]:

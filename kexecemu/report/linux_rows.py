@@ -15,21 +15,11 @@ _WIDEST = 60
 def rows_object(release: str, rows: list[FactRow]) -> dict[str, Any]:
     """What --json prints."""
     counts = Counter(row.same for row in rows)
-    return {
-        "release": release,
-        "counts": {same.value: counts[same] for same in Same},
-        "rows": [
-            {
-                "group": row.group,
-                "name": row.name,
-                "real": row.real,
-                "model": row.model,
-                "result": row.same.value,
-                "why": row.why if row.same is Same.SHOWN else None,
-            }
-            for row in rows
-        ],
-    }
+    told = []
+    for row in rows:
+        values = {key: getattr(row, key) for key in ("group", "name", "real", "model")}
+        told.append({**values, "result": row.same.value, "why": row.why if row.same is Same.SHOWN else None})
+    return {"release": release, "counts": {same.value: counts[same] for same in Same}, "rows": told}
 
 
 def print_rows(rows: list[FactRow], every: bool) -> str:

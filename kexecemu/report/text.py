@@ -27,6 +27,7 @@ _DUMP_STYLES = {Dump.TRUE: "green", Dump.WRONG: "bold red", Dump.NONE: "bold yel
 
 # What a real kernel prints before and after its init is hundreds of lines. From one of these on it is in trouble.
 _TROUBLE = ("Kernel panic", "Unable to handle", "Internal error", "BUG:", "Unhandled")
+_PANIC = ("sysrq: ", "Kernel panic", "Unable to handle")
 _FIRST_LINES, _LAST_LINES = 2, 2
 _FOLDED = 3
 
@@ -120,10 +121,8 @@ def console_parts(end: End) -> tuple[list[str], list[str]]:
 
 
 def _since_panic(lines: list[str]) -> list[str]:
-    for number, line in enumerate(lines):
-        if "sysrq: " in line or "Kernel panic" in line or "Unable to handle" in line:
-            return lines[number:]
-    return lines
+    begins = [number for number, line in enumerate(lines) if any(word in line for word in _PANIC)]
+    return lines[min(begins, default=0) :]
 
 
 def _folded(lines: list[str]) -> list[str]:

@@ -163,10 +163,9 @@ def _with_options(
         kind = OPTIONS[name].kind
         hint = _HINTS.get(kind, int | None if int in get_args(kind)[:1] else str | None)
         shared.append((name, False if kind is bool else None, Annotated[hint, info]))
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        for name, default, hint in [*shared, *((one.name, one.default, hints[one.name]) for one in own)]
-    ]
+    shared += [(one.name, one.default, hints[one.name]) for one in own]
+    make_one = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    parameters = [make_one(name, default=default, annotation=hint) for name, default, hint in shared]
 
     @wraps(command)
     def with_options(**given: Any) -> None:

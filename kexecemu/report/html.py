@@ -61,12 +61,6 @@ def render(result: Result) -> str:
     return document.translate(_VISIBLE)
 
 
-def _purgatory_tone(end: str, *, noticed: bool) -> str:
-    if end == "kernel":
-        return "caught" if noticed else "good"
-    return "caught" if end in ("mismatch", "returned") else "bad"
-
-
 def _event_tone(outcome_tone: str, event: Event) -> str:
     """How a line of the timeline is marked: as good, caught, quiet or bad, or "" for not at all."""
     facts = event.facts
@@ -75,7 +69,9 @@ def _event_tone(outcome_tone: str, event: Event) -> str:
     if event.kind == "fault":
         return "bad" if facts["changed"] else "good" if facts["trapped"] else "quiet"
     if event.kind == "purgatory":
-        return _purgatory_tone(str(facts["end"]), noticed=bool(facts["damaged"]))
+        if facts["end"] == "kernel":
+            return "caught" if facts["damaged"] else "good"
+        return "caught" if facts["end"] in ("mismatch", "returned") else "bad"
     if event.kind == "captured":
         return "good" if facts["end"] in ("done", "entered") else "bad"
     return {"oops": "caught", "protect": "good", "lost": "bad", "misboot": "bad"}.get(event.kind, "")

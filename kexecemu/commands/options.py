@@ -58,7 +58,8 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(whole_number, str(text).split(",")))
 
 
-from_one, from_zero = partial(whole_number, least=1), partial(whole_number, least=0)
+from_one = partial(whole_number, least=1)
+from_zero = partial(whole_number, least=0)
 seed_number = partial(whole_number, least=0, most=(1 << 64) - 1)
 
 

@@ -3,43 +3,31 @@
 There is one security state (GICD_CTLR.DS is 1), affinity routing is always on, and the CPU interfaces are system
 registers. No LPIs, and so no ITS; no interrupt is sent to any one of several CPUs (GICD_TYPER.No1N). A redistributor
 forwards interrupts whether or not GICR_WAKER says that its CPU sleeps.
-
-Sets of interrupts are integers with bit N for interrupt N, as in gic.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from kexecemu.machine import virt
-from kexecemu.machine.devices.gic3_bank import Bank3, Bank3State
-from kexecemu.machine.devices.gic3_cpu_interface import IGRPEN1, SPURIOUS, CpuInterface3, CpuInterface3State
+from kexecemu.machine.devices.gic3_cpu_interface import IGRPEN1, CpuInterface3
 from kexecemu.machine.devices.gic3_distributor import Distributor3, Redistributors
-from kexecemu.machine.devices.gic_base import GicBase
+from kexecemu.machine.devices.gic_base import SPURIOUS, GicBase
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.virt import FIRST_SPI
 
-__all__ = ["MAX_CPUS", "SPURIOUS", "CpuInterface3", "Gic3", "Gic3State"]
-
-MAX_CPUS = virt.GICV3_CPUS
+__all__ = ["SPURIOUS", "CpuInterface3", "Gic3"]
 
 _ROUTE = 0xFF00FFFFFF
 _SGI_IRM = 1 << 40
 
-Gic3State = tuple[int, Bank3State, dict[int, int], tuple[CpuInterface3State, ...]]
-
 
 class Gic3(GicBase):
-    """The interrupt controller of `cpus` CPUs, with `spis` shared interrupts (a multiple of 32) from 32 on.
-
-    on_output(cpu, level) is called exactly when the IRQ signal to a CPU changes. It may come from within a register
-    access of that or of another CPU, or from within set_level.
-    """
+    """See GicBase."""
 
     interfaces: tuple[CpuInterface3, ...]
-    spis: Bank3
     version = 3
-    """Of the architecture."""
+    most_cpus = virt.GICV3_CPUS
 
     def __init__(
         self,
@@ -51,10 +39,7 @@ class Gic3(GicBase):
         redistributors_phys: int = virt.GIC_REDISTRIBUTORS.start,
     ) -> None:
         """Raises ValueError for numbers that this GICv3 cannot have."""
-        if not 1 <= cpus <= MAX_CPUS:
-            raise ValueError(f"this GICv3 has 1 to {MAX_CPUS} CPUs, not {cpus}")
         super().__init__(cpus, on_output, spis)
-        self.spis = Bank3((1 << spis) - 1 << FIRST_SPI)
         self.routes: dict[int, int] = {}
         """GICD_IROUTER of the SPIs that are not routed to affinity 0.0.0.0."""
         # No1N, affinity 3 can be other than 0, numbers of 16 bits, and how many interrupts there are.
@@ -105,24 +90,16 @@ class Gic3(GicBase):
 
     def reset(self) -> None:
         """The reset state. The lines keep the levels that their devices drive them to."""
-        self.ctlr = 0
         self.routes.clear()
-        self.spis.reset()
-        for interface in self.interfaces:
-            interface.reset()
-        self.settle_all()
+        super().reset()
 
-    def snapshot(self) -> Gic3State:
+    def snapshot(self) -> tuple[Any, ...]:
         """All state, for restore()."""
-        interfaces = tuple(each.state() for each in self.interfaces)
-        return self.ctlr, self.spis.saved(), dict(self.routes), interfaces
+        return super().snapshot(), dict(self.routes)
 
-    def restore(self, snapshot: Gic3State) -> None:
+    def restore(self, snapshot: tuple[Any, ...]) -> None:
         """Go back to a snapshot of a GIC of the same shape; on_output hears of the signals that this changes."""
-        self.ctlr, spis, routes, interfaces = snapshot
-        self.spis.go_back(spis)
+        base, routes = snapshot
         self.routes = dict(routes)
-        for interface, state in zip(self.interfaces, interfaces, strict=True):
-            interface.restore(state)
         self._follow_routes()
-        self.refresh_all()
+        super().restore(base)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kexecemu.machine.devices.gic3_bank import ID_REGISTERS, IDENTITY
-from kexecemu.machine.devices.gic_bank import IIDR
+from kexecemu.machine.devices.gic_bank import (
+    ICFGR,
+    ICFGR_END,
+    IGROUPR,
+    IIDR,
+    IPRIORITYR,
+    IPRIORITYR_END,
+    Bank,
+)
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import FIRST_SPI, REDISTRIBUTOR_SIZE
 from kexecemu.shown import shown
@@ -26,6 +33,10 @@ CTLR_ARE = 1 << 4
 CTLR_DS = 1 << 6
 """One security state, and that affinity routing is on: nobody can change either."""
 
+ID_REGISTERS = 0xFFD0
+# PeriphID4-7, PeriphID0-3 (part 0x492, designer 0x43B: Arm; architecture 3), CellID0-3.
+IDENTITY = bytes((0x44, 0, 0, 0, 0x92, 0xB4, 0x3B, 0, 0x0D, 0xF0, 0x05, 0xB1))
+
 GICR_IIDR = 0x0004
 GICR_TYPER = 0x0008
 GICR_WAKER = 0x0014
@@ -40,6 +51,34 @@ PIDR0 = 4
 def _identity(offset: int) -> int:
     index = (offset - ID_REGISTERS) // 4
     return IDENTITY[index] if 0 <= index < len(IDENTITY) else 0
+
+
+def _read(bank: Bank, offset: int, size: int) -> int:
+    """A load of what the distributor and the redistributors' SGI frames have alike, at the same offsets.
+
+    All registers are 32 bits wide; those of the priorities can be read and written by the byte too, and every other
+    access reads as zero and does nothing.
+    """
+    if IPRIORITYR <= offset < IPRIORITYR_END:
+        first = offset - IPRIORITYR
+        return int.from_bytes(bank.priorities[first : first + size], "little") if size <= 4 else 0
+    if size == 4 and IGROUPR <= offset < IPRIORITYR:
+        register = offset & ~0x7F
+        return bank.read_set(register) >> (offset - register) * 8 & 0xFFFFFFFF
+    return bank.read_config((offset - ICFGR) * 4, 16) if size == 4 and ICFGR <= offset < ICFGR_END else 0
+
+
+def _write(bank: Bank, offset: int, size: int, value: int) -> None:
+    """A store to these. What is derived from what it changes is left to GicBase.refresh()."""
+    if IPRIORITYR <= offset < IPRIORITYR_END and size <= 4:
+        for n in range(size):
+            bank.write_priority(offset - IPRIORITYR + n, value >> 8 * n & 0xFF)
+    elif size == 4 and IGROUPR <= offset < IPRIORITYR:
+        register = offset & ~0x7F
+        shift = (offset - register) * 8
+        bank.write_set(register, value << shift, 0xFFFFFFFF << shift)
+    elif size == 4 and ICFGR <= offset < ICFGR_END:
+        bank.write_config((offset - ICFGR) * 4, 16, value)
 
 
 @shown("phys")
@@ -65,7 +104,7 @@ class Distributor3:
                 return IIDR
             if offset >= ID_REGISTERS:
                 return _identity(offset)
-        return gic.spis.read(offset, size)
+        return _read(gic.spis, offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A store to the distributor; to a register that there is not, or is read-only, it does nothing."""
@@ -80,7 +119,7 @@ class Distributor3:
                 gic.ctlr = value & CTLR_ENABLES
                 gic.refresh_all()
         else:
-            gic.spis.write(offset, size, value)
+            _write(gic.spis, offset, size, value)
             gic.refresh(gic.spis)
             gic.settle_all()
 
@@ -98,7 +137,7 @@ class Redistributors:
         cpu, offset = divmod(offset, REDISTRIBUTOR_SIZE)
         interface = self._gic.interfaces[cpu]
         if offset >= SGI_FRAME:
-            return interface.bank.read(offset - SGI_FRAME, size)
+            return _read(interface.bank, offset - SGI_FRAME, size)
         if offset & ~7 == GICR_TYPER and size in (4, 8):
             last = cpu == self._gic.cpus - 1
             typer = interface.affinity << 32 | 1 << 24 | cpu << 8 | last << 4
@@ -118,7 +157,7 @@ class Redistributors:
         cpu, offset = divmod(offset, REDISTRIBUTOR_SIZE)
         interface = self._gic.interfaces[cpu]
         if offset >= SGI_FRAME:
-            interface.bank.write(offset - SGI_FRAME, size, value)
+            _write(interface.bank, offset - SGI_FRAME, size, value)
             self._gic.refresh(interface.bank)
             interface.settle()
         elif offset == GICR_WAKER and size == 4:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kexecemu.machine.devices.gic_bank import IIDR, PRIVATE, SGIS, Bank
+from kexecemu.machine.devices.gic_bank import (
+    ICFGR,
+    ICFGR_END,
+    IGROUPR,
+    IIDR,
+    IPRIORITYR,
+    IPRIORITYR_END,
+    PRIVATE,
+)
 from kexecemu.machine.devices.gic_cpu_interface import CpuInterface
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -17,11 +25,7 @@ __all__ = ["Distributor"]
 GICD_CTLR = 0x000
 GICD_TYPER = 0x004
 GICD_IIDR = 0x008
-IGROUPR, ISENABLER, ICENABLER, ISPENDR, ICPENDR, ISACTIVER, ICACTIVER = range(0x080, 0x400, 0x80)
-IPRIORITYR = 0x400
-ITARGETSR = 0x800
-ICFGR = 0xC00
-ICFGR_END = 0xD00
+ITARGETSR = IPRIORITYR_END
 SGIR = 0xF00
 CPENDSGIR = 0xF10
 SPENDSGIR = 0xF20
@@ -40,23 +44,15 @@ class Distributor:
         self.phys = phys
         self._gic = gic
         self._interface = interface
+        self._banks = (interface.bank, gic.spis)
 
     def read(self, offset: int, size: int) -> int:
         """A load from the distributor; registers that there are not read as zero."""
         if IGROUPR <= offset < IPRIORITYR:
             register = offset & ~0x7F
-            return self._set(register) >> (offset - register) * 8 & (1 << 8 * size) - 1
+            own, shared = (bank.read_set(register) for bank in self._banks)
+            return (own | shared) >> (offset - register) * 8 & (1 << 8 * size) - 1
         return int.from_bytes(bytes(self._read_byte(offset + n) for n in range(size)), "little")
-
-    def _set(self, register: int) -> int:
-        own, spis = self._interface.bank, self._gic.spis
-        if register == IGROUPR:
-            return own.group | spis.group
-        if register in (ISENABLER, ICENABLER):
-            return own.enabled | spis.enabled
-        if register in (ISPENDR, ICPENDR):
-            return own.pending() | spis.pending()
-        return own.active | spis.active
 
     def _read_byte(self, offset: int) -> int:
         gic, interface = self._gic, self._interface
@@ -64,12 +60,11 @@ class Distributor:
             words = {GICD_CTLR: gic.ctlr, GICD_TYPER: gic.typer, GICD_IIDR: IIDR}
             return words.get(offset & ~3, 0) >> (offset & 3) * 8 & 0xFF
         if offset < ITARGETSR:
-            return _at(interface.priorities, offset - IPRIORITYR)
+            return _at(interface.bank_of(offset - IPRIORITYR).priorities, offset - IPRIORITYR)
         if offset < ICFGR:
             return gic.targets_of(offset - ITARGETSR, interface)
         if offset < ICFGR_END:
-            edge = (interface.bank.edge | gic.spis.edge) >> (offset - ICFGR) * 4
-            return sum((edge >> n & 1) << 2 * n + 1 for n in range(4))
+            return sum(bank.read_config((offset - ICFGR) * 4, 4) for bank in self._banks)
         if CPENDSGIR <= offset < SPENDSGIR_END:
             return interface.sgi_sources[offset & 0xF]
         if offset >= GICD_ID and offset % 4 == 0:
@@ -85,11 +80,11 @@ class Distributor:
             register = offset & ~0x7F
             lane = (1 << 8 * size) - 1 << (offset - register) * 8
             bits = value << (offset - register) * 8 & lane
-            own = self._interface.bank
-            if lane & PRIVATE:
-                self._write_set(own, register, bits, lane)
-            if lane & gic.spis.valid:
-                self._write_set(gic.spis, register, bits, lane)
+            for bank in self._banks:
+                if lane & bank.valid:
+                    bank.write_set(register, bits, lane)
+                    gic.refresh(bank)
+            if lane & ~PRIVATE:
                 gic.settle_all()
             else:
                 self._interface.settle()
@@ -101,37 +96,15 @@ class Distributor:
                 self._write_byte(offset + n, value >> 8 * n & 0xFF)
             gic.refresh_all()
 
-    def _write_set(self, bank: Bank, register: int, bits: int, lane: int) -> None:
-        bits &= bank.valid
-        if register == IGROUPR:
-            bank.group = bank.group & ~lane | bits
-        elif register == ISENABLER:
-            bank.enabled |= bits
-        elif register == ICENABLER:
-            bank.enabled &= ~bits | SGIS
-        elif register == ISPENDR:
-            bank.latch |= bits & ~SGIS
-        elif register == ICPENDR:
-            bank.latch &= ~bits | SGIS
-        elif register == ISACTIVER:
-            bank.active |= bits
-        else:
-            bank.active &= ~bits
-        self._gic.refresh(bank)
-
     def _write_byte(self, offset: int, value: int) -> None:
         gic, interface = self._gic, self._interface
         if IPRIORITYR <= offset < ITARGETSR:
-            gic.set_priority(offset - IPRIORITYR, value, interface)
+            interface.bank_of(offset - IPRIORITYR).write_priority(offset - IPRIORITYR, value)
         elif ITARGETSR <= offset < ICFGR:
             gic.set_targets(offset - ITARGETSR, value)
         elif ICFGR <= offset < ICFGR_END:
-            first = (offset - ICFGR) * 4
-            edge = sum((value >> 2 * n + 1 & 1) << first + n for n in range(4))
-            for bank in (interface.bank, gic.spis):
-                # SGIs are edges for ever.
-                lane = 0xF << first & bank.valid & ~SGIS
-                bank.edge = bank.edge & ~lane | edge & lane
+            for bank in self._banks:
+                bank.write_config((offset - ICFGR) * 4, 4, value)
         elif CPENDSGIR <= offset < SPENDSGIR_END:
             sources = interface.sgi_sources
             sgi = offset & 0xF

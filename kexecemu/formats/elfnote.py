@@ -13,22 +13,7 @@ from dataclasses import dataclass
 from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
-__all__ = [
-    "CRASH_NOTE_BYTES",
-    "NT_PRSTATUS",
-    "PRSTATUS_REGS",
-    "PRSTATUS_SIZE",
-    "VMCOREINFO_BYTES",
-    "VMCOREINFO_NOTE_NAME",
-    "VMCOREINFO_NOTE_SIZE",
-    "Note",
-    "Prstatus",
-    "crash_note",
-    "iterate_notes",
-    "parse_prstatus",
-    "prstatus",
-    "vmcoreinfo_note",
-]
+__all__ = ["Note", "Prstatus", "crash_note", "iterate_notes", "parse_prstatus", "prstatus", "vmcoreinfo_note"]
 
 _NHDR = struct.Struct("<III")
 NT_PRSTATUS = 1

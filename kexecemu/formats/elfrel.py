@@ -11,18 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError
-from kexecemu.formats.elf import (
-    ET_REL,
-    SHT_RELA,
-    SHT_SYMTAB,
-    STB_GLOBAL,
-    ElfHeader,
-    Section,
-    Symbol,
-    read_header,
-    read_sections,
-    read_symbols,
-)
+from kexecemu.formats import elf
+from kexecemu.formats.elf import ElfHeader, Section, Symbol
 from kexecemu.shown import shown
 
 __all__ = ["Rela", "RelocatableObject", "Section", "Symbol", "parse"]
@@ -73,7 +63,7 @@ class RelocatableObject:
 
     def global_symbol(self, name: str) -> Symbol | None:
         """The first STB_GLOBAL symbol of that name, defined or not."""
-        return next((s for s in self.symbols if s.name == name and s.binding == STB_GLOBAL), None)
+        return next((s for s in self.symbols if s.name == name and s.binding == elf.STB_GLOBAL), None)
 
 
 def parse(data: bytes | bytearray | memoryview) -> RelocatableObject:
@@ -83,15 +73,15 @@ def parse(data: bytes | bytearray | memoryview) -> RelocatableObject:
     file or a name is outside its string table.
     """
     data = bytes(data)
-    header = read_header(data, _WHAT, ET_REL)
-    sections = read_sections(data, header, _WHAT)
+    header = elf.read_header(data, _WHAT, elf.ET_REL)
+    sections = elf.read_sections(data, header, _WHAT)
     if not sections:
         raise FormatError(f"{_WHAT}: no section headers (offset 0x3c)")
     return RelocatableObject(
         header,
         sections,
-        {s.index: read_symbols(sections, s, _WHAT) for s in sections if s.type == SHT_SYMTAB},
-        {s.index: _read_rela(s) for s in sections if s.type == SHT_RELA},
+        {s.index: elf.read_symbols(sections, s, _WHAT) for s in sections if s.type == elf.SHT_SYMTAB},
+        {s.index: _read_rela(s) for s in sections if s.type == elf.SHT_RELA},
     )
 
 

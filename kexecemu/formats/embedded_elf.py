@@ -9,17 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kexecemu.errors import FormatError
-from kexecemu.formats.elf import (
-    ELFMAG,
-    ET_DYN,
-    ET_EXEC,
-    ET_REL,
-    SHDR_SIZE,
-    SHT_NOBITS,
-    SHT_NULL,
-    read_header,
-    read_sections,
-)
+from kexecemu.formats import elf
 
 __all__ = ["embedded_objects", "object_or_embedded"]
 
@@ -32,25 +22,25 @@ def embedded_objects(data: bytes) -> Iterator[tuple[int, bytes]]:
     What only looks like a header (another type, a section table or a section beyond the end of the file) is passed
     over; objects inside an object are not looked for.
     """
-    at = data.find(ELFMAG, 1)
+    at = data.find(elf.ELFMAG, 1)
     while at >= 0:
         length = _length(data[at:])
         if length:
             yield at, data[at : at + length]
-        at = data.find(ELFMAG, at + max(length, 1))
+        at = data.find(elf.ELFMAG, at + max(length, 1))
 
 
 def _length(data: bytes) -> int:
     """How many bytes the object at the start of `data` has; 0 when there is none."""
     try:
-        header = read_header(data, _WHAT, ET_REL)
-        sections = read_sections(data, header, _WHAT)
+        header = elf.read_header(data, _WHAT, elf.ET_REL)
+        sections = elf.read_sections(data, header, _WHAT)
     except FormatError:
         return 0
     if not sections:
         return 0
-    ends = [one.offset + one.size for one in sections if one.type not in (SHT_NULL, SHT_NOBITS)]
-    return max([header.shoff + header.shnum * SHDR_SIZE, *ends])
+    ends = [one.offset + one.size for one in sections if one.type not in (elf.SHT_NULL, elf.SHT_NOBITS)]
+    return max([header.shoff + header.shnum * elf.SHDR_SIZE, *ends])
 
 
 def object_or_embedded(data: bytes) -> bytes:
@@ -58,9 +48,9 @@ def object_or_embedded(data: bytes) -> bytes:
 
     So everything that reads a purgatory takes kexec-tools' `kexec` in its place.
     """
-    for program in (ET_DYN, ET_EXEC):
+    for program in (elf.ET_DYN, elf.ET_EXEC):
         try:
-            read_header(data, "program", program)
+            elf.read_header(data, "program", program)
         except FormatError:
             continue
         return next((found for _, found in embedded_objects(data)), data)

@@ -15,16 +15,7 @@ from typing import NamedTuple
 from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
-__all__ = [
-    "ElfHeader",
-    "ProgramHeader",
-    "Section",
-    "Symbol",
-    "read_header",
-    "read_phdrs",
-    "read_sections",
-    "read_symbols",
-]
+__all__ = ["ElfHeader", "ProgramHeader", "Section", "Symbol", "read_header", "read_sections", "read_symbols"]
 
 ELFMAG = b"\x7fELF"
 ELFCLASS64 = 2
@@ -90,6 +81,8 @@ class Section:
     """One section: Elf64_Shdr in file order, and its bytes (none for SHT_NOBITS and SHT_NULL)."""
 
     index: int
+    # Sections may overlap in a hostile file, so none is copied before it is asked for.
+    file: bytes = field(repr=False, compare=False)
     name: str
     type: int
     flags: int
@@ -100,8 +93,6 @@ class Section:
     info: int
     align: int
     entsize: int
-    # Sections may overlap in a hostile file, so none is copied before it is asked for.
-    file: bytes = field(repr=False, compare=False)
 
     @property
     def data(self) -> bytes:
@@ -174,7 +165,7 @@ def read_sections(data: bytes, header: ElfHeader, what: str) -> tuple[Section, .
     names = data[names_offset : names_offset + names_size]
     # Without a name table (index 0, SHN_UNDEF) no section has a name.
     return tuple(
-        Section(index, string_at(names, name, what) if header.shstrndx else "", *fields, data)
+        Section(index, data, string_at(names, name, what) if header.shstrndx else "", *fields)
         for index, (name, *fields) in enumerate(raw)
     )
 

@@ -18,9 +18,6 @@ from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
 __all__ = [
-    "MACHINE_ARM64",
-    "WIN_CERT_REVISION_2_0",
-    "WIN_CERT_TYPE_PKCS_SIGNED_DATA",
     "CertificateTable",
     "PeFile",
     "Section",
@@ -31,7 +28,6 @@ __all__ = [
     "parse",
 ]
 
-MACHINE_ARM64 = 0xAA64
 WIN_CERT_REVISION_2_0 = 0x0200
 WIN_CERT_TYPE_PKCS_SIGNED_DATA = 0x0002
 

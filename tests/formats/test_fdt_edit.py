@@ -162,9 +162,9 @@ def test_a_new_property_goes_in_front_and_an_old_one_stays_where_it_is() -> None
     editor = FdtEditor(BLOB, 1024)
     chosen = editor.path_offset("/chosen")
     assert chosen is not None
-    editor.setprop_string(chosen, "new", "value")
+    editor.setprop(chosen, "new", b"value\0")
     editor.setprop_u64(chosen, "x", 5)
-    editor.setprop_u32(chosen, "y", 6)
+    editor.setprop(chosen, "y", cells(6))
     editor.setprop_empty(chosen, "flag")
     assert [(p.name, p.value) for p in editor.properties(chosen)] == [
         ("flag", b""),
@@ -205,8 +205,8 @@ def test_a_name_that_is_the_tail_of_another_adds_no_string() -> None:
 def test_reservations_are_added_behind_the_others_and_found_by_number() -> None:
     editor = FdtEditor(BLOB, 1024)
     editor.add_mem_rsv(1 << 40, 0x2000)
-    assert editor.num_mem_rsv() == 2
-    assert editor.get_mem_rsv(1) == MemReserve(1 << 40, 0x2000)
+    assert len(editor.mem_reservations()) == 2
+    assert editor.mem_reservations()[1] == MemReserve(1 << 40, 0x2000)
     editor.del_mem_rsv(0)
     assert editor.mem_reservations() == [MemReserve(1 << 40, 0x2000)]
     with pytest.raises(IndexError):

@@ -13,25 +13,7 @@ from enum import Enum
 from kexecemu.errors import MachineError
 from kexecemu.shown import shown
 
-__all__ = [
-    "AF",
-    "AP_EL0",
-    "AP_RO",
-    "ATTR_IDX",
-    "CONT",
-    "DBM",
-    "ENTRY_SIZE",
-    "NG",
-    "NS",
-    "PXN",
-    "SH_INNER",
-    "SH_OUTER",
-    "SOFTWARE",
-    "UXN",
-    "VALID",
-    "Granule",
-    "TableFormat",
-]
+__all__ = ["ATTR_IDX", "Granule", "TableFormat"]
 
 ENTRY_SIZE = 8
 

@@ -57,6 +57,7 @@ class Pl011:
 
     def __init__(self, base_phys: int = virt.UART.start, irq: Callable[[bool], object] | None = None) -> None:
         self.base_phys = base_phys
+        self.phys = PhysRange.of(base_phys, virt.UART.size)
         self.output = bytearray()
         """All bytes sent so far."""
         self.listeners: list[Callable[[bytes], object]] = []
@@ -65,11 +66,6 @@ class Pl011:
         self._raw_interrupts = 0
         self._irq = irq
         self._level = False
-
-    @property
-    def phys(self) -> PhysRange:
-        """The physical page of the registers."""
-        return PhysRange.of(self.base_phys, virt.UART.size)
 
     @property
     def text(self) -> str:

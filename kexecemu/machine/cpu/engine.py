@@ -271,6 +271,8 @@ class CpuEngine:
     def _sysreg(self, name: str) -> UcRegCP64:
         found = self._sysregs.get(name)
         if found is None:
+            if name not in SYSREGS:
+                raise MachineError(f"no system register {name!r} is known")
             op0, op1, crn, crm, op2 = SYSREGS[name]
             found = self._sysregs[name] = UcRegCP64(crn, crm, op0, op1, op2, 0)
         return found

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kexecemu.machine.cpu.blockcount import LINE_SIZE
 from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.kernel_sites import Image
-from kexecemu.machine.cpu.stepper import Owner, ends_block
+from kexecemu.machine.cpu.stepper import ends_block
 from kexecemu.machine.memory.ram import Ram
+
+if TYPE_CHECKING:
+    from kexecemu.machine.cpu.system_cpu import SystemCpu
 
 __all__ = ["GuestCode", "StaleCode"]
 
@@ -23,7 +26,7 @@ _IC_LOOP: Final = 16
 class GuestCode:
     """Finds code in memory, and the ends of its blocks. Addresses are virtual; image is the Linux that runs, if any."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: SystemCpu) -> None:
         self._owner = owner
         self._distances: dict[int, dict[int, tuple[int, bool]]] = {}  # by page, by address
         self.image: Image | None = None

@@ -37,11 +37,7 @@ _SOUGHT: Final = (
     (b"\xe2\x1b\xd5", (0xD51BE200, 0xD51BE220, 0xD51BE240), UC_ARM64_INS_MSR),
     (b"\xe3\x1b\xd5", (0xD51BE300, 0xD51BE320, 0xD51BE340), UC_ARM64_INS_MSR),
     (b"\xe1\x18\xd5", (0xD518E100,), UC_ARM64_INS_MSR),
-    (
-        b"\x10\x18\xd5",
-        (_MSR_SCTLR,),
-        UC_ARM64_INS_MSR,
-    ),  # SCTLR_EL1: the MMU off, on the way to another kernel
+    (b"\x10\x18\xd5", (_MSR_SCTLR,), UC_ARM64_INS_MSR),  # SCTLR_EL1: the MMU off, to go to another kernel
     (b"\x71\x08\xd5", (0xD5087100,), UC_ARM64_INS_SYS),  # IC IALLUIS
     (b"\x75\x08\xd5", (0xD5087500,), UC_ARM64_INS_SYS),  # IC IALLU
     (b"\x75\x0b\xd5", (0xD50B7520,), UC_ARM64_INS_SYS),  # IC IVAU

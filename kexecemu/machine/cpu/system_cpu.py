@@ -22,6 +22,8 @@ __all__ = ["Line", "SystemCpu", "SystemRegisters"]
 _ACCESS, _MRS, _MSR, _OP0_3 = 0xFFF00000, 0xD5300000, 0xD5100000, 1 << 19
 _ID_AA64PFR0_GIC = 1 << 24
 
+_ENDS = {StepEnd.BOUNDARY: CpuStopKind.DEADLINE, StepEnd.IDLE: CpuStopKind.IDLE}
+
 Line = Callable[[bool], object]
 """Gives a signal its level."""
 
@@ -154,23 +156,13 @@ class SystemCpu(Cpu):
             self.timer.update()  # an event may have come when a timer had just expired
             deadline = min(until, self._next_expiry())
             halt = stepper.run(deadline - self._elsewhere)
-            fault = None
-            if halt is StepEnd.BOUNDARY:
-                return CpuStop(CpuStopKind.DEADLINE, self.pc, counter.total - begin)
-            if halt is StepEnd.IDLE:
-                return CpuStop(CpuStopKind.IDLE, self.pc, counter.total - begin)
-            if halt is StepEnd.ERROR:
-                fault = self._external_abort(stepper.error)
-            elif self._calls_firmware():
-                power = self._call_firmware()
-                if power is not None:
-                    return CpuStop(CpuStopKind.POWER, self.pc, counter.total - begin, power=power)
-            elif self._gic_registers is None or not self._access(self._gic_registers):
-                fault = self._event()
-            if fault is not None:
-                if not self._take(fault, True):
-                    return CpuStop(CpuStopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
-                counter.state.entered = counter.total
+            if halt in _ENDS:
+                return CpuStop(_ENDS[halt], self.pc, counter.total - begin)
+            if halt is StepEnd.EVENT and self._accesses_gic():
+                continue
+            stop = self._serve(stepper.error, begin, True)
+            if stop is not None:
+                return stop
 
     def _makes_progress(self, fault: GuestException) -> bool:
         """An operating system may take one exception as often as it likes; only a vector that faults itself is lost."""
@@ -183,6 +175,8 @@ class SystemCpu(Cpu):
         taken = super()._take(fault, deliver)
         if taken and not fault.el:
             self._left_el0()
+        if taken and self._stepper is not None:
+            self._engine.counter.state.entered = self._engine.counter.total
         return taken
 
     def _left_el0(self) -> None:
@@ -190,10 +184,10 @@ class SystemCpu(Cpu):
         state.user_ran = 1
         state.settled_page = 0
 
-    def _access(self, registers: SystemRegisters) -> bool:
-        """Do what the instruction at PC asks for if that is to read or write one of these; False if not."""
-        counter = self._engine.counter
-        if counter.why is BlockStop.MISALIGNED or counter.state.interrupt != EXCP_UDEF:
+    def _accesses_gic(self) -> bool:
+        """Do what the instruction at PC asks for if that is to read or write one of gic_registers; False if not."""
+        registers, counter = self._gic_registers, self._engine.counter
+        if registers is None or counter.why is BlockStop.MISALIGNED or counter.state.interrupt != EXCP_UDEF:
             return False
         pc = self.pc
         word = self.word_at(pc)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from unicorn.arm64_const import (
     UC_ARM64_INS_MRS,
@@ -19,12 +19,12 @@ from unicorn.arm64_const import (
     UC_ARM64_REG_XZR,
 )
 from unicorn.unicorn_const import UC_HOOK_INSN
+from unicorn.unicorn_py3.arch.arm64 import UcRegCP64
 
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK
 from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode
 from kexecemu.machine.cpu.kernel_sites import find_image, sites
-from kexecemu.machine.cpu.stepper import Owner
 
 __all__ = ["EL0PCTEN", "EL0VCTEN", "SystemHooks"]
 
@@ -36,50 +36,26 @@ EL0PCTEN, EL0VCTEN = 1, 2
 """Of CNTKCTL_EL1: EL0 may read the physical, and the virtual counter."""
 
 
-class _Named(ctypes.Structure):
-    """uc_arm64_cp_reg: which system instruction, and the value of its register."""
-
-    _fields_ = (
-        ("crn", ctypes.c_uint32),
-        ("crm", ctypes.c_uint32),
-        ("op0", ctypes.c_uint32),
-        ("op1", ctypes.c_uint32),
-        ("op2", ctypes.c_uint32),
-        ("val", ctypes.c_uint64),
-    )
-
-
 if TYPE_CHECKING:
-    _NamedPointer = ctypes._Pointer[_Named]
+    from kexecemu.machine.cpu.counting import CountingStepper
+    from kexecemu.machine.cpu.system_cpu import SystemCpu
 
-_Hook = Callable[[int, _Named], int]
+    _NamedPointer = ctypes._Pointer[UcRegCP64]
+
+_Hook = Callable[[int, UcRegCP64], int]
 """Given UC_ARM64_REG_ of the general register, and the system register; true if the engine is to leave it at that."""
 
 # uint32_t cb(uc_engine *, enum uc_arm64_reg, const uc_arm64_cp_reg *, void *)
 _INSN = ctypes.CFUNCTYPE(
-    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Named), ctypes.c_void_p
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(UcRegCP64), ctypes.c_void_p
 )
-
-
-class _Stretch(Protocol):
-    """The run of the engine that is under way."""
-
-    @property
-    def now(self) -> int:
-        """Instructions retired."""
-
-    def cut(self) -> None:
-        """End it behind this instruction, unless it only goes to the next boundary anyway."""
-
-    def cut_here(self) -> None:
-        """End it behind this instruction."""
 
 
 class SystemHooks:
     """Hooks on MRS, MSR and SYS instructions of one engine."""
 
     def __init__(
-        self, engine: CpuEngine, owner: Owner, stretch: _Stretch, code: GuestCode, stale: StaleCode
+        self, engine: CpuEngine, owner: SystemCpu, stretch: CountingStepper, code: GuestCode, stale: StaleCode
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -93,7 +69,7 @@ class SystemHooks:
         self._mmu_off = False
         self._hooks: list[int] = []
         self.raised: BaseException | None = None
-        """What a hook has raised, for raise_pending()."""
+        """What a hook has raised: to be raised behind the run."""
         # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
         self._callbacks = {
             UC_ARM64_INS_MRS: self._insn(self._on_mrs),
@@ -108,12 +84,6 @@ class SystemHooks:
         if self._code.image is not None:
             self._widen()
 
-    def raise_pending(self) -> None:
-        """Behind a run: raise what a hook has raised in it."""
-        if self.raised is not None:
-            raised, self.raised = self.raised, None
-            raise raised
-
     def _insn(self, hook: _Hook) -> ctypes._CFunctionType:
         def call(uc: int, register: int, named: _NamedPointer, _: int) -> int:
             # ctypes would print whatever is raised here and go on.
@@ -126,7 +96,7 @@ class SystemHooks:
 
         return _INSN(call)
 
-    def _on_mrs(self, register: int, named: _Named) -> int:
+    def _on_mrs(self, register: int, named: UcRegCP64) -> int:
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
         if key == _CNTKCTL_EL1:
             value = self.cntkctl
@@ -144,7 +114,7 @@ class SystemHooks:
             self._engine.put(register, value)
         return 1
 
-    def _on_msr(self, register: int, named: _Named) -> int:
+    def _on_msr(self, register: int, named: UcRegCP64) -> int:
         if self._engine.aborting:
             return 1
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
@@ -163,7 +133,7 @@ class SystemHooks:
             self._stretch.cut()
         return 0
 
-    def _on_sys(self, register: int, named: _Named) -> int:
+    def _on_sys(self, register: int, named: UcRegCP64) -> int:
         if named.crn != 7 or named.crm not in (1, 5) or self._engine.aborting:
             return 0  # not IC
         self._engine.counter.state.maintenance |= CODE

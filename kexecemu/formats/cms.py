@@ -18,8 +18,6 @@ from kexecemu.shown import shown
 
 __all__ = ["SignedData", "SignerInfo", "parse"]
 
-_CRL_TAGS = (ber.context(1), ber.context(3))
-
 
 @shown()
 @dataclass(frozen=True)
@@ -67,15 +65,15 @@ def parse(data: bytes) -> SignedData:
     wrapped = Reader(explicit.content, "signature")
     message = wrapped.enter(ber.SEQUENCE, "SignedData")
     version = _version(message, "SignedData")
-    digest_algorithms = _take_either(message, ber.SET, ber.SEQUENCE, "digestAlgorithms")
+    digest_algorithms = _take_set(message, "digestAlgorithms")
     while not digest_algorithms.at_end:
         digest_algorithms.algorithm("digestAlgorithms")
     content_type, content = _content(message)
     certificates = _certificates(message)
-    if (crls := message.optional(*_CRL_TAGS)) and crls.content:
+    if (crls := message.optional(ber.context(1), ber.context(3))) and crls.content:
         # The grammar says of itself that its revocation lists may be wrong: it takes them for certificates.
         raise message.fail("revocation lists cannot be read")
-    infos = _take_either(message, ber.SET, ber.SEQUENCE, "signerInfos")
+    infos = _take_set(message, "signerInfos")
     signers = []
     while not infos.at_end:
         signers.append(_signer(infos.enter(ber.SEQUENCE, "SignerInfo"), version, content_type))
@@ -96,8 +94,8 @@ def _version(reader: Reader, what: str) -> int:
     return version[0]
 
 
-def _take_either(reader: Reader, one: int, other: int, what: str) -> Reader:
-    found = reader.optional(one, other) or reader.take(one)
+def _take_set(message: Reader, what: str) -> Reader:
+    found = message.optional(ber.SET, ber.SEQUENCE) or message.take(ber.SET)
     return Reader(found.content, what)
 
 

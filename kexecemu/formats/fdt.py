@@ -8,21 +8,9 @@ and digests are taken over that.
 
 from __future__ import annotations
 
-from kexecemu.formats.fdt_blob import MemReserve, Property
-from kexecemu.formats.fdt_build import NodeSpec, PropertyValue, build, cells, join_cells, reg64
+from kexecemu.formats.fdt_blob import MemReserve
+from kexecemu.formats.fdt_build import NodeSpec, build, cells, join_cells, reg64
 from kexecemu.formats.fdt_edit import FdtEditor
-from kexecemu.formats.fdt_read import Fdt, Node
+from kexecemu.formats.fdt_read import Fdt
 
-__all__ = [
-    "Fdt",
-    "FdtEditor",
-    "MemReserve",
-    "Node",
-    "NodeSpec",
-    "Property",
-    "PropertyValue",
-    "build",
-    "cells",
-    "join_cells",
-    "reg64",
-]
+__all__ = ["Fdt", "FdtEditor", "MemReserve", "NodeSpec", "build", "cells", "join_cells", "reg64"]

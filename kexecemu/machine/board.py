@@ -16,10 +16,8 @@ from kexecemu.machine.devices.gic3 import CpuInterface3, Gic3
 from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.machine.devices.pl031 import Pl031
 from kexecemu.machine.devices.virtio import VirtioBus, VirtioDevice
-from kexecemu.machine.memory.absent import AbsentDevice
-from kexecemu.machine.memory.dma import DmaMaster
-from kexecemu.machine.memory.mmio import MmioDevice
-from kexecemu.machine.memory.ram import HOST_PAGE, Ram
+from kexecemu.machine.memory.mmio import AbsentDevice, MmioDevice
+from kexecemu.machine.memory.ram import HOST_PAGE, DmaMaster, Ram
 from kexecemu.machine.psci import Psci
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Timeline
@@ -189,10 +187,6 @@ class Board:
     def time(self) -> int:
         """The board's time: the instructions retired, and those that would have been while all CPUs waited."""
         return self.instructions + self.idle
-
-    def skip(self, instructions: int) -> None:
-        """Let time pass while nobody runs."""
-        self.idle += instructions
 
     def _timer_line(self, index: int, line: Line) -> Line:
         """A timer's interrupt line, which also lets the real-time clock know what time it is when it goes up.

@@ -198,7 +198,7 @@ class System:
             return False
         wake = min(expiries) * INSTRUCTIONS_PER_TICK
         if end is not None and wake >= end:
-            board.skip(end - board.time)
+            board.idle += end - board.time
             return False
-        board.skip(wake - board.time)
+        board.idle += wake - board.time
         return True

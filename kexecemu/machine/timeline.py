@@ -42,10 +42,6 @@ class Event:
         """For JSON, with the keys in this order: when, kind, text, then the facts in the order given."""
         return {"when": self.when, "kind": self.kind, "text": self.text, **self.facts}
 
-    def as_json(self) -> str:
-        """as_object() as one line of JSON."""
-        return json.dumps(self.as_object())
-
 
 class Timeline:
     """The events of one board. clock() must return the instructions retired so far."""
@@ -85,4 +81,4 @@ class Timeline:
 
     def as_jsonl(self) -> str:
         """The whole timeline, one JSON object a line."""
-        return "".join(event.as_json() + "\n" for event in self._events)
+        return "".join(json.dumps(event.as_object()) + "\n" for event in self._events)

@@ -19,13 +19,7 @@ HERE = Path(__file__).parent
 ARCHITECTURES = ("x86_64", "aarch64")
 
 FLAGS = (
-    "-O2",
-    "-std=c11",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-shared",
-    "-fPIC",
+    *("-O2", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
     # Nothing from outside: the library must load under any libc, musl included.
     "-nostdlib",
     "-ffreestanding",

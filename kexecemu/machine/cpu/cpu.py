@@ -17,8 +17,7 @@ from kexecemu.errors import MachineError
 from kexecemu.machine.cpu import abort, exceptions
 from kexecemu.machine.cpu.blockcount import NO_DEADLINE, BlockStop
 from kexecemu.machine.cpu.counter import BlockCounter
-from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestException, Pstate
-from kexecemu.machine.cpu.recursion import Recursion
+from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestException, Pstate, Recursion
 from kexecemu.machine.cpu.registers import Registers
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.mmio import MmioDevice
@@ -69,9 +68,7 @@ def _register(name: str) -> Callable[[Cpu], int | None]:
     "mpidr",
     "powered",
     "instructions",
-    pc=_register("pc"),
-    sp=_register("sp"),
-    pstate=_register("pstate"),
+    **{name: _register(name) for name in ("pc", "sp", "pstate")},
 )
 class Cpu(Registers):
     """A CPU of a board, off until reset() is called (by the board's owner, or by PSCI CPU_ON).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
 from kexecemu.machine.cpu.counting import CountingStepper
@@ -16,7 +16,10 @@ from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
 
-__all__ = ["Line", "SystemCpu", "SystemRegisters"]
+if TYPE_CHECKING:
+    from kexecemu.machine.devices.gic3_cpu_interface import CpuInterface3
+
+__all__ = ["Line", "SystemCpu"]
 
 # An MRS and an MSR, of a register with an op0 of 2 or 3; and which, in bits 18 to 5 where op0 is 3.
 _ACCESS, _MRS, _MSR, _OP0_3 = 0xFFF00000, 0xD5300000, 0xD5100000, 1 << 19
@@ -28,27 +31,11 @@ Line = Callable[[bool], object]
 """Gives a signal its level."""
 
 
-class SystemRegisters(Protocol):
-    """System registers of a device beside the CPU, which the engine takes for undefined instructions.
-
-    A register is named by bits 18 to 5 of an instruction that accesses it: op1, CRn, CRm, op2; op0 is 3.
-    """
-
-    def read_sysreg(self, register: int) -> int | None:
-        """An MRS at EL1; None for a register that there is not, or that cannot be read."""
-
-    def write_sysreg(self, register: int, value: int) -> bool:
-        """An MSR at EL1; False for a register that there is not, or that cannot be written."""
-
-    def reset_cpu(self) -> None:
-        """The CPU is reset."""
-
-
 class SystemCpu(Cpu):
     """A CPU with a generic timer and an interrupt signal, which advance() heeds and run() does not.
 
     physical and virtual are the interrupt lines of its two timers. A GICv3 has its interface among the CPU's system
-    registers: gic_registers, and ID_AA64PFR0_EL1 says so.
+    registers: gic_registers, which the engine takes for undefined instructions, and ID_AA64PFR0_EL1 says so.
     """
 
     def __init__(
@@ -61,7 +48,7 @@ class SystemCpu(Cpu):
         hypercall: Callable[[Cpu], str | None],
         physical: Line,
         virtual: Line,
-        gic_registers: SystemRegisters | None = None,
+        gic_registers: CpuInterface3 | None = None,
     ) -> None:
         super().__init__(index, ram, devices, clock=clock, hypercall=hypercall)
         self.timer = GenericTimer(self._ticks, physical, virtual)
@@ -124,12 +111,8 @@ class SystemCpu(Cpu):
             self._stepper.set_irq(self.irq)
         return self._stepper
 
-    def read_timer(self, crm: int, op2: int) -> int:
-        """The guest reads a timer's register."""
-        return self.timer.read(crm, op2)
-
     def write_timer(self, crm: int, op2: int, value: int) -> None:
-        """The guest writes one; a run under way must not miss what that sets."""
+        """The guest writes a timer's register; a run under way must not miss what that sets."""
         self.timer.write(crm, op2, value)
         if self._stepper is not None:
             self._stepper.shorten(self._next_expiry() - self._elsewhere)

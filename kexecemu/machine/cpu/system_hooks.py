@@ -11,14 +11,8 @@ import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from unicorn.arm64_const import (
-    UC_ARM64_INS_MRS,
-    UC_ARM64_INS_MSR,
-    UC_ARM64_INS_SYS,
-    UC_ARM64_REG_PC,
-    UC_ARM64_REG_XZR,
-)
-from unicorn.unicorn_const import UC_HOOK_INSN
+from unicorn import arm64_const as uc64
+from unicorn import unicorn_const as const
 from unicorn.unicorn_py3.arch.arm64 import UcRegCP64
 
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK
@@ -72,9 +66,9 @@ class SystemHooks:
         """What a hook has raised: to be raised behind the run."""
         # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
         self._callbacks = {
-            UC_ARM64_INS_MRS: self._insn(self._on_mrs),
-            UC_ARM64_INS_MSR: self._insn(self._on_msr),
-            UC_ARM64_INS_SYS: self._insn(self._on_sys),
+            uc64.UC_ARM64_INS_MRS: self._insn(self._on_mrs),
+            uc64.UC_ARM64_INS_MSR: self._insn(self._on_msr),
+            uc64.UC_ARM64_INS_SYS: self._insn(self._on_sys),
         }
         self._widen()
 
@@ -107,10 +101,10 @@ class SystemHooks:
         elif named.crm == 0 and named.op2:
             value = (self._engine.counter.state.elsewhere + self._stretch.now) // INSTRUCTIONS_PER_TICK
         elif named.crm in (2, 3):
-            value = self._owner.read_timer(named.crm, named.op2)
+            value = self._owner.timer.read(named.crm, named.op2)
         else:
             return 0
-        if register != UC_ARM64_REG_XZR:
+        if register != uc64.UC_ARM64_REG_XZR:
             self._engine.put(register, value)
         return 1
 
@@ -159,7 +153,7 @@ class SystemHooks:
         self._hooks.clear()
 
     def _hook(self, kind: int, virt: int | None = None) -> None:
-        hook = self._engine.counter.hook(UC_HOOK_INSN, self._callbacks[kind], kind, at=virt)
+        hook = self._engine.counter.hook(const.UC_HOOK_INSN, self._callbacks[kind], kind, at=virt)
         self._hooks.append(hook)
 
     def _widen(self) -> None:
@@ -172,7 +166,7 @@ class SystemHooks:
 
     def _narrow(self) -> None:
         """Hook the instructions of the Linux that runs here alone; any other guest stays as it is."""
-        virt = self._engine.get(UC_ARM64_REG_PC)
+        virt = self._engine.get(uc64.UC_ARM64_REG_PC)
         phys = self._owner.code_phys(virt)
         image = find_image(self._owner.ram, virt, phys) if phys is not None else None
         if image is None:

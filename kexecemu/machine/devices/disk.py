@@ -7,8 +7,9 @@ import errno
 import mmap
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Self
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.files import replacing
@@ -30,23 +31,28 @@ _PUNCH = 1 | 2
 Buffer = bytes | bytearray | memoryview
 
 
-class _Store(Protocol):
+class _Store(ABC):
     """Bytes by offset; the disk has checked the bounds."""
 
+    @abstractmethod
     def read(self, offset: int, length: int) -> bytes: ...
 
+    @abstractmethod
     def write(self, offset: int, parts: Sequence[Buffer]) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
 
     def punch(self, offset: int, length: int) -> bool:
         """Make a hole, which reads as zeros; False if that cannot be done here."""
+        return False
 
     def next_data(self, offset: int) -> int | None:
         """The first offset from here on that is in no hole; None if there is none."""
+        return offset
 
-    def close(self) -> None: ...
 
-
-class _Descriptor:
+class _Descriptor(_Store):
     """Sectors in an open file."""
 
     def __init__(self, fd: int) -> None:
@@ -54,16 +60,12 @@ class _Descriptor:
 
     def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset)
-        if len(data) == length:
-            return data
-        pieces = [data]
-        while data and (left := length - sum(map(len, pieces))):
-            data = os.pread(self._fd, left, offset + length - left)
-            pieces.append(data)
-        whole = b"".join(pieces)
-        if len(whole) < length:
-            raise OSError(errno.EIO, "the file has become shorter")
-        return whole
+        while len(data) < length:  # 2 GiB and more come in pieces
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:
+                raise OSError(errno.EIO, "the file has become shorter")
+            data += more
+        return data
 
     def write(self, offset: int, parts: Sequence[Buffer]) -> None:
         for first in range(0, len(parts), _IOV_MAX):
@@ -92,7 +94,7 @@ class _Descriptor:
         os.close(self._fd)
 
 
-class _PrivateMap:
+class _PrivateMap(_Store):
     """Sectors of a file that stays as it is: the host's kernel keeps a copy of each page that is written."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -108,12 +110,6 @@ class _PrivateMap:
             data = memoryview(part).cast("B")
             self._map[offset : offset + data.nbytes] = data
             offset += data.nbytes
-
-    def punch(self, offset: int, length: int) -> bool:
-        return False
-
-    def next_data(self, offset: int) -> int | None:
-        return offset
 
     def close(self) -> None:
         self._map.close()

@@ -88,11 +88,6 @@ class Gic3(GicBase):
                 interface.bank.refresh()
                 interface.settle()
 
-    def reset(self) -> None:
-        """The reset state. The lines keep the levels that their devices drive them to."""
-        self.routes.clear()
-        super().reset()
-
     def snapshot(self) -> tuple[Any, ...]:
         """All state, for restore()."""
         return super().snapshot(), dict(self.routes)

@@ -54,10 +54,6 @@ class CpuInterface3(CpuInterfaceBase):
     def __init__(self, gic: Gic3, cpu: int, affinity: int) -> None:
         self.affinity = affinity
         super().__init__(gic, cpu, Bank(PRIVATE))
-
-    def reset(self) -> None:
-        """The reset state of all; the output is settled by the caller."""
-        super().reset()
         self.waker = 6
         self.targets = self._spis.valid if self.affinity == 0 else 0
 

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kexecemu.machine.devices.gic_bank import (
-    ICFGR,
-    ICFGR_END,
-    IGROUPR,
-    IIDR,
-    IPRIORITYR,
-    IPRIORITYR_END,
-    Bank,
-)
+from kexecemu.machine.devices import gic_bank
+from kexecemu.machine.devices.gic_bank import Bank
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import FIRST_SPI, REDISTRIBUTOR_SIZE
 from kexecemu.shown import shown
@@ -22,11 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Distributor3", "Redistributors"]
 
-GICD_CTLR = 0x0000
-GICD_TYPER = 0x0004
-GICD_IIDR = 0x0008
-IROUTER = 0x6000
-IROUTER_END = 0x8000
+GICD_CTLR, GICD_TYPER, GICD_IIDR = 0x0000, 0x0004, 0x0008
+IROUTER, IROUTER_END = 0x6000, 0x8000
 
 CTLR_ENABLES = 3
 CTLR_ARE = 1 << 4
@@ -37,9 +27,7 @@ ID_REGISTERS = 0xFFD0
 # PeriphID4-7, PeriphID0-3 (part 0x492, designer 0x43B: Arm; architecture 3), CellID0-3.
 IDENTITY = bytes((0x44, 0, 0, 0, 0x92, 0xB4, 0x3B, 0, 0x0D, 0xF0, 0x05, 0xB1))
 
-GICR_IIDR = 0x0004
-GICR_TYPER = 0x0008
-GICR_WAKER = 0x0014
+GICR_IIDR, GICR_TYPER, GICR_WAKER = 0x0004, 0x0008, 0x0014
 WAKER_ASLEEP = 3 << 1
 """ProcessorSleep, and ChildrenAsleep, which follows it at once."""
 SGI_FRAME = 0x10000
@@ -59,26 +47,30 @@ def _read(bank: Bank, offset: int, size: int) -> int:
     All registers are 32 bits wide; those of the priorities can be read and written by the byte too, and every other
     access reads as zero and does nothing.
     """
-    if IPRIORITYR <= offset < IPRIORITYR_END:
-        first = offset - IPRIORITYR
+    if gic_bank.IPRIORITYR <= offset < gic_bank.IPRIORITYR_END:
+        first = offset - gic_bank.IPRIORITYR
         return int.from_bytes(bank.priorities[first : first + size], "little") if size <= 4 else 0
-    if size == 4 and IGROUPR <= offset < IPRIORITYR:
+    if size == 4 and gic_bank.IGROUPR <= offset < gic_bank.IPRIORITYR:
         register = offset & ~0x7F
         return bank.read_set(register) >> (offset - register) * 8 & 0xFFFFFFFF
-    return bank.read_config((offset - ICFGR) * 4, 16) if size == 4 and ICFGR <= offset < ICFGR_END else 0
+    return (
+        bank.read_config((offset - gic_bank.ICFGR) * 4, 16)
+        if size == 4 and gic_bank.ICFGR <= offset < gic_bank.ICFGR_END
+        else 0
+    )
 
 
 def _write(bank: Bank, offset: int, size: int, value: int) -> None:
     """A store to these. What is derived from what it changes is left to GicBase.refresh()."""
-    if IPRIORITYR <= offset < IPRIORITYR_END and size <= 4:
+    if gic_bank.IPRIORITYR <= offset < gic_bank.IPRIORITYR_END and size <= 4:
         for n in range(size):
-            bank.write_priority(offset - IPRIORITYR + n, value >> 8 * n & 0xFF)
-    elif size == 4 and IGROUPR <= offset < IPRIORITYR:
+            bank.write_priority(offset - gic_bank.IPRIORITYR + n, value >> 8 * n & 0xFF)
+    elif size == 4 and gic_bank.IGROUPR <= offset < gic_bank.IPRIORITYR:
         register = offset & ~0x7F
         shift = (offset - register) * 8
         bank.write_set(register, value << shift, 0xFFFFFFFF << shift)
-    elif size == 4 and ICFGR <= offset < ICFGR_END:
-        bank.write_config((offset - ICFGR) * 4, 16, value)
+    elif size == 4 and gic_bank.ICFGR <= offset < gic_bank.ICFGR_END:
+        bank.write_config((offset - gic_bank.ICFGR) * 4, 16, value)
 
 
 @shown("phys")
@@ -101,7 +93,7 @@ class Distributor3:
             if offset == GICD_TYPER:
                 return gic.typer
             if offset == GICD_IIDR:
-                return IIDR
+                return gic_bank.IIDR
             if offset >= ID_REGISTERS:
                 return _identity(offset)
         return _read(gic.spis, offset, size)
@@ -145,7 +137,7 @@ class Redistributors:
         if size != 4:
             return 0
         if offset == GICR_IIDR:
-            return IIDR
+            return gic_bank.IIDR
         if offset == GICR_WAKER:
             return interface.waker
         if offset == ID_REGISTERS + PIDR0 * 4:

@@ -14,10 +14,8 @@ IIDR = 0x43B  # the implementer: Arm
 
 # Offsets in a distributor, and in a redistributor's SGI frame: a bit for each interrupt, a byte, two bits.
 IGROUPR, ISENABLER, ICENABLER, ISPENDR, ICPENDR, ISACTIVER, ICACTIVER = range(0x080, 0x400, 0x80)
-IPRIORITYR = 0x400
-IPRIORITYR_END = 0x800
-ICFGR = 0xC00
-ICFGR_END = 0xD00
+IPRIORITYR, IPRIORITYR_END = 0x400, 0x800
+ICFGR, ICFGR_END = 0xC00, 0xD00
 
 BankState = tuple[int, int, int, int, int, int, bytes]
 
@@ -36,10 +34,6 @@ class Bank:
         """What the lines are driven to."""
         self.priorities = bytearray(valid.bit_length())
         self._fixed = valid & fixed
-        self.reset()
-
-    def reset(self) -> None:
-        """The reset state. The lines keep their levels: those are their devices' to change."""
         self.latch = 0  # pending by an edge, by a write of ISPENDR or as an SGI: until acknowledged
         self.edge = self.valid & SGIS
         self.enabled = self._fixed
@@ -47,7 +41,6 @@ class Bank:
         self.active = 0
         self.forwarded = 0  # enabled, and so is their group
         self.ready = 0  # what the CPU interfaces get to see: forwarded, pending, not active
-        self.priorities[:] = bytes(len(self.priorities))
 
     def refresh(self) -> None:
         """Work out `ready` again. A level is pending for as long as it is there."""

@@ -42,11 +42,6 @@ class CpuInterfaceBase:
         """The SPIs that are sent to this CPU."""
         self._gic = gic
         self._spis = gic.spis
-        self.reset()
-
-    def reset(self) -> None:
-        """The reset state of all; the output is settled by the caller."""
-        self.bank.reset()
         self.reset_registers()
 
     def reset_registers(self) -> None:
@@ -186,10 +181,6 @@ class GicBase:
         self.ctlr = 0
         self.spis = Bank((1 << spis) - 1 << FIRST_SPI)
 
-    def output(self, cpu: int) -> bool:
-        """The IRQ signal to a CPU."""
-        return self.interfaces[cpu].output
-
     def line(self, intid: int, cpu: int = 0) -> Callable[[bool], None]:
         """The input of a PPI of `cpu` (16 to 31) or of an SPI (from 32), to hand to a device.
 
@@ -245,14 +236,6 @@ class GicBase:
         self.refresh(self.spis)
         for interface in self.interfaces:
             self.refresh(interface.bank)
-        self.settle_all()
-
-    def reset(self) -> None:
-        """The reset state. The lines keep the levels that their devices drive them to."""
-        self.ctlr = 0
-        self.spis.reset()
-        for interface in self.interfaces:
-            interface.reset()
         self.settle_all()
 
     def snapshot(self) -> tuple[Any, ...]:

@@ -14,20 +14,8 @@ __all__ = ["CpuInterface"]
 
 GROUP1_PENDING = 1022
 
-GICC_CTLR = 0x00
-PMR = 0x04
-BPR = 0x08
-IAR = 0x0C
-EOIR = 0x10
-RPR = 0x14
-HPPIR = 0x18
-ABPR = 0x1C
-AIAR = 0x20
-AEOIR = 0x24
-AHPPIR = 0x28
-APR = 0xD0
-NSAPR = 0xE0
-NSAPR_END = 0xF0
+GICC_CTLR, PMR, BPR, IAR, EOIR, RPR, HPPIR, ABPR, AIAR, AEOIR, AHPPIR = range(0x00, 0x2C, 4)
+APR, NSAPR, NSAPR_END = 0xD0, 0xE0, 0xF0
 GICC_IIDR = 0xFC
 DIR = 0x1000
 
@@ -50,11 +38,6 @@ class CpuInterface(CpuInterfaceBase):
         self.phys = phys
         self.sgi_sources = bytearray(FIRST_PPI)
         super().__init__(gic, cpu, Bank(PRIVATE, SGIS))
-
-    def reset(self) -> None:
-        """The reset state of all; the output is settled by the caller."""
-        super().reset()
-        self.sgi_sources[:] = bytes(FIRST_PPI)
         # ITARGETSR, kept the other way round. With one CPU it reads as zero and means that one.
         self.targets = self._spis.valid if self._gic.cpus == 1 else 0
 

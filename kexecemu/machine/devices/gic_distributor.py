@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kexecemu.machine.devices.gic_bank import (
-    ICFGR,
-    ICFGR_END,
-    IGROUPR,
-    IIDR,
-    IPRIORITYR,
-    IPRIORITYR_END,
-    PRIVATE,
-)
+from kexecemu.machine.devices import gic_bank
 from kexecemu.machine.devices.gic_cpu_interface import CpuInterface
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -22,14 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Distributor"]
 
-GICD_CTLR = 0x000
-GICD_TYPER = 0x004
-GICD_IIDR = 0x008
-ITARGETSR = IPRIORITYR_END
+GICD_CTLR, GICD_TYPER, GICD_IIDR = 0x000, 0x004, 0x008
+ITARGETSR = gic_bank.IPRIORITYR_END
 SGIR = 0xF00
-CPENDSGIR = 0xF10
-SPENDSGIR = 0xF20
-SPENDSGIR_END = 0xF30
+CPENDSGIR, SPENDSGIR, SPENDSGIR_END = 0xF10, 0xF20, 0xF30
 GICD_ID = 0xFD0
 
 # PeriphID4-7, PeriphID0-3 (part 0x490, designer 0x43B: Arm; architecture 2), CellID0-3.
@@ -48,7 +36,7 @@ class Distributor:
 
     def read(self, offset: int, size: int) -> int:
         """A load from the distributor; registers that there are not read as zero."""
-        if IGROUPR <= offset < IPRIORITYR:
+        if gic_bank.IGROUPR <= offset < gic_bank.IPRIORITYR:
             register = offset & ~0x7F
             own, shared = (bank.read_set(register) for bank in self._banks)
             return (own | shared) >> (offset - register) * 8 & (1 << 8 * size) - 1
@@ -56,15 +44,17 @@ class Distributor:
 
     def _read_byte(self, offset: int) -> int:
         gic, interface = self._gic, self._interface
-        if offset < IGROUPR:
-            words = {GICD_CTLR: gic.ctlr, GICD_TYPER: gic.typer, GICD_IIDR: IIDR}
+        if offset < gic_bank.IGROUPR:
+            words = {GICD_CTLR: gic.ctlr, GICD_TYPER: gic.typer, GICD_IIDR: gic_bank.IIDR}
             return words.get(offset & ~3, 0) >> (offset & 3) * 8 & 0xFF
         if offset < ITARGETSR:
-            return _at(interface.bank_of(offset - IPRIORITYR).priorities, offset - IPRIORITYR)
-        if offset < ICFGR:
+            return _at(
+                interface.bank_of(offset - gic_bank.IPRIORITYR).priorities, offset - gic_bank.IPRIORITYR
+            )
+        if offset < gic_bank.ICFGR:
             return gic.targets_of(offset - ITARGETSR, interface)
-        if offset < ICFGR_END:
-            return sum(bank.read_config((offset - ICFGR) * 4, 4) for bank in self._banks)
+        if offset < gic_bank.ICFGR_END:
+            return sum(bank.read_config((offset - gic_bank.ICFGR) * 4, 4) for bank in self._banks)
         if CPENDSGIR <= offset < SPENDSGIR_END:
             return interface.sgi_sources[offset & 0xF]
         if offset >= GICD_ID and offset % 4 == 0:
@@ -76,7 +66,7 @@ class Distributor:
         gic = self._gic
         if offset == SGIR:
             self._send_sgi(value)
-        elif IGROUPR <= offset < IPRIORITYR:
+        elif gic_bank.IGROUPR <= offset < gic_bank.IPRIORITYR:
             register = offset & ~0x7F
             lane = (1 << 8 * size) - 1 << (offset - register) * 8
             bits = value << (offset - register) * 8 & lane
@@ -84,7 +74,7 @@ class Distributor:
                 if lane & bank.valid:
                     bank.write_set(register, bits, lane)
                     gic.refresh(bank)
-            if lane & ~PRIVATE:
+            if lane & ~gic_bank.PRIVATE:
                 gic.settle_all()
             else:
                 self._interface.settle()
@@ -98,13 +88,15 @@ class Distributor:
 
     def _write_byte(self, offset: int, value: int) -> None:
         gic, interface = self._gic, self._interface
-        if IPRIORITYR <= offset < ITARGETSR:
-            interface.bank_of(offset - IPRIORITYR).write_priority(offset - IPRIORITYR, value)
-        elif ITARGETSR <= offset < ICFGR:
+        if gic_bank.IPRIORITYR <= offset < ITARGETSR:
+            interface.bank_of(offset - gic_bank.IPRIORITYR).write_priority(
+                offset - gic_bank.IPRIORITYR, value
+            )
+        elif ITARGETSR <= offset < gic_bank.ICFGR:
             gic.set_targets(offset - ITARGETSR, value)
-        elif ICFGR <= offset < ICFGR_END:
+        elif gic_bank.ICFGR <= offset < gic_bank.ICFGR_END:
             for bank in self._banks:
-                bank.write_config((offset - ICFGR) * 4, 4, value)
+                bank.write_config((offset - gic_bank.ICFGR) * 4, 4, value)
         elif CPENDSGIR <= offset < SPENDSGIR_END:
             sources = interface.sgi_sources
             sgi = offset & 0xF

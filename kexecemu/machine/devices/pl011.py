@@ -15,7 +15,7 @@ from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["Pl011"]
+__all__ = ["ConsoleLines", "Pl011"]
 
 DR = 0x000
 FR = 0x018
@@ -145,3 +145,22 @@ class Pl011:
             self._registers[offset] = value & 0xFFFF
             if offset == IMSC:
                 self._drive()
+
+
+class ConsoleLines:
+    """A listener of a UART that calls on_line(line) at each line feed, with all that came before it.
+
+    Called while a CPU runs, as every listener.
+    """
+
+    def __init__(self, on_line: Callable[[bytes], object]) -> None:
+        self._on_line = on_line
+        self._line = bytearray()
+
+    def __call__(self, data: bytes) -> None:
+        *lines, rest = data.split(b"\n")
+        for end in lines:
+            line = bytes(self._line) + end
+            self._line.clear()
+            self._on_line(line)
+        self._line += rest

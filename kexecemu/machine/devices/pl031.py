@@ -12,14 +12,7 @@ __all__ = ["DEFAULT_START", "Pl031"]
 DEFAULT_START = 1_672_531_200
 """2023-01-01 00:00:00 UTC, in seconds of the epoch."""
 
-DR = 0x00
-MR = 0x04
-LR = 0x08
-CR = 0x0C
-IMSC = 0x10
-RIS = 0x14
-MIS = 0x18
-ICR = 0x1C
+DR, MR, LR, CR, IMSC, RIS, MIS, ICR = range(0x00, 0x20, 4)
 ID = 0xFE0
 
 # PeriphID0-3 (part 0x031, designer 0x41, revision 1) and CellID0-3.

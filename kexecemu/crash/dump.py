@@ -21,8 +21,8 @@ from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.memory_mark import MemoryDigest
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.snapshot import MemoryDigest
 from kexecemu.shown import shown
 
 __all__ = ["ONLY_FOR_THE_PURGATORY", "CrashedMemory", "Dump", "judge_dump", "taken_by_stub"]

@@ -148,15 +148,9 @@ def _signer(info: Reader, message_version: int, content_type: bytes) -> SignerIn
     info.finish()
     if content_type == oid.MS_INDIRECT_DATA and attributes.encoded is None:
         raise info.fail("Authenticode without signed attributes")
-    return SignerInfo(
-        signer_id,
-        by_skid,
-        SignatureAlgorithm(key, oid.HASHES[hash_oid]),
-        signature,
-        attributes.encoded,
-        attributes.message_digest,
-        attributes.signing_time,
-    )
+    algorithm = SignatureAlgorithm(key, oid.HASHES[hash_oid])
+    signed = (attributes.encoded, attributes.message_digest, attributes.signing_time)
+    return SignerInfo(signer_id, by_skid, algorithm, signature, *signed)
 
 
 def _signer_id(info: Reader, *, by_skid: bool) -> tuple[bytes, bool]:

@@ -18,9 +18,7 @@ from kexecemu.shown import shown
 __all__ = ["ElfHeader", "ProgramHeader", "Section", "Symbol", "read_header", "read_sections", "read_symbols"]
 
 ELFMAG = b"\x7fELF"
-ELFCLASS64 = 2
-ELFDATA2LSB = 1
-EV_CURRENT = 1
+ELFCLASS64, ELFDATA2LSB, EV_CURRENT = 2, 1, 1
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 EM_AARCH64 = 183
 

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
-__all__ = ["Note", "crash_note", "iterate_notes", "prstatus", "vmcoreinfo_note"]
+__all__ = ["Note", "crash_note", "iterate_notes", "vmcoreinfo_note"]
 
 _NHDR = struct.Struct("<III")
 NT_PRSTATUS = 1
 
 PRSTATUS_REGS = 34  # x0..x30, sp, pc, pstate
 _PRSTATUS = struct.Struct(f"<32x i 76x {PRSTATUS_REGS}Q 8x")  # pr_pid, pr_reg
-PRSTATUS_SIZE = _PRSTATUS.size
 
 # Room for the note and for the empty one that ends the list: two headers, the padded name, the descriptor.
-CRASH_NOTE_BYTES = 2 * _NHDR.size + 8 + PRSTATUS_SIZE
+CRASH_NOTE_BYTES = 2 * _NHDR.size + 8 + _PRSTATUS.size
 VMCOREINFO_BYTES = 4096
 VMCOREINFO_NOTE_SIZE = 2 * _NHDR.size + 12 + VMCOREINFO_BYTES
 
@@ -76,19 +75,15 @@ def iterate_notes(data: bytes | bytearray | memoryview) -> Iterator[Note]:
         offset = desc_start + _align4(descsz)
 
 
-def prstatus(pid: int, regs: Sequence[int]) -> bytes:
-    """struct elf_prstatus of an arm64 kernel: all zero but pr_pid and pr_reg, as crash_save_cpu() leaves it.
+def crash_note(pid: int, regs: Sequence[int]) -> bytes:
+    """A CPU's whole crash_notes buffer (note_buf_t): the NT_PRSTATUS note and the empty note that ends it.
 
-    regs are the 34 registers x0..x30, sp, pc, pstate; another number is a ValueError.
+    Of the note's struct elf_prstatus all is zero but pr_pid and pr_reg, as crash_save_cpu() leaves it. regs are the 34
+    registers x0..x30, sp, pc, pstate; another number is a ValueError.
     """
     if len(regs) != PRSTATUS_REGS:
         raise ValueError(f"{len(regs)} registers instead of {PRSTATUS_REGS}")
-    return _PRSTATUS.pack(pid, *regs)
-
-
-def crash_note(pid: int, regs: Sequence[int]) -> bytes:
-    """A CPU's whole crash_notes buffer (note_buf_t): the NT_PRSTATUS note and the empty note that ends it."""
-    return Note("CORE", NT_PRSTATUS, prstatus(pid, regs)).pack().ljust(CRASH_NOTE_BYTES, b"\0")
+    return Note("CORE", NT_PRSTATUS, _PRSTATUS.pack(pid, *regs)).pack().ljust(CRASH_NOTE_BYTES, b"\0")
 
 
 def vmcoreinfo_note(text: bytes) -> bytes:

@@ -55,11 +55,6 @@ class FdtEditor(Fdt):
         super().__init__(blob)
         self._open(self.totalsize if bufsize is None else bufsize)
 
-    @classmethod
-    def open_into(cls, blob: bytes | bytearray | memoryview, bufsize: int) -> FdtEditor:
-        """The constructor under the name by which users of libfdt look for it."""
-        return cls(blob, bufsize)
-
     def _open(self, bufsize: int) -> None:
         source = bytes(self.data)
         reservations = (len(self.mem_reservations()) + 1) * RESERVE_SIZE
@@ -117,7 +112,7 @@ class FdtEditor(Fdt):
         self._set_struct_size(len(structure))
 
     def _set_struct_size(self, size: int) -> None:
-        self._struct_limit = size
+        self.size_dt_struct = size
         _U32.pack_into(self.data, 36, size)
 
     def _data_size(self) -> int:

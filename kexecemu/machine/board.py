@@ -15,7 +15,7 @@ from kexecemu.machine.devices.gic import Gic2
 from kexecemu.machine.devices.gic3 import CpuInterface3, Gic3
 from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.machine.devices.pl031 import Pl031
-from kexecemu.machine.devices.virtio import VirtioBus, VirtioDevice
+from kexecemu.machine.devices.virtio_mmio import VirtioBus, VirtioDevice
 from kexecemu.machine.memory.mmio import AbsentDevice, MmioDevice
 from kexecemu.machine.memory.ram import HOST_PAGE, DmaMaster, Ram
 from kexecemu.machine.psci import Psci

@@ -28,10 +28,7 @@ PSCI_FEATURES: Final = 0x8400000A
 SMC64: Final = 1 << 30
 """Set in a function identifier whose arguments are 64 bits wide."""
 
-SUCCESS: Final = 0
-NOT_SUPPORTED: Final = -1
-INVALID_PARAMETERS: Final = -2
-ALREADY_ON: Final = -4
+SUCCESS, NOT_SUPPORTED, INVALID_PARAMETERS, ALREADY_ON = 0, -1, -2, -4
 
 AFFINITY_ON, AFFINITY_OFF = 0, 1
 

@@ -33,9 +33,7 @@ class SystemEndKind(StrEnum):
     OFF = "off"
     RESET = "reset"
     IDLE = "idle"  # every CPU waits for an interrupt, and nothing is left that could raise one
-    STUCK = (
-        "stuck"  # every CPU that does not wait is in an endless loop of one branch, with interrupts masked
-    )
+    STUCK = "stuck"  # every CPU that does not wait is in an endless loop of one branch, interrupts masked
     STOPPED = "stopped"  # request_stop() was called
     BUDGET = "budget"
     FAULT = "fault"  # an exception that cannot be taken

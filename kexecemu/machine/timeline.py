@@ -20,10 +20,6 @@ _SHOWN = 10  # events, and the characters of each
 _WIDE = 120
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."
-
-
 @shown()
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -66,7 +62,10 @@ class Timeline:
         title = f"Timeline of {len(self._events)} events" + (
             f", the last {_SHOWN}" if last != self._events else ""
         )
-        rows = (f"{one.when:>14,}  {one.kind:<14} {_cut(one.text)}" for one in last)
+        rows = (
+            f"{one.when:>14,}  {one.kind:<14} {one.text[:_WIDE]}{'...' * (len(one.text) > _WIDE)}"
+            for one in last
+        )
         return "\n".join([title + ("; when is in instructions:" if last else ""), *rows])
 
     def __iter__(self) -> Iterator[Event]:

@@ -200,7 +200,7 @@ def stamped_tree(**chosen: bytes | None) -> tuple[Kernel, bytes]:
     """A crash of another kernel, whose device tree was changed behind everybody's back (no purgatory)."""
     kernel, image = loaded(OTHER_KERNEL, purgatory=None)
     tree = kernel.ram.read(image.dtb_mem, 0x1000)
-    editor = FdtEditor.open_into(tree[: int.from_bytes(tree[4:8], "big")], 0x1000)
+    editor = FdtEditor(tree[: int.from_bytes(tree[4:8], "big")], 0x1000)
     node = editor.path_offset("/chosen")
     assert node is not None
     for name, value in chosen.items():

@@ -91,7 +91,7 @@ def test_any_sequence_of_edits_leaves_the_bytes_that_libfdt_leaves(
     room: int, operations: list[Operation]
 ) -> None:
     bufsize = len(BLOB) + room
-    editor = FdtEditor.open_into(BLOB, bufsize)
+    editor = FdtEditor(BLOB, bufsize)
     oracle = libfdt.Libfdt(BLOB, bufsize)
     assert oracle.opened == 0 and bytes(editor.data) == oracle.data
     for operation in operations:
@@ -112,7 +112,7 @@ def test_a_damaged_tree_is_refused_where_libfdt_refuses_it_or_edited_alike(
     for place, value in damage:
         blob[place] = value
     try:
-        editor = FdtEditor.open_into(bytes(blob), 2048)
+        editor = FdtEditor(bytes(blob), 2048)
     except FormatError:
         return
     assert libfdt.Libfdt.check_full(bytes(blob)) == 0, "libfdt refuses what is accepted here"
@@ -150,9 +150,9 @@ def test_opening_lays_blocks_out_as_libfdt_does(version: int, misordered: bool) 
         oracle = libfdt.Libfdt(bytes(blob), bufsize)
         if oracle.opened:
             with pytest.raises(FormatError, match="no space"):
-                FdtEditor.open_into(blob, bufsize)
+                FdtEditor(blob, bufsize)
         else:
-            editor = FdtEditor.open_into(blob, bufsize)
+            editor = FdtEditor(blob, bufsize)
             assert editor.to_bytes() == oracle.data
             assert editor.version == 17
     assert FdtEditor(blob, 4096).boot_cpuid_phys == (3 if misordered else 0)

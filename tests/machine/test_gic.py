@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.machine.devices.gic import SPURIOUS, Gic2
-from kexecemu.machine.ranges import PhysRange
 
 # Distributor.
 CTLR, TYPER, IGROUPR, ISENABLER, ICENABLER, ISPENDR, ICPENDR = 0, 4, 0x80, 0x100, 0x180, 0x200, 0x280
@@ -162,12 +161,6 @@ def test_typer_tells_how_many_interrupts_and_cpus_there_are(cpus, spis):
     typer = gic.distributor(0).read(TYPER, 4)
     assert 32 * ((typer & 0x1F) + 1) == 32 + spis
     assert (typer >> 5 & 7) + 1 == cpus
-
-
-def test_the_frames_are_where_the_caller_puts_them():
-    gic = Gic2(1, lambda cpu, level: None, distributor_phys=0x1000000, cpu_interface_phys=0x2000000)
-    assert gic.distributor(0).phys == PhysRange.of(0x1000000, 0x10000)
-    assert gic.cpu_interface(0).phys == PhysRange.of(0x2000000, 0x10000)
 
 
 def test_a_cpu_that_is_made_deaf_hears_nothing_any_more():

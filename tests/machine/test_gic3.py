@@ -149,10 +149,8 @@ def test_typer_tells_how_many_interrupts_there_are(spis):
     assert 32 * ((typer & 0x1F) + 1) == 32 + spis
 
 
-def test_the_frames_are_where_the_caller_puts_them():
-    gic = Gic3(3, lambda cpu, level: None, distributor_phys=0x1000000, redistributors_phys=0x2000000)
-    assert gic.distributor.phys == PhysRange.of(0x1000000, 0x10000)
-    assert gic.redistributors.phys == PhysRange.of(0x2000000, 0x60000)
+def test_there_are_as_many_redistributors_as_cpus():
+    assert Gic3(3, lambda cpu, level: None).redistributors.phys == PhysRange.of(0x080A0000, 0x60000)
 
 
 def test_redistributors_are_found_by_affinity_as_linux_looks_for_them():

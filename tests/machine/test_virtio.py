@@ -23,7 +23,7 @@ from machine.virtio_driver import (
 
 from kexecemu.errors import InputError
 from kexecemu.machine import virt
-from kexecemu.machine.devices.virtio import VirtioBus
+from kexecemu.machine.devices.virtio_mmio import VirtioBus
 from kexecemu.machine.devices.virtqueue import Chain
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange

@@ -30,12 +30,7 @@ SLICE: Final = 50_000_000
 """Instructions between two looks at Python's pending signals: a fraction of a second."""
 
 # Unicorn's exception numbers (QEMU's EXCP_*).
-EXCP_UDEF: Final = 1
-EXCP_SWI: Final = 2
-EXCP_PREFETCH_ABORT: Final = 3
-EXCP_DATA_ABORT: Final = 4
-EXCP_HVC: Final = 11
-EXCP_SMC: Final = 13
+EXCP_UDEF, EXCP_SWI, EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT, EXCP_HVC, EXCP_SMC = 1, 2, 3, 4, 11, 13
 
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
@@ -63,13 +58,10 @@ def _register(name: str) -> Callable[[Cpu], int | None]:
     return lambda cpu: getattr(cpu, name) if cpu._created is not None else None
 
 
-@shown(
-    "index",
-    "mpidr",
-    "powered",
-    "instructions",
-    **{name: _register(name) for name in ("pc", "sp", "pstate")},
-)
+_LIVE = {name: _register(name) for name in ("pc", "sp", "pstate")}
+
+
+@shown("index", "mpidr", "powered", "instructions", **_LIVE)
 class Cpu(Registers):
     """A CPU of a board, off until reset() is called (by the board's owner, or by PSCI CPU_ON).
 

@@ -17,8 +17,7 @@ from unicorn.unicorn_py3.arch.arm64 import UcRegCP64
 
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK
 from kexecemu.machine.cpu.engine import CpuEngine
-from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode
-from kexecemu.machine.cpu.kernel_sites import find_image, sites
+from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode, find_image, sites
 
 __all__ = ["EL0PCTEN", "EL0VCTEN", "SystemHooks"]
 

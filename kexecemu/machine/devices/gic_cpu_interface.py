@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kexecemu.machine import virt
 from kexecemu.machine.devices.gic_bank import IIDR, PRIVATE, SGIS, Bank
 from kexecemu.machine.devices.gic_base import IDLE_PRIORITY, SPURIOUS, CpuInterfaceBase, GicBase
-from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import FIRST_PPI
 from kexecemu.shown import shown
 
@@ -19,8 +19,7 @@ APR, NSAPR, NSAPR_END = 0xD0, 0xE0, 0xF0
 GICC_IIDR = 0xFC
 DIR = 0x1000
 
-CTLR_ACKCTL = 1 << 2
-CTLR_FIQEN = 1 << 3
+CTLR_ACKCTL, CTLR_FIQEN = 1 << 2, 1 << 3
 GICC_CTLR_MASK = 0x21F
 
 
@@ -34,8 +33,9 @@ class CpuInterface(CpuInterfaceBase):
     cbpr = 1 << 4
     eoimode = 1 << 9
 
-    def __init__(self, gic: GicBase, cpu: int, phys: PhysRange) -> None:
-        self.phys = phys
+    phys = virt.GIC_CPU_INTERFACE
+
+    def __init__(self, gic: GicBase, cpu: int) -> None:
         self.sgi_sources = bytearray(FIRST_PPI)
         super().__init__(gic, cpu, Bank(PRIVATE, SGIS))
         # ITARGETSR, kept the other way round. With one CPU it reads as zero and means that one.

@@ -26,13 +26,9 @@ ICR = 0x044
 IMSC = 0x038
 ID = 0xFE0
 
-FR_RXFE = 1 << 4
-FR_RXFF = 1 << 6
-FR_TXFE = 1 << 7
+FR_RXFE, FR_RXFF, FR_TXFE = 1 << 4, 1 << 6, 1 << 7
 
-INT_RX = 1 << 4
-INT_TX = 1 << 5
-INT_RT = 1 << 6
+INT_RX, INT_TX, INT_RT = 1 << 4, 1 << 5, 1 << 6
 
 LCR_H_FEN = 1 << 4  # with the FIFOs off, each is one character deep
 FIFO_DEPTH = 16

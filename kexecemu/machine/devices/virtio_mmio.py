@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from kexecemu.errors import InputError
+from kexecemu.machine import virt
 from kexecemu.machine.devices.virtqueue import RING_EVENT_IDX, RING_INDIRECT_DESC, Chain, RingError, Virtqueue
 from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.virt import VIRTIO_SLOT_SIZE
 from kexecemu.shown import shown
 
-__all__ = ["VERSION_1", "VirtioDevice", "VirtioMmio"]
+__all__ = ["VERSION_1", "VirtioBus", "VirtioDevice", "VirtioMmio"]
 
 VERSION_1 = 1 << 32
 """VIRTIO_F_VERSION_1 as a mask: without it a driver is a legacy one, which this transport does not serve."""
@@ -247,3 +250,40 @@ class VirtioMmio:
         before, self._interrupt_status = self._interrupt_status, status
         if bool(before) != bool(status):
             self._irq(bool(status))
+
+
+@shown("phys", devices=lambda bus: sum(one is not None for one in bus.slots))
+class VirtioBus:
+    """A row of slots, each for one device; one MmioDevice in whole pages, as an engine maps it.
+
+    An empty slot shows a transport without a device, as QEMU's do, so that a device tree may name them all.
+    """
+
+    phys = virt.VIRTIO
+
+    def __init__(self, ram: Ram) -> None:
+        self._ram = ram
+        self.slots: list[VirtioMmio | None] = [None] * virt.VIRTIO_SLOTS
+        """The transports by slot; None where there is no device."""
+
+    def attach(self, slot: int, device: VirtioDevice, irq: Callable[[bool], object]) -> VirtioMmio:
+        """Put a device into an empty slot; InputError where there is none of that number or it is taken."""
+        if not 0 <= slot < len(self.slots):
+            raise InputError(f"there is no virtio slot {slot}, only 0 to {len(self.slots) - 1}")
+        if self.slots[slot] is not None:
+            raise InputError(f"virtio slot {slot} is taken")
+        transport = self.slots[slot] = VirtioMmio(self._ram, device, irq)
+        return transport
+
+    def read(self, offset: int, size: int) -> int:
+        """A load from a slot."""
+        transport = self.slots[offset // VIRTIO_SLOT_SIZE]
+        if transport is not None:
+            return transport.read(offset % VIRTIO_SLOT_SIZE, size)
+        return IDENTITY.get(offset % VIRTIO_SLOT_SIZE, 0) if size == 4 else 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A store to a slot."""
+        transport = self.slots[offset // VIRTIO_SLOT_SIZE]
+        if transport is not None:
+            transport.write(offset % VIRTIO_SLOT_SIZE, size, value)

@@ -20,12 +20,10 @@ ENTRY_SIZE = 8
 VALID = 1 << 0
 TYPE = 1 << 1
 """Set: a table, or a page at level 3; clear: a block."""
-NS = 1 << 5
 AP_EL0 = 1 << 6
 """AP[1]: EL0 may access too."""
 AP_RO = 1 << 7
 """AP[2]: read-only."""
-SH_OUTER = 2 << 8
 SH_INNER = 3 << 8
 AF = 1 << 10
 """Access flag: clear, the first access faults."""

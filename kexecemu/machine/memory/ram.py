@@ -238,7 +238,3 @@ class DmaMaster:
     def write(self, phys: int, data: bytes) -> None:
         """Store `data` at physical address `phys`; BusError when any byte of it is outside RAM."""
         self._ram.write(phys, data)
-
-    def read(self, phys: int, length: int) -> bytes:
-        """`length` bytes from physical address `phys`; BusError when any byte of it is outside RAM."""
-        return self._ram.read(phys, length)

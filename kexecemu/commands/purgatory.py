@@ -16,8 +16,7 @@ from kexecemu.commands.options import JsonOption, flag, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
-from kexecemu.formats.elfrel import RelocatableObject
-from kexecemu.formats.embedded_elf import object_or_embedded
+from kexecemu.formats.elfrel import RelocatableObject, object_or_embedded
 from kexecemu.kernel.base.config import split_options
 from kexecemu.kernel.image.kimage import Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory

@@ -15,21 +15,14 @@ from kexecemu.crash.damage import Damage
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.errors import FormatError, MachineError
-from kexecemu.formats.elf import EHDR_SIZE
-from kexecemu.formats.elfcore import (
-    PT_LOAD,
-    PT_NOTE,
-    LoadRange,
-    ProgramHeader,
-    VmcoreLayout,
-    iterate_notes,
-    parse_core_header,
-)
+from kexecemu.formats.elf import EHDR_SIZE, PT_LOAD, PT_NOTE, ProgramHeader
+from kexecemu.formats.elfcore import LoadRange, VmcoreLayout, parse_core_header
+from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.memory_mark import MemoryDigest
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.snapshot import MemoryDigest
 from kexecemu.shown import shown
 
 __all__ = ["ONLY_FOR_THE_PURGATORY", "CrashedMemory", "Dump", "judge_dump", "taken_by_stub"]

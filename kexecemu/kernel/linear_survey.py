@@ -26,7 +26,8 @@ from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, m
 from kexecemu.kernel.memory.paging import granule_of
 from kexecemu.kernel.memory.ptdump import ptdump_linear_map
 from kexecemu.machine import virt
-from kexecemu.machine.memory.mmu import PageTables, TableFormat
+from kexecemu.machine.memory.descriptors import TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kexecemu.errors import BusError, FormatError, MachineError
-from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
 from kexecemu.machine.board import Board
-from kexecemu.machine.devices.console_lines import ConsoleLines
 from kexecemu.machine.devices.disk import Disk
+from kexecemu.machine.devices.pl011 import ConsoleLines
 from kexecemu.machine.devices.virtio_block import VirtioBlock
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange

@@ -35,7 +35,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
-from kexecemu.machine.devices.console_lines import ConsoleLines
+from kexecemu.machine.devices.pl011 import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.shown import shown

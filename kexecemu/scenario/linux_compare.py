@@ -13,7 +13,9 @@ from itertools import zip_longest
 
 from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import FormatError, InputError
-from kexecemu.formats.elfcore import PT_LOAD, ProgramHeader, iterate_notes, parse_core_header
+from kexecemu.formats.elf import PT_LOAD, ProgramHeader
+from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs

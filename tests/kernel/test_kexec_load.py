@@ -7,11 +7,11 @@ from dataclasses import replace
 from errno import EACCES, EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
 
 import pytest
+from image_header import build
 
 from kexecemu import Board, InputError, Kernel, KernelConfig, KexecError
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import build
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage, Segment

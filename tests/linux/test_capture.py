@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from image_header import build
 from machine.system_guest import DAIFSET_I, NOP, OFF, RESET, UDF, WFI, Words, b, br, flat, mov
 
 from kexecemu import Board, Dump, Kernel, KernelConfig, Outcome
 from kexecemu.crash.end import End
-from kexecemu.formats.image import HEADER_SIZE, build
+from kexecemu.formats.image import HEADER_SIZE
 from kexecemu.linux import capture as linux
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd, LoadDigest, load_digests, run_linux
 from kexecemu.machine.devices.disk import Disk

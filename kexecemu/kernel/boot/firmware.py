@@ -57,7 +57,7 @@ def choose_places(ram: Ram, kernel_size: int, dtb: Fdt) -> BootPlaces:
 def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
     """The device tree with /chosen/bootargs set, as a boot loader leaves it."""
     bootargs = to_bytes(cmdline) + b"\0"
-    editor = FdtEditor.open_into(dtb, len(dtb) + len(bootargs) + 256)
+    editor = FdtEditor(dtb, len(dtb) + len(bootargs) + 256)
     chosen = editor.path_offset("/chosen")
     if chosen is None:
         chosen = editor.add_subnode(0, "chosen")

@@ -51,7 +51,7 @@ def kexec_device_tree(
     Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
     """
     try:
-        fdt = FdtEditor.open_into(base_dtb, _buffer_size(base_dtb, cmdline))
+        fdt = FdtEditor(base_dtb, _buffer_size(base_dtb, cmdline))
         _delete_reservation(fdt, old_dtb_phys, _totalsize(base_dtb))
         chosen = fdt.path_offset("/chosen")
         if chosen is None:
@@ -87,7 +87,7 @@ def add_verdict_record(dtb: bytes) -> bytes:
     Raises KexecError(EINVAL) where libfdt would fail.
     """
     try:
-        fdt = FdtEditor.open_into(dtb, _totalsize(dtb) + FDT_EXTRA_SPACE)
+        fdt = FdtEditor(dtb, _totalsize(dtb) + FDT_EXTRA_SPACE)
         chosen = fdt.path_offset("/chosen")
         if chosen is None:
             chosen = fdt.add_subnode(0, "chosen")

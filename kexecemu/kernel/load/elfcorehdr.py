@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kexecemu.formats.elf import EHDR_SIZE, PHDR_SIZE
-from kexecemu.formats.elfcore import PF_RWX, PT_LOAD, PT_NOTE, ProgramHeader, build_elfcorehdr
+from kexecemu.formats.elf import EHDR_SIZE, PHDR_SIZE, PT_LOAD, PT_NOTE, ProgramHeader
+from kexecemu.formats.elfcore import PF_RWX, build_elfcorehdr
 from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["prepare_elf_headers"]

@@ -159,7 +159,7 @@ def _tag_aligned(value: bytes) -> bytes:
 def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: Segment | None) -> bytes:
     """setup_2nd_dtb(): the running kernel's tree with /chosen changed; no memory reservations are added."""
     try:
-        tree = FdtEditor.open_into(view.device_tree, len(view.device_tree) + len(cmdline) + 0x1000)
+        tree = FdtEditor(view.device_tree, len(view.device_tree) + len(cmdline) + 0x1000)
         chosen = tree.path_offset("/chosen")
         if chosen is None:
             chosen = tree.add_subnode(0, "chosen")

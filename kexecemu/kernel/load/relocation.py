@@ -16,7 +16,8 @@ from kexecemu.errors import KexecError
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.kernel.image.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
 from kexecemu.kernel.memory.linear_map import PAGE_KERNEL, PAGE_KERNEL_ROX
-from kexecemu.machine.memory.mmu import PageTables, TableFormat
+from kexecemu.machine.memory.descriptors import TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 

@@ -10,7 +10,7 @@ from kexecemu.errors import InputError
 from kexecemu.files import read_file
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
-from kexecemu.formats.embedded_elf import object_or_embedded
+from kexecemu.formats.elfrel import object_or_embedded
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.state import KernelState

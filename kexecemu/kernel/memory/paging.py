@@ -11,7 +11,8 @@ from collections.abc import Callable
 from kexecemu.errors import MachineError
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.kernel.memory.linear_map import MAIR_VALUE, PAGE_KERNEL, PAGE_KERNEL_RO, PAGE_KERNEL_ROX
-from kexecemu.machine.memory.mmu import Granule, PageTables, TableFormat
+from kexecemu.machine.memory.descriptors import Granule, TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.shown import shown
 
 __all__ = ["EarlyTables", "granule_of"]

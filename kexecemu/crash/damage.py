@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.crash.verdict import VerdictFlags, read_verdict
@@ -12,9 +13,7 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["Damage", "find_damage", "written_by_early_check"]
-
-_CHUNK = 4096
+__all__ = ["Damage", "differing", "find_damage", "written_by_early_check"]
 
 
 @shown()
@@ -62,24 +61,15 @@ def _except(memory: bytes, loaded: bytes, segment: Segment, own: Sequence[PhysRa
     return memory
 
 
-def _compare(ram: Ram, segment: Segment, own: Sequence[PhysRange]) -> Iterator[Damage]:
+def _compare(ram: Ram, segment: Segment, own: Sequence[PhysRange]) -> list[Damage]:
     loaded = segment.content()
     memory = _except(ram.read(segment.mem, segment.memsz), loaded, segment, own)
-    if memory == loaded:
-        return
-    start: int | None = None
-    for at in range(0, segment.memsz, _CHUNK):
-        now, then = memory[at : at + _CHUNK], loaded[at : at + _CHUNK]
-        if now == then:
-            if start is not None:
-                yield Damage(segment.name, start, at - start)
-                start = None
-            continue
-        for index, (left, right) in enumerate(zip(now, then, strict=True)):
-            if left != right and start is None:
-                start = at + index
-            elif left == right and start is not None:
-                yield Damage(segment.name, start, at + index - start)
-                start = None
-    if start is not None:
-        yield Damage(segment.name, start, segment.memsz - start)
+    return [Damage(segment.name, start, end - start) for start, end in differing(memory, loaded)]
+
+
+def differing(left: bytes, right: bytes) -> list[tuple[int, int]]:
+    """The stretches of offsets, [start, end), at which two equally long pieces of memory are not the same."""
+    if left == right:
+        return []
+    mixed = int.from_bytes(left, "little") ^ int.from_bytes(right, "little")
+    return [run.span() for run in re.finditer(rb"[^\0]+", mixed.to_bytes(len(left), "little"))]

@@ -110,13 +110,10 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def _compare(one: Store, other: Store, first: Path, second: Path) -> Comparison:
-    outcomes, classes, dumps = (
-        Counter[tuple[str, str]](),
-        Counter[tuple[str, str]](),
-        Counter[tuple[str, str]](),
-    )
+    outcomes, classes, dumps = (Counter[tuple[str, str]]() for _ in range(3))
     drawn = Counter[int]()
-    sides = {name: _Side() for name in ("caught first", "caught second", "true first", "true second")}
+    # For each: where the first campaign alone is ahead, and where the second is.
+    caught, true = (_Side(), _Side()), (_Side(), _Side())
     turns: dict[str, dict[str, str]] = defaultdict(dict)
     for here, there in zip(one.rows(), other.rows(), strict=True):
         if here.fault != there.fault:
@@ -128,39 +125,37 @@ def _compare(one: Store, other: Store, first: Path, second: Path) -> Comparison:
         classes[kinds] += 1
         if "error" not in kinds and (kinds[0] == "harm") != (kinds[1] == "harm"):
             turns[here.outcome][there.outcome] = "first" if kinds[0] == "harm" else "second"
-        if kinds in (("caught", "harm"), ("harm", "caught")):
-            sides["caught first" if kinds[0] == "caught" else "caught second"].add(here, there)
+        if set(kinds) == {"caught", "harm"}:
+            caught[kinds[1] == "caught"].add(here, there)
         if here.dump != there.dump and Dump.TRUE in (here.dump, there.dump):
-            sides["true first" if here.dump == Dump.TRUE else "true second"].add(here, there)
+            true[there.dump == Dump.TRUE].add(here, there)
     basis = _basis(one.header, other.header)
 
-    def figure(what: str, side: str) -> Figure:
-        return replace(share(what, one.header, drawn, sides[side].found), basis=basis)
+    def figure(what: str, side: _Side) -> Figure:
+        return replace(share(f"{what} alone", one.header, drawn, side.found), basis=basis)
 
-    def even(kind: str) -> float:
-        return mcnemar(sides[f"{kind} first"].found.total(), sides[f"{kind} second"].found.total())
-
+    told = {here.value: {there.value: outcomes[here, there] for there in Outcome} for here in Outcome}
     return Comparison(
         one.header,
         other.header,
         basis,
         {
-            here.value: counts
-            for here in Outcome
-            if (counts := {there.value: n for there in Outcome if (n := outcomes[here, there])})
+            here: {there: n for there, n in row.items() if n}
+            for here, row in told.items()
+            if any(row.values())
         },
         {here: {there: classes[here, there] for there in _CLASSES} for here in _CLASSES},
-        figure("caught by the first alone", "caught first"),
-        figure("caught by the second alone", "caught second"),
-        even("caught"),
-        tuple(sides["caught first"].examples),
-        tuple(sides["caught second"].examples),
+        figure("caught by the first", caught[0]),
+        figure("caught by the second", caught[1]),
+        mcnemar(*(side.found.total() for side in caught)),
+        tuple(caught[0].examples),
+        tuple(caught[1].examples),
         {here.value: {there.value: dumps[here, there] for there in Dump} for here in Dump},
-        figure("a true dump with the first alone", "true first"),
-        figure("a true dump with the second alone", "true second"),
-        even("true"),
-        tuple(sides["true first"].examples),
-        tuple(sides["true second"].examples),
+        figure("a true dump with the first", true[0]),
+        figure("a true dump with the second", true[1]),
+        mcnemar(*(side.found.total() for side in true)),
+        tuple(true[0].examples),
+        tuple(true[1].examples),
         turns,
     )
 

@@ -79,7 +79,7 @@ class FaultDecider:
             segment.name: (segment, place)
             for segment in self.image.segments
             if (place := self._hash.place_of(segment.area)) is not None
-            and (self.victim.at_rest(segment.area) or self._is_checked_early(segment.area))
+            and (self.victim.at_rest(segment.area) or self._hits.is_checked_early(segment.area))
         }
 
     def close(self) -> None:
@@ -157,13 +157,13 @@ class FaultDecider:
                 return self._once(("refused", fault.by, fault.moment), hit), How.REFUSED
             if not all(allowed):
                 return None
-        if not self._is_known(hit):
+        if not self._hits.is_known(hit):
             return None
         changed = self._hits.changed(hit)
         if not changed:
             return self._once(("same-value", fault.by, fault.moment), hit), How.SAME_VALUE
         if fault.moment is When.AFTER_LOAD and not (
-            all(map(self.victim.at_rest, changed)) or all(map(self._is_checked_early, changed))
+            all(map(self.victim.at_rest, changed)) or all(map(self._hits.is_checked_early, changed))
         ):
             return None
         if fault.moment in (When.AFTER_LOAD, When.DURING_PANIC, When.WHILE_HASHING):
@@ -173,16 +173,6 @@ class FaultDecider:
         if fault.moment is When.IN_CAPTURE and all(map(golden.in_capture.untouched, changed)):
             return self._as_undisturbed(Outcome.LATENT), How.UNREAD
         return None
-
-    def _is_known(self, hit: Hit) -> bool:
-        """The bytes that the fault hits are what hit.before says: nobody has written to them just before."""
-        if hit.fault.moment is When.IN_CAPTURE:
-            return self.golden.in_capture.untouched(hit.area)
-        # What is hashed stays what it was, or the digest would not be right; of all else that was touched who knows.
-        return hit.fault.moment is not When.WHILE_HASHING or all(
-            self.golden.in_check.untouched(one) or self._hash.place(one.start) is not None
-            for one in self._hits.pieces(hit.area)
-        )
 
     def _conclude_during_load(self, hit: Hit) -> _Conclusion:
         """A write before the segments are copied to where they belong: nothing protects them yet, and nothing need."""
@@ -226,9 +216,8 @@ class FaultDecider:
             return self._unnoticed(changed, How.OVERWRITTEN)
         # Every table is cleared before it is linked: a page that nobody came near is none, and the MMU, whose reads
         # nobody records, does not come there either.
-        if all(in_check.untouched(_whole_pages(one)) for one in changed):
-            return self._conclude_in_capture(changed)
-        return None
+        pages = [PhysRange(one.start & ~0xFFF, (one.last | 0xFFF) + 1) for one in changed]
+        return self._conclude_in_capture(changed) if all(map(in_check.untouched, pages)) else None
 
     def _conclude_by_hash(self, hit: Hit, hashed: list[PhysRange], changed: list[PhysRange]) -> _Conclusion:
         for one in hashed:
@@ -246,14 +235,6 @@ class FaultDecider:
                     return None
                 return ended, How.HASH
         return None
-
-    def _is_checked_early(self, area: PhysRange) -> bool:
-        """It is hashed, and all that the crash path does with it is to have it hashed, by the purgatory, early."""
-        golden, purgatory = self.golden, self.image.segment("purgatory")
-        if purgatory is None or not golden.early_check or self._hash.place_of(area) is None:
-            return False
-        began = golden.in_panic.first_read(purgatory.area)
-        return golden.in_panic.of(area) is First.READ and 0 <= began < golden.in_panic.first_read(area)
 
     def _objection(self, fault: CampaignFault) -> str:
         """What is run once for all damage to a segment's hashed bytes: the check at the end, or an early one."""
@@ -311,10 +292,5 @@ class FaultDecider:
 
 
 def _decided(fault: CampaignFault, ended: Ended, how: How, segment: str, phys: int) -> Decided:
-    return Decided(
-        fault, ended.outcome, how, segment, phys, "", ended.dump, ended.dump_reason, ended.reported
-    )
-
-
-def _whole_pages(area: PhysRange) -> PhysRange:
-    return PhysRange(area.start & ~0xFFF, (area.last | 0xFFF) + 1)
+    dump = ended.dump, ended.dump_reason
+    return Decided(fault, ended.outcome, how, segment, phys, "", *dump, ended.reported)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from kexecemu.campaign.accesses import First
 from kexecemu.campaign.areas import Places
 from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.hash_states import HashStates
@@ -77,12 +78,26 @@ class Hits:
             return self._victim.base_memory(area)
         return self._golden.held(area, at_entry=moment in (When.AFTER_CHECK, When.IN_CAPTURE))
 
-    def pieces(self, area: PhysRange) -> list[PhysRange]:
-        """An area in pieces, none of them in two segments or half in what is hashed."""
-        return cut([area], self._borders)
+    def is_known(self, hit: Hit) -> bool:
+        """The bytes that the fault hits are what hit.before says: nobody has written to them just before."""
+        if hit.fault.moment is When.IN_CAPTURE:
+            return self._golden.in_capture.untouched(hit.area)
+        # What is hashed stays what it was, or the digest would not be right; of all else that was touched who knows.
+        return hit.fault.moment is not When.WHILE_HASHING or all(
+            self._golden.in_check.untouched(one) or self.hash.place(one.start) is not None
+            for one in cut([hit.area], self._borders)
+        )
+
+    def is_checked_early(self, area: PhysRange) -> bool:
+        """It is hashed, and all that the crash path does with it is to have it hashed, by the purgatory, early."""
+        golden, purgatory = self._golden, self._victim.image.segment("purgatory")
+        if purgatory is None or not golden.early_check or self.hash.place_of(area) is None:
+            return False
+        began = golden.in_panic.first_read(purgatory.area)
+        return golden.in_panic.of(area) is First.READ and 0 <= began < golden.in_panic.first_read(area)
 
     def changed(self, hit: Hit) -> list[PhysRange]:
-        """The runs of bytes that the write changes, in such pieces."""
+        """The runs of bytes that the write changes, none of them in two segments or half in what is hashed."""
         start = hit.area.start
         runs = (PhysRange(start + first, start + end) for first, end in differing(hit.before, hit.data))
         return cut(runs, self._borders)

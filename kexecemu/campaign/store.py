@@ -21,7 +21,7 @@ from kexecemu.campaign.header import Header
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
-__all__ = ["Audit", "Store", "StoredRow"]
+__all__ = ["Audit", "Counted", "Store", "StoredRow"]
 
 
 @shown()
@@ -39,6 +39,19 @@ class StoredRow(NamedTuple):
     dump: str
     dump_reason: str
     reported: int
+
+
+@shown()
+class Counted(NamedTuple):
+    """How many results are alike: those of one stratum, segment, outcome, way of finding it, dump and reported."""
+
+    stratum: int
+    segment: str
+    outcome: str
+    how: str
+    dump: str
+    reported: int
+    faults: int
 
 
 @shown()
@@ -222,16 +235,19 @@ class Store:
         """How many faults have a result."""
         return int(self.db.execute("SELECT count(*) FROM result").fetchone()[0])
 
+    def _select(self, which: str, *values: str | int) -> Iterator[StoredRow]:
+        query = f"SELECT {', '.join(StoredRow._fields)} FROM result {which}"
+        return map(StoredRow._make, self.db.execute(query, values))
+
     def rows(self) -> Iterator[StoredRow]:
         """All results in the order of the sample."""
-        query = f"SELECT {', '.join(StoredRow._fields)} FROM result ORDER BY position"
-        return map(StoredRow._make, self.db.execute(query))
+        return self._select("ORDER BY position")
 
-    def counts(self) -> list[tuple[int, str, str, str, str, int, int]]:
-        """How many results there are of each stratum, segment, outcome, way of finding it, dump and reported."""
-        columns = "stratum, segment, outcome, how, dump, reported"
+    def counts(self) -> list[Counted]:
+        """How many results there are of each kind, in the order of the kinds."""
+        columns = ", ".join(Counted._fields[:-1])
         query = f"SELECT {columns}, count(*) FROM result GROUP BY {columns} ORDER BY {columns}"
-        return list(self.db.execute(query))
+        return list(map(Counted._make, self.db.execute(query)))
 
     def hits(self, start: int, end: int, cells: int, what: str = "outcome") -> list[tuple[int, str, int]]:
         """What hit physical start to end (end exclusive), cut into equal cells: cell, outcome, count.
@@ -246,16 +262,12 @@ class Store:
 
     def first(self, outcome: str, limit: int) -> list[StoredRow]:
         """The first results of the sample with an outcome, those before the others that nobody reported."""
-        query = (
-            f"SELECT {', '.join(StoredRow._fields)} FROM result WHERE outcome = ? ORDER BY "
-            "reported AND outcome = 'trapped', position LIMIT ?"
-        )
-        return [StoredRow._make(row) for row in self.db.execute(query, (outcome, limit))]
+        which = "WHERE outcome = ? ORDER BY reported AND outcome = 'trapped', position LIMIT ?"
+        return list(self._select(which, outcome, limit))
 
     def decided(self) -> Iterator[StoredRow]:
         """All results that were found without a run to the end, in the order of the sample."""
-        query = f"SELECT {', '.join(StoredRow._fields)} FROM result WHERE how <> 'run' ORDER BY position"
-        return map(StoredRow._make, self.db.execute(query))
+        return self._select("WHERE how <> 'run' ORDER BY position")
 
     def audits(self) -> list[Audit]:
         """All audits in the order of the sample."""

@@ -10,7 +10,7 @@ from kexecemu.campaign.golden import ended, golden_run
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.moments import Act, At, Passed, crash, follow
-from kexecemu.crash.stages import PARTS, capture_stage, purgatory_stage
+from kexecemu.crash.running import PARTS, capture_stage, purgatory_stage
 from kexecemu.errors import BusError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.cpu.exceptions import GuestException

@@ -15,15 +15,8 @@ from kexecemu.crash.dump import CrashedMemory, Dump, judge_dump
 from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.reason import Facts, reason_of
-from kexecemu.crash.stages import (
-    PARTS,
-    CaptureEnd,
-    CaptureRun,
-    PurgatoryEnd,
-    PurgatoryRun,
-    capture_stage,
-    purgatory_stage,
-)
+from kexecemu.crash.running import PARTS, capture_stage, purgatory_stage
+from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel.image.kimage import Kimage
@@ -107,7 +100,7 @@ def crash(
         passed.damage = _own_damage(first, image)
         passed.back_phys = left.cpu.x(30)
     if passed.crashed is None:
-        passed.crashed = CrashedMemory.of(first.board.ram, image, image.vmcoreinfo)
+        passed.crashed = CrashedMemory.of(first.board.ram, image)
     if image.purgatory is not None and passed.purgatory is None:
         passed.purgatory = yield from _purgatory(first, image, wanted, passed, progress)
         if passed.purgatory.end is PurgatoryEnd.RETURNED:
@@ -144,15 +137,10 @@ def _purgatory(
     )
     if steps and passed.hashing is None:
         passed.hashing = _measured(first, cpu, image)
-    total = passed.hashing or 0
+    total, back_phys = passed.hashing or 0, passed.back_phys
+    done = total * done // PARTS
     stage = purgatory_stage(
-        cpu,
-        image,
-        back_phys=passed.back_phys,
-        steps=steps,
-        total=total,
-        done=total * done // PARTS,
-        progress=progress,
+        cpu, image, back_phys=back_phys, steps=steps, total=total, done=done, progress=progress
     )
     run = yield from _at(When.WHILE_HASHING, stage, passed)
     tell_purgatory(first.board.timeline, run, image)
@@ -187,7 +175,7 @@ def _capture(
     )
     # A real Linux makes use of all its memory: what a fault has left there is judged before it does.
     differ = written_bytes_differ(board.ram, first.injections) if linux else None
-    changed = crashed.changed() if linux else None
+    changed = crashed.memory.changed() if linux else None
     steps = sorted(step for when, step in wanted if when is When.IN_CAPTURE)
     stage = capture_stage(
         left.cpu, board, image, steps=steps, linux=linux, loads=crashed.loads, progress=progress
@@ -196,7 +184,7 @@ def _capture(
     tell_capture(board.timeline, capture)
     vmcore = _vmcore(first, image, capture)
     if changed is None:
-        changed = crashed.changed() if vmcore is not None else []
+        changed = crashed.memory.changed() if vmcore is not None else []
     dump = judge_dump(crashed, passed.purgatory, capture, vmcore, changed, damage)
     outcome = judge(
         board.ram, first.injections, damage, passed.purgatory, capture, dump=dump[0], differ=differ
@@ -225,23 +213,21 @@ def _misboot(first: FirstKernel, pc: int, image: Kimage) -> End:
     words = f"the first kernel jumped to {pc:#x} instead of {image.start:#x}"
     first.board.timeline.record("misboot", words, pc_phys=pc)
     damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
-    reason = "the first kernel did not jump to the image's entry"
-    return _over(first, Outcome.MISBOOT, reason, (Dump.NONE, f"none: {reason}"), damage)
+    return _over(first, Outcome.MISBOOT, "the first kernel did not jump to the image's entry", damage)
 
 
 def _never_left(first: FirstKernel, left: Left, image: Kimage | None) -> End:
     if image is None:
         reason = "no crash image is loaded: panic() goes on without a dump"
-        return _over(first, Outcome.HUNG, reason, (Dump.NONE, "none: no crash image is loaded"), [])
+        return _over(first, Outcome.HUNG, reason, [], (Dump.NONE, "none: no crash image is loaded"))
     damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
     if left.refused is not None:
         none = "none: the first kernel does not start an image that it found damaged"
         reason = f"the first kernel gives kdump up: {left.refused}"
-        return _over(first, Outcome.DETECTED, reason, (Dump.NONE, none), damage)
+        return _over(first, Outcome.DETECTED, reason, damage, (Dump.NONE, none))
     reason = "the crash path did not get out of the first kernel"
     first.board.timeline.record("lost", f"{reason}: {left.stop}", pc_virt=left.stop.pc)
-    outcome = Outcome.TRAPPED if left.trapped else Outcome.HUNG
-    return _over(first, outcome, reason, (Dump.NONE, f"none: {reason}"), damage)
+    return _over(first, Outcome.TRAPPED if left.trapped else Outcome.HUNG, reason, damage)
 
 
 def _vmcore(first: FirstKernel, image: Kimage, capture: CaptureRun) -> Vmcore | DiskVmcore | None:
@@ -265,23 +251,19 @@ def _end(
 ) -> End:
     loads = passed.crashed.loads if passed.crashed is not None else []
     facts = Facts(image, first.injections, damage, passed.purgatory, capture, dump[0], loads, image.purgatory)
-    end = _over(first, outcome, reason_of(outcome, facts), dump, damage)
+    end = _over(first, outcome, reason_of(outcome, facts), damage, dump)
     return replace(end, purgatory=passed.purgatory, capture=capture, vmcore=vmcore)
 
 
 def _over(
-    first: FirstKernel, outcome: Outcome, reason: str, dump: tuple[Dump, str], damage: list[Damage]
+    first: FirstKernel,
+    outcome: Outcome,
+    reason: str,
+    damage: list[Damage],
+    dump: tuple[Dump, str] | None = None,
 ) -> End:
-    board = first.board
-    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=dump[0].value)
-    return End(
-        outcome,
-        reason,
-        damage,
-        list(first.injections),
-        board.uart.text,
-        board.timeline,
-        board.instructions,
-        dump=dump[0],
-        dump_reason=dump[1],
-    )
+    """The end that is on the timeline then; without a word about the dump there is none, for the same reason."""
+    board, (what, why) = first.board, dump or (Dump.NONE, f"none: {reason}")
+    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=what.value)
+    account = board.uart.text, board.timeline, board.instructions
+    return End(outcome, reason, damage, list(first.injections), *account, dump=what, dump_reason=why)

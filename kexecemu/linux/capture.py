@@ -131,6 +131,11 @@ class LinuxCapture:
         return [load for load in self.read if load not in self.crashed]
 
     @property
+    def wrong_text(self) -> str:
+        """The same in words."""
+        return ", ".join(str(load.phys) for load in self.wrong_loads) or "their number"
+
+    @property
     def true_dump(self) -> bool:
         """A dump was taken, with every load that it should have, each as memory was at the crash.
 

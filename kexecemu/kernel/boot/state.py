@@ -39,6 +39,9 @@ class SignaturePolicy(Protocol):
     def check(self, image: bytes, log: Callable[[str], None]) -> None:
         """kimage_validate_signature(): return if it may be loaded, raise KexecError if not."""
 
+    def check_kexec_load(self, log: Callable[[str], None]) -> None:
+        """kexec_load_check(): the same of segments that nobody can verify."""
+
 
 @shown()
 @dataclass

@@ -48,19 +48,18 @@ def kernel_read_file(name: str, file: OpenFile | bytes | None, limit: int = KEXE
         raise KexecError(EBADF, _STEP, f"{name}: bad file descriptor")
     if not isinstance(file, OpenFile):
         file = OpenFile(file)
-    if not file.readable:
-        raise KexecError(EBADF, _STEP, f"{name}: the descriptor is not open for reading")
-    if not file.regular:
-        raise KexecError(EINVAL, _STEP, f"{name}: not a regular file")
-    if file.open_for_write:
-        raise KexecError(ETXTBSY, _STEP, f"{name}: the file is open for writing")
-    if file.lsm_denies:
-        raise KexecError(EACCES, "security_kernel_read_file", f"{name}: a security module refuses the file")
-    size = len(file.data) if file.size is None else file.size
-    if size <= 0:
-        raise KexecError(EINVAL, _STEP, f"{name}: the file is empty")
-    if size > limit:
-        raise KexecError(EFBIG, _STEP, f"{name}: {size:#x} bytes, {limit:#x} at most")
-    if len(file.data) < size:
-        raise KexecError(EIO, _STEP, f"{name}: only {len(file.data):#x} of {size:#x} bytes could be read")
+    there = len(file.data)
+    size = there if file.size is None else file.size
+    for wrong, errno, why in (
+        (not file.readable, EBADF, "the descriptor is not open for reading"),
+        (not file.regular, EINVAL, "not a regular file"),
+        (file.open_for_write, ETXTBSY, "the file is open for writing"),
+        (file.lsm_denies, EACCES, "a security module refuses the file"),
+        (size <= 0, EINVAL, "the file is empty"),
+        (size > limit, EFBIG, f"{size:#x} bytes, {limit:#x} at most"),
+        (there < size, EIO, f"only {there:#x} of {size:#x} bytes could be read"),
+    ):
+        if wrong:
+            step = "security_kernel_read_file" if errno == EACCES else _STEP
+            raise KexecError(errno, step, f"{name}: {why}")
     return file.data

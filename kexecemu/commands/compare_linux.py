@@ -51,7 +51,8 @@ def compare_linux_command(
 ) -> None:
     """Boot a real kernel and the model of it alike, load by kexec-tools, compare: exit 1 if something differs."""
     from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
-    from kexecemu.linux.first import FirstLinux, LinuxSetup
+    from kexecemu.linux.first import FirstLinux
+    from kexecemu.linux.first_boot import LinuxSetup
     from kexecemu.linux.rows import Same
     from kexecemu.report.linux_rows import print_rows, rows_object
     from kexecemu.report.progress import live_console, progress_bar

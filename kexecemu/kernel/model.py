@@ -20,7 +20,7 @@ from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
-from kexecemu.kernel.crash.stray_store import StrayWriter, store
+from kexecemu.kernel.crash.stray_store import WRITERS, store
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
 from kexecemu.kernel.load import environment, syscalls
 from kexecemu.kernel.load.files import OpenFile
@@ -183,21 +183,19 @@ class KernelModel(KernelState):
         """A stray write by the CPU at a kernel virtual address; False when it faulted. See Execution.stray_write()."""
         return self._execution.stray_write(virt, data, width)
 
-    def store(
-        self, phys: int, data: bytes, width: int = 1, *, by: StrayWriter | str = StrayWriter.CPU
-    ) -> GuestException | None:
+    def store(self, phys: int, data: bytes, width: int = 1, *, by: str = "cpu") -> GuestException | None:
         """A stray store at a physical address that a CPU executes, whoever can: see stray_store.py.
 
         by is "cpu", "alias" or "late-cpu", width 1, 2, 4 or 8 bytes. Returns the exception that ended it, None where it
         went through. Works while the kernel lives, between begin_crash() and finish_crash(), and by a late CPU after
         that; InputError where no such CPU runs the first kernel.
         """
-        if by not in list(StrayWriter):
-            raise InputError(f"a stray store is made by {', '.join(StrayWriter)}, not by {by!r}")
+        if by not in WRITERS:
+            raise InputError(f"a stray store is made by {', '.join(WRITERS)}, not by {by!r}")
         if width not in (1, 2, 4, 8):
             raise InputError(f"a store is 1, 2, 4 or 8 bytes wide, not {width!r}")
         alive = self.over is None and not self.dying
-        return store(self, self._execution, phys, data, width, StrayWriter(by), alive=alive)
+        return store(self, self._execution, phys, data, width, by, alive=alive)
 
     @property
     def dying(self) -> bool:

@@ -46,30 +46,11 @@ HEADERS_READ = "kdump: end: headers read, nothing copied"
 CAPTURE_CMDLINE = "console=ttyAMA0 reset_devices nr_cpus=1 cryptomgr.notests"
 """A command line for the capture kernel: one CPU, and no minute lost on self-tests of ciphers that nobody uses."""
 
-APPLETS = (
-    "base64",
-    "cat",
-    "dd",
-    "dmesg",
-    "echo",
-    "grep",
-    "gzip",
-    "head",
-    "insmod",
-    "ls",
-    "mkdir",
-    "mount",
-    "poweroff",
-    "printf",
-    "sh",
-    "sleep",
-    "stat",
-    "sync",
-    "tail",
-    "tar",
-    "tr",
-    "uname",
+_APPLETS = (
+    "base64 cat dd dmesg echo grep gzip head insmod ls mkdir mount poweroff printf sh sleep stat sync tail tar "
+    "tr uname"
 )
+APPLETS = tuple(_APPLETS.split())
 """The programs of busybox that the inits use, and a few to look around with."""
 
 _INITS = Path(__file__).parent / "inits"

@@ -8,7 +8,7 @@ from kexecemu.arguments import contents
 from kexecemu.errors import InputError
 from kexecemu.formats.image import has_magic, missing_bytes
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
-from kexecemu.linux.first import DEFAULT_CMDLINE, DEFAULT_RAM, LinuxSetup
+from kexecemu.linux.first_boot import DEFAULT_CMDLINE, DEFAULT_RAM, LinuxSetup
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE
 from kexecemu.scenario.linux_keys import check_real
 from kexecemu.scenario.options import Setup, check_first, given_options

@@ -18,7 +18,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["BootPlaces", "choose_places", "console_phys", "cpu_affinities", "initrd_range", "memory_ranges"]
-__all__ += ["gic_version", "reg_ranges", "set_bootargs"]
+__all__ += ["chosen_node", "gic_version", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
@@ -55,12 +55,15 @@ def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
     """The device tree with /chosen/bootargs set, as a boot loader leaves it."""
     bootargs = to_bytes(cmdline) + b"\0"
     editor = FdtEditor.open_into(dtb, len(dtb) + len(bootargs) + 256)
-    chosen = editor.path_offset("/chosen")
-    if chosen is None:
-        chosen = editor.add_subnode(0, "chosen")
-    editor.setprop(chosen, "bootargs", bootargs)
+    editor.setprop(chosen_node(editor), "bootargs", bootargs)
     editor.pack()
     return bytes(editor.data)
+
+
+def chosen_node(tree: FdtEditor) -> int:
+    """The offset of /chosen, which is made where there is none."""
+    found = tree.path_offset("/chosen")
+    return tree.add_subnode(0, "chosen") if found is None else found
 
 
 def reg_ranges(dtb: Fdt, node: int, parent: int) -> list[PhysRange]:

@@ -17,12 +17,7 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import vmcoreinfo_text, write_note
 
-__all__ = ["create_page_tables", "kernel_init_freeable", "publish_resources", "setup_arch"]
-
-
-def create_page_tables(state: KernelState) -> None:
-    """__create_page_tables(): the identity map and the kernel's own mapping, before the MMU is on."""
-    state.early.create()
+__all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
 
 
 def setup_arch(state: KernelState) -> None:
@@ -59,15 +54,18 @@ def setup_arch(state: KernelState) -> None:
     mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)
     state.log(f"Kernel command line: {bootargs}")
-    count = len(state.affinities)
-    mask = (1 << count) - 1
-    guest.write("__cpu_present_mask", mask)
-    guest.write("__cpu_possible_mask", mask)
+    _smp_init_cpus(state)
+    oops = parameter(bootargs, "oops")
+    guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
+
+
+def _smp_init_cpus(state: KernelState) -> None:
+    guest, count = state.guest, len(state.affinities)
+    guest.write("__cpu_present_mask", (1 << count) - 1)
+    guest.write("__cpu_possible_mask", (1 << count) - 1)
     guest.write_u32("nr_cpu_ids", count)
     for index, affinity in enumerate(state.affinities):
         guest.write("cpu_logical_map", affinity, 8 * index)
-    oops = parameter(bootargs, "oops")
-    guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
 
 
 def _take_seeds(state: KernelState, bootargs: str) -> None:
@@ -99,10 +97,7 @@ def kernel_init_freeable(state: KernelState) -> None:
 def publish_resources(state: KernelState) -> None:
     """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
     guest, reservation = state.guest, state.arch.reservation
-    for name, area in (
-        ("crashk_res", reservation.crashk_res),
-        ("crashk_low_res", reservation.crashk_low_res),
-    ):
+    for name, area in vars(reservation).items():  # its fields are named as the guest's variables
         guest.write(name, area.start if area else 0, guest.vmlinux.offsetof("resource", "start"))
         guest.write(name, area.last if area else 0, guest.vmlinux.offsetof("resource", "end"))
     area = reservation.crashk_res

@@ -26,15 +26,8 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.shown import shown
 
-__all__ = [
-    "DUMP_SLOT",
-    "DiskVmcore",
-    "LinuxCapture",
-    "LinuxEnd",
-    "LoadDigest",
-    "linux_stage",
-    "load_digests",
-]
+__all__ = ["DUMP_SLOT", "DiskVmcore", "LinuxCapture", "LinuxEnd", "LoadDigest", "linux_stage"]
+__all__ += ["load_digests"]
 
 DUMP_SLOT = 31
 """The virtio slot of the dump's disk: the last, which QEMU fills first and Linux calls vda."""

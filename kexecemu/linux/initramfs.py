@@ -18,18 +18,8 @@ from kexecemu.formats.cpio import CpioEntry, build
 from kexecemu.linux.kernel_modules import DISK_MODULES, module_order, read_module
 from kexecemu.linux.shared_libraries import program_files
 
-__all__ = [
-    "APPLETS",
-    "CAPTURE_CMDLINE",
-    "CAPTURE_DONE",
-    "CRASH_LOADED",
-    "HEADERS_READ",
-    "NO_VMCORE",
-    "build_initramfs",
-    "busybox_applets",
-    "capture_initramfs",
-    "first_kernel_initramfs",
-]
+__all__ = ["APPLETS", "CAPTURE_CMDLINE", "CAPTURE_DONE", "CRASH_LOADED", "HEADERS_READ", "NO_VMCORE"]
+__all__ += ["build_initramfs", "busybox_applets", "capture_initramfs", "first_kernel_initramfs"]
 
 CRASH_LOADED = "first: crash kernel loaded"
 """The first kernel's line once the load is done: a stray write from here on is the crash kernel's loss."""

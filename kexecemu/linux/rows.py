@@ -10,17 +10,8 @@ from dataclasses import dataclass
 from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import Fdt
 
-__all__ = [
-    "ABSENT",
-    "ALLOCATED",
-    "IMAGE",
-    "ONE_GUEST",
-    "RANDOM",
-    "FactRow",
-    "Same",
-    "compare_trees",
-    "compare_vmcoreinfo",
-]
+__all__ = ["ABSENT", "ALLOCATED", "IMAGE", "ONE_GUEST", "RANDOM", "FactRow", "Same", "compare_trees"]
+__all__ += ["compare_vmcoreinfo"]
 
 # Why a line does not count.
 RANDOM = "random by KASLR"

@@ -18,18 +18,8 @@ from kexecemu.shown import shown
 from kexecemu.stray.models import find_model
 from kexecemu.suggest import did_you_mean
 
-__all__ = [
-    "NUMBERED",
-    "By",
-    "Fault",
-    "Injection",
-    "When",
-    "account",
-    "can_write",
-    "parse_hex",
-    "parse_when",
-    "when_word",
-]
+__all__ = ["NUMBERED", "By", "Fault", "Injection", "When", "account", "can_write", "parse_hex", "parse_when"]
+__all__ += ["when_word"]
 
 
 class By(enum.StrEnum):

@@ -12,16 +12,8 @@ from errno import EINVAL, ENOENT
 
 from kexecemu.shown import shown
 
-__all__ = [
-    "COMMAND_LINE_SIZE",
-    "CrashkernelOption",
-    "memparse",
-    "parameter",
-    "parameters",
-    "parse_crashkernel_option",
-    "strtobool",
-    "to_bytes",
-]
+__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "memparse", "parameter", "parameters"]
+__all__ += ["parse_crashkernel_option", "strtobool", "to_bytes"]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 _SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}

@@ -14,16 +14,8 @@ from kexecemu.kernel.base.era import Era
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
-__all__ = [
-    "KNOWN_OPTIONS",
-    "Era",
-    "KernelConfig",
-    "OptionRow",
-    "Protection",
-    "check_option",
-    "option_rows",
-    "split_options",
-]
+__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "OptionRow", "Protection", "check_option", "option_rows"]
+__all__ += ["split_options"]
 
 
 _Kind = TypeVar("_Kind", bound=enum.Enum)

@@ -12,16 +12,8 @@ from collections.abc import Sequence
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Segment
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = [
-    "PURGATORY_PAGE_SIZE",
-    "calculate_digest",
-    "described_segments",
-    "hashed_segments",
-    "pack_sha_regions",
-    "page_digests",
-    "page_digests_size",
-    "region_digests",
-]
+__all__ = ["PURGATORY_PAGE_SIZE", "calculate_digest", "described_segments", "hashed_segments"]
+__all__ += ["pack_sha_regions", "page_digests", "page_digests_size", "region_digests"]
 
 PURGATORY_PAGE_SIZE = 4096
 _ZEROS = bytes(1 << 16)

@@ -14,14 +14,8 @@ from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.boot.firmware import chosen_node
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = [
-    "CHOSEN_RECORD_SIZE",
-    "FDT_EXTRA_SPACE",
-    "RNG_SEED_SIZE",
-    "VERDICT_PROPERTY",
-    "add_verdict_record",
-    "kexec_device_tree",
-]
+__all__ = ["CHOSEN_RECORD_SIZE", "FDT_EXTRA_SPACE", "RNG_SEED_SIZE", "VERDICT_PROPERTY"]
+__all__ += ["add_verdict_record", "kexec_device_tree"]
 
 _STEP = "of_kexec_alloc_and_setup_fdt"
 FDT_EXTRA_SPACE = 0x1000

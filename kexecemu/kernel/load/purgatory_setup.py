@@ -28,14 +28,8 @@ from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load.devtree import VERDICT_PROPERTY
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = [
-    "check_demands",
-    "psci_conduit",
-    "set_kexec_tools_digest",
-    "set_kexec_tools_places",
-    "set_up_purgatory",
-    "tables_text",
-]
+__all__ = ["check_demands", "psci_conduit", "set_kexec_tools_digest", "set_kexec_tools_places"]
+__all__ += ["set_up_purgatory", "tables_text"]
 
 _U64 = struct.Struct("<Q")
 

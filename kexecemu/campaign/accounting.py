@@ -10,7 +10,7 @@ from typing import TypeVar
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import CONFIDENCE, Basis, Figure, Stratum, stratified, upper_bound
-from kexecemu.campaign.store import Counted, Store, StoredRow
+from kexecemu.campaign.store import Counted, Store
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
@@ -44,7 +44,7 @@ def summarise(store: Store) -> Summary:
     ways = _table(counts, lambda one: "", lambda one: one.how)[""]
     examples = {
         outcome.value: tuple(
-            _example(row)
+            Example(row.fault, *row[3:10], reported=bool(row.reported))
             for row in store.first(outcome, _EXAMPLES_OF_HARM if outcome in _WORST else _EXAMPLES)
         )
         for outcome in Outcome
@@ -124,10 +124,6 @@ def share(what: str, header: Header, drawn: Mapping[int, int], found: Mapping[in
 
 def _in_order(counter: Mapping[str, int], words: Iterable[StrEnum] = Outcome) -> dict[str, int]:
     return {word.value: counter[word] for word in words if counter.get(word)}
-
-
-def _example(row: StoredRow) -> Example:
-    return Example(row.fault, *row[3:10], reported=bool(row.reported))
 
 
 def _hits(store: Store, area: tuple[str, int, int, str]) -> AreaHits:

@@ -118,9 +118,9 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     assert capture is not None
     # The stub's record lies behind the Image's header. We are the ones who read it, and what is no record is no stub.
     in_capture.note_read(image.kernel_entry, _HEADER_AND_RECORD, cpu.instructions)
-    hooked = _state(kernel, snapshots)
-    if hooked != plain:
-        raise MachineError(f"the recorded run is not the plain one: {_difference(plain, hooked)}")
+    differs = _difference(plain, _state(kernel, snapshots))
+    if differs:
+        raise MachineError(f"the recorded run is not the plain one: {differs}")
     _back(kernel, snapshots, loaded)
     at = (loaded, jump, entry, at_entry, memory, entry_memory)
     return Golden(region, *at, in_panic, in_check, in_capture, capture, ended(end), began, early_check)
@@ -160,4 +160,4 @@ def _state(kernel: Kernel, snapshots: Snapshots) -> dict[str, object]:
 
 def _difference(left: dict[str, object], right: dict[str, object]) -> str:
     wrong = [name for name, value in left.items() if right[name] != value]
-    return ", ".join(wrong) + " differ"
+    return f"{', '.join(wrong)} differ" if wrong else ""

@@ -146,7 +146,8 @@ class Victim:
             return inject(_Granted(self.kernel) if granted else self.kernel, fault, area)
 
         acts: dict[At, list[Act]] = {fault.moment: [act]} if reached else {}
-        if passed.left is not None and self._is_behind(fault, passed):
+        behind = fault.when in (When.AFTER_LOAD, When.DURING_PANIC)
+        if passed.left is not None and (behind or fault.moment == (When.WHILE_HASHING, passed.step)):
             act()  # the machine stands at the moment, or behind it where that makes no difference
             acts = {}
         return follow(crash(self.kernel, wanted=acts, passed=passed), acts)
@@ -164,11 +165,6 @@ class Victim:
         # What the first kernel's memory holds at the jump is what a dump has to show, a stray write among it.
         before_jump = early or when is When.DURING_PANIC
         return golden.jump, golden.at_jump(crashed=not before_jump or golden.region.covers(area))
-
-    @staticmethod
-    def _is_behind(fault: Fault, passed: Passed) -> bool:
-        early = fault.when in (When.AFTER_LOAD, When.DURING_PANIC)
-        return early or (fault.when is When.WHILE_HASHING and passed.step == fault.step)
 
     def _run_load(self, fault: Fault, area: PhysRange) -> End:
         """A write before the load, on a machine of its own: no snapshot is that old."""

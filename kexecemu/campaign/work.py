@@ -100,7 +100,8 @@ def plan_campaign(
         header = Header(
             version=own_version(),
             config_hash=machine.config_hash,
-            protection=_protection(scenario),
+            # The way that is in force: the scenario's, or the one of its era.
+            protection=KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection).way.value,
             purgatory=_purgatory(scenario),
             seed=seed,
             faults=faults,
@@ -245,11 +246,6 @@ class _Clock:
         now = time.perf_counter()
         before, self.last = self.last, now
         return now - before
-
-
-def _protection(scenario: Scenario) -> str:
-    """The way that is in force: the scenario's, or the one of its era."""
-    return KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection).way.value
 
 
 def _purgatory(scenario: Scenario) -> str:

@@ -37,9 +37,11 @@ def find_damage(ram: Ram, image: Kimage, *, purgatory: bool, own: Sequence[PhysR
     """
     found: list[Damage] = []
     record = [image.verdict_record] if image.verdict_record is not None else []
-    for segment in image.segments:
-        if (segment.name == "purgatory") == purgatory:
-            found += _compare(ram, segment, [*own, *record])
+    for one in image.segments:
+        if (one.name == "purgatory") == purgatory:
+            loaded = one.content()
+            memory = _except(ram.read(one.mem, one.memsz), loaded, one, [*own, *record])
+            found += [Damage(one.name, start, end - start) for start, end in differing(memory, loaded)]
     return found
 
 
@@ -59,12 +61,6 @@ def _except(memory: bytes, loaded: bytes, segment: Segment, own: Sequence[PhysRa
             end = min(area.end, segment.area.end) - segment.mem
             memory = memory[:start] + loaded[start:end] + memory[end:]
     return memory
-
-
-def _compare(ram: Ram, segment: Segment, own: Sequence[PhysRange]) -> list[Damage]:
-    loaded = segment.content()
-    memory = _except(ram.read(segment.mem, segment.memsz), loaded, segment, own)
-    return [Damage(segment.name, start, end - start) for start, end in differing(memory, loaded)]
 
 
 def differing(left: bytes, right: bytes) -> list[tuple[int, int]]:

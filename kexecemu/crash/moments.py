@@ -91,10 +91,8 @@ def crash(
         yield When.BEFORE_PANIC, 0
         passed.left = yield from _at(When.DURING_PANIC, first.leave(message), passed)
     left, image = passed.left, first.image
-    if image is None or not left.out:
-        return _never_left(first, left, image)
-    if left.stop.pc != image.start:
-        return _misboot(first, left.stop.pc, image)
+    if image is None or not left.out or left.stop.pc != image.start:
+        return _no_jump(first, left, image)
     if passed.purgatory is None and passed.step is None:
         yield When.AT_JUMP, 0
         passed.damage = _own_damage(first, image)
@@ -186,10 +184,7 @@ def _capture(
     if changed is None:
         changed = crashed.memory.changed() if vmcore is not None else []
     dump = judge_dump(crashed, passed.purgatory, capture, vmcore, changed, damage)
-    outcome = judge(
-        board.ram, first.injections, damage, passed.purgatory, capture, dump=dump[0], differ=differ
-    )
-    return _end(first, image, outcome, dump, damage, passed, capture, vmcore)
+    return _end(first, image, dump, damage, passed, capture, vmcore, differ)
 
 
 def _own_damage(first: FirstKernel, image: Kimage) -> list[Damage]:
@@ -203,30 +198,26 @@ def _judged(first: FirstKernel, image: Kimage, passed: Passed) -> End:
     """The end of a crash whose purgatory has started no kernel."""
     assert passed.crashed is not None
     damage = [*passed.damage, *find_damage(first.board.ram, image, purgatory=False)]
-    dump = judge_dump(passed.crashed, passed.purgatory, None, None, ())
-    outcome = judge(first.board.ram, first.injections, damage, passed.purgatory, None)
-    return _end(first, image, outcome, dump, damage, passed)
+    return _end(first, image, judge_dump(passed.crashed, passed.purgatory, None, None, ()), damage, passed)
 
 
-def _misboot(first: FirstKernel, pc: int, image: Kimage) -> End:
-    """The first kernel's own crash path went wrong: its kimage was damaged."""
-    words = f"the first kernel jumped to {pc:#x} instead of {image.start:#x}"
-    first.board.timeline.record("misboot", words, pc_phys=pc)
-    damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
-    return _over(first, Outcome.MISBOOT, "the first kernel did not jump to the image's entry", damage)
-
-
-def _never_left(first: FirstKernel, left: Left, image: Kimage | None) -> End:
+def _no_jump(first: FirstKernel, left: Left, image: Kimage | None) -> End:
+    """The first kernel did not jump to its image: there is none, it did not want to, or its crash path went wrong."""
+    say = first.board.timeline.record
     if image is None:
         reason = "no crash image is loaded: panic() goes on without a dump"
         return _over(first, Outcome.HUNG, reason, [], (Dump.NONE, "none: no crash image is loaded"))
     damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
+    if left.out:  # its kimage was damaged
+        pc = left.stop.pc
+        say("misboot", f"the first kernel jumped to {pc:#x} instead of {image.start:#x}", pc_phys=pc)
+        return _over(first, Outcome.MISBOOT, "the first kernel did not jump to the image's entry", damage)
     if left.refused is not None:
         none = "none: the first kernel does not start an image that it found damaged"
         reason = f"the first kernel gives kdump up: {left.refused}"
         return _over(first, Outcome.DETECTED, reason, damage, (Dump.NONE, none))
     reason = "the crash path did not get out of the first kernel"
-    first.board.timeline.record("lost", f"{reason}: {left.stop}", pc_virt=left.stop.pc)
+    say("lost", f"{reason}: {left.stop}", pc_virt=left.stop.pc)
     return _over(first, Outcome.TRAPPED if left.trapped else Outcome.HUNG, reason, damage)
 
 
@@ -242,17 +233,19 @@ def _vmcore(first: FirstKernel, image: Kimage, capture: CaptureRun) -> Vmcore | 
 def _end(
     first: FirstKernel,
     image: Kimage,
-    outcome: Outcome,
     dump: tuple[Dump, str],
     damage: list[Damage],
     passed: Passed,
     capture: CaptureRun | None = None,
     vmcore: Vmcore | DiskVmcore | None = None,
+    differ: bool | None = None,
 ) -> End:
+    ram, purgatory, writes = first.board.ram, passed.purgatory, first.injections
+    outcome = judge(ram, writes, damage, purgatory, capture, dump=dump[0], differ=differ)
     loads = passed.crashed.loads if passed.crashed is not None else []
-    facts = Facts(image, first.injections, damage, passed.purgatory, capture, dump[0], loads, image.purgatory)
+    facts = Facts(image, writes, damage, purgatory, capture, dump[0], loads, image.purgatory)
     end = _over(first, outcome, reason_of(outcome, facts), damage, dump)
-    return replace(end, purgatory=passed.purgatory, capture=capture, vmcore=vmcore)
+    return replace(end, purgatory=purgatory, capture=capture, vmcore=vmcore)
 
 
 def _over(

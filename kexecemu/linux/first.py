@@ -47,7 +47,7 @@ _BLOCKS = 100_000
 """From "Bye!" to the purgatory's first instruction are some thousand instructions."""
 
 
-class _ConsoleWatch(ConsoleLines):
+class ConsoleWatch(ConsoleLines):
     """Stops the machine at a line on the console that has what it was told."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
@@ -77,7 +77,7 @@ class FirstLinux:
         self.board = Board(setup.ram, setup.cpus, gic=setup.gic)
         self.ram = self.board.ram
         self.system = System(self.board)
-        self.marks = _ConsoleWatch(self.system.request_stop)
+        self.marks = ConsoleWatch(self.system.request_stop)
         self.board.uart.listeners.append(self.marks)
         if console is not None:
             self.board.uart.listeners.append(console)

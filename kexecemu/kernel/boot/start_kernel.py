@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import struct
 
-from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.boot.mm_init import mm_init
-from kexecemu.kernel.boot.setup_memory import TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import vmcoreinfo_text, write_note
@@ -40,14 +39,12 @@ def setup_arch(state: KernelState) -> None:
     memblock = arm64_memblock_init(tree, state.dtb_phys, bootargs, state.space, layout, state.config)
     page = state.config.page_size
 
-    def alloc_table() -> int:
-        phys = memblock.phys_alloc_range(page, page)
-        if not phys:
-            raise InputError("RAM is too small for the page tables of its own linear map")
+    def alloc_cleared() -> int:
+        phys = alloc_table(memblock, page)
         state.ram.fill(phys, page)
         return phys
 
-    state.early.use(alloc_table)
+    state.early.use(alloc_cleared)
     state.arch = setup_memory(
         memblock, bootargs, state.config, state.space, layout, state.early.swapper, state.log
     )

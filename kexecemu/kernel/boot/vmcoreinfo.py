@@ -131,11 +131,10 @@ def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: 
     page_size in bytes, phys_offset a physical address (PHYS_OFFSET), t1sz the TCR_EL1.T1SZ field.
     """
     space = guest.space
-    lines = [
-        f"OSRELEASE={_release(guest)}",
-        f"BUILD-ID={guest.vmlinux.build_id}",
-        f"PAGESIZE={page_size}",
-    ]
+    layout = guest.vmlinux
+    offset = layout.offsetof("uts_namespace", "name") + layout.offsetof("new_utsname", "release")
+    release = guest.ram.read_cstring(guest.phys("init_uts_ns") + offset, 65).decode()
+    lines = [f"OSRELEASE={release}", f"BUILD-ID={layout.build_id}", f"PAGESIZE={page_size}"]
     for kind, *names in map(str.split, _LINES.strip().splitlines()):
         found = (_line(guest, page_size, kind, what) for what in names)
         lines += [line for line in found if line is not None]
@@ -148,13 +147,6 @@ def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: 
         "NUMBER(KERNELPACMASK)=0x0",
     ]
     return "".join(line + "\n" for line in lines).encode()[:VMCOREINFO_BYTES]
-
-
-def _release(guest: GuestKernel) -> str:
-    """uts_namespace.name.release of the running kernel, from its own memory."""
-    layout = guest.vmlinux
-    offset = layout.offsetof("uts_namespace", "name") + layout.offsetof("new_utsname", "release")
-    return guest.ram.read_cstring(guest.phys("init_uts_ns") + offset, 65).decode()
 
 
 def append_crashtime(text: bytes, seconds: int) -> bytes:

@@ -28,11 +28,6 @@ _STOP_LIMIT = 1_000_000  # instructions; stopping takes hundreds, so a CPU that 
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
 
 
-def _signed32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >> 31 else value
-
-
 def printk(state: KernelState, cpu: Cpu) -> None:
     """_printk(fmt, ...): format from guest memory; %s, %lx and %d are all that the guest uses."""
     argument = 0
@@ -45,7 +40,7 @@ def printk(state: KernelState, cpu: Cpu) -> None:
         value = cpu.x(argument)
         if match.group() == "%s":
             return state.guest.string(value)
-        return f"{value:x}" if match.group() == "%lx" else str(_signed32(value))
+        return f"{value:x}" if match.group() == "%lx" else str((value + (1 << 31)) % (1 << 32) - (1 << 31))
 
     state.log(_FORMAT.sub(expand, state.guest.string(cpu.x(0))).rstrip("\n"))
 

@@ -69,11 +69,9 @@ def kexec_file_load(
     added, as kexec-tools does. Raises InputError for what no system call can be made of, KexecError for what it
     refuses; returns the image (None after an unload). A failed load leaves no crash kernel at all.
     """
-    if cmdline is not None and not isinstance(cmdline, bytes):
-        text(cmdline, "cmdline")
     integer(flags, "flags")
-    if isinstance(cmdline, str):
-        cmdline = to_bytes(cmdline) + b"\0" if cmdline else None
+    if cmdline is not None and not isinstance(cmdline, bytes):
+        cmdline = to_bytes(text(cmdline, "cmdline")) + b"\0" if cmdline else None
     if initrd is None:
         flags |= KEXEC_FILE_NO_INITRAMFS
     image = kexec_file.load(
@@ -148,10 +146,6 @@ def _tell_loaded(state: KernelState, image: Kimage, call: str) -> None:
     tell_image(state.board.timeline, image, call, by=call, unchecked="no purgatory and so no digest")
     protected = environment.protected(state)
     if protected:
-        way = state.config.way.value
-        areas = ", ".join(str(area) for area in protected)
-        state.say(
-            "protect",
-            f"protection {way}: {areas} cannot be written through the linear map",
-            protection=way,
-        )
+        way, areas = state.config.way.value, ", ".join(map(str, protected))
+        words = f"protection {way}: {areas} cannot be written through the linear map"
+        state.say("protect", words, protection=way)

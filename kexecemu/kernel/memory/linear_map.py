@@ -199,12 +199,6 @@ def build_linear_map(tables: MapTarget, space: AddressSpace, plan: LinearMapPlan
             f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here; "
             "with rodata=on and no protection it is built of blocks"
         )
-    for piece in plan.pieces:
-        tables.map(
-            space.linear_virt(piece.area.start),
-            piece.area.start,
-            piece.area.size,
-            piece.attributes,
-            blocks=piece.blocks,
-            contiguous=piece.contiguous,
-        )
+    for one in plan.pieces:
+        virt, phys, size = space.linear_virt(one.area.start), one.area.start, one.area.size
+        tables.map(virt, phys, size, one.attributes, blocks=one.blocks, contiguous=one.contiguous)

@@ -6,7 +6,6 @@ state to the last byte, or no campaign starts.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,7 +15,7 @@ from kexecemu.crash.damage import written_by_early_check
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.moments import At, Passed, crash, follow
+from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureRun, PurgatoryRun
 from kexecemu.crash.verdict import VerdictFlags
@@ -103,7 +102,8 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
 
     def stretch(until: When) -> tuple[Accesses, Snapshot, bytes]:
         with recorded(cpu, region) as accesses:
-            _to(steps, until)
+            if not any(when is until for when, _ in steps):
+                raise MachineError(f"the recorded run does not come to {until.value}")
         return accesses, snapshots.take(), kernel.ram.read(region.start, region.size)
 
     # The first kernel runs at virtual addresses: hooks on memory see physical ones, and its code is not in the region.
@@ -124,14 +124,6 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     _back(kernel, snapshots, loaded)
     at = (loaded, jump, entry, at_entry, memory, entry_memory)
     return Golden(region, *at, in_panic, in_check, in_capture, capture, ended(end), began, early_check)
-
-
-def _to(steps: Generator[At, None, End], when: When) -> None:
-    """Let a crash come to a moment; MachineError where it ends before that."""
-    for moment, _ in steps:
-        if moment is when:
-            return
-    raise MachineError(f"the recorded run does not come to {when.value}")
 
 
 def ended(end: End) -> Ended:

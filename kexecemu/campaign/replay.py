@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import capstone  # type: ignore[import-untyped]
@@ -25,11 +24,10 @@ from kexecemu.campaign.source_lines import SymbolMap, source_line
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Event
-from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, When
 
-__all__ = ["Culprit", "Replay", "replay"]
+__all__ = ["Culprit", "Replay", "replay_in"]
 
 _LINES: Final = 400
 """Of a trace, at its beginning and at its end."""
@@ -85,26 +83,8 @@ class Replay:
         return (self.outcome, self.dump) == (self.concluded.outcome, self.concluded.dump)
 
 
-def replay(
-    scenario_path: Path | str,
-    fault_id: str,
-    *,
-    trace: bool = False,
-    culprit: bool = False,
-    seed: int | None = None,
-) -> Replay:
-    """Run one fault of a scenario again. Raises InputError for a fault or scenario that cannot be."""
-    fault = CampaignFault.parse(fault_id)
-    path = find_scenario(str(scenario_path))
-    engine = FaultDecider(read_scenario(path), path.parent, seed)
-    try:
-        return replay_in(engine, fault, trace=trace, culprit=culprit)
-    finally:
-        engine.close()
-
-
 def replay_in(engine: FaultDecider, fault: CampaignFault, *, trace: bool, culprit: bool) -> Replay:
-    """replay() in an engine that is there already."""
+    """Run one fault again, with what is asked for to look at."""
     concluded = engine.decide(fault)
     area = engine.area(fault)
     seen = _Trace(engine)
@@ -119,17 +99,8 @@ def replay_in(engine: FaultDecider, fault: CampaignFault, *, trace: bool, culpri
         assert end is not None
         # Before anything puts the machine back.
         console, events = end.console, list(end.timeline)
-    return Replay(
-        fault,
-        concluded,
-        run.outcome,
-        console,
-        events,
-        seen.lines() if trace else [],
-        caught.found(events) if culprit else [],
-        run.dump,
-        run.dump_reason,
-    )
+    found = seen.lines() if trace else [], caught.found(events) if culprit else []
+    return Replay(fault, concluded, run.outcome, console, events, *found, run.dump, run.dump_reason)
 
 
 @contextmanager

@@ -82,14 +82,6 @@ def virt_device_tree(
         raise ValueError(f"the board has a GIC of version 2 or 3, not {gic}")
     if kaslr_seed is not None and not 0 <= kaslr_seed < 1 << 64:
         raise ValueError(f"a KASLR seed is a number of 64 bits, not {kaslr_seed:#x}")
-    chosen = {
-        "stdout-path": f"/pl011@{uart_phys:x}",
-        "bootargs": cmdline or None,
-        "linux,initrd-start": reg64(initrd.start) if initrd is not None else None,
-        "linux,initrd-end": reg64(initrd.end) if initrd is not None else None,
-        "kaslr-seed": reg64(kaslr_seed) if kaslr_seed is not None else None,
-        "rng-seed": rng_seed,
-    }
     timer = (cell for ppi in _TIMER_PPIS for cell in (1, ppi - virt.FIRST_PPI, _PPI_FLAGS[gic]))
     root: dict[str, NodeSpec | bytes | int | str | list[str]] = {
         "interrupt-parent": _GIC_PHANDLE,
@@ -128,7 +120,14 @@ def virt_device_tree(
             "#address-cells": 1,
             **{f"cpu@{virt.affinity(index):x}": _cpu_node(index) for index in range(cpus)},
         },
-        "chosen": {name: value for name, value in chosen.items() if value is not None},
+        "chosen": {
+            "stdout-path": f"/pl011@{uart_phys:x}",
+            **({"bootargs": cmdline} if cmdline else {}),
+            **({"linux,initrd-start": reg64(initrd.start)} if initrd is not None else {}),
+            **({"linux,initrd-end": reg64(initrd.end)} if initrd is not None else {}),
+            **({"kaslr-seed": reg64(kaslr_seed)} if kaslr_seed is not None else {}),
+            **({"rng-seed": rng_seed} if rng_seed is not None else {}),
+        },
     }
     return build(root)
 

@@ -90,15 +90,6 @@ class KexecSignaturePolicy:
             # pr_debug(): in a real kernel's log only with dynamic debugging.
             log(f"kexec_file: kernel signature verification failed (-{error.errno}).")
 
-    def check_read(self, *, ima_signed: bool) -> None:
-        """IMA on reading the image, long before check(): appraisal wants a signature of its own.
-
-        ima_signed: a good one in the security.ima attribute, or appended to the file where the rule allows that;
-        IMA does not take a PE signature for one. Raises KexecError(EACCES).
-        """
-        if self.ima_appraise and not ima_signed:
-            raise KexecError(EACCES, "ima_appraise_measurement", "IMA-signature-required")
-
     def check_kexec_load(self, log: Callable[[str], None]) -> None:
         """kexec_load_check(): whether kexec_load(), whose image cannot be verified, is allowed at all.
 

@@ -41,9 +41,6 @@ class CampaignConfig:
 
     scenario: Scenario
     folder: Path
-    seed: int
-    faults: int
-    sampler: str
     version: str
     config_hash: str
     engine: Callable[[Scenario, Path], FaultDecider] = make_engine

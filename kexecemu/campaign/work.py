@@ -121,9 +121,7 @@ def plan_campaign(
     except BaseException:
         machine.close()
         raise
-    config = CampaignConfig(
-        scenario, folder, seed, faults, header.sampler, header.version, header.config_hash, engine
-    )
+    config = CampaignConfig(scenario, folder, header.version, header.config_hash, engine)
     keep_engine(config, machine)
     return Campaign(config, header, space, sample)
 

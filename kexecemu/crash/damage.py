@@ -56,9 +56,8 @@ def written_by_early_check(ram: Ram, purgatory: LoadedPurgatory) -> list[PhysRan
 def _except(memory: bytes, loaded: bytes, segment: Segment, own: Sequence[PhysRange]) -> bytes:
     """`memory` as if nothing had been written to the ranges."""
     for area in own:
-        if area.overlaps(segment.area):
-            start = max(area.start, segment.mem) - segment.mem
-            end = min(area.end, segment.area.end) - segment.mem
+        start, end = max(area.start - segment.mem, 0), min(area.end - segment.mem, len(memory))
+        if start < end:
             memory = memory[:start] + loaded[start:end] + memory[end:]
     return memory
 

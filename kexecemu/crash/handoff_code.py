@@ -84,13 +84,7 @@ class _Code:
 
 
 def start_code(
-    registers: Mapping[str, int],
-    *,
-    el: int,
-    alignment_checks: bool,
-    low_phys: int,
-    copied: int,
-    cleared: int,
+    registers: Mapping[str, int], *, el: int, alignment_checks: bool, low_phys: int, copied: int, cleared: int
 ) -> bytes:
     """The code for FLASH_START. It runs at exception level `el`, with the MMU off.
 

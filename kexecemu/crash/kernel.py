@@ -90,13 +90,7 @@ class Kernel(model.KernelModel):
         """Invert the bits of `mask` in the byte at a target."""
         return self.inject(Fault(at, flip=mask, by=by))
 
-    def panic(
-        self,
-        message: str = SYSRQ,
-        *,
-        linux: bool = False,
-        progress: Progress | None = None,
-    ) -> End:
+    def panic(self, message: str = SYSRQ, *, linux: bool = False, progress: Progress | None = None) -> End:
         """Panic, and follow the machine through purgatory and capture kernel to the end.
 
         linux follows a capture kernel that is a real Linux to its end, instead of to its first instruction. progress

@@ -59,11 +59,7 @@ class LinuxEnd(enum.StrEnum):
     BUDGET = "budget"
 
 
-_LAST_WORDS = (
-    (CAPTURE_DONE, LinuxEnd.DONE),
-    (HEADERS_READ, LinuxEnd.HEADERS),
-    (NO_VMCORE, LinuxEnd.NO_DUMP),
-)
+_LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
 
 
 @shown()
@@ -253,9 +249,8 @@ def _account(
 def _where(end: SystemEnd, said: str) -> str:
     """Where the machine stood; the last line that means anything to people is the console's."""
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-    if last:
-        return f"{end}; the last line on the console: {last}"
-    return f"{end}; it has printed nothing (with earlycon on its command line it might)"
+    nothing = "it has printed nothing (with earlycon on its command line it might)"
+    return f"{end}; the last line on the console: {last}" if last else f"{end}; {nothing}"
 
 
 def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:

@@ -87,12 +87,7 @@ def bit_flip(variant: int, before: bytes) -> bytes:
     return bytes([before[0] ^ (1 << variant)])
 
 
-@model(
-    255,
-    1,
-    width=1,
-    source=f"{_SULLIVAN}; Sangchoolie and others, One bit is (not) enough, DSN 2017",
-)
+@model(255, 1, width=1, source=f"{_SULLIVAN}; Sangchoolie and others, One bit is (not) enough, DSN 2017")
 def byte(variant: int, before: bytes) -> bytes:
     """A byte becomes any of the 255 others."""
     return bytes([before[0] ^ (variant + 1)])

@@ -360,7 +360,6 @@ def test_what_the_loaded_image_or_the_machine_lacks_is_refused() -> None:
     kernel, made = prepare(scenario_setup(scenario, find_scenario("golden").parent))
     for table, words in (
         (campaign(where=("initrd",)), r"campaign\.where: no segment 'initrd'"),
-        (campaign(by=("dma",), moments=("hashing",)), r"campaign\.moments: nothing is hashed"),
         (campaign(by=("late-cpu",), moments=("during-panic",)), r"campaign\.by: .* this machine has one CPU"),
     ):
         with pytest.raises(InputError, match=words):

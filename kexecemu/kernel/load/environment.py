@@ -50,9 +50,8 @@ def next_device_tree(
     """
     reservation = state.arch.reservation
     random = state.random if state.config.rng_ready else None
-    if random is None:
-        state.log('RNG is not initialised: omitting "kaslr-seed" property')
-        state.log('RNG is not initialised: omitting "rng-seed" property')
+    for seed in ("kaslr-seed", "rng-seed") if random is None else ():
+        state.log(f'RNG is not initialised: omitting "{seed}" property')
     return kexec_device_tree(
         state.initial_boot_params,
         old_dtb_phys=state.dtb_phys,

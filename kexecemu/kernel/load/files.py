@@ -9,7 +9,7 @@ from kexecemu.arguments import contents
 from kexecemu.errors import KexecError
 from kexecemu.shown import shown
 
-__all__ = ["KEXEC_FILE_SIZE_MAX", "OpenFile", "kernel_read_file"]
+__all__ = ["KEXEC_FILE_SIZE_MAX", "FileOrBytes", "OpenFile", "kernel_read_file"]
 
 KEXEC_FILE_SIZE_MAX = 4 << 30
 _STEP = "kernel_read_file_from_fd"
@@ -38,8 +38,12 @@ class OpenFile:
         object.__setattr__(self, "data", contents(self.data, "file"))
 
 
-def kernel_read_file(name: str, file: OpenFile | bytes | None, limit: int = KEXEC_FILE_SIZE_MAX) -> bytes:
-    """The contents of a file that user space passed by descriptor; None is a descriptor that is not open.
+FileOrBytes = OpenFile | bytes | None
+"""What user space passes by descriptor, or just its bytes; None is a descriptor that is not open."""
+
+
+def kernel_read_file(name: str, file: FileOrBytes, limit: int = KEXEC_FILE_SIZE_MAX) -> bytes:
+    """The contents of a file that user space passed by descriptor.
 
     limit is in bytes. Raises KexecError with the errno of the first thing wrong, in the kernel's order: EBADF, EINVAL
     (no regular file), ETXTBSY, EACCES, EINVAL (empty), EFBIG, EIO (fewer bytes than the inode promised).

@@ -176,9 +176,6 @@ def image_load(image: Kimage, files: CrashFiles, context: LoadContext) -> None:
         return
     # image_load() sets image->start last and would overwrite the purgatory's entry: a port must not.
     image.start = purgatory.entry
-    for name, value in (
-        ("purgatory_kernel_entry", kernel.mem),
-        ("purgatory_uart_base", context.uart_phys),
-    ):
+    for name, value in (("purgatory_kernel_entry", kernel.mem), ("purgatory_uart_base", context.uart_phys)):
         if purgatory.has_symbol(name):
             purgatory.set_symbol(name, struct.pack("<Q", value))

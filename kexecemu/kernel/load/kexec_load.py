@@ -36,11 +36,7 @@ class KexecLoadArguments:
 
 
 def kexec_load(
-    state: KernelState,
-    arguments: KexecLoadArguments,
-    *,
-    capable: bool = True,
-    known: CrashLoad | None = None,
+    state: KernelState, arguments: KexecLoadArguments, *, capable: bool = True, known: CrashLoad | None = None
 ) -> Kimage | None:
     """kexec_load(2): each check with its errno, in the kernel's order.
 

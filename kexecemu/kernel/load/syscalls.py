@@ -17,7 +17,7 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.image.purgatory import parse_purgatory
 from kexecemu.kernel.load import environment, kexec_file
-from kexecemu.kernel.load.files import OpenFile
+from kexecemu.kernel.load.files import FileOrBytes, OpenFile
 from kexecemu.kernel.load.kexec_load import KexecLoadArguments, kexec_load
 from kexecemu.kernel.load.kexec_tools import MachineView, core_header_size, prepare_crash_load
 from kexecemu.machine.timeline import Timeline
@@ -56,8 +56,8 @@ def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
 
 def kexec_file_load(
     state: KernelState,
-    image_file: OpenFile | bytes | str | Path | None,
-    initrd: OpenFile | bytes | str | Path | None,
+    image_file: FileOrBytes | str | Path,
+    initrd: FileOrBytes | str | Path,
     cmdline: str | bytes | None,
     flags: int,
     *,
@@ -74,24 +74,19 @@ def kexec_file_load(
         cmdline = to_bytes(text(cmdline, "cmdline")) + b"\0" if cmdline else None
     if initrd is None:
         flags |= KEXEC_FILE_NO_INITRAMFS
-    image = kexec_file.load(
-        state, _file(image_file, "kernel"), _file(initrd, "initrd"), cmdline, flags, capable=capable
+    # A path is opened here, as user space does.
+    kernel, ramdisk = (
+        file if file is None or isinstance(file, OpenFile) else contents(file, what)
+        for file, what in ((image_file, "kernel"), (initrd, "initrd"))
     )
+    image = kexec_file.load(state, kernel, ramdisk, cmdline, flags, capable=capable)
     if image is not None:
         _tell_loaded(state, image, "kexec_file_load")
     return image
 
 
-def _file(file: OpenFile | bytes | str | Path | None, what: str) -> OpenFile | bytes | None:
-    """What is read from: a path is opened here, as user space does."""
-    return file if file is None or isinstance(file, OpenFile) else contents(file, what)
-
-
 def kexec_tools_load(
-    state: KernelState,
-    image_file: bytes | str | Path,
-    initrd: bytes | str | Path | None,
-    cmdline: str,
+    state: KernelState, image_file: bytes | str | Path, initrd: bytes | str | Path | None, cmdline: str
 ) -> Kimage:
     """`kexec -c -p`: kexec-tools prepares everything in user space, and kexec_load(2) copies it.
 

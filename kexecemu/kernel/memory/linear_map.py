@@ -132,11 +132,7 @@ class LinearMapPlan:
 
 
 def plan_linear_map(
-    config: KernelConfig,
-    cmdline: str,
-    memblock: Memblock,
-    text: PhysRange,
-    crashk_res: PhysRange | None,
+    config: KernelConfig, cmdline: str, memblock: Memblock, text: PhysRange, crashk_res: PhysRange | None
 ) -> LinearMapPlan:
     """Decide the linear map's pieces as map_mem() does.
 

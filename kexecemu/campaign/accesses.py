@@ -118,10 +118,8 @@ class Accesses:
     def touched(self) -> list[PhysRange]:
         """What was touched at all, in order, in whole grains."""
         start = self.region.start
-        return [
-            PhysRange(start + run.start() * GRAIN, start + run.end() * GRAIN)
-            for run in re.finditer(rb"[^\0]+", bytes(self._grains))
-        ]
+        runs = (run.span() for run in re.finditer(rb"[^\0]+", bytes(self._grains)))
+        return [PhysRange(start + begin * GRAIN, start + end * GRAIN) for begin, end in runs]
 
     def first_read(self, area: PhysRange) -> int:
         """When the first byte of an area was first read, in instructions of the CPU; -1 if none ever was."""

@@ -112,10 +112,8 @@ def share(what: str, header: Header, drawn: Mapping[int, int], found: Mapping[in
     """
     count = sum(found.values())
     if header.stratified:
-        strata = [
-            Stratum(row[-1], drawn.get(number, 0), found.get(number, 0))
-            for number, row in enumerate(header.strata)
-        ]
+        rows = enumerate(header.strata)
+        strata = [Stratum(row[-1], drawn.get(at, 0), found.get(at, 0)) for at, row in rows]
     else:
         strata = [Stratum(header.population, header.faults, count)]
     at_most = None if count else upper_bound(strata)

@@ -245,10 +245,8 @@ class FaultDecider:
         """While the purgatory hashes: all of it is yet to be read, nothing of it will be, or None for neither."""
         region, in_check = self.golden.region, self.golden.in_check
         when = self.golden.check_began + self.victim.instructions_at(at)
-        widened = [
-            PhysRange(max(one.start - _MARGIN, region.start), min(one.end + _MARGIN, region.end))
-            for one in hashed
-        ]
+        low, high = region.start, region.end
+        widened = [PhysRange(max(one.start - _MARGIN, low), min(one.end + _MARGIN, high)) for one in hashed]
         # Blocks are counted as they begin, and the write waits for the next one.
         if all(in_check.first_read(one) > when + _LONGEST_BLOCK for one in widened):
             return True

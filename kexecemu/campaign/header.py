@@ -13,6 +13,8 @@ from kexecemu.shown import shown
 
 __all__ = ["Header"]
 
+_IDENTITY = "version protection purgatory seed faults sampler population chunk config_hash"
+
 
 @shown()
 @dataclass(frozen=True)
@@ -41,17 +43,12 @@ class Header:
     areas: tuple[tuple[str, int, int, str], ...] = ()
 
     # The parts of the identity, those that say most to people first.
-    IDENTITY: ClassVar[tuple[str, ...]]
-    IDENTITY = ("version", "protection", "purgatory", "seed", "faults", "sampler", "population", "chunk")
-    IDENTITY += ("config_hash",)
+    IDENTITY: ClassVar[tuple[str, ...]] = tuple(_IDENTITY.split())
 
     def differences(self, other: Header, keys: Sequence[str] = IDENTITY) -> list[str]:
         """Which parts of the identity differ, in words: [] for the same campaign."""
-        return [
-            f"{key} is {getattr(self, key)!r}, not {getattr(other, key)!r}"
-            for key in keys
-            if getattr(self, key) != getattr(other, key)
-        ]
+        wrong = [key for key in keys if getattr(self, key) != getattr(other, key)]
+        return [f"{key} is {getattr(self, key)!r}, not {getattr(other, key)!r}" for key in wrong]
 
     @property
     def stratified(self) -> bool:

@@ -100,10 +100,8 @@ class Space:
         """
         self.places = places
         self.strata: list[Stratum] = []
-        steps = {
-            moment: tuple(at for one, at in moments if one is moment)
-            for moment in dict.fromkeys(moment for moment, _ in moments)
-        }
+        kinds = dict.fromkeys(moment for moment, _ in moments)
+        steps = {kind: tuple(at for moment, at in moments if moment is kind) for kind in kinds}
         first = 0
         for area in areas:
             for model in models:

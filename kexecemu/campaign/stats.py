@@ -196,11 +196,8 @@ def stratified(strata: Sequence[Stratum], confidence: float = CONFIDENCE) -> Int
     if parts > 1 and not any(one.count for one in unsure):
         high = known + _largest_unseen(unsure, population, tail)
     if parts > 1 and all(one.count == one.sample for one in unsure):
-        low = (
-            known
-            + sum(one.population for one in unsure) / population
-            - _largest_unseen(unsure, population, tail)
-        )
+        whole = sum(one.population for one in unsure) / population
+        low = known + whole - _largest_unseen(unsure, population, tail)
     return Interval(max(0.0, low), estimate, min(1.0, high))
 
 

@@ -158,9 +158,8 @@ class Store:
 
     def begun(self) -> list[int]:
         """The chunks that were begun in a process that did not live to finish them."""
-        return [
-            number for (number,) in self.db.execute("SELECT number FROM chunk WHERE done = 0 ORDER BY number")
-        ]
+        query = "SELECT number FROM chunk WHERE done = 0 ORDER BY number"
+        return [number for (number,) in self.db.execute(query)]
 
     def mark_begun(self, chunk: int) -> None:
         """Say that a chunk is begun in the process that also holds the store: it may take both along."""
@@ -178,10 +177,8 @@ class Store:
         if len(results) != len(positions) or len(strata) != len(positions):
             raise ValueError(f"chunk {chunk} has {len(positions)} faults, not {len(results)}")
         with self._transaction():
-            marked = self.db.execute(
-                "INSERT INTO chunk VALUES (?, 1) ON CONFLICT (number) DO UPDATE SET done = 1 WHERE done = 0",
-                (chunk,),
-            )
+            update = "ON CONFLICT (number) DO UPDATE SET done = 1 WHERE done = 0"
+            marked = self.db.execute(f"INSERT INTO chunk VALUES (?, 1) {update}", (chunk,))
             if marked.rowcount == 0:
                 return
             self.db.executemany(
@@ -215,10 +212,8 @@ class Store:
             self._tick("audit", seconds)
 
     def _tick(self, what: str, seconds: float) -> None:
-        self.db.execute(
-            "INSERT INTO clock VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET seconds = seconds + excluded.seconds",
-            (what, seconds),
-        )
+        update = "ON CONFLICT (what) DO UPDATE SET seconds = seconds + excluded.seconds"
+        self.db.execute(f"INSERT INTO clock VALUES (?, ?) {update}", (what, seconds))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

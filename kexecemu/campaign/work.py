@@ -165,11 +165,8 @@ def _runner(
     campaign: Campaign, store: Store, executor: Executor | Callable[[], Executor] | None, workers: int
 ) -> TaskRunner:
     if executor is None and workers == 1:
-        return Alone(
-            campaign.config,
-            campaign.space,
-            lambda task: None if task.audit else store.mark_begun(task.number),
-        )
+        begin = store.mark_begun
+        return Alone(campaign.config, campaign.space, lambda one: None if one.audit else begin(one.number))
     discard_engine()  # the workers have their own
     if executor is None:
         return Workers(campaign.config, campaign.space, partial(local_pool, workers), 2 * workers)
@@ -219,9 +216,8 @@ def _audit(
 ) -> None:
     done = {one.position for one in store.audits()}
     chosen = choose(store, faults)
-    tasks = [
-        Task(position, [campaign.sample[position]], audit=True) for position in chosen if position not in done
-    ]
+    left = [position for position in chosen if position not in done]
+    tasks = [Task(position, [campaign.sample[position]], audit=True) for position in left]
     agreed = Counter[str]()
     clock = _Clock()
     for number, (task, results) in enumerate(runner.results(tasks, stop), 1):

@@ -121,9 +121,8 @@ def judge_dump(
         wrong = f"memory at {changed[0]} has changed since the crash"
     seen = capture.end is CaptureEnd.DONE
     if wrong is not None:
-        said = (
-            _MEANINGS[Dump.WRONG] if seen else f"/proc/vmcore would not show the crashed memory ({_NOT_RUN})"
-        )
+        would = f"/proc/vmcore would not show the crashed memory ({_NOT_RUN})"
+        said = _MEANINGS[Dump.WRONG] if seen else would
         return Dump.WRONG, f"{said}: {wrong}"
     if not seen:
         return Dump.TRUE, f"/proc/vmcore would show the crashed memory ({_NOT_RUN})"
@@ -215,9 +214,8 @@ def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcor
             shows = f"{place.size:#x} bytes from {place.phys:#x}"
             return f"load {number} shows {shows}, not {right.size:#x} from {right.phys:#x}"
     if now.header != then.header:
-        at = next(
-            at for at, (one, other) in enumerate(zip(now.header, then.header, strict=True)) if one != other
-        )
+        pairs = enumerate(zip(now.header, then.header, strict=True))
+        at = next(at for at, (one, other) in pairs if one != other)
         return f"byte {at:#x} of its file header is {now.header[at]:#04x}, not {then.header[at]:#04x}"
     if now.notes != then.notes:
         return "its notes are not those that the first kernel left"
@@ -246,9 +244,7 @@ def _in_words(header: ProgramHeader) -> str:
 def _text_of(notes: bytes) -> bytes:
     """The text of the VMCOREINFO note; b"" where there is none."""
     try:
-        return next(
-            (note.desc for note in iterate_notes(notes + bytes(_NOTE_PADDING)) if note.name == "VMCOREINFO"),
-            b"",
-        )
+        found = iterate_notes(notes + bytes(_NOTE_PADDING))
+        return next((note.desc for note in found if note.name == "VMCOREINFO"), b"")
     except FormatError:
         return b""

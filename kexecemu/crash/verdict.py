@@ -92,9 +92,8 @@ class Verdict:
     @property
     def objects(self) -> bool:
         """Something is wrong, whatever was done about it: digests that differ, or an exception in the check."""
-        return (
-            self.state in (VerdictState.MISMATCH, VerdictState.TRAPPED) or VerdictFlags.REPAIRED in self.flags
-        )
+        wrong = self.state in (VerdictState.MISMATCH, VerdictState.TRAPPED)
+        return wrong or VerdictFlags.REPAIRED in self.flags
 
 
 def read_verdict(ram: Ram, purgatory: LoadedPurgatory) -> Verdict | None:

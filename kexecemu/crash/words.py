@@ -70,9 +70,8 @@ def linux_words(run: LinuxCapture) -> str:
         size = f"{run.vmcore.size if run.vmcore is not None else 0:#x} bytes"
         if not run.true_dump:
             return f"{who} has copied a dump of {size} that is not what memory held: {run.wrong_text} differ"
-        return (
-            f"{who} has copied the dump, {size}, and powers off; all {len(run.read)} loads are as memory was"
-        )
+        loads = f"all {len(run.read)} loads are as memory was"
+        return f"{who} has copied the dump, {size}, and powers off; {loads}"
     words = {
         LinuxEnd.NO_DUMP: "finds no dump, and powers off",
         LinuxEnd.HEADERS: "reads the dump's headers, and powers off without copying it",

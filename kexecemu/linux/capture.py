@@ -49,9 +49,8 @@ class LinuxEnd(enum.StrEnum):
 
     DONE = "done"  # its init said that the whole dump is on the disk
     NO_DUMP = "no dump"  # it came up without a /proc/vmcore
-    HEADERS = (
-        "headers read"  # it had a /proc/vmcore, read its headers, and copied nothing: no disk, or told not to
-    )
+    # It had a /proc/vmcore, read its headers, and copied nothing: no disk, or told not to.
+    HEADERS = "headers read"
     OFF = "off"  # switched off without having said any of these
     PANIC = "panic"
     STUCK = "stuck"  # idle for good, or in an endless loop

@@ -97,10 +97,8 @@ def structure_like(structure: str, random: bytes) -> bytes:
 def pointer_like(random: bytes) -> bytes:
     """As many bytes as `random`, a multiple of 8: pointers into the linear map, vmalloc and the kernel's text."""
     letters = "lllv" + "lllt"
-    return b"".join(
-        _content(letters[random[at + 7] % len(letters)], random[at : at + 8])
-        for at in range(0, len(random), 8)
-    )
+    words = [random[at : at + 8] for at in range(0, len(random), 8)]
+    return b"".join(_content(letters[word[7] % len(letters)], word) for word in words)
 
 
 def ascii_like(random: bytes) -> bytes:

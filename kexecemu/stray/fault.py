@@ -26,9 +26,8 @@ class By(enum.StrEnum):
     """Who writes. All but DMA are stores that a CPU executes at EL1, so that page tables have their say."""
 
     CPU = "cpu"  # through the linear map
-    ALIAS = (
-        "alias"  # through another mapping of the page (vmap), which no protection of the linear map reaches
-    )
+    # Through another mapping of the page (vmap), which no protection of the linear map reaches.
+    ALIAS = "alias"
     DMA = "dma"  # a bus master, behind the MMU
     LATE_CPU = "late-cpu"  # a CPU that did not stop at the crash, through the linear map
 
@@ -87,9 +86,8 @@ def parse_when(
             raise InputError(f"{what}: {when.value} goes without a number, not {word!r}")
         return when, 0
     if match["step"] is None:
-        number = (
-            "256ths, as in hashing-128" if when is When.WHILE_HASHING else f"instructions, as in {word}-1000"
-        )
+        hashing = when is When.WHILE_HASHING
+        number = "256ths, as in hashing-128" if hashing else f"instructions, as in {word}-1000"
         raise InputError(f"{what}: {word!r} needs its number of {number}")
     step = int(match["step"])
     if step > NUMBERED[when]:

@@ -200,9 +200,8 @@ def stamp(variant: int, before: bytes) -> bytes:
 
 # -- after a free ------------------------------------------------------------------------------------------------------
 
-_LIST_DEL = len(
-    _MEMSET_LENGTHS
-)  # variants: poisoned objects, list_del(), end of the freelist, plain, hardened
+# Variants: poisoned objects, list_del(), end of the freelist, plain, hardened.
+_LIST_DEL = len(_MEMSET_LENGTHS)
 _FREELIST_END = _LIST_DEL + 1
 _FREELIST = _FREELIST_END + 1
 _FREELIST_HARDENED = _FREELIST + HASHED_CONTENTS

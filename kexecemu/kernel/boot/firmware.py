@@ -110,19 +110,15 @@ def cpu_affinities(dtb: Fdt) -> list[int]:
     cpus = dtb.path_offset("/cpus")
     if cpus is None:
         return []
-    return [
-        join_cells(dtb.get_cells(node.offset, "reg") or [0])
-        for node in dtb.subnodes(cpus)
-        if dtb.getprop(node.offset, "device_type") == b"cpu\0"
-    ]
+    nodes = [one.offset for one in dtb.subnodes(cpus)]
+    nodes = [node for node in nodes if dtb.getprop(node, "device_type") == b"cpu\0"]
+    return [join_cells(dtb.get_cells(node, "reg") or [0]) for node in nodes]
 
 
 def gic_version(dtb: Fdt) -> int:
     """The architecture of the board's interrupt controller, a child of the root: 3 for a GICv3, else 2."""
-    found = any(
-        "arm,gic-v3" in (dtb.get_strings(node.offset, "compatible") or []) for node in dtb.subnodes(0)
-    )
-    return 3 if found else 2
+    kinds = (dtb.get_strings(node.offset, "compatible") or [] for node in dtb.subnodes(0))
+    return 3 if any("arm,gic-v3" in kind for kind in kinds) else 2
 
 
 def console_phys(dtb: Fdt) -> int:

@@ -89,9 +89,8 @@ class Printk:
 
     def _make_reusable(self, record: int, count: int) -> None:
         """desc_push_tail(): the oldest record goes, and its text with it."""
-        state, begin, end = _DESC.unpack(
-            self._ram.read(self._descs + record % count * _DESC.size, _DESC.size)
-        )
+        at = self._descs + record % count * _DESC.size
+        state, begin, end = _DESC.unpack(self._ram.read(at, _DESC.size))
         if state != record | _FINALIZED << _STATE_SHIFT:
             return
         self._write_desc(record, count, _REUSABLE, begin, end)

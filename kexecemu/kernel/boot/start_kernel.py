@@ -6,8 +6,6 @@ guest memory, and into state.arch what a kernel computes once.
 
 from __future__ import annotations
 
-import struct
-
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.boot.mm_init import mm_init
@@ -30,10 +28,8 @@ def setup_arch(state: KernelState) -> None:
     _take_seeds(state, bootargs)
     state.log(f"Machine model: {state.machine_model}")
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
-    guest.ram.write(
-        guest.space.virt_to_phys(state.board.boot_cpu.x(0)),
-        struct.pack("<Q", guest.vmlinux.virt("boot_command_line")),
-    )
+    pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
+    guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
     guest.write("memstart_addr", state.space.memstart)
     layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
     memblock = arm64_memblock_init(tree, state.dtb_phys, bootargs, state.space, layout, state.config)
@@ -99,9 +95,5 @@ def publish_resources(state: KernelState) -> None:
         guest.write(name, area.last if area else 0, guest.vmlinux.offsetof("resource", "end"))
     area = reservation.crashk_res
     if area is not None:
-        state.say(
-            "crashkernel",
-            f"crashkernel reserved at {area} ({area.size >> 20} MiB)",
-            start_phys=area.start,
-            end_phys=area.last,
-        )
+        words = f"crashkernel reserved at {area} ({area.size >> 20} MiB)"
+        state.say("crashkernel", words, start_phys=area.start, end_phys=area.last)

@@ -81,12 +81,8 @@ class KernelState:
         tree = Fdt(dtb)
         places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
-        self.space = AddressSpace(
-            memstart_addr(board.ram.banks[0].start, config.page_size),
-            vmlinux.virt("_text"),
-            places.kernel_phys,
-            vmlinux.size,
-        )
+        memstart = memstart_addr(board.ram.banks[0].start, config.page_size)
+        self.space = AddressSpace(memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size)
         self.guest = GuestKernel(vmlinux, board.ram, self.space)
         self.guest.load()
         board.ram.write(self.dtb_phys, dtb)

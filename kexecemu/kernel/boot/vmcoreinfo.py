@@ -119,10 +119,8 @@ def _arm64_lines(space: AddressSpace, page_size: int) -> list[str]:
         "VMEMMAP_START": vmemmap_start,
         "VMEMMAP_END": vmemmap_end,
     }
-    return [
-        f"NUMBER(VA_BITS)={space.va_bits}",
-        *(f"NUMBER({name})={virt:#x}" for name, virt in ranges.items()),
-    ]
+    lines = [f"NUMBER({name})={virt:#x}" for name, virt in ranges.items()]
+    return [f"NUMBER(VA_BITS)={space.va_bits}", *lines]
 
 
 def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: int) -> bytes:

@@ -46,11 +46,10 @@ class ImagePages:
 
     def __init__(self, image: Kimage, free_memory: Sequence[PhysRange], page_size: int) -> None:
         usable = subtract(free_memory, [segment.area for segment in image.segments])
-        self._pages = (
-            page
-            for area in reversed(usable)
-            for page in reversed(range(align_up(area.start, page_size), area.end - page_size + 1, page_size))
+        ranges = (
+            range(align_up(one.start, page_size), one.end - page_size + 1, page_size) for one in usable[::-1]
         )
+        self._pages = (page for pages in ranges for page in reversed(pages))
 
     def take(self, why: str) -> int:
         """The physical address of the next page; KexecError(ENOMEM) when none is left."""

@@ -84,11 +84,8 @@ def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
 
 def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
     """can_set_direct_map(): the linear map's permissions may change page by page, so it must be base pages."""
-    return (
-        rodata_full(config, cmdline)
-        or _debug_pagealloc_enabled(config, cmdline)
-        or _late_kfence(config, cmdline)
-    )
+    asked = (rodata_full, _debug_pagealloc_enabled, _late_kfence)
+    return any(ask(config, cmdline) for ask in asked)
 
 
 def force_pte_mapping(config: KernelConfig, cmdline: str) -> bool:
@@ -156,10 +153,8 @@ def plan_linear_map(
     memblock.mark_nomap(text)
     if special is not None:
         memblock.mark_nomap(special)
-    pieces = [
-        MapPiece(area, PAGE_KERNEL_TAGGED, blocks=not pages_only, contiguous=not pages_only)
-        for area in memblock.mappable()
-    ]
+    how = {"blocks": not pages_only, "contiguous": not pages_only}
+    pieces = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in memblock.mappable()]
     # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
     # Its flags are NO_CONT_MAPPINGS and nothing else, so it may have blocks where all other RAM is base pages.
     pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))

@@ -210,10 +210,8 @@ class Pkcs7Message:
     def _find_issuer(self, certificate: Certificate) -> MessageCertificate | None:
         by_id, by_skid = certificate.authority_id, certificate.authority_skid
         if by_id is None:
-            by_name = (
-                one for one in self.certificates if by_skid is not None and one.certificate.skid == by_skid
-            )
-            return next(by_name, None)
+            certificates = self.certificates if by_skid is not None else ()
+            return next((one for one in certificates if one.certificate.skid == by_skid), None)
         found = next((one for one in self.certificates if one.certificate.id == by_id), None)
         if found is not None and by_skid is not None and found.certificate.skid != by_skid:
             reason = "an authority's two names are two certificates"

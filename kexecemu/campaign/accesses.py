@@ -64,14 +64,8 @@ class Accesses:
 
     def state(self, counter: BlockCounter) -> Touched:
         """For the native hooks; it points into this object and into the counter."""
-        return Touched(
-            self.region.start,
-            self.region.size,
-            ctypes.addressof(self._grains),
-            ctypes.addressof(self._first_reads),
-            ctypes.addressof(self._last_reads),
-            ctypes.addressof(counter.state),
-        )
+        tables = [ctypes.addressof(one) for one in (self._grains, self._first_reads, self._last_reads)]
+        return Touched(self.region.start, self.region.size, *tables, ctypes.addressof(counter.state))
 
     def _spans(self, area: PhysRange, unit: int) -> tuple[int, int]:
         start = max(area.start, self.region.start) - self.region.start

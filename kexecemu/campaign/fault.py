@@ -62,15 +62,9 @@ class CampaignFault:
         if (match["at"] is not None) != (moment in NUMBERED):
             how = "with" if match["at"] is None else "without"
             raise InputError(f"{token!r} is no fault: {moment.value} goes {how} a number")
-        fault = cls(
-            By(match["by"]),
-            match["model"],
-            int(match["variant"], 16),
-            match["base"],
-            int(match["offset"], 16),
-            moment,
-            int(match["at"] or 0),
-        )
+        by, variant, offset = By(match["by"]), int(match["variant"], 16), int(match["offset"], 16)
+        at = int(match["at"] or 0)
+        fault = cls(by, match["model"], variant, match["base"], offset, moment, at)
         if fault.id != token:
             raise InputError(f"{token!r} is no fault: it is written {fault.id}")
         return fault
@@ -78,15 +72,8 @@ class CampaignFault:
     def fault(self, area: PhysRange) -> Fault:
         """The same as a scenario has it; a CPU's stores into its physical bytes `area` are as wide as they can be."""
         width = next(width for width in (8, 4, 2, 1) if not area.start % width and not area.size % width)
-        return Fault(
-            f"{self.base}+{self.offset:#x}",
-            by=self.by,
-            when=self.moment,
-            width=width,
-            step=self.at,
-            model=self.model,
-            variant=self.variant,
-        )
+        at, step, model, variant = f"{self.base}+{self.offset:#x}", self.at, self.model, self.variant
+        return Fault(at, None, None, self.by, self.moment, width, step, model, variant)
 
 
 class How(enum.StrEnum):

@@ -137,20 +137,13 @@ class Space:
 
     def describe(self) -> list[SpaceRow]:
         """The table of the space, a line for each stratum, in the order of the numbers."""
-        return [
-            SpaceRow(
-                one.area.name,
-                one.area.kind.value,
-                one.model.name,
-                one.by.value,
-                one.moment.value,
-                one.area.phys.size,
-                one.model.variants,
-                len(one.steps),
-                one.size,
-            )
-            for one in self.strata
-        ]
+
+        def row(one: Stratum) -> SpaceRow:
+            area, variants, steps = one.area, one.model.variants, len(one.steps)
+            words = area.name, area.kind.value, one.model.name, one.by.value, one.moment.value
+            return SpaceRow(*words, area.phys.size, variants, steps, one.size)
+
+        return [row(one) for one in self.strata]
 
 
 def space_of(scenario: Scenario, kernel: KernelModel, image: Kimage) -> Space:

@@ -181,25 +181,9 @@ class Store:
             marked = self.db.execute(f"INSERT INTO chunk VALUES (?, 1) {update}", (chunk,))
             if marked.rowcount == 0:
                 return
-            self.db.executemany(
-                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (
-                        position,
-                        one.fault.id,
-                        stratum,
-                        str(one.outcome),
-                        one.how.value,
-                        one.segment,
-                        one.phys,
-                        one.detail,
-                        str(one.dump),
-                        one.dump_reason,
-                        int(one.reported),
-                    )
-                    for position, one, stratum in zip(positions, results, strata, strict=True)
-                ),
-            )
+            rows = zip(positions, strata, results, strict=True)
+            columns = ", ".join("?" * len(StoredRow._fields))
+            self.db.executemany(f"INSERT INTO result VALUES ({columns})", (_row(*row) for row in rows))
             self._tick("decide", seconds)
 
     def add_audits(self, audits: Iterable[tuple[int, Decided]], seconds: float = 0.0) -> None:
@@ -283,3 +267,9 @@ class Store:
         for row in self.rows():
             digest.update(("\t".join(map(str, row)) + "\n").encode())
         return digest.hexdigest()
+
+
+def _row(position: int, stratum: int, one: Decided) -> StoredRow:
+    where = one.segment, one.phys, one.detail
+    dump = str(one.dump), one.dump_reason, int(one.reported)
+    return StoredRow(position, one.fault.id, stratum, str(one.outcome), one.how.value, *where, *dump)

@@ -171,13 +171,9 @@ def _switched_off(facts: Facts) -> str:
 def _hit_of(facts: Facts) -> str:
     """Which variable or function of the purgatory a write changed."""
     symbols = facts.checker.symbol_table() if facts.checker is not None else {}
-    names = [
-        name
-        for one in facts.injections
-        if one.changed
-        for name, (phys, size) in symbols.items()
-        if size and PhysRange.of(phys, size).overlaps(PhysRange.of(one.phys, len(one.before)))
-    ]
+    hits = [PhysRange.of(one.phys, len(one.before)) for one in facts.injections if one.changed]
+    places = [(name, PhysRange.of(phys, size)) for name, (phys, size) in symbols.items() if size]
+    names = [name for hit in hits for name, place in places if place.overlaps(hit)]
     return _and(list(dict.fromkeys(names))) if names else "own bytes"
 
 

@@ -98,22 +98,15 @@ class KernelModel(KernelState):
     def _start(self) -> None:
         boot_cpu = self.board.boot_cpu
         boot_cpu.reset(self.guest.phys("primary_entry"), x0=self.dtb_phys)
-        self.say(
-            "boot",
-            f"the boot loader starts the kernel at {self.guest.phys('primary_entry'):#x}, device tree at "
-            f"{self.dtb_phys:#x}",
-            entry_phys=self.guest.phys("primary_entry"),
-            dtb_phys=self.dtb_phys,
-        )
+        entry, tree = self.guest.phys("primary_entry"), self.dtb_phys
+        words = f"the boot loader starts the kernel at {entry:#x}, device tree at {tree:#x}"
+        self.say("boot", words, entry_phys=entry, dtb_phys=tree)
         stop = self.run(boot_cpu, limit=CALL_LIMIT)
         if stop.kind is not CpuStopKind.IDLE:
             raise MachineError(f"the first kernel did not come up: {stop}")
-        self.say(
-            "booted",
-            f"the first kernel is idle on {len(self.board.cpus)} CPU"
-            f"{'s' if len(self.board.cpus) > 1 else ''}; linear map: {self.arch.plan.reason}",
-            table_pages=len(self.tables.tables),
-        )
+        cpus = f"{len(self.board.cpus)} CPU{'s' if len(self.board.cpus) > 1 else ''}"
+        words = f"the first kernel is idle on {cpus}; linear map: {self.arch.plan.reason}"
+        self.say("booted", words, table_pages=len(self.tables.tables))
 
     def close(self) -> None:
         """Close the board: the host's memory is given back, and the kernel is gone."""

@@ -86,13 +86,11 @@ class DiskVmcore:
     def loads(self) -> list[LoadDigest]:
         """The dump's PT_LOADs with the digests of what was read; FormatError if it is no core."""
         headers = parse_core_header(self.disk.read(0, min(1 << 16, self.size))).program_headers
+        read = self.disk.read
         return [
-            LoadDigest(
-                PhysRange.of(header.paddr, header.filesz),
-                _sha256(self.disk.read, header.offset, header.filesz),
-            )
-            for header in headers
-            if header.type == PT_LOAD
+            LoadDigest(PhysRange.of(one.paddr, one.filesz), _sha256(read, one.offset, one.filesz))
+            for one in headers
+            if one.type == PT_LOAD
         ]
 
 

@@ -77,13 +77,9 @@ def boot_linux(board: Board, setup: LinuxSetup) -> bytes:
     for phys, data in ((places.kernel_phys, setup.image), (place.start, initrd), (places.dtb_phys, dtb)):
         board.ram.write(phys, data)
     board.boot_cpu.reset(places.kernel_phys, places.dtb_phys)
-    board.timeline.record(
-        "boot",
-        f"the boot loader starts Linux at {places.kernel_phys:#x}, initrd at {place}, device tree at "
-        f"{places.dtb_phys:#x}",
-        entry_phys=places.kernel_phys,
-        dtb_phys=places.dtb_phys,
-    )
+    kernel, tree = places.kernel_phys, places.dtb_phys
+    words = f"the boot loader starts Linux at {kernel:#x}, initrd at {place}, device tree at {tree:#x}"
+    board.timeline.record("boot", words, entry_phys=kernel, dtb_phys=tree)
     return dtb
 
 

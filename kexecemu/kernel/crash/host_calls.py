@@ -79,13 +79,8 @@ def crash_save_cpu(state: KernelState, cpu: Cpu) -> None:
     note = crash_note(pid, regs.as_elf_regs())
     phys = state.crash_notes_phys(cpu.x(1))
     guest.ram.write(phys, note)
-    state.say(
-        "crash_save_cpu",
-        f"cpu{cpu.x(1)} saves its registers (pid {pid}, pc {guest.vmlinux.describe(regs.pc)})",
-        cpu=cpu.x(1),
-        pc_virt=regs.pc,
-        note_phys=phys,
-    )
+    words = f"cpu{cpu.x(1)} saves its registers (pid {pid}, pc {guest.vmlinux.describe(regs.pc)})"
+    state.say("crash_save_cpu", words, cpu=cpu.x(1), pc_virt=regs.pc, note_phys=phys)
 
 
 def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
@@ -139,13 +134,8 @@ def report_die(state: KernelState, cpu: Cpu) -> None:
     task = oops.task_line(guest, cpu.sysreg("SP_EL0"), cpu.index)
     for line in oops.die_report(guest, text, cpu.x(1), regs, task):
         state.log(line)
-    state.say(
-        "oops",
-        f"{text} on cpu{cpu.index} at {guest.vmlinux.describe(regs.pc)}",
-        cpu=cpu.index,
-        esr=cpu.x(1),
-        pc_virt=regs.pc,
-    )
+    words = f"{text} on cpu{cpu.index} at {guest.vmlinux.describe(regs.pc)}"
+    state.say("oops", words, cpu=cpu.index, esr=cpu.x(1), pc_virt=regs.pc)
 
 
 def wait_for_cpu(state: KernelState, run: Run, cpu: Cpu) -> None:

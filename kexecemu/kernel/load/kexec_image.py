@@ -81,14 +81,8 @@ class _Loader:
         self.files = files
         self.context = context
 
-        self.add = partial(
-            add_buffer,
-            image,
-            region=context.crashk_res,
-            era=context.era,
-            page_size=context.page_size,
-            free_memory=context.free_memory,
-        )
+        place = partial(add_buffer, image, region=context.crashk_res, free_memory=context.free_memory)
+        self.add = partial(place, era=context.era, page_size=context.page_size)
 
     def _add_tables(self, text_offset: int, buf_min: int) -> None:
         """Room for the segments that repeat or describe those before them: they are filled when these are final."""

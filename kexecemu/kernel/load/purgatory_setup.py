@@ -175,12 +175,10 @@ def tables_text(image: Kimage) -> str | None:
     The table takes 32 bytes for each page of 4096, which is 0.8 % of the image; the copy as much as the image itself.
     """
     total = sum(one.memsz for one in described_segments(image.segments))
+    tables = (("page digests", image.segment(PAGE_DIGESTS)), ("second copy", image.segment(COPY)))
     costs = [
-        f"{words}: {segment.memsz:#x} bytes, {100 * segment.memsz / total:.1f} % of the image"
-        for words, segment in (
-            ("page digests", image.segment(PAGE_DIGESTS)),
-            ("second copy", image.segment(COPY)),
-        )
-        if segment is not None
+        f"{words}: {one.memsz:#x} bytes, {100 * one.memsz / total:.1f} % of the image"
+        for words, one in tables
+        if one is not None
     ]
     return "; ".join(costs) or None

@@ -136,10 +136,6 @@ def prepare_relocation(
         virt = guest.space.linear_virt(area.start)
         linear.map(virt, area.start, area.size, PAGE_KERNEL, blocks=True, contiguous=False)
     entry = vmlinux.virt("arm64_relocate_new_kernel") - start
-    return Relocation(
-        kern_reloc=code_page + entry,
-        ttbr0=idmap.root_phys,
-        ttbr1=linear.root_phys,
-        zero_page=guest.phys("reserved_pg_dir"),
-        phys_offset=-guest.space.linear_virt(0) % (1 << 64),
-    )
+    linear_offset = -guest.space.linear_virt(0) % (1 << 64)
+    roots = idmap.root_phys, linear.root_phys, guest.phys("reserved_pg_dir")
+    return Relocation(code_page + entry, *roots, linear_offset)

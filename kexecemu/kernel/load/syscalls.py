@@ -119,22 +119,13 @@ def kexec_tools_load(
 def tell_image(timeline: Timeline, image: Kimage, call: str, *, by: str, unchecked: str) -> None:
     """A loaded image in the account of a run: by which call, in words too, and in words why it has no digest."""
     for segment in image.segments:
-        timeline.record(
-            "segment",
-            f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)",
-            segment=segment.name,
-            mem_phys=segment.mem,
-            memsz=segment.memsz,
-            bufsz=segment.bufsz,
-        )
+        sizes = {"memsz": segment.memsz, "bufsz": segment.bufsz}
+        words = f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)"
+        timeline.record("segment", words, segment=segment.name, mem_phys=segment.mem, **sizes)
     digest = f"digest {image.digest.hex()}" if image.digest else unchecked
-    timeline.record(
-        "loaded",
-        f"{by}: crash image loaded, entry {image.start:#x}, {digest}",
-        call=call,
-        entry_phys=image.start,
-        digest=image.digest.hex() if image.digest else None,
-    )
+    words, found = f"{by}: crash image loaded, entry {image.start:#x}", image.digest
+    found_hex = found.hex() if found else None
+    timeline.record("loaded", f"{words}, {digest}", call=call, entry_phys=image.start, digest=found_hex)
 
 
 def _tell_loaded(state: KernelState, image: Kimage, call: str) -> None:

@@ -30,13 +30,8 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
-__all__ += [
-    "MapTarget",
-    "build_linear_map",
-    "can_set_direct_map",
-    "defer_reserve_crashkernel",
-    "plan_linear_map",
-]
+__all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel"]
+__all__ += ["plan_linear_map"]
 
 _TABLES_LIMIT = 512 << 20
 

@@ -290,5 +290,6 @@ class FaultDecider:
 
 
 def _decided(fault: CampaignFault, ended: Ended, how: How, segment: str, phys: int) -> Decided:
-    dump = ended.dump, ended.dump_reason
-    return Decided(fault, ended.outcome, how, segment, phys, "", *dump, ended.reported)
+    return Decided(
+        fault, ended.outcome, how, segment, phys, "", ended.dump, ended.dump_reason, ended.reported
+    )

@@ -18,8 +18,8 @@ from kexecemu.shown import shown
 from kexecemu.stray.models import find_model
 from kexecemu.suggest import did_you_mean
 
-__all__ = ["NUMBERED", "By", "Fault", "Injection", "When", "account", "can_write", "parse_hex", "parse_when"]
-__all__ += ["when_word"]
+__all__ = ["NUMBERED", "WHEN_WORD", "By", "Fault", "Injection", "When", "account", "can_write"]
+__all__ += ["parse_hex", "parse_when", "when_word"]
 
 
 class By(enum.StrEnum):
@@ -49,7 +49,8 @@ NUMBERED = {When.WHILE_HASHING: 256, When.IN_CAPTURE: 10**9}
 """The moments with a number, and how far it goes."""
 
 _ALIVE = (When.DURING_LOAD, When.AFTER_LOAD, When.BEFORE_PANIC)
-_WHEN = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<step>\d+))?\Z", re.ASCII)
+WHEN_WORD = r"(?P<moment>[a-z-]+?)(?:-(?P<step>\d+))?\Z"
+"""A moment as it is written: its word, and its number where it has one."""
 
 
 def can_write(by: By, when: When) -> bool:
@@ -76,7 +77,7 @@ def parse_when(
 
     among are those that there can be, more what else there is, in words.
     """
-    match = _WHEN.match(word)
+    match = re.match(WHEN_WORD, word, re.ASCII)
     if match is None or match["moment"] not in among:
         known = ", ".join(f"{one}-N" if one in NUMBERED else one for one in among)
         raise InputError(f"{what}: no moment {word!r}{did_you_mean(word, among)}; there are {known}{more}")

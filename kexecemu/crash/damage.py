@@ -15,6 +15,8 @@ from kexecemu.shown import shown
 
 __all__ = ["Damage", "differing", "find_damage", "written_by_early_check"]
 
+_CHUNK = 4096  # bytes that are compared at a time: nearly all of an image is as loaded
+
 
 @shown()
 @dataclass(frozen=True)
@@ -64,7 +66,14 @@ def _except(memory: bytes, loaded: bytes, segment: Segment, own: Sequence[PhysRa
 
 def differing(left: bytes, right: bytes) -> list[tuple[int, int]]:
     """The stretches of offsets, [start, end), at which two equally long pieces of memory are not the same."""
-    if left == right:
-        return []
-    mixed = int.from_bytes(left, "little") ^ int.from_bytes(right, "little")
-    return [run.span() for run in re.finditer(rb"[^\0]+", mixed.to_bytes(len(left), "little"))]
+    found: list[tuple[int, int]] = []
+    for at in range(0, len(left), _CHUNK):
+        one, other = left[at : at + _CHUNK], right[at : at + _CHUNK]
+        if one != other:
+            mixed = int.from_bytes(one, "little") ^ int.from_bytes(other, "little")
+            for run in re.finditer(rb"[^\0]+", mixed.to_bytes(len(one), "little")):
+                start, end = at + run.start(), at + run.end()
+                if found and found[-1][1] == start:
+                    start = found.pop()[0]
+                found.append((start, end))
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from kexecemu.errors import InputError
@@ -67,12 +66,16 @@ def model(
     def register(write: _Write) -> _Write:
         name = write.__name__.replace("_", "-")
         summary = (write.__doc__ or "").strip().splitlines()[0]
-        length_of = length if callable(length) else partial(_constant, length)
+        length_of = length if callable(length) else _Constant(length)
         MODELS[name] = Model(name, summary, source, variants, width, length_of, write)
         return write
 
     return register
 
 
-def _constant(value: int, variant: int) -> int:
-    return value
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    value: int
+
+    def __call__(self, variant: int) -> int:
+        return self.value

@@ -8,7 +8,7 @@ from kexecemu.arguments import contents
 from kexecemu.errors import InputError
 from kexecemu.formats.image import has_magic
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
-from kexecemu.linux.first import LinuxSetup
+from kexecemu.linux.first_boot import LinuxSetup
 from kexecemu.scenario.checks import check_real
 from kexecemu.scenario.options import Setup, check_first, given_options
 from kexecemu.scenario.setup import whole

@@ -10,7 +10,8 @@ from typing import Any
 
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.purgatory_check import Reply, cases, judge_reply
-from kexecemu.crash.stages import PurgatoryEnd, run_purgatory
+from kexecemu.crash.running import run_purgatory
+from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.base.config import KernelConfig

@@ -34,7 +34,8 @@ from pathlib import Path
 
 import kexecemu
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.stages import PurgatoryEnd, PurgatoryRun, run_purgatory
+from kexecemu.crash.running import run_purgatory
+from kexecemu.crash.stages import PurgatoryEnd, PurgatoryRun
 from kexecemu.fetch.cache import cached
 from kexecemu.formats import image
 from kexecemu.kernel.base.config import KernelConfig

@@ -92,38 +92,43 @@ def plan_campaign(
     machine = engine(scenario, folder)
     try:
         space = machine.space
-        sampling = scenario.campaign.sampling
-        if sampling == "stratified":
+        if scenario.campaign.sampling == "stratified":
             sample = [index for index, _ in sample_stratified(space, faults, seed)]
         else:
             sample = sample_uniform(space, faults, seed)
-        header = Header(
-            version=own_version(),
-            config_hash=machine.config_hash,
-            # The way that is in force: the scenario's, or the one of its era.
-            protection=KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection).way.value,
-            purgatory=_purgatory(scenario),
-            seed=seed,
-            faults=faults,
-            population=space.size,
-            sampler=f"{SAMPLER} {sampling}",
-            chunk=chunk,
-            name=scenario.name,
-            scenario=named,
-            options=options,
-            source=source,
-            strata=tuple((*row[:5], row.size) for row in space.describe()),
-            areas=tuple(
-                (area.name, area.phys.start, area.phys.end, area.kind.value)
-                for area in {one.area: None for one in space.strata}
-            ),
-        )
+        told = {"scenario": named, "options": options, "source": source}
+        header = _header(scenario, machine, told, seed, faults, chunk)
     except BaseException:
         machine.close()
         raise
     config = CampaignConfig(scenario, folder, header.version, header.config_hash, engine)
     keep_engine(config, machine)
     return Campaign(config, header, space, sample)
+
+
+def _header(
+    scenario: Scenario, machine: FaultDecider, told: Mapping[str, str], seed: int, faults: int, chunk: int
+) -> Header:
+    space = machine.space
+    return Header(
+        version=own_version(),
+        config_hash=machine.config_hash,
+        # The way that is in force: the scenario's, or the one of its era.
+        protection=KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection).way.value,
+        purgatory=_purgatory(scenario),
+        population=space.size,
+        sampler=f"{SAMPLER} {scenario.campaign.sampling}",
+        name=scenario.name,
+        strata=tuple((*row[:5], row.size) for row in space.describe()),
+        areas=tuple(
+            (area.name, area.phys.start, area.phys.end, area.kind.value)
+            for area in {one.area: None for one in space.strata}
+        ),
+        seed=seed,
+        faults=faults,
+        chunk=chunk,
+        **told,
+    )
 
 
 def run_campaign(

@@ -82,7 +82,6 @@ def virt_device_tree(
         raise ValueError(f"the board has a GIC of version 2 or 3, not {gic}")
     if kaslr_seed is not None and not 0 <= kaslr_seed < 1 << 64:
         raise ValueError(f"a KASLR seed is a number of 64 bits, not {kaslr_seed:#x}")
-    timer = (cell for ppi in _TIMER_PPIS for cell in (1, ppi - virt.FIRST_PPI, _PPI_FLAGS[gic]))
     root: dict[str, NodeSpec | bytes | int | str | list[str]] = {
         "interrupt-parent": _GIC_PHANDLE,
         "model": "linux,dummy-virt",
@@ -96,40 +95,55 @@ def virt_device_tree(
             for at in sorted(set(virtio_slots))
         },
         **({f"pl031@{virt.RTC.start:x}": _RTC} if rtc else {}),
-        f"pl011@{uart_phys:x}": {
-            "clock-names": ["uartclk", "apb_pclk"],
-            "clocks": cells(_CLOCK_PHANDLE, _CLOCK_PHANDLE),
-            "interrupts": _spi(virt.UART_SPI),
-            "reg": reg64(uart_phys, virt.UART.size),
-            "compatible": ["arm,pl011", "arm,primecell"],
-        },
+        f"pl011@{uart_phys:x}": _uart(uart_phys),
         f"intc@{virt.GIC_DISTRIBUTOR.start:x}": {
             "phandle": _GIC_PHANDLE,
             **_GIC[gic],
             "#interrupt-cells": 3,
             "interrupt-controller": b"",
         },
-        "timer": {
-            "interrupts": cells(*timer),
-            "always-on": b"",
-            "compatible": ["arm,armv8-timer", "arm,armv7-timer"],
-        },
+        "timer": _timer(gic),
         "apb-pclk": _CLOCK,
         "cpus": {
             "#size-cells": 0,
             "#address-cells": 1,
             **{f"cpu@{virt.affinity(index):x}": _cpu_node(index) for index in range(cpus)},
         },
-        "chosen": {
-            "stdout-path": f"/pl011@{uart_phys:x}",
-            **({"bootargs": cmdline} if cmdline else {}),
-            **({"linux,initrd-start": reg64(initrd.start)} if initrd is not None else {}),
-            **({"linux,initrd-end": reg64(initrd.end)} if initrd is not None else {}),
-            **({"kaslr-seed": reg64(kaslr_seed)} if kaslr_seed is not None else {}),
-            **({"rng-seed": rng_seed} if rng_seed is not None else {}),
-        },
+        "chosen": _chosen(uart_phys, cmdline, initrd, kaslr_seed, rng_seed),
     }
     return build(root)
+
+
+def _uart(uart_phys: int) -> NodeSpec:
+    return {
+        "clock-names": ["uartclk", "apb_pclk"],
+        "clocks": cells(_CLOCK_PHANDLE, _CLOCK_PHANDLE),
+        "interrupts": _spi(virt.UART_SPI),
+        "reg": reg64(uart_phys, virt.UART.size),
+        "compatible": ["arm,pl011", "arm,primecell"],
+    }
+
+
+def _timer(gic: int) -> NodeSpec:
+    interrupts = (cell for ppi in _TIMER_PPIS for cell in (1, ppi - virt.FIRST_PPI, _PPI_FLAGS[gic]))
+    return {
+        "interrupts": cells(*interrupts),
+        "always-on": b"",
+        "compatible": ["arm,armv8-timer", "arm,armv7-timer"],
+    }
+
+
+def _chosen(
+    uart_phys: int, cmdline: str, initrd: PhysRange | None, kaslr_seed: int | None, rng_seed: bytes | None
+) -> NodeSpec:
+    return {
+        "stdout-path": f"/pl011@{uart_phys:x}",
+        **({"bootargs": cmdline} if cmdline else {}),
+        **({"linux,initrd-start": reg64(initrd.start)} if initrd is not None else {}),
+        **({"linux,initrd-end": reg64(initrd.end)} if initrd is not None else {}),
+        **({"kaslr-seed": reg64(kaslr_seed)} if kaslr_seed is not None else {}),
+        **({"rng-seed": rng_seed} if rng_seed is not None else {}),
+    }
 
 
 def _cpu_node(index: int) -> NodeSpec:

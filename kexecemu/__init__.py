@@ -32,26 +32,18 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "Board": "kexecemu.machine.board",
-    "By": "kexecemu.stray.fault",
-    "Dump": "kexecemu.crash.dump",
-    "End": "kexecemu.crash.end",
-    "Era": "kexecemu.kernel.base.config",
-    "Fault": "kexecemu.stray.fault",
-    "InputError": "kexecemu.errors",
-    "KEXEC_FILE_NO_INITRAMFS": "kexecemu.kernel.image.kimage",
-    "KEXEC_FILE_ON_CRASH": "kexecemu.kernel.image.kimage",
-    "KEXEC_FILE_UNLOAD": "kexecemu.kernel.image.kimage",
-    "Kernel": "kexecemu.crash.kernel",
-    "KernelConfig": "kexecemu.kernel.base.config",
-    "KexecError": "kexecemu.errors",
-    "KexecemuError": "kexecemu.errors",
-    "Outcome": "kexecemu.crash.outcome",
-    "Protection": "kexecemu.kernel.base.config",
-    "Scenario": "kexecemu.scenario.schema",
-    "When": "kexecemu.stray.fault",
-    "read_scenario": "kexecemu.scenario.read",
-    "run_scenario": "kexecemu.scenario.runner",
+    "kexecemu.crash.dump": ("Dump",),
+    "kexecemu.crash.end": ("End",),
+    "kexecemu.crash.kernel": ("Kernel",),
+    "kexecemu.crash.outcome": ("Outcome",),
+    "kexecemu.errors": ("InputError", "KexecError", "KexecemuError"),
+    "kexecemu.kernel.base.config": ("Era", "KernelConfig", "Protection"),
+    "kexecemu.kernel.image.kimage": ("KEXEC_FILE_NO_INITRAMFS", "KEXEC_FILE_ON_CRASH", "KEXEC_FILE_UNLOAD"),
+    "kexecemu.machine.board": ("Board",),
+    "kexecemu.scenario.read": ("read_scenario",),
+    "kexecemu.scenario.runner": ("run_scenario",),
+    "kexecemu.scenario.schema": ("Scenario",),
+    "kexecemu.stray.fault": ("By", "Fault", "When"),
 }
 
 __all__ = [
@@ -85,10 +77,10 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _version(home: Path | None = None) -> str:

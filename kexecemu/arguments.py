@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,9 +69,8 @@ def text(value: Any, what: str) -> str:
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise InputError(
-            f"{what}: {brief(value, room=60)} holds half a character (a lone surrogate)"
-        ) from None
+        told = brief(value, room=60)
+        raise InputError(f"{what}: {told} holds half a character (a lone surrogate)") from None
     return value
 
 
@@ -89,7 +87,5 @@ def member(value: Any, kind: type[_Member], what: str) -> _Member:
     try:
         return kind(value)
     except ValueError:
-        known: Iterable[Any] = [one.value for one in kind]
-        raise InputError(
-            f"{what}: {brief(value, room=60)} is not one of {', '.join(map(str, known))}"
-        ) from None
+        known = ", ".join(str(one.value) for one in kind)
+        raise InputError(f"{what}: {brief(value, room=60)} is not one of {known}") from None

@@ -30,6 +30,7 @@ from kexecemu.commands import (
 )
 from kexecemu.commands import list as listing
 from kexecemu.commands.help import HelpfulGroup, add_command, usage_text
+from kexecemu.commands.options import option
 from kexecemu.errors import InputError, KexecemuError, KexecError
 
 __all__ = ["app", "main"]
@@ -62,6 +63,9 @@ add_command(app, "list", listing.list_command, SET_UP, listing.EXAMPLES)
 add_command(app, "schema", schema.schema_command, SET_UP, schema.EXAMPLES)
 
 
+_VERSION = "Print the release, and a hash of the code in force."
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         from kexecemu.campaign.version import own_version
@@ -72,15 +76,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _start(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            help="Print the release, and a hash of the code in force.",
-            is_eager=True,
-            callback=_print_version,
-        ),
-    ] = False,
+    version: Annotated[bool, option("--version", _VERSION, is_eager=True, callback=_print_version)] = False,
 ) -> None:
     """See, break and measure kexec and kdump on arm64."""
 

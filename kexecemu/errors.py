@@ -34,15 +34,10 @@ class FormatError(InputError):
 
 
 class NotFetched(InputError):
-    """Something is needed that does not ship and has not been fetched: a real kernel, busybox, kexec-tools.
-
-    what is its name for `kexecemu fetch`, cache the folder where it is not.
-    """
+    """Something is needed that does not ship and has not been fetched: a real kernel, busybox, kexec-tools."""
 
     def __init__(self, what: str, cache: Path) -> None:
         super().__init__(f"{what} is not fetched yet: run kexecemu fetch {what} (looked in {cache})")
-        self.what = what
-        self.cache = cache
 
 
 class FetchError(KexecemuError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from kexecemu.arguments import instance
 from kexecemu.crash.end import End
@@ -66,7 +65,7 @@ def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> st
     again = again_line(end) if again is None else again
     lines = [*wrong, ""] if wrong else []
     lines.append(events_text(list(end.timeline)))
-    lines += [f"damage: {damage}" for damage in islice(end.damage, 8)]
+    lines += [f"damage: {damage}" for damage in end.damage[:8]]
     if len(end.damage) > 8:
         lines.append(f"damage: and {len(end.damage) - 8} more")
     if again:

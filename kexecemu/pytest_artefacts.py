@@ -63,8 +63,7 @@ def chosen_folder(config: pytest.Config) -> Path | None:
 
 def note_end(item: pytest.Item, end: End) -> None:
     """The outcome of a crash into the test's properties, which the junit file has."""
-    item.user_properties.append(("kexecemu_outcome", end.outcome.value))
-    item.user_properties.append(("kexecemu_dump", end.dump.value))
+    item.user_properties += [("kexecemu_outcome", end.outcome.value), ("kexecemu_dump", end.dump.value)]
 
 
 def again_in(folder: Path | None, item: pytest.Item, end: End, expect: Expect | None) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -91,10 +92,7 @@ def _asserting_frame() -> FrameType | None:
 
 def ends_behind(traceback: TracebackType | None) -> list[End]:
     """The Ends that the frames of a failure know, those of the innermost first."""
-    found: dict[int, End] = {}
-    for frame in _frames(traceback):
-        for end in _ends_in(frame):
-            found.setdefault(id(end), end)
+    found = {id(end): end for frame in _frames(traceback) for end in _ends_in(frame)}
     return list(found.values())[:_MOST_ENDS]
 
 
@@ -113,10 +111,7 @@ def kernel_behind(end: End, traceback: TracebackType | None) -> Kernel | None:
 
 def _frames(traceback: TracebackType | None) -> list[FrameType]:
     """From the innermost out, without pytest's own."""
-    frames = []
-    while traceback is not None:
-        frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
+    frames = [frame for frame, _ in walk_tb(traceback)]
     return [one for one in reversed(frames) if not _is_machinery(one)]
 
 

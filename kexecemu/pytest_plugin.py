@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -178,15 +178,13 @@ def kexecemu_board(request: pytest.FixtureRequest) -> Iterator[Callable[..., Boa
     """A function that makes an empty board: kexecemu.testing.board(ram="1G", cpus=1). Closed after the test."""
     from kexecemu.testing import board
 
-    made: list[Board] = []
     marked = {key: value for key, value in _marked(request.node).items() if key in ("ram", "cpus")}
 
     def make(*arguments: Any, **options: Any) -> Board:
-        made.append(board(*arguments, **({} if arguments else marked) | options))
-        return made[-1]
+        return made.enter_context(board(*arguments, **({} if arguments else marked) | options))
 
-    yield make
-    _close(made)
+    with ExitStack() as made:
+        yield make
 
 
 @pytest.fixture
@@ -194,16 +192,9 @@ def kexecemu_kernel(request: pytest.FixtureRequest) -> Iterator[Callable[..., Ke
     """A function that boots a kernel and loads its crash image: kexecemu.testing.kernel(). Closed after the test."""
     from kexecemu.testing import kernel
 
-    made: list[Board] = []
     marked = _marked(request.node)
-
-    def make(**options: Any) -> Kernel:
-        loaded = kernel(**marked | options)
-        made.append(loaded.board)
-        return loaded
-
-    yield make
-    _close(made)
+    with ExitStack() as made:
+        yield lambda **options: made.enter_context(kernel(**marked | options))
 
 
 @pytest.fixture
@@ -212,17 +203,16 @@ def kexecemu_run(request: pytest.FixtureRequest) -> Iterator[Callable[..., End]]
     from kexecemu.pytest_artefacts import note_end
     from kexecemu.testing import run_result
 
-    made: list[Board] = []
     marked = _marked(request.node)
 
     def make(scenario: str | Path | None = None, **options: Any) -> End:
         result = run_result(scenario, **marked | options)
-        made.append(result.kernel.board)
+        made.enter_context(result.kernel.board)
         note_end(request.node, result.end)
         return result.end
 
-    yield make
-    _close(made)
+    with ExitStack() as made:
+        yield make
 
 
 def _marked(node: pytest.Item) -> dict[str, Any]:
@@ -261,22 +251,16 @@ def _replayed(scenario: str | Path, token: str, changes: dict[str, Any]) -> Summ
     from kexecemu.campaign.fault import CampaignFault
     from kexecemu.campaign.replay import replay_in
     from kexecemu.errors import InputError
-    from kexecemu.scenario.read import find_scenario, read_scenario
-    from kexecemu.scenario.toml import changed
+    from kexecemu.scenario.toml import changed_scenario
     from kexecemu.testing import campaign, events_text
 
     try:
         summary = campaign(scenario, only=token, **changes)
     except InputError as error:
         pytest.skip(f"--kexecemu-replay: {error}")
-    path = find_scenario(scenario)
-    with closing(FaultDecider(changed(read_scenario(path), changes), path.parent)) as engine:
+    path, parsed = changed_scenario(scenario, changes)
+    with closing(FaultDecider(parsed, path.parent)) as engine:
         again = replay_in(engine, CampaignFault.parse(token), trace=False, culprit=False)
     print(f"{token}: concluded {again.concluded.outcome} ({again.concluded.how}), {again.outcome} when run")
     print(events_text(again.events))
     return summary
-
-
-def _close(boards: Sequence[Board]) -> None:
-    for board in boards:
-        board.close()

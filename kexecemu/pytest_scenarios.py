@@ -54,7 +54,7 @@ class ScenarioItem(pytest.Item):
         if self.scenario.expect is None:
             pytest.skip("the scenario expects nothing: it has no [expect]")
         self._skip_unless_fetched()
-        self.result = result = self._run()
+        self.result = result = run_scenario(self.scenario, self.path.parent)
         note_end(self, result.end)
         if not result.as_expected:
             again = scenario_again(shown(self.path, self.config), result.seed, self.cell)
@@ -66,17 +66,13 @@ class ScenarioItem(pytest.Item):
             self.result.kernel.board.close()
             self.result = None
 
-    def _run(self) -> Result:
-        return run_scenario(self.scenario, self.path.parent)
-
     def _skip_unless_fetched(self) -> None:
         """A real kernel comes from outside, and not every machine has it."""
-        first, load = self.scenario.kernel.linux, self.scenario.load
-        capture = Path(load.kernel) if load.kernel is not None else None
+        load = self.scenario.load
+        first, capture = (one and Path(one) for one in (self.scenario.kernel.linux, load.kernel))
         try:
-            for one in (Path(first) if first is not None else None, capture):
-                if is_fetched(one):
-                    fetched_kernel(one)
+            for one in filter(is_fetched, (first, capture)):
+                fetched_kernel(one)
             if first is not None:
                 fetched_programs()
             if load.capture == "linux" and load.initrd is None:

@@ -108,7 +108,10 @@ def _can_be_column(value: object) -> bool:
 def brief(value: object, name: str = "", room: int = _LINE, deep: int = 0) -> str:
     """A value in at most about `room` characters; name, of the attribute that it is, tells counts from addresses."""
     if isinstance(value, enum.Enum):
-        return _enum(value)
+        unnamed = isinstance(value, enum.Flag) and not value.name
+        return (
+            f"{type(value).__name__}({value.value:#x})" if unnamed else f"{type(value).__name__}.{value.name}"
+        )
     if isinstance(value, bool | float | range) or value is None:
         return repr(value)
     if isinstance(value, int):
@@ -127,13 +130,6 @@ def brief(value: object, name: str = "", room: int = _LINE, deep: int = 0) -> st
     if isinstance(value, Mapping | list | tuple | Set) and not hasattr(value, "_shown"):
         return _collection(value, name, room, deep)
     return _object(value, room, deep)
-
-
-def _enum(value: enum.Enum) -> str:
-    kind = type(value).__name__
-    if isinstance(value, enum.Flag) and not value.name:
-        return f"{kind}({value.value:#x})"
-    return f"{kind}.{value.name}"
 
 
 def _collection(value: Collection[Any], name: str, room: int, deep: int) -> str:

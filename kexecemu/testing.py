@@ -180,6 +180,7 @@ def assert_outcome(
         raise InputError(f"{dump!r} says nothing of a dump; the words are {', '.join(Dump)}")
     if segment is not None:
         text(segment, "segment")
+    states = [verdict_state] if verdict_state else []
     expect = Expect(
         outcome=Outcome(outcome),
         segment=segment,
@@ -187,9 +188,7 @@ def assert_outcome(
         console=_listed(console),
         console_absent=_listed(console_absent),
         verdict=_known(VerdictFlags, _listed(verdict), "flag of a verdict"),
-        verdict_state=_known(VerdictState, [verdict_state], "state of a verdict")[0]
-        if verdict_state
-        else None,
+        verdict_state=_known(VerdictState, states, "state of a verdict")[0] if states else None,
         dump=Dump(dump) if dump is not None else None,
     )
     wrong = mismatches_of(end, expect)
@@ -232,7 +231,7 @@ def campaign(
     from kexecemu.campaign.work import plan_campaign, run_campaign
 
     path = find_scenario(scenario)
-    for name, value in (("faults", faults), ("seed", seed), ("workers", workers), ("audit", audit)):
+    for name, value in {"faults": faults, "seed": seed, "workers": workers, "audit": audit}.items():
         integer(value, name, 0)
     fault = CampaignFault.parse(text(only, "only")) if only is not None else None
     try:

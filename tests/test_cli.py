@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from image_header import build
 
 from kexecemu.data import fixture_path, purgatory_path, shipped_scenarios
-from kexecemu.formats.image import build
 
 STUB = fixture_path("guests/capture-Image")
 

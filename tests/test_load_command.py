@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from image_header import build
 
-from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import build
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.machine.ranges import PhysRange
 

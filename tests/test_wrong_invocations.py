@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from image_header import build
 
 from kexecemu.cli import main
 from kexecemu.data import fixture_path, purgatory_path
-from kexecemu.formats.image import build
 
 LIST = Path(__file__).resolve().parent / "data" / "wrong-invocations.txt"
 STUB = fixture_path("guests/capture-Image").read_bytes()

@@ -64,14 +64,8 @@ class Accesses:
 
     def state(self, counter: BlockCounter) -> Touched:
         """For the native hooks; it points into this object and into the counter."""
-        return Touched(
-            self.region.start,
-            self.region.size,
-            ctypes.addressof(self._grains),
-            ctypes.addressof(self._first_reads),
-            ctypes.addressof(self._last_reads),
-            ctypes.addressof(counter.state),
-        )
+        tables = [ctypes.addressof(one) for one in (self._grains, self._first_reads, self._last_reads)]
+        return Touched(self.region.start, self.region.size, *tables, ctypes.addressof(counter.state))
 
     def _spans(self, area: PhysRange, unit: int) -> tuple[int, int]:
         start = max(area.start, self.region.start) - self.region.start
@@ -118,10 +112,8 @@ class Accesses:
     def touched(self) -> list[PhysRange]:
         """What was touched at all, in order, in whole grains."""
         start = self.region.start
-        return [
-            PhysRange(start + run.start() * GRAIN, start + run.end() * GRAIN)
-            for run in re.finditer(rb"[^\0]+", bytes(self._grains))
-        ]
+        runs = (run.span() for run in re.finditer(rb"[^\0]+", bytes(self._grains)))
+        return [PhysRange(start + begin * GRAIN, start + end * GRAIN) for begin, end in runs]
 
     def first_read(self, area: PhysRange) -> int:
         """When the first byte of an area was first read, in instructions of the CPU; -1 if none ever was."""

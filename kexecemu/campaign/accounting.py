@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from typing import TypeVar
 
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import CONFIDENCE, Basis, Figure, Stratum, stratified, upper_bound
-from kexecemu.campaign.store import Store, StoredRow
+from kexecemu.campaign.store import Counted, Store
 from kexecemu.campaign.summary import DIMENSIONS, AreaHits, Disagreement, Example, Summary
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
@@ -23,6 +24,9 @@ _WORST = (*HARM, Outcome.ERROR)
 _EXAMPLES_OF_HARM, _EXAMPLES = 10, 3
 _CELLS = 64
 
+_Row = TypeVar("_Row")
+_Column = TypeVar("_Column")
+
 
 def summarise(store: Store) -> Summary:
     """A finished campaign's summary. Raises InputError when it is not finished."""
@@ -32,68 +36,64 @@ def summarise(store: Store) -> Summary:
         raise InputError(
             f"{store.path.parent}: {missing:,} of {header.faults:,} faults are still to be done: --resume"
         )
-    basis = basis_of(header)
-    counts = store.counts()
-    outcomes, ways = Counter[str](), Counter[str]()
-    by: dict[str, dict[str, Counter[str]]] = {one: defaultdict(Counter) for one in DIMENSIONS}
-    drawn, found = Counter[int](), defaultdict[str, Counter[int]](Counter)
-    dumped, crossed = defaultdict[str, Counter[int]](Counter), defaultdict[str, Counter[str]](Counter)
-    reported = 0
-    for stratum, segment, outcome, how, dump, said, count in counts:
-        where, kind, model, writer, moment, _ = header.strata[stratum]
-        outcomes[outcome] += count
-        ways[how] += count
-        drawn[stratum] += count
-        found[outcome][stratum] += count
-        dumped[dump][stratum] += count
-        crossed[outcome][dump] += count
-        reported += count if said and outcome == Outcome.TRAPPED else 0
-        keys = {"segment": segment or where, "kind": kind, "writer": writer, "model": model, "moment": moment}
-        for dimension, key in keys.items():
-            by[dimension][key][outcome] += count
+    counts, audits = store.counts(), store.audits()
+    drawn = _table(counts, lambda one: "", lambda one: one.stratum)[""]
+    found = _table(counts, lambda one: one.outcome, lambda one: one.stratum)
+    dumped = _table(counts, lambda one: one.dump, lambda one: one.stratum)
+    crossed = _table(counts, lambda one: one.outcome, lambda one: one.dump)
+    ways = _table(counts, lambda one: "", lambda one: one.how)[""]
     examples = {
         outcome.value: tuple(
-            _example(row)
+            Example(row.fault, *row[3:10], reported=bool(row.reported))
             for row in store.first(outcome, _EXAMPLES_OF_HARM if outcome in _WORST else _EXAMPLES)
         )
         for outcome in Outcome
     }
-    audits = store.audits()
     return Summary(
         name=header.name,
         scenario=header.scenario,
         protection=header.protection,
         purgatory=header.purgatory,
-        basis=basis,
-        outcomes={outcome.value: outcomes[outcome] for outcome in Outcome},
+        basis=basis_of(header),
+        outcomes={outcome.value: found[outcome].total() for outcome in Outcome},
         figures={outcome.value: share(outcome.value, header, drawn, found[outcome]) for outcome in Outcome},
-        how={how.value: ways[how] for how in How if ways[how]},
-        by={
-            dimension: {key: _in_order(counter) for key, counter in sorted(keys.items())}
-            for dimension, keys in by.items()
-        },
+        how=_in_order(ways, How),
+        by={dimension: _by(counts, header, dimension) for dimension in DIMENSIONS},
         areas=tuple(_hits(store, area) for area in sorted(header.areas, key=lambda area: area[1])),
         examples=examples,
         worst=tuple(example for outcome in _WORST for example in examples[outcome]),
         audited=len(audits),
-        disagreements=tuple(
-            Disagreement(one.fault, one.decided, one.how, one.run, one.detail, one.decided_dump, one.run_dump)
-            for one in audits
-            if not one.agrees
-        ),
+        disagreements=tuple(Disagreement(*one[1:]) for one in audits if not one.agrees),
         table_sha256=store.table_sha256(),
         seconds=store.seconds("decide"),
         audit_seconds=store.seconds("audit"),
         options=header.options,
         dumps={dump.value: dumped[dump].total() for dump in Dump},
         dump_figures={dump.value: share(f"dump {dump.value}", header, drawn, dumped[dump]) for dump in Dump},
-        outcome_dumps={
-            outcome.value: {dump.value: counter[dump] for dump in Dump if counter[dump]}
-            for outcome in Outcome
-            if (counter := crossed.get(outcome))
-        },
-        reported=reported,
+        outcome_dumps={one.value: _in_order(crossed[one], Dump) for one in Outcome if one in crossed},
+        reported=sum(one.faults for one in counts if one.reported and one.outcome == Outcome.TRAPPED),
     )
+
+
+def _table(
+    counts: Iterable[Counted], row: Callable[[Counted], _Row], column: Callable[[Counted], _Column]
+) -> Mapping[_Row, Counter[_Column]]:
+    """How many results there are by two things that can be said of each."""
+    table = defaultdict[_Row, Counter[_Column]](Counter)
+    for one in counts:
+        table[row(one)][column(one)] += one.faults
+    return table
+
+
+def _by(counts: Iterable[Counted], header: Header, dimension: str) -> dict[str, dict[str, int]]:
+    """The outcomes by one of DIMENSIONS."""
+    number = ("segment", "kind", "model", "writer", "moment").index(dimension)  # as strata have them
+
+    def key(one: Counted) -> str:
+        return (one.segment if dimension == "segment" else "") or str(header.strata[one.stratum][number])
+
+    table = _table(counts, key, lambda one: one.outcome)
+    return {name: _in_order(table[name]) for name in sorted(table)}
 
 
 def basis_of(header: Header) -> Basis:
@@ -101,15 +101,8 @@ def basis_of(header: Header) -> Basis:
     method = f"Clopper-Pearson, {CONFIDENCE:.0%}"
     if header.stratified:
         method += f", {len(header.strata)} strata"
-    return Basis(
-        header.population,
-        header.faults,
-        header.seed,
-        header.version,
-        header.config_hash,
-        header.sampler,
-        method,
-    )
+    sample = header.population, header.faults, header.seed
+    return Basis(*sample, header.version, header.config_hash, header.sampler, method)
 
 
 def share(what: str, header: Header, drawn: Mapping[int, int], found: Mapping[int, int]) -> Figure:
@@ -119,10 +112,8 @@ def share(what: str, header: Header, drawn: Mapping[int, int], found: Mapping[in
     """
     count = sum(found.values())
     if header.stratified:
-        strata = [
-            Stratum(row[-1], drawn.get(number, 0), found.get(number, 0))
-            for number, row in enumerate(header.strata)
-        ]
+        rows = enumerate(header.strata)
+        strata = [Stratum(row[-1], drawn.get(at, 0), found.get(at, 0)) for at, row in rows]
     else:
         strata = [Stratum(header.population, header.faults, count)]
     at_most = None if count else upper_bound(strata)
@@ -133,31 +124,11 @@ def _in_order(counter: Mapping[str, int], words: Iterable[StrEnum] = Outcome) ->
     return {word.value: counter[word] for word in words if counter.get(word)}
 
 
-def _example(row: StoredRow) -> Example:
-    return Example(
-        row.fault,
-        row.outcome,
-        row.how,
-        row.segment,
-        row.phys,
-        row.detail,
-        row.dump,
-        row.dump_reason,
-        bool(row.reported),
-    )
-
-
 def _hits(store: Store, area: tuple[str, int, int, str]) -> AreaHits:
-    name, start, end, kind = area
+    _, start, end, _ = area
     cells = min(_CELLS, end - start)
-    return AreaHits(
-        name,
-        start,
-        end,
-        kind,
-        _cells(store.hits(start, end, cells), cells, Outcome),
-        _cells(store.hits(start, end, cells, "dump"), cells, Dump),
-    )
+    outcomes = _cells(store.hits(start, end, cells), cells, Outcome)
+    return AreaHits(*area, outcomes, _cells(store.hits(start, end, cells, "dump"), cells, Dump))
 
 
 def _cells(

@@ -17,12 +17,7 @@ from kexecemu.suggest import there_are
 __all__ = ["EDGE", "WHERE", "Area", "Kind", "Places"]
 
 EDGE = 8  # bytes on either side of what an off-by-one should have hit: up to one 64-bit word away
-WHERE = (
-    "segments",
-    "crashkernel-free",
-    "edges",
-    "crashkernel",
-)  # words of [campaign] where; also segments' names
+WHERE = ("segments", "crashkernel-free", "edges", "crashkernel")  # words of [campaign] where, beside segments
 
 _REGION, _FREE = "crashkernel", "crashkernel-free"
 

@@ -109,59 +109,72 @@ def compare(first: Path, second: Path) -> Comparison:
         return _compare(one, other, first, second)
 
 
+class _Pairs:
+    """What is counted of two campaigns, pair by pair of their results."""
+
+    def __init__(self) -> None:
+        self.outcomes, self.classes, self.dumps = (Counter[tuple[str, str]]() for _ in range(3))
+        self.drawn = Counter[int]()
+        # For each: where the first campaign alone is ahead, and where the second is.
+        self.caught, self.true = (_Side(), _Side()), (_Side(), _Side())
+        self.turns: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def add(self, here: StoredRow, there: StoredRow) -> None:
+        self.outcomes[here.outcome, there.outcome] += 1
+        self.dumps[here.dump, there.dump] += 1
+        self.drawn[here.stratum] += 1
+        kinds = class_of(here.outcome, here.reported), class_of(there.outcome, there.reported)
+        self.classes[kinds] += 1
+        if "error" not in kinds and (kinds[0] == "harm") != (kinds[1] == "harm"):
+            self.turns[here.outcome][there.outcome] = "first" if kinds[0] == "harm" else "second"
+        if set(kinds) == {"caught", "harm"}:
+            self.caught[kinds[1] == "caught"].add(here, there)
+        if here.dump != there.dump and Dump.TRUE in (here.dump, there.dump):
+            self.true[there.dump == Dump.TRUE].add(here, there)
+
+
 def _compare(one: Store, other: Store, first: Path, second: Path) -> Comparison:
-    outcomes, classes, dumps = (
-        Counter[tuple[str, str]](),
-        Counter[tuple[str, str]](),
-        Counter[tuple[str, str]](),
-    )
-    drawn = Counter[int]()
-    sides = {name: _Side() for name in ("caught first", "caught second", "true first", "true second")}
-    turns: dict[str, dict[str, str]] = defaultdict(dict)
+    pairs = _Pairs()
     for here, there in zip(one.rows(), other.rows(), strict=True):
         if here.fault != there.fault:
-            raise InputError(_not_the_same(here, there, first, second))
-        outcomes[here.outcome, there.outcome] += 1
-        dumps[here.dump, there.dump] += 1
-        drawn[here.stratum] += 1
-        kinds = class_of(here.outcome, here.reported), class_of(there.outcome, there.reported)
-        classes[kinds] += 1
-        if "error" not in kinds and (kinds[0] == "harm") != (kinds[1] == "harm"):
-            turns[here.outcome][there.outcome] = "first" if kinds[0] == "harm" else "second"
-        if kinds in (("caught", "harm"), ("harm", "caught")):
-            sides["caught first" if kinds[0] == "caught" else "caught second"].add(here, there)
-        if here.dump != there.dump and Dump.TRUE in (here.dump, there.dump):
-            sides["true first" if here.dump == Dump.TRUE else "true second"].add(here, there)
-    basis = _basis(one.header, other.header)
+            raise InputError(
+                f"not the same faults: number {here.position} is {here.fault} in {first}, but {there.fault} in "
+                f"{second}: the images are laid out differently, or the scenarios ask for other faults"
+            )
+        pairs.add(here, there)
+    versions = dict.fromkeys((one.header.version, other.header.version))
+    hashes = dict.fromkeys((one.header.config_hash, other.header.config_hash))
+    # The sample's, and both configurations.
+    basis = replace(basis_of(one.header), version=" and ".join(versions), config_hash=" and ".join(hashes))
 
-    def figure(what: str, side: str) -> Figure:
-        return replace(share(what, one.header, drawn, sides[side].found), basis=basis)
+    def figure(what: str, side: _Side) -> Figure:
+        return replace(share(f"{what} alone", one.header, pairs.drawn, side.found), basis=basis)
 
-    def even(kind: str) -> float:
-        return mcnemar(sides[f"{kind} first"].found.total(), sides[f"{kind} second"].found.total())
-
+    outcomes, classes, dumps = pairs.outcomes, pairs.classes, pairs.dumps
+    caught, true = pairs.caught, pairs.true
+    told = {here.value: {there.value: outcomes[here, there] for there in Outcome} for here in Outcome}
     return Comparison(
         one.header,
         other.header,
         basis,
         {
-            here.value: counts
-            for here in Outcome
-            if (counts := {there.value: n for there in Outcome if (n := outcomes[here, there])})
+            here: {there: n for there, n in row.items() if n}
+            for here, row in told.items()
+            if any(row.values())
         },
         {here: {there: classes[here, there] for there in _CLASSES} for here in _CLASSES},
-        figure("caught by the first alone", "caught first"),
-        figure("caught by the second alone", "caught second"),
-        even("caught"),
-        tuple(sides["caught first"].examples),
-        tuple(sides["caught second"].examples),
+        figure("caught by the first", caught[0]),
+        figure("caught by the second", caught[1]),
+        mcnemar(*(side.found.total() for side in caught)),
+        tuple(caught[0].examples),
+        tuple(caught[1].examples),
         {here.value: {there.value: dumps[here, there] for there in Dump} for here in Dump},
-        figure("a true dump with the first alone", "true first"),
-        figure("a true dump with the second alone", "true second"),
-        even("true"),
-        tuple(sides["true first"].examples),
-        tuple(sides["true second"].examples),
-        turns,
+        figure("a true dump with the first", true[0]),
+        figure("a true dump with the second", true[1]),
+        mcnemar(*(side.found.total() for side in true)),
+        tuple(true[0].examples),
+        tuple(true[1].examples),
+        pairs.turns,
     )
 
 
@@ -176,17 +189,3 @@ class _Side:
         self.found[here.stratum] += 1
         if len(self.examples) < _EXAMPLES:
             self.examples.append(Pair(here.fault, here.outcome, there.outcome, here.dump, there.dump))
-
-
-def _basis(first: Header, second: Header) -> Basis:
-    """The sample's, and both configurations."""
-    versions = dict.fromkeys((first.version, second.version))
-    hashes = dict.fromkeys((first.config_hash, second.config_hash))
-    return replace(basis_of(first), version=" and ".join(versions), config_hash=" and ".join(hashes))
-
-
-def _not_the_same(here: StoredRow, there: StoredRow, first: Path, second: Path) -> str:
-    return (
-        f"not the same faults: number {here.position} is {here.fault} in {first}, but {there.fault} in {second}: "
-        "the images are laid out differently, or the scenarios ask for other faults"
-    )

@@ -10,7 +10,7 @@ from kexecemu.crash.dump import Dump
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
-from kexecemu.stray.fault import NUMBERED, By, Fault, When, when_word
+from kexecemu.stray.fault import NUMBERED, WHEN_WORD, By, Fault, When, when_word
 from kexecemu.suggest import did_you_mean
 
 __all__ = ["MOMENTS", "CampaignFault", "Decided", "Ended", "How"]
@@ -20,8 +20,8 @@ MOMENTS = tuple(when for when in When if when not in (When.BEFORE_PANIC, When.AT
 """Those that a campaign tells apart: before-panic is after-load to it, and at-jump hashing-0."""
 
 _ID = re.compile(
-    r"(?P<by>cpu|alias|dma|late-cpu)\.(?P<model>[a-z0-9-]+)\.(?P<variant>[0-9a-f]+)"
-    r"\.(?P<base>[A-Za-z_-]+)\+(?P<offset>[0-9a-f]+)\.(?P<moment>[a-z-]+?)(?:-(?P<at>\d+))?\Z"
+    rf"(?P<by>{'|'.join(By)})\.(?P<model>[a-z0-9-]+)\.(?P<variant>[0-9a-f]+)"
+    rf"\.(?P<base>[A-Za-z_-]+)\+(?P<offset>[0-9a-f]+)\.{WHEN_WORD}"
 )
 
 
@@ -59,18 +59,12 @@ class CampaignFault:
         if match is None:
             raise InputError(f"{token!r} is no fault: they look like dma.bit-flip.3.initrd+1a2b.after-load")
         moment = When(match["moment"])
-        if (match["at"] is not None) != (moment in NUMBERED):
-            how = "with" if match["at"] is None else "without"
+        if (match["step"] is not None) != (moment in NUMBERED):
+            how = "with" if match["step"] is None else "without"
             raise InputError(f"{token!r} is no fault: {moment.value} goes {how} a number")
-        fault = cls(
-            By(match["by"]),
-            match["model"],
-            int(match["variant"], 16),
-            match["base"],
-            int(match["offset"], 16),
-            moment,
-            int(match["at"] or 0),
-        )
+        by, variant, offset = By(match["by"]), int(match["variant"], 16), int(match["offset"], 16)
+        at = int(match["step"] or 0)
+        fault = cls(by, match["model"], variant, match["base"], offset, moment, at)
         if fault.id != token:
             raise InputError(f"{token!r} is no fault: it is written {fault.id}")
         return fault
@@ -78,15 +72,8 @@ class CampaignFault:
     def fault(self, area: PhysRange) -> Fault:
         """The same as a scenario has it; a CPU's stores into its physical bytes `area` are as wide as they can be."""
         width = next(width for width in (8, 4, 2, 1) if not area.start % width and not area.size % width)
-        return Fault(
-            f"{self.base}+{self.offset:#x}",
-            by=self.by,
-            when=self.moment,
-            width=width,
-            step=self.at,
-            model=self.model,
-            variant=self.variant,
-        )
+        at, step, model, variant = f"{self.base}+{self.offset:#x}", self.at, self.model, self.variant
+        return Fault(at, None, None, self.by, self.moment, width, step, model, variant)
 
 
 class How(enum.StrEnum):

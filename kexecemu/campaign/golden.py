@@ -6,7 +6,6 @@ state to the last byte, or no campaign starts.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,7 +15,7 @@ from kexecemu.crash.damage import written_by_early_check
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.moments import At, Passed, crash, follow
+from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureRun, PurgatoryRun
 from kexecemu.crash.verdict import VerdictFlags
@@ -45,7 +44,6 @@ class Golden:
     jump, entry_memory at the capture kernel's entry.
     """
 
-    outcome: Outcome
     region: PhysRange
     loaded: Snapshot
     jump: Snapshot
@@ -70,6 +68,11 @@ class Golden:
         """The purgatory's run; None without one."""
         return self.passed.purgatory
 
+    def held(self, area: PhysRange, *, at_entry: bool = False) -> bytes:
+        """What memory holds of the crash region at the jump, or at the capture kernel's entry."""
+        start = area.start - self.region.start
+        return (self.entry_memory if at_entry else self.memory)[start : start + area.size]
+
     def at_jump(self, *, crashed: bool = True) -> Passed:
         """What is behind the crash at the jump; without `crashed`, what a dump has to show is noted anew."""
         return Passed(self.passed.left, self.passed.crashed if crashed else None, hashing=self.passed.hashing)
@@ -84,8 +87,8 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
 
     Raises MachineError when it does not end in a dump, or not twice alike.
     """
-    assert kernel.crashk_res is not None
-    region = kernel.crashk_res
+    region, cpu, checker = kernel.crashk_res, kernel.board.boot_cpu, image.purgatory
+    assert region is not None
     loaded = snapshots.take()
     end = kernel.panic()
     if end.capture is None or end.outcome is not Outcome.CAPTURED or end.dump is not Dump.TRUE:
@@ -94,54 +97,33 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
         )
     plain = _state(kernel, snapshots)
     _back(kernel, snapshots, loaded)
-    # The first kernel runs at virtual addresses: hooks on memory see physical ones, and its code is not in the region.
-    cpu, passed = kernel.board.boot_cpu, Passed()
+    passed = Passed()
     steps = crash(kernel, passed=passed)
-    with recorded(cpu, region) as in_panic:
-        _to(steps, When.AT_JUMP)
-    jump, memory, began = snapshots.take(), kernel.ram.read(region.start, region.size), cpu.instructions
-    checker = image.purgatory
+
+    def stretch(until: When) -> tuple[Accesses, Snapshot, bytes]:
+        with recorded(cpu, region) as accesses:
+            if not any(when is until for when, _ in steps):
+                raise MachineError(f"the recorded run does not come to {until.value}")
+        return accesses, snapshots.take(), kernel.ram.read(region.start, region.size)
+
+    # The first kernel runs at virtual addresses: hooks on memory see physical ones, and its code is not in the region.
+    in_panic, jump, memory = stretch(When.AT_JUMP)
+    began = cpu.instructions
     early_check = written_by_early_check(kernel.ram, checker) if checker is not None else []
-    left = passed.left
-    with recorded(cpu, region) as in_check:
-        _to(steps, When.AFTER_CHECK)
+    in_check, entry, entry_memory = stretch(When.AFTER_CHECK)
     passed.hashing = passed.purgatory.instructions if passed.purgatory is not None else 0
-    entry, entry_memory = snapshots.take(), kernel.ram.read(region.start, region.size)
     at_entry = replace(passed)
     with recorded(cpu, region) as in_capture:
         capture = follow(steps, {}).capture
-    assert left is not None and capture is not None
+    assert capture is not None
     # The stub's record lies behind the Image's header. We are the ones who read it, and what is no record is no stub.
     in_capture.note_read(image.kernel_entry, _HEADER_AND_RECORD, cpu.instructions)
-    hooked = _state(kernel, snapshots)
-    if hooked != plain:
-        raise MachineError(f"the recorded run is not the plain one: {_difference(plain, hooked)}")
+    differs = _difference(plain, _state(kernel, snapshots))
+    if differs:
+        raise MachineError(f"the recorded run is not the plain one: {differs}")
     _back(kernel, snapshots, loaded)
-    return Golden(
-        end.outcome,
-        region,
-        loaded,
-        jump,
-        entry,
-        at_entry,
-        memory,
-        entry_memory,
-        in_panic,
-        in_check,
-        in_capture,
-        capture,
-        ended(end),
-        began,
-        early_check,
-    )
-
-
-def _to(steps: Generator[At, None, End], when: When) -> None:
-    """Let a crash come to a moment; MachineError where it ends before that."""
-    for moment, _ in steps:
-        if moment is when:
-            return
-    raise MachineError(f"the recorded run does not come to {when.value}")
+    at = (loaded, jump, entry, at_entry, memory, entry_memory)
+    return Golden(region, *at, in_panic, in_check, in_capture, capture, ended(end), began, early_check)
 
 
 def ended(end: End) -> Ended:
@@ -170,4 +152,4 @@ def _state(kernel: Kernel, snapshots: Snapshots) -> dict[str, object]:
 
 def _difference(left: dict[str, object], right: dict[str, object]) -> str:
     wrong = [name for name, value in left.items() if right[name] != value]
-    return ", ".join(wrong) + " differ"
+    return f"{', '.join(wrong)} differ" if wrong else ""

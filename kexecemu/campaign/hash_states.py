@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 from kexecemu.machine.ranges import PhysRange
@@ -27,17 +28,9 @@ class HashStates:
     """The hash of a sequence of physical regions with known contents."""
 
     def __init__(self, regions: Sequence[PhysRange], contents: Sequence[bytes]) -> None:
-        self._starts: list[int] = []  # physical, ascending
-        self._places: list[tuple[int, PhysRange]] = []  # where the region of that start is in the input
         self.input = b"".join(contents)
-        at = 0
-        offsets = {}
-        for region in regions:
-            offsets[region] = at
-            at += region.size
-        for region in sorted(regions):
-            self._starts.append(region.start)
-            self._places.append((offsets[region], region))
+        offsets = accumulate((region.size for region in regions), initial=0)
+        self._places = sorted(zip(regions, offsets, strict=False))  # with where each begins in the input
         running = hashlib.sha256()
         self._rungs = [running.copy()]
         for start in range(0, len(self.input), RUNG):
@@ -52,11 +45,16 @@ class HashStates:
 
     def place(self, phys: int) -> int | None:
         """Where a physical byte is in the input; None if it is not hashed."""
-        index = bisect.bisect_right(self._starts, phys) - 1
+        index = bisect.bisect_right(self._places, phys, key=lambda place: place[0].start) - 1
         if index < 0:
             return None
-        offset, region = self._places[index]
+        region, offset = self._places[index]
         return offset + phys - region.start if phys in region else None
+
+    def place_of(self, area: PhysRange) -> int | None:
+        """Where a physical area begins in the input; None if it is not hashed throughout and in one piece."""
+        start, last = self.place(area.start), self.place(area.last)
+        return start if start is not None and last == start + area.size - 1 else None
 
     def differs(self, start: int, data: bytes) -> bool:
         """True if the state behind the rungs that hold [start, start + len(data)) is another one with `data` there."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import msgspec
 
 from kexecemu.shown import shown
 
 __all__ = ["Header"]
+
+_IDENTITY = "version protection purgatory seed faults sampler population chunk config_hash"
 
 
 @shown()
@@ -39,25 +43,12 @@ class Header:
     areas: tuple[tuple[str, int, int, str], ...] = ()
 
     # The parts of the identity, those that say most to people first.
-    IDENTITY = (
-        "version",
-        "protection",
-        "purgatory",
-        "seed",
-        "faults",
-        "sampler",
-        "population",
-        "chunk",
-        "config_hash",
-    )
+    IDENTITY: ClassVar[tuple[str, ...]] = tuple(_IDENTITY.split())
 
     def differences(self, other: Header, keys: Sequence[str] = IDENTITY) -> list[str]:
         """Which parts of the identity differ, in words: [] for the same campaign."""
-        return [
-            f"{key} is {getattr(self, key)!r}, not {getattr(other, key)!r}"
-            for key in keys
-            if getattr(self, key) != getattr(other, key)
-        ]
+        wrong = [key for key in keys if getattr(self, key) != getattr(other, key)]
+        return [f"{key} is {getattr(self, key)!r}, not {getattr(other, key)!r}" for key in wrong]
 
     @property
     def stratified(self) -> bool:
@@ -80,7 +71,4 @@ class Header:
     @classmethod
     def from_items(cls, items: Iterable[tuple[str, str]]) -> Header:
         """What as_items() gave."""
-        values: dict[str, Any] = {key: json.loads(value) for key, value in items}
-        for key in ("strata", "areas"):
-            values[key] = tuple(tuple(row) for row in values[key])
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return msgspec.convert({key: json.loads(value) for key, value in items}, cls)

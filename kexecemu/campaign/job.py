@@ -6,48 +6,23 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from kexecemu.campaign.fault import CampaignFault, Decided, How
+from kexecemu.campaign.space import Space
 from kexecemu.campaign.version import own_version
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, MachineError
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
 
-__all__ = [
-    "CampaignConfig",
-    "EngineLike",
-    "discard_engine",
-    "error_of",
-    "keep_engine",
-    "make_engine",
-    "run_chunk",
-]
+if TYPE_CHECKING:
+    from kexecemu.campaign.engine import FaultDecider
+
+__all__ = ["CampaignConfig", "discard_engine", "error_of", "keep_engine", "make_engine", "run_chunk"]
 
 
-class EngineLike(Protocol):
-    """What a campaign needs of kexecemu.campaign.engine.FaultDecider."""
-
-    @property
-    def space(self) -> Any:
-        """The fault space."""
-
-    @property
-    def config_hash(self) -> str:
-        """A digest of everything that a result depends on."""
-
-    def decide(self, fault: CampaignFault) -> Decided:
-        """What comes of a fault, by the cheapest way that is safe."""
-
-    def run(self, fault: CampaignFault) -> Decided:
-        """The same in full emulation."""
-
-    def close(self) -> None:
-        """Give the machine back."""
-
-
-def make_engine(scenario: Scenario, folder: Path) -> EngineLike:
+def make_engine(scenario: Scenario, folder: Path) -> FaultDecider:
     """The engine that campaigns use. Raises MachineError when its golden runs differ, InputError for bad input."""
     from kexecemu.campaign.engine import FaultDecider
 
@@ -66,18 +41,15 @@ class CampaignConfig:
 
     scenario: Scenario
     folder: Path
-    seed: int
-    faults: int
-    sampler: str
     version: str
     config_hash: str
-    engine: Callable[[Scenario, Path], EngineLike] = make_engine
+    engine: Callable[[Scenario, Path], FaultDecider] = make_engine
 
 
 # One engine a process, for the campaign that it was last asked about. An engine is one machine: threads of a process
 # (dask has several unless told otherwise) take turns.
 _turn = threading.Lock()
-_kept: tuple[CampaignConfig, EngineLike] | None = None
+_kept: tuple[CampaignConfig, FaultDecider] | None = None
 
 
 def run_chunk(config: CampaignConfig, indices: Sequence[int], audit: bool) -> list[Decided]:
@@ -102,17 +74,17 @@ def run_chunk(config: CampaignConfig, indices: Sequence[int], audit: bool) -> li
         return results
 
 
-def error_of(space: Any, fault: CampaignFault, detail: str) -> Decided:
+def error_of(space: Space, fault: CampaignFault, detail: str) -> Decided:
     """A fault that could not be decided, and why."""
     try:
-        phys = space.places.area(fault.base).start + fault.offset
-    except (AttributeError, InputError):
+        phys = space.places.area(fault.base).start + fault.offset if space.places is not None else 0
+    except InputError:
         phys = 0
     none = "none: kexecemu itself failed"
     return Decided(fault, Outcome.ERROR.value, How.RUN, "", phys, " ".join(detail.split()), dump_reason=none)
 
 
-def keep_engine(config: CampaignConfig, engine: EngineLike) -> None:
+def keep_engine(config: CampaignConfig, engine: FaultDecider) -> None:
     """Use this engine for the campaign in this process, instead of making one."""
     global _kept
     with _turn:
@@ -134,7 +106,7 @@ def _forget() -> None:
         engine.close()
 
 
-def _engine(config: CampaignConfig) -> EngineLike:
+def _engine(config: CampaignConfig) -> FaultDecider:
     global _kept
     if _kept is not None and _kept[0] == config:
         return _kept[1]
@@ -149,11 +121,10 @@ def _engine(config: CampaignConfig) -> EngineLike:
             f"a worker has no machine to try faults on: {type(error).__name__}: {error}"
         ) from None
     if engine.config_hash != config.config_hash:
-        found = engine.config_hash
         engine.close()
         raise MachineError(
-            f"a worker has loaded something else than the campaign's image: configuration {found[:12]}, "
-            f"not {config.config_hash[:12]}"
+            "a worker has loaded something else than the campaign's image: configuration "
+            f"{engine.config_hash[:12]}, not {config.config_hash[:12]}"
         )
     _kept = config, engine
     return engine

@@ -53,59 +53,43 @@ def plan_of(scenario: Scenario) -> Plan:
     for word in table.where:
         if word not in _PLACES:
             raise InputError(f"campaign.where: no place {word!r}{there_are(word, _PLACES)}")
-    models = tuple(_model(name) for name in table.models)
-    writers = tuple(_writer(name) for name in table.by)
+    try:
+        models = tuple(map(find_model, table.models))
+    except InputError as error:
+        raise InputError(f"campaign.models: {error}") from None
+    for name in table.by:
+        if name not in set(By):
+            raise InputError(f"campaign.by: no writer {name!r}{there_are(name, By)}")
+    writers = tuple(map(By, table.by))
     moments = _moments(table.moments)
     _check_pairs(writers, moments)
-    if When.WHILE_HASHING in dict(moments) and not _has_purgatory(scenario):
+    purgatory = scenario.load.syscall == "kexec_load" or scenario.kernel.purgatory not in (False, "none")
+    if When.WHILE_HASHING in dict(moments) and not purgatory:
         raise InputError("campaign.moments: nothing is hashed without a purgatory")
     if By.LATE_CPU in writers and scenario.machine.dtb is None and (scenario.machine.cpus or 1) < 2:
         raise InputError("campaign.by: a late-cpu is a second one: [machine] cpus has to be 2 or more")
     return Plan(table.where, models, writers, moments, table.sampling)
 
 
-def _has_purgatory(scenario: Scenario) -> bool:
-    return scenario.load.syscall == "kexec_load" or scenario.kernel.purgatory not in (False, "none")
-
-
-def _model(name: str) -> Model:
-    try:
-        return find_model(name)
-    except InputError as error:
-        raise InputError(f"campaign.models: {error}") from None
-
-
-def _writer(name: str) -> By:
-    if name not in set(By):
-        raise InputError(f"campaign.by: no writer {name!r}{there_are(name, By)}")
-    return By(name)
-
-
 def _moments(words: Sequence[str]) -> tuple[tuple[When, int], ...]:
     moments: list[tuple[When, int]] = []
     for word in words:
-        for one in _moment(word):
-            if one in moments:
-                raise InputError(f'campaign.moments: {word!r} is among the steps of "hashing" or there twice')
-            moments.append(one)
+        if word == When.WHILE_HASHING:
+            found = [(When.WHILE_HASHING, step) for step in HASHING_STEPS]
+        else:
+            found = [parse_when(word, "campaign.moments", MOMENTS, ", and hashing for 16 steps of it")]
+        if any(one in moments for one in found):
+            raise InputError(f'campaign.moments: {word!r} is among the steps of "hashing" or there twice')
+        moments += found
     return tuple(moments)
-
-
-def _moment(word: str) -> list[tuple[When, int]]:
-    if word == When.WHILE_HASHING:
-        return [(When.WHILE_HASHING, step) for step in HASHING_STEPS]
-    return [parse_when(word, "campaign.moments", MOMENTS, ", and hashing for 16 steps of it")]
 
 
 def _check_pairs(writers: Sequence[By], moments: Sequence[tuple[When, int]]) -> None:
     for by in writers:
         if not any(can_write(by, moment) for moment, _ in moments):
             when = ", ".join(dict.fromkeys(moment.value for moment, _ in moments))
-            why = (
-                "does not stop at the crash and is one of many until then"
-                if by is By.LATE_CPU
-                else "has stopped then"
-            )
+            late = "does not stop at the crash and is one of many until then"
+            why = late if by is By.LATE_CPU else "has stopped then"
             raise InputError(f"campaign.by: {by.value} cannot write at {when}: it {why}")
     for moment, _ in moments:
         if not any(can_write(by, moment) for by in writers):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import capstone  # type: ignore[import-untyped]
@@ -22,13 +21,13 @@ from unicorn.unicorn_py3.unicorn import Uc
 from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import CampaignFault, Decided
 from kexecemu.campaign.source_lines import SymbolMap, source_line
+from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Event
-from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, When
 
-__all__ = ["Culprit", "Replay", "replay"]
+__all__ = ["Culprit", "Replay", "replay_in"]
 
 _LINES: Final = 400
 """Of a trace, at its beginning and at its end."""
@@ -84,26 +83,8 @@ class Replay:
         return (self.outcome, self.dump) == (self.concluded.outcome, self.concluded.dump)
 
 
-def replay(
-    scenario_path: Path | str,
-    fault_id: str,
-    *,
-    trace: bool = False,
-    culprit: bool = False,
-    seed: int | None = None,
-) -> Replay:
-    """Run one fault of a scenario again. Raises InputError for a fault or scenario that cannot be."""
-    fault = CampaignFault.parse(fault_id)
-    path = find_scenario(str(scenario_path))
-    engine = FaultDecider(read_scenario(path), path.parent, seed)
-    try:
-        return replay_in(engine, fault, trace=trace, culprit=culprit)
-    finally:
-        engine.close()
-
-
 def replay_in(engine: FaultDecider, fault: CampaignFault, *, trace: bool, culprit: bool) -> Replay:
-    """replay() in an engine that is there already."""
+    """Run one fault again, with what is asked for to look at."""
     concluded = engine.decide(fault)
     area = engine.area(fault)
     seen = _Trace(engine)
@@ -118,56 +99,48 @@ def replay_in(engine: FaultDecider, fault: CampaignFault, *, trace: bool, culpri
         assert end is not None
         # Before anything puts the machine back.
         console, events = end.console, list(end.timeline)
-    return Replay(
-        fault,
-        concluded,
-        run.outcome,
-        console,
-        events,
-        seen.lines() if trace else [],
-        caught.found(events) if culprit else [],
-        run.dump,
-        run.dump_reason,
-    )
+    found = seen.lines() if trace else [], caught.found(events) if culprit else []
+    return Replay(fault, concluded, run.outcome, console, events, *found, run.dump, run.dump_reason)
 
 
-def _symbols(engine: FaultDecider) -> tuple[SymbolMap, SymbolMap]:
-    """The first kernel's symbols by virtual address, and what runs at physical ones."""
-    vmlinux = engine.kernel.guest.vmlinux
-    virtual = SymbolMap(
-        (virt, 0, name) for name, virt in vmlinux.elf.symbols.items() if not name.startswith("$")
-    )
-    checker = engine.image.purgatory
-    physical = [
-        (phys, size, f"purgatory:{name}")
-        for name, (phys, size) in (checker.symbol_table() if checker is not None else {}).items()
-    ]
-    physical += [
-        (segment.mem, segment.memsz, segment.name)
-        for segment in engine.image.segments
-        if segment.name != "purgatory"
-    ]
-    return virtual, SymbolMap(physical)
+@contextmanager
+def hooked(
+    cpu: Cpu, kind: int, callback: Callable[..., None], area: PhysRange | None = None
+) -> Iterator[None]:
+    """Call back at each event of a kind (UC_HOOK_*) of a CPU, within a physical area if one is given."""
+    hook = cpu.uc.hook_add(kind, callback, **({"begin": area.start, "end": area.last} if area else {}))
+    cpu.flush_code()  # code that is translated already asks no hook
+    try:
+        yield
+    finally:
+        cpu.uc.hook_del(hook)
+        cpu.flush_code()
 
 
 class _Names:
-    """Names for program counters of the whole machine."""
+    """Names for program counters of the whole machine: virtual ones of the first kernel, and what runs at physical."""
 
     def __init__(self, engine: FaultDecider) -> None:
-        self._virtual, self._physical = _symbols(engine)
-        guest = engine.kernel.guest
-        self._vmlinux = guest.vmlinux
-        self._to_virt = guest.area
-        self._text = guest.vmlinux.virt("_text")
+        self._vmlinux, self._area = engine.kernel.guest.vmlinux, engine.kernel.guest.area
+        symbols = self._vmlinux.elf.symbols.items()
+        self._virtual = SymbolMap((virt, 0, name) for name, virt in symbols if not name.startswith("$"))
+        checker, segments = engine.image.purgatory, engine.image.segments
+        table = checker.symbol_table() if checker is not None else {}
+        physical = [(phys, size, f"purgatory:{name}") for name, (phys, size) in table.items()]
+        physical += [(one.mem, one.memsz, one.name) for one in segments if one.name != "purgatory"]
+        self._physical = SymbolMap(physical)
+
+    def _virt(self, pc: int) -> int:
+        """The virtual address of the first kernel's code, with its MMU off as well; 0 for anybody else's."""
+        if pc >> 63:
+            return pc
+        return self._vmlinux.virt("_text") + pc - self._area.start if pc in self._area else 0
 
     @functools.cache  # noqa: B019 (as long as the trace)
     def name(self, pc: int) -> str:
         """symbol+offset, or the bare address."""
-        if pc >> 63:
-            return self._virtual.name(pc) or f"{pc:#x}"
-        if pc in self._to_virt:  # the first kernel with its MMU off
-            return self._virtual.name(self._text + pc - self._to_virt.start) or f"{pc:#x}"
-        return self._physical.name(pc) or f"{pc:#x}"
+        virt = self._virt(pc)
+        return (self._virtual.name(virt) if virt else self._physical.name(pc)) or f"{pc:#x}"
 
     def function(self, pc: int) -> str:
         """The symbol alone."""
@@ -175,7 +148,7 @@ class _Names:
 
     def source(self, pc: int) -> str:
         """file:line of the first kernel's code, "" of anything else."""
-        virt = pc if pc >> 63 else self._text + pc - self._to_virt.start if pc in self._to_virt else 0
+        virt = self._virt(pc)
         return source_line(self._vmlinux.path, virt) if virt else ""
 
 
@@ -209,13 +182,8 @@ class _Trace:
                 self._dropped += len(self._last) == _LINES
                 self._last.append(entry)
 
-        hook = self._cpu.uc.hook_add(UC_HOOK_BLOCK, on_block)
-        self._cpu.flush_code()
-        try:
+        with hooked(self._cpu, UC_HOOK_BLOCK, on_block):
             yield
-        finally:
-            self._cpu.uc.hook_del(hook)
-            self._cpu.flush_code()
 
     def lines(self) -> list[str]:
         """The trace as text: instructions, function, address; then the last blocks."""
@@ -251,14 +219,12 @@ class _Culprits:
             # Whether they are off now says nothing: the run before this one may have ended so.
             for index, state in enumerate(self._engine.golden.loaded.cpus):
                 if state is not None:
-                    stack.enter_context(self._watch(index))
+                    cpu = self._engine.kernel.board.cpus[index]
+                    stack.enter_context(hooked(cpu, UC_HOOK_MEM_WRITE, self._on_write(cpu), self._area))
             yield
 
-    @contextmanager
-    def _watch(self, index: int) -> Iterator[None]:
-        board = self._engine.kernel.board
-        cpu = board.cpus[index]
-        names = _Names(self._engine)
+    def _on_write(self, cpu: Cpu) -> Callable[..., None]:
+        board, names = self._engine.kernel.board, _Names(self._engine)
         disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
 
         def on_write(uc: Uc, kind: int, phys: int, size: int, value: int, _: object) -> None:
@@ -266,17 +232,10 @@ class _Culprits:
             code = cpu.translate(pc)
             word = cpu.ram.read(code, 4) if code is not None and code in cpu.ram else b""
             text = " ".join(f"{one.mnemonic} {one.op_str}" for one in disassembler.disasm(word, pc))
-            self._found.append(
-                Culprit(f"cpu{index}", board.time, phys, pc, text, names.name(pc), names.source(pc))
-            )
+            where = names.name(pc), names.source(pc)
+            self._found.append(Culprit(f"cpu{cpu.index}", board.time, phys, pc, text, *where))
 
-        hook = cpu.uc.hook_add(UC_HOOK_MEM_WRITE, on_write, begin=self._area.start, end=self._area.last)
-        cpu.flush_code()
-        try:
-            yield
-        finally:
-            cpu.uc.hook_del(hook)
-            cpu.flush_code()
+        return on_write
 
     def found(self, events: list[Event]) -> list[Culprit]:
         """Every store, in order of time; writes that no hook sees come from the account of the fault.

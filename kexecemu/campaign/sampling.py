@@ -22,9 +22,8 @@ __all__ = ["SAMPLER", "draw", "sample_stratified", "sample_uniform"]
 SAMPLER = "shake128-shuffle-1"
 """The name of the method: two campaigns with the same one, seed and space try the same faults."""
 
-_WORD = (
-    16  # bytes a number: 2**128 is so far above any space that a remainder favours none by more than 2**-64
-)
+# Bytes a number: 2**128 is so far above any space that a remainder favours none by more than 2**-64.
+_WORD = 16
 _BATCH = 4096
 
 
@@ -78,10 +77,8 @@ def sample_stratified(space: Space, n: int, seed: int) -> list[tuple[int, float]
             f"the space has {len(space.strata)} strata, so that a stratified sample needs as many faults, not {n}"
         )
     shares = _shares([one.size for one in space.strata], n)
-    drawn = [
-        draw(stratum.size, share, seed, f"stratum {number}")
-        for number, (stratum, share) in enumerate(zip(space.strata, shares, strict=True))
-    ]
+    pairs = enumerate(zip(space.strata, shares, strict=True))
+    drawn = [draw(one.size, share, seed, f"stratum {number}") for number, (one, share) in pairs]
     return [
         (stratum.first + numbers[turn], stratum.size / len(numbers))
         for turn in range(max(shares))

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kexecemu.campaign.areas import Area, Kind, Places
+from kexecemu.campaign.areas import Area, Places
 from kexecemu.campaign.fault import CampaignFault
 from kexecemu.campaign.plan import plan_of
-from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
 from kexecemu.errors import InputError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
@@ -23,17 +22,7 @@ from kexecemu.shown import shown
 from kexecemu.stray.fault import By, When, can_write
 from kexecemu.stray.models import Model
 
-__all__ = [
-    "SAMPLER",
-    "Area",
-    "Kind",
-    "Space",
-    "SpaceRow",
-    "Stratum",
-    "sample_stratified",
-    "sample_uniform",
-    "space_of",
-]
+__all__ = ["Space", "SpaceRow", "Stratum", "space_of"]
 
 
 @shown()
@@ -52,11 +41,6 @@ class Stratum:
     first: int
 
     @property
-    def key(self) -> tuple[str, str, By, When]:
-        """What all its faults have in common, and those of other parts of the same place too."""
-        return self.area.name, self.model.name, self.by, self.moment
-
-    @property
     def size(self) -> int:
         """How many faults: bytes times variants times steps."""
         return self.area.phys.size * self.model.variants * len(self.steps)
@@ -71,14 +55,13 @@ class Stratum:
 
     def number(self, fault: CampaignFault) -> int | None:
         """What fault() makes the fault of; None when it is of another stratum."""
-        byte = self.area.base_phys + fault.offset - self.area.phys.start
-        if self.key != (fault.base, fault.model, fault.by, fault.moment):
+        byte, variants = self.area.base_phys + fault.offset - self.area.phys.start, self.model.variants
+        key = self.area.name, self.model.name, self.by, self.moment
+        if key != (fault.base, fault.model, fault.by, fault.moment) or fault.at not in self.steps:
             return None
-        if not (0 <= byte < self.area.phys.size and 0 <= fault.variant < self.model.variants):
+        if not (0 <= byte < self.area.phys.size and 0 <= fault.variant < variants):
             return None
-        if fault.at not in self.steps:
-            return None
-        return (byte * self.model.variants + fault.variant) * len(self.steps) + self.steps.index(fault.at)
+        return (byte * variants + fault.variant) * len(self.steps) + self.steps.index(fault.at)
 
 
 @shown()
@@ -117,10 +100,8 @@ class Space:
         """
         self.places = places
         self.strata: list[Stratum] = []
-        steps = {
-            moment: tuple(at for one, at in moments if one is moment)
-            for moment in dict.fromkeys(moment for moment, _ in moments)
-        }
+        kinds = dict.fromkeys(moment for moment, _ in moments)
+        steps = {kind: tuple(at for moment, at in moments if moment is kind) for kind in kinds}
         first = 0
         for area in areas:
             for model in models:
@@ -134,9 +115,6 @@ class Space:
             raise InputError("campaign: there is no fault in such a space")
         self.size = first
         self._firsts = [one.first for one in self.strata]
-        self._by_key: dict[tuple[str, str, By, When], list[Stratum]] = {}
-        for stratum in self.strata:
-            self._by_key.setdefault(stratum.key, []).append(stratum)
 
     def stratum(self, index: int) -> Stratum:
         """The stratum of the fault of that number; IndexError when there is none."""
@@ -151,7 +129,7 @@ class Space:
 
     def index(self, fault: CampaignFault) -> int:
         """The number of a fault; InputError when it is not in this space."""
-        for stratum in self._by_key.get((fault.base, fault.model, fault.by, fault.moment), ()):
+        for stratum in self.strata:
             number = stratum.number(fault)
             if number is not None:
                 return stratum.first + number
@@ -159,32 +137,13 @@ class Space:
 
     def describe(self) -> list[SpaceRow]:
         """The table of the space, a line for each stratum, in the order of the numbers."""
-        return [
-            SpaceRow(
-                one.area.name,
-                one.area.kind.value,
-                one.model.name,
-                one.by.value,
-                one.moment.value,
-                one.area.phys.size,
-                one.model.variants,
-                len(one.steps),
-                one.size,
-            )
-            for one in self.strata
-        ]
 
-    def kinds(self) -> dict[str, tuple[int, int]]:
-        """Of each kind of area that is there: how many bytes, and how many faults."""
-        areas = {one.area: None for one in self.strata}
-        return {
-            kind.value: (
-                sum(area.phys.size for area in areas if area.kind is kind),
-                sum(one.size for one in self.strata if one.area.kind is kind),
-            )
-            for kind in Kind
-            if any(area.kind is kind for area in areas)
-        }
+        def row(one: Stratum) -> SpaceRow:
+            area, variants, steps = one.area, one.model.variants, len(one.steps)
+            words = area.name, area.kind.value, one.model.name, one.by.value, one.moment.value
+            return SpaceRow(*words, area.phys.size, variants, steps, one.size)
+
+        return [row(one) for one in self.strata]
 
 
 def space_of(scenario: Scenario, kernel: KernelModel, image: Kimage) -> Space:
@@ -196,8 +155,5 @@ def space_of(scenario: Scenario, kernel: KernelModel, image: Kimage) -> Space:
     assert kernel.crashk_res is not None
     if By.LATE_CPU in plan.writers and len(kernel.board.cpus) < 2:
         raise InputError("campaign.by: a late-cpu is a second one: this machine has one CPU")
-    checked = image.purgatory is not None
-    if When.WHILE_HASHING in dict(plan.moments) and not checked:
-        raise InputError("campaign.moments: nothing is hashed without a purgatory")
-    places = Places(kernel.crashk_res, image, kernel.ram.banks, checked=checked)
+    places = Places(kernel.crashk_res, image, kernel.ram.banks, checked=image.purgatory is not None)
     return Space(places.areas(plan.where), plan.models, plan.writers, plan.moments, places)

@@ -15,19 +15,8 @@ from dataclasses import dataclass
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
-__all__ = [
-    "CONFIDENCE",
-    "Basis",
-    "Figure",
-    "Interval",
-    "Stratum",
-    "clopper_pearson",
-    "incomplete_beta",
-    "mcnemar",
-    "sample_size",
-    "stratified",
-    "upper_bound",
-]
+__all__ = ["CONFIDENCE", "Basis", "Figure", "Interval", "Stratum", "clopper_pearson", "incomplete_beta"]
+__all__ += ["mcnemar", "stratified", "upper_bound"]
 
 CONFIDENCE = 0.95
 _TINY = 1e-300
@@ -207,11 +196,8 @@ def stratified(strata: Sequence[Stratum], confidence: float = CONFIDENCE) -> Int
     if parts > 1 and not any(one.count for one in unsure):
         high = known + _largest_unseen(unsure, population, tail)
     if parts > 1 and all(one.count == one.sample for one in unsure):
-        low = (
-            known
-            + sum(one.population for one in unsure) / population
-            - _largest_unseen(unsure, population, tail)
-        )
+        whole = sum(one.population for one in unsure) / population
+        low = known + whole - _largest_unseen(unsure, population, tail)
     return Interval(max(0.0, low), estimate, min(1.0, high))
 
 
@@ -252,25 +238,6 @@ def _largest_unseen(strata: Sequence[Stratum], population: int, likely: float) -
         total = sum(one.sample * value for one, value in zip(strata, logarithms(middle), strict=True))
         low, high = (middle, high) if total > math.log(likely) else (low, middle)
     return sum(weight * -math.expm1(value) for weight, value in zip(weights, logarithms(high), strict=True))
-
-
-# The normal distribution's quantiles that sample sizes are given for.
-_T = {0.90: 1.6449, 0.95: 1.96, 0.99: 2.5758, 0.998: 3.0902}
-
-
-def sample_size(population: int, margin: float, confidence: float = CONFIDENCE, share: float = 0.5) -> int:
-    """How many faults to draw so that a share is known within the margin: Leveugle and others, DATE 2009.
-
-    share is what it is guessed to be: 0.5 asks for most. It rests on the normal approximation: enough to plan with,
-    useless for shares near 0 (see upper_bound). Raises InputError for a confidence other than 0.9, 0.95, 0.99, 0.998.
-    """
-    if confidence not in _T:
-        raise InputError(f"confidence {confidence}: known are {', '.join(map(str, _T))}")
-    if population <= 0:
-        return 0
-    t = _T[confidence]
-    wanted = population / (1.0 + margin**2 * (population - 1) / (t**2 * share * (1.0 - share)))
-    return min(population, math.ceil(wanted))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -21,7 +21,7 @@ from kexecemu.campaign.header import Header
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
-__all__ = ["Audit", "Store", "StoredRow"]
+__all__ = ["Audit", "Counted", "Store", "StoredRow"]
 
 
 @shown()
@@ -39,6 +39,19 @@ class StoredRow(NamedTuple):
     dump: str
     dump_reason: str
     reported: int
+
+
+@shown()
+class Counted(NamedTuple):
+    """How many results are alike: those of one stratum, segment, outcome, way of finding it, dump and reported."""
+
+    stratum: int
+    segment: str
+    outcome: str
+    how: str
+    dump: str
+    reported: int
+    faults: int
 
 
 @shown()
@@ -145,9 +158,8 @@ class Store:
 
     def begun(self) -> list[int]:
         """The chunks that were begun in a process that did not live to finish them."""
-        return [
-            number for (number,) in self.db.execute("SELECT number FROM chunk WHERE done = 0 ORDER BY number")
-        ]
+        query = "SELECT number FROM chunk WHERE done = 0 ORDER BY number"
+        return [number for (number,) in self.db.execute(query)]
 
     def mark_begun(self, chunk: int) -> None:
         """Say that a chunk is begun in the process that also holds the store: it may take both along."""
@@ -165,31 +177,13 @@ class Store:
         if len(results) != len(positions) or len(strata) != len(positions):
             raise ValueError(f"chunk {chunk} has {len(positions)} faults, not {len(results)}")
         with self._transaction():
-            marked = self.db.execute(
-                "INSERT INTO chunk VALUES (?, 1) ON CONFLICT (number) DO UPDATE SET done = 1 WHERE done = 0",
-                (chunk,),
-            )
+            update = "ON CONFLICT (number) DO UPDATE SET done = 1 WHERE done = 0"
+            marked = self.db.execute(f"INSERT INTO chunk VALUES (?, 1) {update}", (chunk,))
             if marked.rowcount == 0:
                 return
-            self.db.executemany(
-                "INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (
-                        position,
-                        one.fault.id,
-                        stratum,
-                        str(one.outcome),
-                        one.how.value,
-                        one.segment,
-                        one.phys,
-                        one.detail,
-                        str(one.dump),
-                        one.dump_reason,
-                        int(one.reported),
-                    )
-                    for position, one, stratum in zip(positions, results, strata, strict=True)
-                ),
-            )
+            rows = zip(positions, strata, results, strict=True)
+            columns = ", ".join("?" * len(StoredRow._fields))
+            self.db.executemany(f"INSERT INTO result VALUES ({columns})", (_row(*row) for row in rows))
             self._tick("decide", seconds)
 
     def add_audits(self, audits: Iterable[tuple[int, Decided]], seconds: float = 0.0) -> None:
@@ -202,10 +196,8 @@ class Store:
             self._tick("audit", seconds)
 
     def _tick(self, what: str, seconds: float) -> None:
-        self.db.execute(
-            "INSERT INTO clock VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET seconds = seconds + excluded.seconds",
-            (what, seconds),
-        )
+        update = "ON CONFLICT (what) DO UPDATE SET seconds = seconds + excluded.seconds"
+        self.db.execute(f"INSERT INTO clock VALUES (?, ?) {update}", (what, seconds))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -222,16 +214,19 @@ class Store:
         """How many faults have a result."""
         return int(self.db.execute("SELECT count(*) FROM result").fetchone()[0])
 
+    def _select(self, which: str, *values: str | int) -> Iterator[StoredRow]:
+        query = f"SELECT {', '.join(StoredRow._fields)} FROM result {which}"
+        return map(StoredRow._make, self.db.execute(query, values))
+
     def rows(self) -> Iterator[StoredRow]:
         """All results in the order of the sample."""
-        query = f"SELECT {', '.join(StoredRow._fields)} FROM result ORDER BY position"
-        return map(StoredRow._make, self.db.execute(query))
+        return self._select("ORDER BY position")
 
-    def counts(self) -> list[tuple[int, str, str, str, str, int, int]]:
-        """How many results there are of each stratum, segment, outcome, way of finding it, dump and reported."""
-        columns = "stratum, segment, outcome, how, dump, reported"
+    def counts(self) -> list[Counted]:
+        """How many results there are of each kind, in the order of the kinds."""
+        columns = ", ".join(Counted._fields[:-1])
         query = f"SELECT {columns}, count(*) FROM result GROUP BY {columns} ORDER BY {columns}"
-        return list(self.db.execute(query))
+        return list(map(Counted._make, self.db.execute(query)))
 
     def hits(self, start: int, end: int, cells: int, what: str = "outcome") -> list[tuple[int, str, int]]:
         """What hit physical start to end (end exclusive), cut into equal cells: cell, outcome, count.
@@ -246,16 +241,12 @@ class Store:
 
     def first(self, outcome: str, limit: int) -> list[StoredRow]:
         """The first results of the sample with an outcome, those before the others that nobody reported."""
-        query = (
-            f"SELECT {', '.join(StoredRow._fields)} FROM result WHERE outcome = ? ORDER BY "
-            "reported AND outcome = 'trapped', position LIMIT ?"
-        )
-        return [StoredRow._make(row) for row in self.db.execute(query, (outcome, limit))]
+        which = "WHERE outcome = ? ORDER BY reported AND outcome = 'trapped', position LIMIT ?"
+        return list(self._select(which, outcome, limit))
 
     def decided(self) -> Iterator[StoredRow]:
         """All results that were found without a run to the end, in the order of the sample."""
-        query = f"SELECT {', '.join(StoredRow._fields)} FROM result WHERE how <> 'run' ORDER BY position"
-        return map(StoredRow._make, self.db.execute(query))
+        return self._select("WHERE how <> 'run' ORDER BY position")
 
     def audits(self) -> list[Audit]:
         """All audits in the order of the sample."""
@@ -276,3 +267,9 @@ class Store:
         for row in self.rows():
             digest.update(("\t".join(map(str, row)) + "\n").encode())
         return digest.hexdigest()
+
+
+def _row(position: int, stratum: int, one: Decided) -> StoredRow:
+    where = one.segment, one.phys, one.detail
+    dump = str(one.dump), one.dump_reason, int(one.reported)
+    return StoredRow(position, one.fault.id, stratum, str(one.outcome), one.how.value, *where, *dump)

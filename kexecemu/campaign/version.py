@@ -11,7 +11,7 @@ import kexecemu
 __all__ = ["own_version"]
 
 # The rooms that decide what comes of a fault. The others only tell of it.
-_ROOMS = ("machine", "formats", "kernel", "capture", "faults", "scenario", "campaign")
+_ROOMS = ("machine", "formats", "kernel", "stray", "linux", "crash", "scenario", "campaign")
 
 
 @cache

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cache, cached_property
 
 from kexecemu.campaign.fault import Ended
-from kexecemu.campaign.golden import ended
+from kexecemu.campaign.golden import ended, golden_run
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.moments import Act, At, Passed, crash, follow
-from kexecemu.crash.stages import PARTS
+from kexecemu.crash.running import PARTS, capture_stage, purgatory_stage
 from kexecemu.errors import BusError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.cpu.exceptions import GuestException
-from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
 from kexecemu.scenario.setup import Setup, boot, settle
 from kexecemu.shown import shown
-from kexecemu.stray.fault import By, Fault, When
+from kexecemu.stray.fault import NUMBERED, By, Fault, When
 from kexecemu.stray.inject import inject
-
-if TYPE_CHECKING:
-    from kexecemu.campaign.golden import Golden
 
 __all__ = ["Victim"]
 
@@ -33,23 +29,21 @@ _ADDRESS = (1 << 48) - (1 << 12)
 
 @shown("kernel", "golden")
 class Victim:
-    """A loaded kernel with its snapshots. golden is set once there is one."""
+    """A loaded kernel with its snapshots and its undisturbed run. MachineError where that is none, see golden_run()."""
 
     def __init__(self, kernel: Kernel, image: Kimage, setup: Setup) -> None:
-        self.kernel = kernel
-        self._setup = setup
-        self._unloaded: bytes | None = None
-        self.image = image
+        self.kernel, self.image, self._setup = kernel, image, setup
         self.snapshots = Snapshots(kernel.board)
-        self.golden: Golden | None = None
+        self.golden = golden_run(kernel, image, self.snapshots)
         self.end: End | None = None
         """Of the last run."""
         self.page_tables = self._page_tables()
-        self._allowed: dict[int, bool] = {}
         self._kinds: dict[tuple[tuple[int, int], ...], bool] = {}
         self._stale_code = False
-        self._checkpoints: dict[int, Snapshot] = {}
-        self._reached: dict[tuple[When, int], bool] = {}
+        # Nothing that these say depends on a fault.
+        self.store_allowed = cache(self._store_allowed)
+        self.reached = cache(self._reaches)
+        self._checkpoint = cache(self._take_checkpoint)
 
     def _page_tables(self) -> PhysRange | None:
         """Where the purgatory builds page tables: the only memory of its that it writes whole before it reads any."""
@@ -61,83 +55,68 @@ class Victim:
 
     def base_memory(self, area: PhysRange) -> bytes:
         """What memory holds right after the load."""
-        assert self.golden is not None
         self._restore(self.golden.loaded)
         return self.kernel.ram.read(area.start, area.size)
 
     def unloaded_memory(self, area: PhysRange) -> bytes:
         """What memory holds there before the load."""
-        region = self.kernel.crashk_res
-        assert region is not None
-        kept = region if region.covers(area) else area
-        if self._unloaded is None or kept is not region:
-            kernel = boot(self._setup).kernel
-            held = kernel.ram.read(kept.start, kept.size)
-            kernel.board.close()
-            if kept is not region:
-                return held
-            self._unloaded = held
-        return self._unloaded[area.start - region.start : area.end - region.start]
+        region = self.golden.region
+        if not region.covers(area):
+            return self._read_unloaded(area)
+        return self._unloaded_region[area.start - region.start : area.end - region.start]
 
-    def store_allowed(self, page: int) -> bool:
+    @cached_property
+    def _unloaded_region(self) -> bytes:
+        return self._read_unloaded(self.golden.region)
+
+    def _read_unloaded(self, area: PhysRange) -> bytes:
+        kernel = boot(self._setup).kernel
+        try:
+            return kernel.ram.read(area.start, area.size)
+        finally:
+            kernel.board.close()
+
+    def _store_allowed(self, page: int) -> bool:
         """A CPU's store through the linear map goes through into this page (its number).
 
         One is executed for each kind of mapping that the loaded kernel has; all stores to pages of that kind end as it
         does, of which audits run a sample.
         """
-        allowed = self._allowed.get(page)
-        if allowed is None:
-            assert self.golden is not None
-            self._restore(self.golden.loaded)
-            phys = page << 12
-            walk = self.kernel.board.boot_cpu.walk(self.kernel.space.linear_virt(phys))
-            steps = walk.steps if walk is not None and walk.phys is not None else []
-            kind = tuple((level, descriptor & ~_ADDRESS) for level, _, descriptor in steps)
-            if kind not in self._kinds:
-                fault = self.kernel.store(phys, self.kernel.ram.read(phys, 1), by=By.CPU)
-                self._kinds[kind] = fault is None
-                self._stale_code = True
-            allowed = self._allowed[page] = self._kinds[kind]
-        return allowed
+        self._restore(self.golden.loaded)
+        phys = page << 12
+        walk = self.kernel.board.boot_cpu.walk(self.kernel.space.linear_virt(phys))
+        steps = walk.steps if walk is not None and walk.phys is not None else []
+        kind = tuple((level, descriptor & ~_ADDRESS) for level, _, descriptor in steps)
+        if kind not in self._kinds:
+            fault = self.kernel.store(phys, self.kernel.ram.read(phys, 1), by=By.CPU)
+            self._kinds[kind] = fault is None
+            self._stale_code = True
+        return self._kinds[kind]
 
     def stores_allowed(self, area: PhysRange) -> list[bool]:
         """store_allowed() of each page of an area."""
         return [self.store_allowed(page) for page in range(area.start >> 12, (area.last >> 12) + 1)]
 
-    def reached(self, moment: When, at: int) -> bool:
+    def _reaches(self, moment: When, at: int) -> bool:
         """The undisturbed run comes to that moment: it may be over before so many instructions."""
-        golden = self.golden
-        assert golden is not None
-        if moment not in (When.WHILE_HASHING, When.IN_CAPTURE):
+        golden, board = self.golden, self.kernel.board
+        if moment not in NUMBERED:
             return True
-        if (moment, at) not in self._reached:
-            if moment is When.WHILE_HASHING:
-                stop = self._run_to_step(at)
-            else:
-                segment = self.image.segment("kernel")
-                assert segment is not None
-                self._restore(golden.entry)
-                within = range(segment.area.start, segment.area.end)
-                stop = self.kernel.board.boot_cpu.run(within=within, limit=at)
-            self._reached[moment, at] = stop.kind is CpuStopKind.DEADLINE
-        return self._reached[moment, at]
-
-    def _run_to_step(self, step: int) -> CpuStop:
-        """Run the purgatory from the jump on to where it has done so many 256ths, or to its end before that."""
-        checker = self.image.purgatory
-        assert self.golden is not None and checker is not None
-        self._restore(self.golden.jump)
-        area = checker.segment.area
-        return self.kernel.board.boot_cpu.run(
-            within=range(area.start, area.end), limit=self.instructions_at(step), deliver=False
+        if moment is When.IN_CAPTURE:
+            self._restore(golden.entry)
+            return next(capture_stage(board.boot_cpu, board, self.image, steps=(at,)), None) is not None
+        self._restore(golden.jump)
+        total = self.instructions_at(PARTS)
+        stage = purgatory_stage(
+            board.boot_cpu, self.image, back_phys=golden.passed.back_phys, steps=(at,), total=total
         )
+        return next(stage, None) is not None
 
     def instructions_at(self, step: int) -> int:
         """Instructions of the purgatory's undisturbed run after so many 256ths of it."""
-        golden = self.golden
-        if golden is None or golden.purgatory is None:
+        if self.golden.purgatory is None:
             raise MachineError("no purgatory hashes anything here")
-        return golden.purgatory.instructions * step // PARTS
+        return self.golden.purgatory.instructions * step // PARTS
 
     def run(self, fault: Fault, area: PhysRange, *, late: bool) -> Ended:
         """Make the write happen and follow the machine to its end.
@@ -146,16 +125,14 @@ class Victim:
         CPU's store for granted where one to the same page went through; without it everything since the load is run,
         every store really executed.
         """
-        golden = self.golden
-        assert golden is not None
         try:
-            self.end = self._run(fault, area, golden, late)
+            self.end = self._run(fault, area, late)
             return ended(self.end)
         finally:
             # Code may be other code than what was translated: by the write, or by what it led to.
             self._stale_code = True
 
-    def _run(self, fault: Fault, area: PhysRange, golden: Golden, late: bool) -> End:
+    def _run(self, fault: Fault, area: PhysRange, late: bool) -> End:
         if fault.when is When.DURING_LOAD:
             return self._run_load(fault, area)
         # Asked while the first kernel's tables are in use; what they refuse only the real store knows.
@@ -169,7 +146,8 @@ class Victim:
             return inject(_Granted(self.kernel) if granted else self.kernel, fault, area)
 
         acts: dict[At, list[Act]] = {fault.moment: [act]} if reached else {}
-        if passed.left is not None and self._is_behind(fault, passed):
+        behind = fault.when in (When.AFTER_LOAD, When.DURING_PANIC)
+        if passed.left is not None and (behind or fault.moment == (When.WHILE_HASHING, passed.step)):
             act()  # the machine stands at the moment, or behind it where that makes no difference
             acts = {}
         return follow(crash(self.kernel, wanted=acts, passed=passed), acts)
@@ -177,7 +155,6 @@ class Victim:
     def _begin(self, fault: Fault, area: PhysRange, granted: bool, reached: bool) -> tuple[Snapshot, Passed]:
         """From where on a fault is run, and what is behind the crash there."""
         golden, when = self.golden, fault.when
-        assert golden is not None
         early = when is When.AFTER_LOAD
         if not granted or (early and not self.at_rest(area)):
             return golden.loaded, Passed(hashing=golden.passed.hashing)
@@ -188,11 +165,6 @@ class Victim:
         # What the first kernel's memory holds at the jump is what a dump has to show, a stray write among it.
         before_jump = early or when is When.DURING_PANIC
         return golden.jump, golden.at_jump(crashed=not before_jump or golden.region.covers(area))
-
-    @staticmethod
-    def _is_behind(fault: Fault, passed: Passed) -> bool:
-        early = fault.when in (When.AFTER_LOAD, When.DURING_PANIC)
-        return early or (fault.when is When.WHILE_HASHING and passed.step == fault.step)
 
     def _run_load(self, fault: Fault, area: PhysRange) -> End:
         """A write before the load, on a machine of its own: no snapshot is that old."""
@@ -205,12 +177,10 @@ class Victim:
         finally:
             kernel.board.close()
 
-    def _checkpoint(self, step: int) -> Snapshot:
-        """The machine in the middle of hashing, kept for the next fault at the same step."""
-        if step not in self._checkpoints:
-            self._run_to_step(step)
-            self._checkpoints[step] = self.snapshots.take()
-        return self._checkpoints[step]
+    def _take_checkpoint(self, step: int) -> Snapshot:
+        """The machine in the middle of hashing."""
+        self._reaches(When.WHILE_HASHING, step)
+        return self.snapshots.take()
 
     def at_rest(self, area: PhysRange) -> bool:
         """The crash path does not come near an area of the crash region."""

@@ -10,13 +10,15 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kexecemu.campaign.accounting import summarise
 from kexecemu.campaign.audit import AUDIT, choose
+from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.header import Header
-from kexecemu.campaign.job import CampaignConfig, EngineLike, discard_engine, keep_engine, make_engine
+from kexecemu.campaign.job import CampaignConfig, discard_engine, keep_engine, make_engine
 from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_uniform
+from kexecemu.campaign.space import Space
 from kexecemu.campaign.store import Store
 from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.version import own_version
@@ -25,6 +27,9 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
+
+if TYPE_CHECKING:
+    from kexecemu.campaign.engine import FaultDecider
 
 __all__ = ["CHUNK", "Campaign", "CampaignProgress", "Interrupted", "plan_campaign", "run_campaign"]
 
@@ -53,7 +58,7 @@ class Campaign:
 
     config: CampaignConfig
     header: Header
-    space: Any
+    space: Space
     sample: Sequence[int]
 
     def strata(self, positions: range) -> list[int]:
@@ -72,54 +77,58 @@ def plan_campaign(
     options: str = "",
     source: str = "",
     chunk: int = CHUNK,
-    engine: Callable[[Scenario, Path], EngineLike] = make_engine,
+    engine: Callable[[Scenario, Path], FaultDecider] = make_engine,
 ) -> Campaign:
     """Load the scenario, check the machine, and draw the sample.
 
     The seed is the sample's alone: the machine has the scenario's, so that a fault's name and the scenario are enough
-    to run it again. named, options and source are how the scenario was named, what was given to change
-    it, and its text: for the record. The engine stays for
-    run_campaign(), or until discard_engine(). Raises InputError for a scenario or a number of faults that cannot be,
-    MachineError when the undisturbed machine does not do the same with and without hooks.
+    to run it again. named, options and source are how the scenario was named, what was given to change it, and its
+    text: for the record. The engine stays for run_campaign(), or until discard_engine(). Raises InputError for a
+    scenario or a number of faults that cannot be, MachineError when the undisturbed machine does not do the same with
+    and without hooks.
     """
     if faults < 1:
         raise InputError(f"a campaign has at least one fault, not {faults}")
     machine = engine(scenario, folder)
     try:
         space = machine.space
-        sampling = scenario.campaign.sampling
-        if sampling == "stratified":
+        if scenario.campaign.sampling == "stratified":
             sample = [index for index, _ in sample_stratified(space, faults, seed)]
         else:
             sample = sample_uniform(space, faults, seed)
-        header = Header(
-            version=own_version(),
-            config_hash=machine.config_hash,
-            protection=_protection(scenario),
-            purgatory=_purgatory(scenario),
-            seed=seed,
-            faults=faults,
-            population=space.size,
-            sampler=f"{SAMPLER} {sampling}",
-            chunk=chunk,
-            name=scenario.name,
-            scenario=named,
-            options=options,
-            source=source,
-            strata=tuple(_stratum(one) for one in space.strata),
-            areas=tuple(
-                (area.name, area.phys.start, area.phys.end, area.kind.value)
-                for area in {one.area: None for one in space.strata}
-            ),
-        )
+        told = {"scenario": named, "options": options, "source": source}
+        header = _header(scenario, machine, told, seed, faults, chunk)
     except BaseException:
         machine.close()
         raise
-    config = CampaignConfig(
-        scenario, folder, seed, faults, header.sampler, header.version, header.config_hash, engine
-    )
+    config = CampaignConfig(scenario, folder, header.version, header.config_hash, engine)
     keep_engine(config, machine)
     return Campaign(config, header, space, sample)
+
+
+def _header(
+    scenario: Scenario, machine: FaultDecider, told: Mapping[str, str], seed: int, faults: int, chunk: int
+) -> Header:
+    space = machine.space
+    return Header(
+        version=own_version(),
+        config_hash=machine.config_hash,
+        # The way that is in force: the scenario's, or the one of its era.
+        protection=KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection).way.value,
+        purgatory=_purgatory(scenario),
+        population=space.size,
+        sampler=f"{SAMPLER} {scenario.campaign.sampling}",
+        name=scenario.name,
+        strata=tuple((*row[:5], row.size) for row in space.describe()),
+        areas=tuple(
+            (area.name, area.phys.start, area.phys.end, area.kind.value)
+            for area in {one.area: None for one in space.strata}
+        ),
+        seed=seed,
+        faults=faults,
+        chunk=chunk,
+        **told,
+    )
 
 
 def run_campaign(
@@ -161,11 +170,8 @@ def _runner(
     campaign: Campaign, store: Store, executor: Executor | Callable[[], Executor] | None, workers: int
 ) -> TaskRunner:
     if executor is None and workers == 1:
-        return Alone(
-            campaign.config,
-            campaign.space,
-            lambda task: None if task.audit else store.mark_begun(task.number),
-        )
+        begin = store.mark_begun
+        return Alone(campaign.config, campaign.space, lambda one: None if one.audit else begin(one.number))
     discard_engine()  # the workers have their own
     if executor is None:
         return Workers(campaign.config, campaign.space, partial(local_pool, workers), 2 * workers)
@@ -177,15 +183,15 @@ def _decide(
 ) -> None:
     header, sample = campaign.header, campaign.sample
     outcomes = Counter[str]()
-    for _, _, outcome, *_, count in store.counts():
-        outcomes[outcome] += count
+    for row in store.counts():
+        outcomes[row.outcome] += row.faults
     clock = _Clock()
 
     def task(chunk: int) -> Task:
         positions = header.positions(chunk)
         return Task(chunk, sample[positions.start : positions.stop])
 
-    def take(chunk: int, results: Sequence[Any]) -> None:
+    def take(chunk: int, results: Sequence[Decided]) -> None:
         store.add_chunk(chunk, results, campaign.strata(header.positions(chunk)), clock.lap())
         outcomes.update(str(one.outcome) for one in results)
         tell()
@@ -215,9 +221,8 @@ def _audit(
 ) -> None:
     done = {one.position for one in store.audits()}
     chosen = choose(store, faults)
-    tasks = [
-        Task(position, [campaign.sample[position]], audit=True) for position in chosen if position not in done
-    ]
+    left = [position for position in chosen if position not in done]
+    tasks = [Task(position, [campaign.sample[position]], audit=True) for position in left]
     agreed = Counter[str]()
     clock = _Clock()
     for number, (task, results) in enumerate(runner.results(tasks, stop), 1):
@@ -240,22 +245,6 @@ class _Clock:
         now = time.perf_counter()
         before, self.last = self.last, now
         return now - before
-
-
-def _stratum(one: Any) -> tuple[str, str, str, str, str, int]:
-    return (
-        one.area.name,
-        one.area.kind.value,
-        one.model.name,
-        one.by.value,
-        one.moment.value,
-        one.size,
-    )
-
-
-def _protection(scenario: Scenario) -> str:
-    """The way that is in force: the scenario's, or the one of its era."""
-    return KernelConfig(scenario.kernel.era, protection=scenario.kernel.protection).way.value
 
 
 def _purgatory(scenario: Scenario) -> str:

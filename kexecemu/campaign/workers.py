@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from types import FrameType
-from typing import Any
 
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.job import CampaignConfig, error_of, run_chunk
+from kexecemu.campaign.space import Space
 from kexecemu.errors import MachineError
 from kexecemu.shown import shown
 
@@ -102,7 +102,7 @@ def local_pool(workers: int) -> ProcessPoolExecutor:
 class TaskRunner:
     """Gives results for tasks, in any order; every task once."""
 
-    def __init__(self, config: CampaignConfig, space: Any) -> None:
+    def __init__(self, config: CampaignConfig, space: Space) -> None:
         self.config = config
         self.space = space
 
@@ -169,7 +169,7 @@ class Alone(TaskRunner):
     """This process. before hears of each task before it is begun, so that a death in it is not repeated for ever."""
 
     def __init__(
-        self, config: CampaignConfig, space: Any, before: Callable[[Task], None] | None = None
+        self, config: CampaignConfig, space: Space, before: Callable[[Task], None] | None = None
     ) -> None:
         super().__init__(config, space)
         self.before = before
@@ -192,7 +192,7 @@ class Workers(TaskRunner):
     """
 
     def __init__(
-        self, config: CampaignConfig, space: Any, make: Executor | Callable[[], Executor], width: int
+        self, config: CampaignConfig, space: Space, make: Executor | Callable[[], Executor], width: int
     ) -> None:
         super().__init__(config, space)
         self.make = make

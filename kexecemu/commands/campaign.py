@@ -14,17 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kexecemu.commands.options import (
-    HtmlOption,
-    JsonOption,
-    ScenarioArgument,
-    from_one,
-    from_zero,
-    output,
-    seed_number,
-    takes_changes,
-)
-from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
+from kexecemu.commands import options
+from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
 from kexecemu.commands.run import located
 from kexecemu.errors import InputError
 from kexecemu.scenario.given import command_words
@@ -35,68 +26,45 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "campaign_command"]
 
-EXAMPLES = (
-    (
-        "kexecemu campaign campaign-16m --faults 3000 --seed 1 --out stray",
-        "3000 faults over a scenario that ships; the results are in the folder stray.",
-    ),
-    (
-        "kexecemu campaign mine.toml --faults 9000 --seed 1 --out big --resume --rows r.csv",
-        "Go on with one that was stopped, and write a row for each fault.",
-    ),
-)
+EXAMPLES = """\
+kexecemu campaign campaign-16m --faults 3000 --seed 1 --out stray
+3000 faults over a scenario that ships; the results are in the folder stray.
+kexecemu campaign mine.toml --faults 9000 --seed 1 --out big --resume --rows r.csv
+Go on with one that was stopped, and write a row for each fault.
+"""
 
-_AS_EXPECTED, _NOT_AS_EXPECTED, _INTERRUPTED = 0, 1, 130
+_INTERRUPTED = 130
+_SEED = "Seed of the sample; the machine has the scenario's."
+_EXECUTOR = "local, or dask://HOST:PORT for the cluster of that scheduler."
+_WORKERS = "Local processes (default: one a CPU)."
+_ROWS = "Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines."
 
 
-@takes_changes
+@options.takes_changes
 def campaign_command(
     changes: Mapping[str, Any],
-    scenario: ScenarioArgument,
-    faults: Annotated[int, typer.Option("--faults", metavar="N", help="How many to draw.", parser=from_one)],
-    seed: Annotated[
-        int,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            parser=seed_number,
-            help="Seed of the sample; the machine has the scenario's.",
-        ),
-    ],
-    out: Annotated[Path, output("--out", "Folder for the results.", "DIR")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
-    executor: Annotated[
-        str,
-        typer.Option(
-            "--executor",
-            metavar="WHERE",
-            help="local, or dask://HOST:PORT for the cluster of that scheduler.",
-        ),
-    ] = "local",
+    scenario: options.ScenarioArgument,
+    faults: Annotated[int, options.option("--faults", "How many to draw.", "N", parser=options.from_one)],
+    seed: Annotated[int, options.option("--seed", _SEED, "N", parser=options.seed_number)],
+    out: Annotated[Path, options.output("--out", "Folder for the results.", metavar="DIR")],
+    resume: Annotated[bool, options.option("--resume", "Go on with what is in the folder.")] = False,
+    executor: Annotated[str, options.option("--executor", _EXECUTOR, "WHERE")] = "local",
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", help="Local processes (default: one a CPU).", parser=from_one),
+        int | None, options.option("--workers", _WORKERS, "N", parser=options.from_one)
     ] = None,
     audit: Annotated[
         int,
-        typer.Option(
-            "--audit", metavar="N", parser=from_zero, help="Conclusions to check by full emulation."
-        ),
+        options.option("--audit", "Conclusions to check by full emulation.", "N", parser=options.from_zero),
     ] = 300,
-    json: JsonOption = False,
-    html: HtmlOption = None,
-    rows: Annotated[
-        Path | None,
-        output("--rows", "Write a row for each fault: FILE.csv, or FILE.jsonl for JSON lines."),
-    ] = None,
+    json: options.JsonOption = False,
+    html: options.HtmlOption = None,
+    rows: Annotated[Path | None, options.output("--rows", _ROWS)] = None,
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""
     from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
-    from kexecemu.scenario.read import find_scenario, read_scenario
-    from kexecemu.scenario.toml import changed
+    from kexecemu.scenario.toml import changed_scenario
 
-    path = find_scenario(scenario)
-    parsed = changed(read_scenario(path), changes)
+    path, parsed = changed_scenario(scenario, changes)
     _check_outputs(out, html, rows)
     with located(path, parsed), _executor(executor) as make, _bar() as progress:
         planned = plan_campaign(
@@ -159,18 +127,12 @@ def _executor(words: str) -> Iterator[Callable[[], Executor] | None]:
 
 def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: Path | None) -> None:
     from kexecemu.campaign.database import FILE
-    from kexecemu.files import replace_file
+    from kexecemu.report.campaign_html import render_campaign
+    from kexecemu.report.campaign_rows import write_rows
+    from kexecemu.report.campaign_words import disagreement_text
 
-    files = [out / FILE]
-    if html is not None:
-        from kexecemu.report.campaign_html import render_campaign
-
-        with writing("--html", html):
-            replace_file(html, render_campaign(summary).encode())
-        files.append(html)
+    files = [out / FILE, *write("--html", html, lambda: render_campaign(summary))]
     if rows is not None:
-        from kexecemu.report.campaign_rows import write_rows
-
         with writing("--rows", rows):
             write_rows(rows, out)
         files.append(rows)
@@ -185,14 +147,10 @@ def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: P
         print_campaign(account(), summary)
         print_written(files)
     for one in summary.disagreements:
-        from kexecemu.report.campaign_words import disagreement_text
-
         decided, run = disagreement_text(one)
-        print(
-            f"kexecemu: audit: {one.fault} was decided {decided}, but ends {run}: nothing here can be believed",
-            file=sys.stderr,
-        )
-    raise typer.Exit(_NOT_AS_EXPECTED if summary.disagreements else _AS_EXPECTED)
+        ends = f"{one.fault} was decided {decided}, but ends {run}"
+        print(f"kexecemu: audit: {ends}: nothing here can be believed", file=sys.stderr)
+    raise typer.Exit(1 if summary.disagreements else 0)
 
 
 @contextmanager

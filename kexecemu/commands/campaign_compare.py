@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kexecemu.commands.options import HtmlOption, JsonOption
-from kexecemu.commands.outputs import check_outputs, print_json, print_written, writing
+from kexecemu.commands.outputs import check_outputs, print_json, print_written, write
 
 if TYPE_CHECKING:
-    from kexecemu.campaign.compare import Comparison, Pair
-    from kexecemu.campaign.stats import Figure
+    from kexecemu.campaign.compare import Comparison
 
 __all__ = ["EXAMPLES", "compare_command"]
 
-EXAMPLES = (
-    ("kexecemu campaign-compare with without", "The same faults in two campaigns: what only one catches."),
-    (
-        "kexecemu campaign-compare with without --html comparison.html",
-        "The same with a picture, as one HTML file.",
-    ),
-)
+EXAMPLES = """\
+kexecemu campaign-compare with without
+The same faults in two campaigns: what only one catches.
+kexecemu campaign-compare with without --html comparison.html
+The same with a picture, as one HTML file.
+"""
 
 
 def compare_command(
@@ -34,17 +33,11 @@ def compare_command(
 ) -> None:
     """What each of two campaigns catches that the other does not, fault by fault."""
     from kexecemu.campaign.compare import compare
+    from kexecemu.report.campaign_html import render_comparison
 
     check_outputs({"--html": html})
     comparison = compare(first, second)
-    files = []
-    if html is not None:
-        from kexecemu.files import replace_file
-        from kexecemu.report.comparison_html import render_comparison
-
-        with writing("--html", html):
-            replace_file(html, render_comparison(comparison).encode())
-        files.append(html)
+    files = write("--html", html, lambda: render_comparison(comparison))
     if json:
         print_json(_comparison_object(comparison), files)
     else:
@@ -55,49 +48,29 @@ def compare_command(
 def _comparison_object(comparison: Comparison) -> dict[str, Any]:
     basis = comparison.basis
 
-    def side(number: int) -> dict[str, Any]:
-        header = (comparison.first, comparison.second)[number]
-        figure = (comparison.only_first, comparison.only_second)[number]
-        pairs = (comparison.examples_first, comparison.examples_second)[number]
-        true = (comparison.true_first, comparison.true_second)[number]
-        true_pairs = (comparison.examples_true_first, comparison.examples_true_second)[number]
+    def side(which: str) -> dict[str, Any]:
+        header, figure = getattr(comparison, which), getattr(comparison, f"only_{which}")
+        true = getattr(comparison, f"true_{which}")
+        told = ("scenario", "protection", "purgatory", "version", "config_hash")
         return {
-            "scenario": header.scenario,
-            "protection": header.protection,
-            "purgatory": header.purgatory,
-            "version": header.version,
-            "config_hash": header.config_hash,
+            **{key: getattr(header, key) for key in told},
             "caught_alone": figure.count,
             "interval": [figure.interval.low, figure.interval.high],
-            "examples": [_pair(one) for one in pairs],
+            "examples": [asdict(one) for one in getattr(comparison, f"examples_{which}")],
             "true_dump_alone": true.count if true is not None else 0,
             "true_dump_interval": [true.interval.low, true.interval.high] if true is not None else None,
-            "true_dump_examples": [_pair(one) for one in true_pairs],
+            "true_dump_examples": [asdict(one) for one in getattr(comparison, f"examples_true_{which}")],
         }
 
     return {
-        "population": basis.population,
-        "faults": basis.faults,
-        "seed": basis.seed,
-        "sampler": basis.sampler,
-        "method": basis.method,
-        "first": side(0),
-        "second": side(1),
+        **{key: getattr(basis, key) for key in ("population", "faults", "seed", "sampler", "method")},
+        "first": side("first"),
+        "second": side("second"),
         "outcomes": comparison.outcomes,
         "classes": comparison.classes,
         "mcnemar": comparison.even,
         "dumps": comparison.dumps,
         "dumps_mcnemar": comparison.even_dumps,
-    }
-
-
-def _pair(one: Pair) -> dict[str, str]:
-    return {
-        "fault": one.fault,
-        "first": one.first,
-        "second": one.second,
-        "first_dump": one.first_dump,
-        "second_dump": one.second_dump,
     }
 
 
@@ -112,16 +85,14 @@ def _print_comparison(comparison: Comparison) -> None:
     _say(f"caught by both     {classes['caught']['caught']:,}")
     _say(f"harm in both       {classes['harm']['harm']:,}")
     harm = "caught that are harm in the other"
-    _print_alone("first", harm, comparison.only_first, comparison.examples_first)
-    _print_alone("second", harm, comparison.only_second, comparison.examples_second)
+    _print_alone(comparison, harm, "only", "examples")
     _say(f"so uneven a split by chance: {comparison.even:.3g} (McNemar, exact)")
     if comparison.true_first is None or comparison.true_second is None:
         return
     _say("")
     _print_crossed(comparison.dumps, list(comparison.dumps), "dump ")
     true = "with a true dump where the other has none, or a wrong one"
-    _print_alone("first", true, comparison.true_first, comparison.examples_true_first)
-    _print_alone("second", true, comparison.true_second, comparison.examples_true_second)
+    _print_alone(comparison, true, "true", "examples_true")
     _say(f"so uneven a split by chance: {comparison.even_dumps:.3g} (McNemar, exact)")
 
 
@@ -137,17 +108,19 @@ def _print_crossed(found: Mapping[str, Mapping[str, int]], columns: list[str], p
     from kexecemu.report.terminal import account, print_table
 
     _say("first, down; second, across")
-    rows = [
-        [(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)]
-        for here, counts in found.items()
-    ]
+    rows = []
+    for here, counts in found.items():
+        rows.append([(prefix + here, ""), *((f"{counts.get(column, 0):,}", "") for column in columns)])
     print_table(account(), ("", *(prefix + column for column in columns)), rows)
     _say("")
 
 
-def _print_alone(which: str, what: str, figure: Figure, pairs: Sequence[Pair]) -> None:
-    share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
-    _say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
-    for pair in pairs:
-        dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
-        _say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")
+def _print_alone(comparison: Comparison, what: str, counted: str, shown: str) -> None:
+    """What only one of the two does, with its examples: the fields that begin with counted and with shown."""
+    for which in ("first", "second"):
+        figure = getattr(comparison, f"{counted}_{which}")
+        share = f"{figure.interval.low:.3g} to {figure.interval.high:.3g} of the population"
+        _say(f"{f'{which} alone':<18} {figure.count:,} {what} ({share})")
+        for pair in getattr(comparison, f"{shown}_{which}"):
+            dumps = f", dump {pair.first_dump} / {pair.second_dump}" if pair.first_dump else ""
+            _say(f"    {pair.fault}  {pair.first} / {pair.second}{dumps}")

@@ -3,76 +3,54 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kexecemu.arguments import contents
-from kexecemu.commands.options import JsonOption, VerboseOption, flag
+from kexecemu.commands.options import JsonOption, VerboseOption, flag, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
 
 __all__ = ["EXAMPLES", "compare_linux_command"]
 
-EXAMPLES = (
-    ("kexecemu compare-linux", "Debian's kernel (kexecemu fetch kernel busybox kexec-tools) and its model."),
-    (
-        "kexecemu compare-linux --ram 1G --cmdline crashkernel=256M --all",
-        "Another board; lines that are equal are printed too.",
-    ),
-)
+EXAMPLES = """\
+kexecemu compare-linux
+Debian's kernel (kexecemu fetch kernel busybox kexec-tools) and its model.
+kexecemu compare-linux --ram 1G --cmdline crashkernel=256M --all
+Another board; lines that are equal are printed too.
+"""
 
-_SAME, _DIFFERENT = 0, 1
+_KERNEL = "A real arm64 Image, or fetched:NAME."
+_CMDLINE = "The first kernel's command line, with crashkernel=."
 
 
 def compare_linux_command(
     kernel: Annotated[
-        Path,
-        flag(
-            "kernel",
-            text="A real arm64 Image, or fetched:NAME.",
-            panel="The first kernel",
-            default="fetched:kernel",
-        ),
+        Path, flag("kernel", text=_KERNEL, panel="The first kernel", default="fetched:kernel")
     ] = Path("fetched:kernel"),
     ram: Annotated[str, flag("ram", text="RAM, for example 1G.", default="512M")] = "512M",
     cpus: Annotated[int, flag("cpus", text="Number of CPUs.")] = 1,
-    cmdline: Annotated[
-        str,
-        flag(
-            "cmdline", text="The first kernel's command line, with crashkernel=.", default="crashkernel=192M"
-        ),
-    ] = "crashkernel=192M",
+    cmdline: Annotated[str, flag("cmdline", text=_CMDLINE, default="crashkernel=192M")] = "crashkernel=192M",
     seed: Annotated[int, flag("seed")] = 0,
-    every: Annotated[bool, typer.Option("--all", help="Print equal lines too.")] = False,
+    every: Annotated[bool, option("--all", "Print equal lines too.")] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Boot a real kernel and the model of it alike, load by kexec-tools, compare: exit 1 if something differs."""
-    from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
-    from kexecemu.linux.first import FirstLinux, LinuxSetup
+    from kexecemu.linux.fetched import fetched_kernel
+    from kexecemu.linux.first import FirstLinux
     from kexecemu.linux.rows import Same
     from kexecemu.report.linux_rows import print_rows, rows_object
     from kexecemu.report.progress import live_console, progress_bar
     from kexecemu.scenario.linux_compare import boot_model, compare, config_options
-    from kexecemu.scenario.linux_setup import read_kernel
+    from kexecemu.scenario.linux_setup import linux_setup
+    from kexecemu.scenario.options import Setup
 
     path = fetched_kernel(kernel)
-    image = read_kernel(path)
-    programs = fetched_programs()
-    setup = LinuxSetup(
-        image=image,
-        crash_image=image,
-        crash_initrd=fetched_initrd(path),
-        busybox=programs.busybox,
-        kexec=programs.kexec,
-        packages=programs.packages,
-        ram=ram,
-        cpus=cpus,
-        cmdline=cmdline,
-        seed=seed,
-    )
+    setup = replace(linux_setup(Setup(linux=path, ram=ram, cpus=cpus, seed=seed)), cmdline=cmdline)
     with progress_bar(verbose, ["the real kernel is running"]) as progress:
         linux = FirstLinux(setup, live_console if verbose else None)
         linux.load(progress)
@@ -83,13 +61,11 @@ def compare_linux_command(
     else:
         sys.stdout.write(f"Linux {linux.release} beside the model of era {model.config.release.value}\n")
         sys.stdout.write(print_rows(rows, every))
-    good = all(row.same is not Same.DIFFERENT for row in rows)
-    raise typer.Exit(_SAME if good else _DIFFERENT)
+    raise typer.Exit(1 if any(row.same is Same.DIFFERENT for row in rows) else 0)
 
 
 def _config(path: Path, release: str) -> str:
     """The kernel's configuration; "" where it is not beside it, which is said."""
-
     for candidate in (path.with_name(f"config-{release}"), path.with_name(".config")):
         if candidate.is_file():
             try:

@@ -6,64 +6,42 @@ Nothing here is loaded before it is asked for, so that the start of every other 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 
 __all__ = ["configs", "fetch_targets", "fetched", "models", "of", "outcomes", "scenarios"]
 
 
-def _begin(names: Iterable[str], incomplete: str) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
-
-
-def of(words: Iterable[str]) -> Callable[[str], list[str]]:
-    """Words that are known already."""
-
+def _offered(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     def offer(incomplete: str) -> list[str]:
-        return _begin(words, incomplete)
+        return [str(name) for name in names() if name.startswith(incomplete)]
 
     return offer
 
 
-def scenarios(incomplete: str) -> list[str]:
-    """The scenarios that ship."""
-    from kexecemu.data import shipped_scenarios
-
-    return _begin(shipped_scenarios(), incomplete)
+def of(words: Iterable[str]) -> Callable[[str], list[str]]:
+    """Words that are known already."""
+    return _offered(lambda: words)
 
 
-def configs(incomplete: str) -> list[str]:
-    """Kconfig options with each of their values, whole: a shell that parts words at the sign has no second chance."""
+def _config_words() -> Iterable[str]:
     from kexecemu.kernel.base.config import option_rows
 
-    words = []
     for row in option_rows():
         values = {"y or n": ["y", "n"], "a number": [row.default]}.get(row.values, row.values.split(", "))
-        words += [f"{row.name}={value}" for value in values]
-    return _begin(words, incomplete)
+        yield from (f"{row.name}={value}" for value in values)
 
 
-def outcomes(incomplete: str) -> list[str]:
-    """The outcomes of a crash."""
-    from kexecemu.crash.outcome import Outcome
-
-    return _begin([outcome.value for outcome in Outcome], incomplete)
-
-
-def models(incomplete: str) -> list[str]:
-    """The fault models."""
-    from kexecemu.stray.models import MODELS
-
-    return _begin(MODELS, incomplete)
-
-
-def fetched(incomplete: str) -> list[str]:
-    """Kernels from outside, by name; a path is the shell's to complete."""
-    from kexecemu.linux.fetched import FETCHED, fetchable_kernels
-
-    return _begin([f"{FETCHED}{name}" for name in fetchable_kernels()], incomplete)
-
-
-def fetch_targets(incomplete: str) -> list[str]:
-    """What there is to fetch."""
-    from kexecemu.fetch.targets import TARGETS
-
-    return _begin(TARGETS, incomplete)
+configs = _offered(_config_words)
+"""Kconfig options with each of their values, whole: a shell that parts words at the sign has no second chance."""
+scenarios = _offered(lambda: import_module("kexecemu.data").shipped_scenarios())
+"""The scenarios that ship."""
+outcomes = _offered(lambda: import_module("kexecemu.crash.outcome").Outcome)
+"""The outcomes of a crash."""
+models = _offered(lambda: import_module("kexecemu.stray.models").MODELS)
+"""The fault models."""
+fetched = _offered(
+    lambda: [f"fetched:{name}" for name in import_module("kexecemu.linux.fetched").fetchable_kernels()]
+)
+"""Kernels from outside, by name; a path is the shell's to complete."""
+fetch_targets = _offered(lambda: import_module("kexecemu.fetch.targets").TARGETS)
+"""What there is to fetch."""

@@ -4,78 +4,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from kexecemu.commands.options import (
-    ExpectOption,
-    HandoffOption,
-    HtmlOption,
-    JsonOption,
-    TimelineOption,
-    VerboseOption,
-    VmcoreOption,
-    takes_setup,
-)
+from kexecemu.commands import options
+from kexecemu.commands.outputs import check_folder
 from kexecemu.errors import InputError
 from kexecemu.scenario.options import Setup
 
 if TYPE_CHECKING:
-    from kexecemu.scenario.setup import Setup
     from kexecemu.stray.fault import By, Fault
 
 __all__ = ["EXAMPLES", "crash_command"]
 
-EXAMPLES = (
-    (
-        "kexecemu crash --write initrd+0x1000=a5a5",
-        "Two stray bytes in the loaded initrd: the purgatory finds them.",
-    ),
-    (
-        "kexecemu crash --era 6.1 --write kernel+0x100=ff --html report.html",
-        "The same before 6.4, when the segments' pages were invalid; a report to look at.",
-    ),
-    (
-        "kexecemu crash --capture linux --vmcore vmcore",
-        "Debian's kernel captures (kexecemu fetch kernel busybox); the dump is for crash or drgn.",
-    ),
-)
+EXAMPLES = """\
+kexecemu crash --write initrd+0x1000=a5a5
+Two stray bytes in the loaded initrd: the purgatory finds them.
+kexecemu crash --era 6.1 --write kernel+0x100=ff --html report.html
+The same before 6.4, when the segments' pages were invalid; a report to look at.
+kexecemu crash --capture linux --vmcore vmcore
+Debian's kernel captures (kexecemu fetch kernel busybox); the dump is for crash or drgn.
+"""
 
 _FAULTS = "Stray writes"
+_WRITE = "A stray write by the CPU, as initrd+0x1000=ff; repeatable."
+_DMA = "A stray write by DMA, behind the MMU; repeatable."
 _NAME = "a crash from the command line"
 
 
-@takes_setup()
+@options.takes_setup()
 def crash_command(
     setup: Setup,
-    write: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--write",
-            metavar="TARGET=HEX",
-            help="A stray write by the CPU, as initrd+0x1000=ff; repeatable.",
-            rich_help_panel=_FAULTS,
-        ),
-    ] = None,
-    dma: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dma",
-            metavar="TARGET=HEX",
-            help="A stray write by DMA, behind the MMU; repeatable.",
-            rich_help_panel=_FAULTS,
-        ),
-    ] = None,
-    expect: ExpectOption = None,
-    json: JsonOption = False,
-    timeline: TimelineOption = None,
-    html: HtmlOption = None,
-    vmcore: VmcoreOption = None,
-    handoff: HandoffOption = None,
-    verbose: VerboseOption = False,
+    write: Annotated[list[str] | None, options.option("--write", _WRITE, "TARGET=HEX", _FAULTS)] = None,
+    dma: Annotated[list[str] | None, options.option("--dma", _DMA, "TARGET=HEX", _FAULTS)] = None,
+    expect: options.ExpectOption = None,
+    json: options.JsonOption = False,
+    timeline: options.TimelineOption = None,
+    html: options.HtmlOption = None,
+    vmcore: options.VmcoreOption = None,
+    handoff: options.HandoffOption = None,
+    verbose: options.VerboseOption = False,
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
-    from kexecemu.commands.run import HandoffTaker, Outputs, deliver
-    from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
+    from kexecemu.commands.run import Outputs, deliver
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.runner import crash
     from kexecemu.stray.fault import By
@@ -84,18 +52,10 @@ def crash_command(
     wanted = parse_expect(expect) if expect else None
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
     outputs.check()
-    taker = HandoffTaker(handoff)
-    with progress_bar(verbose, LINUX_PARTS if setup.linux else PARTS) as progress:
-        result = crash(
-            _NAME,
-            setup,
-            faults,
-            expect=wanted,
-            progress=progress,
-            acts=taker.acts,
-            console=live_console if verbose else None,
-        )
-    deliver(result, None, outputs, taker)
+    check_folder("--handoff", handoff)
+    with outputs.running(setup.linux is not None) as asked:
+        result = crash(_NAME, setup, faults, expect=wanted, **asked)
+    deliver(result, None, outputs)
 
 
 def _fault(text: str, by: By) -> Fault:

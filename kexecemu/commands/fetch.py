@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kexecemu.commands import complete
+from kexecemu.commands.options import option
 from kexecemu.errors import FetchError, InputError
 from kexecemu.suggest import there_are
 
 __all__ = ["EXAMPLES", "fetch_command"]
 
-EXAMPLES = (
-    ("kexecemu fetch", "What a real capture kernel takes: Debian's kernel, and busybox."),
-    ("kexecemu fetch kernel-trixie kexec-tools", "Others, by name; --list says which there are."),
-)
+EXAMPLES = """\
+kexecemu fetch
+What a real capture kernel takes: Debian's kernel, and busybox.
+kexecemu fetch kernel-trixie kexec-tools
+Others, by name; --list says which there are.
+"""
+
+
+_NAMES = "What to fetch (default: kernel busybox)."
+_MIRROR = "A mirror of Debian, on a machine whose apt has none (Ubuntu, say)."
 
 
 def fetch_command(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME",
-            help="What to fetch (default: kernel busybox).",
-            autocompletion=complete.fetch_targets,
-        ),
+        list[str] | None, typer.Argument(metavar="NAME", help=_NAMES, autocompletion=complete.fetch_targets)
     ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Say what there is to fetch, and what is there.")
-    ] = False,
-    every: Annotated[bool, typer.Option("--all", help="Fetch everything that there is.")] = False,
+    show: Annotated[bool, option("--list", "Say what there is to fetch, and what is there.")] = False,
+    every: Annotated[bool, option("--all", "Fetch everything that there is.")] = False,
     cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Elsewhere than $KEXECEMU_CACHE or ~/.cache/kexecemu."),
+        Path | None, option("--cache", "Elsewhere than $KEXECEMU_CACHE or ~/.cache/kexecemu.", "DIR")
     ] = None,
-    mirror: Annotated[
-        str | None,
-        typer.Option(
-            "--mirror",
-            metavar="URL",
-            help="A mirror of Debian, on a machine whose apt has none (Ubuntu, say).",
-        ),
-    ] = None,
+    mirror: Annotated[str | None, option("--mirror", _MIRROR, "URL")] = None,
 ) -> None:
     """Fetch real arm64 kernels and tools from Debian, once: exit status 1 if something cannot be had.
 
@@ -64,13 +57,9 @@ def fetch_command(
         if name not in TARGETS:
             raise InputError(f"there is no {name!r} to fetch{there_are(name, TARGETS)}")
     try:
-        fetch(wanted, folder, _say, mirror)
+        fetch(wanted, folder, partial(print, flush=True), mirror)
     except FetchError as error:
         print(f"kexecemu: fetch: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from error
     except OSError as error:
         raise InputError(f"fetch: {error.filename or folder}: {error.strerror or error}") from error
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -13,37 +13,33 @@ from typer.core import TyperCommand, TyperGroup
 
 from kexecemu.suggest import did_you_mean, there_are
 
-__all__ = ["Examples", "HelpfulCommand", "HelpfulGroup", "add_command", "usage_text"]
-
-Examples = tuple[tuple[str, str], ...]
-"""Commands as they are typed, each with what it does."""
+__all__ = ["HelpfulCommand", "HelpfulGroup", "add_command", "usage_text"]
 
 _NAMES = {"help_option_names": ["-h", "--help"]}
 _EXTRA = re.compile(r"unexpected extra argument\S* \(([^\s)]+)")
 
 
-def add_command(app: Any, name: str, command: Any, group: str, examples: Examples) -> None:
-    """Make a function a command of an app: its docstring is the help, `group` the heading that it stands under."""
-    epilog = "\n".join(f"{line}\n{what}" for line, what in examples)
-    app.command(name, cls=HelpfulCommand, rich_help_panel=group, epilog=epilog, context_settings=_NAMES)(
-        command
+def add_command(app: Any, name: str, command: Any, group: str, examples: str) -> None:
+    """Make a function a command of an app: its docstring is the help, `group` the heading that it stands under.
+
+    examples are commands as they are typed, each with what it does in the line below.
+    """
+    added = app.command(
+        name, cls=HelpfulCommand, rich_help_panel=group, epilog=examples, context_settings=_NAMES
     )
-
-
-def _rows(formatter: Any, title: str, rows: list[tuple[str, str]], widest: int) -> None:
-    """A heading and two columns under it; all lists of a page have the second one at the same place."""
-    with formatter.section(title):
-        formatter.write_dl([(first.ljust(min(widest, 30)), second) for first, second in rows])
+    added(command)
 
 
 def _write_sections(formatter: Any, pairs: Iterable[tuple[str, tuple[str, str]]]) -> None:
+    """Headings with two columns under each; all lists of a page have the second one at the same place."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for title, row in pairs:
         sections.setdefault(title, []).append(row)
     fitting = [len(first) for rows in sections.values() for first, _ in rows if len(first) <= 30]
     widest = max(fitting, default=0)
     for title, rows in sections.items():
-        _rows(formatter, title, rows, widest)
+        with formatter.section(title):
+            formatter.write_dl([(first.ljust(widest), second) for first, second in rows])
 
 
 def _title(param: Any) -> str:
@@ -58,9 +54,8 @@ def _argument_name(param: Any) -> str:
 
 def _record(param: Any, ctx: Any) -> tuple[str, str] | None:
     record: tuple[str, str] | None = param.get_help_record(ctx)
-    if record is None or param.param_type_name != "argument":
-        return record
-    return _argument_name(param), param.help or ""
+    named = record is not None and param.param_type_name == "argument"
+    return (_argument_name(param), param.help or "") if named else record
 
 
 class _Helpful:
@@ -69,13 +64,11 @@ class _Helpful:
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What follows the command's name in the line of its usage."""
         pieces: list[str] = super().collect_usage_pieces(ctx)  # type: ignore[misc]
-        names = {
-            piece: _argument_name(one) for one in self._arguments() for piece in one.get_usage_pieces(ctx)
-        }
+        names: dict[str, str] = {}
+        for one in self.params:  # type: ignore[attr-defined]
+            if one.param_type_name == "argument":
+                names |= dict.fromkeys(one.get_usage_pieces(ctx), _argument_name(one))
         return [names.get(piece, piece) for piece in pieces]
-
-    def _arguments(self) -> list[Any]:
-        return [one for one in self.params if one.param_type_name == "argument"]  # type: ignore[attr-defined]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments and options under their headings, and the commands of a group."""
@@ -83,8 +76,7 @@ class _Helpful:
         pairs = [(title, record) for title, record in records if record is not None]
         # The general ones come last, behind those that have a heading of their own.
         pairs.sort(key=lambda pair: (pair[0] != "Arguments", pair[0] == "Options"))
-        commands = self._commands(ctx)
-        _write_sections(formatter, [*commands, *pairs])
+        _write_sections(formatter, [*self._commands(ctx), *pairs])
 
     def _commands(self, ctx: Any) -> list[tuple[str, tuple[str, str]]]:
         return []

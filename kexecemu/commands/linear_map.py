@@ -6,9 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from kexecemu.commands.options import JsonOption, flag
+from kexecemu.commands.options import JsonOption, flag, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig, split_options
@@ -22,16 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "linear_map_command"]
 
-EXAMPLES = (
-    (
-        "kexecemu linear-map --ram 4T --era 6.1 --cmdline 'crashkernel=256M rodata=on'",
-        "What base pages for the whole map cost a large server before 6.4.",
-    ),
-    (
-        "kexecemu linear-map --loaded initrd=0x77150000+0x27e000 --ptdump",
-        "The map after a load that protects one segment, as the kernel dumps it.",
-    ),
-)
+EXAMPLES = """\
+kexecemu linear-map --ram 4T --era 6.1 --cmdline 'crashkernel=256M rodata=on'
+What base pages for the whole map cost a large server before 6.4.
+kexecemu linear-map --loaded initrd=0x77150000+0x27e000 --ptdump
+The map after a load that protects one segment, as the kernel dumps it.
+"""
+
+_CMDLINE = "The first kernel's command line, with crashkernel=."
+_TEXT = "Physical range of the kernel's read-only text (default: the kernel that ships)."
+_LOADED = "A segment, protected as after a load; repeatable."
 
 _RAM_LIMIT = 1 << 48
 _HOST_PAGE = 4096
@@ -41,31 +39,15 @@ _BEFORE, _AFTER = "6.1", "6.4"
 def linear_map_command(
     ram: Annotated[str, flag("ram", text="RAM, for example 1G or 4T.")] = "1G",
     era: Annotated[str, flag("era")] = "6.4",
-    cmdline: Annotated[
-        str, flag("cmdline", text="The first kernel's command line, with crashkernel=.")
-    ] = "crashkernel=256M",
+    cmdline: Annotated[str, flag("cmdline", text=_CMDLINE)] = "crashkernel=256M",
     protection: Annotated[str | None, flag("protection")] = None,
     config: Annotated[list[str] | None, flag("config")] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            "--text",
-            metavar="START-END",
-            help="Physical range of the kernel's read-only text (default: the kernel that ships).",
-            rich_help_panel="The first kernel",
-        ),
-    ] = None,
+    text: Annotated[str | None, option("--text", _TEXT, "START-END", "The first kernel")] = None,
     loaded: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--loaded",
-            metavar="NAME=PHYS+SIZE",
-            help="A segment, protected as after a load; repeatable.",
-            rich_help_panel="The crash kernel",
-        ),
+        list[str] | None, option("--loaded", _LOADED, "NAME=PHYS+SIZE", "The crash kernel")
     ] = None,
     ptdump: Annotated[
-        bool, typer.Option("--ptdump", help="Print the map in the format of the kernel's own dump.")
+        bool, option("--ptdump", "Print the map in the format of the kernel's own dump.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -104,9 +86,8 @@ def _number(text: str, what: str) -> int:
 
     value, rest = memparse(text.strip())
     if rest or not text.strip()[:1].isdigit():
-        raise InputError(
-            f"{what}: {text!r} is not a number of bytes (write for example 1G, 768M or 0x40000000)"
-        )
+        example = "write for example 1G, 768M or 0x40000000"
+        raise InputError(f"{what}: {text!r} is not a number of bytes ({example})")
     return value
 
 
@@ -159,9 +140,7 @@ def _range(area: PhysRange | None) -> dict[str, int] | None:
 
 def _price(price: LinearMapPrice) -> dict[str, Any]:
     return {
-        "table_pages": price.table_pages,
-        "table_bytes": price.table_bytes,
-        "entries": price.entries,
+        **{key: getattr(price, key) for key in ("table_pages", "table_bytes", "entries")},
         "blocks": {_size(size): count for size, count in price.leaves.items()},
         "contiguous": {_size(size): count for size, count in price.contiguous.items()},
     }
@@ -169,6 +148,7 @@ def _price(price: LinearMapPrice) -> dict[str, Any]:
 
 def _object(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, LinearMapSurvey]) -> dict[str, Any]:
     """The --json object. Addresses are physical, as integers, with inclusive ends; sizes are in bytes."""
+    load = asked.load
     return {
         "era": asked.config.release.value,
         "protection": asked.config.way.value,
@@ -181,9 +161,7 @@ def _object(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, LinearM
         "reason": asked.reason,
         "method": asked.method,
         **_price(asked.price),
-        "load": None
-        if asked.load is None
-        else {"table_pages": asked.load.table_pages, "entries": asked.load.entries},
+        "load": None if load is None else {"table_pages": load.table_pages, "entries": load.entries},
         "before": _price(sides[_BEFORE].price),
         "after": _price(sides[_AFTER].price),
     }
@@ -204,16 +182,11 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
         lines.append(f"  low part    {_area(reservation.crashk_low_res)}")
     lines += [f"kernel says   {message}" for message in asked.messages]
     if asked.load is not None:
-        pages = asked.load.table_pages
-        lines.append(
-            f"after a load  {asked.load.entries:,} entries written to protect the segments, "
-            f"{pages:,} more table page{'' if pages == 1 else 's'}"
-        )
-    columns = {
-        "this kernel": asked.price,
-        f"before ({_BEFORE})": sides[_BEFORE].price,
-        f"after ({_AFTER})": sides[_AFTER].price,
-    }
+        pages = f"{asked.load.table_pages:,} more table page{'' if asked.load.table_pages == 1 else 's'}"
+        written = f"{asked.load.entries:,} entries written to protect the segments"
+        lines.append(f"after a load  {written}, {pages}")
+    before, after = sides[_BEFORE].price, sides[_AFTER].price
+    columns = {"this kernel": asked.price, f"before ({_BEFORE})": before, f"after ({_AFTER})": after}
     lines += ["", *_table(columns), "", _saving(sides), _METHODS[asked.method]]
     return "\n".join(lines) + "\n"
 
@@ -248,9 +221,8 @@ def _saving(sides: Mapping[str, LinearMapSurvey]) -> str:
     before, after = sides[_BEFORE].price, sides[_AFTER].price
     saved = before.table_pages - after.table_pages
     if saved:
-        return (
-            f"the series saved {saved:,} table pages here ({before.table_bytes - after.table_bytes:,} bytes)"
-        )
+        less = before.table_bytes - after.table_bytes
+        return f"the series saved {saved:,} table pages here ({less:,} bytes)"
     if set(after.leaves) == {sides[_AFTER].config.page_size}:
         return f"the series saved nothing here: {sides[_AFTER].reason} after it as well (try rodata=on)"
     return "the series saved nothing here: the map is the same before and after it"

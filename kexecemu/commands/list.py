@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "LISTS", "list_command"]
 
-EXAMPLES = (
-    ("kexecemu list scenarios", "What can be run by its name, and what comes of it."),
-    ("kexecemu list configs --json", "The Kconfig options that the model knows, for a program."),
-)
+EXAMPLES = """\
+kexecemu list scenarios
+What can be run by its name, and what comes of it.
+kexecemu list configs --json
+The Kconfig options that the model knows, for a program.
+"""
 
 Rows = list[dict[str, Any]]
 
@@ -54,9 +56,8 @@ def _configs() -> Rows:
 def _eras() -> Rows:
     from kexecemu.kernel.base.config import Era, KernelConfig
 
-    return [
-        {"name": era.value, "protection": KernelConfig(era).way.value, "meaning": era.meaning} for era in Era
-    ]
+    ways = {era: KernelConfig(era).way.value for era in Era}
+    return [{"name": era.value, "protection": way, "meaning": era.meaning} for era, way in ways.items()]
 
 
 def _outcomes() -> Rows:
@@ -71,6 +72,15 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "configs": _configs,
     "eras": _eras,
     "outcomes": _outcomes,
+}
+
+
+# What a line begins with, and how wide that is; a sentence follows.
+_COLUMNS = {
+    "scenarios": {"name": 32, "outcome": 10},
+    "configs": {"name": 30, "default": 7},
+    "eras": {"name": 5, "protection": 8},
+    "outcomes": {"name": 10},
 }
 
 
@@ -95,20 +105,14 @@ def list_command(
     if what == "models":
         _print_models(console, rows)
         return
-    wide = {"scenarios": (32, 10), "configs": (30, 7), "eras": (5, 8), "outcomes": (10,)}[what]
     for row in rows:
-        head, sentence = _words(what, row)
-        text = " ".join(word.ljust(width) for word, width in zip(head, wide, strict=True)) + " "
-        _say(console, text, sentence)
-
-
-def _words(what: str, row: dict[str, Any]) -> tuple[list[str], str]:
-    """The columns of a line, and the sentence behind them."""
-    if what == "scenarios":
-        return [row["name"], row["outcome"] or "-"], row["sentence"]
-    if what == "configs":
-        return [row["name"], row["default"]], f"{row['meaning']} ({row['values']})"
-    return [row["name"], *([row["protection"]] if what == "eras" else [])], row["meaning"]
+        told = [(row[key] or "-").ljust(width) for key, width in _COLUMNS[what].items()]
+        values = f" ({row['values']})" if what == "configs" else ""
+        _say(
+            console,
+            " ".join(told) + " ",
+            (row["sentence"] if what == "scenarios" else row["meaning"]) + values,
+        )
 
 
 def _print_models(console: Console, rows: Rows) -> None:

@@ -11,20 +11,19 @@ from kexecemu.scenario.options import Setup
 
 __all__ = ["EXAMPLES", "load_command"]
 
-EXAMPLES = (
-    ("kexecemu load --ram 4G --cmdline crashkernel=512M", "Where the segments lie on a larger machine."),
-    (
-        "kexecemu load --kernel fetched:kernel --dump-segments segments",
-        "Debian's kernel (kexecemu fetch kernel); each segment goes to segments/NAME.bin.",
-    ),
-)
+EXAMPLES = """\
+kexecemu load --ram 4G --cmdline crashkernel=512M
+Where the segments lie on a larger machine.
+kexecemu load --kernel fetched:kernel --dump-segments segments
+Debian's kernel (kexecemu fetch kernel); each segment goes to segments/NAME.bin.
+"""
 
 
 @takes_setup("linux", "stuck_cpus")
 def load_command(
     setup: Setup,
     dump_segments: Annotated[
-        Path | None, output("--dump-segments", "Write each segment as loaded to DIR/NAME.bin.", "DIR")
+        Path | None, output("--dump-segments", "Write each segment as loaded to DIR/NAME.bin.", metavar="DIR")
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -33,6 +33,7 @@ __all__ = [
     "flag",
     "from_one",
     "from_zero",
+    "option",
     "output",
     "seed_number",
     "takes_changes",
@@ -41,11 +42,15 @@ __all__ = [
 ]
 
 
-def whole_number(text: str) -> int:
-    """A decimal number, for typer's parser; anything else is a wrong use of the option that it stands behind."""
+def whole_number(text: str, least: int | None = None, most: int | None = None) -> int:
+    """A decimal number in its bounds, for typer's parser; anything else is a wrong use of the option before it."""
     if not re.fullmatch(r"-?[0-9]+", str(text).strip(), re.ASCII):
         raise typer.BadParameter(f"{text!r} is not a whole number")
-    return int(text)
+    number = int(text)
+    if least is not None and (number < least or (most is not None and number > most)):
+        upto = "on" if most is None else f"to {most:#x}"
+        raise typer.BadParameter(f"a number from {least} {upto}, not {number}")
+    return number
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -53,27 +58,9 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(map(whole_number, str(text).split(",")))
 
 
-def from_one(text: str) -> int:
-    """A whole number that is 1 or more."""
-    return _from(1, text)
-
-
-def from_zero(text: str) -> int:
-    """A whole number that is 0 or more."""
-    return _from(0, text)
-
-
-def _from(least: int, text: str, most: int | None = None) -> int:
-    number = whole_number(text)
-    if number < least or (most is not None and number > most):
-        upto = "on" if most is None else f"to {most:#x}"
-        raise typer.BadParameter(f"a number from {least} {upto}, not {number}")
-    return number
-
-
-def seed_number(text: str) -> int:
-    """A whole number that has 64 bits and no sign."""
-    return _from(0, text, (1 << 64) - 1)
+from_one = partial(whole_number, least=1)
+from_zero = partial(whole_number, least=0)
+seed_number = partial(whole_number, least=0, most=(1 << 64) - 1)
 
 
 ScenarioArgument = Annotated[
@@ -87,7 +74,12 @@ ScenarioArgument = Annotated[
 # -- what decides a load -------------------------------------------------------------------------------------------
 
 _PANELS = {"machine": "The machine", "kernel": "The first kernel", "load": "The crash kernel"}
-_PARSERS = {"cpus": whole_number, "gic": whole_number, "seed": seed_number, "stuck_cpus": numbers}
+_PARSERS: Mapping[str, Callable[[str], object]] = {
+    "cpus": whole_number,
+    "gic": whole_number,
+    "seed": seed_number,
+    "stuck_cpus": numbers,
+}
 
 
 def flag(name: str, *, text: str = "", panel: str | None = None, default: str | None = None) -> Any:
@@ -116,33 +108,26 @@ SeedOption = Annotated[int | None, flag("seed", default="the scenario's, or 0")]
 
 # -- what is written -----------------------------------------------------------------------------------------------
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+
+def option(name: str, text: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:
+    """An option that a single command has, by its flag, for typer."""
+    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
-def output(name: str, text: str, metavar: str = "FILE") -> Any:
-    """An option, by its flag, that says where something is written."""
-    return typer.Option(name, metavar=metavar, help=text, rich_help_panel="What is written")
-
-
+output = partial(option, metavar="FILE", panel="What is written")
+"""An option, by its flag, that says where something is written."""
+JsonOption = Annotated[bool, option("--json", "Print one JSON object, and nothing else.")]
 TimelineOption = Annotated[Path | None, output("--timeline", "Write the events as JSON lines.")]
 HtmlOption = Annotated[Path | None, output("--html", "Write a report as one HTML file.")]
 VmcoreOption = Annotated[Path | None, output("--vmcore", "Write the dump.")]
-HandoffOption = Annotated[
-    Path | None, output("--handoff", "Write the machine at the jump, for QEMU to go on from there.", "DIR")
-]
+_HANDOFF = "Write the machine at the jump, for QEMU to go on from there."
+HandoffOption = Annotated[Path | None, output("--handoff", _HANDOFF, metavar="DIR")]
+_EXPECT = "The outcome to expect, or another key of [expect] as KEY=VALUE; repeatable. All else exits with 1."
 ExpectOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--expect",
-        metavar="OUTCOME|KEY=VALUE",
-        help="The outcome to expect, or another key of [expect] as KEY=VALUE; repeatable. All else exits with 1.",
-        autocompletion=complete.outcomes,
-    ),
+    list[str] | None, option("--expect", _EXPECT, "OUTCOME|KEY=VALUE", autocompletion=complete.outcomes)
 ]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show the console as it is printed (on stderr).")
-]
-
+_VERBOSE = "Show the console as it is printed (on stderr)."
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help=_VERBOSE)]
 
 _Command = Callable[..., None]
 
@@ -179,17 +164,14 @@ def _with_options(
         kind = OPTIONS[name].kind
         hint = _HINTS.get(kind, int | None if int in get_args(kind)[:1] else str | None)
         shared.append((name, False if kind is bool else None, Annotated[hint, info]))
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        for name, default, hint in [*shared, *((one.name, one.default, hints[one.name]) for one in own)]
-    ]
+    shared += [(one.name, one.default, hints[one.name]) for one in own]
+    make_one = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    parameters = [make_one(name, default=default, annotation=hint) for name, default, hint in shared]
 
     @wraps(command)
     def with_options(**given: Any) -> None:
         fields = {name: given.pop(name) for name in flags}
-        fields = {
-            name: value for name, value in fields.items() if value not in (None, []) and value is not False
-        }
+        fields = {name: one for name, one in fields.items() if one not in (None, []) and one is not False}
         if "config" in fields:
             fields["config"] = split_options(fields["config"])
         command(make(fields), **given)

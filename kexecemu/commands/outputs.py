@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kexecemu.errors import InputError
+from kexecemu.files import replace_file
 
-__all__ = ["check_folder", "check_outputs", "print_json", "print_written", "writing"]
+__all__ = ["check_folder", "check_outputs", "print_json", "print_written", "write", "writing"]
 
 
 def check_outputs(outputs: Mapping[str, Path | None]) -> None:
@@ -23,14 +24,24 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
             continue
         if not path.name:
             raise InputError(f"{option} {str(path)!r}: is no name of a file")
-        if path.is_dir():
-            raise InputError(f"{option} {path}: is a directory")
-        if path.exists() and not path.is_file():  # it would be replaced, not written to: /dev/null by a file
-            raise InputError(f"{option} {path}: is no regular file")
-        _check_parent(option, path)
+        if wrong := _hindrance(path):
+            raise InputError(f"{option} {path}: {wrong}")
         other = seen.setdefault(path.absolute(), option)
         if other != option:
             raise InputError(f"{other} and {option} are the same file: {path}")
+
+
+def _hindrance(path: Path) -> str:
+    """Why a file cannot be written; "" when it can."""
+    folder = path.parent
+    if path.is_dir():
+        return "is a directory"
+    if path.exists() and not path.is_file():  # it would be replaced, not written to: /dev/null by a file
+        return "is no regular file"
+    if not folder.is_dir():
+        return f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}"
+    # The file is made beside its final place, so it is the folder that has to be writable.
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write into {folder}"
 
 
 def check_folder(option: str, folder: Path | None) -> None:
@@ -43,17 +54,6 @@ def check_folder(option: str, folder: Path | None) -> None:
         raise InputError(f"{option} {folder}: {what}is not a folder")
 
 
-def _check_parent(option: str, path: Path) -> None:
-    folder = path.parent
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{option} {path}: {folder} is not a folder")
-    if not folder.is_dir():
-        raise InputError(f"{option} {path}: there is no folder {folder}")
-    # The file is made beside its final place, so it is the folder that has to be writable.
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {path}: no permission to write into {folder}")
-
-
 @contextmanager
 def writing(option: str, path: Path) -> Iterator[None]:
     """What fails while a file is written is told in one line."""
@@ -61,6 +61,16 @@ def writing(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{option} {path}: {error.strerror or error}") from error
+
+
+def write(option: str, path: Path | None, make: Callable[[], str]) -> list[Path]:
+    """Write the text that is made, if a file was asked for: the files written. InputError where that cannot be."""
+    if path is None:
+        return []
+    text = make()
+    with writing(option, path):
+        replace_file(path, text.encode())
+    return [path]
 
 
 def print_json(value: Mapping[str, Any], files: Sequence[Path] | None = None) -> None:

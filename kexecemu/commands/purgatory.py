@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,11 +12,11 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_AARCH64
 
 from kexecemu.arguments import contents
 from kexecemu.commands.help import HelpfulGroup, add_command
-from kexecemu.commands.options import JsonOption, flag
+from kexecemu.commands.options import JsonOption, flag, option
+from kexecemu.commands.outputs import print_json
 from kexecemu.data import purgatory_path
 from kexecemu.errors import InputError, KexecError
-from kexecemu.formats.elfrel import RelocatableObject
-from kexecemu.formats.embedded_elf import object_or_embedded
+from kexecemu.formats.elfrel import RelocatableObject, object_or_embedded
 from kexecemu.kernel.base.config import split_options
 from kexecemu.kernel.image.kimage import Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory
@@ -70,39 +69,27 @@ _INTERFACES = {
 
 def describe_purgatory(obj: RelocatableObject) -> dict[str, Any]:
     """Everything that `purgatory info` prints: sizes in bytes, symbols by interface, relocation types by count."""
-    sections = [
-        {
-            "name": one.name,
-            "size": one.size,
-            "align": one.align,
-            "executable": bool(one.flags & _SHF_EXECINSTR),
-            "nobits": one.type == _SHT_NOBITS,
-        }
-        for one in obj.sections
-        if one.flags & _SHF_ALLOC
-    ]
-    loaded = {one.index for one in obj.sections if one.flags & _SHF_ALLOC}
+    loaded = {one.index: one for one in obj.sections if one.flags & _SHF_ALLOC}
     counts: Counter[int] = Counter()
     for index, relas in obj.relocations.items():
         if obj.sections[index].info in loaded:
             counts.update(rela.type for rela in relas)
     return {
-        "sections": sections,
+        "sections": [
+            {key: getattr(one, key) for key in ("name", "size", "align")}
+            | {"executable": bool(one.flags & _SHF_EXECINSTR), "nobits": one.type == _SHT_NOBITS}
+            for one in loaded.values()
+        ],
         "interface": _interface(obj),
         "symbols": {
             kind: {name: _found(obj, name, size) for name, size, _ in wanted}
             for kind, wanted in _INTERFACES.items()
         },
         "relocations": {str(kind): counts[kind] for kind in sorted(counts)},
-        "relocation_names": {str(kind): _relocation(kind) for kind in sorted(counts)},
+        "relocation_names": {str(kind): _RELOCATIONS.get(kind, f"type {kind}") for kind in sorted(counts)},
         "unsupported_relocations": sorted(kind for kind in counts if kind not in SUPPORTED_TYPES),
         **_trial(obj),
     }
-
-
-def _relocation(kind: int) -> str:
-    """A relocation type by the name that the ABI has for it."""
-    return _RELOCATIONS.get(kind, f"type {kind}")
 
 
 def _found(obj: RelocatableObject, name: str, size: int) -> str:
@@ -130,12 +117,8 @@ def _trial(obj: RelocatableObject) -> dict[str, Any]:
         )
     except KexecError as error:
         return {"bufsz": None, "memsz": None, "entry_offset": None, "links": str(error)}
-    return {
-        "bufsz": len(linked.buf),
-        "memsz": linked.segment.memsz,
-        "entry_offset": linked.entry - _TRIAL_PHYS,
-        "links": True,
-    }
+    sizes = {"bufsz": len(linked.buf), "memsz": linked.segment.memsz}
+    return {**sizes, "entry_offset": linked.entry - _TRIAL_PHYS, "links": True}
 
 
 def _read(file: Path) -> RelocatableObject:
@@ -143,18 +126,24 @@ def _read(file: Path) -> RelocatableObject:
     return parse_purgatory(object_or_embedded(contents(file, "purgatory")), str(file))
 
 
-def info(
-    file: Annotated[
-        Path,
-        typer.Argument(help="A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."),
-    ],
-    json: JsonOption = False,
-) -> None:
+_OBJECT = "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."
+
+
+def info(file: Annotated[Path, typer.Argument(help=_OBJECT)], json: JsonOption = False) -> None:
     """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
     found = describe_purgatory(_read(file))
     usable = found["links"] is True and found["interface"] is not None
-    sys.stdout.write(json_module.dumps(found, indent=2) + "\n" if json else _text(file, found))
+    if json:
+        print_json(found)
+    else:
+        sys.stdout.write(_text(file, found))
     raise typer.Exit(0 if usable else 1)
+
+
+_REQUIRE = (
+    "caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
+    "and name the rows where it is not so; with commas or repeated."
+)
 
 
 def check(
@@ -163,20 +152,11 @@ def check(
         typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
     ],
     config: Annotated[list[str] | None, flag("config")] = None,
-    require: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--require",
-            metavar="WORD",
-            help="caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
-            "and name the rows where it is not so; with commas or repeated.",
-        ),
-    ] = None,
+    require: Annotated[list[str] | None, option("--require", _REQUIRE, "WORD")] = None,
     json: JsonOption = False,
 ) -> None:
     """Try purgatories against a fixed set of faults and print what they made of each, side by side."""
-    from kexecemu.commands.purgatory_check import print_checks, progress_of
-    from kexecemu.commands.purgatory_require import parse_requirements
+    from kexecemu.commands.purgatory_check import parse_requirements, print_checks, progress_of
     from kexecemu.scenario.purgatory_bench import check_purgatory
 
     options = split_options(config or ())
@@ -226,26 +206,17 @@ def _text(file: Path, found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-add_command(
-    app,
-    "info",
-    info,
-    "Commands",
-    (
-        ("kexecemu purgatory info purgatory.ro", "What it is made of, and who could load it."),
-        ("kexecemu purgatory info /usr/sbin/kexec", "The one inside kexec-tools' program."),
-    ),
-)
-add_command(
-    app,
-    "check",
-    check,
-    "Commands",
-    (
-        ("kexecemu purgatory check default mine.ro", "Your own beside the one that ships."),
-        (
-            "kexecemu purgatory check mine.ro --config KEXEC_PURGATORY_MMU=n --json",
-            "Without caches; one JSON object.",
-        ),
-    ),
-)
+_INFO_EXAMPLES = """\
+kexecemu purgatory info purgatory.ro
+What it is made of, and who could load it.
+kexecemu purgatory info /usr/sbin/kexec
+The one inside kexec-tools' program.
+"""
+_CHECK_EXAMPLES = """\
+kexecemu purgatory check default mine.ro
+Your own beside the one that ships.
+kexecemu purgatory check mine.ro --config KEXEC_PURGATORY_MMU=n --json
+Without caches; one JSON object.
+"""
+add_command(app, "info", info, "Commands", _INFO_EXAMPLES)
+add_command(app, "check", check, "Commands", _CHECK_EXAMPLES)

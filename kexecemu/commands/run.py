@@ -5,53 +5,41 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kexecemu.commands.options import (
-    ExpectOption,
-    HandoffOption,
-    HtmlOption,
-    JsonOption,
-    ScenarioArgument,
-    SeedOption,
-    TimelineOption,
-    VerboseOption,
-    VmcoreOption,
-)
-from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, writing
+from kexecemu.commands import options
+from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
 from kexecemu.errors import FormatError, InputError, KexecError
 
 if TYPE_CHECKING:
     from kexecemu.crash.handoff import Handoff
     from kexecemu.crash.kernel import Kernel
-    from kexecemu.crash.moments import At
     from kexecemu.scenario.runner import Result
     from kexecemu.scenario.schema import Scenario
 
-__all__ = ["EXAMPLES", "HandoffTaker", "Outputs", "deliver", "located", "run_command", "write_outputs"]
+__all__ = ["EXAMPLES", "Outputs", "deliver", "located", "run_command"]
 
-EXAMPLES = (
-    ("kexecemu run initrd-stamped", "A scenario that ships: a stray word in the initrd is caught."),
-    (
-        "kexecemu run mine.toml --html report.html --vmcore vmcore",
-        "Your own file; a report with pictures, and the dump for crash or drgn.",
-    ),
-    ("kexecemu run golden --json", "The same for a program: one JSON object."),
-)
+EXAMPLES = """\
+kexecemu run initrd-stamped
+A scenario that ships: a stray word in the initrd is caught.
+kexecemu run mine.toml --html report.html --vmcore vmcore
+Your own file; a report with pictures, and the dump for crash or drgn.
+kexecemu run golden --json
+The same for a program: one JSON object.
+"""
 
-_AS_EXPECTED, _NOT_AS_EXPECTED = 0, 1
 _AFTER_JUMP = ("hashing", "after-check", "capture")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outputs:
-    """What is asked for besides the account on stdout."""
+    """What is asked for besides the account on stdout; taken is what --handoff wrote at the jump."""
 
     json: bool = False
     timeline: Path | None = None
@@ -59,43 +47,56 @@ class Outputs:
     vmcore: Path | None = None
     handoff: Path | None = None
     verbose: bool = False
+    taken: Handoff | None = None
 
     @property
     def files(self) -> dict[str, Path | None]:
         """What is to be written, by the option that asked for it."""
-        return {
-            "--timeline": self.timeline,
-            "--html": self.html,
-            "--vmcore": self.vmcore,
-            "--handoff": self.handoff,
-        }
+        return {f"--{name}": getattr(self, name) for name in ("timeline", "html", "vmcore", "handoff")}
 
     def check(self) -> None:
         """InputError for what cannot be written."""
         check_outputs({option: path for option, path in self.files.items() if option != "--handoff"})
 
+    @contextmanager
+    def running(self, linux: bool) -> Iterator[dict[str, Any]]:
+        """The arguments of a run that make it show and write what is asked for; linux: the first kernel is a real one.
+
+        --handoff writes the machine down at the jump.
+        """
+        from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
+        from kexecemu.stray.fault import When
+
+        acts = {(When.AT_JUMP, 0): self._take} if self.handoff is not None else {}
+        with progress_bar(self.verbose, LINUX_PARTS if linux else PARTS) as progress:
+            yield {"progress": progress, "acts": acts, "console": live_console if self.verbose else None}
+
+    def _take(self, kernel: Kernel) -> None:
+        from kexecemu.crash.handoff import write_handoff
+
+        assert self.handoff is not None and kernel.image is not None
+        with writing("--handoff", self.handoff):
+            self.taken = write_handoff(self.handoff, kernel, kernel.image)
+
 
 def run_command(
-    scenario: ScenarioArgument,
-    json: JsonOption = False,
-    seed: SeedOption = None,
-    timeline: TimelineOption = None,
-    html: HtmlOption = None,
-    vmcore: VmcoreOption = None,
-    handoff: HandoffOption = None,
-    verbose: VerboseOption = False,
+    scenario: options.ScenarioArgument,
+    json: options.JsonOption = False,
+    seed: options.SeedOption = None,
+    timeline: options.TimelineOption = None,
+    html: options.HtmlOption = None,
+    vmcore: options.VmcoreOption = None,
+    handoff: options.HandoffOption = None,
+    verbose: options.VerboseOption = False,
     cell: Annotated[
         str | None,
-        typer.Option(
-            "--cell", metavar="KEY=VALUE,...", help="Cells of its [matrix], as era=6.1,protection=pte."
-        ),
+        options.option("--cell", "Cells of its [matrix], as era=6.1,protection=pte.", "KEY=VALUE,..."),
     ] = None,
-    expect: ExpectOption = None,
+    expect: options.ExpectOption = None,
 ) -> None:
     """Run a scenario and say what came of it."""
     from kexecemu.campaign.plan import plan_of
     from kexecemu.commands.run_matrix import chosen_scenario, run_matrix_command
-    from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.read import find_scenario
     from kexecemu.scenario.runner import run_scenario
@@ -108,23 +109,13 @@ def run_command(
     outputs.check()
     if len(cells) > 1:
         good = run_matrix_command(parsed.name, cells, path, seed, outputs)
-        raise typer.Exit(_AS_EXPECTED if good else _NOT_AS_EXPECTED)
-    taker = HandoffTaker(handoff)
+        raise typer.Exit(0 if good else 1)
+    check_folder("--handoff", handoff)
     if handoff is not None and any(fault.fault().when in _AFTER_JUMP for fault in parsed.fault):
         raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
-    with (
-        located(path, parsed),
-        progress_bar(verbose, LINUX_PARTS if parsed.kernel.linux else PARTS) as progress,
-    ):
-        result = run_scenario(
-            parsed,
-            path.parent,
-            seed=seed,
-            progress=progress,
-            acts=taker.acts,
-            console=live_console if verbose else None,
-        )
-    deliver(result, scenario, outputs, taker)
+    with located(path, parsed), outputs.running(bool(parsed.kernel.linux)) as asked:
+        result = run_scenario(parsed, path.parent, seed=seed, **asked)
+    deliver(result, scenario, outputs)
 
 
 @contextmanager
@@ -157,50 +148,10 @@ def _key_of(words: str, scenario: Scenario) -> tuple[str | int, ...] | None:
     return None
 
 
-class HandoffTaker:
-    """Writes the machine down at the jump, if a folder was asked for."""
-
-    def __init__(self, folder: Path | None) -> None:
-        check_folder("--handoff", folder)
-        self.folder = folder
-        self.taken: Handoff | None = None
-
-    @property
-    def acts(self) -> dict[At, Callable[[Kernel], None]]:
-        """What is to be done at which moment of the crash."""
-        from kexecemu.stray.fault import When
-
-        return {(When.AT_JUMP, 0): self._take} if self.folder is not None else {}
-
-    def _take(self, kernel: Kernel) -> None:
-        from kexecemu.crash.handoff import write_handoff
-
-        assert self.folder is not None and kernel.image is not None
-        with writing("--handoff", self.folder):
-            self.taken = write_handoff(self.folder, kernel, kernel.image)
-
-    def as_object(self) -> dict[str, object] | None:
-        """For --json; None where nothing was written."""
-        if self.taken is None:
-            return None
-        return {
-            "folder": str(self.taken.folder),
-            "script": str(self.taken.script),
-            "el": self.taken.el,
-            "command": self.taken.command,
-        }
-
-
-def write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | None]:
+def _write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | None]:
     """Write timeline and dump, as far as there is one: all files that were written, and the dump among them."""
-    from kexecemu.files import replace_file
-
-    files: list[Path] = []
     dump = None
-    if outputs.timeline is not None:
-        with writing("--timeline", outputs.timeline):
-            replace_file(outputs.timeline, result.end.timeline.as_jsonl().encode())
-        files.append(outputs.timeline)
+    files = write("--timeline", outputs.timeline, result.end.timeline.as_jsonl)
     if outputs.vmcore is not None and result.end.vmcore is not None:
         try:
             with writing("--vmcore", outputs.vmcore):
@@ -214,23 +165,25 @@ def write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | 
     return files, dump
 
 
-def deliver(result: Result, scenario: str | None, outputs: Outputs, handoff: HandoffTaker) -> None:
+def deliver(result: Result, scenario: str | None, outputs: Outputs) -> None:
     """Write what was asked for, give the account, and exit. scenario is how it was named, None without one."""
-    from kexecemu.files import replace_file
+    from kexecemu.report.html import render
 
-    files, dump = write_outputs(result, outputs)
-    if outputs.html is not None:
-        from kexecemu.report.html import render
-
-        with writing("--html", outputs.html):
-            replace_file(outputs.html, render(result).encode())
-        files.append(outputs.html)
-    if handoff.taken is not None:
-        files += handoff.taken.files
+    files, dump = _write_outputs(result, outputs)
+    files += write("--html", outputs.html, lambda: render(result))
+    taken = outputs.taken
+    if taken is not None:
+        files += taken.files
     if outputs.json:
         from kexecemu.report.json import result_object
 
-        print_json({**result_object(result, dump, scenario), "handoff": handoff.as_object()}, files)
+        told = taken and {
+            "folder": str(taken.folder),
+            "script": str(taken.script),
+            "el": taken.el,
+            "command": taken.command,
+        }
+        print_json({**result_object(result, dump, scenario), "handoff": told}, files)
     else:
         from kexecemu.report.terminal import account
         from kexecemu.report.text import print_result
@@ -239,9 +192,9 @@ def deliver(result: Result, scenario: str | None, outputs: Outputs, handoff: Han
         if outputs.vmcore is not None and dump is None:
             print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
         print_written(files)
-        if handoff.taken is not None:
-            print(f"handoff      QEMU goes on from the jump: {handoff.taken.script}")
-            print(shlex.join(handoff.taken.command))
-    if handoff.folder is not None and handoff.taken is None:
+        if taken is not None:
+            print(f"handoff      QEMU goes on from the jump: {taken.script}")
+            print(shlex.join(taken.command))
+    if outputs.handoff is not None and taken is None:
         print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)
-    raise typer.Exit(_AS_EXPECTED if result.as_expected else _NOT_AS_EXPECTED)
+    raise typer.Exit(0 if result.as_expected else 1)

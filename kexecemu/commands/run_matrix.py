@@ -44,9 +44,8 @@ def run_matrix_command(
 
     given = [option for option, file in outputs.files.items() if file is not None]
     if given:
-        raise InputError(
-            f"{given[0]} is for one crash, and this is a matrix of {len(cells)}: add --cell {cells[0].name}"
-        )
+        many = f"this is a matrix of {len(cells)}: add --cell {cells[0].name}"
+        raise InputError(f"{given[0]} is for one crash, and {many}")
     objects: list[dict[str, Any]] = []
     good = 0
     if not outputs.json:

@@ -7,35 +7,30 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from kexecemu.commands.outputs import check_outputs, print_written, writing
+from kexecemu.commands.options import option
+from kexecemu.commands.outputs import check_outputs, print_written, write
 
 __all__ = ["EXAMPLES", "scenario_schema", "schema_command"]
 
-EXAMPLES = (
-    ("kexecemu schema", "On stdout, for whoever reads it."),
-    ("kexecemu schema --out scenario.schema.json", "In a file beside your scenarios, for your editor."),
-)
+EXAMPLES = """\
+kexecemu schema
+On stdout, for whoever reads it.
+kexecemu schema --out scenario.schema.json
+In a file beside your scenarios, for your editor.
+"""
 
 
-def schema_command(
-    out: Annotated[Path | None, typer.Option("--out", help="Write it to FILE.", metavar="FILE")] = None,
-) -> None:
+def schema_command(out: Annotated[Path | None, option("--out", "Write it to FILE.", "FILE")] = None) -> None:
     """Print the JSON Schema of scenario files, which tells an editor what each key means.
 
     A scenario names it in its first line: #:schema scenario.schema.json
     """
-    from kexecemu.files import replace_file
-
     text = json.dumps(scenario_schema(), indent=2, ensure_ascii=False) + "\n"
     if out is None:
         sys.stdout.write(text)
         return
     check_outputs({"--out": out})
-    with writing("--out", out):
-        replace_file(out, text.encode())
-    print_written([out])
+    print_written(write("--out", out, lambda: text))
 
 
 def scenario_schema() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kexecemu.commands.options import JsonOption
+from kexecemu.commands.options import JsonOption, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import FormatError, InputError, KexecError
 from kexecemu.files import read_file
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "verify_image_command"]
 
-EXAMPLES = (
-    ("kexecemu verify-image vmlinuz --ca debian-uefi-ca.pem", "Who signed it, and would a kernel take it?"),
-    ("kexecemu verify-image Image --ca one.der --ca two.pem --json", "Trust either of two; one JSON object."),
-)
+EXAMPLES = """\
+kexecemu verify-image vmlinuz --ca debian-uefi-ca.pem
+Who signed it, and would a kernel take it?
+kexecemu verify-image Image --ca one.der --ca two.pem --json
+Trust either of two; one JSON object.
+"""
 
-_VERIFIED, _REFUSED = 0, 1
+_CA = "A trusted certificate, PEM (one or several) or DER; repeatable."
 _MAX_CERTIFICATES = 16 << 20
 # Certificates are read by our own parser only: a library that refuses one of a bundle would refuse them all.
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
@@ -35,12 +37,7 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----",
 
 def verify_image_command(
     image: Annotated[Path, typer.Argument(help="A signed arm64 Image.")],
-    ca: Annotated[
-        list[Path],
-        typer.Option(
-            "--ca", metavar="FILE", help="A trusted certificate, PEM (one or several) or DER; repeatable."
-        ),
-    ],
+    ca: Annotated[list[Path], option("--ca", _CA, "FILE")],
     json: JsonOption = False,
 ) -> None:
     """Verify an Image's signature as kexec_file_load would: exit status 0 if it is good, 1 if it is refused."""
@@ -61,7 +58,7 @@ def verify_image_command(
         print_json(found)
     else:
         sys.stdout.write(signature_text(found))
-    raise typer.Exit(_VERIFIED if verified else _REFUSED)
+    raise typer.Exit(0 if verified else 1)
 
 
 def _read_image(path: Path) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.crash.verdict import VerdictFlags, read_verdict
@@ -12,9 +13,9 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["Damage", "find_damage", "written_by_early_check"]
+__all__ = ["Damage", "differing", "find_damage", "written_by_early_check"]
 
-_CHUNK = 4096
+_CHUNK = 4096  # bytes that are compared at a time: nearly all of an image is as loaded
 
 
 @shown()
@@ -38,9 +39,11 @@ def find_damage(ram: Ram, image: Kimage, *, purgatory: bool, own: Sequence[PhysR
     """
     found: list[Damage] = []
     record = [image.verdict_record] if image.verdict_record is not None else []
-    for segment in image.segments:
-        if (segment.name == "purgatory") == purgatory:
-            found += _compare(ram, segment, [*own, *record])
+    for one in image.segments:
+        if (one.name == "purgatory") == purgatory:
+            loaded = one.content()
+            memory = _except(ram.read(one.mem, one.memsz), loaded, one, [*own, *record])
+            found += [Damage(one.name, start, end - start) for start, end in differing(memory, loaded)]
     return found
 
 
@@ -55,31 +58,22 @@ def written_by_early_check(ram: Ram, purgatory: LoadedPurgatory) -> list[PhysRan
 def _except(memory: bytes, loaded: bytes, segment: Segment, own: Sequence[PhysRange]) -> bytes:
     """`memory` as if nothing had been written to the ranges."""
     for area in own:
-        if area.overlaps(segment.area):
-            start = max(area.start, segment.mem) - segment.mem
-            end = min(area.end, segment.area.end) - segment.mem
+        start, end = max(area.start - segment.mem, 0), min(area.end - segment.mem, len(memory))
+        if start < end:
             memory = memory[:start] + loaded[start:end] + memory[end:]
     return memory
 
 
-def _compare(ram: Ram, segment: Segment, own: Sequence[PhysRange]) -> Iterator[Damage]:
-    loaded = segment.content()
-    memory = _except(ram.read(segment.mem, segment.memsz), loaded, segment, own)
-    if memory == loaded:
-        return
-    start: int | None = None
-    for at in range(0, segment.memsz, _CHUNK):
-        now, then = memory[at : at + _CHUNK], loaded[at : at + _CHUNK]
-        if now == then:
-            if start is not None:
-                yield Damage(segment.name, start, at - start)
-                start = None
-            continue
-        for index, (left, right) in enumerate(zip(now, then, strict=True)):
-            if left != right and start is None:
-                start = at + index
-            elif left == right and start is not None:
-                yield Damage(segment.name, start, at + index - start)
-                start = None
-    if start is not None:
-        yield Damage(segment.name, start, segment.memsz - start)
+def differing(left: bytes, right: bytes) -> list[tuple[int, int]]:
+    """The stretches of offsets, [start, end), at which two equally long pieces of memory are not the same."""
+    found: list[tuple[int, int]] = []
+    for at in range(0, len(left), _CHUNK):
+        one, other = left[at : at + _CHUNK], right[at : at + _CHUNK]
+        if one != other:
+            mixed = int.from_bytes(one, "little") ^ int.from_bytes(other, "little")
+            for run in re.finditer(rb"[^\0]+", mixed.to_bytes(len(one), "little")):
+                start, end = at + run.start(), at + run.end()
+                if found and found[-1][1] == start:
+                    start = found.pop()[0]
+                found.append((start, end))
+    return found

@@ -15,21 +15,14 @@ from kexecemu.crash.damage import Damage
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.errors import FormatError, MachineError
-from kexecemu.formats.elf import EHDR_SIZE
-from kexecemu.formats.elfcore import (
-    PT_LOAD,
-    PT_NOTE,
-    LoadRange,
-    ProgramHeader,
-    VmcoreLayout,
-    iterate_notes,
-    parse_core_header,
-)
+from kexecemu.formats.elf import EHDR_SIZE, PT_LOAD, PT_NOTE, ProgramHeader
+from kexecemu.formats.elfcore import LoadRange, VmcoreLayout, parse_core_header
+from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.memory_mark import MemoryDigest
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.snapshot import MemoryDigest
 from kexecemu.shown import shown
 
 __all__ = ["ONLY_FOR_THE_PURGATORY", "CrashedMemory", "Dump", "judge_dump", "taken_by_stub"]
@@ -67,38 +60,31 @@ _MEANINGS = {
 class CrashedMemory:
     """What a dump has to show, noted when the first kernel was left.
 
-    layout is /proc/vmcore by the core header as it was loaded, None where none was; memory what its loads held, None
-    where that is not watched; vmcoreinfo what that text was at the load (b"": not known), to which a crash adds its
-    time.
+    layout is /proc/vmcore by the core header as it was loaded, None where none was; memory what its loads held;
+    vmcoreinfo what that text was at the load (b"": not known), to which a crash adds its time.
     """
 
     layout: VmcoreLayout | None
-    memory: MemoryDigest | None
+    memory: MemoryDigest
     vmcoreinfo: bytes = b""
 
     @classmethod
-    def of(cls, ram: Ram, image: Kimage, vmcoreinfo: bytes = b"", *, watched: bool = True) -> CrashedMemory:
-        """As it is now: the boot CPU stands at image.start. watched=False: memory is compared by somebody else."""
+    def of(cls, ram: Ram, image: Kimage) -> CrashedMemory:
+        """As it is now: the boot CPU stands at image.start."""
         segment = image.segment("elfcorehdr")
         try:
             layout = VmcoreLayout(segment.content(), ram.read) if segment is not None else None
         except FormatError:
             layout = None  # a user's own, loaded by kexec_load
-        return cls(layout, MemoryDigest(ram, _areas(layout)) if watched else None, vmcoreinfo)
-
-    def changed(self) -> list[PhysRange]:
-        """What of the memory is not as it was any more; [] where it is not watched."""
-        return self.memory.changed() if self.memory is not None else []
+        loads = layout.loads if layout is not None else []
+        memory = MemoryDigest(ram, [PhysRange.of(load.phys, load.size) for load in loads])
+        return cls(layout, memory, image.vmcoreinfo)
 
     @property
     def loads(self) -> list[PhysRange]:
         """The physical memory that a dump should hold, in the order of the core header."""
         headers = self.layout.program_headers if self.layout is not None else ()
         return [PhysRange.of(header.paddr, header.memsz) for header in headers if header.type == PT_LOAD]
-
-
-def _areas(layout: VmcoreLayout | None) -> list[PhysRange]:
-    return [PhysRange.of(load.phys, load.size) for load in layout.loads] if layout is not None else []
 
 
 def judge_dump(
@@ -128,9 +114,8 @@ def judge_dump(
         wrong = f"memory at {changed[0]} has changed since the crash"
     seen = capture.end is CaptureEnd.DONE
     if wrong is not None:
-        said = (
-            _MEANINGS[Dump.WRONG] if seen else f"/proc/vmcore would not show the crashed memory ({_NOT_RUN})"
-        )
+        would = f"/proc/vmcore would not show the crashed memory ({_NOT_RUN})"
+        said = _MEANINGS[Dump.WRONG] if seen else would
         return Dump.WRONG, f"{said}: {wrong}"
     if not seen:
         return Dump.TRUE, f"/proc/vmcore would show the crashed memory ({_NOT_RUN})"
@@ -149,53 +134,50 @@ def _why_none(purgatory: PurgatoryRun | None, capture: CaptureRun | None) -> str
         linux = capture.linux
         panic = f": {linux.panic}" if linux is not None and linux.panic else ""
         said = f" (it said: {linux.last_word})" if linux is not None and linux.last_word else ""
-        return (
-            "none: "
-            + {
-                CaptureEnd.DONE: "the capture kernel has left none on its disk",
-                CaptureEnd.ENTERED: _NOT_RUN,
-                CaptureEnd.NO_DUMP: "device tree or core header led the capture kernel to no dump",
-                CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
-                CaptureEnd.TRAPPED: "an exception ended the capture kernel",
-                CaptureEnd.ELSEWHERE: "control left the capture kernel's code",
-                CaptureEnd.HUNG: "the capture kernel did not come to an end",
-                CaptureEnd.HEADERS: "the capture kernel read the headers and copied nothing (no disk, or told not to)",
-                CaptureEnd.OFF: f"the capture kernel switched off without one{said}",
-                CaptureEnd.PANIC: f"the capture kernel panicked{panic}",
-            }[capture.end]
-        )
+        return "none: " + _NO_CAPTURE[capture.end].format(panic=panic, said=said)
     if purgatory is None:
         return "none: no capture kernel was started"
-    act = {"system_off": "switched the machine off", "system_reset": "reset the machine"}.get(
-        purgatory.power or "", "stopped"
-    )
-    return (
-        "none: "
-        + {
-            PurgatoryEnd.KERNEL: "no capture kernel was started",
-            PurgatoryEnd.MISMATCH: f"the purgatory {act} and started no capture kernel",
-            PurgatoryEnd.RETURNED: "the purgatory went back to the first kernel and started no capture kernel",
-            PurgatoryEnd.ELSEWHERE: "the purgatory jumped to something that is not the capture kernel",
-            PurgatoryEnd.TRAPPED: "an exception ended the purgatory before it started the capture kernel",
-            PurgatoryEnd.HUNG: "the purgatory came to no end and started no capture kernel",
-        }[purgatory.end]
-    )
+    return "none: " + _NO_KERNEL[purgatory.end].format(act=_ACTS.get(purgatory.power or "", "stopped"))
 
 
-@dataclass(frozen=True)
+_NO_CAPTURE = {
+    CaptureEnd.DONE: "the capture kernel has left none on its disk",
+    CaptureEnd.ENTERED: _NOT_RUN,
+    CaptureEnd.NO_DUMP: "device tree or core header led the capture kernel to no dump",
+    CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
+    CaptureEnd.TRAPPED: "an exception ended the capture kernel",
+    CaptureEnd.ELSEWHERE: "control left the capture kernel's code",
+    CaptureEnd.HUNG: "the capture kernel did not come to an end",
+    CaptureEnd.HEADERS: "the capture kernel read the headers and copied nothing (no disk, or told not to)",
+    CaptureEnd.OFF: "the capture kernel switched off without one{said}",
+    CaptureEnd.PANIC: "the capture kernel panicked{panic}",
+}
+_NO_KERNEL = {
+    PurgatoryEnd.KERNEL: "no capture kernel was started",
+    PurgatoryEnd.MISMATCH: "the purgatory {act} and started no capture kernel",
+    PurgatoryEnd.RETURNED: "the purgatory went back to the first kernel and started no capture kernel",
+    PurgatoryEnd.ELSEWHERE: "the purgatory jumped to something that is not the capture kernel",
+    PurgatoryEnd.TRAPPED: "an exception ended the purgatory before it started the capture kernel",
+    PurgatoryEnd.HUNG: "the purgatory came to no end and started no capture kernel",
+}
+_ACTS = {"system_off": "switched the machine off", "system_reset": "reset the machine"}
+
+
 class _Shown:
-    """A core as it is read: its file header, its program headers and its notes. places are a /proc/vmcore's."""
+    """A core as it is read: its file header, its program headers and its notes. places are a /proc/vmcore's.
 
-    header: bytes
-    loads: list[ProgramHeader]
-    notes: bytes
-    places: list[LoadRange] | None = None
+    The notes are without the padding to whole pages, which is the file's and not theirs.
+    """
+
+    def __init__(
+        self, head: bytes, headers: Sequence[ProgramHeader], notes: bytes, places: Sequence[LoadRange] = ()
+    ) -> None:
+        self.header, self.notes, self.places = head[:EHDR_SIZE], notes.rstrip(b"\0"), places
+        self.loads = [header for header in headers if header.type == PT_LOAD]
 
 
 def _shown(layout: VmcoreLayout) -> _Shown:
-    return _Shown(
-        layout.header[:EHDR_SIZE], _loads(layout.program_headers), _notes(layout.notes), layout.loads
-    )
+    return _Shown(layout.header, layout.program_headers, layout.notes, layout.loads)
 
 
 def _read_back(dump: DiskVmcore) -> _Shown:
@@ -207,16 +189,7 @@ def _read_back(dump: DiskVmcore) -> _Shown:
         )
     except MachineError as error:  # beyond the disk's end
         raise FormatError(f"the dump on the disk is cut off ({error})") from error
-    return _Shown(head[:EHDR_SIZE], _loads(headers), _notes(notes))
-
-
-def _loads(headers: Sequence[ProgramHeader]) -> list[ProgramHeader]:
-    return [header for header in headers if header.type == PT_LOAD]
-
-
-def _notes(notes: bytes) -> bytes:
-    """Without the padding to whole pages, which is the file's and not the notes'."""
-    return notes.rstrip(b"\0")
+    return _Shown(head, headers, notes)
 
 
 def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcore | DiskVmcore) -> str | None:
@@ -229,14 +202,13 @@ def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcor
     for number, (one, other) in enumerate(zip(now.loads, then.loads, strict=True)):
         if _names(one) != _names(other):
             return f"load {number} is {_in_words(one)}, not {_in_words(other)}"
-    for number, (place, right) in enumerate(zip(now.places or (), then.places or (), strict=False)):
+    for number, (place, right) in enumerate(zip(now.places, then.places, strict=False)):
         if (place.phys, place.size) != (right.phys, right.size):
             shows = f"{place.size:#x} bytes from {place.phys:#x}"
             return f"load {number} shows {shows}, not {right.size:#x} from {right.phys:#x}"
     if now.header != then.header:
-        at = next(
-            at for at, (one, other) in enumerate(zip(now.header, then.header, strict=True)) if one != other
-        )
+        pairs = enumerate(zip(now.header, then.header, strict=True))
+        at = next(at for at, (one, other) in pairs if one != other)
         return f"byte {at:#x} of its file header is {now.header[at]:#04x}, not {then.header[at]:#04x}"
     if now.notes != then.notes:
         return "its notes are not those that the first kernel left"
@@ -244,8 +216,7 @@ def _first_difference(crashed: CrashedMemory, capture: CaptureRun, vmcore: Vmcor
         return "vmcoreinfo in its notes is not what it was at the load"
     linux = capture.linux
     if linux is not None and linux.read != linux.crashed:
-        wrong = ", ".join(str(load.phys) for load in linux.wrong_loads) or "their number"
-        return f"of what was read {wrong} differs"
+        return f"of what was read {linux.wrong_text} differs"
     usable = capture.record.usable if capture.record is not None else ()
     for start, size in usable:
         if any(area.overlaps(PhysRange.of(start, size)) for area in crashed.loads):
@@ -266,9 +237,7 @@ def _in_words(header: ProgramHeader) -> str:
 def _text_of(notes: bytes) -> bytes:
     """The text of the VMCOREINFO note; b"" where there is none."""
     try:
-        return next(
-            (note.desc for note in iterate_notes(notes + bytes(_NOTE_PADDING)) if note.name == "VMCOREINFO"),
-            b"",
-        )
+        found = iterate_notes(notes + bytes(_NOTE_PADDING))
+        return next((note.desc for note in found if note.name == "VMCOREINFO"), b"")
     except FormatError:
         return b""

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,39 +110,35 @@ def write_handoff(
     cpu = board.boot_cpu
     if cpu.pc != image.start or cpu.sysreg("SCTLR_EL1") & 1:
         raise MachineError(f"handoff: cpu0 is at {cpu.pc:#x}, not at the image's entry with the MMU off")
-    registers = cpu.registers()
     low = PhysRange.of(virt.RAM_BASE, min(LOW_SIZE, board.ram.size))
     folder.mkdir(parents=True, exist_ok=True)
-    stretches = list(_nonzero(board.ram, board.ram.banks[0]))
-    pieces = [
-        _write_piece(folder, f"ram-{area.start:x}.bin", area.start, board.ram, area)
-        for area in subtract(stretches, [low])
-    ]
-    lowest = [area for area in stretches if area.overlaps(low)]
-    copied = 0
-    if lowest:
-        copied = min(lowest[-1].end, low.end) - low.start
-        area = PhysRange.of(low.start, copied)
-        pieces.append(_write_piece(folder, "low.bin", FLASH_LOW, board.ram, area))
-    code = start_code(
-        registers,
-        el=el,
-        alignment_checks=alignment_checks,
-        low_phys=low.start,
-        copied=copied,
-        cleared=low.size,
-    )
+    pieces, copied = _write_memory(folder, board.ram, low)
+    places = {"low_phys": low.start, "copied": copied, "cleared": low.size}
+    code = start_code(cpu.registers(), el=el, alignment_checks=alignment_checks, **places)
     replace_file(folder / "start.bin", code)
     pieces.append(_Piece("start.bin", FLASH_START, len(code), hashlib.sha256(code).hexdigest()))
     words = _command(board, pieces, el, cpu_model)
-    state = _state(kernel, image, registers, pieces, el, alignment_checks, words)
+    state = _state(kernel, image, pieces, el, alignment_checks, words)
     replace_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
     names = [*(piece.name for piece in pieces), "state.json", "run-qemu.sh"]
     files = tuple(folder / name for name in names)
     handoff = Handoff(folder, el, _command(board, pieces, el, cpu_model, folder), files)
-    replace_file(handoff.script, _script(words).encode())
+    script = _SCRIPT.read_text(encoding="utf-8").replace("@COMMAND@", shlex.join(words))
+    replace_file(handoff.script, script.encode())
     handoff.script.chmod(0o755)
     return handoff
+
+
+def _write_memory(folder: Path, ram: Ram, low: PhysRange) -> tuple[list[_Piece], int]:
+    """What is not zero of RAM as files; and how many bytes of `low` the start-up code has to copy there."""
+    stretches = list(_nonzero(ram, ram.banks[0]))
+    rest = subtract(stretches, [low])
+    pieces = [_write_piece(folder, f"ram-{area.start:x}.bin", area.start, ram, area) for area in rest]
+    lowest = [area for area in stretches if area.overlaps(low)]
+    if not lowest:
+        return pieces, 0
+    area = PhysRange(low.start, min(lowest[-1].end, low.end))
+    return [*pieces, _write_piece(folder, "low.bin", FLASH_LOW, ram, area)], area.size
 
 
 def _nonzero(ram: Ram, within: PhysRange) -> Iterator[PhysRange]:
@@ -207,21 +203,16 @@ def _size(count: int) -> str:
 _SCRIPT = Path(__file__).with_name("run-qemu.sh")
 
 
-def _script(words: list[str]) -> str:
-    return _SCRIPT.read_text(encoding="utf-8").replace("@COMMAND@", shlex.join(words))
-
-
 def _state(
     kernel: KernelModel,
     image: Kimage,
-    registers: dict[str, int],
     pieces: list[_Piece],
     el: int,
     alignment_checks: bool,
     words: list[str],
 ) -> dict[str, Any]:
     """What state.json says: addresses are physical, ends inclusive, numbers integers."""
-    board = kernel.board
+    board, registers = kernel.board, kernel.board.boot_cpu.registers()
     general = {name: value for name, value in registers.items() if not name.isupper() and name[0] != "v"}
     return {
         "version": _VERSION,
@@ -245,8 +236,6 @@ def _state(
             {"name": one.name, "mem": one.mem, "memsz": one.memsz, "bufsz": one.bufsz}
             for one in image.segments
         ],
-        "files": [
-            {"name": one.name, "phys": one.phys, "size": one.size, "sha256": one.sha256} for one in pieces
-        ],
+        "files": [asdict(one) for one in pieces],
         "command": words,
     }

@@ -24,25 +24,8 @@ LOW_SIZE = 0x100000
 
 # Written in this order; SCTLR_EL1 comes after them all. What is missing is read-only, or constant in these cores.
 _WRITTEN = (
-    "CPACR_EL1",
-    "TTBR0_EL1",
-    "TTBR1_EL1",
-    "TCR_EL1",
-    "SPSR_EL1",
-    "ELR_EL1",
-    "ESR_EL1",
-    "FAR_EL1",
-    "PAR_EL1",
-    "MAIR_EL1",
-    "AMAIR_EL1",
-    "VBAR_EL1",
-    "CONTEXTIDR_EL1",
-    "TPIDR_EL1",
-    "TPIDR_EL0",
-    "TPIDRRO_EL0",
-    "CNTKCTL_EL1",
-    "CSSELR_EL1",
-    "MDSCR_EL1",
+    "CPACR_EL1 TTBR0_EL1 TTBR1_EL1 TCR_EL1 SPSR_EL1 ELR_EL1 ESR_EL1 FAR_EL1 PAR_EL1 MAIR_EL1 AMAIR_EL1 VBAR_EL1 "
+    "CONTEXTIDR_EL1 TPIDR_EL1 TPIDR_EL0 TPIDRRO_EL0 CNTKCTL_EL1 CSSELR_EL1 MDSCR_EL1"
 )
 _EL2_REGISTERS = {
     "SCTLR_EL2": (3, 4, 1, 0, 0),
@@ -101,13 +84,7 @@ class _Code:
 
 
 def start_code(
-    registers: Mapping[str, int],
-    *,
-    el: int,
-    alignment_checks: bool,
-    low_phys: int,
-    copied: int,
-    cleared: int,
+    registers: Mapping[str, int], *, el: int, alignment_checks: bool, low_phys: int, copied: int, cleared: int
 ) -> bytes:
     """The code for FLASH_START. It runs at exception level `el`, with the MMU off.
 
@@ -123,7 +100,7 @@ def start_code(
     code.emit(_ISB)
     for number in range(32):
         code.load_vector(number, registers[f"v{number}"])
-    for name in _WRITTEN:
+    for name in _WRITTEN.split():
         code.set_sysreg(name, registers[name])
     checks = _SCTLR_A if alignment_checks else 0
     code.set_sysreg("SCTLR_EL1", registers["SCTLR_EL1"] | (checks if el == 1 else 0))

@@ -17,14 +17,15 @@ from functools import cached_property
 from kexecemu.arguments import instance
 from kexecemu.crash.end import End
 from kexecemu.crash.moments import SYSRQ, Act, At, crash, follow
-from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun, run_capture, run_purgatory
+from kexecemu.crash.running import capture_stage, run_purgatory
+from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel import model
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, Injection, When
-from kexecemu.stray.first import Left, Progress
+from kexecemu.stray.first import Left, Progress, through
 from kexecemu.stray.inject import inject
 from kexecemu.stray.target import resolve
 
@@ -89,13 +90,7 @@ class Kernel(model.KernelModel):
         """Invert the bits of `mask` in the byte at a target."""
         return self.inject(Fault(at, flip=mask, by=by))
 
-    def panic(
-        self,
-        message: str = SYSRQ,
-        *,
-        linux: bool = False,
-        progress: Progress | None = None,
-    ) -> End:
+    def panic(self, message: str = SYSRQ, *, linux: bool = False, progress: Progress | None = None) -> End:
         """Panic, and follow the machine through purgatory and capture kernel to the end.
 
         linux follows a capture kernel that is a real Linux to its end, instead of to its first instruction. progress
@@ -134,6 +129,6 @@ class Kernel(model.KernelModel):
             tell_purgatory(self.board.timeline, purgatory, image)
             if purgatory.end is not PurgatoryEnd.KERNEL:
                 return Reboot(stop, purgatory)
-        run = run_capture(self, image)
+        run = through(capture_stage(self.board.boot_cpu, self.board, image))
         tell_capture(self.board.timeline, run)
         return Reboot(stop, purgatory, run)

@@ -15,15 +15,8 @@ from kexecemu.crash.dump import CrashedMemory, Dump, judge_dump
 from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.reason import Facts, reason_of
-from kexecemu.crash.stages import (
-    PARTS,
-    CaptureEnd,
-    CaptureRun,
-    PurgatoryEnd,
-    PurgatoryRun,
-    capture_stage,
-    purgatory_stage,
-)
+from kexecemu.crash.running import PARTS, capture_stage, purgatory_stage
+from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel.image.kimage import Kimage
@@ -98,16 +91,14 @@ def crash(
         yield When.BEFORE_PANIC, 0
         passed.left = yield from _at(When.DURING_PANIC, first.leave(message), passed)
     left, image = passed.left, first.image
-    if image is None or not left.out:
-        return _never_left(first, left, image)
-    if left.stop.pc != image.start:
-        return _misboot(first, left.stop.pc, image)
+    if image is None or not left.out or left.stop.pc != image.start:
+        return _no_jump(first, left, image)
     if passed.purgatory is None and passed.step is None:
         yield When.AT_JUMP, 0
         passed.damage = _own_damage(first, image)
         passed.back_phys = left.cpu.x(30)
     if passed.crashed is None:
-        passed.crashed = CrashedMemory.of(first.board.ram, image, image.vmcoreinfo)
+        passed.crashed = CrashedMemory.of(first.board.ram, image)
     if image.purgatory is not None and passed.purgatory is None:
         passed.purgatory = yield from _purgatory(first, image, wanted, passed, progress)
         if passed.purgatory.end is PurgatoryEnd.RETURNED:
@@ -144,15 +135,10 @@ def _purgatory(
     )
     if steps and passed.hashing is None:
         passed.hashing = _measured(first, cpu, image)
-    total = passed.hashing or 0
+    total, back_phys = passed.hashing or 0, passed.back_phys
+    done = total * done // PARTS
     stage = purgatory_stage(
-        cpu,
-        image,
-        back_phys=passed.back_phys,
-        steps=steps,
-        total=total,
-        done=total * done // PARTS,
-        progress=progress,
+        cpu, image, back_phys=back_phys, steps=steps, total=total, done=done, progress=progress
     )
     run = yield from _at(When.WHILE_HASHING, stage, passed)
     tell_purgatory(first.board.timeline, run, image)
@@ -187,7 +173,7 @@ def _capture(
     )
     # A real Linux makes use of all its memory: what a fault has left there is judged before it does.
     differ = written_bytes_differ(board.ram, first.injections) if linux else None
-    changed = crashed.changed() if linux else None
+    changed = crashed.memory.changed() if linux else None
     steps = sorted(step for when, step in wanted if when is When.IN_CAPTURE)
     stage = capture_stage(
         left.cpu, board, image, steps=steps, linux=linux, loads=crashed.loads, progress=progress
@@ -196,12 +182,9 @@ def _capture(
     tell_capture(board.timeline, capture)
     vmcore = _vmcore(first, image, capture)
     if changed is None:
-        changed = crashed.changed() if vmcore is not None else []
+        changed = crashed.memory.changed() if vmcore is not None else []
     dump = judge_dump(crashed, passed.purgatory, capture, vmcore, changed, damage)
-    outcome = judge(
-        board.ram, first.injections, damage, passed.purgatory, capture, dump=dump[0], differ=differ
-    )
-    return _end(first, image, outcome, dump, damage, passed, capture, vmcore)
+    return _end(first, image, dump, damage, passed, capture, vmcore, differ)
 
 
 def _own_damage(first: FirstKernel, image: Kimage) -> list[Damage]:
@@ -215,33 +198,27 @@ def _judged(first: FirstKernel, image: Kimage, passed: Passed) -> End:
     """The end of a crash whose purgatory has started no kernel."""
     assert passed.crashed is not None
     damage = [*passed.damage, *find_damage(first.board.ram, image, purgatory=False)]
-    dump = judge_dump(passed.crashed, passed.purgatory, None, None, ())
-    outcome = judge(first.board.ram, first.injections, damage, passed.purgatory, None)
-    return _end(first, image, outcome, dump, damage, passed)
+    return _end(first, image, judge_dump(passed.crashed, passed.purgatory, None, None, ()), damage, passed)
 
 
-def _misboot(first: FirstKernel, pc: int, image: Kimage) -> End:
-    """The first kernel's own crash path went wrong: its kimage was damaged."""
-    words = f"the first kernel jumped to {pc:#x} instead of {image.start:#x}"
-    first.board.timeline.record("misboot", words, pc_phys=pc)
-    damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
-    reason = "the first kernel did not jump to the image's entry"
-    return _over(first, Outcome.MISBOOT, reason, (Dump.NONE, f"none: {reason}"), damage)
-
-
-def _never_left(first: FirstKernel, left: Left, image: Kimage | None) -> End:
+def _no_jump(first: FirstKernel, left: Left, image: Kimage | None) -> End:
+    """The first kernel did not jump to its image: there is none, it did not want to, or its crash path went wrong."""
+    say = first.board.timeline.record
     if image is None:
         reason = "no crash image is loaded: panic() goes on without a dump"
-        return _over(first, Outcome.HUNG, reason, (Dump.NONE, "none: no crash image is loaded"), [])
+        return _over(first, Outcome.HUNG, reason, [], (Dump.NONE, "none: no crash image is loaded"))
     damage = [*_own_damage(first, image), *find_damage(first.board.ram, image, purgatory=False)]
+    if left.out:  # its kimage was damaged
+        pc = left.stop.pc
+        say("misboot", f"the first kernel jumped to {pc:#x} instead of {image.start:#x}", pc_phys=pc)
+        return _over(first, Outcome.MISBOOT, "the first kernel did not jump to the image's entry", damage)
     if left.refused is not None:
         none = "none: the first kernel does not start an image that it found damaged"
         reason = f"the first kernel gives kdump up: {left.refused}"
-        return _over(first, Outcome.DETECTED, reason, (Dump.NONE, none), damage)
+        return _over(first, Outcome.DETECTED, reason, damage, (Dump.NONE, none))
     reason = "the crash path did not get out of the first kernel"
-    first.board.timeline.record("lost", f"{reason}: {left.stop}", pc_virt=left.stop.pc)
-    outcome = Outcome.TRAPPED if left.trapped else Outcome.HUNG
-    return _over(first, outcome, reason, (Dump.NONE, f"none: {reason}"), damage)
+    say("lost", f"{reason}: {left.stop}", pc_virt=left.stop.pc)
+    return _over(first, Outcome.TRAPPED if left.trapped else Outcome.HUNG, reason, damage)
 
 
 def _vmcore(first: FirstKernel, image: Kimage, capture: CaptureRun) -> Vmcore | DiskVmcore | None:
@@ -256,32 +233,30 @@ def _vmcore(first: FirstKernel, image: Kimage, capture: CaptureRun) -> Vmcore | 
 def _end(
     first: FirstKernel,
     image: Kimage,
-    outcome: Outcome,
     dump: tuple[Dump, str],
     damage: list[Damage],
     passed: Passed,
     capture: CaptureRun | None = None,
     vmcore: Vmcore | DiskVmcore | None = None,
+    differ: bool | None = None,
 ) -> End:
+    ram, purgatory, writes = first.board.ram, passed.purgatory, first.injections
+    outcome = judge(ram, writes, damage, purgatory, capture, dump=dump[0], differ=differ)
     loads = passed.crashed.loads if passed.crashed is not None else []
-    facts = Facts(image, first.injections, damage, passed.purgatory, capture, dump[0], loads, image.purgatory)
-    end = _over(first, outcome, reason_of(outcome, facts), dump, damage)
-    return replace(end, purgatory=passed.purgatory, capture=capture, vmcore=vmcore)
+    facts = Facts(image, writes, damage, purgatory, capture, dump[0], loads, image.purgatory)
+    end = _over(first, outcome, reason_of(outcome, facts), damage, dump)
+    return replace(end, purgatory=purgatory, capture=capture, vmcore=vmcore)
 
 
 def _over(
-    first: FirstKernel, outcome: Outcome, reason: str, dump: tuple[Dump, str], damage: list[Damage]
+    first: FirstKernel,
+    outcome: Outcome,
+    reason: str,
+    damage: list[Damage],
+    dump: tuple[Dump, str] | None = None,
 ) -> End:
-    board = first.board
-    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=dump[0].value)
-    return End(
-        outcome,
-        reason,
-        damage,
-        list(first.injections),
-        board.uart.text,
-        board.timeline,
-        board.instructions,
-        dump=dump[0],
-        dump_reason=dump[1],
-    )
+    """The end that is on the timeline then; without a word about the dump there is none, for the same reason."""
+    board, (what, why) = first.board, dump or (Dump.NONE, f"none: {reason}")
+    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=what.value)
+    account = board.uart.text, board.timeline, board.instructions
+    return End(outcome, reason, damage, list(first.injections), *account, dump=what, dump_reason=why)

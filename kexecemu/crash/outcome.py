@@ -110,9 +110,5 @@ def written_bytes_differ(ram: Ram, injections: Sequence[Injection]) -> bool:
     for one in injections:
         for offset, byte in enumerate(one.before):
             original.setdefault(one.phys + offset, byte)
-    written = [one for one in injections if one.changed]
-    return any(
-        byte != original[one.phys + offset]
-        for one in written
-        for offset, byte in enumerate(ram.read(one.phys, len(one.before)))
-    )
+    now = ((one, enumerate(ram.read(one.phys, len(one.before)))) for one in injections if one.changed)
+    return any(byte != original[one.phys + at] for one, held in now for at, byte in held)

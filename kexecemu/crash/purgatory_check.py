@@ -33,26 +33,18 @@ RUNS = CODE_WORDS + 18
 _STRAY = 0xDEADBEEF
 _ITSELF = Damaged.PURGATORY | Damaged.DTB_POINTER
 
-# The same thing by each interface's name: kernel, kexec-tools.
+# The same thing by each interface's name.
+_INTERFACES = ("kernel", "kexec-tools")
 _SYMBOLS = {
-    "kernel": {
-        "regions": "purgatory_sha_regions",
-        "digest": "purgatory_sha256_digest",
-        "entry": "purgatory_kernel_entry",
-        "dtb": "purgatory_dtb",
-        "console": "purgatory_uart_base",
-        "switch": "purgatory_policy",
-    },
-    "kexec-tools": {
-        "regions": "sha256_regions",
-        "digest": "sha256_digest",
-        "entry": "arm64_kernel_entry",
-        "dtb": "arm64_dtb_addr",
-        "console": "arm64_sink",
-        "switch": "skip_checks",
-    },
+    "regions": ("purgatory_sha_regions", "sha256_regions"),
+    "digest": ("purgatory_sha256_digest", "sha256_digest"),
+    "entry": ("purgatory_kernel_entry", "arm64_kernel_entry"),
+    "dtb": ("purgatory_dtb", "arm64_dtb_addr"),
+    "console": ("purgatory_uart_base", "arm64_sink"),
+    "switch": ("purgatory_policy", "skip_checks"),
 }
 _SWITCHED_OFF = 4  # PURGATORY_BOOT_ANYWAY, and for skip_checks a value like any other but 0
+_NO_STACK = "where its stack is, is not known: no purgatory_stack_top, and SP is elsewhere"
 
 
 class Reply(enum.StrEnum):
@@ -84,6 +76,10 @@ class Case:
 
 def _dma(at: str | int, data: bytes) -> Fault:
     return Fault(hex(at) if isinstance(at, int) else at, write=data, by=By.DMA)
+
+
+def _u64(value: int) -> bytes:
+    return struct.pack("<Q", value)
 
 
 def _invert(ram: Ram, phys: int, mask: int = 0xFFFFFFFF) -> Fault:
@@ -127,56 +123,47 @@ def cases(
     Deterministic: the same image gives the same faults. All are writes by DMA after the load, so that no page table
     has a say.
     """
-    names = _SYMBOLS[interface]
 
     def symbol(row: str, kind: str, data: bytes, offset: int = 0, *more: Fault) -> Case:
-        name = names[kind]
+        name = _SYMBOLS[kind][_INTERFACES.index(interface)]
         if not loaded.has_symbol(name):
             return Case(row, (), f"it has no symbol {name}")
         at = f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}"
         return Case(row, ((_dma(at, data), *more),))
 
-    def segment(row: str, name: str, offset: int) -> Case:
-        found = image.segment(name)
-        if found is None:
-            return Case(row, (), f"the image has no segment {name}")
-        return Case(row, ((_invert(ram, found.mem + offset),),))
+    def one(row: str, fault: Fault) -> Case:
+        return Case(row, ((fault,),))
 
-    kernel, initrd = image.segment("kernel"), image.segment("initrd")
-    assert kernel is not None and initrd is not None
+    kernel, initrd, tree, core = map(image.segment, ("kernel", "initrd", "dtb", "elfcorehdr"))
+    assert kernel is not None and initrd is not None and tree is not None and core is not None
     middle, last = kernel.bufsz // 2, kernel.bufsz - 1
     stray_initrd = _invert(ram, initrd.mem + 0x1000)
-    code = tuple(
-        (
-            _invert(ram, phys, 1 << (11 * number + 3) % 32),
-        )  # 11 and 32 have no factor in common: each bit once
-        for number, phys in enumerate(_code_words(obj, loaded))
-    )
-    digest = ram.read(loaded.symbol_phys(names["digest"]), 1)
+    # 11 and 32 have no factor in common: each bit once.
+    words = enumerate(_code_words(obj, loaded))
+    code = tuple((_invert(ram, phys, 1 << (11 * number + 3) % 32),) for number, phys in words)
+    digest = ram.read(loaded.symbol_phys(_SYMBOLS["digest"][_INTERFACES.index(interface)]), 1)
     return [
         Case(UNTOUCHED, ((),)),
-        segment("kernel, first word", "kernel", 0),
-        Case("kernel, a bit in the middle", ((Fault(f"kernel+{middle}", flip=0x10, by=By.DMA),),)),
-        Case("kernel, last byte", ((Fault(f"kernel+{last}", flip=0xFF, by=By.DMA),),)),
-        Case("initrd, a word", ((stray_initrd,),)),
-        segment("device tree, a word", "dtb", 0x40),
-        segment("elfcorehdr, a word", "elfcorehdr", 0x40),
+        one("kernel, first word", _invert(ram, kernel.mem)),
+        one("kernel, a bit in the middle", Fault(f"kernel+{middle}", flip=0x10, by=By.DMA)),
+        one("kernel, last byte", Fault(f"kernel+{last}", flip=0xFF, by=By.DMA)),
+        one("initrd, a word", stray_initrd),
+        one("device tree, a word", _invert(ram, tree.mem + 0x40)),
+        one("elfcorehdr, a word", _invert(ram, core.mem + 0x40)),
         Case(CODE, code),
         symbol("stored digest, a byte", "digest", bytes([digest[0] ^ 0xFF])),
         symbol("regions[0].len = 0", "regions", bytes(8), 8),
-        symbol("regions[0].start = 0xdeadbeef", "regions", struct.pack("<Q", _STRAY)),
-        symbol("regions[0].len = 0xdeadbeef", "regions", struct.pack("<Q", _STRAY), 8),
-        symbol("kernel's entry + 0x1000", "entry", struct.pack("<Q", (image.kernel_entry or 0) + 0x1000)),
-        symbol("device tree's address + 0x1000", "dtb", struct.pack("<Q", (image.dtb_mem or 0) + 0x1000)),
-        symbol("console's address = 0xdeadbeef", "console", struct.pack("<Q", _STRAY)),
+        symbol("regions[0].start = 0xdeadbeef", "regions", _u64(_STRAY)),
+        symbol("regions[0].len = 0xdeadbeef", "regions", _u64(_STRAY), 8),
+        symbol("kernel's entry + 0x1000", "entry", _u64(image.kernel_entry + 0x1000)),
+        symbol("device tree's address + 0x1000", "dtb", _u64(image.dtb_mem + 0x1000)),
+        symbol("console's address = 0xdeadbeef", "console", _u64(_STRAY)),
         symbol("check switched off, and initrd", "switch", bytes([_SWITCHED_OFF]), 0, stray_initrd),
-        Case("stack", ((_dma(stack_top_phys - 64, b"\xa5" * 64),),))
-        if stack_top_phys is not None
-        else Case(
-            "stack", (), "where its stack is, is not known: no purgatory_stack_top, and SP is elsewhere"
-        ),
-        Case("free memory", ((_dma("crashkernel-free+0x1000", b"\xa5" * 8),),)),
-        Case("initrd, the same value", ((_dma("initrd+0x1000", ram.read(initrd.mem + 0x1000, 4)),),)),
+        Case("stack", (), _NO_STACK)
+        if stack_top_phys is None
+        else one("stack", _dma(stack_top_phys - 64, b"\xa5" * 64)),
+        one("free memory", _dma("crashkernel-free+0x1000", b"\xa5" * 8)),
+        one("initrd, the same value", _dma("initrd+0x1000", ram.read(initrd.mem + 0x1000, 4))),
     ]
 
 

@@ -61,19 +61,19 @@ def reason_of(outcome: Outcome, facts: Facts) -> str:
         Outcome.PREVENTED: "the write faulted and memory is intact",
         Outcome.MASKED: _WRITTEN_ANEW if anew else "the write changed nothing",
     }.get(outcome, outcome.meaning)
-    if end is CaptureEnd.ENTERED:
-        return f"{what}; the capture kernel was entered as it should be, and not followed further"
-    if end is CaptureEnd.HEADERS:
-        return (
-            f"{what}; the capture kernel came up, read the dump's headers and switched off without copying it"
-        )
-    return what
+    more = {
+        CaptureEnd.ENTERED: "; the capture kernel was entered as it should be, and not followed further",
+        CaptureEnd.HEADERS: "; the capture kernel came up, read the dump's headers and switched off without copying it",
+    }
+    return what + (more.get(end, "") if end is not None else "")
 
 
 def _detected(facts: Facts) -> str:
     run = facts.purgatory
     assert run is not None  # what the first kernel finds has words of its own
     verdict = run.verdict
+    # What it hashes is as loaded, and it is not. Where nothing differs any more it was right when it looked.
+    intact = bool(facts.damage) and all(one.segment == "purgatory" for one in facts.damage)
     found = "the purgatory found that the loaded image is not as loaded"
     if verdict is not None and verdict.damaged & Damaged.PURGATORY:
         found = "the purgatory found that it is itself not as loaded"
@@ -81,7 +81,7 @@ def _detected(facts: Facts) -> str:
         found = "the purgatory found that it was given another device tree than the loaded one"
     elif verdict is not None and verdict.state is VerdictState.TRAPPED:
         found = "the purgatory met an exception in its check and reported it"
-    elif _is_false_alarm(facts):
+    elif intact and (verdict is None or verdict.found == facts.image.digest):
         found = "the purgatory refused an intact image: what it compares with is not as loaded"
     if run.end is not PurgatoryEnd.KERNEL:
         return found
@@ -89,13 +89,6 @@ def _detected(facts: Facts) -> str:
         where = describe_damage(verdict, facts.image)
         return f"{found}, mended it{f' ({where})' if where else ''}, and booted the capture kernel"
     return f"{found}, and booted the capture kernel all the same"
-
-
-def _is_false_alarm(facts: Facts) -> bool:
-    """What it hashes is as loaded, and it is not. Where nothing differs any more it was right when it looked."""
-    verdict = facts.purgatory.verdict if facts.purgatory is not None else None
-    intact = bool(facts.damage) and all(one.segment == "purgatory" for one in facts.damage)
-    return intact and (verdict is None or verdict.found == facts.image.digest)
 
 
 def _trapped(facts: Facts) -> str:
@@ -116,11 +109,8 @@ def _astray(outcome: Outcome, facts: Facts) -> str:
             return "the purgatory jumped to something that is not the capture kernel"
         return "the purgatory got nowhere and gave no verdict"
     linux = facts.capture.linux
-    last = (
-        f"; it said: {linux.last_word}"
-        if linux is not None and linux.last_word
-        else " without a word of the dump"
-    )
+    said = linux.last_word if linux is not None else ""
+    last = f"; it said: {said}" if said else " without a word of the dump"
     nowhere = "the capture kernel got nowhere"
     if linux is not None and linux.end is LinuxEnd.BUDGET:
         nowhere = "the capture kernel had not come to an end when its budget of instructions was used up"
@@ -133,9 +123,8 @@ def _astray(outcome: Outcome, facts: Facts) -> str:
 
 
 def _silent(facts: Facts) -> str:
-    harmed = list(
-        dict.fromkeys(one.segment for one in facts.damage if one.segment not in ONLY_FOR_THE_PURGATORY)
-    )
+    names = dict.fromkeys(one.segment for one in facts.damage)
+    harmed = [name for name in names if name not in ONLY_FOR_THE_PURGATORY]
     if not harmed and facts.dump is Dump.WRONG:
         return "the dump is not what memory held at the crash, and nobody noticed"
     if not harmed:
@@ -145,7 +134,8 @@ def _silent(facts: Facts) -> str:
     lost = end is CaptureEnd.DONE and facts.dump is Dump.NONE
     if lost or end in (CaptureEnd.NO_DUMP, CaptureEnd.OFF, CaptureEnd.HEADERS):
         text += ", though it took no dump"
-    return f"{text}: {_switched_off(facts)}" if _switched_off(facts) else text
+    off = _switched_off(facts)
+    return f"{text}: {off}" if off else text
 
 
 def _latent(facts: Facts) -> str:
@@ -181,13 +171,9 @@ def _switched_off(facts: Facts) -> str:
 def _hit_of(facts: Facts) -> str:
     """Which variable or function of the purgatory a write changed."""
     symbols = facts.checker.symbol_table() if facts.checker is not None else {}
-    names = [
-        name
-        for one in facts.injections
-        if one.changed
-        for name, (phys, size) in symbols.items()
-        if size and PhysRange.of(phys, size).overlaps(PhysRange.of(one.phys, len(one.before)))
-    ]
+    hits = [PhysRange.of(one.phys, len(one.before)) for one in facts.injections if one.changed]
+    places = [(name, PhysRange.of(phys, size)) for name, (phys, size) in symbols.items() if size]
+    names = [name for hit in hits for name, place in places if place.overlaps(hit)]
     return _and(list(dict.fromkeys(names))) if names else "own bytes"
 
 

@@ -68,23 +68,10 @@ class CaptureRecord:
 def read_record(ram: Ram, kernel_phys: int) -> CaptureRecord | None:
     """The record of a stub that is loaded at kernel_phys; None when there is none, or nothing that can be one."""
     raw = ram.read(kernel_phys + _OFFSET, _RECORD.size)
-    magic, state, violations, *values = _RECORD.unpack(raw)
+    magic, state, violations, x0, x1, x2, x3, *values = _RECORD.unpack(raw)
     if magic != _MAGIC or state not in iter(CaptureState):
         return None
-    el, daif, sctlr, dtb, core, core_size, initrd_start, initrd_end = values[4:12]
-    usable = values[12:16]
-    return CaptureRecord(
-        CaptureState(state),
-        Violation(violations),
-        (values[0], values[1], values[2], values[3]),
-        el,
-        daif,
-        sctlr,
-        dtb,
-        PhysRange.of(core, core_size),
-        (initrd_start, initrd_end),
-        ((usable[0], usable[1]), (usable[2], usable[3])),
-        values[16],
-        values[17],
-        values[18],
-    )
+    el, daif, sctlr, dtb, core, core_size, start, end, *usable, notes, loads, size = values
+    found, pairs = PhysRange.of(core, core_size), ((usable[0], usable[1]), (usable[2], usable[3]))
+    cpu = CaptureState(state), Violation(violations), (x0, x1, x2, x3), el, daif, sctlr
+    return CaptureRecord(*cpu, dtb, found, (start, end), pairs, notes, loads, size)

@@ -92,9 +92,8 @@ class Verdict:
     @property
     def objects(self) -> bool:
         """Something is wrong, whatever was done about it: digests that differ, or an exception in the check."""
-        return (
-            self.state in (VerdictState.MISMATCH, VerdictState.TRAPPED) or VerdictFlags.REPAIRED in self.flags
-        )
+        wrong = self.state in (VerdictState.MISMATCH, VerdictState.TRAPPED)
+        return wrong or VerdictFlags.REPAIRED in self.flags
 
 
 def read_verdict(ram: Ram, purgatory: LoadedPurgatory) -> Verdict | None:
@@ -107,25 +106,13 @@ def read_verdict(ram: Ram, purgatory: LoadedPurgatory) -> Verdict | None:
     # The size is that of the object in the file, so that a damaged version is not believed.
     if magic != _MAGIC or _SIZES.get(version) != size or state not in iter(VerdictState):
         return None
+    first = VerdictState(state), hashed, expected, found
     if version == 1:
-        return Verdict(VerdictState(state), hashed, expected, found)
+        return Verdict(*first)
     flags, damaged, pages, esr, elr, far, ranges, _ = _SECOND.unpack_from(raw, _FIRST.size)
     pairs = _RANGE.iter_unpack(raw[_FIRST.size + _SECOND.size :])
     damage = tuple(PhysRange.of(start, length) for start, length in list(pairs)[:ranges])
-    return Verdict(
-        VerdictState(state),
-        hashed,
-        expected,
-        found,
-        VerdictFlags(flags),
-        damaged,
-        pages,
-        esr,
-        elr,
-        far,
-        damage,
-        version,
-    )
+    return Verdict(*first, VerdictFlags(flags), damaged, pages, esr, elr, far, damage, version)
 
 
 def describe_damage(verdict: Verdict, image: Kimage) -> str | None:

@@ -67,20 +67,15 @@ def linux_words(run: LinuxCapture) -> str:
     """What came of a real capture kernel."""
     who = f"Linux {run.release}" if run.release else "the capture kernel"
     if run.end is LinuxEnd.DONE:
-        size = run.vmcore.size if run.vmcore is not None else 0
+        size = f"{run.vmcore.size if run.vmcore is not None else 0:#x} bytes"
         if not run.true_dump:
-            wrong = ", ".join(str(load.phys) for load in run.wrong_loads) or "their number"
-            return f"{who} has copied a dump of {size:#x} bytes that is not what memory held: {wrong} differ"
-        count = len(run.read)
-        return (
-            f"{who} has copied the dump, {size:#x} bytes, and powers off; all {count} loads are as memory was"
-        )
+            return f"{who} has copied a dump of {size} that is not what memory held: {run.wrong_text} differ"
+        loads = f"all {len(run.read)} loads are as memory was"
+        return f"{who} has copied the dump, {size}, and powers off; {loads}"
     words = {
         LinuxEnd.NO_DUMP: "finds no dump, and powers off",
         LinuxEnd.HEADERS: "reads the dump's headers, and powers off without copying it",
-        LinuxEnd.OFF: f"powers off: {run.last_word}"
-        if run.last_word
-        else "powers off without a word of the dump",
+        LinuxEnd.OFF: f"powers off{f': {run.last_word}' if run.last_word else ' without a word of the dump'}",
         LinuxEnd.PANIC: f"panics: {run.panic}" if run.panic else "panics",
         LinuxEnd.STUCK: "gets nowhere",
         LinuxEnd.LOST: "is ended by an exception",

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from kexecemu.errors import FetchError
@@ -141,17 +142,16 @@ class Archive:
             sources = self._sources(release)
             tail = "" if architecture == "arm64" else f"-{architecture}"
             if not sources and not tail:
-                self._apts[key] = self._machine()  # whose lists are there already
+                self._apts[key] = self._machine  # whose lists are there already
             else:
                 folder = self._folder / f"apt-{release}{tail}"
                 self._apts[key] = Apt(folder, self._say, architecture, release, sources)
         return self._apts[key]
 
+    @cached_property
     def _machine(self) -> Apt:
         """The machine's own sources."""
-        if ("", "arm64") not in self._apts:
-            self._apts["", "arm64"] = Apt(self._folder / "apt", self._say, "arm64")
-        return self._apts["", "arm64"]
+        return Apt(self._folder / "apt", self._say, "arm64")
 
     def _sources(self, release: str) -> list[str]:
         """Lines of a sources.list for a release, in the machine's order; [] where the machine's own have it."""
@@ -161,7 +161,7 @@ class Archive:
         signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
         if self._mirror is not None:
             return [f"deb {signed}{self._mirror} {release} main"]
-        machine = self._machine()
+        machine = self._machine
         form = "$(ORIGIN) $(LABEL) $(CODENAME) $(REPO_URI)"
         rows = [line.rsplit(" ", 2) for line in machine.index_targets(form)]
         ours = [row for row in rows if row[0] in suites]

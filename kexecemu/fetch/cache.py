@@ -86,7 +86,8 @@ def _fetch_one(what: str, target: FetchTarget, cache: Path, archive: Archive, sa
         _keep(scratch / "root", scratch / "kept", target.keep)
         names = "".join(f"{package.stem.replace('%3a', ':')}\n" for package in packages)
         (scratch / "kept/PACKAGES").write_text(names)
-        target.finish(scratch / "kept")
+        if target.finish is not None:
+            target.finish(scratch / "kept")
         if target.find(scratch / "kept") is None:
             raise FetchError(f"{what}: no {' or no '.join([target.file, *target.needs])} in {names.split()}")
         if (cache / what).exists():
@@ -94,7 +95,10 @@ def _fetch_one(what: str, target: FetchTarget, cache: Path, archive: Archive, sa
         (scratch / "kept").rename(cache / what)
     found = target.find(cache / what)
     assert found is not None
-    say(f"{what}: fetched {_list(names.split())}: {found} ({_size(cache / what) / 1e6:.1f} MB)")
+    brought = packages[0].stem.replace("%3a", ":") if len(packages) == 1 else f"{len(packages)} packages"
+    kept = (one for one in (cache / what).rglob("*") if one.is_file() and not one.is_symlink())
+    size = sum(one.stat().st_size for one in kept) / 1e6
+    say(f"{what}: fetched {brought}: {found} ({size:.1f} MB)")
 
 
 def _keep(root: Path, kept: Path, patterns: Sequence[str]) -> None:
@@ -106,14 +110,6 @@ def _keep(root: Path, kept: Path, patterns: Sequence[str]) -> None:
             path.rename(place)
     if (kept / "usr/lib").is_dir() and not (kept / "lib").exists():
         (kept / "lib").symlink_to("usr/lib")
-
-
-def _size(path: Path) -> int:
-    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file() and not one.is_symlink())
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} packages"
 
 
 @contextmanager

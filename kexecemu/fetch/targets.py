@@ -6,6 +6,7 @@ Everything is pinned to a release by its codename, so that two machines have the
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,6 @@ _BOOKWORM = "bookworm"
 _DISK_MODULES = ("virtio", "virtio_ring", "virtio_mmio", "virtio_blk")
 
 
-def _nothing(kept: Path) -> None:
-    """What is kept is as it should be."""
-
-
 @shown()
 @dataclass(frozen=True)
 class FetchTarget:
@@ -33,7 +30,7 @@ class FetchTarget:
 
     keep, file and needs are patterns below the packages' root; an empty file stands for the folder itself. What was
     fetched before it was known that needs are needed lacks them, and counts as not fetched. native says that it is for
-    this machine's architecture and not for arm64. finish puts what was kept into its final form.
+    this machine's architecture and not for arm64. finish puts what was kept into its final form, where it has another.
     """
 
     summary: str
@@ -43,7 +40,7 @@ class FetchTarget:
     needs: Sequence[str] = ()
     release: str = _BOOKWORM
     native: bool = False
-    finish: Callable[[Path], None] = _nothing
+    finish: Callable[[Path], None] | None = None
 
     def find(self, folder: Path) -> Path | None:
         """The file (or the folder) where it was fetched to, None if it is not there."""
@@ -71,12 +68,8 @@ def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> FetchTarget
             raise FetchError(f"{package} depends on no kernel")
         # Since 7.x the image is split: it depends on linux-base-R (configuration), -binary-R (vmlinuz), -modules-R.
         version = images[0].removeprefix("linux-image-")
-        parts = [
-            name
-            for name in apt.dependencies(images[0])
-            if name.startswith("linux-") and name.endswith(f"-{version}")
-        ]
-        apt.download([images[0], *parts], folder)
+        parts = re.compile(rf"linux-(?:.*-)?{re.escape(version)}").fullmatch
+        apt.download([images[0], *filter(parts, apt.dependencies(images[0]))], folder)
 
     # Which modules need which is said in the modules: modules.dep is made where a package is installed. They may be
     # compressed, and one that is missing is built in.
@@ -120,13 +113,10 @@ def _starter(kept: Path) -> None:
     if loader is None:
         raise FetchError("qemu: no loader among its packages")
     folders = sorted({path.parent.relative_to(kept) for path in kept.glob("usr/lib/*-linux-gnu*/*.so*")})
-    text = _STARTER.format(
-        loader=loader.relative_to(kept),
-        libraries=":".join(f"$here/{folder}" for folder in folders),
-        program=program.relative_to(kept),
-    )
+    libraries = ":".join(f"$here/{folder}" for folder in folders)
+    loader, program = loader.relative_to(kept), program.relative_to(kept)
     script = kept / "qemu-system-aarch64"
-    script.write_text(text)
+    script.write_text(_STARTER.format(loader=loader, libraries=libraries, program=program))
     script.chmod(0o755)
     for name in ("bin", "sbin"):  # apt's packages of a merged /usr have no such links
         if os.path.islink(kept / name):

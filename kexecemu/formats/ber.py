@@ -16,22 +16,7 @@ from typing import NamedTuple
 from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
-__all__ = [
-    "BIT_STRING",
-    "BOOLEAN",
-    "GENERALIZED_TIME",
-    "INTEGER",
-    "OBJECT_IDENTIFIER",
-    "OCTET_STRING",
-    "SEQUENCE",
-    "SET",
-    "UTC_TIME",
-    "Asn1Error",
-    "BerFault",
-    "Element",
-    "Reader",
-    "context",
-]
+__all__ = ["Asn1Error", "BerFault", "Element", "Reader", "context"]
 
 BOOLEAN = 0x01
 INTEGER = 0x02
@@ -78,11 +63,6 @@ class Element(NamedTuple):
     header: bytes
     content: bytes
     encoded: bytes
-
-    @property
-    def constructed(self) -> bool:
-        """The content is made of values."""
-        return bool(self.tag & _CONSTRUCTED)
 
 
 class Reader:
@@ -136,6 +116,14 @@ class Reader:
     def enter(self, tag: int, what: str) -> Reader:
         """Like take(), but for what is inside."""
         return Reader(self.take(tag).content, what)
+
+    def algorithm(self, what: str) -> tuple[bytes, Element | None]:
+        """An AlgorithmIdentifier: the algorithm and its parameters."""
+        algorithm = self.enter(SEQUENCE, what)
+        identifier = algorithm.take(OBJECT_IDENTIFIER).content
+        parameters = None if algorithm.at_end else algorithm.any()
+        algorithm.finish()
+        return identifier, parameters
 
     def finish(self) -> None:
         """Nothing may be left."""

@@ -18,8 +18,6 @@ from kexecemu.shown import shown
 
 __all__ = ["SignedData", "SignerInfo", "parse"]
 
-_CRL_TAGS = (ber.context(1), ber.context(3))
-
 
 @shown()
 @dataclass(frozen=True)
@@ -67,15 +65,15 @@ def parse(data: bytes) -> SignedData:
     wrapped = Reader(explicit.content, "signature")
     message = wrapped.enter(ber.SEQUENCE, "SignedData")
     version = _version(message, "SignedData")
-    digest_algorithms = _take_either(message, ber.SET, ber.SEQUENCE, "digestAlgorithms")
+    digest_algorithms = _take_set(message, "digestAlgorithms")
     while not digest_algorithms.at_end:
-        _algorithm(digest_algorithms, "digestAlgorithms")
+        digest_algorithms.algorithm("digestAlgorithms")
     content_type, content = _content(message)
     certificates = _certificates(message)
-    if (crls := message.optional(*_CRL_TAGS)) and crls.content:
+    if (crls := message.optional(ber.context(1), ber.context(3))) and crls.content:
         # The grammar says of itself that its revocation lists may be wrong: it takes them for certificates.
         raise message.fail("revocation lists cannot be read")
-    infos = _take_either(message, ber.SET, ber.SEQUENCE, "signerInfos")
+    infos = _take_set(message, "signerInfos")
     signers = []
     while not infos.at_end:
         signers.append(_signer(infos.enter(ber.SEQUENCE, "SignerInfo"), version, content_type))
@@ -96,18 +94,9 @@ def _version(reader: Reader, what: str) -> int:
     return version[0]
 
 
-def _take_either(reader: Reader, one: int, other: int, what: str) -> Reader:
-    found = reader.optional(one, other) or reader.take(one)
+def _take_set(message: Reader, what: str) -> Reader:
+    found = message.optional(ber.SET, ber.SEQUENCE) or message.take(ber.SET)
     return Reader(found.content, what)
-
-
-def _algorithm(reader: Reader, what: str) -> bytes:
-    algorithm = reader.enter(ber.SEQUENCE, what)
-    identifier = algorithm.take(ber.OBJECT_IDENTIFIER).content
-    if not algorithm.at_end:
-        algorithm.any()
-    algorithm.finish()
-    return identifier
 
 
 def _content(message: Reader) -> tuple[bytes, Element | None]:
@@ -143,11 +132,11 @@ def _signer(info: Reader, message_version: int, content_type: bytes) -> SignerIn
     if version != message_version:
         raise info.fail(f"version {version} in a message of version {message_version}")
     signer_id, by_skid = _signer_id(info, by_skid=version == 3)
-    hash_oid = _algorithm(info, "digestAlgorithm")
+    hash_oid, _ = info.algorithm("digestAlgorithm")
     if hash_oid not in oid.HASHES:
         raise info.fail(f"digest algorithm {oid.dotted(hash_oid)} is not supported", BerFault.UNSUPPORTED)
     attributes = _Attributes(info, content_type)
-    key_oid = _algorithm(info, "digestEncryptionAlgorithm")
+    key_oid, _ = info.algorithm("digestEncryptionAlgorithm")
     if key_oid == oid.RSA_ENCRYPTION:
         key = "rsa"
     elif key_oid in oid.ECDSA_SIGNATURES:
@@ -159,15 +148,9 @@ def _signer(info: Reader, message_version: int, content_type: bytes) -> SignerIn
     info.finish()
     if content_type == oid.MS_INDIRECT_DATA and attributes.encoded is None:
         raise info.fail("Authenticode without signed attributes")
-    return SignerInfo(
-        signer_id,
-        by_skid,
-        SignatureAlgorithm(key, oid.HASHES[hash_oid]),
-        signature,
-        attributes.encoded,
-        attributes.message_digest,
-        attributes.signing_time,
-    )
+    algorithm = SignatureAlgorithm(key, oid.HASHES[hash_oid])
+    signed = (attributes.encoded, attributes.message_digest, attributes.signing_time)
+    return SignerInfo(signer_id, by_skid, algorithm, signature, *signed)
 
 
 def _signer_id(info: Reader, *, by_skid: bool) -> tuple[bytes, bool]:
@@ -177,8 +160,7 @@ def _signer_id(info: Reader, *, by_skid: bool) -> tuple[bytes, bool]:
         skid = found.content
     else:
         name = info.enter(ber.SEQUENCE, "issuerAndSerialNumber")
-        issuer = name.take(ber.SEQUENCE).content
-        x509.check_name(issuer, "issuer")
+        issuer, _ = x509.take_name(name, "issuer")
         serial = name.take(ber.INTEGER).content
         name.finish()
     return (skid, True) if by_skid else (serial + issuer, False)
@@ -187,18 +169,9 @@ def _signer_id(info: Reader, *, by_skid: bool) -> tuple[bytes, bool]:
 class _Attributes:
     """The signed attributes of one signer."""
 
-    # No more than one value each, and only once.
-    _SINGLE = frozenset(
-        {
-            oid.CONTENT_TYPE,
-            oid.SIGNING_TIME,
-            oid.MESSAGE_DIGEST,
-            oid.SMIME_CAPABILITIES,
-            oid.MS_SP_OPUS_INFO,
-            oid.MS_STATEMENT_TYPE,
-        }
-    )
     _AUTHENTICODE_ONLY = frozenset({oid.SMIME_CAPABILITIES, oid.MS_SP_OPUS_INFO, oid.MS_STATEMENT_TYPE})
+    # No more than one value each, and only once.
+    _SINGLE = _AUTHENTICODE_ONLY | {oid.CONTENT_TYPE, oid.SIGNING_TIME, oid.MESSAGE_DIGEST}
 
     def __init__(self, info: Reader, content_type: bytes) -> None:
         self.encoded: bytes | None = None

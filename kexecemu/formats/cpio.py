@@ -55,21 +55,9 @@ def _pad4(size: int) -> bytes:
 def _record(entry: CpioEntry, inode: int) -> bytes:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
-    fields = (
-        inode,
-        entry.mode,
-        0,  # uid
-        0,  # gid
-        links,
-        0,  # mtime: an archive depends on its contents only
-        len(entry.data),
-        0,
-        0,
-        entry.major,
-        entry.minor,
-        len(name),
-        0,  # no checksum in this form
-    )
+    # uid, gid and mtime are 0: an archive depends on its contents only. There is no checksum in this form.
+    owned = (inode, entry.mode, 0, 0, links, 0, len(entry.data))
+    fields = (*owned, 0, 0, entry.major, entry.minor, len(name), 0)
     head = (_MAGIC + "".join(f"{field:08X}" for field in fields)).encode() + name
     return head + _pad4(len(head)) + entry.data + _pad4(len(entry.data))
 

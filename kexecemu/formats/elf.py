@@ -10,82 +10,47 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
-__all__ = [
-    "EHDR_SIZE",
-    "ELFMAG",
-    "EM_AARCH64",
-    "ET_CORE",
-    "ET_EXEC",
-    "ET_REL",
-    "PHDR_SIZE",
-    "SHDR_SIZE",
-    "SHF_ALLOC",
-    "SHF_EXECINSTR",
-    "SHF_WRITE",
-    "SHN_ABS",
-    "SHN_COMMON",
-    "SHN_UNDEF",
-    "SHT_NOBITS",
-    "SHT_NOTE",
-    "SHT_NULL",
-    "SHT_PROGBITS",
-    "SHT_REL",
-    "SHT_RELA",
-    "SHT_STRTAB",
-    "SHT_SYMTAB",
-    "STB_GLOBAL",
-    "STB_LOCAL",
-    "STB_WEAK",
-    "STT_FILE",
-    "STT_FUNC",
-    "STT_NOTYPE",
-    "STT_OBJECT",
-    "STT_SECTION",
-    "ElfHeader",
-    "Section",
-    "Symbol",
-    "read_header",
-    "read_sections",
-    "read_symbols",
-]
+__all__ = ["ElfHeader", "ProgramHeader", "Section", "Symbol", "read_header", "read_sections", "read_symbols"]
 
 ELFMAG = b"\x7fELF"
-ELFCLASS64 = 2
-ELFDATA2LSB = 1
-EV_CURRENT = 1
+ELFCLASS64, ELFDATA2LSB, EV_CURRENT = 2, 1, 1
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 EM_AARCH64 = 183
 
-SHT_NULL, SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA = 0, 1, 2, 3, 4
-SHT_NOTE, SHT_NOBITS, SHT_REL = 7, 8, 9
-SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
-SHN_UNDEF, SHN_ABS, SHN_COMMON = 0, 0xFFF1, 0xFFF2
-STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
-STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE = 0, 1, 2, 3, 4
+PT_LOAD, PT_NOTE = 1, 4
+SHT_NULL, SHT_SYMTAB, SHT_RELA, SHT_NOTE, SHT_NOBITS = 0, 2, 4, 7, 8
+SHF_EXECINSTR = 4
+SHN_UNDEF = 0
+STB_LOCAL, STB_GLOBAL = 0, 1
+STT_SECTION, STT_FILE = 3, 4
 
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+PHDR = struct.Struct("<IIQQQQQQ")
 # Names longer than this are damage; they may overlap, and together fill all memory.
 _NAME_MAX = 4096
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _SYM = struct.Struct("<IBBHQQ")
-EHDR_SIZE = _EHDR.size
-SHDR_SIZE = _SHDR.size
-PHDR_SIZE = 56
+EHDR_SIZE, SHDR_SIZE, PHDR_SIZE = EHDR.size, _SHDR.size, PHDR.size
 
 
 @shown()
-@dataclass(frozen=True, slots=True)
-class ElfHeader:
-    """The fields of Elf64_Ehdr that differ between files; phoff and shoff are file offsets in bytes."""
+class ElfHeader(NamedTuple):
+    """Elf64_Ehdr; phoff and shoff are file offsets in bytes."""
 
+    ident: bytes
     type: int
+    machine: int
+    version: int
     entry: int
     phoff: int
     shoff: int
+    flags: int
+    ehsize: int
     phentsize: int
     phnum: int
     shentsize: int
@@ -95,10 +60,27 @@ class ElfHeader:
 
 @shown()
 @dataclass(frozen=True, slots=True)
+class ProgramHeader:
+    """Elf64_Phdr. In an elfcorehdr offset is the physical address paddr; in a file it is a file offset."""
+
+    type: int
+    flags: int
+    offset: int
+    vaddr: int
+    paddr: int
+    filesz: int
+    memsz: int
+    align: int = 0
+
+
+@shown()
+@dataclass(frozen=True, slots=True)
 class Section:
     """One section: Elf64_Shdr in file order, and its bytes (none for SHT_NOBITS and SHT_NULL)."""
 
     index: int
+    # Sections may overlap in a hostile file, so none is copied before it is asked for.
+    file: bytes = field(repr=False, compare=False)
     name: str
     type: int
     flags: int
@@ -109,8 +91,6 @@ class Section:
     info: int
     align: int
     entsize: int
-    # Sections may overlap in a hostile file, so none is copied before it is asked for.
-    file: bytes = field(repr=False, compare=False)
 
     @property
     def data(self) -> bytes:
@@ -137,35 +117,21 @@ def read_header(data: bytes, what: str, elf_type: int) -> ElfHeader:
     """Read and check the file header; `what` begins every message of a FormatError."""
     if len(data) < EHDR_SIZE:
         raise FormatError(f"{what}: {len(data)} bytes are too short for an ELF header of {EHDR_SIZE}")
-    (
-        ident,
-        kind,
-        machine,
-        version,
-        entry,
-        phoff,
-        shoff,
-        _,
-        ehsize,
-        phentsize,
-        phnum,
-        shentsize,
-        shnum,
-        shstrndx,
-    ) = _EHDR.unpack_from(data)
+    header = ElfHeader(*EHDR.unpack_from(data))
+    ident = header.ident
     if ident[:4] != ELFMAG:
         raise FormatError(f"{what}: no ELF magic at offset 0")
     if ident[4] != ELFCLASS64 or ident[5] != ELFDATA2LSB:
         raise FormatError(f"{what}: not 64-bit little endian (class {ident[4]}, data {ident[5]} at offset 4)")
-    if ident[6] != EV_CURRENT or version != EV_CURRENT:
-        raise FormatError(f"{what}: unknown ELF version {version} at offset 0x14")
-    if kind != elf_type:
-        raise FormatError(f"{what}: ELF type {kind} at offset 0x10, not {elf_type}")
-    if machine != EM_AARCH64:
-        raise FormatError(f"{what}: ELF machine {machine} at offset 0x12, not aarch64 ({EM_AARCH64})")
-    if ehsize != EHDR_SIZE:
-        raise FormatError(f"{what}: ELF header size {ehsize} at offset 0x34, not {EHDR_SIZE}")
-    return ElfHeader(kind, entry, phoff, shoff, phentsize, phnum, shentsize, shnum, shstrndx)
+    if ident[6] != EV_CURRENT or header.version != EV_CURRENT:
+        raise FormatError(f"{what}: unknown ELF version {header.version} at offset 0x14")
+    if header.type != elf_type:
+        raise FormatError(f"{what}: ELF type {header.type} at offset 0x10, not {elf_type}")
+    if header.machine != EM_AARCH64:
+        raise FormatError(f"{what}: ELF machine {header.machine} at offset 0x12, not aarch64 ({EM_AARCH64})")
+    if header.ehsize != EHDR_SIZE:
+        raise FormatError(f"{what}: ELF header size {header.ehsize} at offset 0x34, not {EHDR_SIZE}")
+    return header
 
 
 def string_at(table: bytes, index: int, what: str) -> str:
@@ -185,9 +151,7 @@ def read_sections(data: bytes, header: ElfHeader, what: str) -> tuple[Section, .
         raise FormatError(f"{what}: section header size {header.shentsize} at offset 0x3a, not {SHDR_SIZE}")
     if header.shoff + header.shnum * SHDR_SIZE > len(data):
         raise FormatError(f"{what}: {header.shnum} section headers at {header.shoff:#x} are truncated")
-    raw: list[tuple[int, ...]] = [
-        _SHDR.unpack_from(data, header.shoff + i * SHDR_SIZE) for i in range(header.shnum)
-    ]
+    raw = [_SHDR.unpack_from(data, header.shoff + i * SHDR_SIZE) for i in range(header.shnum)]
     for index, (_, kind, _, _, offset, size, *_) in enumerate(raw):
         if kind not in (SHT_NULL, SHT_NOBITS) and offset + size > len(data):
             raise FormatError(f"{what}: section {index} at {offset:#x}, size {size:#x}, is outside the file")
@@ -197,14 +161,11 @@ def read_sections(data: bytes, header: ElfHeader, what: str) -> tuple[Section, .
         raise FormatError(f"{what}: section name table {header.shstrndx} at offset 0x3e does not exist")
     _, _, _, _, names_offset, names_size, *_ = raw[header.shstrndx]
     names = data[names_offset : names_offset + names_size]
-    sections: list[Section] = []
-    for index, (name_index, kind, flags, addr, offset, size, link, info, align, entsize) in enumerate(raw):
-        # Without a name table (index 0, SHN_UNDEF) no section has a name.
-        name = string_at(names, name_index, what) if header.shstrndx else ""
-        sections.append(
-            Section(index, name, kind, flags, addr, offset, size, link, info, align, entsize, data)
-        )
-    return tuple(sections)
+    # Without a name table (index 0, SHN_UNDEF) no section has a name.
+    return tuple(
+        Section(index, data, string_at(names, name, what) if header.shstrndx else "", *fields)
+        for index, (name, *fields) in enumerate(raw)
+    )
 
 
 def read_symbols(sections: Sequence[Section], table: Section, what: str) -> tuple[Symbol, ...]:
@@ -218,3 +179,8 @@ def read_symbols(sections: Sequence[Section], table: Section, what: str) -> tupl
         Symbol(string_at(names, name, what), value, size, info >> 4, info & 15, shndx)
         for name, info, _, shndx, value, size in _SYM.iter_unpack(table.data)
     )
+
+
+def read_phdrs(data: bytes | bytearray | memoryview, offset: int, count: int) -> tuple[ProgramHeader, ...]:
+    """`count` program headers from a file offset on, which must be there."""
+    return tuple(ProgramHeader(*PHDR.unpack_from(data, offset + index * PHDR_SIZE)) for index in range(count))

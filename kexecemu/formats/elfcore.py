@@ -5,86 +5,24 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError
 from kexecemu.files import replacing
-from kexecemu.formats.elf import EHDR_SIZE, ELFMAG, EM_AARCH64, ET_CORE, PHDR_SIZE
-from kexecemu.formats.elfnote import (
-    CRASH_NOTE_BYTES,
-    NT_PRSTATUS,
-    PRSTATUS_SIZE,
-    VMCOREINFO_BYTES,
-    VMCOREINFO_NOTE_SIZE,
-    Note,
-    Prstatus,
-    crash_note,
-    iterate_notes,
-    parse_prstatus,
-    prstatus,
-    vmcoreinfo_note,
-)
+from kexecemu.formats import elf
+from kexecemu.formats.elf import EHDR_SIZE, PHDR_SIZE, PT_LOAD, PT_NOTE, ElfHeader, ProgramHeader
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = [
-    "CRASH_NOTE_BYTES",
-    "NT_PRSTATUS",
-    "PF_RWX",
-    "PRSTATUS_SIZE",
-    "PT_LOAD",
-    "PT_NOTE",
-    "VMCOREINFO_BYTES",
-    "VMCOREINFO_NOTE_SIZE",
-    "CoreHeader",
-    "LoadRange",
-    "Note",
-    "ProgramHeader",
-    "Prstatus",
-    "VmcoreLayout",
-    "build_elfcorehdr",
-    "crash_note",
-    "iterate_notes",
-    "parse_core_header",
-    "parse_prstatus",
-    "prstatus",
-    "vmcoreinfo_note",
-    "write_vmcore",
-]
+__all__ = ["CoreHeader", "LoadRange", "VmcoreLayout", "build_elfcorehdr", "parse_core_header", "write_vmcore"]
 
-PT_LOAD = 1
-PT_NOTE = 4
 PF_RWX = 7
 
 PAGE_SIZE = 4096
 _U64 = (1 << 64) - 1
 # The kernel kmallocs a buffer of p_memsz for each PT_NOTE; beyond KMALLOC_MAX_SIZE that fails.
 _NOTE_MAX = 4 << 20
-
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR = struct.Struct("<IIQQQQQQ")
-
-
-@shown()
-@dataclass(frozen=True, slots=True)
-class ProgramHeader:
-    """Elf64_Phdr. In an elfcorehdr offset is the physical address paddr; in a file it is a file offset."""
-
-    type: int
-    flags: int
-    offset: int
-    vaddr: int
-    paddr: int
-    filesz: int
-    memsz: int
-    align: int = 0
-
-    def pack(self) -> bytes:
-        """The 56 bytes."""
-        return _PHDR.pack(
-            self.type, self.flags, self.offset, self.vaddr, self.paddr, self.filesz, self.memsz, self.align
-        )
 
 
 @shown()
@@ -106,11 +44,10 @@ class LoadRange(NamedTuple):
 
 def build_elfcorehdr(program_headers: Sequence[ProgramHeader], *, size: int | None = None) -> bytes:
     """An ELF64 aarch64 core header with program headers, zero filled to `size` bytes if that is given."""
-    ident = ELFMAG + bytes([2, 1, 1, 0]) + bytes(8)
-    header = _EHDR.pack(
-        ident, ET_CORE, EM_AARCH64, 1, 0, EHDR_SIZE, 0, 0, EHDR_SIZE, PHDR_SIZE, len(program_headers), 0, 0, 0
-    )
-    data = header + b"".join(program_header.pack() for program_header in program_headers)
+    ident = elf.ELFMAG + bytes([2, 1, 1, 0]) + bytes(8)
+    sizes = (EHDR_SIZE, PHDR_SIZE, len(program_headers), 0, 0, 0)
+    header = elf.EHDR.pack(ident, elf.ET_CORE, elf.EM_AARCH64, 1, 0, EHDR_SIZE, 0, 0, *sizes)
+    data = header + b"".join(elf.PHDR.pack(*astuple(each)) for each in program_headers)
     if size is not None and size < len(data):
         raise ValueError(f"{len(data)} bytes of core header do not fit in {size}")
     return data if size is None else data.ljust(size, b"\0")
@@ -124,17 +61,18 @@ def parse_core_header(data: bytes | bytearray | memoryview) -> CoreHeader:
     """
     if len(data) < EHDR_SIZE:
         raise FormatError(f"core: {len(data)} bytes are too short for an ELF header of {EHDR_SIZE}")
-    ident, kind, machine, version, _, _, _, _, ehsize, phentsize, phnum, _, _, _ = _EHDR.unpack_from(data)
-    if ident[:4] != ELFMAG:
+    header = ElfHeader(*elf.EHDR.unpack_from(data))
+    ident, phnum = header.ident, header.phnum
+    if ident[:4] != elf.ELFMAG:
         raise FormatError("Core image elf header not found: no ELF magic at offset 0")
     sane = (
-        ("e_type", 0x10, kind == ET_CORE),
-        ("e_machine", 0x12, machine == EM_AARCH64),
+        ("e_type", 0x10, header.type == elf.ET_CORE),
+        ("e_machine", 0x12, header.machine == elf.EM_AARCH64),
         ("EI_CLASS", 4, ident[4] == 2),
         ("EI_VERSION", 6, ident[6] == 1),
-        ("e_version", 0x14, version == 1),
-        ("e_ehsize", 0x34, ehsize == EHDR_SIZE),
-        ("e_phentsize", 0x36, phentsize == PHDR_SIZE),
+        ("e_version", 0x14, header.version == 1),
+        ("e_ehsize", 0x34, header.ehsize == EHDR_SIZE),
+        ("e_phentsize", 0x36, header.phentsize == PHDR_SIZE),
         ("e_phnum", 0x38, phnum != 0),
     )
     for field, offset, good in sane:
@@ -142,13 +80,7 @@ def parse_core_header(data: bytes | bytearray | memoryview) -> CoreHeader:
             raise FormatError(f"Core image elf header is not sane: {field} at offset {offset:#x}")
     if EHDR_SIZE + phnum * PHDR_SIZE > len(data):
         raise FormatError(f"core: {phnum} program headers at {EHDR_SIZE:#x} are truncated at {len(data):#x}")
-    return CoreHeader(
-        tuple(ProgramHeader(*_PHDR.unpack_from(data, EHDR_SIZE + i * PHDR_SIZE)) for i in range(phnum))
-    )
-
-
-def _page_down(value: int) -> int:
-    return value & -PAGE_SIZE
+    return CoreHeader(elf.read_phdrs(data, EHDR_SIZE, phnum))
 
 
 def _page_up(value: int) -> int:
@@ -189,13 +121,13 @@ class VmcoreLayout:
         # The kernel drops as many headers from the front as there are PT_NOTEs, whatever those are.
         for header in old[count:]:
             if header.type == PT_LOAD:
-                phys, end = _page_down(header.offset), _page_up(header.offset + header.memsz)
+                phys, end = header.offset & -PAGE_SIZE, _page_up(header.offset + header.memsz)
                 if end > _U64:
                     raise FormatError(
                         f"core: PT_LOAD at {header.offset:#x}, size {header.memsz:#x}, wraps around"
                     )
                 self.loads.append(LoadRange(offset, phys, end - phys))
-                header = _moved(header, offset + header.offset - phys)
+                header = replace(header, offset=offset + header.offset - phys)
                 offset += end - phys
             headers.append(header)
         self.size = offset
@@ -203,20 +135,8 @@ class VmcoreLayout:
         # The kernel keeps the old file header and changes e_phnum alone.
         ehdr = bytearray(elfcorehdr[:EHDR_SIZE])
         struct.pack_into("<H", ehdr, 0x38, len(headers))
-        self.header = (bytes(ehdr) + b"".join(h.pack() for h in headers)).ljust(notes_offset, b"\0")
-
-
-def _moved(header: ProgramHeader, offset: int) -> ProgramHeader:
-    return ProgramHeader(
-        header.type,
-        header.flags,
-        offset,
-        header.vaddr,
-        header.paddr,
-        header.filesz,
-        header.memsz,
-        header.align,
-    )
+        packed = b"".join(elf.PHDR.pack(*astuple(each)) for each in headers)
+        self.header = (bytes(ehdr) + packed).ljust(notes_offset, b"\0")
 
 
 def _merge_notes(

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError
-from kexecemu.formats.elf import (
-    ET_EXEC,
-    PHDR_SIZE,
-    SHN_UNDEF,
-    SHT_NOTE,
-    SHT_SYMTAB,
-    STB_LOCAL,
-    STT_FILE,
-    STT_SECTION,
-    ElfHeader,
-    Section,
-    Symbol,
-    read_header,
-    read_sections,
-    read_symbols,
-)
+from kexecemu.formats import elf
+from kexecemu.formats.elf import ElfHeader, ProgramHeader, Section, Symbol
 from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.shown import shown
 
 __all__ = ["ElfImage", "LoadSegment", "parse"]
 
 _WHAT = "kernel ELF"
-_PT_LOAD, _PT_NOTE = 1, 4
 _NT_GNU_BUILD_ID = 3
-_PHDR = struct.Struct("<IIQQQQQQ")
 
 
 @shown()
@@ -68,64 +51,54 @@ def parse(data: bytes | bytearray | memoryview) -> ElfImage:
     it.
     """
     data = bytes(data)
-    header = read_header(data, _WHAT, ET_EXEC)
-    sections = read_sections(data, header, _WHAT)
+    header = elf.read_header(data, _WHAT, elf.ET_EXEC)
+    sections = elf.read_sections(data, header, _WHAT)
     programs = _read_programs(data, header)
     segments = tuple(
-        LoadSegment(vaddr, paddr, offset, filesz, memsz, flags, data[offset : offset + filesz])
-        for kind, flags, offset, vaddr, paddr, filesz, memsz in programs
-        if kind == _PT_LOAD
+        LoadSegment(p.vaddr, p.paddr, p.offset, p.filesz, p.memsz, p.flags, _content(data, p))
+        for p in programs
+        if p.type == elf.PT_LOAD
     )
     table = _symbol_table(sections)
-    notes = [
-        data[offset : offset + filesz] for kind, _, offset, _, _, filesz, _ in programs if kind == _PT_NOTE
-    ]
+    notes = [_content(data, program) for program in programs if program.type == elf.PT_NOTE]
     # An unusual linker script leaves notes without a PT_NOTE; objcopy can drop the sections. Either will do.
-    notes += [section.data for section in sections if section.type == SHT_NOTE]
-    return ElfImage(
-        header.entry, segments, table, {name: s.value for name, s in table.items()}, _build_id(notes)
-    )
+    notes += [section.data for section in sections if section.type == elf.SHT_NOTE]
+    symbols = {name: symbol.value for name, symbol in table.items()}
+    return ElfImage(header.entry, segments, table, symbols, _build_id(notes))
 
 
-def _read_programs(data: bytes, header: ElfHeader) -> list[tuple[int, int, int, int, int, int, int]]:
-    if header.phnum == 0:
-        return []
-    if header.phentsize != PHDR_SIZE:
-        raise FormatError(f"{_WHAT}: program header size {header.phentsize} at offset 0x36, not {PHDR_SIZE}")
-    if header.phoff + header.phnum * PHDR_SIZE > len(data):
+def _content(data: bytes, program: ProgramHeader) -> bytes:
+    return data[program.offset : program.offset + program.filesz]
+
+
+def _read_programs(data: bytes, header: ElfHeader) -> tuple[ProgramHeader, ...]:
+    size = elf.PHDR_SIZE
+    if header.phnum and header.phentsize != size:
+        raise FormatError(f"{_WHAT}: program header size {header.phentsize} at offset 0x36, not {size}")
+    if header.phnum and header.phoff + header.phnum * size > len(data):
         raise FormatError(f"{_WHAT}: {header.phnum} program headers at {header.phoff:#x} are truncated")
-    programs: list[tuple[int, int, int, int, int, int, int]] = []
-    for index in range(header.phnum):
-        kind, flags, offset, vaddr, paddr, filesz, memsz, _ = _PHDR.unpack_from(
-            data, header.phoff + index * PHDR_SIZE
-        )
-        if kind in (_PT_LOAD, _PT_NOTE) and offset + filesz > len(data):
-            raise FormatError(
-                f"{_WHAT}: segment {index} at {offset:#x}, size {filesz:#x}, is outside the file"
-            )
-        if kind == _PT_LOAD and memsz < filesz:
-            raise FormatError(
-                f"{_WHAT}: segment {index} has {filesz:#x} bytes in the file and {memsz:#x} in memory"
-            )
-        programs.append((kind, flags, offset, vaddr, paddr, filesz, memsz))
+    programs = elf.read_phdrs(data, header.phoff, header.phnum)
+    for index, one in enumerate(programs):
+        segment = f"{_WHAT}: segment {index}"
+        if one.type in (elf.PT_LOAD, elf.PT_NOTE) and one.offset + one.filesz > len(data):
+            raise FormatError(f"{segment} at {one.offset:#x}, size {one.filesz:#x}, is outside the file")
+        if one.type == elf.PT_LOAD and one.memsz < one.filesz:
+            raise FormatError(f"{segment} has {one.filesz:#x} bytes in the file and {one.memsz:#x} in memory")
     return programs
 
 
 def _symbol_table(sections: tuple[Section, ...]) -> dict[str, Symbol]:
     table: dict[str, Symbol] = {}
     for section in sections:
-        if section.type != SHT_SYMTAB:
+        if section.type != elf.SHT_SYMTAB:
             continue
-        for symbol in read_symbols(sections, section, _WHAT):
+        for symbol in elf.read_symbols(sections, section, _WHAT):
+            nameless = symbol.shndx == elf.SHN_UNDEF or symbol.type in (elf.STT_SECTION, elf.STT_FILE)
             # Mapping symbols ($x, $d) are marks for disassemblers and come by the thousand under one name.
-            if (
-                symbol.shndx == SHN_UNDEF
-                or symbol.type in (STT_SECTION, STT_FILE)
-                or symbol.name[:1] in ("", "$")
-            ):
+            if nameless or symbol.name[:1] in ("", "$"):
                 continue
             known = table.get(symbol.name)
-            if known is None or (known.binding == STB_LOCAL and symbol.binding != STB_LOCAL):
+            if known is None or (known.binding == elf.STB_LOCAL and symbol.binding != elf.STB_LOCAL):
                 table[symbol.name] = symbol
     return table
 

@@ -13,37 +13,16 @@ from dataclasses import dataclass
 from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
-__all__ = [
-    "CRASH_NOTE_BYTES",
-    "NT_PRSTATUS",
-    "PRSTATUS_REGS",
-    "PRSTATUS_SIZE",
-    "VMCOREINFO_BYTES",
-    "VMCOREINFO_NOTE_NAME",
-    "VMCOREINFO_NOTE_SIZE",
-    "Note",
-    "Prstatus",
-    "crash_note",
-    "iterate_notes",
-    "parse_prstatus",
-    "prstatus",
-    "vmcoreinfo_note",
-]
+__all__ = ["Note", "crash_note", "iterate_notes", "vmcoreinfo_note"]
 
 _NHDR = struct.Struct("<III")
 NT_PRSTATUS = 1
-CORE_NOTE_NAME = "CORE"
-VMCOREINFO_NOTE_NAME = "VMCOREINFO"
 
-PRSTATUS_SIZE = 392
 PRSTATUS_REGS = 34  # x0..x30, sp, pc, pstate
-_PR_PID_OFFSET = 32
-_PR_REG_OFFSET = 112
-_PR_REG = struct.Struct(f"<{PRSTATUS_REGS}Q")
-_PR_PID = struct.Struct("<i")
+_PRSTATUS = struct.Struct(f"<32x i 76x {PRSTATUS_REGS}Q 8x")  # pr_pid, pr_reg
 
 # Room for the note and for the empty one that ends the list: two headers, the padded name, the descriptor.
-CRASH_NOTE_BYTES = 2 * _NHDR.size + 8 + PRSTATUS_SIZE
+CRASH_NOTE_BYTES = 2 * _NHDR.size + 8 + _PRSTATUS.size
 VMCOREINFO_BYTES = 4096
 VMCOREINFO_NOTE_SIZE = 2 * _NHDR.size + 12 + VMCOREINFO_BYTES
 
@@ -96,38 +75,15 @@ def iterate_notes(data: bytes | bytearray | memoryview) -> Iterator[Note]:
         offset = desc_start + _align4(descsz)
 
 
-@shown()
-@dataclass(frozen=True, slots=True)
-class Prstatus:
-    """What crash_save_cpu() keeps of a CPU: pid of the current task and x0..x30, sp, pc, pstate."""
+def crash_note(pid: int, regs: Sequence[int]) -> bytes:
+    """A CPU's whole crash_notes buffer (note_buf_t): the NT_PRSTATUS note and the empty note that ends it.
 
-    pid: int
-    regs: tuple[int, ...]
-
-
-def prstatus(pid: int, regs: Sequence[int]) -> bytes:
-    """struct elf_prstatus of an arm64 kernel: all zero but pr_pid and pr_reg, as crash_save_cpu() leaves it.
-
-    regs are the 34 registers x0..x30, sp, pc, pstate; another number is a ValueError.
+    Of the note's struct elf_prstatus all is zero but pr_pid and pr_reg, as crash_save_cpu() leaves it. regs are the 34
+    registers x0..x30, sp, pc, pstate; another number is a ValueError.
     """
     if len(regs) != PRSTATUS_REGS:
         raise ValueError(f"{len(regs)} registers instead of {PRSTATUS_REGS}")
-    desc = bytearray(PRSTATUS_SIZE)
-    _PR_PID.pack_into(desc, _PR_PID_OFFSET, pid)
-    _PR_REG.pack_into(desc, _PR_REG_OFFSET, *regs)
-    return bytes(desc)
-
-
-def parse_prstatus(desc: bytes | bytearray | memoryview) -> Prstatus:
-    """The inverse of prstatus(). Raises FormatError if `desc` has another length."""
-    if len(desc) != PRSTATUS_SIZE:
-        raise FormatError(f"NT_PRSTATUS: descriptor of {len(desc)} bytes, not {PRSTATUS_SIZE}")
-    return Prstatus(_PR_PID.unpack_from(desc, _PR_PID_OFFSET)[0], _PR_REG.unpack_from(desc, _PR_REG_OFFSET))
-
-
-def crash_note(pid: int, regs: Sequence[int]) -> bytes:
-    """A CPU's whole crash_notes buffer (note_buf_t): the NT_PRSTATUS note and the empty note that ends it."""
-    return Note(CORE_NOTE_NAME, NT_PRSTATUS, prstatus(pid, regs)).pack().ljust(CRASH_NOTE_BYTES, b"\0")
+    return Note("CORE", NT_PRSTATUS, _PRSTATUS.pack(pid, *regs)).pack().ljust(CRASH_NOTE_BYTES, b"\0")
 
 
 def vmcoreinfo_note(text: bytes) -> bytes:
@@ -137,4 +93,4 @@ def vmcoreinfo_note(text: bytes) -> bytes:
     """
     if len(text) > VMCOREINFO_BYTES:
         raise ValueError(f"{len(text)} bytes of VMCOREINFO, at most {VMCOREINFO_BYTES} fit")
-    return Note(VMCOREINFO_NOTE_NAME, 0, text).pack().ljust(VMCOREINFO_NOTE_SIZE, b"\0")
+    return Note("VMCOREINFO", 0, text).pack().ljust(VMCOREINFO_NOTE_SIZE, b"\0")

@@ -2,30 +2,32 @@
 
 Only structure is read here. What a purgatory loader refuses (undefined symbols, relocations it does not
 know) is kexecemu.kernel's business, which has the kernel's errno for it.
+
+Such objects lie inside other files, too: kexec-tools carries its purgatory as an array of bytes in `kexec`. Nothing
+names the array once the program is stripped, so the object is found by its own ELF header, and its length by its own
+section table.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError
-from kexecemu.formats.elf import (
-    ET_REL,
-    SHT_RELA,
-    SHT_SYMTAB,
-    STB_GLOBAL,
-    ElfHeader,
-    Section,
-    Symbol,
-    read_header,
-    read_sections,
-    read_symbols,
-)
+from kexecemu.formats import elf
+from kexecemu.formats.elf import ElfHeader, Section, Symbol
 from kexecemu.shown import shown
 
-__all__ = ["Rela", "RelocatableObject", "Section", "Symbol", "parse"]
+__all__ = [
+    "Rela",
+    "RelocatableObject",
+    "Section",
+    "Symbol",
+    "embedded_objects",
+    "object_or_embedded",
+    "parse",
+]
 
 _WHAT = "relocatable object"
 _RELA = struct.Struct("<QQq")
@@ -73,7 +75,7 @@ class RelocatableObject:
 
     def global_symbol(self, name: str) -> Symbol | None:
         """The first STB_GLOBAL symbol of that name, defined or not."""
-        return next((s for s in self.symbols if s.name == name and s.binding == STB_GLOBAL), None)
+        return next((s for s in self.symbols if s.name == name and s.binding == elf.STB_GLOBAL), None)
 
 
 def parse(data: bytes | bytearray | memoryview) -> RelocatableObject:
@@ -83,15 +85,15 @@ def parse(data: bytes | bytearray | memoryview) -> RelocatableObject:
     file or a name is outside its string table.
     """
     data = bytes(data)
-    header = read_header(data, _WHAT, ET_REL)
-    sections = read_sections(data, header, _WHAT)
+    header = elf.read_header(data, _WHAT, elf.ET_REL)
+    sections = elf.read_sections(data, header, _WHAT)
     if not sections:
         raise FormatError(f"{_WHAT}: no section headers (offset 0x3c)")
     return RelocatableObject(
         header,
         sections,
-        {s.index: read_symbols(sections, s, _WHAT) for s in sections if s.type == SHT_SYMTAB},
-        {s.index: _read_rela(s) for s in sections if s.type == SHT_RELA},
+        {s.index: elf.read_symbols(sections, s, _WHAT) for s in sections if s.type == elf.SHT_SYMTAB},
+        {s.index: _read_rela(s) for s in sections if s.type == elf.SHT_RELA},
     )
 
 
@@ -102,3 +104,44 @@ def _read_rela(section: Section) -> tuple[Rela, ...]:
         Rela(offset, info >> 32, info & 0xFFFFFFFF, addend)
         for offset, info, addend in _RELA.iter_unpack(section.data)
     )
+
+
+def embedded_objects(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """All aarch64 ET_REL objects behind offset 0 of a file: (offset in bytes, the object's own bytes), ascending.
+
+    What only looks like a header (another type, a section table or a section beyond the end of the file) is passed
+    over; objects inside an object are not looked for.
+    """
+    at = data.find(elf.ELFMAG, 1)
+    while at >= 0:
+        length = _length(data[at:])
+        if length:
+            yield at, data[at : at + length]
+        at = data.find(elf.ELFMAG, at + max(length, 1))
+
+
+def _length(data: bytes) -> int:
+    """How many bytes the object at the start of `data` has; 0 when there is none."""
+    try:
+        header = elf.read_header(data, "embedded object", elf.ET_REL)
+        sections = elf.read_sections(data, header, "embedded object")
+    except FormatError:
+        return 0
+    if not sections:
+        return 0
+    ends = [one.offset + one.size for one in sections if one.type not in (elf.SHT_NULL, elf.SHT_NOBITS)]
+    return max([header.shoff + header.shnum * elf.SHDR_SIZE, *ends])
+
+
+def object_or_embedded(data: bytes) -> bytes:
+    """The first object inside an aarch64 program; any other file, and a program without one, as it is.
+
+    So everything that reads a purgatory takes kexec-tools' `kexec` in its place.
+    """
+    for program in (elf.ET_DYN, elf.ET_EXEC):
+        try:
+            elf.read_header(data, "program", program)
+        except FormatError:
+            continue
+        return next((found for _, found in embedded_objects(data)), data)
+    return data

@@ -82,7 +82,8 @@ class FdtBlob:
     def __init__(self, data: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
         """data is the blob, or the path of a file that holds one."""
         self.data: bytes | bytearray = contents(data, "device tree")
-        self._struct_limit = 0
+        self.size_dt_struct = 0
+        """The size of the structure block in bytes, which a version 16 header does not have."""
         self._last_string_end = -1
         self._check_header()
         self.data = self.data[: self.totalsize]
@@ -116,7 +117,7 @@ class FdtBlob:
                 raise FormatError(
                     f"device tree: {name} block at {offset:#x}, size {length:#x}, is outside {total:#x}"
                 )
-        self._struct_limit = struct_size
+        self.size_dt_struct = struct_size
 
     def _check_structure(self) -> None:
         strings = self.off_dt_strings
@@ -145,7 +146,7 @@ class FdtBlob:
                         f"device tree: {depth} nodes still open at structure offset {offset:#x}"
                     )
                 if self.version < _LAST_VERSION:
-                    self._struct_limit = following
+                    self.size_dt_struct = following
                 return
             offset = following
 
@@ -162,11 +163,6 @@ class FdtBlob:
         """The big endian word at a byte position of the blob."""
         value: int = _U32.unpack_from(self.data, position)[0]
         return value
-
-    @property
-    def size_dt_struct(self) -> int:
-        """The size of the structure block in bytes, which a version 16 header does not have."""
-        return self._struct_limit
 
     def mem_reservations(self) -> list[MemReserve]:
         """The memory reservation block's entries, without the zero one that ends it."""
@@ -194,23 +190,23 @@ class FdtBlob:
 
     def next_tag(self, offset: int) -> tuple[int, int]:
         """The tag at a structure offset and the offset of the next one (fdt_next_tag())."""
-        if offset < 0 or offset % TAG_SIZE or offset + TAG_SIZE > self._struct_limit:
+        if offset < 0 or offset % TAG_SIZE or offset + TAG_SIZE > self.size_dt_struct:
             raise FormatError(f"device tree: no tag at structure offset {offset:#x}")
         start = self.off_dt_struct
         tag = self.u32(start + offset)
         end = offset + TAG_SIZE
         if tag == FDT_BEGIN_NODE:
-            nul = self.data.find(b"\0", start + end, start + self._struct_limit)
+            nul = self.data.find(b"\0", start + end, start + self.size_dt_struct)
             if nul < 0:
                 raise FormatError(f"device tree: node name at structure offset {end:#x} has no end")
             end = nul + 1 - start
         elif tag == FDT_PROP:
-            if offset + PROP_SIZE > self._struct_limit:
+            if offset + PROP_SIZE > self.size_dt_struct:
                 raise FormatError(f"device tree: property at structure offset {offset:#x} is truncated")
             end = offset + PROP_SIZE + self.u32(start + end)
         elif tag not in (FDT_END_NODE, FDT_NOP, FDT_END):
             raise FormatError(f"device tree: unknown tag {tag:#x} at structure offset {offset:#x}")
-        if end > self._struct_limit:
+        if end > self.size_dt_struct:
             raise FormatError(
                 f"device tree: tag at structure offset {offset:#x} ends at {end:#x}, outside its block"
             )

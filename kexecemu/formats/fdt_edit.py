@@ -21,7 +21,6 @@ from kexecemu.formats.fdt_blob import (
     PROP_SIZE,
     RESERVE_SIZE,
     TAG_SIZE,
-    MemReserve,
     Property,
     tag_align,
 )
@@ -55,11 +54,6 @@ class FdtEditor(Fdt):
     def __init__(self, blob: bytes | bytearray | memoryview, bufsize: int | None = None) -> None:
         super().__init__(blob)
         self._open(self.totalsize if bufsize is None else bufsize)
-
-    @classmethod
-    def open_into(cls, blob: bytes | bytearray | memoryview, bufsize: int) -> FdtEditor:
-        """The constructor under the name by which users of libfdt look for it."""
-        return cls(blob, bufsize)
 
     def _open(self, bufsize: int) -> None:
         source = bytes(self.data)
@@ -118,7 +112,7 @@ class FdtEditor(Fdt):
         self._set_struct_size(len(structure))
 
     def _set_struct_size(self, size: int) -> None:
-        self._struct_limit = size
+        self.size_dt_struct = size
         _U32.pack_into(self.data, 36, size)
 
     def _data_size(self) -> int:
@@ -186,17 +180,9 @@ class FdtEditor(Fdt):
             position = self._resize_property(prop, len(value))
         self.data[position : position + len(value)] = value
 
-    def setprop_u32(self, node: int, name: str, value: int) -> None:
-        """Set a property to one cell."""
-        self.setprop(node, name, value.to_bytes(4, "big"))
-
     def setprop_u64(self, node: int, name: str, value: int) -> None:
         """Set a property to a 64-bit value, whatever #address-cells is."""
         self.setprop(node, name, value.to_bytes(8, "big"))
-
-    def setprop_string(self, node: int, name: str, value: str) -> None:
-        """Set a property to a string (UTF-8) and its NUL."""
-        self.setprop(node, name, value.encode() + b"\0")
 
     def setprop_empty(self, node: int, name: str) -> None:
         """Set a property without a value."""
@@ -268,23 +254,15 @@ class FdtEditor(Fdt):
         self.data[position : position + len(tags)] = tags
         return offset
 
-    def num_mem_rsv(self) -> int:
-        """The number of memory reservations."""
-        return len(self.mem_reservations())
-
-    def get_mem_rsv(self, index: int) -> MemReserve:
-        """One memory reservation; IndexError if there is none of that index."""
-        return self.mem_reservations()[index]
-
     def add_mem_rsv(self, phys: int, size: int) -> None:
         """Add a memory reservation behind the others (fdt_add_mem_rsv())."""
-        index = self.num_mem_rsv()
+        index = len(self.mem_reservations())
         self._splice_reserve(index, 0, 1)
         _RESERVE.pack_into(self.data, self.off_mem_rsvmap + index * RESERVE_SIZE, phys, size)
 
     def del_mem_rsv(self, index: int) -> None:
         """Delete a memory reservation; IndexError if there is none of that index (fdt_del_mem_rsv())."""
-        if not 0 <= index < self.num_mem_rsv():
+        if not 0 <= index < len(self.mem_reservations()):
             raise IndexError(index)
         self._splice_reserve(index, 1, 0)
 

@@ -12,16 +12,7 @@ from dataclasses import dataclass
 from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
-__all__ = [
-    "HEADER_SIZE",
-    "IMAGE_MAGIC",
-    "MAGIC_OFFSET",
-    "ImageHeader",
-    "build",
-    "has_magic",
-    "missing_bytes",
-    "parse",
-]
+__all__ = ["ImageHeader", "has_magic", "missing_bytes", "parse"]
 
 HEADER_SIZE = 64
 IMAGE_MAGIC = b"ARM\x64"
@@ -33,11 +24,7 @@ _OPCODE_B = 0b000101
 _COFF_SIZE = 20
 _SECTION_SIZE = 40
 
-_FLAG_BIG_ENDIAN = 1 << 0
-_FLAG_PAGE_SIZE_SHIFT = 1
-_FLAG_PAGE_SIZE_MASK = 3
-_FLAG_PHYS_ANYWHERE = 1 << 3
-# The two-bit page size field: unspecified, 4 KiB, 16 KiB, 64 KiB.
+# Bits 2:1 of the flags: unspecified, 4 KiB, 16 KiB, 64 KiB.
 _PAGE_SIZES = (0, 4096, 16384, 65536)
 
 
@@ -56,17 +43,12 @@ class ImageHeader:
     @property
     def big_endian(self) -> bool:
         """True if the kernel runs big endian. The header itself is little endian always."""
-        return bool(self.flags & _FLAG_BIG_ENDIAN)
+        return bool(self.flags & 1)
 
     @property
     def page_size(self) -> int:
         """The page size in bytes that the kernel was built for; 0 where the header does not say."""
-        return _PAGE_SIZES[self.flags >> _FLAG_PAGE_SIZE_SHIFT & _FLAG_PAGE_SIZE_MASK]
-
-    @property
-    def placement_anywhere(self) -> bool:
-        """True if the 2 MiB aligned base may be anywhere in RAM, not only near its start."""
-        return bool(self.flags & _FLAG_PHYS_ANYWHERE)
+        return _PAGE_SIZES[self.flags >> 1 & 3]
 
 
 def has_magic(data: bytes | bytearray | memoryview) -> bool:
@@ -89,30 +71,6 @@ def parse(data: bytes | bytearray | memoryview) -> ImageHeader:
     return ImageHeader(code0, code1, text_offset, image_size, flags, pe_offset)
 
 
-def build(
-    *,
-    image_size: int,
-    text_offset: int = 0,
-    code0: int = 0,
-    code1: int = 0,
-    big_endian: bool = False,
-    page_size: int = 4096,
-    placement_anywhere: bool = True,
-    pe_offset: int = 0,
-) -> bytes:
-    """The 64 bytes of a header, the reserved fields zero.
-
-    image_size and text_offset are in bytes; page_size is 0 (unspecified), 4096, 16384 or 65536, anything
-    else is a ValueError.
-    """
-    if page_size not in _PAGE_SIZES:
-        raise ValueError(f"page size {page_size}: arm64 has none such")
-    flags = _PAGE_SIZES.index(page_size) << _FLAG_PAGE_SIZE_SHIFT
-    flags |= _FLAG_BIG_ENDIAN if big_endian else 0
-    flags |= _FLAG_PHYS_ANYWHERE if placement_anywhere else 0
-    return _HEADER.pack(code0, code1, text_offset, image_size, flags, 0, 0, 0, IMAGE_MAGIC, pe_offset)
-
-
 def missing_bytes(data: bytes | bytearray | memoryview) -> int:
     """How many bytes at least an Image lacks at its end, 0 where nothing tells.
 
@@ -123,10 +81,8 @@ def missing_bytes(data: bytes | bytearray | memoryview) -> int:
     if not has_magic(data):
         return 0
     header = parse(data)
-    end = max(
-        _branch_target(header.code0, 0), _branch_target(header.code1, 4), _pe_end(data, header.pe_offset)
-    )
-    return max(end - len(data), 0)
+    branches = (_branch_target(header.code0, 0), _branch_target(header.code1, 4))
+    return max(*branches, _pe_end(data, header.pe_offset), len(data)) - len(data)
 
 
 def _branch_target(word: int, at: int) -> int:
@@ -145,14 +101,10 @@ def _pe_end(data: bytes | bytearray | memoryview, pe_offset: int) -> int:
         return coff + _COFF_SIZE
     if bytes(data[pe_offset:coff]) != b"PE\0\0":
         return 0
-    sections: int
-    optional_size: int
     sections, optional_size = struct.unpack_from("<2xH12xH", data, coff)
-    table = coff + _COFF_SIZE + optional_size
-    if table + sections * _SECTION_SIZE > len(data):
-        return table + sections * _SECTION_SIZE
-    ends = [0]
-    for index in range(sections):
-        size, pointer = struct.unpack_from("<16xII", data, table + index * _SECTION_SIZE)
-        ends.append(size + pointer)
-    return max(ends)
+    table = coff + _COFF_SIZE + int(optional_size)
+    end = table + int(sections) * _SECTION_SIZE
+    if end > len(data):
+        return end
+    places = range(table, end, _SECTION_SIZE)
+    return max((sum(struct.unpack_from("<16xII", data, at)) for at in places), default=0)

@@ -7,33 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = [
-    "AUTHORITY_KEY_IDENTIFIER",
-    "COMMON_NAME",
-    "CONTENT_TYPE",
-    "CURVES",
-    "DATA",
-    "ECDSA_SIGNATURES",
-    "EC_PUBLIC_KEY",
-    "EMAIL_ADDRESS",
-    "HASHES",
-    "MESSAGE_DIGEST",
-    "MS_INDIRECT_DATA",
-    "MS_INDIVIDUAL_SP_KEY_PURPOSE",
-    "MS_PE_IMAGE_DATA",
-    "MS_SP_OPUS_INFO",
-    "MS_STATEMENT_TYPE",
-    "ORGANIZATION_NAME",
-    "RSA_ENCRYPTION",
-    "RSA_SIGNATURES",
-    "SIGNED_DATA",
-    "SIGNING_TIME",
-    "SMIME_CAPABILITIES",
-    "SUBJECT_KEY_IDENTIFIER",
-    "dotted",
-    "encode",
-    "is_registered",
-]
+__all__ = ["dotted", "encode", "is_registered"]
 
 
 def encode(text: str) -> bytes:
@@ -119,39 +93,13 @@ CURVES: Mapping[bytes, str] = {
     encode("1.3.132.0.34"): "ecdsa-nist-p384",
 }
 
-_REGISTERED = frozenset(
-    {
-        RSA_ENCRYPTION,
-        EC_PUBLIC_KEY,
-        DATA,
-        SIGNED_DATA,
-        CONTENT_TYPE,
-        MESSAGE_DIGEST,
-        SIGNING_TIME,
-        SMIME_CAPABILITIES,
-        EMAIL_ADDRESS,
-        MS_INDIRECT_DATA,
-        MS_STATEMENT_TYPE,
-        MS_SP_OPUS_INFO,
-        MS_PE_IMAGE_DATA,
-        MS_INDIVIDUAL_SP_KEY_PURPOSE,
-        COMMON_NAME,
-        ORGANIZATION_NAME,
-        SUBJECT_KEY_IDENTIFIER,
-        AUTHORITY_KEY_IDENTIFIER,
-        encode("1.2.840.113549.1.1.2"),  # md2WithRSAEncryption
-        encode("1.2.840.113549.2.2"),  # md2
-        encode("1.2.156.10197.1.401"),  # sm3
-    }
-)
+# All that have a name here, and three that have none.
+_REGISTERED = {named for named in globals().values() if isinstance(named, bytes)}
+_REGISTERED |= {encode("1.2.840.113549.1.1.2"), encode("1.2.840.113549.2.2")}  # md2WithRSAEncryption, md2
+_REGISTERED |= {encode("1.2.156.10197.1.401")}  # sm3
 
 
 def is_registered(identifier: bytes) -> bool:
     """The kernel's registry has it. Of that list, those are here that could turn up where an algorithm belongs."""
-    return (
-        identifier in _REGISTERED
-        or identifier in HASHES
-        or identifier in RSA_SIGNATURES
-        or identifier in ECDSA_SIGNATURES
-        or identifier in CURVES
-    )
+    tables = (_REGISTERED, HASHES, RSA_SIGNATURES, ECDSA_SIGNATURES, CURVES)
+    return any(identifier in table for table in tables)

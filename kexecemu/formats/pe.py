@@ -18,9 +18,6 @@ from kexecemu.errors import FormatError
 from kexecemu.shown import shown
 
 __all__ = [
-    "MACHINE_ARM64",
-    "WIN_CERT_REVISION_2_0",
-    "WIN_CERT_TYPE_PKCS_SIGNED_DATA",
     "CertificateTable",
     "PeFile",
     "Section",
@@ -31,7 +28,6 @@ __all__ = [
     "parse",
 ]
 
-MACHINE_ARM64 = 0xAA64
 WIN_CERT_REVISION_2_0 = 0x0200
 WIN_CERT_TYPE_PKCS_SIGNED_DATA = 0x0002
 
@@ -159,15 +155,8 @@ def parse(data: bytes) -> PeFile:
         raise FormatError(f"PE file: headers of {header_size:#x} bytes in a file of {len(data):#x}")
     if directories > (header_size - directories_offset) // _DIRECTORY.size:
         raise FormatError(f"PE file: {directories} data directories do not fit into the headers")
-    return PeFile(
-        data,
-        machine,
-        header_size,
-        optional + _CHECKSUM_OFFSET,
-        directories_offset,
-        directories,
-        section_count,
-    )
+    places = (optional + _CHECKSUM_OFFSET, directories_offset)
+    return PeFile(data, machine, header_size, *places, directories, section_count)
 
 
 def _check_range(data: bytes, what: str, offset: int, size: int, lowest: int = 0) -> None:

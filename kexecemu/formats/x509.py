@@ -19,7 +19,7 @@ from kexecemu.formats import ber, oid
 from kexecemu.formats.ber import Asn1Error, BerFault, Element, Reader
 from kexecemu.shown import shown
 
-__all__ = ["Certificate", "PublicKey", "SignatureAlgorithm", "check_name", "decode_time", "parse"]
+__all__ = ["Certificate", "PublicKey", "SignatureAlgorithm", "decode_time", "parse", "take_name"]
 
 _MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
@@ -81,21 +81,21 @@ class Certificate:
     @property
     def subject_name(self) -> str:
         """The subject in full (RFC 4514); the kernel's short text where cryptography cannot read the certificate."""
-        return self._name(subject=True)
+        return self._names()[0]
 
     @property
     def issuer_name(self) -> str:
         """The issuer, likewise."""
-        return self._name(subject=False)
+        return self._names()[1]
 
-    def _name(self, *, subject: bool) -> str:
+    def _names(self) -> tuple[str, str]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns of certificates that are odd and readable
-                certificate = x509.load_der_x509_certificate(self.encoded)
-                return (certificate.subject if subject else certificate.issuer).rfc4514_string()
+                read = x509.load_der_x509_certificate(self.encoded)
+                return read.subject.rfc4514_string(), read.issuer.rfc4514_string()
         except ValueError:
-            return self.subject_text if subject else self.issuer_text
+            return self.subject_text, self.issuer_text
 
 
 def parse(data: bytes) -> Certificate:
@@ -106,21 +106,19 @@ def parse(data: bytes) -> Certificate:
     if version := tbs.optional(ber.context(0)):
         Reader(version.content, "certificate version").take(ber.INTEGER)
     serial = tbs.take(ber.INTEGER).content
-    algorithm_oid, _ = _algorithm(tbs, "certificate's signature algorithm")
+    algorithm_oid, _ = tbs.algorithm("certificate's signature algorithm")
     algorithm = _signature_algorithm(algorithm_oid)
-    issuer = tbs.take(ber.SEQUENCE).content
-    issuer_text = check_name(issuer, "issuer")
+    issuer, issuer_text = take_name(tbs, "issuer")
     validity = tbs.enter(ber.SEQUENCE, "validity")
     not_before, not_after = decode_time(validity.any()), decode_time(validity.any())
     validity.finish()
-    subject = tbs.take(ber.SEQUENCE).content
-    subject_text = check_name(subject, "subject")
+    subject, subject_text = take_name(tbs, "subject")
     public_key = _public_key(tbs.take(ber.SEQUENCE))
     tbs.optional(ber.context(1, constructed=False))
     tbs.optional(ber.context(2, constructed=False))
-    extensions = _Extensions(tbs.optional(ber.context(3)))
+    key_names = _extensions(tbs.optional(ber.context(3)))
     tbs.finish()
-    outer_oid, _ = _algorithm(outer, "certificate's signature algorithm")
+    outer_oid, _ = outer.algorithm("certificate's signature algorithm")
     signature = outer.take(ber.BIT_STRING)
     if outer_oid != algorithm_oid:
         raise outer.fail("two signature algorithms that differ", BerFault.UNEXPECTED)
@@ -138,26 +136,14 @@ def parse(data: bytes) -> Certificate:
         public_key=public_key,
         issuer_text=issuer_text,
         subject_text=subject_text,
-        skid=extensions.skid,
-        authority_id=extensions.authority_id,
-        authority_skid=extensions.authority_skid,
+        **key_names,
     )
 
 
-def _algorithm(reader: Reader, what: str) -> tuple[bytes, Element | None]:
-    """An AlgorithmIdentifier: the algorithm and its parameters."""
-    algorithm = reader.enter(ber.SEQUENCE, what)
-    identifier = algorithm.take(ber.OBJECT_IDENTIFIER).content
-    parameters = None if algorithm.at_end else algorithm.any()
-    algorithm.finish()
-    return identifier, parameters
-
-
 def _signature_algorithm(identifier: bytes) -> SignatureAlgorithm:
-    if identifier in oid.RSA_SIGNATURES:
-        return SignatureAlgorithm("rsa", oid.RSA_SIGNATURES[identifier])
-    if identifier in oid.ECDSA_SIGNATURES:
-        return SignatureAlgorithm("ecdsa", oid.ECDSA_SIGNATURES[identifier])
+    for key, signatures in (("rsa", oid.RSA_SIGNATURES), ("ecdsa", oid.ECDSA_SIGNATURES)):
+        if identifier in signatures:
+            return SignatureAlgorithm(key, signatures[identifier])
     raise Asn1Error(
         f"certificate: signature algorithm {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED
     )
@@ -165,7 +151,7 @@ def _signature_algorithm(identifier: bytes) -> SignatureAlgorithm:
 
 def _public_key(info: Element) -> PublicKey:
     reader = Reader(info.content, "public key")
-    identifier, parameters = _algorithm(reader, "public key algorithm")
+    identifier, parameters = reader.algorithm("public key algorithm")
     value = reader.take(ber.BIT_STRING)
     if identifier == oid.RSA_ENCRYPTION:
         algorithm = "rsa"
@@ -187,55 +173,42 @@ def _bit_string(element: Element, what: str) -> bytes:
     return element.content[1:]
 
 
-class _Extensions:
-    """The two extensions that name keys; all others are skipped, critical or not."""
+def _extensions(element: Element | None) -> dict[str, bytes | None]:
+    """The two extensions that name keys, as Certificate has them; all others are skipped, critical or not."""
+    skid = authority = None
+    if element is not None:
+        outer = Reader(element.content, "extensions")
+        extensions = outer.enter(ber.SEQUENCE, "extensions")
+        outer.finish()
+        while not extensions.at_end:
+            extension = extensions.enter(ber.SEQUENCE, "extension")
+            identifier = extension.take(ber.OBJECT_IDENTIFIER).content
+            extension.optional(ber.BOOLEAN)
+            value = extension.take(ber.OCTET_STRING).content
+            extension.finish()
+            if identifier == oid.SUBJECT_KEY_IDENTIFIER:
+                # One octet of length only, and no second one of its kind, as x509_process_extension() has it.
+                malformed = len(value) < 3 or (value[0], value[1]) != (ber.OCTET_STRING, len(value) - 2)
+                if skid is not None or malformed:
+                    raise Asn1Error("subjectKeyIdentifier: malformed or repeated")
+                skid = value[2:]
+            elif identifier == oid.AUTHORITY_KEY_IDENTIFIER:
+                authority = value
+    authority_id, authority_skid = (None, None) if authority is None else _authority(authority)
+    return {"skid": skid, "authority_id": authority_id, "authority_skid": authority_skid}
 
-    def __init__(self, element: Element | None) -> None:
-        self.skid: bytes | None = None
-        self.authority_id: bytes | None = None
-        self.authority_skid: bytes | None = None
-        authority: bytes | None = None
-        if element is not None:
-            outer = Reader(element.content, "extensions")
-            extensions = outer.enter(ber.SEQUENCE, "extensions")
-            outer.finish()
-            while not extensions.at_end:
-                extension = extensions.enter(ber.SEQUENCE, "extension")
-                identifier = extension.take(ber.OBJECT_IDENTIFIER).content
-                extension.optional(ber.BOOLEAN)
-                value = extension.take(ber.OCTET_STRING).content
-                extension.finish()
-                if identifier == oid.SUBJECT_KEY_IDENTIFIER:
-                    self._note_skid(value)
-                elif identifier == oid.AUTHORITY_KEY_IDENTIFIER:
-                    authority = value
-        if authority is not None:
-            self._note_authority(authority)
 
-    def _note_skid(self, value: bytes) -> None:
-        # One octet of length only, and no second one of its kind, as x509_process_extension() has it.
-        if (
-            self.skid is not None
-            or len(value) < 3
-            or value[0] != ber.OCTET_STRING
-            or value[1] != len(value) - 2
-        ):
-            raise Asn1Error("subjectKeyIdentifier: malformed or repeated")
-        self.skid = value[2:]
-
-    def _note_authority(self, value: bytes) -> None:
-        what = "authorityKeyIdentifier"
-        reader = Reader(value, what).enter(ber.SEQUENCE, what)
-        if key := reader.optional(ber.context(0, constructed=False)):
-            self.authority_skid = key.content
-        issuer = None
-        if names := reader.optional(ber.context(1)):
-            issuer = _directory_name(names)
-        serial = reader.optional(ber.context(2, constructed=False))
-        reader.finish()
-        # A serial number without an issuer names nothing.
-        if issuer and serial:
-            self.authority_id = serial.content + issuer
+def _authority(value: bytes) -> tuple[bytes | None, bytes | None]:
+    """authority_id and authority_skid."""
+    what = "authorityKeyIdentifier"
+    reader = Reader(value, what).enter(ber.SEQUENCE, what)
+    skid = reader.optional(ber.context(0, constructed=False))
+    names = reader.optional(ber.context(1))
+    issuer = _directory_name(names) if names else None
+    serial = reader.optional(ber.context(2, constructed=False))
+    reader.finish()
+    # A serial number without an issuer names nothing.
+    return serial.content + issuer if issuer and serial else None, skid.content if skid else None
 
 
 def _directory_name(names: Element) -> bytes | None:
@@ -244,23 +217,23 @@ def _directory_name(names: Element) -> bytes | None:
     issuer = None
     while not reader.at_end:
         if name := reader.optional(ber.context(4)):
-            issuer = Reader(name.content, "directoryName").take(ber.SEQUENCE).content
-            check_name(issuer, "directoryName")
+            issuer, _ = take_name(Reader(name.content, "directoryName"), "directoryName")
         else:
             reader.any()
     return issuer
 
 
-def check_name(content: bytes, what: str) -> str:
-    """Walk through an X.500 name, and make of it the short text that x509_fabricate_name() makes.
+def take_name(reader: Reader, what: str) -> tuple[bytes, str]:
+    """An X.500 name: its content octets, and the short text that x509_fabricate_name() makes of it.
 
     Organization and common name, unless the latter begins with the former; else an email address; else nothing.
     Asn1Error if it is no name.
     """
-    reader = Reader(content, what)
+    content = reader.take(ber.SEQUENCE).content
+    names = Reader(content, what)
     found: dict[bytes, str] = {}
-    while not reader.at_end:
-        relative = reader.enter(ber.SET, what)
+    while not names.at_end:
+        relative = names.enter(ber.SET, what)
         while not relative.at_end:
             assertion = relative.enter(ber.SEQUENCE, what)
             identifier = assertion.take(ber.OBJECT_IDENTIFIER).content
@@ -271,8 +244,8 @@ def check_name(content: bytes, what: str) -> str:
         alike = common.startswith(organization) or (
             len(common) >= 7 and len(organization) >= 7 and common[:7] == organization[:7]
         )
-        return common if alike else f"{organization}: {common}"
-    return common or organization or found.get(oid.EMAIL_ADDRESS, "")
+        return content, common if alike else f"{organization}: {common}"
+    return content, common or organization or found.get(oid.EMAIL_ADDRESS, "")
 
 
 def decode_time(element: Element) -> int:

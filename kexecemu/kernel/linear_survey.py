@@ -16,7 +16,15 @@ from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import load_vmlinux
 from kexecemu.kernel.boot import firmware
-from kexecemu.kernel.boot.setup_memory import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.boot.setup_memory import (
+    TOO_SMALL,
+    ArchSetup,
+    TextLayout,
+    alloc_table,
+    arm64_memblock_init,
+    setup_memory,
+    text_alias,
+)
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.protection import protect_crashkres
@@ -26,7 +34,8 @@ from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, m
 from kexecemu.kernel.memory.paging import granule_of
 from kexecemu.kernel.memory.ptdump import ptdump_linear_map
 from kexecemu.machine import virt
-from kexecemu.machine.memory.mmu import PageTables, TableFormat
+from kexecemu.machine.memory.descriptors import TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -35,8 +44,6 @@ __all__ = ["BUILT_UP_TO", "LinearMapSurvey", "LoadPrice", "survey_linear_map"]
 
 BUILT_UP_TO = 4 << 30
 """Bytes of RAM up to which the tables are built in any case."""
-
-_TOO_SMALL = "RAM is too small for the page tables of its own linear map"
 
 
 @shown()
@@ -117,45 +124,28 @@ def _survey(
 ) -> LinearMapSurvey:
     dtb = Fdt(firmware.set_bootargs(virt_device_tree(banks, 1, virt.UART.start), cmdline))
     layout, dtb_phys = _layout(ram, dtb, text)
-    memstart = memstart_addr(banks[0].start, config.page_size)
+    page = config.page_size
+    memstart = memstart_addr(banks[0].start, page)
     space = AddressSpace(memstart, load_vmlinux().virt("_text"), layout.text, layout.end - layout.text)
     memblock = arm64_memblock_init(dtb, dtb_phys, cmdline, space, layout, config)
-    fmt = TableFormat(granule_of(config.page_size), space.va_bits)
-    page = config.page_size
+    fmt = TableFormat(granule_of(page), space.va_bits)
 
     def alloc_tables(count: int) -> None:
         if memblock.phys_alloc_pages(count, page) < count:
-            raise InputError(_TOO_SMALL)
-
-    def alloc_table() -> int:
-        phys = memblock.phys_alloc_range(page, page)
-        if not phys:
-            raise InputError(_TOO_SMALL)
-        return phys
+            raise InputError(TOO_SMALL)
 
     # The root is static in the kernel image. Nothing of the image is in RAM here, so its first page of text will do.
-    tables = PageTables(ram, fmt, layout.stext, alloc_table)
+    tables = PageTables(ram, fmt, layout.stext, lambda: alloc_table(memblock, page))
     counted = CountedTables(fmt, alloc_tables)
-    messages: list[str] = []
-    arch = setup_memory(
-        memblock, cmdline, config, space, layout, tables if build else counted, messages.append
-    )
+    said: list[str] = []
+    arch = setup_memory(memblock, cmdline, config, space, layout, tables if build else counted, said.append)
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only the reservation is of interest here.
-    messages = [line for line in messages if "crashkernel" in line]
+    messages = tuple(line for line in said if "crashkernel" in line)
     load = None if loaded is None else _protect(loaded, config, arch, tables, space, messages)
-    alias_start = layout.text if config.release.rules.text_alias_starts_at_text else layout.stext
-    return LinearMapSurvey(
-        config,
-        PhysRange(alias_start, layout.init_begin),
-        arch.plan.reason,
-        arch.reservation,
-        tuple(messages),
-        price,
-        "built" if build else "formula",
-        load,
-        ptdump_linear_map(tables, space) if ptdump else None,
-    )
+    found = config, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
+    dump = ptdump_linear_map(tables, space) if ptdump else None
+    return LinearMapSurvey(*found, "built" if build else "formula", load, dump)
 
 
 def _check_text(banks: Sequence[PhysRange], text: PhysRange, page: int) -> None:

@@ -20,7 +20,7 @@ from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
-from kexecemu.kernel.crash.stray_store import StrayWriter, store
+from kexecemu.kernel.crash.stray_store import WRITERS, store
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
 from kexecemu.kernel.load import environment, syscalls
 from kexecemu.kernel.load.files import OpenFile
@@ -98,22 +98,15 @@ class KernelModel(KernelState):
     def _start(self) -> None:
         boot_cpu = self.board.boot_cpu
         boot_cpu.reset(self.guest.phys("primary_entry"), x0=self.dtb_phys)
-        self.say(
-            "boot",
-            f"the boot loader starts the kernel at {self.guest.phys('primary_entry'):#x}, device tree at "
-            f"{self.dtb_phys:#x}",
-            entry_phys=self.guest.phys("primary_entry"),
-            dtb_phys=self.dtb_phys,
-        )
+        entry, tree = self.guest.phys("primary_entry"), self.dtb_phys
+        words = f"the boot loader starts the kernel at {entry:#x}, device tree at {tree:#x}"
+        self.say("boot", words, entry_phys=entry, dtb_phys=tree)
         stop = self.run(boot_cpu, limit=CALL_LIMIT)
         if stop.kind is not CpuStopKind.IDLE:
             raise MachineError(f"the first kernel did not come up: {stop}")
-        self.say(
-            "booted",
-            f"the first kernel is idle on {len(self.board.cpus)} CPU"
-            f"{'s' if len(self.board.cpus) > 1 else ''}; linear map: {self.arch.plan.reason}",
-            table_pages=len(self.tables.tables),
-        )
+        cpus = f"{len(self.board.cpus)} CPU{'s' if len(self.board.cpus) > 1 else ''}"
+        words = f"the first kernel is idle on {cpus}; linear map: {self.arch.plan.reason}"
+        self.say("booted", words, table_pages=len(self.tables.tables))
 
     def close(self) -> None:
         """Close the board: the host's memory is given back, and the kernel is gone."""
@@ -183,21 +176,19 @@ class KernelModel(KernelState):
         """A stray write by the CPU at a kernel virtual address; False when it faulted. See Execution.stray_write()."""
         return self._execution.stray_write(virt, data, width)
 
-    def store(
-        self, phys: int, data: bytes, width: int = 1, *, by: StrayWriter | str = StrayWriter.CPU
-    ) -> GuestException | None:
+    def store(self, phys: int, data: bytes, width: int = 1, *, by: str = "cpu") -> GuestException | None:
         """A stray store at a physical address that a CPU executes, whoever can: see stray_store.py.
 
         by is "cpu", "alias" or "late-cpu", width 1, 2, 4 or 8 bytes. Returns the exception that ended it, None where it
         went through. Works while the kernel lives, between begin_crash() and finish_crash(), and by a late CPU after
         that; InputError where no such CPU runs the first kernel.
         """
-        if by not in list(StrayWriter):
-            raise InputError(f"a stray store is made by {', '.join(StrayWriter)}, not by {by!r}")
+        if by not in WRITERS:
+            raise InputError(f"a stray store is made by {', '.join(WRITERS)}, not by {by!r}")
         if width not in (1, 2, 4, 8):
             raise InputError(f"a store is 1, 2, 4 or 8 bytes wide, not {width!r}")
         alive = self.over is None and not self.dying
-        return store(self, self._execution, phys, data, width, StrayWriter(by), alive=alive)
+        return store(self, self._execution, phys, data, width, by, alive=alive)
 
     @property
     def dying(self) -> bool:

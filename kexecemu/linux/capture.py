@@ -15,28 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kexecemu.errors import BusError, FormatError, MachineError
-from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
 from kexecemu.machine.board import Board
-from kexecemu.machine.devices.console_lines import ConsoleLines
 from kexecemu.machine.devices.disk import Disk
+from kexecemu.machine.devices.pl011 import ConsoleLines
 from kexecemu.machine.devices.virtio_block import VirtioBlock
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.shown import shown
-from kexecemu.stray.first import through
 
-__all__ = [
-    "DUMP_SLOT",
-    "DiskVmcore",
-    "LinuxCapture",
-    "LinuxEnd",
-    "LoadDigest",
-    "linux_stage",
-    "load_digests",
-    "run_linux",
-]
+__all__ = ["DUMP_SLOT", "DiskVmcore", "LinuxCapture", "LinuxEnd", "LoadDigest", "linux_stage"]
+__all__ += ["load_digests"]
 
 DUMP_SLOT = 31
 """The virtio slot of the dump's disk: the last, which QEMU fills first and Linux calls vda."""
@@ -58,14 +50,16 @@ class LinuxEnd(enum.StrEnum):
 
     DONE = "done"  # its init said that the whole dump is on the disk
     NO_DUMP = "no dump"  # it came up without a /proc/vmcore
-    HEADERS = (
-        "headers read"  # it had a /proc/vmcore, read its headers, and copied nothing: no disk, or told not to
-    )
+    # It had a /proc/vmcore, read its headers, and copied nothing: no disk, or told not to.
+    HEADERS = "headers read"
     OFF = "off"  # switched off without having said any of these
     PANIC = "panic"
     STUCK = "stuck"  # idle for good, or in an endless loop
     LOST = "lost"  # an exception that cannot be taken
     BUDGET = "budget"
+
+
+_LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
 
 
 @shown()
@@ -93,13 +87,11 @@ class DiskVmcore:
     def loads(self) -> list[LoadDigest]:
         """The dump's PT_LOADs with the digests of what was read; FormatError if it is no core."""
         headers = parse_core_header(self.disk.read(0, min(1 << 16, self.size))).program_headers
+        read = self.disk.read
         return [
-            LoadDigest(
-                PhysRange.of(header.paddr, header.filesz),
-                _sha256(self.disk.read, header.offset, header.filesz),
-            )
-            for header in headers
-            if header.type == PT_LOAD
+            LoadDigest(PhysRange.of(one.paddr, one.filesz), _sha256(read, one.offset, one.filesz))
+            for one in headers
+            if one.type == PT_LOAD
         ]
 
 
@@ -129,6 +121,11 @@ class LinuxCapture:
     def wrong_loads(self) -> list[LoadDigest]:
         """What was read and is not what memory held."""
         return [load for load in self.read if load not in self.crashed]
+
+    @property
+    def wrong_text(self) -> str:
+        """The same in words."""
+        return ", ".join(str(load.phys) for load in self.wrong_loads) or "their number"
 
     @property
     def true_dump(self) -> bool:
@@ -161,6 +158,11 @@ class _Console(ConsoleLines):
         self.panics = self.restarts = False
         self._stop = stop
 
+    @property
+    def last(self) -> str:
+        """What init has said last; empty if it has said nothing."""
+        return self.said[-1] if self.said else ""
+
     def _hear(self, line: bytes) -> None:
         if line.startswith(b"kdump: "):
             self.said.append(line.decode(errors="replace").rstrip("\r"))
@@ -183,18 +185,6 @@ def _watched(board: Board, system: System) -> Iterator[_Console]:
         board.uart.listeners.remove(console)
 
 
-def run_linux(
-    board: Board,
-    *,
-    areas: list[PhysRange],
-    budget: int = BUDGET,
-    progress: Callable[[int], object] | None = None,
-    dump_slot: int = DUMP_SLOT,
-) -> LinuxCapture:
-    """linux_stage() to its end."""
-    return through(linux_stage(board, areas=areas, budget=budget, progress=progress, dump_slot=dump_slot))
-
-
 def linux_stage(
     board: Board,
     *,
@@ -202,7 +192,6 @@ def linux_stage(
     steps: Sequence[int] = (),
     budget: int = BUDGET,
     progress: Callable[[int], object] | None = None,
-    dump_slot: int = DUMP_SLOT,
 ) -> Generator[int, None, LinuxCapture]:
     """Run the Linux at whose entry the boot CPU stands to its end; it finds an empty disk for the dump.
 
@@ -211,7 +200,7 @@ def linux_stage(
     the crash has left them, and a capture kernel does not wake them.
     """
     disk = Disk((board.ram.size + (64 << 20)) // _SECTOR * _SECTOR)
-    board.attach(dump_slot, VirtioBlock(disk, "vmcore"))
+    board.attach(DUMP_SLOT, VirtioBlock(disk, "vmcore"))
     try:
         crashed = load_digests(board.ram, areas)
     except BusError:
@@ -230,37 +219,36 @@ def linux_stage(
             yield step
         if end is None:
             end = system.run(budget - (board.time - begin), progress=tell)
-    kind = _kind(end, console)
+    said, time = board.uart.text[printed:], board.time - begin
+    return _account(_kind(end, console), _where(end, said), time, said, console, disk, crashed)
+
+
+def _account(
+    kind: LinuxEnd,
+    where: str,
+    instructions: int,
+    said: str,
+    console: _Console,
+    disk: Disk,
+    crashed: list[LoadDigest],
+) -> LinuxCapture:
     vmcore = _dump(disk, console) if kind is LinuxEnd.DONE else None
     try:
         read = vmcore.loads() if vmcore is not None else []
     except (FormatError, MachineError):
         read = []
     release = next((m[1] for line in console.said if (m := re.match(r"kdump: Linux (\S+) is up", line))), "")
-    said = board.uart.text[printed:]
     panics = _PANIC_TEXT.findall(said) if kind is LinuxEnd.PANIC else []
-    return LinuxCapture(
-        kind,
-        _where(end, said),
-        board.time - begin,
-        release,
-        said,
-        vmcore,
-        read,
-        crashed,
-        last_word=console.said[-1].removeprefix(_END)
-        if console.said and console.said[-1].startswith(_END)
-        else "",
-        panic=panics[-1].strip() if panics else "",
-    )
+    panic = panics[-1].strip() if panics else ""
+    word = console.last.removeprefix(_END) if console.last.startswith(_END) else ""
+    return LinuxCapture(kind, where, instructions, release, said, vmcore, read, crashed, word, panic)
 
 
 def _where(end: SystemEnd, said: str) -> str:
     """Where the machine stood; the last line that means anything to people is the console's."""
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-    if last:
-        return f"{end}; the last line on the console: {last}"
-    return f"{end}; it has printed nothing (with earlycon on its command line it might)"
+    nothing = "it has printed nothing (with earlycon on its command line it might)"
+    return f"{end}; the last line on the console: {last}" if last else f"{end}; {nothing}"
 
 
 def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
@@ -269,17 +257,12 @@ def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
     if console.panicked or (reset and console.panics and not console.restarts):
         return LinuxEnd.PANIC
     if end.kind in (SystemEndKind.OFF, SystemEndKind.RESET):
-        last = console.said[-1] if console.said else ""
-        if last.startswith(CAPTURE_DONE):
-            return LinuxEnd.DONE
-        if last.startswith(HEADERS_READ):
-            return LinuxEnd.HEADERS
-        return LinuxEnd.NO_DUMP if last.startswith(NO_VMCORE) else LinuxEnd.OFF
+        return next((kind for word, kind in _LAST_WORDS if console.last.startswith(word)), LinuxEnd.OFF)
     if end.kind is SystemEndKind.FAULT:
         return LinuxEnd.LOST
     return LinuxEnd.BUDGET if end.kind is SystemEndKind.BUDGET else LinuxEnd.STUCK
 
 
 def _dump(disk: Disk, console: _Console) -> DiskVmcore | None:
-    match = re.search(r", (\d+) bytes to ", console.said[-1])
+    match = re.search(r", (\d+) bytes to ", console.last)
     return DiskVmcore(disk, int(match[1])) if match else None

@@ -12,15 +12,8 @@ from kexecemu.fetch.targets import TARGETS
 from kexecemu.linux.initramfs import capture_initramfs
 from kexecemu.suggest import there_are
 
-__all__ = [
-    "FETCHED",
-    "Programs",
-    "fetchable_kernels",
-    "fetched_initrd",
-    "fetched_kernel",
-    "fetched_programs",
-    "is_fetched",
-]
+__all__ = ["FETCHED", "Programs", "fetchable_kernels", "fetched_initrd", "fetched_kernel"]
+__all__ += ["fetched_programs", "is_fetched"]
 
 FETCHED: Final = "fetched:"
 """In front of the name of something to fetch, in place of a path: fetched:kernel-trixie."""

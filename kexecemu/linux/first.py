@@ -7,54 +7,34 @@ injected. Nothing here knows what Linux does in between; what came of it is read
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
 
 from kexecemu.errors import InputError, MachineError
-from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import parse as parse_header
-from kexecemu.kernel.boot.firmware import choose_places
-from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.load.syscalls import tell_image
-from kexecemu.linux.capture import DUMP_SLOT
+from kexecemu.linux.first_boot import LinuxSetup, boot_linux
 from kexecemu.linux.first_load import read_load
-from kexecemu.linux.first_records import (
-    KexecSaid,
-    crash_kernel,
-    iomem,
-    parse_kexec,
-    split_records,
-)
+from kexecemu.linux.first_records import KexecSaid, crash_kernel, iomem, parse_kexec, split_records
 from kexecemu.linux.first_store import GuestKernelMap, hang, store
-from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
-from kexecemu.machine.devices.console_lines import ConsoleLines
+from kexecemu.machine.devices.pl011 import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, Injection
 from kexecemu.stray.first import Left, Progress
-from kexecemu.stray.target import free_area, resolve_by
+from kexecemu.stray.target import area_of, resolve_by
 from kexecemu.suggest import did_you_mean, there_are
 
-__all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "FirstLinux", "LinuxSetup"]
-
-DEFAULT_RAM = "512M"
-DEFAULT_CMDLINE = "crashkernel=192M"
-
+__all__ = ["FirstLinux"]
 
 BUDGET = 20_000_000_000
 _USUAL = 1_400_000_000
 _PAGE = 4096
-_INITRD_OFFSET = 128 << 20  # as QEMU's boot loader, or half of a small RAM
-_OURS = "console=ttyAMA0 cryptomgr.notests kexecemu.wait=1 kexecemu.records=console"
 
 _WAITING = "first: waiting for a line"
 _OFF = "first: end: "
@@ -67,34 +47,8 @@ _BLOCKS = 100_000
 """From "Bye!" to the purgatory's first instruction are some thousand instructions."""
 
 
-@shown()
-@dataclass(frozen=True)
-class LinuxSetup:
-    """What decides a run: the first kernel's Image, the crash kernel's with its initrd, and the programs for the init.
-
-    kexec is kexec-tools' program, packages the folder with its libraries. cmdline is the first kernel's, append the
-    crash kernel's. checks False is kexec's --no-checks: its purgatory then hashes nothing. stuck_cpus hear no interrupt
-    from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
-    """
-
-    image: bytes
-    crash_image: bytes
-    crash_initrd: bytes
-    busybox: Path
-    kexec: Path
-    packages: Path
-    ram: str | int = DEFAULT_RAM
-    cpus: int = 1
-    gic: int = 2
-    cmdline: str = DEFAULT_CMDLINE
-    append: str = CAPTURE_CMDLINE
-    checks: bool = True
-    stuck_cpus: tuple[int, ...] = ()
-    seed: int = 0
-
-
 class ConsoleWatch(ConsoleLines):
-    """Hears the console, line by line, and stops the machine at a line that ends in, or has, what it was told."""
+    """Stops the machine at a line on the console that has what it was told."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         super().__init__(self._hear)
@@ -129,76 +83,33 @@ class FirstLinux:
             self.board.uart.listeners.append(console)
         self.injections: list[Injection] = []
         self.records: dict[str, str] = {}
-        self.dtb = self._boot()
-        self._said: KexecSaid | None = None
-        self._image: Kimage | None = None
-        self._map: GuestKernelMap | None = None
+        self.dtb = boot_linux(self.board, setup)
+        self._loaded: tuple[Kimage, KexecSaid, GuestKernelMap] | None = None
         self._at = 0
         self.crashk_res: PhysRange | None = None
         self.crashk_low_res: PhysRange | None = None
 
-    def _boot(self) -> bytes:
-        setup, board = self.setup, self.board
-        initrd = first_kernel_initramfs(
-            busybox=setup.busybox,
-            kexec=setup.kexec,
-            packages=setup.packages,
-            image=setup.crash_image,
-            initrd=setup.crash_initrd,
-            cmdline=setup.append,
-            options=["--kexec-syscall", "-d", *([] if setup.checks else ["--no-checks"])],
-        )
-        bank = self.ram.banks[0]
-        place = PhysRange.of(bank.start + min(bank.size // 2, _INITRD_OFFSET) // _PAGE * _PAGE, len(initrd))
-        seeds = random.Random(setup.seed)
-        kaslr_seed, rng_seed = seeds.getrandbits(64), seeds.randbytes(32)
-        # Linux leaves a seed that it does not use, and kexec-tools refuses to load where one is left.
-        kaslr = "nokaslr" not in setup.cmdline.split()
-        dtb = virt_device_tree(
-            self.ram.banks,
-            setup.cpus,
-            board.uart.base_phys,
-            cmdline=f"{setup.cmdline} {_OURS}",
-            virtio_slots=(DUMP_SLOT,),
-            rtc=True,
-            initrd=place,
-            kaslr_seed=kaslr_seed if kaslr else None,
-            rng_seed=rng_seed,
-            gic=setup.gic,
-        )
-        size = parse_header(setup.image).image_size or len(setup.image)
-        places = choose_places(self.ram, size, Fdt(dtb))
-        if not bank.covers(place) or place.overlaps(PhysRange.of(places.kernel_phys, size)):
-            raise InputError(
-                f"RAM of {bank.size:#x} bytes is too small for an initrd of {len(initrd):#x} bytes"
-            )
-        for phys, data in ((places.kernel_phys, setup.image), (place.start, initrd), (places.dtb_phys, dtb)):
-            self.ram.write(phys, data)
-        board.boot_cpu.reset(places.kernel_phys, places.dtb_phys)
-        board.timeline.record(
-            "boot",
-            f"the boot loader starts Linux at {places.kernel_phys:#x}, initrd at {place}, device tree at "
-            f"{places.dtb_phys:#x}",
-            entry_phys=places.kernel_phys,
-            dtb_phys=places.dtb_phys,
-        )
-        return dtb
-
     # -- the load ------------------------------------------------------------------------------------------------
+
+    def _of_load(self) -> tuple[Kimage, KexecSaid, GuestKernelMap]:
+        if self._loaded is None:
+            raise MachineError("the first Linux has loaded nothing yet")
+        return self._loaded
 
     @property
     def image(self) -> Kimage:
         """What kexec-tools loaded; MachineError before load()."""
-        if self._image is None:
-            raise MachineError("the first Linux has loaded nothing yet")
-        return self._image
+        return self._of_load()[0]
 
     @property
     def said(self) -> KexecSaid:
         """What kexec-tools said of it; MachineError before load()."""
-        if self._said is None:
-            raise MachineError("the first Linux has loaded nothing yet")
-        return self._said
+        return self._of_load()[1]
+
+    @property
+    def kernel_map(self) -> GuestKernelMap:
+        """Where Linux has its text and its linear map; MachineError before load()."""
+        return self._of_load()[2]
 
     @property
     def page_size(self) -> int:
@@ -223,13 +134,6 @@ class FirstLinux:
         found = re.search(r"^first: Linux (\S+) is up", self.board.uart.text, re.MULTILINE)
         return found[1] if found else ""
 
-    @property
-    def kernel_map(self) -> GuestKernelMap:
-        """Where Linux has its text and its linear map; MachineError before load()."""
-        if self._map is None:
-            raise MachineError("the first Linux has loaded nothing yet")
-        return self._map
-
     def load(self, progress: Progress | None = None) -> Kimage:
         """Run until the crash kernel is loaded and init waits; returns what is loaded, checked against memory.
 
@@ -246,20 +150,15 @@ class FirstLinux:
         self.crashk_res, self.crashk_low_res = crash_kernel(self.records.get("iomem.txt", ""))
         if self.crashk_res is None:
             raise InputError("the first Linux has reserved no crashkernel memory")
-        self._said = parse_kexec(self.records.get("kexec.txt", ""))
-        self._image = read_load(
-            self.ram,
-            self._said,
-            {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd},
-            self.crashk_res,
-            page_size=self.page_size,
-            checks=self.setup.checks,
-        )
-        self._map = GuestKernelMap(self._said, self.records["iomem.txt"])
+        said = parse_kexec(self.records.get("kexec.txt", ""))
+        files = {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd}
+        checks = self.setup.checks
+        image = read_load(self.ram, said, files, self.crashk_res, page_size=self.page_size, checks=checks)
+        self._loaded = image, said, GuestKernelMap(said, self.records["iomem.txt"])
         self._at = end.cpu
         by, unchecked = "kexec_load by kexec-tools", "--no-checks: no digest"
-        tell_image(self.board.timeline, self._image, "kexec_load", by=by, unchecked=unchecked)
-        return self._image
+        tell_image(self.board.timeline, image, "kexec_load", by=by, unchecked=unchecked)
+        return image
 
     def run_to(self, marks: tuple[str, ...], progress: Progress | None = None) -> SystemEnd:
         """Run until a line on the console has one of the marks in it, which is then marks.hit; else None, and the end.
@@ -292,13 +191,9 @@ class FirstLinux:
 
     def _area(self, base: str) -> PhysRange:
         assert self.crashk_res is not None
-        if base == "crashkernel":
-            return self.crashk_res
-        if base == "crashkernel-free":
-            return free_area(self.crashk_res, self.image)
-        segment = self.image.segment(base)
-        if segment is not None:
-            return segment.area
+        found = area_of(self.crashk_res, self.image, base)
+        if found is not None:
+            return found
         if base.startswith("purgatory:"):
             name, symbols = base.removeprefix("purgatory:"), self.said.symbols
             if name in symbols:
@@ -323,9 +218,8 @@ class FirstLinux:
         were to be stuck. Raises InputError where there is no such CPU, or where it is not in kernel mode.
         """
         if by is By.ALIAS:
-            raise InputError(
-                "an alias store needs the model: a real first kernel has no other mapping of the page"
-            )
+            why = "a real first kernel has no other mapping of the page"
+            raise InputError(f"an alias store needs the model: {why}")
         if by is By.LATE_CPU and not self.setup.stuck_cpus:
             raise InputError("a late-cpu is one that does not stop: name it in machine.stuck_cpus")
         index = self.setup.stuck_cpus[0] if by is By.LATE_CPU else self._at
@@ -386,10 +280,8 @@ class FirstLinux:
                 # One that runs a program has no such loop at hand: it goes on until it waits for an interrupt.
                 self.board.gic.disable_cpu_interface(index)
                 hung = hang(self.board.cpus[index], self.kernel_map)
-                where = (
-                    "is in an endless loop with interrupts masked" if hung else "hears no interrupt any more"
-                )
-                text = f"cpu{index} {where}"
+                loop, deaf = "is in an endless loop with interrupts masked", "hears no interrupt any more"
+                text = f"cpu{index} {loop if hung else deaf}"
             self.board.timeline.record("stuck", text, cpu=index)
 
     def _arrival(self) -> SystemCpu | None:

@@ -56,19 +56,14 @@ def read_load(
     image = Kimage(control_page=region.start, segments=segments, start=said.entry)
     for segment in segments:
         if ram.read(segment.mem, segment.memsz) != segment.content():
-            raise MachineError(
-                f"{segment.name} at {segment.area} has no zeros behind its {segment.bufsz:#x} bytes"
-            )
+            zeros = f"no zeros behind its {segment.bufsz:#x} bytes"
+            raise MachineError(f"{segment.name} at {segment.area} has {zeros}")
     for name in ("kernel", "initrd", "dtb", "elfcorehdr"):
         found = image.segment(name)
-        wanted = files.get(name, _MAGICS.get(name, b""))
-        if (
-            found is None
-            or found.buf[: len(wanted)] != wanted
-            or (name in files and found.bufsz != len(wanted))
-        ):
+        held = found.buf if found is not None else b""
+        if held != files[name] if name in files else not held.startswith(_MAGICS[name]):
             raise MachineError(f"memory does not hold the {name} where kexec said that it is")
-    kernel, dtb, purgatory = (image.segment(name) for name in ("kernel", "dtb", "purgatory"))
+    kernel, dtb, purgatory = map(image.segment, ("kernel", "dtb", "purgatory"))
     assert kernel is not None and dtb is not None
     image.kernel_entry, image.dtb_mem = kernel.mem, dtb.mem
     if checks:

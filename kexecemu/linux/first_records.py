@@ -70,10 +70,8 @@ def split_records(console: str) -> dict[str, str]:
 
     dmesg.txt is made of such lines, and is kept whole.
     """
-    return {
-        name: text if name == "dmesg.txt" else _KERNEL_LINE.sub("", text)
-        for name, text in _RECORD.findall(console)
-    }
+    records = _RECORD.findall(console)
+    return {name: text if name == "dmesg.txt" else _KERNEL_LINE.sub("", text) for name, text in records}
 
 
 def parse_kexec(text: str) -> KexecSaid:
@@ -151,7 +149,5 @@ def iomem(text: str) -> list[tuple[int, PhysRange, str]]:
 
 def crash_kernel(text: str) -> tuple[PhysRange | None, PhysRange | None]:
     """(crashk_res, crashk_low_res) in /proc/iomem: where there are two, the lower one is the low part."""
-    areas = sorted(
-        (area for _, area, name in iomem(text) if name == "Crash kernel"), key=lambda one: one.start
-    )
+    areas = sorted(area for _, area, name in iomem(text) if name == "Crash kernel")
     return areas[-1] if areas else None, areas[0] if len(areas) > 1 else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from kexecemu.errors import InputError, MachineError
-from kexecemu.formats.elfcore import PT_LOAD
+from kexecemu.formats.elf import PT_LOAD
 from kexecemu.linux.first_records import KexecSaid, iomem
 from kexecemu.machine.cpu.exceptions import GuestException, Pstate
 from kexecemu.machine.cpu.registers import BRANCH_TO_SELF

@@ -18,18 +18,8 @@ from kexecemu.formats.cpio import CpioEntry, build
 from kexecemu.linux.kernel_modules import DISK_MODULES, module_order, read_module
 from kexecemu.linux.shared_libraries import program_files
 
-__all__ = [
-    "APPLETS",
-    "CAPTURE_CMDLINE",
-    "CAPTURE_DONE",
-    "CRASH_LOADED",
-    "HEADERS_READ",
-    "NO_VMCORE",
-    "build_initramfs",
-    "busybox_applets",
-    "capture_initramfs",
-    "first_kernel_initramfs",
-]
+__all__ = ["APPLETS", "CAPTURE_CMDLINE", "CAPTURE_DONE", "CRASH_LOADED", "HEADERS_READ", "NO_VMCORE"]
+__all__ += ["build_initramfs", "busybox_applets", "capture_initramfs", "first_kernel_initramfs"]
 
 CRASH_LOADED = "first: crash kernel loaded"
 """The first kernel's line once the load is done: a stray write from here on is the crash kernel's loss."""
@@ -46,30 +36,11 @@ HEADERS_READ = "kdump: end: headers read, nothing copied"
 CAPTURE_CMDLINE = "console=ttyAMA0 reset_devices nr_cpus=1 cryptomgr.notests"
 """A command line for the capture kernel: one CPU, and no minute lost on self-tests of ciphers that nobody uses."""
 
-APPLETS = (
-    "base64",
-    "cat",
-    "dd",
-    "dmesg",
-    "echo",
-    "grep",
-    "gzip",
-    "head",
-    "insmod",
-    "ls",
-    "mkdir",
-    "mount",
-    "poweroff",
-    "printf",
-    "sh",
-    "sleep",
-    "stat",
-    "sync",
-    "tail",
-    "tar",
-    "tr",
-    "uname",
+_APPLETS = (
+    "base64 cat dd dmesg echo grep gzip head insmod ls mkdir mount poweroff printf sh sleep stat sync tail tar "
+    "tr uname"
 )
+APPLETS = tuple(_APPLETS.split())
 """The programs of busybox that the inits use, and a few to look around with."""
 
 _INITS = Path(__file__).parent / "inits"

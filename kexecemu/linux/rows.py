@@ -10,17 +10,8 @@ from dataclasses import dataclass
 from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import Fdt
 
-__all__ = [
-    "ABSENT",
-    "ALLOCATED",
-    "IMAGE",
-    "ONE_GUEST",
-    "RANDOM",
-    "FactRow",
-    "Same",
-    "compare_trees",
-    "compare_vmcoreinfo",
-]
+__all__ = ["ABSENT", "ALLOCATED", "IMAGE", "ONE_GUEST", "RANDOM", "FactRow", "Same", "compare_trees"]
+__all__ += ["compare_vmcoreinfo"]
 
 # Why a line does not count.
 RANDOM = "random by KASLR"
@@ -103,14 +94,8 @@ def compare_trees(real: bytes, model: bytes) -> Iterator[FactRow]:
 def _order(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> str:
     """Where the order of what both have is another one, for people."""
     left, right = [path for path in ours if path in theirs], [path for path in theirs if path in ours]
-    return next(
-        (
-            f"{one} where the model has {other}"
-            for one, other in zip(left, right, strict=True)
-            if one != other
-        ),
-        "the same",
-    )
+    pairs = zip(left, right, strict=True)
+    return next((f"{one} where the model has {other}" for one, other in pairs if one != other), "the same")
 
 
 _COUNTED = re.compile(r"PAGESIZE|NUMBER\((?!MODULES_|VMALLOC_|VMEMMAP_|kimage_voffset|PHYS_OFFSET)")

@@ -53,17 +53,13 @@ def _needed(path: Path) -> list[str]:
     if data[:4] != ELFMAG:
         raise FormatError(f"{path.name}: no ELF file")
     sections = read_sections(data, read_header(data, path.name, ET_DYN), path.name)
-    return [
-        name for table in sections if table.type == _SHT_DYNAMIC for name in _names(sections, table, path)
-    ]
+    tables = [section for section in sections if section.type == _SHT_DYNAMIC]
+    return [name for table in tables for name in _names(sections, table, path)]
 
 
 def _names(sections: tuple[Section, ...], table: Section, path: Path) -> list[str]:
     if table.link >= len(sections) or table.size % _DYN.size:
         raise FormatError(f"{path.name}: damaged dynamic section")
     strings = sections[table.link].data
-    return [
-        string_at(strings, value, path.name)
-        for tag, value in _DYN.iter_unpack(table.data)
-        if tag == _DT_NEEDED
-    ]
+    needed = [value for tag, value in _DYN.iter_unpack(table.data) if tag == _DT_NEEDED]
+    return [string_at(strings, value, path.name) for value in needed]

@@ -10,17 +10,14 @@ from kexecemu.arguments import instance, integer
 from kexecemu.errors import InputError
 from kexecemu.machine import virt
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
-from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.system_cpu import Line, SystemCpu
 from kexecemu.machine.devices.gic import Gic2
 from kexecemu.machine.devices.gic3 import CpuInterface3, Gic3
 from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.machine.devices.pl031 import Pl031
-from kexecemu.machine.devices.virtio import VirtioBus, VirtioDevice
-from kexecemu.machine.memory.absent import AbsentDevice
-from kexecemu.machine.memory.dma import DmaMaster
-from kexecemu.machine.memory.mmio import MmioDevice
-from kexecemu.machine.memory.ram import HOST_PAGE, Ram
+from kexecemu.machine.devices.virtio_mmio import VirtioBus, VirtioDevice
+from kexecemu.machine.memory.mmio import AbsentDevice, MmioDevice
+from kexecemu.machine.memory.ram import HOST_PAGE, DmaMaster, Ram
 from kexecemu.machine.psci import Psci
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Timeline
@@ -36,6 +33,7 @@ def _unconnected(level: bool) -> None:
     """An interrupt line that leads nowhere."""
 
 
+_SIZE = re.compile(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", re.IGNORECASE)
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -43,14 +41,11 @@ def parse_size(size: str | int) -> int:
     """Bytes in "1G", "768M", "0x1000", "512k" or a number; InputError for anything else, zero included."""
     if isinstance(size, int) and not isinstance(size, bool):
         value = size
-    else:
-        if not isinstance(size, str):
-            raise InputError(f"not a size: {size!r} (write for example 1G, 768M or 0x40000000)")
-        match = re.fullmatch(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", size, re.IGNORECASE)
-        if match is None:
-            raise InputError(f"not a size: {size!r} (write for example 1G, 768M or 0x40000000)")
+    elif isinstance(size, str) and (match := _SIZE.fullmatch(size)):
         number = match[1]
         value = int(number, 16 if number[:2] in ("0x", "0X") else 10) * _SUFFIXES[(match[2] or "").upper()]
+    else:
+        raise InputError(f"not a size: {size!r} (write for example 1G, 768M or 0x40000000)")
     if value <= 0:
         raise InputError(f"not a size: {size!r} is not more than zero")
     return value
@@ -64,6 +59,16 @@ def check_numbers(cpus: int, gic: int) -> None:
         raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
     if gic == 3 and cpus > virt.GICV3_CPUS:
         raise InputError(f"a board with a GICv3 has 1 to {virt.GICV3_CPUS} CPUs, not {cpus}")
+
+
+def _banks(ram: str | int | Sequence[PhysRange], base_phys: int) -> Sequence[PhysRange]:
+    """The banks that a board's `ram` means."""
+    if not isinstance(ram, Sequence) or isinstance(ram, str | bytes):
+        size = parse_size(ram)
+        if size % HOST_PAGE:
+            raise InputError(f"RAM of {ram!r} is not made of whole pages of {HOST_PAGE:#x} bytes")
+        return (PhysRange.of(base_phys, size),)
+    return [instance(bank, PhysRange, "ram") for bank in ram]
 
 
 @shown(
@@ -92,32 +97,25 @@ class Board:
     ) -> None:
         """gic is the interrupt controller's architecture, 2 or 3.
 
-        absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault.
+        absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault: for a kernel that
+        was given QEMU's device tree and looks for those.
 
-        It is for a kernel that was given QEMU's device tree and looks for those.
-
-        Raises InputError when the numbers make no board, MachineError when the host cannot provide it."""
+        Raises InputError when the numbers make no board, MachineError when the host cannot provide it.
+        """
         check_numbers(integer(cpus, "cpus"), integer(gic, "gic"))
         for what, base in (("ram_base", ram_base), ("uart_base", uart_base)):
             if integer(base, what, 0) % HOST_PAGE:
                 raise InputError(f"{what}: {base:#x} is not the start of a page of {HOST_PAGE:#x} bytes")
-        if not isinstance(ram, Sequence) or isinstance(ram, str | bytes):
-            size = parse_size(ram)
-            if size % HOST_PAGE:
-                raise InputError(f"RAM of {ram!r} is not made of whole pages of {HOST_PAGE:#x} bytes")
-            ram = (PhysRange.of(ram_base, size),)
-        for bank in ram:
-            instance(bank, PhysRange, "ram")
-        self.gic: Gic2 | Gic3 = (
-            Gic2(min(cpus, virt.GICV2_CPUS), self._interrupt) if gic == 2 else Gic3(cpus, self._interrupt)
-        )
+        banks = _banks(ram, ram_base)
+        gic2_cpus = min(cpus, virt.GICV2_CPUS)
+        self.gic: Gic2 | Gic3 = Gic2(gic2_cpus, self._interrupt) if gic == 2 else Gic3(cpus, self._interrupt)
         self.uart = Pl011(uart_base, irq=self.gic.line(virt.UART_SPI))
-        for bank in ram:
+        for bank in banks:
             if bank.overlaps(self.uart.phys):
                 raise InputError(f"RAM {bank} covers the UART at {uart_base:#x}")
             if bank.end > PHYS_LIMIT:
                 raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
-        self.ram = Ram(ram)
+        self.ram = Ram(banks)
         self.virtio = VirtioBus(self.ram)
         self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(virt.RTC_SPI))
         missing = virt.ABSENT + (virt.ABSENT_GICV3 if gic == 3 else ())
@@ -143,7 +141,7 @@ class Board:
         self.close()
 
     def _cpu(self, index: int) -> SystemCpu:
-        devices: list[MmioDevice] = [self.uart]
+        devices: list[MmioDevice] = []
         physical: Line = _unconnected
         virtual: Line = _unconnected
         registers: CpuInterface3 | None = None
@@ -157,15 +155,12 @@ class Board:
             virtual = self._timer_line(index, self.gic.line(virt.TIMER_VIRTUAL_PPI, index))
         devices += [self.virtio, self.rtc, *self._absent]
         taken = [*self.ram.banks, self.uart.phys]
-        devices[1:] = [
-            device for device in devices[1:] if not any(device.phys.overlaps(one) for one in taken)
-        ]
         return SystemCpu(
             index,
             self.ram,
-            devices,
+            [self.uart, *(one for one in devices if not any(map(one.phys.overlaps, taken)))],
             clock=lambda: self.time,
-            hypercall=self._hypercall,
+            hypercall=lambda cpu: self._psci.call(cpu),
             physical=physical,
             virtual=virtual,
             gic_registers=registers,
@@ -193,10 +188,6 @@ class Board:
         """The board's time: the instructions retired, and those that would have been while all CPUs waited."""
         return self.instructions + self.idle
 
-    def skip(self, instructions: int) -> None:
-        """Let time pass while nobody runs."""
-        self.idle += instructions
-
     def _timer_line(self, index: int, line: Line) -> Line:
         """A timer's interrupt line, which also lets the real-time clock know what time it is when it goes up.
 
@@ -212,6 +203,3 @@ class Board:
             line(level)
 
         return follow
-
-    def _hypercall(self, cpu: Cpu) -> str | None:
-        return self._psci.call(cpu)

@@ -28,30 +28,17 @@ PSCI_FEATURES: Final = 0x8400000A
 SMC64: Final = 1 << 30
 """Set in a function identifier whose arguments are 64 bits wide."""
 
-SUCCESS: Final = 0
-NOT_SUPPORTED: Final = -1
-INVALID_PARAMETERS: Final = -2
-ALREADY_ON: Final = -4
-
-TOS_NOT_PRESENT_MP: Final = 2
-"""MIGRATE_INFO_TYPE: no trusted OS, so none that would have to move."""
+SUCCESS, NOT_SUPPORTED, INVALID_PARAMETERS, ALREADY_ON = 0, -1, -2, -4
 
 AFFINITY_ON, AFFINITY_OFF = 0, 1
 
+_CONSTANTS: Final = {
+    PSCI_VERSION: 0x00010000,  # PSCI 1.0
+    SMCCC_VERSION: 0x00010001,  # SMCCC 1.1, the first that has the function
+    MIGRATE_INFO_TYPE: 2,  # no trusted OS, so none that would have to move
+}
 _HAS_SMC64: Final = frozenset((CPU_ON, AFFINITY_INFO))
-_FUNCTIONS: Final = frozenset(
-    (
-        PSCI_VERSION,
-        CPU_OFF,
-        CPU_ON,
-        AFFINITY_INFO,
-        MIGRATE_INFO_TYPE,
-        SYSTEM_OFF,
-        SYSTEM_RESET,
-        PSCI_FEATURES,
-        SMCCC_VERSION,
-    )
-)
+_FUNCTIONS: Final = {*_CONSTANTS, *_HAS_SMC64, CPU_OFF, SYSTEM_OFF, SYSTEM_RESET, PSCI_FEATURES}
 
 AFFINITY_MASK: Final = 0xFF00FFFFFF
 
@@ -86,34 +73,23 @@ class Psci:
         return None
 
     def _answer(self, function: int, first: int, second: int, third: int) -> int:
-        match function:
-            case 0x84000000:
-                return 0x00010000  # PSCI 1.0
-            case 0x80000000:
-                return 0x00010001  # SMCCC 1.1, the first that has the function
-            case 0x80000001:
-                return SUCCESS if first in (SMCCC_VERSION, SMCCC_ARCH_FEATURES) else NOT_SUPPORTED
-            case 0x8400000A:
-                known = first in _FUNCTIONS or (first & SMC64 and first & ~SMC64 in _HAS_SMC64)
-                return 0 if known else NOT_SUPPORTED
-            case 0x84000006:
-                return TOS_NOT_PRESENT_MP
-            case 0x84000003:
-                return self._cpu_on(first, second, third)
-            case 0x84000004:
-                target = self._find(first)
-                if target is None or second != 0:
-                    return INVALID_PARAMETERS
-                return AFFINITY_ON if target.powered else AFFINITY_OFF
-        return NOT_SUPPORTED
-
-    def _cpu_on(self, mpidr: int, entry_phys: int, context_id: int) -> int:
-        target = self._find(mpidr)
-        if target is None:
+        if function in _CONSTANTS:
+            return _CONSTANTS[function]
+        if function == SMCCC_ARCH_FEATURES:
+            return SUCCESS if first in (SMCCC_VERSION, SMCCC_ARCH_FEATURES) else NOT_SUPPORTED
+        if function == PSCI_FEATURES:
+            known = first in _FUNCTIONS or (first & SMC64 and first & ~SMC64 in _HAS_SMC64)
+            return 0 if known else NOT_SUPPORTED
+        if function not in (CPU_ON, AFFINITY_INFO):
+            return NOT_SUPPORTED
+        target = self._find(first)
+        if target is None or (function == AFFINITY_INFO and second != 0):
             return INVALID_PARAMETERS
+        if function == AFFINITY_INFO:
+            return AFFINITY_ON if target.powered else AFFINITY_OFF
         if target.powered:
             return ALREADY_ON
-        target.reset(entry_phys, context_id)
+        target.reset(second, third)
         return SUCCESS
 
     def _find(self, mpidr: int) -> Cpu | None:

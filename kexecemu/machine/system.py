@@ -33,9 +33,7 @@ class SystemEndKind(StrEnum):
     OFF = "off"
     RESET = "reset"
     IDLE = "idle"  # every CPU waits for an interrupt, and nothing is left that could raise one
-    STUCK = (
-        "stuck"  # every CPU that does not wait is in an endless loop of one branch, with interrupts masked
-    )
+    STUCK = "stuck"  # every CPU that does not wait is in an endless loop of one branch, interrupts masked
     STOPPED = "stopped"  # request_stop() was called
     BUDGET = "budget"
     FAULT = "fault"  # an exception that cannot be taken
@@ -198,7 +196,7 @@ class System:
             return False
         wake = min(expiries) * INSTRUCTIONS_PER_TICK
         if end is not None and wake >= end:
-            board.skip(end - board.time)
+            board.idle += end - board.time
             return False
-        board.skip(wake - board.time)
+        board.idle += wake - board.time
         return True

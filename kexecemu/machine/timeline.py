@@ -20,10 +20,6 @@ _SHOWN = 10  # events, and the characters of each
 _WIDE = 120
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."
-
-
 @shown()
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -41,10 +37,6 @@ class Event:
     def as_object(self) -> dict[str, Fact]:
         """For JSON, with the keys in this order: when, kind, text, then the facts in the order given."""
         return {"when": self.when, "kind": self.kind, "text": self.text, **self.facts}
-
-    def as_json(self) -> str:
-        """as_object() as one line of JSON."""
-        return json.dumps(self.as_object())
 
 
 class Timeline:
@@ -70,7 +62,10 @@ class Timeline:
         title = f"Timeline of {len(self._events)} events" + (
             f", the last {_SHOWN}" if last != self._events else ""
         )
-        rows = (f"{one.when:>14,}  {one.kind:<14} {_cut(one.text)}" for one in last)
+        rows = (
+            f"{one.when:>14,}  {one.kind:<14} {one.text[:_WIDE]}{'...' * (len(one.text) > _WIDE)}"
+            for one in last
+        )
         return "\n".join([title + ("; when is in instructions:" if last else ""), *rows])
 
     def __iter__(self) -> Iterator[Event]:
@@ -85,4 +80,4 @@ class Timeline:
 
     def as_jsonl(self) -> str:
         """The whole timeline, one JSON object a line."""
-        return "".join(event.as_json() + "\n" for event in self._events)
+        return "".join(json.dumps(event.as_object()) + "\n" for event in self._events)

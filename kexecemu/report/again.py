@@ -30,8 +30,7 @@ def scenario_again(
 
     cell is the one of its matrix; expect takes the place of what the file expects.
     """
-    words = ["kexecemu", "run", str(scenario), "--seed", str(seed)]
-    words += ["--cell", cell] if cell else []
+    words = ["kexecemu", "run", str(scenario), "--seed", str(seed), *(["--cell", cell] if cell else [])]
     return shlex.join([*words, *_expect_words(expect)])
 
 
@@ -101,16 +100,12 @@ def _has_words(faults: Sequence[Fault]) -> bool:
     return plain and not any(one.by is By.DMA and other.by is By.CPU for one, other in pairwise(faults))
 
 
-def _what(fault: Fault) -> str:
-    if fault.model is not None:
-        return f"model={fault.model!r}, variant={fault.variant}"
-    return f"write={fault.write!r}" if fault.write is not None else f"flip={fault.flip:#x}"
-
-
 def _fault_text(fault: Fault) -> str:
     """The fault as Python: what is not its default."""
-    text = [repr(fault.at)]
-    text.append(_what(fault))
+    what = f"write={fault.write!r}" if fault.write is not None else f"flip={fault.flip or 0:#x}"
+    if fault.model is not None:
+        what = f"model={fault.model!r}, variant={fault.variant}"
+    text = [repr(fault.at), what]
     if fault.by is not By.CPU:
         text.append(f"by=By.{fault.by.name}")
     if fault.when is not When.AFTER_LOAD:

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from kexecemu.campaign.stats import Figure
-from kexecemu.campaign.summary import Example, Summary
+from kexecemu.campaign.summary import Disagreement, Example, Summary
 
 __all__ = ["campaign_object"]
+
+_NAMED = ("name", "scenario", "options", "protection", "purgatory", "population", "faults")
 
 
 def campaign_object(summary: Summary) -> dict[str, Any]:
@@ -21,17 +23,8 @@ def campaign_object(summary: Summary) -> dict[str, Any]:
     """
     basis = summary.basis
     return {
-        "name": summary.name,
-        "scenario": summary.scenario,
-        "options": summary.options,
-        "protection": summary.protection,
-        "purgatory": summary.purgatory,
-        "population": summary.population,
-        "faults": summary.faults,
-        "seed": basis.seed,
-        "version": basis.version,
-        "config_hash": basis.config_hash,
-        "sampler": basis.sampler,
+        **{key: getattr(summary, key) for key in _NAMED},
+        **{key: getattr(basis, key) for key in ("seed", "version", "config_hash", "sampler")},
         "outcomes": dict(summary.outcomes),
         "intervals": {outcome: _interval(figure) for outcome, figure in summary.figures.items()},
         "interval_method": basis.method,
@@ -49,26 +42,17 @@ def campaign_object(summary: Summary) -> dict[str, Any]:
             for area in summary.areas
         ],
         "worst": [_example(summary, one) for one in summary.worst],
-        "injections_per_second": summary.injections_per_second,
-        "seconds": summary.seconds,
-        "audited": summary.audited,
+        **{key: getattr(summary, key) for key in ("injections_per_second", "seconds", "audited")},
         "audit_disagreements": len(summary.disagreements),
         "audit_seconds": summary.audit_seconds,
-        "disagreements": [
-            {**asdict(one), "reproducer": summary.reproducer(one)} for one in summary.disagreements
-        ],
+        "disagreements": [_example(summary, one) for one in summary.disagreements],
         "table_sha256": summary.table_sha256,
     }
 
 
 def _interval(figure: Figure) -> dict[str, float | None]:
-    return {
-        "low": figure.interval.low,
-        "estimate": figure.interval.estimate,
-        "high": figure.interval.high,
-        "at_most": figure.at_most,
-    }
+    return {**asdict(figure.interval), "at_most": figure.at_most}
 
 
-def _example(summary: Summary, example: Example) -> dict[str, Any]:
+def _example(summary: Summary, example: Example | Disagreement) -> dict[str, Any]:
     return {**asdict(example), "reproducer": summary.reproducer(example)}

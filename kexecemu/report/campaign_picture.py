@@ -9,13 +9,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import AreaHits
 from kexecemu.report.campaign_words import DUMPS, occurring, plural
 from kexecemu.shown import shown
 
-__all__ = ["Axis", "Bin", "FigureRow", "Lane", "Mark", "Place", "Strip", "axis_of", "strip_of"]
+__all__ = ["Axis", "Bin", "Lane", "Mark", "Place", "Strip", "axis_of", "named_dumps", "strip_of"]
 
 AXIS_WIDTH = 300.0
 _FURTHEST = -9  # decades: no sample tells smaller shares apart
@@ -43,19 +44,6 @@ class Mark:
     low: float
     middle: float | None
     high: float
-
-
-@shown()
-@dataclass(frozen=True)
-class FigureRow:
-    """A figure as a table shows it: outcome is what is counted, share and between are in words."""
-
-    outcome: str
-    count: int
-    share: str
-    between: str
-    mark: Mark
-    meaning: str = ""
 
 
 @shown()
@@ -155,15 +143,16 @@ def strip_of(areas: Sequence[AreaHits]) -> Strip:
     bins = [_bins(place, place.area.cells) for place in places]
     lanes = list(_lanes(places, bins, occurring(cell for area in areas for cell in area.cells), _LANES_TOP))
     bottom = _LANES_TOP + len(lanes) * (_LANE + _LANE_GAP)
-    dumps = [_bins(place, tuple(map(_named, place.area.dumps))) for place in places if place.area.dumps]
+    dumps = [_bins(place, tuple(map(named_dumps, place.area.dumps))) for place in places if place.area.dumps]
     if dumps:
-        words = occurring((_named(cell) for area in areas for cell in area.dumps), DUMPS)
+        words = occurring((named_dumps(cell) for area in areas for cell in area.dumps), DUMPS)
         lanes += _lanes([place for place in places if place.area.dumps], dumps, words, bottom + 2 * _LANE_GAP)
         bottom += 2 * _LANE_GAP + len(words) * (_LANE + _LANE_GAP)
     return Strip(bottom + 16.0, places, lanes, _sampled(bins))
 
 
-def _named(cell: Mapping[str, int]) -> dict[str, int]:
+def named_dumps(cell: Mapping[str, int]) -> dict[str, int]:
+    """Counts of what became of the dump, by the names of DUMPS."""
     return {f"dump {dump}": count for dump, count in cell.items()}
 
 
@@ -173,31 +162,30 @@ def _lanes(
     """A lane for each word."""
     for number, word in enumerate(words):
         coloured = [
-            Bin(x, width, _opacity(counts[word], counts.total()), _title(place, word, counts, first, end))
+            _bin(place, word, *stretch)
             for place, stretches in zip(places, bins, strict=True)
-            for x, width, first, end, counts in stretches
-            if counts[word]
+            for stretch in stretches
+            if stretch[-1][word]
         ]
         count = sum(counts[word] for stretches in bins for *_, counts in stretches)
         yield Lane(word, top + number * (_LANE + _LANE_GAP), count, coloured)
 
 
 def _places(areas: Sequence[AreaHits]) -> list[Place]:
-    least = [
-        len(area.name) * _LETTER + 8.0 if area.end - area.start >= _NAMED_FROM else _NARROW for area in areas
-    ]
-    weights = [
-        math.log2(area.end - area.start) if area.end - area.start >= _NAMED_FROM else 0.0 for area in areas
-    ]
+    sizes = [area.end - area.start for area in areas]
+    large = [size >= _NAMED_FROM for size in sizes]
+    names = [len(area.name) * _LETTER for area in areas]
+    least = [name + 8.0 if named else _NARROW for name, named in zip(names, large, strict=True)]
+    weights = [math.log2(size) if named else 0.0 for size, named in zip(sizes, large, strict=True)]
     room = STRIP_WIDTH - _LEFT - _RIGHT - _GAP * max(0, len(areas) - 1)
     if sum(least) > room:
         # Too many areas for their names: those that have none left are in the list below the strip.
         least = [one * room / sum(least) for one in least]
     spare, total = max(0.0, room - sum(least)), sum(weights) or 1.0
     places, x = [], _LEFT
-    for area, least_width, weight in zip(areas, least, weights, strict=True):
-        width = least_width + spare * weight / total
-        named = area.end - area.start >= _NAMED_FROM and width >= len(area.name) * _LETTER
+    for number, area in enumerate(areas):
+        width = least[number] + spare * weights[number] / total
+        named = large[number] and width >= names[number]
         places.append(Place(area, round(x, 2), round(width, 2), named, named and width >= 70.0))
         x += width + _GAP
     return places
@@ -214,42 +202,28 @@ def _bins(place: Place, counted: Sequence[Mapping[str, int]]) -> list[_Stretch]:
     bins = []
     for number in range(count):
         first, end = number * cells // count, (number + 1) * cells // count
-        counts = Counter[str]()
-        for cell in counted[first:end]:
-            counts.update(cell)
-        bins.append(
-            (
-                round(place.x + place.width * number / count, 2),
-                round(place.width / count, 2),
-                area.start + -(-first * size // cells),
-                area.start + -(-end * size // cells),
-                counts,
-            )
-        )
+        counts = sum(map(Counter, counted[first:end]), Counter[str]())
+        x, width = place.x + place.width * number / count, place.width / count
+        bounds = (area.start - (-first * size // cells), area.start - (-end * size // cells))
+        bins.append((round(x, 2), round(width, 2), *bounds, counts))
     return bins
 
 
-def _opacity(count: int, total: int) -> float:
-    # By the root of the share, so that one in a hundred is still seen.
-    return round(_PALEST + (1.0 - _PALEST) * math.sqrt(count / total), 2)
-
-
-def _title(place: Place, outcome: str, counts: Counter[str], first: int, end: int) -> str:
+def _bin(place: Place, word: str, x: float, width: float, first: int, end: int, counts: Counter[str]) -> Bin:
     where = f"{place.area.name} {first:#x} to {max(first, end - 1):#x}"
-    return f"{where}: {counts[outcome]:,} of {plural(counts.total(), 'fault')} {outcome}"
+    title = f"{where}: {counts[word]:,} of {plural(counts.total(), 'fault')} {word}"
+    # By the root of the share, so that one in a hundred is still seen.
+    opacity = _PALEST + (1.0 - _PALEST) * math.sqrt(counts[word] / counts.total())
+    return Bin(x, width, round(opacity, 2), title)
 
 
 def _sampled(bins: Sequence[Sequence[_Stretch]]) -> list[tuple[float, float]]:
     """Stretches that some fault hit; neighbours in one area are one."""
     found: list[tuple[float, float]] = []
     for stretches in bins:
-        run: tuple[float, float] | None = None
-        for x, width, _, _, counts in stretches:
-            if counts.total():
-                run = (run[0], round(x + width - run[0], 2)) if run else (x, width)
-            elif run:
-                found.append(run)
-                run = None
-        if run:
-            found.append(run)
+        for hit, run in groupby(stretches, lambda stretch: stretch[-1].total() > 0):
+            first, *rest = run
+            if hit:
+                end = rest[-1][0] + rest[-1][1] if rest else None
+                found.append((first[0], first[1] if end is None else round(end - first[0], 2)))
     return found

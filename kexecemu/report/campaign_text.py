@@ -9,28 +9,9 @@ from rich.markup import escape
 
 from kexecemu.campaign.stats import Figure
 from kexecemu.campaign.summary import Example, Summary
-from kexecemu.crash.outcome import Outcome
-from kexecemu.report.campaign_words import (
-    DIMENSION_WORDS,
-    DUMPS,
-    HOW_WORDS,
-    KIND_WORDS,
-    STRATIFIED,
-    Matrix,
-    audit_text,
-    basis_text,
-    disagreement_text,
-    dump_headline,
-    dump_matrix,
-    headline,
-    interval_text,
-    matrix_of,
-    plural,
-    share_text,
-    tone_of,
-)
+from kexecemu.report import campaign_words as words
 from kexecemu.report.picture import size_text
-from kexecemu.report.terminal import Cell, print_table, say_labelled
+from kexecemu.report.terminal import print_table, say_labelled
 
 __all__ = ["print_campaign"]
 
@@ -40,42 +21,38 @@ _WORST_SHOWN = 3  # of each outcome
 
 def print_campaign(console: Console, summary: Summary) -> None:
     """The whole account. Every table stands under the line that says what its figures rest on."""
-    _line(console, f"[bold]{escape(summary.name)}[/]")
+    say_labelled(console, f"[bold]{escape(summary.name)}[/]")
     named = f"{summary.scenario} {summary.options}".rstrip()
     setting = f"scenario {named}; protection {summary.protection}, purgatory {summary.purgatory}"
-    _line(console, escape(setting))
+    say_labelled(console, escape(setting))
     _print_space(console, summary)
-    _line(console)
-    _line(console, escape(headline(summary)))
+    say_labelled(console)
+    say_labelled(console, escape(words.headline(summary)))
     if summary.dumps:
-        _line(console, escape(dump_headline(summary)))
+        say_labelled(console, escape(words.dump_headline(summary)))
     _print_outcomes(console, summary)
     if summary.dumps:
-        _print_dumps(console, summary)
-        _print_matrix(console, summary, dump_matrix(summary))
+        _heading(console, summary, words.DIMENSION_WORDS["dump"])
+        _print_figures(console, "dump", words.dump_rows(summary))
+        _print_matrix(console, summary, words.dump_matrix(summary))
     for dimension in summary.by:
-        _print_matrix(console, summary, matrix_of(summary, dimension))
+        _print_matrix(console, summary, words.matrix_of(summary, dimension))
     _print_how(console, summary)
     _print_worst(console, summary)
-    _line(console)
+    say_labelled(console)
     style = "bold red" if summary.disagreements else "bold"
-    _line(console, f"[{style}]audit[/]  {escape(audit_text(summary))}")
+    say_labelled(console, f"[{style}]audit[/]  {escape(words.audit_text(summary))}")
     for one in summary.disagreements:
-        decided, run = disagreement_text(one)
-        _line(console, f"  {escape(f'{decided} by {one.how}, but {run}: {one.detail}'.rstrip(': '))}")
-        _line(console, f"    {escape(summary.reproducer(one))}", folded=False)
+        decided, run = words.disagreement_text(one)
+        say_labelled(console, f"  {escape(f'{decided} by {one.how}, but {run}: {one.detail}'.rstrip(': '))}")
+        say_labelled(console, f"    {escape(summary.reproducer(one))}", folded=False)
     _print_speed(console, summary)
-    _line(console, f"[dim]results  sha256 {summary.table_sha256}[/]")
-
-
-def _line(console: Console, text: str = "", *, folded: bool = True) -> None:
-    """One line. What is too long for a terminal goes on behind the line's label, but for commands, to be copied."""
-    say_labelled(console, text, folded=folded)
+    say_labelled(console, f"[dim]results  sha256 {summary.table_sha256}[/]")
 
 
 def _heading(console: Console, summary: Summary, title: str) -> None:
-    _line(console)
-    _line(console, f"[bold]{escape(title)}[/]  [dim]{escape(basis_text(summary))}[/]")
+    say_labelled(console)
+    say_labelled(console, f"[bold]{escape(title)}[/]  [dim]{escape(words.basis_text(summary))}[/]")
 
 
 def _print_space(console: Console, summary: Summary) -> None:
@@ -85,53 +62,44 @@ def _print_space(console: Console, summary: Summary) -> None:
         names, size = kinds.get(area.kind, ([], 0))
         kinds[area.kind] = (list(dict.fromkeys([*names, area.name])), size + area.end - area.start)
     for kind, (names, size) in kinds.items():
-        what = f"{size_text(size)} in {', '.join(names)}"
-        _line(console, f"space  {kind:<9} [dim]{escape(f'{what}; {KIND_WORDS.get(kind, kind)}')}[/]")
+        what = f"{size_text(size)} in {', '.join(names)}; {words.KIND_WORDS.get(kind, kind)}"
+        say_labelled(console, f"space  {kind:<9} [dim]{escape(what)}[/]")
 
 
 def _print_outcomes(console: Console, summary: Summary) -> None:
-    _line(console)
-    _line(console, f"[bold]outcomes[/]  [dim]{escape(str(summary.basis))}[/]")
+    say_labelled(console)
+    say_labelled(console, f"[bold]outcomes[/]  [dim]{escape(str(summary.basis))}[/]")
     if "stratified" in summary.basis.sampler:
-        _line(console, f"[dim]{STRATIFIED}[/]")
-    rows = [_row(outcome, summary.figures[outcome], Outcome(outcome).meaning) for outcome in summary.outcomes]
-    print_table(console, ("outcome", *_FIGURE_HEADINGS), rows)
+        say_labelled(console, f"[dim]{words.STRATIFIED}[/]")
+    _print_figures(console, "outcome", words.outcome_rows(summary))
 
 
-def _print_dumps(console: Console, summary: Summary) -> None:
-    _heading(console, summary, DIMENSION_WORDS["dump"])
+def _print_figures(console: Console, what: str, figures: list[tuple[str, Figure, str]]) -> None:
     rows = [
-        _row(name, figure, DUMPS[name])
-        for name, figure in zip(DUMPS, summary.dump_figures.values(), strict=True)
+        [
+            (word, _STYLES[words.tone_of(word)] if figure.count else "dim"),
+            (f"{figure.count:,}", ""),
+            (words.share_text(figure), ""),
+            (words.interval_text(figure), ""),
+            (meaning, "dim"),
+        ]
+        for word, figure, meaning in figures
     ]
-    print_table(console, ("dump", *_FIGURE_HEADINGS), rows)
+    print_table(console, (what, "faults", "share of the population", "between", ""), rows)
 
 
-_FIGURE_HEADINGS = ("faults", "share of the population", "between", "")
-
-
-def _row(word: str, figure: Figure, meaning: str) -> list[Cell]:
-    return [
-        (word, _STYLES[tone_of(word)] if figure.count else "dim"),
-        (f"{figure.count:,}", ""),
-        (share_text(figure), ""),
-        (interval_text(figure), ""),
-        (meaning, "dim"),
-    ]
-
-
-def _print_matrix(console: Console, summary: Summary, matrix: Matrix) -> None:
-    words = DIMENSION_WORDS.get(matrix.dimension, matrix.dimension)
+def _print_matrix(console: Console, summary: Summary, matrix: words.Matrix) -> None:
+    title = words.DIMENSION_WORDS.get(matrix.dimension, matrix.dimension)
     if len(matrix.rows) == 1:
-        _line(console)
-        _line(console, f"[bold]{words}[/]  {escape(matrix.rows[0][0])} in all of them")
+        say_labelled(console)
+        say_labelled(console, f"[bold]{title}[/]  {escape(matrix.rows[0][0])} in all of them")
         return
-    _heading(console, summary, words)
+    _heading(console, summary, title)
     rows = []
     for key, counts, total in matrix.rows:
+        styles = (_STYLES[words.tone_of(column)] for column in matrix.columns)
         cells = [
-            (f"{count:,}", _STYLES[tone_of(column)] if count else "dim")
-            for column, count in zip(matrix.columns, counts, strict=True)
+            (f"{count:,}", style if count else "dim") for count, style in zip(counts, styles, strict=True)
         ]
         rows.append([(key, ""), *cells, (f"{total:,}", "")])
     print_table(console, (matrix.dimension, *matrix.columns, "faults"), rows)
@@ -139,14 +107,14 @@ def _print_matrix(console: Console, summary: Summary, matrix: Matrix) -> None:
 
 def _print_how(console: Console, summary: Summary) -> None:
     _heading(console, summary, "how it was found")
-    rows = [((how, ""), (f"{count:,}", ""), (HOW_WORDS[how], "dim")) for how, count in summary.how.items()]
+    rows = [((how, ""), (f"{one:,}", ""), (words.HOW_WORDS[how], "dim")) for how, one in summary.how.items()]
     print_table(console, ("how", "faults", ""), rows)
 
 
 def _print_worst(console: Console, summary: Summary) -> None:
     if not summary.worst:
-        _line(console)
-        _line(console, "[bold]the worst[/]  none is silent, misboot, hung, trapped or error")
+        say_labelled(console)
+        say_labelled(console, "[bold]the worst[/]  none is silent, misboot, hung, trapped or error")
         return
     _heading(console, summary, "the worst")
     shown = Counter[str]()
@@ -154,30 +122,27 @@ def _print_worst(console: Console, summary: Summary) -> None:
         shown[one.outcome] += 1
         if shown[one.outcome] > _WORST_SHOWN:
             continue
-        what = "; ".join(
-            part for part in (_where(one), one.dump_reason and f"dump: {one.dump_reason}") if part
-        )
-        style = _STYLES[tone_of(one.outcome)]
-        _line(console, f"  [{style}]{one.outcome:<8}[/] {escape(what)}")
-        _line(console, f"           {escape(summary.reproducer(one))}", folded=False)
+        what = _where(one) + (f"; dump: {one.dump_reason}" if one.dump_reason else "")
+        style = _STYLES[words.tone_of(one.outcome)]
+        say_labelled(console, f"  [{style}]{one.outcome:<8}[/] {escape(what)}")
+        say_labelled(console, f"           {escape(summary.reproducer(one))}", folded=False)
     more = sum(max(0, summary.outcomes[outcome] - _WORST_SHOWN) for outcome in shown)
     if more:
-        _line(console, f"  and {more:,} more")
+        say_labelled(console, f"  and {more:,} more")
 
 
 def _where(one: Example) -> str:
     reported = ", reported" if one.reported else ""
-    return f"at {one.phys:#x} in {one.segment or 'no segment'}{reported}" + (
-        f": {one.detail}" if one.detail else ""
-    )
+    detail = f": {one.detail}" if one.detail else ""
+    return f"at {one.phys:#x} in {one.segment or 'no segment'}{reported}{detail}"
 
 
 def _print_speed(console: Console, summary: Summary) -> None:
     """By the host's clock: the one thing here that is not the same again."""
     rate = summary.injections_per_second
     if rate is not None:
-        _line(
+        say_labelled(
             console,
-            f"[bold]speed[/]  {rate:,.0f} injections a second ({plural(summary.faults, 'fault')} in "
+            f"[bold]speed[/]  {rate:,.0f} injections a second ({words.plural(summary.faults, 'fault')} in "
             f"{summary.seconds:,.1f} s); the audit took {summary.audit_seconds:,.1f} s besides",
         )

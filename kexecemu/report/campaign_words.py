@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from kexecemu.campaign.accounting import HARM
 from kexecemu.campaign.fault import How
-from kexecemu.campaign.stats import Figure
+from kexecemu.campaign.stats import Basis, Figure
 from kexecemu.campaign.summary import Disagreement, Summary
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
@@ -18,21 +18,22 @@ from kexecemu.shown import shown
 __all__ = [
     "DIMENSION_WORDS",
     "DUMPS",
-    "HARM",
     "HOW_WORDS",
     "KIND_WORDS",
     "STRATIFIED",
     "Matrix",
     "audit_text",
+    "basis_rows",
     "basis_text",
     "disagreement_text",
     "dump_headline",
     "dump_matrix",
+    "dump_rows",
     "headline",
     "interval_text",
     "matrix_of",
     "occurring",
-    "percent",
+    "outcome_rows",
     "plural",
     "share_text",
     "tone_of",
@@ -76,11 +77,9 @@ DIMENSION_WORDS: Final[Mapping[str, str]] = {
     "outcome": "what became of the dump, by outcome",
 }
 
-
 STRATIFIED: Final = (
     "Counts are of the sample; each stratum's share is weighted with its size in the population."
 )
-
 
 DUMPS: Final[Mapping[str, str]] = {f"dump {dump.value}": dump.meaning for dump in Dump}
 """What became of the dump, as tables and pictures name it, and what that means."""
@@ -112,7 +111,7 @@ def _decimals(width: float) -> int:
     return min(9, max(1, 1 - math.floor(math.log10(100.0 * width))))
 
 
-def percent(share: float, decimals: int) -> str:
+def _percent(share: float, decimals: int) -> str:
     """A share in percent, without the sign. What is not nothing is never shown as 0.0: it has one digit at least."""
     number = f"{100.0 * share:.{decimals}f}"
     if share > 0.0 and not float(number):
@@ -125,16 +124,16 @@ def share_text(figure: Figure) -> str:
     if figure.at_most is not None:
         return "none"
     interval = figure.interval
-    return f"{percent(interval.estimate, _decimals(interval.high - interval.low))} %"
+    return f"{_percent(interval.estimate, _decimals(interval.high - interval.low))} %"
 
 
 def interval_text(figure: Figure) -> str:
     """Between what the share lies: "99.803 to 99.821 %", or "at most 0.030 %" where nothing was counted."""
     if figure.at_most is not None:
-        return f"at most {percent(figure.at_most, _decimals(figure.at_most))} %"
+        return f"at most {_percent(figure.at_most, _decimals(figure.at_most))} %"
     low, high = figure.interval.low, figure.interval.high
     decimals = _decimals(high - low)
-    return f"{percent(low, decimals)} to {percent(high, decimals)} %"
+    return f"{_percent(low, decimals)} to {_percent(high, decimals)} %"
 
 
 def basis_text(summary: Summary) -> str:
@@ -144,6 +143,27 @@ def basis_text(summary: Summary) -> str:
         f"{basis.faults:,} of {basis.population:,}, {basis.sampler}, seed {basis.seed}, "
         f"kexecemu {basis.version}, {basis.config_hash[:12]}"
     )
+
+
+def basis_rows(basis: Basis) -> list[tuple[str, str]]:
+    """The same as the head of a page has it, each with its label."""
+    return [
+        ("faults", f"{basis.faults:,}"),
+        ("out of", f"{basis.population:,}"),
+        ("sampled", basis.sampler),
+        ("seed", str(basis.seed)),
+        ("kexecemu", basis.version),
+    ]
+
+
+def outcome_rows(summary: Summary) -> list[tuple[str, Figure, str]]:
+    """Each outcome with its figure and what it means."""
+    return [(one, summary.figures[one], Outcome(one).meaning) for one in summary.outcomes]
+
+
+def dump_rows(summary: Summary) -> list[tuple[str, Figure, str]]:
+    """Each of DUMPS with its figure and what it means; none for a summary that says nothing of them."""
+    return [(f"dump {one}", figure, DUMPS[f"dump {one}"]) for one, figure in summary.dump_figures.items()]
 
 
 @shown()
@@ -170,24 +190,23 @@ def matrix_of(summary: Summary, dimension: str) -> Matrix:
     if dimension == "segment":
         order = list(dict.fromkeys(area.name for area in summary.areas))
         keys.sort(key=lambda key: order.index(key) if key in order else len(order))
-    return Matrix(
-        dimension,
-        columns,
-        tuple(
-            (key, tuple(table[key].get(one, 0) for one in columns), sum(table[key].values())) for key in keys
-        ),
-    )
+    return _matrix(dimension, columns, columns, {key: table[key] for key in keys})
+
+
+def _matrix(
+    dimension: str, columns: tuple[str, ...], words: Sequence[str], table: Mapping[str, Mapping[str, int]]
+) -> Matrix:
+    """words are what the table counts, columns how they are named."""
+    rows = ((key, tuple(one.get(word, 0) for word in words), sum(one.values())) for key, one in table.items())
+    return Matrix(dimension, columns, tuple(rows))
 
 
 def headline(summary: Summary) -> str:
     """The campaign in a sentence: absolute counts, what does harm first."""
     told = [f"{count:,} {outcome.value}" for outcome, count in undetected(summary).items()]
     harm = ", ".join(told) if told else "none that does harm undetected (silent, misboot, hung or trapped)"
-    rest = [
-        f"{count:,} {outcome}"
-        for outcome, count in summary.outcomes.items()
-        if count and outcome not in set(HARM)
-    ]
+    other = {outcome: count for outcome, count in summary.outcomes.items() if count and outcome not in HARM}
+    rest = [f"{count:,} {outcome}" for outcome, count in other.items()]
     if summary.reported:
         rest.append(f"{summary.reported:,} trapped and reported by the purgatory")
     return f"Of {plural(summary.faults, 'stray write')}: {harm}; {', '.join(rest) or 'nothing else'}."
@@ -201,14 +220,7 @@ def dump_headline(summary: Summary) -> str:
 
 def dump_matrix(summary: Summary) -> Matrix:
     """Outcomes by what became of the dump; all of DUMPS are columns."""
-    return Matrix(
-        "outcome",
-        tuple(DUMPS),
-        tuple(
-            (outcome, tuple(counts.get(dump.value, 0) for dump in Dump), sum(counts.values()))
-            for outcome, counts in summary.outcome_dumps.items()
-        ),
-    )
+    return _matrix("outcome", tuple(DUMPS), tuple(Dump), summary.outcome_dumps)
 
 
 def disagreement_text(one: Disagreement) -> tuple[str, str]:

@@ -78,18 +78,12 @@ def flow_of(
     """The drawing of outcomes[first][second] -> count, each column in the order of Outcome, or of other words."""
     order = [str(one) for one in words]
     turn = turn or turn_of
-    pairs = {
-        (here, there): count
-        for here in order
-        for there in order
-        if (count := outcomes.get(here, {}).get(there, 0))
-    }
+    counted = {(here, there): outcomes.get(here, {}).get(there, 0) for here in order for there in order}
+    pairs = {pair: count for pair, count in counted.items() if count}
     total = sum(math.sqrt(count) for count in pairs.values()) or 1.0
     breadth = {pair: max(_THINNEST, _HEIGHT * math.sqrt(count) / total) for pair, count in pairs.items()}
-    left = _column([here for here in order if any(pair[0] == here for pair in pairs)], 0, pairs, breadth)
-    right = _column([there for there in order if any(pair[1] == there for pair in pairs)], 1, pairs, breadth)
-    here_y = {node.outcome: node.y for node in left}
-    there_y = {node.outcome: node.y for node in right}
+    left, right = (_column(order, side, pairs, breadth) for side in (0, 1))
+    here_y, there_y = ({node.outcome: node.y for node in side} for side in (left, right))
     ribbons = []
     for (here, there), count in pairs.items():
         high = breadth[here, there]
@@ -102,19 +96,19 @@ def flow_of(
     return Flow(round(bottom + 6.0, 2), left, right, ribbons)
 
 
+_Pair = tuple[str, str]
+
+
 def _column(
-    names: list[str],
-    side: int,
-    pairs: Mapping[tuple[str, str], int],
-    breadth: Mapping[tuple[str, str], float],
+    order: list[str], side: int, pairs: Mapping[_Pair, int], breadth: Mapping[_Pair, float]
 ) -> list[Node]:
-    nodes = []
-    y = _TOP
-    for name in names:
-        count = sum(count for pair, count in pairs.items() if pair[side] == name)
-        height = max(_SMALLEST, sum(high for pair, high in breadth.items() if pair[side] == name))
-        nodes.append(Node(name, count, round(y, 2), round(height, 2)))
-        y += height + _GAP
+    nodes, y = [], _TOP
+    for name in order:
+        own = [pair for pair in pairs if pair[side] == name]
+        if own:
+            height = max(_SMALLEST, sum(breadth[pair] for pair in own))
+            nodes.append(Node(name, sum(pairs[pair] for pair in own), round(y, 2), round(height, 2)))
+            y += height + _GAP
     return nodes
 
 

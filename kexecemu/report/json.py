@@ -2,58 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kexecemu.campaign.version import own_version
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.verdict import VerdictFlags, describe_damage
+from kexecemu.crash.verdict import Verdict, VerdictFlags, describe_damage
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import Result
 from kexecemu.stray.fault import Injection
 
-__all__ = [
-    "SCHEMA",
-    "account_object",
-    "dump_object",
-    "image_object",
-    "linux_object",
-    "load_object",
-    "result_object",
-    "run_object",
-]
+__all__ = ["SCHEMA", "load_object", "range_object", "result_object"]
 
 SCHEMA = 1
 """The form of these objects. It changes when a key goes or means something else, not when one is added."""
 
 
-def _range(area: PhysRange | None) -> dict[str, int] | None:
+def range_object(area: PhysRange | None) -> dict[str, int] | None:
+    """A range with its inclusive end."""
     return {"start": area.start, "end": area.last} if area is not None else None
 
 
-class Reserved(Protocol):
-    """A kernel with crash memory, the model or a real one."""
-
-    @property
-    def crashk_res(self) -> PhysRange | None:
-        """Where the crash kernel's memory is, physical."""
-
-    @property
-    def crashk_low_res(self) -> PhysRange | None:
-        """The low part of it, if there are two."""
-
-
-def image_object(kernel: Reserved, image: Kimage) -> dict[str, Any]:
+def _image(kernel: Kernel | FirstLinux, image: Kimage) -> dict[str, Any]:
     """What was reserved and loaded: the keys that all accounts have."""
     return {
-        "crashkernel": _range(kernel.crashk_res),
-        "crashkernel_low": _range(kernel.crashk_low_res),
+        "crashkernel": range_object(kernel.crashk_res),
+        "crashkernel_low": range_object(kernel.crashk_low_res),
         "segments": [
-            {"name": one.name, "mem": one.mem, "memsz": one.memsz, "bufsz": one.bufsz}
-            for one in image.segments
+            {key: getattr(one, key) for key in ("name", "mem", "memsz", "bufsz")} for one in image.segments
         ],
         "entry": image.start,
         "digest": image.digest.hex() if image.digest else None,
@@ -73,7 +53,7 @@ def _made_by(kernel: Kernel | None) -> dict[str, Any]:
 def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
     """What `kexecemu load --json` prints. Addresses are physical, as integers; ends are inclusive."""
     return {
-        **image_object(kernel, image),
+        **_image(kernel, image),
         "console": kernel.board.uart.text,
         "instructions": kernel.board.instructions,
         "seed": seed,
@@ -98,73 +78,51 @@ def _injection(one: Injection) -> dict[str, Any]:
     }
 
 
-def account_object(result: Result, scenario: str | None) -> dict[str, Any]:
-    """What the account for people has as well: how it was named, what happened in order, why it ended as it did."""
-    end = result.end
+def result_object(result: Result, vmcore: Path | None, scenario: str | None = None) -> dict[str, Any]:
+    """What `kexecemu run --json` and `kexecemu crash --json` print. vmcore is where the dump is, None without one.
+
+    scenario is how it was named; first_linux is what a real first kernel calls itself.
+    """
+    kernel, model, end = result.kernel, result.model, result.end
     return {
+        "outcome": end.outcome.value,
+        "as_expected": result.as_expected,
+        **_image(kernel, result.image),
+        "damage": [asdict(one) for one in end.damage],
+        "console": end.console,
+        "instructions": end.instructions,
+        "seed": result.seed,
+        "vmlinux": str(model.guest.vmlinux.path) if model is not None else None,
+        "vmcore": str(vmcore) if vmcore is not None else None,
+        "verdict": _verdict(end.verdict, result.image) if end.verdict is not None else None,
+        "dump": end.dump.value,
+        "dump_reason": end.dump_reason,
+        "mismatches": result.mismatches,
+        "linux": _linux(end),
+        **({"first_linux": kernel.release} if isinstance(kernel, FirstLinux) else {}),
         "reason": end.reason,
         "name": result.name,
         "scenario": scenario,
-        **_made_by(result.model),
+        **_made_by(model),
         "injections": [_injection(one) for one in end.injections],
         "timeline": [event.as_object() for event in end.timeline],
     }
 
 
-def run_object(result: Result, vmcore: Path | None, vmlinux: Path | None) -> dict[str, Any]:
-    """The keys that every run has, up to what a purgatory of ours found. Paths are None for what there is not."""
-    end = result.end
+def _verdict(verdict: Verdict, image: Kimage) -> dict[str, Any]:
     return {
-        "outcome": end.outcome.value,
-        "as_expected": result.as_expected,
-        **image_object(result.kernel, result.image),
-        "damage": [
-            {"segment": one.segment, "offset": one.offset, "length": one.length} for one in end.damage
-        ],
-        "console": end.console,
-        "instructions": end.instructions,
-        "seed": result.seed,
-        "vmlinux": str(vmlinux) if vmlinux is not None else None,
-        "vmcore": str(vmcore) if vmcore is not None else None,
+        "state": verdict.state.name.lower(),
+        "bytes_hashed": verdict.bytes_hashed,
+        "expected": verdict.expected.hex(),
+        "found": verdict.found.hex(),
+        "flags": [flag.name.lower() for flag in VerdictFlags if flag in verdict.flags and flag.name],
+        "damaged": describe_damage(verdict, image),
+        "damaged_pages": verdict.damaged_pages,
+        "damage": [range_object(one) for one in verdict.damage if one.size],
     }
 
 
-def dump_object(end: End) -> dict[str, str]:
-    """The second answer, which every run has as well."""
-    return {"dump": end.dump.value, "dump_reason": end.dump_reason}
-
-
-def result_object(result: Result, vmcore: Path | None, scenario: str | None = None) -> dict[str, Any]:
-    """What `kexecemu run --json` and `kexecemu crash --json` print. scenario is how it was named."""
-    verdict, model = result.end.verdict, result.model
-    return {
-        **run_object(result, vmcore, model.guest.vmlinux.path if model is not None else None),
-        "verdict": None
-        if verdict is None
-        else {
-            "state": verdict.state.name.lower(),
-            "bytes_hashed": verdict.bytes_hashed,
-            "expected": verdict.expected.hex(),
-            "found": verdict.found.hex(),
-            "flags": [flag.name.lower() for flag in VerdictFlags if flag in verdict.flags and flag.name],
-            "damaged": describe_damage(verdict, result.image),
-            "damaged_pages": verdict.damaged_pages,
-            "damage": [{"start": one.start, "end": one.last} for one in verdict.damage if one.size],
-        },
-        **dump_object(result.end),
-        "mismatches": result.mismatches,
-        "linux": linux_object(result.end),
-        **_first_linux(result),
-        **account_object(result, scenario),
-    }
-
-
-def _first_linux(result: Result) -> dict[str, Any]:
-    """What a real first kernel calls itself."""
-    return {"first_linux": result.kernel.release} if isinstance(result.kernel, FirstLinux) else {}
-
-
-def linux_object(end: End) -> dict[str, Any] | None:
+def _linux(end: End) -> dict[str, Any] | None:
     """The account of a real capture kernel, None where there was none.
 
     The digest of a load is of what was read; same says whether memory was so.
@@ -179,12 +137,7 @@ def linux_object(end: End) -> dict[str, Any] | None:
         "instructions": run.instructions,
         "vmcore_bytes": run.vmcore.size if run.vmcore is not None else None,
         "loads": [
-            {
-                "start": load.phys.start,
-                "end": load.phys.last,
-                "sha256": load.sha256,
-                "same": load in run.crashed,
-            }
-            for load in run.read
+            {**(range_object(one.phys) or {}), "sha256": one.sha256, "same": one in run.crashed}
+            for one in run.read
         ],
     }

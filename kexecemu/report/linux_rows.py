@@ -15,21 +15,11 @@ _WIDEST = 60
 def rows_object(release: str, rows: list[FactRow]) -> dict[str, Any]:
     """What --json prints."""
     counts = Counter(row.same for row in rows)
-    return {
-        "release": release,
-        "counts": {same.value: counts[same] for same in Same},
-        "rows": [
-            {
-                "group": row.group,
-                "name": row.name,
-                "real": row.real,
-                "model": row.model,
-                "result": row.same.value,
-                "why": row.why if row.same is Same.SHOWN else None,
-            }
-            for row in rows
-        ],
-    }
+    told = []
+    for row in rows:
+        values = {key: getattr(row, key) for key in ("group", "name", "real", "model")}
+        told.append({**values, "result": row.same.value, "why": row.why if row.same is Same.SHOWN else None})
+    return {"release": release, "counts": {same.value: counts[same] for same in Same}, "rows": told}
 
 
 def print_rows(rows: list[FactRow], every: bool) -> str:
@@ -38,12 +28,11 @@ def print_rows(rows: list[FactRow], every: bool) -> str:
     shown = [row for row in rows if every or row.same is not Same.EQUAL]
     wide = max((len(row.name) for row in shown), default=0)
     for group in dict.fromkeys(row.group for row in rows):
-        inside = [row for row in rows if row.group == group]
-        counts = Counter(row.same for row in inside)
+        counts = Counter(row.same for row in rows if row.group == group)
         words = ", ".join(f"{counts[same]} {same.value}" for same in Same if counts[same])
         lines += ["", f"{group}: {words}"]
-        for row in inside:
-            if row not in shown:
+        for row in shown:
+            if row.group != group:
                 continue
             mark = {Same.EQUAL: "=", Same.DIFFERENT: "!", Same.SHOWN: " "}[row.same]
             name = row.name.ljust(wide)

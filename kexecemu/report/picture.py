@@ -7,16 +7,17 @@ away; thin lines join each segment with its true place. This module only compute
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.crash.damage import Damage
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.memory.memblock import merge
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Injection
 
-__all__ = ["Bar", "Box", "Marker", "Picture", "Piece", "draw", "effect_of", "merge", "size_text"]
+__all__ = ["Bar", "Box", "Marker", "Picture", "Piece", "draw", "effect_of", "size_text"]
 
 WIDTH = 392
 TOP = 52  # below the headings
@@ -32,18 +33,24 @@ _MARKER = 15
 
 
 @dataclass(frozen=True)
-class Box:
-    """A stretch of a bar: from y on, height down; kind says how it looks, title what it is."""
+class Stretch:
+    """A stretch of a bar: from y on, height down."""
 
     y: float
     height: float
-    kind: str
-    title: str
 
     @property
     def bottom(self) -> float:
         """The y of its lower edge."""
         return round(self.y + self.height, 2)
+
+
+@dataclass(frozen=True)
+class Box(Stretch):
+    """A stretch that is one rectangle; kind says how it looks, title what it is."""
+
+    kind: str
+    title: str
 
 
 @shown()
@@ -72,7 +79,7 @@ class Bar:
 
 @shown()
 @dataclass(frozen=True)
-class Piece:
+class Piece(Stretch):
     """A piece of the third bar: a segment, the control pages, or a part that nothing uses.
 
     y and height place it; true_y and true_height are its place on the bar that is to scale. stored is the height of
@@ -83,8 +90,6 @@ class Piece:
     kind: str
     name: str
     size: str
-    y: float
-    height: float
     true_y: float
     true_height: float
     stored: float
@@ -102,11 +107,6 @@ class Piece:
     def more(self) -> int:
         """How many writes are not named beside the piece."""
         return max(0, len(self.markers) - _ROWS_SHOWN)
-
-    @property
-    def bottom(self) -> float:
-        """The y of its lower edge."""
-        return round(self.y + self.height, 2)
 
 
 @shown()
@@ -139,17 +139,6 @@ def effect_of(injection: Injection) -> str:
     return "changed" if injection.changed else "same"
 
 
-def merge(areas: Iterable[PhysRange]) -> list[PhysRange]:
-    """The same bytes as ranges that neither touch nor overlap, sorted."""
-    merged: list[PhysRange] = []
-    for area in sorted(areas):
-        if merged and area.start <= merged[-1].end:
-            merged[-1] = PhysRange(merged[-1].start, max(merged[-1].end, area.end))
-        else:
-            merged.append(area)
-    return merged
-
-
 @dataclass(frozen=True)
 class _Part:
     """A piece before it has a place."""
@@ -159,25 +148,12 @@ class _Part:
     name: str
     stored: int
 
-    @property
-    def is_segment(self) -> bool:
-        """It was loaded, and is neither the kernel's own nor unused."""
-        return self.kind not in ("control", "unused")
-
-    def least_height(self, hits: int) -> float:
-        """The height in which its label can be read."""
-        addresses = _ADDRESS_ROW if self.kind != "unused" else 0
-        rows = min(hits, _ROWS_SHOWN) + (hits > _ROWS_SHOWN)
-        return _PADDING + _NAME_ROW + addresses + _FAULT_ROW * rows
-
 
 def _parts(image: Kimage, region: PhysRange) -> list[_Part]:
     parts = [_Part(one.area, one.name, one.name, one.bufsz) for one in image.segments]
-    control = merge(image.control_pages)
-    parts += [
-        _Part(area, "control", f"control page{'s' if area.size > 4096 else ''}", area.size)
-        for area in control
-    ]
+    control = merge(list(image.control_pages))
+    for area in control:
+        parts.append(_Part(area, "control", f"control page{'s' if area.size > 4096 else ''}", area.size))
     used = [part.area for part in parts]
     parts += [_Part(area, "unused", "unused", area.size) for area in subtract([region], used)]
     return sorted((part for part in parts if part.area.size), key=lambda part: part.area)
@@ -208,10 +184,9 @@ def _markers(hits: Iterable[tuple[int, Injection, float]]) -> list[Marker]:
         fault = injection.fault
         taken = {other.column for other in placed if abs(other.y - y) < _MARKER}
         column = min(set(range(_ABREAST)) - taken, default=_ABREAST - 1)
-        title = (
-            f"write {number}: {fault.by.value} at {fault.at} ({injection.phys:#x}): {effect_of(injection)}"
-        )
-        placed.append(Marker(number, fault.by.value, effect_of(injection), y, column, title))
+        effect = effect_of(injection)
+        title = f"write {number}: {fault.by.value} at {fault.at} ({injection.phys:#x}): {effect}"
+        placed.append(Marker(number, fault.by.value, effect, y, column, title))
     return placed
 
 
@@ -247,12 +222,30 @@ def _ram_bar(
 
 
 def _heights(parts: Sequence[_Part], hits: Sequence[int]) -> list[float]:
-    """The height of each piece; `hits` counts the writes that its label names."""
-    loaded = sum(part.area.size for part in parts if part.is_segment)
-    return [
-        round(part.least_height(count) + (_SHARE * part.area.size / loaded if part.is_segment else 0), 2)
-        for part, count in zip(parts, hits, strict=True)
-    ]
+    """The height of each piece, in which its label can be read; `hits` counts the writes that it names."""
+    loaded = sum(part.area.size for part in parts if part.kind not in ("control", "unused"))
+    heights = []
+    for part, count in zip(parts, hits, strict=True):
+        rows = min(count, _ROWS_SHOWN) + (count > _ROWS_SHOWN)
+        height = _PADDING + _NAME_ROW + (_ADDRESS_ROW if part.kind != "unused" else 0) + _FAULT_ROW * rows
+        share = _SHARE * part.area.size / loaded if part.kind not in ("control", "unused") else 0
+        heights.append(round(height + share, 2))
+    return heights
+
+
+def _piece(
+    part: _Part,
+    stretch: tuple[float, float],
+    true_place: tuple[float, float],
+    inside: Mapping[str, Sequence[PhysRange]],
+    markers: list[Marker],
+) -> Piece:
+    """A part where it stands, with the ranges inside of it by their kind."""
+    area = part.area
+    protected, hashed, damage = (_boxes(each, area, *stretch, kind) for kind, each in inside.items())
+    size, stored = size_text(area.size), round(stretch[1] * part.stored / area.size, 2)
+    named = (part.kind, part.name, size)
+    return Piece(*stretch, area, *named, *true_place, stored, protected, hashed, damage, markers)
 
 
 def draw(
@@ -273,48 +266,24 @@ def draw(
     inside = [[hit for hit in numbered if hit[1].phys in part.area] for part in parts]
     heights = _heights(parts, [len(hits) for hits in inside])
     height = round(sum(heights), 2)
-    true_place = _scale(region, TOP, height)
     tops = [round(TOP + sum(heights[:index]), 2) for index in range(len(parts))]
+    placed = list(zip(parts, zip(tops, heights, strict=True), inside, strict=True))
     markers = _markers(
-        (number, hit, _hit_y(hit, part.area, top, tall))
-        for part, top, tall, hits in zip(parts, tops, heights, inside, strict=True)
+        (number, hit, _hit_y(hit, part.area, *stretch))
+        for part, stretch, hits in placed
         for number, hit in hits
     )
-    harmed = [
-        PhysRange.of(segment.mem + one.offset, one.length)
-        for one in damage
-        if (segment := image.segment(one.segment)) is not None
-    ]
-    pieces: list[Piece] = []
-    for part, top, tall, hits in zip(parts, tops, heights, inside, strict=True):
-        area = part.area
-        numbers = {number for number, _ in hits}
-        pieces.append(
-            Piece(
-                area,
-                part.kind,
-                part.name,
-                size_text(area.size),
-                top,
-                tall,
-                *true_place(area),
-                stored=round(tall * part.stored / area.size, 2),
-                protected=_boxes(merge(protected), area, top, tall, "protected"),
-                hashed=_boxes(image.sha_regions, area, top, tall, "hashed"),
-                damage=_boxes(harmed, area, top, tall, "damage"),
-                markers=[one for one in markers if one.number in numbers],
-            )
-        )
+    segments = ((image.segment(one.segment), one) for one in damage)
+    harmed = [PhysRange.of(segment.mem + one.offset, one.length) for segment, one in segments if segment]
+    ranges = {"protected": merge(list(protected)), "hashed": image.sha_regions, "damage": harmed}
+    true_place = _scale(region, TOP, height)
+    pieces = []
+    for part, stretch, hits in placed:
+        own = [one for one in markers if any(one.number == number for number, _ in hits)]
+        pieces.append(_piece(part, stretch, true_place(part.area), ranges, own))
     outside = [hit for hit in numbered if hit[1].phys not in region]
     ram, places = _ram_bar(banks, [*others, (region, "region", "crash region")], outside, height)
     to_scale = [Box(one.true_y, one.true_height, one.kind, f"{one.name} {one.area}") for one in pieces]
-    return Picture(
-        WIDTH,
-        round(TOP + height + _FOOT, 2),
-        TOP,
-        round(TOP + height, 2),
-        ram,
-        Bar(f"{region.start:#x}", f"{region.last:#x}", [box for box in to_scale if box.kind != "unused"]),
-        places[-1],
-        pieces,
-    )
+    used = Bar(f"{region.start:#x}", f"{region.last:#x}", [box for box in to_scale if box.kind != "unused"])
+    bottom = round(TOP + height, 2)
+    return Picture(WIDTH, round(TOP + height + _FOOT, 2), TOP, bottom, ram, used, places[-1], pieces)

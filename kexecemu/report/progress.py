@@ -46,22 +46,16 @@ def progress_bar(quiet: bool = False, parts: Sequence[str] = PARTS) -> Iterator[
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        words = list(reversed(parts))
-        tasks = [bar.add_task(words.pop(), total=None, millions=0, guest=0.0)]
-        last = 0
+        words, last = iter(parts), 0
+        task = bar.add_task(next(words), total=None, millions=0, guest=0.0)
 
         def update(done: int, expected: int) -> None:
-            nonlocal last
-            if done < last and words:
-                bar.remove_task(tasks.pop())
-                tasks.append(bar.add_task(words.pop(), total=None, millions=0, guest=0.0))
+            nonlocal last, task
+            if done < last and (following := next(words, None)) is not None:
+                bar.remove_task(task)
+                task = bar.add_task(following, total=None, millions=0, guest=0.0)
             last = done
-            bar.update(
-                tasks[0],
-                completed=done,
-                total=expected,
-                millions=done // 1_000_000,
-                guest=done / INSTRUCTIONS_PER_SECOND,
-            )
+            millions, guest = done // 1_000_000, done / INSTRUCTIONS_PER_SECOND
+            bar.update(task, completed=done, total=expected, millions=millions, guest=guest)
 
         yield update

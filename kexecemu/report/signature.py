@@ -23,7 +23,7 @@ def signature_object(
     certificate = next((one for one in carried if signer and one.id == signer.signer_id), None)
     if certificate is None and verified is not None:
         certificate = verified.trusted_by.certificate  # the message carries none: the key itself is trusted
-    signed = _signed_digest(message)
+    algorithm, digest = _signed_digest(message) or (None, b"")
     trusted_by = verified.trusted_by.certificate if verified else None
     return {
         "verified": verified is not None,
@@ -31,18 +31,12 @@ def signature_object(
         "issuer": certificate.issuer_name if certificate else None,
         "serial": certificate.serial.hex() if certificate else None,
         "signing_time": _time(signer.signing_time if signer else None),
-        "digest_algorithm": signed[0] if signed else None,
-        "signed_digest": signed[1].hex() if signed else None,
-        "pe_digest": _pe_digest(data, signed[0] if signed else "sha256"),
+        "digest_algorithm": algorithm,
+        "signed_digest": digest.hex() if algorithm is not None else None,
+        "pe_digest": _pe_digest(data, algorithm or "sha256"),
         "trusted_by": trusted_by.subject_name if trusted_by else None,
-        "error": None
-        if refusal is None
-        else {
-            "errno": refusal.name,
-            "number": refusal.errno,
-            "step": refusal.step,
-            "reason": refusal.reason,
-        },
+        "error": refusal
+        and {"errno": refusal.name, "number": refusal.errno, "step": refusal.step, "reason": refusal.reason},
     }
 
 
@@ -82,16 +76,10 @@ def _time(seconds: int | None) -> str | None:
 def signature_text(found: dict[str, Any]) -> str:
     """The same for people."""
     error = found["error"]
-    verdict = (
-        "verified" if error is None else f"refused: {error['reason']} ({error['errno']} from {error['step']})"
-    )
-    labels = {
-        "signer": "signer",
-        "issuer": "issuer",
-        "signing_time": "signed at",
-        "digest_algorithm": "digest",
-        "pe_digest": "PE digest",
-        "trusted_by": "trusted by",
-    }
+    verdict = "verified"
+    if error is not None:
+        verdict = f"refused: {error['reason']} ({error['errno']} from {error['step']})"
+    labels = {"signer": "signer", "issuer": "issuer", "signing_time": "signed at"}
+    labels |= {"digest_algorithm": "digest", "pe_digest": "PE digest", "trusted_by": "trusted by"}
     lines = [f"{label + ':':<12}{found[key]}" for key, label in labels.items() if found[key] is not None]
     return "\n".join([verdict, *lines]) + "\n"

@@ -63,7 +63,7 @@ def say(console: Console, head: str | Text = "", body: str | Text = "", *, folde
         console.print(Text.assemble(indent if number else first, line), soft_wrap=True)
 
 
-def say_labelled(console: Console, text: str, *, folded: bool = True) -> None:
+def say_labelled(console: Console, text: str = "", *, folded: bool = True) -> None:
     """A line in rich's markup that begins with a label and two spaces: what is too long goes on behind the label."""
     line = _text(text)
     label = re.match(r"\S.*?  +", line.plain)
@@ -81,9 +81,8 @@ def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     rich's own tables cut cells off where the terminal is narrow, and a number that is cut off is a wrong one. A last
     column without a heading is words, which are folded.
     """
-    widths = [
-        max([len(heading), *(len(row[column][0]) for row in rows)]) for column, heading in enumerate(headings)
-    ]
+    columns = zip(headings, *([text for text, _ in row] for row in rows), strict=True)
+    widths = [max(map(len, column)) for column in columns]
     words = len(headings) > 1 and not headings[-1]
     for row in [[(heading, "dim") for heading in headings], *rows]:
         cells = []

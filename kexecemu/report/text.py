@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,28 +11,23 @@ from kexecemu.crash.dump import Dump
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
+from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.board import Board
 from kexecemu.machine.timeline import Event
+from kexecemu.report.campaign_words import tone_of
 from kexecemu.report.terminal import print_table, say
 from kexecemu.scenario.runner import Result
 
-__all__ = ["print_account", "print_events", "print_layout", "print_result", "ram_and_cpus"]
+__all__ = ["console_parts", "print_events", "print_layout", "print_result", "purgatory_word", "ram_and_cpus"]
 
-_STYLES = {
-    Outcome.CAPTURED: "bold green",
-    Outcome.PREVENTED: "bold green",
-    Outcome.DETECTED: "bold yellow",
-    Outcome.MASKED: "bold cyan",
-    Outcome.LATENT: "bold cyan",
-    Outcome.SILENT: "bold red",
-}
-_BAD_STYLE = "bold magenta"
+_STYLES = {"good": "bold green", "caught": "bold yellow", "quiet": "bold cyan"}
 _DUMP_STYLES = {Dump.TRUE: "green", Dump.WRONG: "bold red", Dump.NONE: "bold yellow"}
 
 # What a real kernel prints before and after its init is hundreds of lines. From one of these on it is in trouble.
 _TROUBLE = ("Kernel panic", "Unable to handle", "Internal error", "BUG:", "Unhandled")
+_PANIC = ("sysrq: ", "Kernel panic", "Unable to handle")
 _FIRST_LINES, _LAST_LINES = 2, 2
 _FOLDED = 3
 
@@ -41,33 +36,17 @@ def print_layout(console: Console, kernel: Kernel, image: Kimage) -> None:
     """The crash region and what was loaded where."""
     region, low = kernel.crashk_res, kernel.crashk_low_res
     assert region is not None
-    say(
-        console,
-        "[bold]crashkernel[/]  ",
-        f"{region.start:#012x}-{region.last:#012x}  {region.size >> 20} MiB",
-    )
-    if low is not None:
-        say(console, "[bold]low part[/]     ", f"{low.start:#012x}-{low.last:#012x}  {low.size >> 20} MiB")
-    rows = [
-        [
-            (text, "")
-            for text in (
-                one.name,
-                f"{one.area.start:#x}",
-                f"{one.area.last:#x}",
-                f"{one.memsz:#x}",
-                f"{one.bufsz:#x}",
-            )
-        ]
-        for one in image.segments
-    ]
+    for label, area in (("[bold]crashkernel[/]  ", region), ("[bold]low part[/]     ", low)):
+        if area is not None:
+            say(console, label, f"{area.start:#012x}-{area.last:#012x}  {area.size >> 20} MiB")
+    rows = []
+    for one in image.segments:
+        numbers = (one.area.start, one.area.last, one.memsz, one.bufsz)
+        rows.append([(one.name, ""), *((f"{number:#x}", "") for number in numbers)])
     print_table(console, ("segment", "first", "last", "in memory", "from file"), rows)
     say(console, "[bold]entry[/]        ", f"{image.start:#x}")
-    say(
-        console,
-        "[bold]digest[/]       ",
-        image.digest.hex() if image.digest else "none: there is no purgatory",
-    )
+    digest = image.digest.hex() if image.digest else "none: there is no purgatory"
+    say(console, "[bold]digest[/]       ", digest)
 
 
 def ram_and_cpus(board: Board) -> str:
@@ -77,17 +56,23 @@ def ram_and_cpus(board: Board) -> str:
     return f"{ram}, {len(board.cpus)} CPU{'s' if len(board.cpus) > 1 else ''}"
 
 
+def purgatory_word(config: KernelConfig, syscall: str) -> str:
+    """Which purgatory there is: "default", "none", a path, or kexec-tools' own."""
+    purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
+    # User space brings its own, whatever the kernel has.
+    return "kexec-tools'" if syscall == "kexec_load" and purgatory in ("default", "none") else purgatory
+
+
 def _setting(result: Result) -> str:
     kernel = result.kernel
     if isinstance(kernel, FirstLinux):
         return f"{ram_and_cpus(kernel.board)}{_linux_setting(kernel)}; seed {result.seed}"
     config = kernel.config
-    purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
-    if result.syscall == "kexec_load" and purgatory in ("default", "none"):
-        purgatory = "kexec-tools' (loaded by kexec_load)"
+    purgatory = purgatory_word(config, result.syscall)
+    by = " (loaded by kexec_load)" if purgatory == "kexec-tools'" else ""
     return (
         f"{ram_and_cpus(kernel.board)}; kernel of the {config.release.value} era, protection {config.way.value}, "
-        f"purgatory {purgatory}; seed {result.seed}"
+        f"purgatory {purgatory}{by}; seed {result.seed}"
     )
 
 
@@ -100,26 +85,23 @@ def _linux_setting(kernel: FirstLinux) -> str:
 
 def print_result(console: Console, result: Result) -> None:
     """The whole account of a run: setting, events, console since the panic, damage, outcome."""
-    print_account(console, result.name, _setting(result), result.end, result.mismatches)
-
-
-def print_account(console: Console, name: str, setting: str, end: End, mismatches: Sequence[str]) -> None:
-    """The same for any end of a crash, whoever ran it."""
-    say(console, "", f"[bold]{escape(name)}[/]")
-    say(console, "", escape(setting))
+    end = result.end
+    say(console, "", f"[bold]{escape(result.name)}[/]")
+    say(console, "", escape(_setting(result)))
     say(console)
     print_events(console, end.timeline)
     say(console)
     say(console, "[dim]console, from the panic on[/]")
-    for line in _console_since_panic(end):
+    before, own = console_parts(end)
+    for line in _since_panic(before) + _folded(own):
         say(console, "  ", escape(line))
     say(console)
     for damage in end.damage:
         say(console, "[bold]damage[/]       ", escape(str(damage)))
-    style = _STYLES.get(end.outcome, _BAD_STYLE)
+    style = _STYLES.get(tone_of(end.outcome), "bold red" if end.outcome is Outcome.SILENT else "bold magenta")
     say(console, "[bold]outcome[/]      ", f"[{style}]{end.outcome.value}[/]: {escape(end.reason)}")
     say(console, "[bold]dump[/]         ", f"[{_DUMP_STYLES[end.dump]}]{escape(end.dump_reason)}[/]")
-    for mismatch in mismatches:
+    for mismatch in result.mismatches:
         say(console, "[bold red]unexpected[/]   ", escape(mismatch))
 
 
@@ -130,27 +112,23 @@ def print_events(console: Console, events: Iterable[Event]) -> None:
         say(console, f"{event.when:12,}  [cyan]{event.kind:<14}[/] ", escape(event.text))
 
 
-def _console_since_panic(end: End) -> list[str]:
+def console_parts(end: End) -> tuple[list[str], list[str]]:
+    """The console's lines: those up to a real capture kernel's, and its own."""
     lines = end.console.splitlines()
     linux = end.capture.linux if end.capture is not None else None
-    if linux is not None:
-        count = len(linux.console.splitlines())
-        return _since_panic(lines[: len(lines) - count]) + _folded(lines[len(lines) - count :])
-    return _since_panic(lines)
+    before = len(lines) - (len(linux.console.splitlines()) if linux is not None else 0)
+    return lines[:before], lines[before:]
 
 
 def _since_panic(lines: list[str]) -> list[str]:
-    for number, line in enumerate(lines):
-        if "sysrq: " in line or "Kernel panic" in line or "Unable to handle" in line:
-            return lines[number:]
-    return lines
+    begins = [number for number, line in enumerate(lines) if any(word in line for word in _PANIC)]
+    return lines[min(begins, default=0) :]
 
 
 def _folded(lines: list[str]) -> list[str]:
     """What a capture kernel printed, with most of its log left out: what its init says stays, and any trouble."""
-    trouble = next(
-        (number for number, line in enumerate(lines) if any(word in line for word in _TROUBLE)), len(lines)
-    )
+    troubled = [number for number, line in enumerate(lines) if any(word in line for word in _TROUBLE)]
+    trouble = min(troubled, default=len(lines))
     told: list[str] = []
     log: list[str] = []
     for number, line in enumerate(lines):

@@ -10,12 +10,12 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig, check_option
 from kexecemu.kernel.image.kimage import SEGMENT_NAMES
 from kexecemu.machine.board import check_numbers, parse_size
-from kexecemu.scenario.linux_keys import check_linux
 from kexecemu.scenario.matrix import check_matrix
+from kexecemu.scenario.options import MODEL_ALONE, check_first
 from kexecemu.scenario.schema import Scenario
 from kexecemu.suggest import there_are
 
-__all__ = ["check_segment", "checks_of"]
+__all__ = ["check_real", "check_segment", "checks_of"]
 
 _LARGEST_SEED = (1 << 64) - 1  # what a device tree's seed for a real kernel is made of
 
@@ -25,7 +25,7 @@ def checks_of(
 ) -> Iterator[tuple[tuple[str | int, ...], Callable[[], object]]]:
     """What raises InputError for what cannot be, with the path of the key, () where the words name it."""
     machine, kernel = scenario.machine, scenario.kernel
-    yield (), partial(check_linux, data, scenario)
+    yield (), partial(_check_linux, data, scenario)
     yield ("seed",), partial(_check_seed, scenario.seed)
     yield ("kernel", "era"), partial(KernelConfig, kernel.era)
     yield ("kernel", "protection"), partial(KernelConfig, protection=kernel.protection)
@@ -44,6 +44,29 @@ def checks_of(
             yield ("expect", "segments"), partial(check_segment, name)
     for number, table in enumerate(scenario.fault):
         yield ("fault", number), table.fault
+
+
+def _check_linux(data: dict[str, Any], scenario: Scenario) -> None:
+    """InputError for keys that make no sense with a real first kernel, or only with one."""
+    tables = [data.get(table, {}) for table in ("machine", "kernel", "load")]
+    given = {key: value for table in tables for key, value in table.items()}
+    check_first(given)
+    if scenario.kernel.linux is None:
+        return
+    check_real(scenario.load.initrd, scenario.kernel.cmdline)
+    for table in ("crash", "campaign", "matrix"):
+        for key in data.get(table, {}):
+            raise InputError(f"{table}.{key} {MODEL_ALONE}")
+
+
+def check_real(initrd: str | None, cmdline: str | None) -> None:
+    """InputError for values with which a real first kernel leads to nothing."""
+    if initrd == "none":
+        raise InputError("load.initrd: a real capture kernel needs an initrd that takes the dump")
+    if any(word == "quiet" or word.startswith("loglevel=") for word in (cmdline or "").split()):
+        raise InputError(
+            "kernel.cmdline: the first kernel must say on its console that it is left: no quiet, no loglevel="
+        )
 
 
 def check_segment(name: str) -> None:

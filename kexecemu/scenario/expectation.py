@@ -17,6 +17,8 @@ from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["expect_words", "parse_expect"]
 
+_NOTHING = Expect(Outcome.CAPTURED)  # the values of keys that are not given
+
 
 def expect_words(expect: Expect) -> list[str]:
     """The words that parse_expect() reads, without the option's name: the outcome, then KEY=VALUE for each value."""
@@ -42,9 +44,8 @@ def parse_expect(words: Sequence[str]) -> Expect:
         if key == "outcome" and value not in set(Outcome):
             like = did_you_mean(value, list(Outcome))
             raise InputError(f"--expect {value!r} is no outcome{like}; they are {', '.join(Outcome)}")
-        if (
-            allowed := [*possible_words(Expect, [key]), *possible_words(Expect, [key, 0])]
-        ) and value not in allowed:
+        allowed = [*possible_words(Expect, [key]), *possible_words(Expect, [key, 0])]
+        if allowed and value not in allowed:
             like = did_you_mean(value, allowed)
             raise InputError(f"--expect {word!r}: {key} is one of {', '.join(allowed)}{like}")
         if key in ("segment", "segments"):
@@ -52,7 +53,7 @@ def parse_expect(words: Sequence[str]) -> Expect:
                 check_segment(value)
             except InputError as error:
                 raise InputError(f"--expect {word!r}: {error}") from error
-        if isinstance(_empty(key), list):
+        if isinstance(getattr(_NOTHING, key), list):
             data.setdefault(key, []).append(value)
         elif key in data:
             raise InputError(f"--expect {word!r}: {key} is given twice")
@@ -61,8 +62,3 @@ def parse_expect(words: Sequence[str]) -> Expect:
     if "outcome" not in data:
         raise InputError(f"--expect {words[0]!r}: give the outcome too, as in --expect detected")
     return msgspec.convert(data, Expect)
-
-
-def _empty(key: str) -> object:
-    """The value of a key that is not given."""
-    return getattr(Expect(Outcome.CAPTURED), key)

@@ -7,11 +7,15 @@ one's configuration that it knows, and kexec-tools' own purgatory; then both loa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 
 from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import FormatError, InputError
-from kexecemu.formats.elfcore import PT_LOAD, ProgramHeader, iterate_notes, parse_core_header
+from kexecemu.formats.elf import PT_LOAD, ProgramHeader
+from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
@@ -42,11 +46,8 @@ def config_options(text: str) -> dict[str, str]:
         elif found := re.match(r"# CONFIG_(\w+) is not set$", line):
             options[found[1]] = "n"
     # What is about our purgatory is in no kernel.
-    return {
-        name: options[name]
-        for name in KNOWN_OPTIONS
-        if name in options and not name.startswith("KEXEC_PURGATORY")
-    }
+    known = [name for name in KNOWN_OPTIONS if not name.startswith("KEXEC_PURGATORY")]
+    return {name: options[name] for name in known if name in options}
 
 
 def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
@@ -55,9 +56,8 @@ def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
     Raises InputError or KexecError where the model refuses what the real kernel took.
     """
     setup = linux.setup
-    config = KernelConfig(
-        Era.of_release(linux.release), purgatory=setup.kexec, options=options, rng_ready=True
-    )
+    era = Era.of_release(linux.release)
+    config = KernelConfig(era, purgatory=setup.kexec, options=options, rng_ready=True)
     kernel = Kernel.boot(Board(setup.ram, setup.cpus), config, cmdline=None, dtb=linux.dtb, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError("the model has reserved no crashkernel memory where the real kernel has")
@@ -95,13 +95,11 @@ def _text(area: PhysRange | None) -> str:
 
 
 def _reservation(linux: FirstLinux, kernel: Kernel) -> Iterator[FactRow]:
-    yield FactRow("crashkernel", "crashk_res", _text(linux.crashk_res), _text(kernel.crashk_res))
-    yield FactRow("crashkernel", "crashk_low_res", _text(linux.crashk_low_res), _text(kernel.crashk_low_res))
+    for name in ("crashk_res", "crashk_low_res"):
+        yield FactRow("crashkernel", name, _text(getattr(linux, name)), _text(getattr(kernel, name)))
     found = re.search(r"kexec_crash_size (\d+)", linux.board.uart.text)
-    real = found[1] if found else ABSENT
-    yield FactRow(
-        "crashkernel", "kexec_crash_size", real, sysfs(kernel)["/sys/kernel/kexec_crash_size"].strip()
-    )
+    size = sysfs(kernel)["/sys/kernel/kexec_crash_size"].strip()
+    yield FactRow("crashkernel", "kexec_crash_size", found[1] if found else ABSENT, size)
 
 
 def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[FactRow]:
@@ -116,50 +114,40 @@ def _resources(linux: FirstLinux, kernel: Kernel) -> Iterator[FactRow]:
     ):
         ours = [_text(area) for _, area, what in real if what == name]
         theirs = [_text(area) for _, area, what in model if what == name]
-        for number in range(max(len(ours), len(theirs))):
-            yield FactRow("/proc/iomem", name, _at(ours, number), _at(theirs, number), why)
-
-
-def _at(values: Sequence[str], number: int) -> str:
-    return values[number] if number < len(values) else ABSENT
+        for left, right in zip_longest(ours, theirs, fillvalue=ABSENT):
+            yield FactRow("/proc/iomem", name, left, right, why)
 
 
 def _segments(real: Kimage, model: Kimage) -> Iterator[FactRow]:
-    names = list(dict.fromkeys(one.name for one in (*real.segments, *model.segments)))
-    yield FactRow(
-        "segments",
-        "order",
-        " ".join(one.name for one in real.segments),
-        " ".join(one.name for one in model.segments),
-    )
-    for name in names:
-        ours, theirs = real.segment(name), model.segment(name)
+    ours, theirs = ([segment.name for segment in one.segments] for one in (real, model))
+    yield FactRow("segments", "order", " ".join(ours), " ".join(theirs))
+    for name in dict.fromkeys([*ours, *theirs]):
+        pair = real.segment(name), model.segment(name)
         for field in ("mem", "memsz", "bufsz"):
-            yield FactRow(
-                "segments",
-                f"{name} {field}",
-                ABSENT if ours is None else f"{getattr(ours, field):#x}",
-                ABSENT if theirs is None else f"{getattr(theirs, field):#x}",
-            )
+            yield FactRow("segments", f"{name} {field}", *_fields(*pair, field))
     yield FactRow("segments", "entry", f"{real.start:#x}", f"{model.start:#x}")
+
+
+def _fields(one: object, other: object, field: str) -> tuple[str, str]:
+    """A field of both, in hex."""
+    left, right = (ABSENT if each is None else f"{getattr(each, field):#x}" for each in (one, other))
+    return left, right
+
+
+def _headers(blob: bytes) -> list[ProgramHeader]:
+    try:
+        return list(parse_core_header(blob).program_headers)
+    except FormatError:
+        return []
 
 
 def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[FactRow]:
     kaslr = "nokaslr" not in linux.setup.cmdline.split()
-
-    def headers(blob: bytes) -> list[ProgramHeader]:
-        try:
-            return list(parse_core_header(blob).program_headers)
-        except FormatError:
-            return []
-
-    ours, theirs = headers(real), headers(model)
+    ours, theirs = _headers(real), _headers(model)
     yield FactRow("elfcorehdr", "e_phnum", str(len(ours)), str(len(theirs)))
     loads = 0
-    for number in range(max(len(ours), len(theirs))):
-        left = ours[number] if number < len(ours) else None
-        right = theirs[number] if number < len(theirs) else None
-        kind = left or right
+    for number, pair in enumerate(zip_longest(ours, theirs)):
+        kind = pair[0] or pair[1]
         assert kind is not None
         is_load = kind.type == PT_LOAD
         loads += is_load
@@ -171,8 +159,7 @@ def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[FactR
             ("vaddr", (RANDOM if kaslr else "") if is_load else ""),
             ("memsz", IMAGE if kernel else ""),
         ):
-            values = [ABSENT if one is None else f"{getattr(one, field):#x}" for one in (left, right)]
-            yield FactRow("elfcorehdr", f"{name} p_{field}", values[0], values[1], why)
+            yield FactRow("elfcorehdr", f"{name} p_{field}", *_fields(*pair, field), why)
 
 
 def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[FactRow]:
@@ -182,26 +169,19 @@ def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Fac
     assert loaded is not None
     start = loaded.segment.mem
     symbols = {name: PhysRange.of(phys, size) for name, (phys, size) in loaded.symbol_table().items() if size}
-    differ: dict[str, int] = {}
+    differ = Counter[str]()
     for at, (left, right) in enumerate(zip(ours, theirs, strict=False)):
         if left != right:
-            name = next((name for name, area in symbols.items() if start + at in area), "elsewhere")
-            differ[name] = differ.get(name, 0) + 1
+            differ[next((name for name, area in symbols.items() if start + at in area), "elsewhere")] += 1
     why = {
         "sha256_digest": "over a device tree with a random number",
         "arm64_sink": "the model's user says --serial, to have something to see",
     }
     for name, area in sorted(symbols.items()):
         if name in differ:
-            at = area.start - start
-            yield FactRow(
-                "purgatory",
-                name,
-                _short(ours[at : at + area.size]),
-                _short(theirs[at : at + area.size]),
-                why.get(name, ""),
-            )
-    elsewhere = differ.get("elsewhere", 0) + abs(len(ours) - len(theirs))
+            part = slice(area.start - start, area.end - start)
+            yield FactRow("purgatory", name, _short(ours[part]), _short(theirs[part]), why.get(name, ""))
+    elsewhere = differ["elsewhere"] + abs(len(ours) - len(theirs))
     yield FactRow("purgatory", "bytes outside of those that differ", str(elsewhere), "0")
 
 
@@ -225,6 +205,5 @@ def _real_vmcoreinfo(linux: FirstLinux) -> str:
     """The note in memory, at the address that /sys/kernel/vmcoreinfo gives."""
     phys, size = linux.records["vmcoreinfo-address.txt"].split()
     data = linux.ram.read(int(phys, 16), int(size, 16))
-    return next((note.desc for note in iterate_notes(data) if note.name == "VMCOREINFO"), b"").decode(
-        errors="replace"
-    )
+    found = next((note.desc for note in iterate_notes(data) if note.name == "VMCOREINFO"), b"")
+    return found.decode(errors="replace")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from kexecemu.arguments import contents
 from kexecemu.errors import InputError
-from kexecemu.formats.image import has_magic, missing_bytes
+from kexecemu.formats.image import has_magic
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
-from kexecemu.linux.first import DEFAULT_CMDLINE, DEFAULT_RAM, LinuxSetup
-from kexecemu.linux.initramfs import CAPTURE_CMDLINE
-from kexecemu.scenario.linux_keys import check_real
+from kexecemu.linux.first_boot import LinuxSetup
+from kexecemu.scenario.checks import check_real
 from kexecemu.scenario.options import Setup, check_first, given_options
+from kexecemu.scenario.setup import whole
 
 __all__ = ["linux_setup", "read_kernel"]
 
@@ -21,9 +21,7 @@ def read_kernel(path: Path) -> bytes:
     image = contents(path, "kernel")
     if not has_magic(image):
         raise InputError(f"kernel {path}: no arm64 Image")
-    if missing := missing_bytes(image):
-        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
-    return image
+    return whole(image, path)
 
 
 def linux_setup(setup: Setup) -> LinuxSetup:
@@ -33,7 +31,8 @@ def linux_setup(setup: Setup) -> LinuxSetup:
     are missing, or not fetched yet.
     """
     assert setup.linux is not None
-    check_first(given_options(setup))
+    given = given_options(setup)
+    check_first(given)
     check_real(str(setup.initrd), setup.cmdline)
     cpus = setup.value("cpus")
     wrong = [index for index in setup.stuck_cpus if not 0 <= index < cpus]
@@ -47,15 +46,10 @@ def linux_setup(setup: Setup) -> LinuxSetup:
         image=image,
         crash_image=image if second == first else read_kernel(second),
         crash_initrd=fetched_initrd(second) if setup.initrd is None else contents(setup.initrd, "initrd"),
-        busybox=programs.busybox,
-        kexec=programs.kexec,
-        packages=programs.packages,
-        ram=DEFAULT_RAM if setup.ram is None else setup.ram,
+        **vars(programs),
         cpus=cpus,
         gic=setup.value("gic"),
-        cmdline=DEFAULT_CMDLINE if setup.cmdline is None else setup.cmdline,
-        append=CAPTURE_CMDLINE if "append" not in given_options(setup) else setup.append,
         checks=setup.purgatory != "none",
-        stuck_cpus=setup.stuck_cpus,
-        seed=setup.seed,
+        # What is not given is as LinuxSetup has it.
+        **{name: given[name] for name in ("ram", "cmdline", "append", "stuck_cpus", "seed") if name in given},
     )

@@ -39,10 +39,8 @@ def cells_of(scenario: Scenario) -> list[Cell]:
     """All cells, the last key of AXES changing first."""
     if scenario.matrix is None:
         return [Cell((), scenario)]
-    return [
-        Cell(values, _scenario_of(scenario, scenario.matrix, values))
-        for values in _combinations(scenario.matrix)
-    ]
+    matrix = scenario.matrix
+    return [Cell(values, _scenario_of(scenario, matrix, values)) for values in _combinations(matrix)]
 
 
 def choose_cells(scenario: Scenario, chosen: str | None) -> list[Cell]:
@@ -54,18 +52,16 @@ def choose_cells(scenario: Scenario, chosen: str | None) -> list[Cell]:
     if chosen is None:
         return cells
     if scenario.matrix is None:
-        raise InputError(
-            f"cell {chosen!r}: the scenario has no [matrix], so there are no cells to choose from"
-        )
+        why = "the scenario has no [matrix], so there are no cells to choose from"
+        raise InputError(f"cell {chosen!r}: {why}")
     pairs = [word.strip().partition("=")[::2] for word in chosen.split(",")]
     axes = {key: list(getattr(scenario.matrix, key)) for key, _ in cells[0].values}
     for key, value in pairs:
         if key not in axes:
             raise InputError(f"cell {chosen!r}: no key {key!r} in the matrix; it has {', '.join(axes)}")
         if value not in axes[key]:
-            raise InputError(
-                f"cell {chosen!r}: no {key} {value!r} in the matrix; it has {', '.join(axes[key])}"
-            )
+            known = ", ".join(axes[key])
+            raise InputError(f"cell {chosen!r}: no {key} {value!r} in the matrix; it has {known}")
     left = [cell for cell in cells if set(pairs) <= set(cell.values)]
     if not left:
         raise InputError(f"cell {chosen!r}: gives two values for one key")

@@ -8,23 +8,32 @@ rng_ready in [kernel] of a scenario, and --rng-ready.
 A new option is a field of Setup, and of kexecemu.scenario.given.SetupChanges for type checkers.
 """
 
+# ruff: noqa: RUF009 -- what is called in Setup gives its fields
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
-__all__ = ["OPTIONS", "Setup", "check_first", "given_options"]
+__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "given_options"]
 
 
-_machine, _kernel, _load = partial(Option, "machine"), partial(Option, "kernel"), partial(Option, "load")
+def _option(table: str, default: Any, help: str, metavar: str = "", **more: Any) -> Any:
+    """The field of an option: where its table in a scenario file is, its default, and what else is known of it."""
+    option = {"option": Option(table, help, metavar, **more)}
+    if callable(default):
+        return field(default_factory=default, metadata=option)
+    return field(default=default, metadata=option)
+
+
+_machine, _kernel, _load = partial(_option, "machine"), partial(_option, "kernel"), partial(_option, "load")
 _CONFIG = {name: {"type": "string", "default": value} for name, value in KNOWN_OPTIONS.items()}
 
 
@@ -37,160 +46,128 @@ class Setup:
     and False. Raises InputError for values that are none, and for those that mean nothing to the first kernel.
     """
 
-    ram: Annotated[
-        str | int | None,
-        _machine('RAM, in bytes or as "1G". Not together with dtb, which says it.', "SIZE", otherwise="1G"),
-    ] = None
-    cpus: Annotated[
-        int | None,
-        _machine("Number of CPUs. With dtb: as many as it has.", "N", otherwise=1, schema={"minimum": 1}),
-    ] = None
-    gic: Annotated[
-        int | None,
-        _machine(
-            "Version of the interrupt controller. With dtb: the one that it has.",
-            "2|3",
-            otherwise=2,
-            schema={"enum": [2, 3]},
-        ),
-    ] = None
-    dtb: Annotated[
-        Path | None,
-        _machine(
-            "A device tree blob that describes another board.",
-            "FILE",
-            without="the board's own",
-            only="model",
-        ),
-    ] = None
-    stuck_cpus: Annotated[
-        tuple[int, ...],
-        _machine(
-            "CPUs that a real Linux cannot stop: they hear no interrupt once it crashes.",
-            "N,...",
-            only="linux",
-        ),
-    ] = ()
-    era: Annotated[
-        str,
-        _kernel(
-            "The stretch of history whose rules hold, by a release (kexecemu list eras).",
-            "RELEASE",
-            only="model",
-            axis=True,
-            schema={"enum": [one.value for one in Era]},
-        ),
-    ] = "6.4"
-    cmdline: Annotated[
-        str | None,
-        _kernel(
-            "The first kernel's command line, with crashkernel=. With dtb: the one in the tree.",
-            "TEXT",
-            otherwise="crashkernel=256M",
-        ),
-    ] = None
-    protection: Annotated[
-        str | None,
-        _kernel(
-            "What keeps stray stores off the loaded image: nothing (none), its PTEs invalid (pte), its PTEs read-only "
-            "(readonly), or its PTEs invalid where blocks are split live, so that only those around it are (bbml2).",
-            "WAY",
-            without="what the era does by itself",
-            only="model",
-            axis=True,
-            schema={"enum": [one.value for one in Protection]},
-        ),
-    ] = None
-    purgatory: Annotated[
-        bool | str | Path | None,
-        _kernel(
-            '"default" is the one that ships, "none" is none, anything else the path of an object file. '
-            'With a real Linux: "kexec-tools", or "none" for no checks.',
-            "FILE",
-            names=("default", "none", "kexec-tools"),
-            real=("kexec-tools", "none"),
-            axis=True,
-            schema={"examples": ["default", "none"]},
-        ),
-    ] = "default"
-    config: Annotated[
-        Mapping[str, str],
-        _kernel(
-            "Kconfig options that change what the kernel does: y, n, a number or a word (kexecemu list configs).",
-            "NAME=VALUE",
-            complete="configs",
-            only="model",
-            schema={"properties": _CONFIG},
-        ),
-    ] = field(default_factory=dict)
-    rng_ready: Annotated[
-        bool,
-        _kernel(
-            "Random numbers are ready at the load: the crash kernel gets seeds by its device tree.",
-            only="model",
-        ),
-    ] = False
-    linux: Annotated[
-        Path | None,
-        _kernel(
-            "A real Linux as the first kernel, which loads by kexec-tools: an Image, or fetched:NAME.",
-            "FILE",
-            without="the model",
-            complete="fetched",
-            schema={"examples": ["fetched:kernel"]},
-        ),
-    ] = None
-    kernel: Annotated[
-        Path | None,
-        _load(
-            "The crash kernel: an arm64 Image, or fetched:NAME.",
-            "FILE",
-            without="the capture stub that ships; Debian's where capture is linux",
-            complete="fetched",
-        ),
-    ] = None
-    initrd: Annotated[
-        Path | None,
-        _load(
-            'Its initrd; "none" is no initrd.',
-            "FILE",
-            without="a small one; one that copies the dump to a disk where capture is linux",
-            names=("none",),
-        ),
-    ] = None
-    initrd_size: Annotated[
-        str | int | None,
-        _load(
-            'Make the initrd this large, in bytes or as "16M", by a second archive.',
-            "SIZE",
-            without="as it is",
-            only="model",
-        ),
-    ] = None
-    append: Annotated[str, _load("The crash kernel's command line.", "TEXT")] = (
-        "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll"
+    ram: str | int | None = _machine(
+        None, 'RAM, in bytes or as "1G". Not together with dtb, which says it.', "SIZE", otherwise="1G"
     )
-    syscall: Annotated[
-        str,
-        _load(
-            "Who prepares the image: the kernel, or (kexec_load) kexec-tools, which brings its own purgatory.",
-            "CALL",
-            words=("kexec_file_load", "kexec_load"),
-            real=("kexec_load",),
-            axis=True,
-        ),
-    ] = "kexec_file_load"
-    capture: Annotated[
-        str,
-        _load(
-            "What is followed: the stub, which goes through the dump, or (linux) a real capture kernel to its end.",
-            "KIND",
-            words=("stub", "linux"),
-            real=("linux",),
-            axis=True,
-        ),
-    ] = "stub"
-    seed: Annotated[int, Option("", "What all randomness comes from.", "N")] = 0
+    cpus: int | None = _machine(
+        None, "Number of CPUs. With dtb: as many as it has.", "N", otherwise=1, schema={"minimum": 1}
+    )
+    gic: int | None = _machine(
+        None,
+        "Version of the interrupt controller. With dtb: the one that it has.",
+        "2|3",
+        otherwise=2,
+        schema={"enum": [2, 3]},
+    )
+    dtb: Path | None = _machine(
+        None,
+        "A device tree blob that describes another board.",
+        "FILE",
+        without="the board's own",
+        only="model",
+    )
+    stuck_cpus: tuple[int, ...] = _machine(
+        (),
+        "CPUs that a real Linux cannot stop: they hear no interrupt once it crashes.",
+        "N,...",
+        only="linux",
+    )
+    era: str = _kernel(
+        "6.4",
+        "The stretch of history whose rules hold, by a release (kexecemu list eras).",
+        "RELEASE",
+        only="model",
+        axis=True,
+        schema={"enum": [one.value for one in Era]},
+    )
+    cmdline: str | None = _kernel(
+        None,
+        "The first kernel's command line, with crashkernel=. With dtb: the one in the tree.",
+        "TEXT",
+        otherwise="crashkernel=256M",
+    )
+    protection: str | None = _kernel(
+        None,
+        "What keeps stray stores off the loaded image: nothing (none), its PTEs invalid (pte), its PTEs read-only "
+        "(readonly), or its PTEs invalid where blocks are split live, so that only those around it are (bbml2).",
+        "WAY",
+        without="what the era does by itself",
+        only="model",
+        axis=True,
+        schema={"enum": [one.value for one in Protection]},
+    )
+    purgatory: bool | str | Path | None = _kernel(
+        "default",
+        '"default" is the one that ships, "none" is none, anything else the path of an object file. '
+        'With a real Linux: "kexec-tools", or "none" for no checks.',
+        "FILE",
+        names=("default", "none", "kexec-tools"),
+        real=("kexec-tools", "none"),
+        axis=True,
+        schema={"examples": ["default", "none"]},
+    )
+    config: Mapping[str, str] = _kernel(
+        dict,
+        "Kconfig options that change what the kernel does: y, n, a number or a word (kexecemu list configs).",
+        "NAME=VALUE",
+        complete="configs",
+        only="model",
+        schema={"properties": _CONFIG},
+    )
+    rng_ready: bool = _kernel(
+        False,
+        "Random numbers are ready at the load: the crash kernel gets seeds by its device tree.",
+        only="model",
+    )
+    linux: Path | None = _kernel(
+        None,
+        "A real Linux as the first kernel, which loads by kexec-tools: an Image, or fetched:NAME.",
+        "FILE",
+        without="the model",
+        complete="fetched",
+        schema={"examples": ["fetched:kernel"]},
+    )
+    kernel: Path | None = _load(
+        None,
+        "The crash kernel: an arm64 Image, or fetched:NAME.",
+        "FILE",
+        without="the capture stub that ships; Debian's where capture is linux",
+        complete="fetched",
+    )
+    initrd: Path | None = _load(
+        None,
+        'Its initrd; "none" is no initrd.',
+        "FILE",
+        without="a small one; one that copies the dump to a disk where capture is linux",
+        names=("none",),
+    )
+    initrd_size: str | int | None = _load(
+        None,
+        'Make the initrd this large, in bytes or as "16M", by a second archive.',
+        "SIZE",
+        without="as it is",
+        only="model",
+    )
+    append: str = _load(
+        "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll", "The crash kernel's command line.", "TEXT"
+    )
+    syscall: str = _load(
+        "kexec_file_load",
+        "Who prepares the image: the kernel, or (kexec_load) kexec-tools, which brings its own purgatory.",
+        "CALL",
+        words=("kexec_file_load", "kexec_load"),
+        real=("kexec_load",),
+        axis=True,
+    )
+    capture: str = _load(
+        "stub",
+        "What is followed: the stub, which goes through the dump, or (linux) a real capture kernel to its end.",
+        "KIND",
+        words=("stub", "linux"),
+        real=("linux",),
+        axis=True,
+    )
+    seed: int = _option("", 0, "What all randomness comes from.", "N")
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
@@ -204,12 +181,14 @@ class Setup:
 
 
 def _options() -> dict[str, Option]:
-    hints = get_type_hints(Setup, include_extras=True)
-    found = {}
+    kinds, found = get_type_hints(Setup), {}
     for one in fields(Setup):
-        kind, option = get_args(hints[one.name])
-        default = {} if kind == Mapping[str, str] else one.default
-        found[one.name] = replace(option, name=one.name, kind=kind, default=default)
+        own = {
+            "name": one.name,
+            "kind": kinds[one.name],
+            "default": {} if one.default is MISSING else one.default,
+        }
+        found[one.name] = replace(one.metadata["option"], **own)
     return found
 
 
@@ -223,6 +202,9 @@ def given_options(setup: Setup) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != OPTIONS[name].default}
 
 
+MODEL_ALONE: Final = "means nothing where the first kernel is a real one (kernel.linux)"
+
+
 def check_first(given: Mapping[str, Any]) -> None:
     """InputError for an option, by its name with the value given, that means nothing to the first kernel."""
     real = given.get("linux") is not None
@@ -233,9 +215,7 @@ def check_first(given: Mapping[str, Any]) -> None:
         if not real:
             continue
         if option.only == "model":
-            raise InputError(
-                f"{option.key} means nothing where the first kernel is a real one (kernel.linux)"
-            )
+            raise InputError(f"{option.key} {MODEL_ALONE}")
         if option.real and value not in option.real:
             words = " or ".join(option.real)
             raise InputError(f"{option.key} is {words} where the first kernel is a real one, not {value!r}")

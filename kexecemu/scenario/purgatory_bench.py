@@ -9,8 +9,9 @@ from random import Random
 from typing import Any
 
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply
-from kexecemu.crash.stages import PurgatoryEnd, run_purgatory
+from kexecemu.crash.purgatory_check import Reply, cases, judge_reply
+from kexecemu.crash.running import run_purgatory
+from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.base.config import KernelConfig
@@ -70,14 +71,8 @@ class Check:
             "scalar_instructions_per_byte": self.scalar_per_byte,
             "alignment_faults": sum(one.kind != "fp trap" for _, one in self.violations),
             "refused_by_silicon": [
-                {
-                    "at": place,
-                    "kind": one.kind,
-                    "instruction": one.text,
-                    "pc": one.pc,
-                    "address": one.address,
-                    "size": one.size,
-                }
+                {"at": place, "kind": one.kind, "instruction": one.text}
+                | {key: getattr(one, key) for key in ("pc", "address", "size")}
                 for place, one in self.violations
             ],
             "bufsz": self.bufsz,
@@ -103,10 +98,8 @@ class _Bench:
         config = KernelConfig("6.4", purgatory=self._path, options={**self._options, **more})
         kernel = Kernel.boot(Board("512M"), config, cmdline=_CMDLINE)
         data = Random(1).randbytes(initrd)
-        if self.interface == "kernel":
-            image = kernel.kexec_file_load(self._kernel_file, data, _APPEND)
-        else:
-            image = kernel.kexec_tools_load(self._kernel_file, data, _APPEND)
+        load = kernel.kexec_file_load if self.interface == "kernel" else kernel.kexec_tools_load
+        image = load(self._kernel_file, data, _APPEND)
         assert image is not None and image.purgatory is not None
         return kernel, image, image.purgatory
 
@@ -195,25 +188,19 @@ def check_purgatory(
     progress is called after each run. Raises KexecError when the load is refused.
     """
     bench = _Bench(path, obj, interface, options)
-    small = bench.measure(_INITRD)
-    per_byte = bench.per_byte()
+    small, per_byte = bench.measure(_INITRD), bench.per_byte()
     scalar = bench.per_byte(_SCALAR) if bench.can("purgatory_no_crypto") else None
     kernel, image, loaded = bench.load()
     stack_top = _stack_top(loaded, small[2] if small is not None else None)
     replies: dict[str, list[Reply]] = {}
     absent: dict[str, str] = {}
     for case in cases(kernel.ram, image, obj, loaded, interface, stack_top):
-        replies[case.name] = _run(bench, case, progress)
+        found = replies.setdefault(case.name, [])
+        for faults in case.runs:
+            found.append(bench.reply(faults))
+            progress()
         if case.absent:
             absent[case.name] = case.absent
     violations = bench.violations()
     segment = loaded.segment
     return Check(name, interface, replies, per_byte, scalar, violations, segment.bufsz, segment.memsz, absent)
-
-
-def _run(bench: _Bench, case: Case, progress: OnCase) -> list[Reply]:
-    replies = []
-    for faults in case.runs:
-        replies.append(bench.reply(faults))
-        progress()
-    return replies

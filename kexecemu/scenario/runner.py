@@ -95,16 +95,11 @@ def crash(
             todo.setdefault(fault.moment, []).append(partial(inject, first, fault))
     for at, act in (acts or {}).items():
         todo.setdefault(at, []).append(partial(act, first))
-    steps = moments_of(
-        first, message, todo, linux=setup.linux is not None or setup.capture == "linux", progress=progress
-    )
-    end = follow(steps, todo)
-    mismatches = mismatches_of(end, expect)
-    return Result(name, setup.seed, first, image, end, mismatches, expect is not None, _syscall(setup))
-
-
-def _syscall(setup: Setup) -> str:
-    return setup.syscall if setup.linux is None else "kexec_load"
+    linux = setup.linux is not None or setup.capture == "linux"
+    end = follow(moments_of(first, message, todo, linux=linux, progress=progress), todo)
+    syscall = setup.syscall if setup.linux is None else "kexec_load"
+    wrong = mismatches_of(end, expect)
+    return Result(name, setup.seed, first, image, end, wrong, expect is not None, syscall)
 
 
 def _loaded(
@@ -115,9 +110,8 @@ def _loaded(
     if setup.linux is None:
         return load_disturbed(setup, during, console) if during else prepare(setup, console)
     if during:
-        raise InputError(
-            f"fault at {during[0].at}: a write during the load needs the model: nobody stops Linux there"
-        )
+        why = "a write during the load needs the model: nobody stops Linux there"
+        raise InputError(f"fault at {during[0].at}: {why}")
     linux = FirstLinux(linux_setup(setup), console)
     return linux, linux.load(progress)
 
@@ -185,7 +179,6 @@ def _wrong_verdict(end: End, expect: Expect) -> list[str]:
     flags = [name.lower() for name, flag in VerdictFlags.__members__.items() if flag in end.verdict.flags]
     missing = [flag for flag in expect.verdict if flag not in flags]
     if missing:
-        wrong.append(
-            f"verdict is {', '.join(flags) or 'without flags'}, expected {', '.join(missing)} among them"
-        )
+        told = ", ".join(flags) or "without flags"
+        wrong.append(f"verdict is {told}, expected {', '.join(missing)} among them")
     return wrong

@@ -55,9 +55,8 @@ def _options_of(table: str) -> type[_Options]:
         if one.table == table:
             otherwise = {} if one.otherwise is None else {"otherwise": one.otherwise}
             default = list(one.default) if isinstance(one.default, tuple) else one.default
-            keys.append(
-                (one.name, Annotated[one.form, _key(one.description, **one.schema, **otherwise)], default)
-            )
+            about = _key(one.description, **one.schema, **otherwise)
+            keys.append((one.name, Annotated[one.form, about], default))
     return msgspec.defstruct("_Keys", keys, bases=(_Options,), frozen=True)  # type: ignore[return-value]
 
 
@@ -69,9 +68,8 @@ def _with_axes(base: type[_Table], *, several: bool) -> type[_Table]:
             enum = {"enum": one.schema["enum"]} if "enum" in one.schema else None
             word = one.form if one.words else Annotated[str, msgspec.Meta(extra_json_schema=enum)]
             form = list[word] if several else word | None  # type: ignore[valid-type]
-            about = (
-                f"In place of {one.key}." if several else f"Cells with this {one.name}. Without it: with any."
-            )
+            about = f"Cells with this {one.name}. Without it: with any."
+            about = f"In place of {one.key}." if several else about
             keys.append((one.name, Annotated[form, _key(about)], [] if several else None))
     return msgspec.defstruct("_Axes", keys, bases=(base,), frozen=True)  # type: ignore[return-value]
 
@@ -125,8 +123,7 @@ class FaultTable(_Table, frozen=True):
         ),
     ] = By.CPU
     write: Annotated[
-        str | None,
-        _key("The bytes, as hex digits. Give this or flip.", pattern=r"^(0[xX])?[0-9a-fA-F_ ]+$"),
+        str | None, _key("The bytes, as hex digits. Give this or flip.", pattern=r"^(0[xX])?[0-9a-fA-F_ ]+$")
     ] = None
     flip: Annotated[
         int | None,
@@ -144,25 +141,17 @@ class FaultTable(_Table, frozen=True):
     width: Annotated[int, _key("Bytes that a CPU writes by one store.", enum=[1, 2, 4, 8])] = 1
 
     model: Annotated[
-        str | None,
-        _key("A fault model that says what is written, by its name in `kexecemu list models`."),
+        str | None, _key("A fault model that says what is written, by its name in `kexecemu list models`.")
     ] = None
     variant: Annotated[int, _key("Which of the model's variants.", minimum=0)] = 0
 
     def fault(self) -> Fault:
         """The fault that the table describes; InputError when it is none."""
         data = parse_hex(self.write, f"fault at {self.at}: write") if self.write is not None else None
-        given = sum(one is not None for one in (data, self.flip, self.model))
-        if self.model is not None and given == 1:
-            return self._of_model(self.model)
         when, step = parse_when(self.when, f"fault at {self.at}: when")
-        return Fault(self.at, data, self.flip, self.by, when, self.width, step)
-
-    def _of_model(self, model: str) -> Fault:
-        when, step = parse_when(self.when, f"fault at {self.at}: when")
-        return Fault(
-            self.at, by=self.by, when=when, width=self.width, step=step, model=model, variant=self.variant
-        )
+        plain = self.model is None or data is not None or self.flip is not None
+        model, variant = (None, 0) if plain else (self.model, self.variant)
+        return Fault(self.at, data, self.flip, self.by, when, self.width, step, model, variant)
 
 
 class Crash(_Table, frozen=True):

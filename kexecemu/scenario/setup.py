@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
@@ -25,7 +26,7 @@ from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 from kexecemu.stray.inject import inject
 
-__all__ = ["Booted", "Listener", "Setup", "boot", "load_disturbed", "prepare", "settle"]
+__all__ = ["Booted", "Listener", "Setup", "boot", "load_disturbed", "prepare", "settle", "whole"]
 
 # Hears each chunk of the console as it is sent.
 Listener = Callable[[bytes], object]
@@ -35,14 +36,8 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
     """The device tree of a board that a real Linux finds a disk on; None where the kernel's usual one does."""
     if setup.capture != "linux":
         return None
-    return virt_device_tree(
-        board.ram.banks,
-        len(board.cpus),
-        board.uart.base_phys,
-        virtio_slots=(DUMP_SLOT,),
-        rtc=True,
-        gic=board.gic.version,
-    )
+    places = board.ram.banks, len(board.cpus), board.uart.base_phys
+    return virt_device_tree(*places, virtio_slots=(DUMP_SLOT,), rtc=True, gic=board.gic.version)
 
 
 def _board(setup: Setup, dtb: bytes | None) -> Board:
@@ -84,16 +79,20 @@ def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
     if linux or is_fetched(path):
         path = fetched_kernel(path)
     path = path or fixture_path("guests/capture-Image")
-    image = contents(path, "kernel")
-    missing = missing_bytes(image)
-    if missing:
-        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
+    image = whole(contents(path, "kernel"), path)
     initrd = None
     if linux and setup.initrd is None:
         initrd = fetched_initrd(path)
     elif str(setup.initrd) != "none":
         initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
     return image, initrd, contents(setup.dtb, "device tree") if setup.dtb else None
+
+
+def whole(image: bytes, path: Path) -> bytes:
+    """The Image of a file; InputError where it is cut off."""
+    if missing := missing_bytes(image):
+        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
+    return image
 
 
 @shown("setup", "kernel")
@@ -109,12 +108,9 @@ class Booted:
     def load(self) -> tuple[Kernel, Kimage]:
         """Load the crash image; KexecError when the load is refused."""
         kernel, setup = self.kernel, self.setup
+        load = kernel.kexec_tools_load if setup.syscall == "kexec_load" else kernel.kexec_file_load
         try:
-            loaded: Kimage | None
-            if setup.syscall == "kexec_load":
-                loaded = kernel.kexec_tools_load(self.image, self.initrd, setup.append)
-            else:
-                loaded = kernel.kexec_file_load(self.image, self.initrd, setup.append)
+            loaded = load(self.image, self.initrd, setup.append)
         except KexecError as error:
             raise _with_paths(error, setup) from error
         assert loaded is not None
@@ -127,13 +123,8 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     Raises InputError for files and options that cannot be used.
     """
     instance(setup, Setup, "setup")
-    config = KernelConfig(
-        setup.era,
-        protection=setup.protection,
-        purgatory=setup.purgatory,
-        options=setup.config,
-        rng_ready=setup.rng_ready,
-    )
+    taken = {name: getattr(setup, name) for name in ("protection", "purgatory", "rng_ready")}
+    config = KernelConfig(setup.era, options=setup.config, **taken)
     if setup.linux is not None:
         raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)

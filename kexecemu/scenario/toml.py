@@ -12,10 +12,11 @@ import msgspec
 
 from kexecemu.scenario.given import merged, scenario_values
 from kexecemu.scenario.options import Setup, given_options
+from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.schema import Crash, Expect, FaultTable, Scenario
 from kexecemu.stray.fault import Fault
 
-__all__ = ["changed", "given_keys", "scenario_of", "scenario_toml"]
+__all__ = ["changed", "changed_scenario", "given_keys", "scenario_of", "scenario_toml"]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 
@@ -69,9 +70,8 @@ def scenario_of(
     name: str, setup: Setup, faults: Sequence[Fault], message: str, expect: Expect | None = None
 ) -> Scenario:
     """The scenario of a crash that was put together from a setup. Paths become absolute ones."""
-    scenario = Scenario(
-        schema=1, name=name, fault=[_table(fault) for fault in faults], crash=Crash(message), expect=expect
-    )
+    tables = [_table(fault) for fault in faults]
+    scenario = Scenario(schema=1, name=name, fault=tables, crash=Crash(message), expect=expect)
     return changed(scenario, given_options(setup))
 
 
@@ -86,8 +86,13 @@ def changed(scenario: Scenario, given: Mapping[str, Any]) -> Scenario:
     return msgspec.structs.replace(scenario, **new)
 
 
+def changed_scenario(name: str | Path, given: Mapping[str, Any]) -> tuple[Path, Scenario]:
+    """A scenario, by its path or the name of one that ships, with other options, and its path."""
+    path = find_scenario(name)
+    return path, changed(read_scenario(path), given)
+
+
 def _table(fault: Fault) -> FaultTable:
     write = fault.write.hex() if fault.write is not None else None
-    return FaultTable(
-        fault.at, fault.by, write, fault.flip, fault.when_word, fault.width, fault.model, fault.variant
-    )
+    how = write, fault.flip, fault.when_word, fault.width
+    return FaultTable(fault.at, fault.by, *how, fault.model, fault.variant)

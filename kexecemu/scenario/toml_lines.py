@@ -92,7 +92,8 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
     unknown = _UNKNOWN.match(words)
     types = _types(inspect.type_info(form), steps)
     if unknown is not None:
-        words += did_you_mean(unknown["name"], _keys(types))
+        tables = (one for one in types if isinstance(one, inspect.StructType))
+        words += did_you_mean(unknown["name"], [field.encode_name for one in tables for field in one.fields])
         path.append(unknown["name"])
     elif "Invalid enum value" in words:
         known = possible_words(form, steps)
@@ -100,7 +101,7 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
         words += did_you_mean(given[1], known) if given is not None else ""
         words += f"; known are {', '.join(known)}"
     elif path != steps:
-        path = [*path, *_culprit(_value(text, path), words)]
+        path = [*path, *_culprit(_at(text, path), words)]
     got = _GOT.search(words)
     if "`str" in words and got is not None and got[1] in ("bool", "int", "float"):
         words += ": put it in quotes"
@@ -111,11 +112,17 @@ def validation_text(error: msgspec.ValidationError, text: str, form: type) -> st
     return at_line(text, path, words)
 
 
+def _at(text: str, path: Path) -> Any:
+    data: Any = tomllib.loads(text)
+    for step in path:
+        data = data[step]
+    return data
+
+
 def _step(match: re.Match[str]) -> str | int:
     """A key, a number, or "..." for some key of a table, msgspec does not say which."""
-    if match["key"] is not None:
-        return match["key"]
-    return match["index"] if match["index"] == "..." else int(match["index"])
+    index = match["index"]
+    return int(index) if index not in (None, "...") else match["key"] or index
 
 
 def _culprit(table: Any, words: str) -> list[str | int]:
@@ -152,23 +159,12 @@ def _flat(types: Iterable[inspect.Type]) -> Iterable[inspect.Type]:
             yield one
 
 
-def _keys(types: Iterable[inspect.Type]) -> list[str]:
-    return [field.encode_name for one in types if isinstance(one, inspect.StructType) for field in one.fields]
-
-
 def possible_words(form: type, path: Path) -> list[str]:
     """The words that may stand at a path of what is read as form; [] where any text may."""
-    known: list[str] = []
+    known: list[object] = []
     for one in _types(inspect.type_info(form), path):
         if isinstance(one, inspect.EnumType):
-            known += [str(member.value) for member in one.cls]
+            known += [member.value for member in one.cls]
         elif isinstance(one, inspect.LiteralType):
-            known += [str(value) for value in one.values]
-    return known
-
-
-def _value(text: str, path: Path) -> Any:
-    data: Any = tomllib.loads(text)
-    for step in path:
-        data = data[step]
-    return data
+            known += one.values
+    return list(map(str, known))

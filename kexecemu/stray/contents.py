@@ -6,20 +6,9 @@ Addresses are those of a kernel with 48 bits of virtual address and pages of 409
 
 from __future__ import annotations
 
-__all__ = [
-    "LIST_POISON1",
-    "LIST_POISON2",
-    "POISON_END",
-    "POISON_FREE",
-    "POISON_INUSE",
-    "STRUCTURES",
-    "TELLING_WORDS32",
-    "TELLING_WORDS64",
-    "ascii_like",
-    "linear_pointer",
-    "pointer_like",
-    "structure_like",
-]
+__all__ = ["LIST_POISON1", "LIST_POISON2", "POISON_END", "POISON_FREE", "POISON_INUSE", "STRUCTURES"]
+__all__ += ["TELLING_WORDS32", "TELLING_WORDS64", "ascii_like", "linear_pointer", "pointer_like"]
+__all__ += ["structure_like"]
 
 # include/linux/poison.h; arm64 has CONFIG_ILLEGAL_POINTER_VALUE=0xdead000000000000.
 POISON_INUSE, POISON_FREE, POISON_END = 0x5A, 0x6B, 0xA5
@@ -108,10 +97,8 @@ def structure_like(structure: str, random: bytes) -> bytes:
 def pointer_like(random: bytes) -> bytes:
     """As many bytes as `random`, a multiple of 8: pointers into the linear map, vmalloc and the kernel's text."""
     letters = "lllv" + "lllt"
-    return b"".join(
-        _content(letters[random[at + 7] % len(letters)], random[at : at + 8])
-        for at in range(0, len(random), 8)
-    )
+    words = [random[at : at + 8] for at in range(0, len(random), 8)]
+    return b"".join(_content(letters[word[7] % len(letters)], word) for word in words)
 
 
 def ascii_like(random: bytes) -> bytes:

@@ -18,27 +18,16 @@ from kexecemu.shown import shown
 from kexecemu.stray.models import find_model
 from kexecemu.suggest import did_you_mean
 
-__all__ = [
-    "NUMBERED",
-    "By",
-    "Fault",
-    "Injection",
-    "When",
-    "account",
-    "can_write",
-    "parse_hex",
-    "parse_when",
-    "when_word",
-]
+__all__ = ["NUMBERED", "WHEN_WORD", "By", "Fault", "Injection", "When", "account", "can_write"]
+__all__ += ["parse_hex", "parse_when", "when_word"]
 
 
 class By(enum.StrEnum):
     """Who writes. All but DMA are stores that a CPU executes at EL1, so that page tables have their say."""
 
     CPU = "cpu"  # through the linear map
-    ALIAS = (
-        "alias"  # through another mapping of the page (vmap), which no protection of the linear map reaches
-    )
+    # Through another mapping of the page (vmap), which no protection of the linear map reaches.
+    ALIAS = "alias"
     DMA = "dma"  # a bus master, behind the MMU
     LATE_CPU = "late-cpu"  # a CPU that did not stop at the crash, through the linear map
 
@@ -60,7 +49,8 @@ NUMBERED = {When.WHILE_HASHING: 256, When.IN_CAPTURE: 10**9}
 """The moments with a number, and how far it goes."""
 
 _ALIVE = (When.DURING_LOAD, When.AFTER_LOAD, When.BEFORE_PANIC)
-_WHEN = re.compile(r"(?P<moment>[a-z-]+?)(?:-(?P<step>\d+))?\Z", re.ASCII)
+WHEN_WORD = r"(?P<moment>[a-z-]+?)(?:-(?P<step>\d+))?\Z"
+"""A moment as it is written: its word, and its number where it has one."""
 
 
 def can_write(by: By, when: When) -> bool:
@@ -87,7 +77,7 @@ def parse_when(
 
     among are those that there can be, more what else there is, in words.
     """
-    match = _WHEN.match(word)
+    match = re.match(WHEN_WORD, word, re.ASCII)
     if match is None or match["moment"] not in among:
         known = ", ".join(f"{one}-N" if one in NUMBERED else one for one in among)
         raise InputError(f"{what}: no moment {word!r}{did_you_mean(word, among)}; there are {known}{more}")
@@ -97,9 +87,8 @@ def parse_when(
             raise InputError(f"{what}: {when.value} goes without a number, not {word!r}")
         return when, 0
     if match["step"] is None:
-        number = (
-            "256ths, as in hashing-128" if when is When.WHILE_HASHING else f"instructions, as in {word}-1000"
-        )
+        hashing = when is When.WHILE_HASHING
+        number = "256ths, as in hashing-128" if hashing else f"instructions, as in {word}-1000"
         raise InputError(f"{what}: {word!r} needs its number of {number}")
     step = int(match["step"])
     if step > NUMBERED[when]:

@@ -87,12 +87,7 @@ def bit_flip(variant: int, before: bytes) -> bytes:
     return bytes([before[0] ^ (1 << variant)])
 
 
-@model(
-    255,
-    1,
-    width=1,
-    source=f"{_SULLIVAN}; Sangchoolie and others, One bit is (not) enough, DSN 2017",
-)
+@model(255, 1, width=1, source=f"{_SULLIVAN}; Sangchoolie and others, One bit is (not) enough, DSN 2017")
 def byte(variant: int, before: bytes) -> bytes:
     """A byte becomes any of the 255 others."""
     return bytes([before[0] ^ (variant + 1)])
@@ -205,9 +200,8 @@ def stamp(variant: int, before: bytes) -> bytes:
 
 # -- after a free ------------------------------------------------------------------------------------------------------
 
-_LIST_DEL = len(
-    _MEMSET_LENGTHS
-)  # variants: poisoned objects, list_del(), end of the freelist, plain, hardened
+# Variants: poisoned objects, list_del(), end of the freelist, plain, hardened.
+_LIST_DEL = len(_MEMSET_LENGTHS)
 _FREELIST_END = _LIST_DEL + 1
 _FREELIST = _FREELIST_END + 1
 _FREELIST_HARDENED = _FREELIST + HASHED_CONTENTS

@@ -11,7 +11,7 @@ crashkernel-free+0x1000                  from the start of its largest part that
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.image.kimage import Kimage
@@ -21,16 +21,21 @@ from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.stray.fault import Fault
 from kexecemu.suggest import did_you_mean, there_are
 
-__all__ = ["free_area", "resolve", "resolve_by"]
+__all__ = ["area_of", "resolve", "resolve_by"]
 
 _TARGET = re.compile(r"(?P<base>[A-Za-z_][\w:.-]*?)(?P<offset>[+](?:0[xX][0-9a-fA-F]+|\d+))?\Z")
 _NUMBER = re.compile(r"(?:0[xX][0-9a-fA-F]+|\d+)\Z")
 
 
-def free_area(region: PhysRange, image: Kimage, also: Sequence[PhysRange] = ()) -> PhysRange:
-    """The largest part of the crash region that holds neither a segment nor a control page, nor what is in `also`."""
-    used = [segment.area for segment in image.segments] + image.control_pages + list(also)
-    return max(subtract([region], used), key=lambda area: area.size)
+def area_of(region: PhysRange, image: Kimage, base: str) -> PhysRange | None:
+    """What the name of a segment, or of the crash region or its free part, stands for; None for any other."""
+    if base == "crashkernel":
+        return region
+    if base == "crashkernel-free":
+        used = [segment.area for segment in image.segments] + image.control_pages
+        return max(subtract([region], used), key=lambda area: area.size)
+    segment = image.segment(base)
+    return segment.area if segment is not None else None
 
 
 def _area(kernel: KernelModel, base: str) -> PhysRange:
@@ -46,10 +51,9 @@ def _area(kernel: KernelModel, base: str) -> PhysRange:
         return PhysRange(phys, kernel.guest.area.end)
     if image is None or kernel.crashk_res is None:
         raise InputError(f"target {base}: no crash image is loaded")
-    if base == "crashkernel":
-        return kernel.crashk_res
-    if base == "crashkernel-free":
-        return free_area(kernel.crashk_res, image)
+    found = area_of(kernel.crashk_res, image, base)
+    if found is not None:
+        return found
     if base.startswith("purgatory:"):
         name = base.removeprefix("purgatory:")
         purgatory = image.purgatory
@@ -62,14 +66,11 @@ def _area(kernel: KernelModel, base: str) -> PhysRange:
             like = did_you_mean(name, symbols)
             raise InputError(f"target {base}: the purgatory has no symbol {name}{like}")
         return PhysRange(symbol[0], purgatory.segment.area.end)
-    segment = image.segment(base)
-    if segment is None:
-        known = [*(one.name for one in image.segments), "crashkernel", "crashkernel-free"]
-        raise InputError(
-            f"target {base}: no such segment or symbol{there_are(base, known)}, "
-            "purgatory:SYMBOL, vmlinux:SYMBOL and physical addresses"
-        )
-    return segment.area
+    known = [*(one.name for one in image.segments), "crashkernel", "crashkernel-free"]
+    raise InputError(
+        f"target {base}: no such segment or symbol{there_are(base, known)}, "
+        "purgatory:SYMBOL, vmlinux:SYMBOL and physical addresses"
+    )
 
 
 def resolve(kernel: KernelModel, fault: Fault) -> PhysRange:

@@ -34,7 +34,8 @@ from pathlib import Path
 
 import kexecemu
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.stages import PurgatoryEnd, PurgatoryRun, run_purgatory
+from kexecemu.crash.running import run_purgatory
+from kexecemu.crash.stages import PurgatoryEnd, PurgatoryRun
 from kexecemu.fetch.cache import cached
 from kexecemu.formats import image
 from kexecemu.kernel.base.config import KernelConfig
@@ -82,7 +83,8 @@ def enter(entry_phys: int, dtb_phys: int) -> bytes:
 
 def crash_image(size: int) -> bytes:
     """An arm64 Image of `size` bytes that powers off."""
-    head = image.build(image_size=size, code0=BRANCH_OVER_HEADER) + POWER_OFF
+    header = struct.pack("<I12xQ32x4s4x", BRANCH_OVER_HEADER, size, image.IMAGE_MAGIC)
+    head = header + POWER_OFF
     return head + random.Random(SEED).randbytes(size - len(head))
 
 

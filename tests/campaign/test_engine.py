@@ -10,8 +10,9 @@ import pytest
 import stray_faults
 from stray_faults import Marksman, fault, scenario, start
 
-from kexecemu.campaign.engine import FaultDecider, cut
+from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import CampaignFault, Decided, How
+from kexecemu.campaign.hit import cut
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Injection, When

@@ -83,7 +83,7 @@ def test_a_register_of_another_cpu_is_noticed_too() -> None:
 def test_every_machine_s_golden_run_ends_in_a_dump(name: str) -> None:
     engine = start(SCENARIOS[name])
     run = engine.golden
-    assert run.outcome.value == "captured"
+    assert run.end.outcome == "captured"
     assert run.region == engine.kernel.crashk_res
     assert len(run.memory) == len(run.entry_memory) == run.region.size
     assert run.capture.instructions > 1000

@@ -16,7 +16,6 @@ from kexecemu.campaign.stats import (
     clopper_pearson,
     incomplete_beta,
     mcnemar,
-    sample_size,
     stratified,
     upper_bound,
 )
@@ -172,28 +171,6 @@ def test_the_interval_of_a_stratified_sample_holds_at_least_as_often_as_it_says(
             if interval.low - 1e-12 <= truth <= interval.high + 1e-12
         )
         assert holds >= 0.9, f"{shares}: {holds}"
-
-
-@pytest.mark.parametrize(
-    ("margin", "confidence", "million", "milliard"),
-    [
-        (0.05, 0.95, 385, 385),
-        (0.01, 0.95, 9_513, 9_604),
-        (0.01, 0.99, 16_317, 16_587),
-        (0.001, 0.99, 623_875, 1_655_940),
-    ],
-)
-def test_sample_sizes_are_leveugles(margin: float, confidence: float, million: int, milliard: int) -> None:
-    assert sample_size(10**6, margin, confidence) == pytest.approx(million, abs=1)
-    assert sample_size(10**9, margin, confidence) == pytest.approx(milliard, rel=1e-4)
-
-
-def test_a_sample_size_never_exceeds_the_population_and_knows_its_confidences() -> None:
-    assert sample_size(100, 1e-9) == 100
-    assert sample_size(0, 0.01) == 0
-    assert sample_size(10**6, 0.01, share=0.01) < sample_size(10**6, 0.01)
-    with pytest.raises(InputError, match=r"0\.95"):
-        sample_size(100, 0.01, 0.96)
 
 
 def test_mcnemars_test_is_the_exact_sign_test() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kexecemu.commands.purgatory_require import unmet
+from kexecemu.commands.purgatory_check import unmet
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.purgatory_check import RUNS, Reply, judge_reply

@@ -11,7 +11,8 @@ from kexecemu import Board, By, Dump, Fault, Kernel, KernelConfig, Outcome, When
 from kexecemu.crash.end import End
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.data import fixture_path
-from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import parse_core_header
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()

@@ -12,7 +12,8 @@ from kexecemu import Board, By, Fault, InputError, Kernel, KernelConfig, Outcome
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.crash.verdict import Damaged, VerdictState
 from kexecemu.data import fixture_path
-from kexecemu.formats.elfcore import PT_LOAD, VmcoreLayout
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import VmcoreLayout
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE
 from kexecemu.machine.cpu.stop import CpuStopKind
 

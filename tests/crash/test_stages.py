@@ -10,6 +10,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_header import build
 
 from kexecemu import Board, Kernel, KernelConfig, Outcome
 from kexecemu.crash.moments import Passed, crash, follow
@@ -19,7 +20,6 @@ from kexecemu.crash.verdict import VerdictState, read_verdict
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import FdtEditor, cells
-from kexecemu.formats.image import build
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.stray.fault import When
 
@@ -200,7 +200,7 @@ def stamped_tree(**chosen: bytes | None) -> tuple[Kernel, bytes]:
     """A crash of another kernel, whose device tree was changed behind everybody's back (no purgatory)."""
     kernel, image = loaded(OTHER_KERNEL, purgatory=None)
     tree = kernel.ram.read(image.dtb_mem, 0x1000)
-    editor = FdtEditor.open_into(tree[: int.from_bytes(tree[4:8], "big")], 0x1000)
+    editor = FdtEditor(tree[: int.from_bytes(tree[4:8], "big")], 0x1000)
     node = editor.path_offset("/chosen")
     assert node is not None
     for name, value in chosen.items():

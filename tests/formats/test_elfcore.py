@@ -12,19 +12,13 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
+from prstatus import parse_prstatus
 
 from kexecemu.errors import FormatError
-from kexecemu.formats import elfcore
-from kexecemu.formats.elfcore import (
-    PF_RWX,
-    PT_LOAD,
-    PT_NOTE,
-    LoadRange,
-    Note,
-    ProgramHeader,
-    VmcoreLayout,
-    build_elfcorehdr,
-)
+from kexecemu.formats import elfcore, elfnote
+from kexecemu.formats.elf import PT_LOAD, PT_NOTE, ProgramHeader
+from kexecemu.formats.elfcore import PF_RWX, LoadRange, VmcoreLayout, build_elfcorehdr
+from kexecemu.formats.elfnote import Note
 from kexecemu.machine.ranges import PhysRange
 
 Real = Callable[[str], bytes]
@@ -67,7 +61,7 @@ def test_the_real_vmcore_begins_as_laid_out_here(real: Real) -> None:
 
 def test_the_real_notes_are_read_and_packed_again(real: Real) -> None:
     data = real("vmcore.head")[0x1000:0x20D0]
-    notes = list(elfcore.iterate_notes(data))
+    notes = list(elfnote.iterate_notes(data))
     assert [(n.name, n.type, len(n.desc)) for n in notes] == [
         ("CORE", 1, 392),
         ("CORE", 1, 392),
@@ -78,15 +72,14 @@ def test_the_real_notes_are_read_and_packed_again(real: Real) -> None:
 
 
 def test_the_real_registers_are_read_and_packed_again(real: Real) -> None:
-    first = next(elfcore.iterate_notes(real("vmcore.head")[0x1000:]))
-    status = elfcore.parse_prstatus(first.desc)
+    first = next(elfnote.iterate_notes(real("vmcore.head")[0x1000:]))
+    status = parse_prstatus(first.desc)
     # PID 1, the shell that wrote to /proc/sysrq-trigger, in __crash_kexec at EL1 with interrupts off.
     assert status.pid == 1
     assert status.regs[31] == 0xFFFF2026808A7A80
     assert status.regs[33] == 0x400000C5
-    assert elfcore.prstatus(status.pid, status.regs) == first.desc
-    assert elfcore.crash_note(status.pid, status.regs) == first.pack() + bytes(12)
-    assert len(elfcore.crash_note(status.pid, status.regs)) == elfcore.CRASH_NOTE_BYTES == 424
+    assert elfnote.crash_note(status.pid, status.regs) == first.pack() + bytes(12)
+    assert len(elfnote.crash_note(status.pid, status.regs)) == elfnote.CRASH_NOTE_BYTES == 424
 
 
 def test_the_second_real_vmcore_s_program_headers_are_those_that_readelf_printed(real: Real) -> None:
@@ -102,11 +95,11 @@ def test_the_second_real_vmcore_s_program_headers_are_those_that_readelf_printed
 
 
 def test_the_vmcoreinfo_note_has_the_size_that_sysfs_shows() -> None:
-    note = elfcore.vmcoreinfo_note(b"OSRELEASE=6.1\n")
-    assert len(note) == elfcore.VMCOREINFO_NOTE_SIZE == 0x1024
-    assert list(elfcore.iterate_notes(note)) == [Note("VMCOREINFO", 0, b"OSRELEASE=6.1\n")]
+    note = elfnote.vmcoreinfo_note(b"OSRELEASE=6.1\n")
+    assert len(note) == elfnote.VMCOREINFO_NOTE_SIZE == 0x1024
+    assert list(elfnote.iterate_notes(note)) == [Note("VMCOREINFO", 0, b"OSRELEASE=6.1\n")]
     with pytest.raises(ValueError, match="4097 bytes"):
-        elfcore.vmcoreinfo_note(bytes(4097))
+        elfnote.vmcoreinfo_note(bytes(4097))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +189,7 @@ def test_no_vmcore_is_made_of_a_header_that_makes_no_sense(
 
 
 def _write(path: Path, ram: bytes) -> VmcoreLayout:
-    note = Note("CORE", 1, elfcore.prstatus(7, range(34))).pack() + bytes(12)
+    note = elfnote.crash_note(7, range(34))
     core = build_elfcorehdr(
         [_note_header(0, len(note)), _load_header(0x1000, 0x1800), _load_header(0x4000, 0x4000)]
     )
@@ -261,7 +254,7 @@ def test_a_core_that_cannot_be_written_leaves_the_old_file_alone(tmp_path: Path)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_notes_or_a_format_error(data: bytes) -> None:
     try:
-        notes = list(elfcore.iterate_notes(data))
+        notes = list(elfnote.iterate_notes(data))
     except FormatError:
         return
     assert sum(len(n.pack()) for n in notes) <= len(data) + 3
@@ -274,7 +267,7 @@ def test_any_bytes_give_notes_or_a_format_error(data: bytes) -> None:
 )
 def test_notes_that_are_packed_are_read_back(parts: list[tuple[str, bytes]]) -> None:
     notes = [Note(name, kind, desc) for kind, (name, desc) in enumerate(parts)]
-    assert list(elfcore.iterate_notes(b"".join(n.pack() for n in notes))) == notes
+    assert list(elfnote.iterate_notes(b"".join(n.pack() for n in notes))) == notes
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x160), st.integers(0, 255)), max_size=6), st.binary(max_size=64))
@@ -295,12 +288,7 @@ def test_any_damage_to_the_real_header_gives_a_layout_or_a_format_error(
 @pytest.mark.parametrize("count", [33, 35])
 def test_another_number_of_registers_is_our_own_mistake(count: int) -> None:
     with pytest.raises(ValueError, match=f"{count} registers"):
-        elfcore.prstatus(0, range(count))
-
-
-def test_a_descriptor_of_another_size_is_no_prstatus() -> None:
-    with pytest.raises(FormatError, match="391 bytes"):
-        elfcore.parse_prstatus(bytes(391))
+        elfnote.crash_note(0, range(count))
 
 
 def test_a_header_that_does_not_fit_in_its_segment_is_our_own_mistake() -> None:

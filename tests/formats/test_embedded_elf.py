@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from kexecemu.data import fixture_path, purgatory_path
-from kexecemu.formats.embedded_elf import embedded_objects, object_or_embedded
+from kexecemu.formats.elfrel import embedded_objects, object_or_embedded
 
 OURS = purgatory_path().read_bytes()
 THEIRS = fixture_path("guests/kexec-tools-purgatory.ro").read_bytes()

@@ -140,7 +140,7 @@ def test_a_kernel_of_64_cpus_brings_them_all_up_and_down() -> None:
 
 
 def tree_with(**chosen: bytes) -> Fdt:
-    editor = FdtEditor.open_into(virt_device_tree([BANK], 2, UART), 8192)
+    editor = FdtEditor(virt_device_tree([BANK], 2, UART), 8192)
     node = editor.path_offset("/chosen")
     assert node is not None
     for name, value in chosen.items():
@@ -220,7 +220,7 @@ def test_a_memory_node_that_promises_more_ram_than_there_is_is_no_traceback() ->
 
 
 def test_a_reserved_memory_node_is_kept_out_of_the_crash_region_and_no_map_out_of_the_map() -> None:
-    editor = FdtEditor.open_into(virt_device_tree([BANK], 1, UART), 8192)
+    editor = FdtEditor(virt_device_tree([BANK], 1, UART), 8192)
     parent = editor.add_subnode(0, "reserved-memory")
     editor.setprop(parent, "#address-cells", cells(2))
     editor.setprop(parent, "#size-cells", cells(2))

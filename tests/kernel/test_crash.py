@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_bench import IMAGE, INITRD, boot, small
+from prstatus import parse_prstatus
 
 from kexecemu.formats.elfcore import parse_core_header
-from kexecemu.formats.elfnote import iterate_notes, parse_prstatus
+from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.cpu.stop import CpuStopKind

@@ -70,14 +70,14 @@ def test_the_dtb_that_another_real_capture_kernel_booted_with_is_reproduced_byte
     base = FdtEditor(_real("main.dtb"))
     chosen = base.path_offset("/chosen")
     assert chosen is not None
-    base.setprop_string(
+    base.setprop(
         chosen,
         "bootargs",
-        'console=ttyAMA0 rdinit=/init crashkernel=96M dyndbg="file kernel/kexec* +p; file arch/arm64/kernel/'
-        "machine_kexec* +p; file arch/arm64/kernel/kexec_image.c +p; file crypto/asymmetric_keys/* +p; "
-        'file certs/* +p" loglevel=8 log_buf_len=2M',
+        b'console=ttyAMA0 rdinit=/init crashkernel=96M dyndbg="file kernel/kexec* +p; file arch/arm64/kernel/'
+        b"machine_kexec* +p; file arch/arm64/kernel/kexec_image.c +p; file crypto/asymmetric_keys/* +p; "
+        b'file certs/* +p" loglevel=8 log_buf_len=2M\0',
     )
-    base.setprop_u32(chosen, "linux,initrd-end", 0x4B287586)
+    base.setprop(chosen, "linux,initrd-end", (0x4B287586).to_bytes(4, "big"))
     # The byte of padding behind a string of 15 is whatever lay in QEMU's buffer; the kernel passes it on.
     path = base.get_property(chosen, "stdout-path")
     assert path is not None and len(path.value) == 15

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kexecemu.formats.elfcore import PT_LOAD, PT_NOTE, Note, VmcoreLayout, parse_core_header
+from kexecemu.formats.elf import PT_LOAD, PT_NOTE
+from kexecemu.formats.elfcore import VmcoreLayout, parse_core_header
+from kexecemu.formats.elfnote import Note
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
 from kexecemu.machine.ranges import PhysRange
 

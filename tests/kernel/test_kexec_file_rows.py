@@ -5,11 +5,11 @@ from __future__ import annotations
 from errno import EACCES, EBADF, EBUSY, EFBIG, EINVAL, EIO, EKEYREJECTED, ENOENT, ENOSYS, EPERM, ETXTBSY
 
 import pytest
+from image_header import build
 
 from kexecemu import KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD, Board, Kernel, KernelConfig, KexecError
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import build
 from kexecemu.kernel.crash_size import crash_shrink_memory
 from kexecemu.kernel.image.kimage import IND_DONE
 from kexecemu.kernel.load.files import OpenFile

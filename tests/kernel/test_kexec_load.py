@@ -7,16 +7,16 @@ from dataclasses import replace
 from errno import EACCES, EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
 
 import pytest
+from image_header import build
 
 from kexecemu import Board, InputError, Kernel, KernelConfig, KexecError
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import build
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
-from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.image.kimage import KEXEC_ARCH_AARCH64, Kimage, Segment
 from kexecemu.kernel.load import environment
-from kexecemu.kernel.load.kexec_load import KEXEC_ARCH_AARCH64, KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
+from kexecemu.kernel.load.kexec_load import KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.kernel.signature.policy import KexecSignaturePolicy, Lockdown
 
@@ -175,10 +175,14 @@ def test_a_bad_call_gets_the_kernels_errno(kernel: Kernel, change: dict[str, obj
 
 def test_privilege_lockdown_and_the_lock_come_first(kernel: Kernel) -> None:
     arguments = KexecLoadArguments(0, [], flags=0xFFFFFFFF)  # everything else is wrong as well
-    for extra in ({"capable": False}, {"lockdown": True}):
-        with pytest.raises(KexecError) as refusal:
-            kexec_load(kernel, arguments, **extra)
-        assert refusal.value.errno == EPERM
+    with pytest.raises(KexecError) as refusal:
+        kexec_load(kernel, arguments, capable=False)
+    assert refusal.value.errno == EPERM
+    kernel.kexec.signature_policy = KexecSignaturePolicy(lockdown=Lockdown.INTEGRITY)
+    with pytest.raises(KexecError) as refusal:
+        kexec_load(kernel, arguments)
+    assert refusal.value.errno == EPERM
+    kernel.kexec.signature_policy = None
     kernel.kexec.locked = True
     try:
         with pytest.raises(KexecError) as refusal:
@@ -195,10 +199,13 @@ def test_images_that_must_be_verified_cannot_be_loaded_this_way(kernel: Kernel) 
         (KexecSignaturePolicy(sig=True, secure_boot=True), EACCES),
         (KexecSignaturePolicy(ima_appraise=True), EACCES),
     ):
+        kernel.kexec.signature_policy = policy
         with pytest.raises(KexecError) as refusal:
-            kexec_load(kernel, arguments, policy=policy)
+            kexec_load(kernel, arguments)
         assert refusal.value.errno == errno
-    assert kexec_load(kernel, arguments, policy=KexecSignaturePolicy(sig=True)) is not None
+    kernel.kexec.signature_policy = KexecSignaturePolicy(sig=True)
+    assert kexec_load(kernel, arguments) is not None
+    kernel.kexec.signature_policy = None
 
 
 def test_the_default_architecture_is_accepted_and_an_empty_list_unloads(kernel: Kernel) -> None:

@@ -377,7 +377,7 @@ def test_a_late_reservation_lies_below_the_memory_map_and_the_page_tables(era: s
 
 
 def test_mem_does_not_take_the_first_kernel_s_initrd_away() -> None:
-    tree = FdtEditor.open_into(virt_device_tree((DRAM,), 1, 0x9000000), 4096)
+    tree = FdtEditor(virt_device_tree((DRAM,), 1, 0x9000000), 4096)
     chosen = tree.path_offset("/chosen")
     assert chosen is not None
     tree.setprop(chosen, "linux,initrd-start", cells(0x60000800))

@@ -99,14 +99,6 @@ def test_an_enforced_signature_comes_before_lockdown_and_ima() -> None:
     assert check(UNSIGNED, **everything)[0] == ENODATA
 
 
-def test_ima_wants_its_own_signature_when_the_image_is_read() -> None:
-    with pytest.raises(KexecError) as error:
-        policy(ima_appraise=True).check_read(ima_signed=False)
-    assert error.value.errno == EACCES
-    policy(ima_appraise=True).check_read(ima_signed=True)
-    policy().check_read(ima_signed=False)
-
-
 @pytest.mark.parametrize(
     ("why", "errno"),
     [

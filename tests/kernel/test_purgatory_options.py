@@ -151,7 +151,7 @@ def test_the_device_tree_s_place_and_the_board_s_way_to_call_psci_are_told() -> 
 )
 def test_psci_is_called_as_the_device_tree_says(method: bytes | None, conduit: int) -> None:
     dtb = real("main.dtb")
-    tree = FdtEditor.open_into(dtb, len(dtb) + 256)
+    tree = FdtEditor(dtb, len(dtb) + 256)
     node = tree.path_offset("/psci")
     assert node is not None
     if method is None:

@@ -18,8 +18,7 @@ from elftools.elf.elffile import ELFFile
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import elfrel
-from kexecemu.formats.elfrel import Rela
-from kexecemu.kernel.image.relocate import SUPPORTED_TYPES, apply, relocate
+from kexecemu.kernel.image.relocate import SUPPORTED_TYPES, relocate
 
 # Far from both ends of the address space, so that every limit can be reached from here.
 TEXT = 0x0000_5555_0000_0000
@@ -273,23 +272,6 @@ def test_an_unknown_type_is_refused_in_the_kernel_s_words(number: int) -> None:
     )
 
 
-def test_a_section_is_patched_in_order_until_the_first_that_fails() -> None:
-    section = bytearray(24)
-    addresses = {1: 0x1000, 2: 0x2000}
-    relocations = [Rela(0, 1, 257, 4), Rela(8, 2, 260, 0), Rela(12, 1, 9999, 0), Rela(16, 1, 257, 0)]
-    with pytest.raises(KexecError, match="Unknown rela relocation: 9999"):
-        apply(section, 0x1800, relocations, addresses.__getitem__)
-    assert section == (0x1004).to_bytes(8, "little") + (0x2000 - 0x1808).to_bytes(8, "little") + bytes(8)
-
-
-def test_a_symbol_without_an_address_wins_over_an_unknown_type() -> None:
-    def undefined(index: int) -> int:
-        raise KexecError(ENOEXEC, "arch_kexec_apply_relocations_add", f"Undefined symbol: {index}")
-
-    with pytest.raises(KexecError, match="Undefined symbol: 3"):
-        apply(bytearray(8), 0, [Rela(0, 3, 9999, 0)], undefined)
-
-
 @needs_zig
 def test_our_purgatory_is_relocated_as_ld_lld_links_it(tmp_path: Path) -> None:
     """The object that all of this is for: every allocated section's bytes at one address each."""
@@ -308,12 +290,11 @@ def test_our_purgatory_is_relocated_as_ld_lld_links_it(tmp_path: Path) -> None:
         target = obj.sections[obj.sections[index].info]
         section = bytearray(target.data)
         symbols = obj.symbol_tables[obj.sections[index].link]
-        apply(
-            section,
-            addresses[target.index],
-            relocations,
-            lambda number, symbols=symbols: symbols[number].value + addresses[symbols[number].shndx],
-        )
+        start = addresses[target.index]
+        for rela in relocations:
+            symbol = symbols[rela.symbol]
+            value = symbol.value + addresses[symbol.shndx]
+            relocate(rela.type, section, rela.offset, start + rela.offset, value, rela.addend)
         applied += len(relocations)
         assert section == linked.get_section_by_name(target.name).data()
     assert applied > 0

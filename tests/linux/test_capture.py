@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from image_header import build
 from machine.system_guest import DAIFSET_I, NOP, OFF, RESET, UDF, WFI, Words, b, br, flat, mov
 
 from kexecemu import Board, Dump, Kernel, KernelConfig, Outcome
 from kexecemu.crash.end import End
-from kexecemu.formats.image import HEADER_SIZE, build
+from kexecemu.formats.image import HEADER_SIZE
 from kexecemu.linux import capture as linux
-from kexecemu.linux.capture import LinuxCapture, LinuxEnd, LoadDigest, load_digests, run_linux
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd, LoadDigest, linux_stage, load_digests
 from kexecemu.machine.devices.disk import Disk
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.stray.first import through
 
 CODE = 0x40010000
 AREAS = [PhysRange.of(0x40100000, 0x5000), PhysRange.of(0x40200000, 0x3000)]
@@ -88,7 +90,7 @@ def start(board: Board, *program: Words) -> None:
 
 def run(board: Board, *program: Words, budget: int = 1_000_000) -> LinuxCapture:
     start(board, *program)
-    return run_linux(board, areas=AREAS, budget=budget)
+    return through(linux_stage(board, areas=AREAS, budget=budget))
 
 
 def dump(board: Board, disks: list[Disk], data: bytes) -> LinuxCapture:
@@ -165,7 +167,7 @@ def test_a_dump_that_is_said_to_be_larger_than_its_disk_is_none(board: Board) ->
 
 def test_areas_that_are_no_ram_leave_nothing_to_compare_with(board: Board) -> None:
     start(board, says(UP), OFF)
-    ended = run_linux(board, areas=[PhysRange.of(0x90000000, 0x1000)], budget=1_000_000)
+    ended = through(linux_stage(board, areas=[PhysRange.of(0x90000000, 0x1000)], budget=1_000_000))
     assert (ended.end, ended.crashed) == (LinuxEnd.OFF, [])
 
 
@@ -217,7 +219,7 @@ def test_every_end_is_told_apart_and_says_where_it_stood(name: str, board: Board
     start(board, *program)
     last = [line.strip() for line in _printed(program)][-1:]
     # Long enough for a look at where it stands.
-    ended = run_linux(board, areas=AREAS, budget=25_000_000)
+    ended = through(linux_stage(board, areas=AREAS, budget=25_000_000))
     assert ended.end is kind
     assert ended.where.startswith("cpu0 at pc 0x")
     assert words in ended.where
@@ -235,7 +237,7 @@ def test_a_run_is_the_same_each_time_and_progress_grows() -> None:
         told: list[int] = []
         with Board("4M") as board:
             start(board, says(UP), NOP, b(-1))
-            ended = run_linux(board, areas=[], budget=70_000_000, progress=told.append)
+            ended = through(linux_stage(board, areas=[], budget=70_000_000, progress=told.append))
             ends.add((ended.where, ended.console, ended.instructions))
         seen.append(told)
     assert len(ends) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.machine.memory.absent import AbsentDevice
+from kexecemu.machine.memory.mmio import AbsentDevice
 from kexecemu.machine.ranges import PhysRange
 
 PHYS = PhysRange.of(0x0A000000, 0x4000)

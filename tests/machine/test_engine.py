@@ -35,7 +35,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from kexecemu.machine.cpu import engine
 from kexecemu.machine.cpu.stop import CpuStopKind
-from kexecemu.machine.memory.mmu import VALID, Granule, TableFormat
+from kexecemu.machine.memory.descriptors import VALID, Granule, TableFormat
 
 CODE = 0x40000000
 ROOT = 0x40010000

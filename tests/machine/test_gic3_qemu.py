@@ -190,8 +190,8 @@ class Twin:
         self.ours.append(value)
         # The same with the level of the IRQ signal.
         self.code += [str_post(1, 28), ISR_EL1 | 1, str_post(1, 28)]
-        self.ours.append(self.gic.output(0) << 7)
-        self.signals += self.gic.output(0)
+        self.ours.append(self.gic.interfaces[0].output << 7)
+        self.signals += self.gic.interfaces[0].output
 
     def read(self, name: str) -> int:
         value = self.icc.read_sysreg(ICC[name])

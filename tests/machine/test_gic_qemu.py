@@ -53,7 +53,7 @@ class Pair:
     def _compare(self, step: str, ours: int, theirs: int) -> None:
         self.log.append(f"{step}: {ours:#x} {theirs:#x}")
         # Input 0 of QEMU's CPU is IRQ.
-        assert (ours, self.gic.output(0)) == (theirs, self.qemu.inputs.get(0, False)), "\n".join(
+        assert (ours, self.gic.interfaces[0].output) == (theirs, self.qemu.inputs.get(0, False)), "\n".join(
             self.log[-20:]
         )
 

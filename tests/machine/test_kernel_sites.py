@@ -9,7 +9,7 @@ import capstone
 import pytest
 from unicorn.arm64_const import UC_ARM64_INS_MRS, UC_ARM64_INS_MSR, UC_ARM64_INS_SYS
 
-from kexecemu.machine.cpu.kernel_sites import Image, find_image, sites
+from kexecemu.machine.cpu.guest_code import Image, find_image, sites
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.memory_mark import MemoryDigest
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.snapshot import Snapshots
+from kexecemu.machine.snapshot import MemoryDigest, Snapshots
 
 BASE = 0x40000000
 AREA = PhysRange.of(BASE, 0x400000)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kexecemu.errors import MachineError
 from kexecemu.machine.cpu.stop import CpuStopKind
-from kexecemu.machine.memory.mmu import (
+from kexecemu.machine.memory.descriptors import (
     AF,
     AP_RO,
     ATTR_IDX,
@@ -20,9 +20,9 @@ from kexecemu.machine.memory.mmu import (
     UXN,
     VALID,
     Granule,
-    PageTables,
     TableFormat,
 )
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kexecemu.errors import BusError, MachineError
-from kexecemu.machine.memory.dma import DmaMaster
-from kexecemu.machine.memory.ram import HOST_PAGE, Ram
+from kexecemu.machine.memory.ram import HOST_PAGE, DmaMaster, Ram
 from kexecemu.machine.ranges import PhysRange
 
 LOW = PhysRange.of(0x40000000, 1 << 20)

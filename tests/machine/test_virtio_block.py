@@ -22,8 +22,8 @@ from machine.virtio_driver import (
 
 from kexecemu.errors import InputError
 from kexecemu.machine.devices.disk import Disk
-from kexecemu.machine.devices.virtio import VirtioBus
 from kexecemu.machine.devices.virtio_block import VirtioBlock
+from kexecemu.machine.devices.virtio_mmio import VirtioBus
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 

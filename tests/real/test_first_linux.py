@@ -17,7 +17,8 @@ from kexecemu.crash.moments import follow
 from kexecemu.crash.outcome import Outcome
 from kexecemu.data import shipped_scenarios
 from kexecemu.errors import InputError, NotFetched
-from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux.capture import load_digests
 from kexecemu.linux.first import FirstLinux
 from kexecemu.linux.first_records import iomem

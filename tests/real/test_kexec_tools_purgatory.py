@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from kexecemu.formats.embedded_elf import embedded_objects
+from kexecemu.formats.elfrel import embedded_objects
 
 if TYPE_CHECKING:
     from tests.real.conftest import Command

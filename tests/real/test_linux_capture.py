@@ -24,7 +24,8 @@ from kexecemu.crash.dump import Dump
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
-from kexecemu.formats.elfcore import PT_LOAD, parse_core_header
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux import capture as linux
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel

@@ -14,8 +14,7 @@ from html_page import Page
 
 from kexecemu.campaign.compare import Comparison, Pair
 from kexecemu.campaign.stats import Figure, Interval
-from kexecemu.report.campaign_html import render_campaign
-from kexecemu.report.comparison_html import render_comparison
+from kexecemu.report.campaign_html import render_campaign, render_comparison
 from kexecemu.report.comparison_picture import dump_turn_of, flow_of, turn_of
 
 

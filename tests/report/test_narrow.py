@@ -13,8 +13,7 @@ import pytest
 from campaign_summaries import made_up_comparison, made_up_summary
 from html_page import NestedPage
 
-from kexecemu.report.campaign_html import render_campaign
-from kexecemu.report.comparison_html import render_comparison
+from kexecemu.report.campaign_html import render_campaign, render_comparison
 from kexecemu.report.html import render
 
 REPORTS: dict[str, Callable[..., str]] = {

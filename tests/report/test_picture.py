@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from kexecemu.crash.damage import Damage
 from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.kernel.memory.memblock import merge
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.report.html import render
-from kexecemu.report.picture import TOP, Picture, draw, merge, size_text
+from kexecemu.report.picture import TOP, Picture, draw, size_text
 from kexecemu.stray.fault import By, Fault, Injection
 
 _MIB = 1 << 20

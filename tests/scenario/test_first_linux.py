@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from image_header import build
 
 from kexecemu import InputError, read_scenario
 from kexecemu.cli import main
 from kexecemu.data import shipped_scenarios
-from kexecemu.formats.image import build
 from kexecemu.linux.first import ConsoleWatch
 from kexecemu.linux.first_records import (
     KexecSaid,

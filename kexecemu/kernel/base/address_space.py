@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 from kexecemu.shown import shown
 
-__all__ = ["AddressSpace", "memstart_addr"]
+__all__ = ["AddressSpace", "align_up", "memstart_addr"]
 
 _U64 = 1 << 64
 _MEMSTART_SHIFT = {4096: 30, 16384: 30, 65536: 29}
+
+
+def align_up(value: int, align: int) -> int:
+    """ALIGN(): the first multiple of align (0: any number) from value on."""
+    return -(-value // align) * align if align else value
 
 
 def memstart_addr(start_of_dram: int, page_size: int) -> int:
@@ -56,10 +61,6 @@ class AddressSpace:
     def linear_virt(self, phys: int) -> int:
         """__phys_to_virt(): the linear map's virtual address of a physical one."""
         return phys - self.memstart + self.page_offset
-
-    def kimage_virt(self, phys: int) -> int:
-        """The kernel image mapping's virtual address of a physical address inside the image."""
-        return (phys + self.kimage_voffset) % _U64
 
     def virt_to_phys(self, virt: int) -> int:
         """__virt_to_phys(): arithmetic only, as in the kernel; says nothing about whether it is mapped."""

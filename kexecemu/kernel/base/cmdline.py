@@ -12,16 +12,8 @@ from errno import EINVAL, ENOENT
 
 from kexecemu.shown import shown
 
-__all__ = [
-    "COMMAND_LINE_SIZE",
-    "CrashkernelOption",
-    "memparse",
-    "parameter",
-    "parameters",
-    "parse_crashkernel_option",
-    "strtobool",
-    "to_bytes",
-]
+__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "memparse", "parameter", "parameters"]
+__all__ += ["parse_crashkernel_option", "strtobool", "to_bytes"]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 _SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
@@ -99,84 +91,58 @@ def _last_option(cmdline: str, suffix: str | None) -> str | None:
     return found
 
 
+class _Unreadable(Exception):
+    """Why an option cannot be read, in the kernel's words."""
+
+
+def _number(text: str, otherwise: str = "Memory value expected") -> tuple[int, str]:
+    value, rest = memparse(text)
+    if rest == text:
+        raise _Unreadable(otherwise)
+    return value, rest
+
+
+def _behind(text: str, sign: str) -> str:
+    if text[:1] != sign:
+        raise _Unreadable(f"'{sign}' expected")
+    return text[1:]
+
+
 def _parse_ranges(text: str, system_ram: int, warn: Warn) -> CrashkernelOption:
     """parse_crashkernel_mem(): start-[end]:size[,...][@offset]; the first range that holds system_ram wins."""
     # Firmware keeps some RAM for itself; rounding lets users write 4G where they see 3.9G.
     system_ram = -(-system_ram // _RAM_ROUNDING) * _RAM_ROUNDING
-    rest, size = text, 0
-
-    def fail(reason: str) -> CrashkernelOption:
-        warn(f"crashkernel: {reason}")
-        return CrashkernelOption(error=EINVAL)
-
-    while True:
-        start, after = memparse(rest)
-        if after == rest:
-            return fail("Memory value expected")
-        if after[:1] != "-":
-            return fail("'-' expected")
-        rest, end = after[1:], _U64
+    rest, size, more = text, 0, True
+    while more:
+        start, rest = _number(rest)
+        rest, end = _behind(rest, "-"), _U64
         if rest[:1] != ":":
-            end, after = memparse(rest)
-            if after == rest:
-                return fail("Memory value expected")
+            end, rest = _number(rest)
             if end <= start:
-                return fail("end <= start")
-            rest = after
-        if rest[:1] != ":":
-            return fail("':' expected")
-        rest = rest[1:]
-        this_size, after = memparse(rest)
-        if after == rest:
-            return fail("Memory value expected")
-        rest = after
+                raise _Unreadable("end <= start")
+        this_size, rest = _number(_behind(rest, ":"))
         if this_size >= system_ram:
-            return fail("invalid size")
+            raise _Unreadable("invalid size")
         if start <= system_ram < end:
             size = this_size
             break
-        if rest[:1] != ",":
-            break
-        rest = rest[1:]
+        more, rest = rest[:1] == ",", rest[1:]
     if not size:
         warn("crashkernel size resulted in zero bytes")
         return CrashkernelOption()
-    return _at_offset(rest, size) or fail("Memory value expected after '@'")
-
-
-def _at_offset(rest: str, size: int) -> CrashkernelOption | None:
-    """What may follow the ranges: an @ with the place behind it; None when no number is there."""
     offset = re.match(r"[^ @]*@", rest)
-    if not offset:
-        return CrashkernelOption(size)
-    base, after = memparse(rest[offset.end() :])
-    return None if after == rest[offset.end() :] else CrashkernelOption(size, base)
+    base = _number(rest[offset.end() :], "Memory value expected after '@'")[0] if offset else 0
+    return CrashkernelOption(size, base)
 
 
-def _parse_simple(text: str, warn: Warn) -> CrashkernelOption:
-    """parse_crashkernel_simple(): size[@offset]."""
-    size, rest = memparse(text)
-    if rest == text:
-        warn("crashkernel: memory value expected")
-        return CrashkernelOption(error=EINVAL)
-    if rest[:1] == "@":
+def _parse_plain(text: str, suffix: str) -> CrashkernelOption:
+    """parse_crashkernel_simple() and parse_crashkernel_suffix(): size[@offset], or size,high or size,low."""
+    size, rest = _number(text, "memory value expected")
+    if not suffix and rest[:1] == "@":
         return CrashkernelOption(size, memparse(rest[1:])[0])
-    if rest[:1] not in (" ", ""):
-        warn(f"crashkernel: unrecognized char: {rest[0]}")
-        return CrashkernelOption(error=EINVAL)
-    return CrashkernelOption(size)
-
-
-def _parse_suffix(text: str, suffix: str, warn: Warn) -> CrashkernelOption:
-    """parse_crashkernel_suffix(): size,high or size,low."""
-    size, rest = memparse(text)
-    if rest == text:
-        warn("crashkernel: memory value expected")
-        return CrashkernelOption(error=EINVAL)
-    tail = rest.removeprefix(suffix) if rest.startswith(suffix) else rest
+    tail = rest.removeprefix(suffix)
     if not rest.startswith(suffix) or tail[:1] not in (" ", ""):
-        warn(f"crashkernel: unrecognized char: {tail[0]}")
-        return CrashkernelOption(error=EINVAL)
+        raise _Unreadable(f"unrecognized char: {tail[0]}")
     return CrashkernelOption(size)
 
 
@@ -191,8 +157,10 @@ def parse_crashkernel_option(
     text = _last_option(cmdline, suffix)
     if text is None:
         return CrashkernelOption(error=ENOENT)
-    if suffix:
-        return _parse_suffix(text, suffix, warn)
-    if ":" in text.split(" ", 1)[0]:
-        return _parse_ranges(text, system_ram, warn)
-    return _parse_simple(text, warn)
+    try:
+        if not suffix and ":" in text.split(" ", 1)[0]:
+            return _parse_ranges(text, system_ram, warn)
+        return _parse_plain(text, suffix or "")
+    except _Unreadable as why:
+        warn(f"crashkernel: {why}")
+        return CrashkernelOption(error=EINVAL)

@@ -14,16 +14,8 @@ from kexecemu.kernel.base.era import Era
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
-__all__ = [
-    "KNOWN_OPTIONS",
-    "Era",
-    "KernelConfig",
-    "OptionRow",
-    "Protection",
-    "check_option",
-    "option_rows",
-    "split_options",
-]
+__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "OptionRow", "Protection", "check_option", "option_rows"]
+__all__ += ["split_options"]
 
 
 _Kind = TypeVar("_Kind", bound=enum.Enum)
@@ -56,14 +48,8 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "KEXEC_PURGATORY_COPY": ("n", "a second copy of the image, to repair it from"),
     "KEXEC_PURGATORY_CRYPTO": ("y", "SHA-2 instructions where the CPU has them"),
-    "KEXEC_PURGATORY_EARLY_CHECK": (
-        "n",
-        "asked by the panicking kernel before it stops the other CPUs",
-    ),
-    "KEXEC_PURGATORY_GUARD": (
-        "n",
-        "compared with its digest by the first kernel before it is started",
-    ),
+    "KEXEC_PURGATORY_EARLY_CHECK": ("n", "asked by the panicking kernel before it stops the other CPUs"),
+    "KEXEC_PURGATORY_GUARD": ("n", "compared with its digest by the first kernel before it is started"),
     "KEXEC_PURGATORY_MMU": ("y", "caches on for the check"),
     "KEXEC_PURGATORY_PAGE_DIGESTS": ("n", "a table of the digests of all pages, to say which one it is"),
     "KEXEC_PURGATORY_POLICY": ("stop", "what to do when the check fails"),
@@ -82,7 +68,7 @@ KNOWN_OPTIONS: Mapping[str, str] = {name: default for name, (default, _) in _OPT
 
 # Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
+    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair")
 }
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor, join_cells
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["BootPlaces", "choose_places", "console_phys", "cpu_affinities", "initrd_range", "memory_ranges"]
-__all__ += ["gic_version", "reg_ranges", "set_bootargs"]
+__all__ += ["chosen_node", "gic_version", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
@@ -33,19 +34,15 @@ class BootPlaces:
     dtb_phys: int
 
 
-def _align_up(value: int, align: int) -> int:
-    return -(-value // align) * align
-
-
 def choose_places(ram: Ram, kernel_size: int, dtb: Fdt) -> BootPlaces:
     """Where things go in the first bank; InputError when it is too small for a kernel of kernel_size bytes."""
     bank = ram.banks[0]
     kernel = PhysRange.of(bank.start + _KERNEL_OFFSET, kernel_size)
     initrd = initrd_range(dtb)
     if initrd is not None:
-        dtb_phys = _align_up(initrd.end, _DTB_ALIGN)
+        dtb_phys = align_up(initrd.end, _DTB_ALIGN)
     else:
-        dtb_phys = _align_up(bank.start + min(bank.size // 2, _INITRD_OFFSET), _DTB_ALIGN)
+        dtb_phys = align_up(bank.start + min(bank.size // 2, _INITRD_OFFSET), _DTB_ALIGN)
     tree = PhysRange.of(dtb_phys, dtb.totalsize)
     if not bank.covers(kernel) or not bank.covers(tree) or kernel.overlaps(tree):
         raise InputError(
@@ -57,13 +54,16 @@ def choose_places(ram: Ram, kernel_size: int, dtb: Fdt) -> BootPlaces:
 def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
     """The device tree with /chosen/bootargs set, as a boot loader leaves it."""
     bootargs = to_bytes(cmdline) + b"\0"
-    editor = FdtEditor.open_into(dtb, len(dtb) + len(bootargs) + 256)
-    chosen = editor.path_offset("/chosen")
-    if chosen is None:
-        chosen = editor.add_subnode(0, "chosen")
-    editor.setprop(chosen, "bootargs", bootargs)
+    editor = FdtEditor(dtb, len(dtb) + len(bootargs) + 256)
+    editor.setprop(chosen_node(editor), "bootargs", bootargs)
     editor.pack()
     return bytes(editor.data)
+
+
+def chosen_node(tree: FdtEditor) -> int:
+    """The offset of /chosen, which is made where there is none."""
+    found = tree.path_offset("/chosen")
+    return tree.add_subnode(0, "chosen") if found is None else found
 
 
 def reg_ranges(dtb: Fdt, node: int, parent: int) -> list[PhysRange]:
@@ -110,40 +110,24 @@ def cpu_affinities(dtb: Fdt) -> list[int]:
     cpus = dtb.path_offset("/cpus")
     if cpus is None:
         return []
-    return [
-        join_cells(dtb.get_cells(node.offset, "reg") or [0])
-        for node in dtb.subnodes(cpus)
-        if dtb.getprop(node.offset, "device_type") == b"cpu\0"
-    ]
+    nodes = [one.offset for one in dtb.subnodes(cpus)]
+    nodes = [node for node in nodes if dtb.getprop(node, "device_type") == b"cpu\0"]
+    return [join_cells(dtb.get_cells(node, "reg") or [0]) for node in nodes]
 
 
 def gic_version(dtb: Fdt) -> int:
     """The architecture of the board's interrupt controller, a child of the root: 3 for a GICv3, else 2."""
-    found = any(
-        "arm,gic-v3" in (dtb.get_strings(node.offset, "compatible") or []) for node in dtb.subnodes(0)
-    )
-    return 3 if found else 2
+    kinds = (dtb.get_strings(node.offset, "compatible") or [] for node in dtb.subnodes(0))
+    return 3 if any("arm,gic-v3" in kind for kind in kinds) else 2
 
 
 def console_phys(dtb: Fdt) -> int:
     """Physical address of the PL011 that /chosen/stdout-path names, else of the first one; 0 without any."""
     chosen = dtb.path_offset("/chosen")
     path = dtb.get_strings(chosen, "stdout-path") if chosen is not None else None
-    if path:
-        wanted = path[0].split(":", 1)[0]
-        node = dtb.path_offset(wanted)
-        if node is not None and _is_pl011(dtb, node):
-            return _first_address(dtb, node)
-    for candidate in dtb.subnodes(0):
-        if _is_pl011(dtb, candidate.offset):
-            return _first_address(dtb, candidate.offset)
+    wanted = dtb.path_offset(path[0].split(":", 1)[0]) if path else None
+    for node in (wanted, *(one.offset for one in dtb.subnodes(0))):
+        if node is not None and "arm,pl011" in (dtb.get_strings(node, "compatible") or []):
+            ranges = reg_ranges(dtb, node, 0)
+            return ranges[0].start if ranges else 0
     return 0
-
-
-def _is_pl011(dtb: Fdt, node: int) -> bool:
-    return "arm,pl011" in (dtb.get_strings(node, "compatible") or [])
-
-
-def _first_address(dtb: Fdt, node: int) -> int:
-    ranges = reg_ranges(dtb, node, 0)
-    return ranges[0].start if ranges else 0

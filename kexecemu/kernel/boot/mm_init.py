@@ -25,7 +25,8 @@ from kexecemu.kernel.memory.sparsemem import (
     vmemmap_base,
 )
 from kexecemu.kernel.memory.zones import max_zone_phys
-from kexecemu.machine.memory.mmu import PageTables, TableFormat
+from kexecemu.machine.memory.descriptors import TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown

@@ -35,17 +35,16 @@ class Printk:
         self._ram = guest.ram
         self._uart = uart
         layout = guest.vmlinux
+
+        def places(base: int, struct: str, *members: str) -> list[int]:
+            return [base + layout.offsetof(struct, member) for member in members]
+
         ring = guest.phys("printk_rb_static")
-        descs_at = ring + layout.offsetof("printk_ringbuffer", "desc_ring")
-        text_at = ring + layout.offsetof("printk_ringbuffer", "text_data_ring")
-        self._fail_at = ring + layout.offsetof("printk_ringbuffer", "fail")
-        self._count_bits_at = descs_at + layout.offsetof("prb_desc_ring", "count_bits")
-        self._head_id_at = descs_at + layout.offsetof("prb_desc_ring", "head_id")
-        self._tail_id_at = descs_at + layout.offsetof("prb_desc_ring", "tail_id")
-        self._finalized_id_at = descs_at + layout.offsetof("prb_desc_ring", "last_finalized_id")
-        self._size_bits_at = text_at + layout.offsetof("prb_data_ring", "size_bits")
-        self._head_lpos_at = text_at + layout.offsetof("prb_data_ring", "head_lpos")
-        self._tail_lpos_at = text_at + layout.offsetof("prb_data_ring", "tail_lpos")
+        descs, text, self._fail_at = places(ring, "printk_ringbuffer", "desc_ring", "text_data_ring", "fail")
+        ids = places(descs, "prb_desc_ring", "count_bits", "head_id", "tail_id", "last_finalized_id")
+        self._count_bits_at, self._head_id_at, self._tail_id_at, self._finalized_id_at = ids
+        positions = places(text, "prb_data_ring", "size_bits", "head_lpos", "tail_lpos")
+        self._size_bits_at, self._head_lpos_at, self._tail_lpos_at = positions
         self._descs = guest.phys("_printk_rb_static_descs")
         self._infos = guest.phys("_printk_rb_static_infos")
         self._info_size = layout.sizeof("printk_info")
@@ -90,9 +89,8 @@ class Printk:
 
     def _make_reusable(self, record: int, count: int) -> None:
         """desc_push_tail(): the oldest record goes, and its text with it."""
-        state, begin, end = _DESC.unpack(
-            self._ram.read(self._descs + record % count * _DESC.size, _DESC.size)
-        )
+        at = self._descs + record % count * _DESC.size
+        state, begin, end = _DESC.unpack(self._ram.read(at, _DESC.size))
         if state != record | _FINALIZED << _STATE_SHIFT:
             return
         self._write_desc(record, count, _REUSABLE, begin, end)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.kernel.base.address_space import AddressSpace, align_up
 from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges, reg_ranges
@@ -28,7 +29,10 @@ from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["ArchSetup", "TextLayout", "arm64_memblock_init", "setup_memory"]
+__all__ = ["TOO_SMALL", "ArchSetup", "TextLayout", "alloc_table", "arm64_memblock_init", "setup_memory"]
+__all__ += ["text_alias"]
+
+TOO_SMALL = "RAM is too small for the page tables of its own linear map"
 
 # CMA_MIN_ALIGNMENT_BYTES by PAGE_SIZE: a pageblock, which is a huge page where the buddy allocator has blocks of that
 # size. Debian's 6.1 has its 64 MiB at 5b600000 on a board of 512 MiB.
@@ -58,6 +62,20 @@ class ArchSetup:
     memory_map: MemoryMap
 
 
+def text_alias(config: KernelConfig, layout: TextLayout) -> PhysRange:
+    """The physical range that gets a read-only alias in the linear map."""
+    begins_at_text = config.release.rules.text_alias_starts_at_text
+    return PhysRange(layout.text if begins_at_text else layout.stext, layout.init_begin)
+
+
+def alloc_table(memblock: Memblock, page: int) -> int:
+    """A page for a table of the linear map, physical; InputError where there is none."""
+    phys = memblock.phys_alloc_range(page, page)
+    if not phys:
+        raise InputError(TOO_SMALL)
+    return phys
+
+
 def arm64_memblock_init(
     dtb: Fdt, dtb_phys: int, cmdline: str, space: AddressSpace, layout: TextLayout, config: KernelConfig
 ) -> Memblock:
@@ -83,8 +101,7 @@ def arm64_memblock_init(
         memblock.add(pages)
         memblock.clear_nomap(pages)
         memblock.reserve(pages)
-    kernel_start = layout.text if config.release.rules.text_alias_starts_at_text else layout.stext
-    memblock.reserve(PhysRange(kernel_start, layout.end))
+    memblock.reserve(PhysRange(text_alias(config, layout).start, layout.end))
     for entry in dtb.mem_reservations():
         memblock.reserve(PhysRange.of(entry.phys, entry.size))
     _scan_reserved_memory(dtb, memblock)
@@ -135,8 +152,7 @@ def setup_memory(
 
     deferred = defer_reserve_crashkernel(config)
     reservation = CrashReservation() if deferred else reserve()
-    alias_start = layout.text if config.release.rules.text_alias_starts_at_text else layout.stext
-    text = PhysRange(alias_start, layout.init_begin)
+    text = text_alias(config, layout)
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
     build_linear_map(tables, space, plan)
     memory_map = alloc_memory_map(memblock, config.page_size)
@@ -161,12 +177,9 @@ def _dma_contiguous_reserve(
             start, rest = memparse(rest[1:])
             end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
     align = _CMA_ALIGN[config.page_size]
-    size = -(-size // align) * align
+    size = align_up(size, align)
     if not size:
         return
     area = memblock.phys_alloc_range(size, align, start, min(end or dma_limit, dma_limit))
-    log(
-        f"cma: Reserved {size >> 20} MiB at {area:#018x}"
-        if area
-        else f"cma: Failed to reserve {size >> 20} MiB"
-    )
+    mib = f"{size >> 20} MiB"
+    log(f"cma: Reserved {mib} at {area:#018x}" if area else f"cma: Failed to reserve {mib}")

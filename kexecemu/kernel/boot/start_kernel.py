@@ -6,23 +6,15 @@ guest memory, and into state.arch what a kernel computes once.
 
 from __future__ import annotations
 
-import struct
-
-from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.boot.mm_init import mm_init
-from kexecemu.kernel.boot.setup_memory import TextLayout, arm64_memblock_init, setup_memory
+from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import vmcoreinfo_text, write_note
 
-__all__ = ["create_page_tables", "kernel_init_freeable", "publish_resources", "setup_arch"]
-
-
-def create_page_tables(state: KernelState) -> None:
-    """__create_page_tables(): the identity map and the kernel's own mapping, before the MMU is on."""
-    state.early.create()
+__all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
 
 
 def setup_arch(state: KernelState) -> None:
@@ -36,38 +28,37 @@ def setup_arch(state: KernelState) -> None:
     _take_seeds(state, bootargs)
     state.log(f"Machine model: {state.machine_model}")
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
-    guest.ram.write(
-        guest.space.virt_to_phys(state.board.boot_cpu.x(0)),
-        struct.pack("<Q", guest.vmlinux.virt("boot_command_line")),
-    )
+    pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
+    guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
     guest.write("memstart_addr", state.space.memstart)
     layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
     memblock = arm64_memblock_init(tree, state.dtb_phys, bootargs, state.space, layout, state.config)
     page = state.config.page_size
 
-    def alloc_table() -> int:
-        phys = memblock.phys_alloc_range(page, page)
-        if not phys:
-            raise InputError("RAM is too small for the page tables of its own linear map")
+    def alloc_cleared() -> int:
+        phys = alloc_table(memblock, page)
         state.ram.fill(phys, page)
         return phys
 
-    state.early.use(alloc_table)
+    state.early.use(alloc_cleared)
     state.arch = setup_memory(
         memblock, bootargs, state.config, state.space, layout, state.early.swapper, state.log
     )
     mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)
     state.log(f"Kernel command line: {bootargs}")
-    count = len(state.affinities)
-    mask = (1 << count) - 1
-    guest.write("__cpu_present_mask", mask)
-    guest.write("__cpu_possible_mask", mask)
+    _smp_init_cpus(state)
+    oops = parameter(bootargs, "oops")
+    guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
+
+
+def _smp_init_cpus(state: KernelState) -> None:
+    guest, count = state.guest, len(state.affinities)
+    guest.write("__cpu_present_mask", (1 << count) - 1)
+    guest.write("__cpu_possible_mask", (1 << count) - 1)
     guest.write_u32("nr_cpu_ids", count)
     for index, affinity in enumerate(state.affinities):
         guest.write("cpu_logical_map", affinity, 8 * index)
-    oops = parameter(bootargs, "oops")
-    guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
 
 
 def _take_seeds(state: KernelState, bootargs: str) -> None:
@@ -99,17 +90,10 @@ def kernel_init_freeable(state: KernelState) -> None:
 def publish_resources(state: KernelState) -> None:
     """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
     guest, reservation = state.guest, state.arch.reservation
-    for name, area in (
-        ("crashk_res", reservation.crashk_res),
-        ("crashk_low_res", reservation.crashk_low_res),
-    ):
+    for name, area in vars(reservation).items():  # its fields are named as the guest's variables
         guest.write(name, area.start if area else 0, guest.vmlinux.offsetof("resource", "start"))
         guest.write(name, area.last if area else 0, guest.vmlinux.offsetof("resource", "end"))
     area = reservation.crashk_res
     if area is not None:
-        state.say(
-            "crashkernel",
-            f"crashkernel reserved at {area} ({area.size >> 20} MiB)",
-            start_phys=area.start,
-            end_phys=area.last,
-        )
+        words = f"crashkernel reserved at {area} ({area.size >> 20} MiB)"
+        state.say("crashkernel", words, start_phys=area.start, end_phys=area.last)

@@ -39,6 +39,9 @@ class SignaturePolicy(Protocol):
     def check(self, image: bytes, log: Callable[[str], None]) -> None:
         """kimage_validate_signature(): return if it may be loaded, raise KexecError if not."""
 
+    def check_kexec_load(self, log: Callable[[str], None]) -> None:
+        """kexec_load_check(): the same of segments that nobody can verify."""
+
 
 @shown()
 @dataclass
@@ -78,12 +81,8 @@ class KernelState:
         tree = Fdt(dtb)
         places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
-        self.space = AddressSpace(
-            memstart_addr(board.ram.banks[0].start, config.page_size),
-            vmlinux.virt("_text"),
-            places.kernel_phys,
-            vmlinux.size,
-        )
+        memstart = memstart_addr(board.ram.banks[0].start, config.page_size)
+        self.space = AddressSpace(memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size)
         self.guest = GuestKernel(vmlinux, board.ram, self.space)
         self.guest.load()
         board.ram.write(self.dtb_phys, dtb)

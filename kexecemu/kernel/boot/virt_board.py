@@ -14,17 +14,18 @@ _CLOCK_PHANDLE = 0x8000
 _GIC_PHANDLE = 0x8002
 
 
-def _start_and_size(*areas: PhysRange) -> list[int]:
-    return [number for area in areas for number in (area.start, area.size)]
+def _reg(*areas: PhysRange) -> bytes:
+    return reg64(*(number for area in areas for number in (area.start, area.size)))
+
+
+def _spi(number: int, trigger: int = 4) -> bytes:
+    return cells(0, number - virt.FIRST_SPI, trigger)
 
 
 _GIC: dict[int, NodeSpec] = {
-    2: {
-        "reg": reg64(*_start_and_size(virt.GIC_DISTRIBUTOR, virt.GIC_CPU_INTERFACE)),
-        "compatible": "arm,cortex-a15-gic",
-    },
+    2: {"reg": _reg(virt.GIC_DISTRIBUTOR, virt.GIC_CPU_INTERFACE), "compatible": "arm,cortex-a15-gic"},
     3: {
-        "reg": reg64(*_start_and_size(virt.GIC_DISTRIBUTOR, virt.GIC_REDISTRIBUTORS)),
+        "reg": _reg(virt.GIC_DISTRIBUTOR, virt.GIC_REDISTRIBUTORS),
         "#redistributor-regions": 1,
         "compatible": "arm,gic-v3",
     },
@@ -32,6 +33,28 @@ _GIC: dict[int, NodeSpec] = {
 _PPI_FLAGS = {2: 0x104, 3: 4}
 """Active high; of a GICv2 also for which CPUs."""
 _TIMER_PPIS = (virt.TIMER_SECURE_PPI, virt.TIMER_PHYSICAL_PPI, virt.TIMER_VIRTUAL_PPI, virt.TIMER_HYP_PPI)
+_PSCI: NodeSpec = {
+    "migrate": psci.MIGRATE | psci.SMC64,
+    "cpu_on": psci.CPU_ON | psci.SMC64,
+    "cpu_off": psci.CPU_OFF,
+    "cpu_suspend": psci.CPU_SUSPEND | psci.SMC64,
+    "method": "hvc",
+    "compatible": ["arm,psci-1.0", "arm,psci-0.2", "arm,psci"],
+}
+_RTC: NodeSpec = {
+    "clock-names": "apb_pclk",
+    "clocks": cells(_CLOCK_PHANDLE),
+    "interrupts": _spi(virt.RTC_SPI),
+    "reg": _reg(virt.RTC),
+    "compatible": ["arm,pl031", "arm,primecell"],
+}
+_CLOCK: NodeSpec = {
+    "phandle": _CLOCK_PHANDLE,
+    "clock-output-names": "clk24mhz",
+    "clock-frequency": virt.APB_CLOCK_HZ,
+    "#clock-cells": 0,
+    "compatible": "fixed-clock",
+}
 
 
 def virt_device_tree(
@@ -57,100 +80,81 @@ def virt_device_tree(
     """
     if gic not in _GIC:
         raise ValueError(f"the board has a GIC of version 2 or 3, not {gic}")
-    chosen: dict[str, str | bytes] = {"stdout-path": f"/pl011@{uart_phys:x}"}
-    if cmdline:
-        chosen["bootargs"] = cmdline
-    if initrd is not None:
-        chosen["linux,initrd-start"] = reg64(initrd.start)
-        chosen["linux,initrd-end"] = reg64(initrd.end)
-    if kaslr_seed is not None:
-        if not 0 <= kaslr_seed < 1 << 64:
-            raise ValueError(f"a KASLR seed is a number of 64 bits, not {kaslr_seed:#x}")
-        chosen["kaslr-seed"] = reg64(kaslr_seed)
-    if rng_seed is not None:
-        chosen["rng-seed"] = rng_seed
-    cpu_nodes: dict[str, NodeSpec] = {
-        f"cpu@{virt.affinity(index):x}": {
-            "device_type": "cpu",
-            "compatible": "arm,cortex-a57",
-            "reg": virt.affinity(index),
-            "enable-method": "psci",
-        }
-        for index in range(cpus)
-    }
+    if kaslr_seed is not None and not 0 <= kaslr_seed < 1 << 64:
+        raise ValueError(f"a KASLR seed is a number of 64 bits, not {kaslr_seed:#x}")
     root: dict[str, NodeSpec | bytes | int | str | list[str]] = {
         "interrupt-parent": _GIC_PHANDLE,
         "model": "linux,dummy-virt",
         "#size-cells": 2,
         "#address-cells": 2,
         "compatible": "linux,dummy-virt",
-        "psci": {
-            "migrate": psci.MIGRATE | psci.SMC64,
-            "cpu_on": psci.CPU_ON | psci.SMC64,
-            "cpu_off": psci.CPU_OFF,
-            "cpu_suspend": psci.CPU_SUSPEND | psci.SMC64,
-            "method": "hvc",
-            "compatible": ["arm,psci-1.0", "arm,psci-0.2", "arm,psci"],
-        },
+        "psci": _PSCI,
+        **{f"memory@{bank.start:x}": {"reg": _reg(bank), "device_type": "memory"} for bank in memory},
         **{
-            f"memory@{bank.start:x}": {"reg": reg64(bank.start, bank.size), "device_type": "memory"}
-            for bank in memory
+            f"virtio_mmio@{virt.virtio_slot(at).start:x}": _virtio_node(at)
+            for at in sorted(set(virtio_slots))
         },
-        **{
-            f"virtio_mmio@{virt.virtio_slot(slot).start:x}": _virtio_node(slot)
-            for slot in sorted(set(virtio_slots))
-        },
-        **(_rtc_node() if rtc else {}),
-        f"pl011@{uart_phys:x}": {
-            "clock-names": ["uartclk", "apb_pclk"],
-            "clocks": cells(_CLOCK_PHANDLE, _CLOCK_PHANDLE),
-            "interrupts": cells(0, virt.UART_SPI - virt.FIRST_SPI, 4),
-            "reg": reg64(uart_phys, virt.UART.size),
-            "compatible": ["arm,pl011", "arm,primecell"],
-        },
+        **({f"pl031@{virt.RTC.start:x}": _RTC} if rtc else {}),
+        f"pl011@{uart_phys:x}": _uart(uart_phys),
         f"intc@{virt.GIC_DISTRIBUTOR.start:x}": {
             "phandle": _GIC_PHANDLE,
             **_GIC[gic],
             "#interrupt-cells": 3,
             "interrupt-controller": b"",
         },
-        "timer": {
-            "interrupts": cells(
-                *(cell for ppi in _TIMER_PPIS for cell in (1, ppi - virt.FIRST_PPI, _PPI_FLAGS[gic]))
-            ),
-            "always-on": b"",
-            "compatible": ["arm,armv8-timer", "arm,armv7-timer"],
+        "timer": _timer(gic),
+        "apb-pclk": _CLOCK,
+        "cpus": {
+            "#size-cells": 0,
+            "#address-cells": 1,
+            **{f"cpu@{virt.affinity(index):x}": _cpu_node(index) for index in range(cpus)},
         },
-        "apb-pclk": {
-            "phandle": _CLOCK_PHANDLE,
-            "clock-output-names": "clk24mhz",
-            "clock-frequency": virt.APB_CLOCK_HZ,
-            "#clock-cells": 0,
-            "compatible": "fixed-clock",
-        },
-        "cpus": {"#size-cells": 0, "#address-cells": 1, **cpu_nodes},
-        "chosen": chosen,
+        "chosen": _chosen(uart_phys, cmdline, initrd, kaslr_seed, rng_seed),
     }
     return build(root)
 
 
-def _virtio_node(slot: int) -> NodeSpec:
-    area = virt.virtio_slot(slot)
+def _uart(uart_phys: int) -> NodeSpec:
     return {
-        "dma-coherent": b"",
-        "interrupts": cells(0, virt.VIRTIO_SPI - virt.FIRST_SPI + slot, 1),
-        "reg": reg64(area.start, area.size),
-        "compatible": "virtio,mmio",
+        "clock-names": ["uartclk", "apb_pclk"],
+        "clocks": cells(_CLOCK_PHANDLE, _CLOCK_PHANDLE),
+        "interrupts": _spi(virt.UART_SPI),
+        "reg": reg64(uart_phys, virt.UART.size),
+        "compatible": ["arm,pl011", "arm,primecell"],
     }
 
 
-def _rtc_node() -> dict[str, NodeSpec]:
+def _timer(gic: int) -> NodeSpec:
+    interrupts = (cell for ppi in _TIMER_PPIS for cell in (1, ppi - virt.FIRST_PPI, _PPI_FLAGS[gic]))
     return {
-        f"pl031@{virt.RTC.start:x}": {
-            "clock-names": "apb_pclk",
-            "clocks": cells(_CLOCK_PHANDLE),
-            "interrupts": cells(0, virt.RTC_SPI - virt.FIRST_SPI, 4),
-            "reg": reg64(virt.RTC.start, virt.RTC.size),
-            "compatible": ["arm,pl031", "arm,primecell"],
-        }
+        "interrupts": cells(*interrupts),
+        "always-on": b"",
+        "compatible": ["arm,armv8-timer", "arm,armv7-timer"],
+    }
+
+
+def _chosen(
+    uart_phys: int, cmdline: str, initrd: PhysRange | None, kaslr_seed: int | None, rng_seed: bytes | None
+) -> NodeSpec:
+    return {
+        "stdout-path": f"/pl011@{uart_phys:x}",
+        **({"bootargs": cmdline} if cmdline else {}),
+        **({"linux,initrd-start": reg64(initrd.start)} if initrd is not None else {}),
+        **({"linux,initrd-end": reg64(initrd.end)} if initrd is not None else {}),
+        **({"kaslr-seed": reg64(kaslr_seed)} if kaslr_seed is not None else {}),
+        **({"rng-seed": rng_seed} if rng_seed is not None else {}),
+    }
+
+
+def _cpu_node(index: int) -> NodeSpec:
+    reg = virt.affinity(index)
+    return {"device_type": "cpu", "compatible": "arm,cortex-a57", "reg": reg, "enable-method": "psci"}
+
+
+def _virtio_node(slot: int) -> NodeSpec:
+    return {
+        "dma-coherent": b"",
+        "interrupts": _spi(virt.VIRTIO_SPI + slot, 1),
+        "reg": _reg(virt.virtio_slot(slot)),
+        "compatible": "virtio,mmio",
     }

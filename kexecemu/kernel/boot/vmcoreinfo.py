@@ -31,100 +31,48 @@ _LENGTHS = {
     "printk_info_device": "dev_printk_info.device",
 }
 
-# (kind, names) in the kernel's order; lines whose symbol or structure the guest lacks are left out.
-_LINES: tuple[tuple[str, str], ...] = (
-    ("SYMBOL", "init_uts_ns"),
-    ("OFFSET", "uts_namespace.name"),
-    ("SYMBOL", "node_online_map"),
-    ("SYMBOL", "swapper_pg_dir"),
-    ("SYMBOL", "_stext"),
-    ("SYMBOL", "vmap_area_list"),
-    ("SYMBOL", "mem_map"),
-    ("SYMBOL", "contig_page_data"),
-    ("SYMBOL", "mem_section"),
-    ("LENGTH", "mem_section"),
-    ("SIZE", "mem_section"),
-    ("OFFSET", "mem_section.section_mem_map"),
-    ("NUMBER", "SECTION_SIZE_BITS"),
-    ("NUMBER", f"MAX_PHYSMEM_BITS={MAX_PHYSMEM_BITS}"),
-    ("SIZE", "page"),
-    ("SIZE", "pglist_data"),
-    ("SIZE", "zone"),
-    ("SIZE", "free_area"),
-    ("SIZE", "list_head"),
-    ("SIZE", "nodemask_t"),
-    ("OFFSET", "page.flags"),
-    ("OFFSET", "page._refcount"),
-    ("OFFSET", "page.mapping"),
-    ("OFFSET", "page.lru"),
-    ("OFFSET", "page._mapcount"),
-    ("OFFSET", "page.private"),
-    ("OFFSET", "page.compound_dtor"),
-    ("OFFSET", "page.compound_order"),
-    ("OFFSET", "page.compound_head"),
-    ("OFFSET", "pglist_data.node_zones"),
-    ("OFFSET", "pglist_data.nr_zones"),
-    ("OFFSET", "pglist_data.node_start_pfn"),
-    ("OFFSET", "pglist_data.node_spanned_pages"),
-    ("OFFSET", "pglist_data.node_id"),
-    ("OFFSET", "zone.free_area"),
-    ("OFFSET", "zone.vm_stat"),
-    ("OFFSET", "zone.spanned_pages"),
-    ("OFFSET", "free_area.free_list"),
-    ("OFFSET", "list_head.next"),
-    ("OFFSET", "list_head.prev"),
-    ("OFFSET", "vmap_area.va_start"),
-    ("OFFSET", "vmap_area.list"),
-    ("LENGTH", "zone.free_area"),
-    ("SYMBOL", "prb"),
-    ("SYMBOL", "printk_rb_static"),
-    ("SYMBOL", "clear_seq"),
-    ("SIZE", "printk_ringbuffer"),
-    ("OFFSET", "printk_ringbuffer.desc_ring"),
-    ("OFFSET", "printk_ringbuffer.text_data_ring"),
-    ("OFFSET", "printk_ringbuffer.fail"),
-    ("SIZE", "prb_desc_ring"),
-    ("OFFSET", "prb_desc_ring.count_bits"),
-    ("OFFSET", "prb_desc_ring.descs"),
-    ("OFFSET", "prb_desc_ring.infos"),
-    ("OFFSET", "prb_desc_ring.head_id"),
-    ("OFFSET", "prb_desc_ring.tail_id"),
-    ("SIZE", "prb_desc"),
-    ("OFFSET", "prb_desc.state_var"),
-    ("OFFSET", "prb_desc.text_blk_lpos"),
-    ("SIZE", "prb_data_blk_lpos"),
-    ("OFFSET", "prb_data_blk_lpos.begin"),
-    ("OFFSET", "prb_data_blk_lpos.next"),
-    ("SIZE", "printk_info"),
-    ("OFFSET", "printk_info.seq"),
-    ("OFFSET", "printk_info.ts_nsec"),
-    ("OFFSET", "printk_info.text_len"),
-    ("OFFSET", "printk_info.caller_id"),
-    ("OFFSET", "printk_info.dev_info"),
-    ("SIZE", "dev_printk_info"),
-    ("OFFSET", "dev_printk_info.subsystem"),
-    ("LENGTH", "printk_info_subsystem"),
-    ("OFFSET", "dev_printk_info.device"),
-    ("LENGTH", "printk_info_device"),
-    ("SIZE", "prb_data_ring"),
-    ("OFFSET", "prb_data_ring.size_bits"),
-    ("OFFSET", "prb_data_ring.data"),
-    ("OFFSET", "prb_data_ring.head_lpos"),
-    ("OFFSET", "prb_data_ring.tail_lpos"),
-    ("SIZE", "atomic_long_t"),
-    ("OFFSET", "atomic_long_t.counter"),
-    ("SIZE", "latched_seq"),
-    ("OFFSET", "latched_seq.val"),
-    ("LENGTH", "free_area.free_list"),
-    ("NUMBER", "NR_FREE_PAGES=0"),
-    ("NUMBER", "PG_lru=4"),
-    ("NUMBER", "PG_private=13"),
-    ("NUMBER", "PG_swapcache=10"),
-    ("NUMBER", "PG_swapbacked=19"),
-    ("NUMBER", "PG_slab=9"),
-    ("NUMBER", "PG_head_mask=65536"),
-    ("NUMBER", "PAGE_BUDDY_MAPCOUNT_VALUE=-129"),
-)
+# A kind and what of it there is, in the kernel's order; what the guest lacks is left out.
+_LINES = f"""
+SYMBOL init_uts_ns
+OFFSET uts_namespace.name
+SYMBOL node_online_map swapper_pg_dir _stext vmap_area_list mem_map contig_page_data mem_section
+LENGTH mem_section
+SIZE mem_section
+OFFSET mem_section.section_mem_map
+NUMBER SECTION_SIZE_BITS MAX_PHYSMEM_BITS={MAX_PHYSMEM_BITS}
+SIZE page pglist_data zone free_area list_head nodemask_t
+OFFSET page.flags page._refcount page.mapping page.lru page._mapcount page.private page.compound_dtor
+OFFSET page.compound_order page.compound_head pglist_data.node_zones pglist_data.nr_zones
+OFFSET pglist_data.node_start_pfn pglist_data.node_spanned_pages pglist_data.node_id zone.free_area zone.vm_stat
+OFFSET zone.spanned_pages free_area.free_list list_head.next list_head.prev vmap_area.va_start vmap_area.list
+LENGTH zone.free_area
+SYMBOL prb printk_rb_static clear_seq
+SIZE printk_ringbuffer
+OFFSET printk_ringbuffer.desc_ring printk_ringbuffer.text_data_ring printk_ringbuffer.fail
+SIZE prb_desc_ring
+OFFSET prb_desc_ring.count_bits prb_desc_ring.descs prb_desc_ring.infos prb_desc_ring.head_id
+OFFSET prb_desc_ring.tail_id
+SIZE prb_desc
+OFFSET prb_desc.state_var prb_desc.text_blk_lpos
+SIZE prb_data_blk_lpos
+OFFSET prb_data_blk_lpos.begin prb_data_blk_lpos.next
+SIZE printk_info
+OFFSET printk_info.seq printk_info.ts_nsec printk_info.text_len printk_info.caller_id printk_info.dev_info
+SIZE dev_printk_info
+OFFSET dev_printk_info.subsystem
+LENGTH printk_info_subsystem
+OFFSET dev_printk_info.device
+LENGTH printk_info_device
+SIZE prb_data_ring
+OFFSET prb_data_ring.size_bits prb_data_ring.data prb_data_ring.head_lpos prb_data_ring.tail_lpos
+SIZE atomic_long_t
+OFFSET atomic_long_t.counter
+SIZE latched_seq
+OFFSET latched_seq.val
+LENGTH free_area.free_list
+NUMBER NR_FREE_PAGES=0 PG_lru=4 PG_private=13 PG_swapcache=10 PG_swapbacked=19 PG_slab=9 PG_head_mask=65536
+NUMBER PAGE_BUDDY_MAPCOUNT_VALUE=-129
+"""
 
 
 def _symbol(guest: GuestKernel, name: str) -> int | None:
@@ -171,10 +119,8 @@ def _arm64_lines(space: AddressSpace, page_size: int) -> list[str]:
         "VMEMMAP_START": vmemmap_start,
         "VMEMMAP_END": vmemmap_end,
     }
-    return [
-        f"NUMBER(VA_BITS)={space.va_bits}",
-        *(f"NUMBER({name})={virt:#x}" for name, virt in ranges.items()),
-    ]
+    lines = [f"NUMBER({name})={virt:#x}" for name, virt in ranges.items()]
+    return [f"NUMBER(VA_BITS)={space.va_bits}", *lines]
 
 
 def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: int) -> bytes:
@@ -183,12 +129,13 @@ def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: 
     page_size in bytes, phys_offset a physical address (PHYS_OFFSET), t1sz the TCR_EL1.T1SZ field.
     """
     space = guest.space
-    lines = [
-        f"OSRELEASE={_release(guest)}",
-        f"BUILD-ID={guest.vmlinux.build_id}",
-        f"PAGESIZE={page_size}",
-    ]
-    lines += [line for kind, what in _LINES if (line := _line(guest, page_size, kind, what)) is not None]
+    layout = guest.vmlinux
+    offset = layout.offsetof("uts_namespace", "name") + layout.offsetof("new_utsname", "release")
+    release = guest.ram.read_cstring(guest.phys("init_uts_ns") + offset, 65).decode()
+    lines = [f"OSRELEASE={release}", f"BUILD-ID={layout.build_id}", f"PAGESIZE={page_size}"]
+    for kind, *names in map(str.split, _LINES.strip().splitlines()):
+        found = (_line(guest, page_size, kind, what) for what in names)
+        lines += [line for line in found if line is not None]
     lines += [
         *_arm64_lines(space, page_size),
         f"NUMBER(kimage_voffset)={space.kimage_voffset:#x}",
@@ -198,13 +145,6 @@ def vmcoreinfo_text(guest: GuestKernel, page_size: int, phys_offset: int, t1sz: 
         "NUMBER(KERNELPACMASK)=0x0",
     ]
     return "".join(line + "\n" for line in lines).encode()[:VMCOREINFO_BYTES]
-
-
-def _release(guest: GuestKernel) -> str:
-    """uts_namespace.name.release of the running kernel, from its own memory."""
-    layout = guest.vmlinux
-    offset = layout.offsetof("uts_namespace", "name") + layout.offsetof("new_utsname", "release")
-    return guest.ram.read_cstring(guest.phys("init_uts_ns") + offset, 65).decode()
 
 
 def append_crashtime(text: bytes, seconds: int) -> bytes:

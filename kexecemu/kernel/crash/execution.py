@@ -6,8 +6,7 @@ and lets it go on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 
 from kexecemu.errors import BusError
 from kexecemu.kernel.base.cmdline import to_bytes
@@ -19,25 +18,25 @@ from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.shown import shown
 
-__all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Call", "Execution"]
+__all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Execution"]
 
-CALL_LIMIT = (
-    50_000_000  # instructions that a stretch of the first kernel's code may take before it counts as hung
-)
+CALL_LIMIT = 50_000_000  # instructions of a stretch of the first kernel's code before it counts as hung
 SYSRQ_MESSAGE = "sysrq triggered crash"
 _THREAD_SIZE = 16384
 _SOFT_RESTART_LIMIT = 1000
 _RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image
 
 
-@shown()
-@dataclass(frozen=True)
-class Call:
-    """How a call of a guest function ended: it returned, or its task died in an oops, or `stop` says what else."""
+def _keep(cpu: Cpu) -> Callable[[], None]:
+    """What puts the registers of a CPU back to what they are now."""
+    kept, sp, pc, pstate = [cpu.x(number) for number in range(31)], cpu.sp, cpu.pc, cpu.pstate
 
-    returned: bool
-    died: bool
-    stop: CpuStop
+    def put_back() -> None:
+        for number, value in enumerate(kept):
+            cpu.set_x(number, value)
+        cpu.sp, cpu.pc, cpu.pstate = sp, pc, pstate
+
+    return put_back
 
 
 @shown("in_panic", "at_crash_end")
@@ -75,22 +74,21 @@ class Execution:
                 return stop
             self._host[stop.pc](cpu)
 
-    def call(self, function: str, *arguments: int, task: str, until: Collection[int] = ()) -> Call:
+    def call(self, function: str, *arguments: int, task: str, until: Collection[int] = ()) -> CpuStop:
         """Call a C function of the guest in a task's context on the boot CPU, and put the idle loop back after it.
 
-        arguments are register values. Virtual addresses in `until` end the call early, and leave the CPU there. Where
-        a pointer of the kernel's own leads out of RAM the call ends with FAULT: the kernel was stamped on.
+        arguments are register values. It ends at host_return, or at make_task_dead where the task died in an oops.
+        Virtual addresses in `until` end the call early, and leave the CPU there. Where a pointer of the kernel's own
+        leads out of RAM the call ends with FAULT: the kernel was stamped on.
         """
         try:
             return self._call(function, arguments, task, until)
         except BusError:
-            cpu = self._board.boot_cpu
-            return Call(False, False, CpuStop(CpuStopKind.FAULT, cpu.pc, 0))
+            return CpuStop(CpuStopKind.FAULT, self._board.boot_cpu.pc, 0)
 
-    def _call(self, function: str, arguments: Sequence[int], task: str, until: Collection[int]) -> Call:
+    def _call(self, function: str, arguments: Sequence[int], task: str, until: Collection[int]) -> CpuStop:
         cpu, guest = self._board.boot_cpu, self._guest
-        idle = [cpu.x(number) for number in range(31)]
-        idle_sp, idle_pc, idle_task, idle_pstate = cpu.sp, cpu.pc, cpu.sysreg("SP_EL0"), cpu.pstate
+        put_back, idle_task = _keep(cpu), cpu.sysreg("SP_EL0")
         task_virt = guest.vmlinux.virt(task)
         stack = guest.read(task, guest.vmlinux.offsetof("task_struct", "stack"))
         self._switch_to(task_virt)
@@ -105,11 +103,9 @@ class Execution:
         stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT + early_check_limit(self._state.image))
         if stop.kind is CpuStopKind.BREAKPOINT and stop.pc in (returned, died):
             self._switch_to(idle_task)
-            for number, value in enumerate(idle):
-                cpu.set_x(number, value)
-            cpu.sp, cpu.pc, cpu.pstate = idle_sp, idle_pc, idle_pstate
+            put_back()
             cpu.set_sysreg("SP_EL0", idle_task)
-        return Call(stop.pc == returned, stop.pc == died, stop)
+        return stop
 
     def _switch_to(self, task_virt: int) -> None:
         """The scheduler's view of who is on the boot CPU: rq->curr, on_cpu."""
@@ -129,9 +125,10 @@ class Execution:
         False when a store faulted and its task died in the guest's own oops, or with panic_on_oops the whole kernel: it
         is in_panic then. Long data is written in pieces; the first that faults ends the write.
         """
-
+        returned = CpuStopKind.BREAKPOINT, self._guest.vmlinux.virt("host_return")
         for piece in stray_pieces(self._guest, virt, data, width):
-            if not self.call("stray_write", *piece, task="task_kworker", until=self._crash_ends).returned:
+            stop = self.call("stray_write", *piece, task="task_kworker", until=self._crash_ends)
+            if (stop.kind, stop.pc) != returned:
                 return False
         return True
 
@@ -150,8 +147,7 @@ class Execution:
 
     def _store_in_panic(self, piece: StrayPiece) -> bool:
         cpu, virt = self._board.boot_cpu, self._guest.vmlinux.virt
-        kept = [cpu.x(number) for number in range(31)]
-        sp, pc, pstate = cpu.sp, cpu.pc, cpu.pstate
+        put_back = _keep(cpu)
         locked, returned = virt("__crash_kexec"), virt("host_return")
         until = {returned, virt("make_task_dead"), virt("panic_no_kexec"), locked}
         with in_stray_write(cpu, self._guest, piece):
@@ -161,9 +157,7 @@ class Execution:
             stop = self.run(cpu, until, CALL_LIMIT)
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != returned:
             return False
-        for number, value in enumerate(kept):
-            cpu.set_x(number, value)
-        cpu.sp, cpu.pc, cpu.pstate = sp, pc, pstate
+        put_back()
         return True
 
     def begin_crash(self, message: str = SYSRQ_MESSAGE) -> CpuStop:
@@ -179,10 +173,10 @@ class Execution:
         if self.at_crash_end:
             return CpuStop(CpuStopKind.BREAKPOINT, self._board.boot_cpu.pc, 0)
         if message == SYSRQ_MESSAGE:
-            return self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends).stop
+            return self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends)
         guest.ram.write(guest.phys("panic_request"), to_bytes(message)[:255] + b"\0")
         why = guest.vmlinux.virt("panic_request")
-        return self.call("panic_on_request", why, task="task_bash", until=self._crash_ends).stop
+        return self.call("panic_on_request", why, task="task_bash", until=self._crash_ends)
 
     def finish_crash(self, stop: CpuStop) -> CpuStop:
         """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off.
@@ -210,7 +204,7 @@ class Execution:
         control_page are the physical addresses of that code. The returned stop is LEFT with PC at the physical address
         that the code jumped to (MMU off); anything else went wrong on the way.
         """
-        stop = self.call("kernel_kexec", task="task_bash", until={control_page.start}).stop
+        stop = self.call("kernel_kexec", task="task_bash", until={control_page.start})
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != control_page.start:
             return stop
         return self._board.boot_cpu.run(within=control_page, limit=_RELOCATION_LIMIT)

@@ -7,9 +7,8 @@ and up as in any call; what a function writes it writes to guest memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from kexecemu.formats.elfnote import crash_note
 from kexecemu.kernel.boot import start_kernel
@@ -20,23 +19,13 @@ from kexecemu.kernel.crash import oops
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 
-__all__ = ["Run", "host_functions"]
+__all__ = ["host_functions"]
 
-
-class Run(Protocol):
-    """Lets a CPU of the kernel run: Execution.run()."""
-
-    def __call__(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> CpuStop:
-        """Until something other than a host function stops it."""
-
+Run = Callable[..., CpuStop]
+"""Lets a CPU of the kernel run until something other than a host function stops it: Execution.run()."""
 
 _STOP_LIMIT = 1_000_000  # instructions; stopping takes hundreds, so a CPU that is still up then is lost
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
-
-
-def _signed32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >> 31 else value
 
 
 def printk(state: KernelState, cpu: Cpu) -> None:
@@ -51,7 +40,7 @@ def printk(state: KernelState, cpu: Cpu) -> None:
         value = cpu.x(argument)
         if match.group() == "%s":
             return state.guest.string(value)
-        return f"{value:x}" if match.group() == "%lx" else str(_signed32(value))
+        return f"{value:x}" if match.group() == "%lx" else str((value + (1 << 31)) % (1 << 32) - (1 << 31))
 
     state.log(_FORMAT.sub(expand, state.guest.string(cpu.x(0))).rstrip("\n"))
 
@@ -90,13 +79,8 @@ def crash_save_cpu(state: KernelState, cpu: Cpu) -> None:
     note = crash_note(pid, regs.as_elf_regs())
     phys = state.crash_notes_phys(cpu.x(1))
     guest.ram.write(phys, note)
-    state.say(
-        "crash_save_cpu",
-        f"cpu{cpu.x(1)} saves its registers (pid {pid}, pc {guest.vmlinux.describe(regs.pc)})",
-        cpu=cpu.x(1),
-        pc_virt=regs.pc,
-        note_phys=phys,
-    )
+    words = f"cpu{cpu.x(1)} saves its registers (pid {pid}, pc {guest.vmlinux.describe(regs.pc)})"
+    state.say("crash_save_cpu", words, cpu=cpu.x(1), pc_virt=regs.pc, note_phys=phys)
 
 
 def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
@@ -116,9 +100,7 @@ def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
     state.log("SMP: stopping secondary CPUs")
     for other in others:
         if other.deliver_irq():
-            stop = run(other, lost, _STOP_LIMIT)
-            if stop.kind is CpuStopKind.POWER:
-                state.say("cpu_off", f"cpu{other.index} is off", cpu=other.index)
+            _run_off(state, other, run(other, lost, _STOP_LIMIT))
     late = [str(other.index) for other in others if other.powered]
     if late:
         state.log(f"SMP: failed to stop secondary CPUs {','.join(late)}")
@@ -129,8 +111,13 @@ def smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
     others = [other for other in state.board.cpus if other is not cpu and other.powered]
     state.guest.write_u32("waiting_for_stop_ipi", len(others))
     for other in others:
-        if other.deliver_irq() and run(other, limit=_STOP_LIMIT).kind is CpuStopKind.POWER:
-            state.say("cpu_off", f"cpu{other.index} is off", cpu=other.index)
+        if other.deliver_irq():
+            _run_off(state, other, run(other, limit=_STOP_LIMIT))
+
+
+def _run_off(state: KernelState, cpu: Cpu, stop: CpuStop) -> None:
+    if stop.kind is CpuStopKind.POWER:
+        state.say("cpu_off", f"cpu{cpu.index} is off", cpu=cpu.index)
 
 
 def report_kernel_fault(state: KernelState, cpu: Cpu) -> None:
@@ -147,17 +134,8 @@ def report_die(state: KernelState, cpu: Cpu) -> None:
     task = oops.task_line(guest, cpu.sysreg("SP_EL0"), cpu.index)
     for line in oops.die_report(guest, text, cpu.x(1), regs, task):
         state.log(line)
-    state.say(
-        "oops",
-        f"{text} on cpu{cpu.index} at {guest.vmlinux.describe(regs.pc)}",
-        cpu=cpu.index,
-        esr=cpu.x(1),
-        pc_virt=regs.pc,
-    )
-
-
-def nothing(state: KernelState, cpu: Cpu) -> None:
-    """A step that has no effect in this machine (there is no interrupt controller to mask)."""
+    words = f"{text} on cpu{cpu.index} at {guest.vmlinux.describe(regs.pc)}"
+    state.say("oops", words, cpu=cpu.index, esr=cpu.x(1), pc_virt=regs.pc)
 
 
 def wait_for_cpu(state: KernelState, run: Run, cpu: Cpu) -> None:
@@ -168,14 +146,14 @@ def wait_for_cpu(state: KernelState, run: Run, cpu: Cpu) -> None:
 
 
 _HOST_CALLS: dict[str, Callable[[KernelState, Cpu], None]] = {
-    "__create_page_tables": lambda state, cpu: start_kernel.create_page_tables(state),
+    "__create_page_tables": lambda state, cpu: state.early.create(),
     "setup_arch": lambda state, cpu: start_kernel.setup_arch(state),
     "kernel_init_freeable": lambda state, cpu: start_kernel.kernel_init_freeable(state),
     "_printk": printk,
     "dump_stack": dump_stack,
     "crash_save_vmcoreinfo": crash_save_vmcoreinfo,
     "crash_save_cpu": crash_save_cpu,
-    "machine_kexec_mask_interrupts": nothing,
+    "machine_kexec_mask_interrupts": lambda state, cpu: None,  # no interrupt controller to mask
     "report_kernel_fault": report_kernel_fault,
     "report_die": report_die,
 }

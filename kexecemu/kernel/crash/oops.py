@@ -103,10 +103,7 @@ def task_line(guest: GuestKernel, task_virt: int, cpu: int) -> str:
     layout = guest.vmlinux
     pid = struct.unpack("<i", guest.read_virt(task_virt + layout.offsetof("task_struct", "pid"), 4))[0]
     comm = guest.string(task_virt + layout.offsetof("task_struct", "comm"), 16)
-    release = guest.string(
-        layout.virt("init_uts_ns") + layout.offsetof("new_utsname", "release"),
-        65,
-    )
+    release = guest.string(layout.virt("init_uts_ns") + layout.offsetof("new_utsname", "release"), 65)
     return f"CPU: {cpu} PID: {pid} Comm: {comm} Not tainted {release}"
 
 

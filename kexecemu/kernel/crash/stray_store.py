@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.boot.state import KernelState
@@ -23,28 +22,16 @@ from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.mmu import PageTables
 
-__all__ = ["StrayWriter", "store"]
+__all__ = ["WRITERS", "store"]
 
 _TTBR_ADDRESS = (1 << 48) - 2  # BADDR; the lowest bit is CnP
 
-
-class StrayWriter(StrEnum):
-    """Who makes a stray store."""
-
-    CPU = "cpu"
-    ALIAS = "alias"
-    LATE_CPU = "late-cpu"
+WRITERS = ("cpu", "alias", "late-cpu")
+"""Who can make a stray store."""
 
 
 def store(
-    state: KernelState,
-    execution: Execution,
-    phys: int,
-    data: bytes,
-    width: int,
-    by: StrayWriter,
-    *,
-    alive: bool,
+    state: KernelState, execution: Execution, phys: int, data: bytes, width: int, by: str, *, alive: bool
 ) -> GuestException | None:
     """Store data at a physical address, width bytes (1, 2, 4 or 8) at a time; the exception that ended it, or None.
 
@@ -52,16 +39,13 @@ def store(
     the exception: Execution.stray_write() and store_in_panic() say what comes of it. Raises InputError where no such
     CPU runs this kernel any more.
     """
-    if by is StrayWriter.LATE_CPU:
+    if by == "late-cpu":
         return _store_late(state, state.space.linear_virt(phys), data, width)
-    if alive:
-        cpu, write = state.board.boot_cpu, execution.stray_write
-    elif execution.in_panic:
-        cpu, write = state.board.boot_cpu, execution.store_in_panic
-    else:
+    if not alive and not execution.in_panic:
         raise InputError(f"no store by {by}: the boot CPU does not run the first kernel any more")
+    cpu, write = state.board.boot_cpu, execution.stray_write if alive else execution.store_in_panic
     seen = len(cpu.exceptions)
-    if by is StrayWriter.CPU:
+    if by == "cpu":
         write(state.space.linear_virt(phys), data, width)
     else:
         page = state.config.page_size

@@ -12,19 +12,10 @@ from collections.abc import Sequence
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Segment
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = [
-    "PURGATORY_PAGE_SIZE",
-    "calculate_digest",
-    "described_segments",
-    "hashed_segments",
-    "pack_sha_regions",
-    "page_digests",
-    "page_digests_size",
-    "region_digests",
-]
+__all__ = ["PURGATORY_PAGE_SIZE", "calculate_digest", "described_segments", "hashed_segments"]
+__all__ += ["pack_sha_regions", "page_digests", "page_digests_size", "region_digests"]
 
 PURGATORY_PAGE_SIZE = 4096
-_ZEROS = bytes(1 << 16)
 _SHA_REGIONS = 16  # KEXEC_SEGMENT_MAX entries, the purgatory's array has exactly this many
 _DIGEST_SIZE = 32
 
@@ -43,14 +34,6 @@ def described_segments(segments: Sequence[Segment]) -> list[Segment]:
     return [one for one in hashed_segments(segments) if one.name != PAGE_DIGESTS]
 
 
-def _hash_segment(digest: hashlib._Hash, segment: Segment) -> None:
-    digest.update(segment.buf)
-    left = segment.memsz - segment.bufsz
-    while left > 0:
-        digest.update(_ZEROS[: min(left, len(_ZEROS))])
-        left -= len(_ZEROS)
-
-
 def calculate_digest(segments: Sequence[Segment]) -> tuple[bytes, list[PhysRange]]:
     """One running SHA-256 over all segments but purgatory and copy, in kimage order, and the regions it covers.
 
@@ -60,17 +43,13 @@ def calculate_digest(segments: Sequence[Segment]) -> tuple[bytes, list[PhysRange
     digest = hashlib.sha256()
     regions = hashed_segments(segments)
     for segment in regions:
-        _hash_segment(digest, segment)
+        digest.update(segment.content())
     return digest.digest(), [segment.area for segment in regions]
 
 
 def region_digests(regions: Sequence[Segment]) -> bytes:
     """u8 purgatory_region_digests[16][32]: the SHA-256 of each region by itself, unused entries zero."""
-    packed = b""
-    for segment in regions:
-        digest = hashlib.sha256()
-        _hash_segment(digest, segment)
-        packed += digest.digest()
+    packed = b"".join(hashlib.sha256(segment.content()).digest() for segment in regions)
     return packed.ljust(_SHA_REGIONS * _DIGEST_SIZE, b"\0")
 
 

@@ -9,29 +9,13 @@ from kexecemu.kernel.image.segment import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = [
-    "COPY",
-    "IND_DESTINATION",
-    "IND_DONE",
-    "IND_INDIRECTION",
-    "IND_SOURCE",
-    "KEXEC_ARCH_AARCH64",
-    "KEXEC_FILE_DEBUG",
-    "KEXEC_FILE_NO_INITRAMFS",
-    "KEXEC_FILE_ON_CRASH",
-    "KEXEC_FILE_UNLOAD",
-    "KEXEC_SEGMENT_MAX",
-    "PAGE_DIGESTS",
-    "SEGMENT_NAMES",
-    "Kimage",
-    "PurgatoryGuard",
-    "Segment",
-]
+__all__ = ["COPY", "IND_DESTINATION", "IND_DONE", "IND_INDIRECTION", "IND_SOURCE", "KEXEC_ARCH_AARCH64"]
+__all__ += ["KEXEC_FILE_NO_INITRAMFS", "KEXEC_FILE_ON_CRASH", "KEXEC_FILE_UNLOAD", "KEXEC_SEGMENT_MAX"]
+__all__ += ["PAGE_DIGESTS", "SEGMENT_NAMES", "Kimage", "PurgatoryGuard", "Segment"]
 
 KEXEC_FILE_UNLOAD = 1
 KEXEC_FILE_ON_CRASH = 2
 KEXEC_FILE_NO_INITRAMFS = 4
-KEXEC_FILE_DEBUG = 8
 KEXEC_ARCH_AARCH64 = 183 << 16
 KEXEC_SEGMENT_MAX = 16
 

@@ -12,6 +12,7 @@ from errno import EINVAL, ENOEXEC, ENOMEM
 
 from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats import elfrel
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.image.relocate import relocate
 from kexecemu.kernel.image.segment import Segment
 from kexecemu.machine.ranges import PhysRange
@@ -27,11 +28,6 @@ _STT_FILE, _STT_SECTION = 4, 3
 _BUFFER_MAX = 1 << 30  # alignments may ask for any size; a purgatory has pages
 
 Placer = Callable[[bytearray, int, int], Segment]
-
-
-def _align_up(value: int, align: int) -> int:
-    align = max(align, 1)
-    return -(-value // align) * align
 
 
 def parse_purgatory(data: bytes, name: str = "purgatory") -> elfrel.RelocatableObject:
@@ -71,19 +67,16 @@ class LoadedPurgatory:
             align = max(section.align, 1)
             if section.type == _SHT_NOBITS:
                 bss_align = max(bss_align, align)
-                bss_size = _align_up(bss_size, align) + section.size
+                bss_size = align_up(bss_size, align) + section.size
             else:
                 buf_align = max(buf_align, align)
-                bufsz = _align_up(bufsz, align) + section.size
+                bufsz = align_up(bufsz, align) + section.size
         if not bufsz:
             raise KexecError(EINVAL, "kexec_load_purgatory", "purgatory: nothing in it is to be loaded")
-        bufsz = _align_up(bufsz, bss_align)
+        bufsz = align_up(bufsz, bss_align)
         if bufsz > _BUFFER_MAX:
-            raise KexecError(
-                ENOMEM,
-                "kexec_load_purgatory",
-                f"purgatory: its sections and alignments take {bufsz:#x} bytes",
-            )
+            reason = f"purgatory: its sections and alignments take {bufsz:#x} bytes"
+            raise KexecError(ENOMEM, "kexec_load_purgatory", reason)
         return bufsz, bufsz + bss_size, max(buf_align, bss_align)
 
     def _lay_out(self) -> int:
@@ -97,11 +90,11 @@ class LoadedPurgatory:
         entry: int | None = None
         for section in self._allocated():
             if section.type == _SHT_NOBITS:
-                bss_addr = _align_up(bss_addr, section.align)
+                bss_addr = align_up(bss_addr, section.align)
                 self._addresses[section.index] = bss_addr
                 bss_addr += section.size
                 continue
-            offset = _align_up(offset, section.align)
+            offset = align_up(offset, section.align)
             if section.flags & _SHF_EXECINSTR:
                 if symbol and section.index == entry_section and symbol.value < section.size:
                     entry = base + offset + symbol.value
@@ -113,9 +106,8 @@ class LoadedPurgatory:
             self._offsets[section.index] = offset
             offset += section.size
         if entry is None and not found_by_entry:
-            raise KexecError(
-                ENOEXEC, "kexec_purgatory_setup_sechdrs", "purgatory: no purgatory_start in executable code"
-            )
+            reason = "purgatory: no purgatory_start in executable code"
+            raise KexecError(ENOEXEC, "kexec_purgatory_setup_sechdrs", reason)
         return start if entry is None else entry
 
     def _relocate(self) -> None:
@@ -124,31 +116,23 @@ class LoadedPurgatory:
         for section in self._obj.sections:
             if section.type not in (_SHT_RELA, _SHT_REL):
                 continue
-            count = len(self._obj.sections)
-            if section.info >= count or section.link >= count:
-                raise KexecError(
-                    ENOEXEC, "kexec_apply_relocations", "purgatory: relocation section has no target"
-                )
+            if max(section.info, section.link) >= len(self._obj.sections):
+                reason = "purgatory: relocation section has no target"
+                raise KexecError(ENOEXEC, "kexec_apply_relocations", reason)
             if section.info not in self._offsets:
                 continue
             if section.type == _SHT_REL:
-                raise KexecError(
-                    ENOEXEC, "arch_kexec_apply_relocations", "purgatory: REL relocation unsupported."
-                )
+                reason = "purgatory: REL relocation unsupported."
+                raise KexecError(ENOEXEC, "arch_kexec_apply_relocations", reason)
+            target = self._obj.sections[section.info]
+            buf_at, phys = self._offsets[target.index], self._addresses[target.index]
             for rela in self._obj.relocations[section.index]:
-                target = self._obj.sections[section.info]
-                where = f"purgatory: {target.name}+{rela.offset:#x}"
+                at = rela.offset
+                where = f"purgatory: {target.name}+{at:#x}"
                 value = self._symbol_value(rela.symbol, step, where)
-                if rela.offset >= target.size:
+                if at >= target.size:
                     raise KexecError(ENOEXEC, step, f"{where} is outside its section")
-                relocate(
-                    rela.type,
-                    self.buf,
-                    self._offsets[target.index] + rela.offset,
-                    self._addresses[target.index] + rela.offset,
-                    value,
-                    rela.addend,
-                )
+                relocate(rela.type, self.buf, buf_at + at, phys + at, value, rela.addend)
 
     def _symbol_value(self, index: int, step: str, where: str) -> int:
         """S of a relocation: the physical address of symbol number `index`."""
@@ -185,9 +169,8 @@ class LoadedPurgatory:
         if symbol is None:
             raise KexecError(EINVAL, step, f"purgatory: symbol {name} does not exist")
         if symbol.size != size:
-            raise KexecError(
-                EINVAL, step, f"symbol {name} size mismatch: expected {size} actual {symbol.size}"
-            )
+            reason = f"symbol {name} size mismatch: expected {size} actual {symbol.size}"
+            raise KexecError(EINVAL, step, reason)
         offset = self._offsets.get(symbol.shndx)
         if offset is None:
             raise KexecError(EINVAL, step, f"symbol {name} is in a bss section. Cannot set")
@@ -233,9 +216,8 @@ class LoadedPurgatory:
         """kexec_purgatory_get_symbol_addr(): the physical address of a global symbol; KexecError(EINVAL) if none."""
         symbol = self._find_symbol(name)
         if symbol is None or symbol.shndx not in self._addresses:
-            raise KexecError(
-                EINVAL, "kexec_purgatory_get_symbol_addr", f"purgatory: symbol {name} does not exist"
-            )
+            reason = f"purgatory: symbol {name} does not exist"
+            raise KexecError(EINVAL, "kexec_purgatory_get_symbol_addr", reason)
         return self._addresses[symbol.shndx] + symbol.value
 
     def symbol_table(self) -> dict[str, tuple[int, int]]:

@@ -20,9 +20,8 @@ from kexecemu.kernel.image.purgatory import LoadedPurgatory
 
 __all__ = ["check_guard", "early_check_limit", "make_guard"]
 
-_EARLY_CHECK_PER_BYTE = (
-    300  # instructions: a slow purgatory hashes, and goes over everything again to locate damage
-)
+# Instructions: a slow purgatory hashes, and goes over everything again to locate damage.
+_EARLY_CHECK_PER_BYTE = 300
 
 
 def check_guard(config: KernelConfig) -> None:

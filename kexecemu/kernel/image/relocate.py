@@ -7,14 +7,13 @@ since a purgatory with such a relocation would go wrong at the one moment when n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from errno import ENOEXEC
 from typing import NamedTuple
 
 from kexecemu.errors import KexecError
-from kexecemu.formats.elfrel import Rela
 
-__all__ = ["SUPPORTED_TYPES", "apply", "relocate"]
+__all__ = ["SUPPORTED_TYPES", "relocate"]
 
 _STEP = "arch_kexec_apply_relocations_add"
 _U64 = (1 << 64) - 1
@@ -126,9 +125,7 @@ def relocate(kind: int, place: bytearray | memoryview, offset: int, P: int, S: i
         if data.low is not None and data.high is not None and not data.low <= value <= data.high:
             raise _overflow(kind, value)
         _check_place(kind, place, offset, data.size)
-        place[offset : offset + data.size] = (value & ((1 << 8 * data.size) - 1)).to_bytes(
-            data.size, "little"
-        )
+        place[offset : offset + data.size] = (value & _U64).to_bytes(8, "little")[: data.size]
         return
     instruction = _INSTRUCTIONS.get(kind)
     if instruction is None:
@@ -157,21 +154,3 @@ def _insert(word: int, instruction: _Instruction, field: int) -> int:
 def _check_place(kind: int, place: bytearray | memoryview, offset: int, size: int) -> None:
     if offset < 0 or offset + size > len(place):
         raise KexecError(ENOEXEC, _STEP, f"relocation type {kind} at {offset:#x} is outside its section")
-
-
-def apply(
-    section: bytearray | memoryview,
-    section_addr: int,
-    relocations: Iterable[Rela],
-    symbol_addr: Callable[[int], int],
-) -> None:
-    """Apply all `relocations` to one section's bytes, in order.
-
-    section_addr is the address at which the section will run. symbol_addr(index) gives the final address of
-    an entry of the symbol table and raises KexecError for one that has none (undefined, common, bad
-    section). Stops at the first relocation that fails, with those before it applied, as the kernel does.
-    """
-    for rela in relocations:
-        # The kernel looks at the symbol first, so that an undefined symbol wins over an unknown type.
-        S = symbol_addr(rela.symbol)
-        relocate(rela.type, section, rela.offset, section_addr + rela.offset, S, rela.addend)

@@ -11,16 +11,11 @@ from errno import EINVAL
 from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats.fdt import FdtEditor, MemReserve
 from kexecemu.kernel.base.cmdline import to_bytes
+from kexecemu.kernel.boot.firmware import chosen_node
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = [
-    "CHOSEN_RECORD_SIZE",
-    "FDT_EXTRA_SPACE",
-    "RNG_SEED_SIZE",
-    "VERDICT_PROPERTY",
-    "add_verdict_record",
-    "kexec_device_tree",
-]
+__all__ = ["CHOSEN_RECORD_SIZE", "FDT_EXTRA_SPACE", "RNG_SEED_SIZE", "VERDICT_PROPERTY"]
+__all__ += ["add_verdict_record", "kexec_device_tree"]
 
 _STEP = "of_kexec_alloc_and_setup_fdt"
 FDT_EXTRA_SPACE = 0x1000
@@ -51,11 +46,10 @@ def kexec_device_tree(
     Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
     """
     try:
-        fdt = FdtEditor.open_into(base_dtb, _buffer_size(base_dtb, cmdline))
-        _delete_reservation(fdt, old_dtb_phys, _totalsize(base_dtb))
-        chosen = fdt.path_offset("/chosen")
-        if chosen is None:
-            chosen = fdt.add_subnode(0, "chosen")
+        size = _totalsize(base_dtb)
+        fdt = FdtEditor(base_dtb, size + len(to_bytes(cmdline or "")) + FDT_EXTRA_SPACE)
+        _delete_reservation(fdt, old_dtb_phys, size)
+        chosen = chosen_node(fdt)
         fdt.delprop(chosen, "linux,elfcorehdr")
         fdt.delprop(chosen, "linux,usable-memory-range")
         _delete_old_initrd(fdt, chosen)
@@ -87,11 +81,8 @@ def add_verdict_record(dtb: bytes) -> bytes:
     Raises KexecError(EINVAL) where libfdt would fail.
     """
     try:
-        fdt = FdtEditor.open_into(dtb, _totalsize(dtb) + FDT_EXTRA_SPACE)
-        chosen = fdt.path_offset("/chosen")
-        if chosen is None:
-            chosen = fdt.add_subnode(0, "chosen")
-        fdt.setprop(chosen, VERDICT_PROPERTY, bytes(CHOSEN_RECORD_SIZE))
+        fdt = FdtEditor(dtb, _totalsize(dtb) + FDT_EXTRA_SPACE)
+        fdt.setprop(chosen_node(fdt), VERDICT_PROPERTY, bytes(CHOSEN_RECORD_SIZE))
         fdt.pack()
     except FormatError as error:
         raise KexecError(EINVAL, _STEP, str(error)) from error
@@ -100,10 +91,6 @@ def add_verdict_record(dtb: bytes) -> bytes:
 
 def _totalsize(blob: bytes) -> int:
     return int.from_bytes(blob[4:8], "big")
-
-
-def _buffer_size(blob: bytes, cmdline: str | None) -> int:
-    return _totalsize(blob) + (0 if cmdline is None else len(to_bytes(cmdline))) + FDT_EXTRA_SPACE
 
 
 def _delete_reservation(fdt: FdtEditor, phys: int, size: int) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kexecemu.formats.elf import EHDR_SIZE, PHDR_SIZE
-from kexecemu.formats.elfcore import PF_RWX, PT_LOAD, PT_NOTE, ProgramHeader, build_elfcorehdr
+from kexecemu.formats.elf import EHDR_SIZE, PHDR_SIZE, PT_LOAD, PT_NOTE, ProgramHeader
+from kexecemu.formats.elfcore import PF_RWX, build_elfcorehdr
 from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["prepare_elf_headers"]
@@ -32,17 +32,14 @@ def prepare_elf_headers(
     the size of the segment.
     """
     text_virt, text_phys, text_size = kernel_text
-    headers = [_note(*note) for note in (*crash_notes, vmcoreinfo_note)]
+    notes = (*crash_notes, vmcoreinfo_note)
+    headers = [ProgramHeader(PT_NOTE, 0, phys, 0, phys, size, size) for phys, size in notes]
     headers.append(_load(text_virt, text_phys, text_size))
     ranges = subtract(memory, exclude)
     headers += [_load(linear_virt(part.start), part.start, part.size) for part in ranges]
     # One header for each CPU that could be, VMCOREINFO, each range and the kernel text.
     room = EHDR_SIZE + (possible_cpus + 1 + len(ranges) + 1) * PHDR_SIZE
     return build_elfcorehdr(headers, size=(room + _ALIGN - 1) & -_ALIGN)
-
-
-def _note(phys: int, size: int) -> ProgramHeader:
-    return ProgramHeader(PT_NOTE, 0, phys, 0, phys, size, size)
 
 
 def _load(virt: int, phys: int, size: int) -> ProgramHeader:

@@ -50,9 +50,8 @@ def next_device_tree(
     """
     reservation = state.arch.reservation
     random = state.random if state.config.rng_ready else None
-    if random is None:
-        state.log('RNG is not initialised: omitting "kaslr-seed" property')
-        state.log('RNG is not initialised: omitting "rng-seed" property')
+    for seed in ("kaslr-seed", "rng-seed") if random is None else ():
+        state.log(f'RNG is not initialised: omitting "{seed}" property')
     return kexec_device_tree(
         state.initial_boot_params,
         old_dtb_phys=state.dtb_phys,
@@ -103,8 +102,7 @@ def publish(state: KernelState, image: Kimage | None) -> None:
     guest.write("kdump_refusal", 0)
     safecopy = image.vmcoreinfo_safecopy if image is not None else 0
     guest.write("vmcoreinfo_data_safecopy", state.space.linear_virt(safecopy) if safecopy else 0)
-    guard = image.guard if image is not None else None
-    arch = asdict(guard) if guard is not None else {}
+    arch = asdict(image.guard) if image is not None and image.guard is not None else {}
     _write_kimage(state, "kexec_crash_image", "crash_kimage_storage", image, arch)
 
 

@@ -9,7 +9,7 @@ from kexecemu.arguments import contents
 from kexecemu.errors import KexecError
 from kexecemu.shown import shown
 
-__all__ = ["KEXEC_FILE_SIZE_MAX", "OpenFile", "kernel_read_file"]
+__all__ = ["KEXEC_FILE_SIZE_MAX", "FileOrBytes", "OpenFile", "kernel_read_file"]
 
 KEXEC_FILE_SIZE_MAX = 4 << 30
 _STEP = "kernel_read_file_from_fd"
@@ -38,8 +38,12 @@ class OpenFile:
         object.__setattr__(self, "data", contents(self.data, "file"))
 
 
-def kernel_read_file(name: str, file: OpenFile | bytes | None, limit: int = KEXEC_FILE_SIZE_MAX) -> bytes:
-    """The contents of a file that user space passed by descriptor; None is a descriptor that is not open.
+FileOrBytes = OpenFile | bytes | None
+"""What user space passes by descriptor, or just its bytes; None is a descriptor that is not open."""
+
+
+def kernel_read_file(name: str, file: FileOrBytes, limit: int = KEXEC_FILE_SIZE_MAX) -> bytes:
+    """The contents of a file that user space passed by descriptor.
 
     limit is in bytes. Raises KexecError with the errno of the first thing wrong, in the kernel's order: EBADF, EINVAL
     (no regular file), ETXTBSY, EACCES, EINVAL (empty), EFBIG, EIO (fewer bytes than the inode promised).
@@ -48,19 +52,18 @@ def kernel_read_file(name: str, file: OpenFile | bytes | None, limit: int = KEXE
         raise KexecError(EBADF, _STEP, f"{name}: bad file descriptor")
     if not isinstance(file, OpenFile):
         file = OpenFile(file)
-    if not file.readable:
-        raise KexecError(EBADF, _STEP, f"{name}: the descriptor is not open for reading")
-    if not file.regular:
-        raise KexecError(EINVAL, _STEP, f"{name}: not a regular file")
-    if file.open_for_write:
-        raise KexecError(ETXTBSY, _STEP, f"{name}: the file is open for writing")
-    if file.lsm_denies:
-        raise KexecError(EACCES, "security_kernel_read_file", f"{name}: a security module refuses the file")
-    size = len(file.data) if file.size is None else file.size
-    if size <= 0:
-        raise KexecError(EINVAL, _STEP, f"{name}: the file is empty")
-    if size > limit:
-        raise KexecError(EFBIG, _STEP, f"{name}: {size:#x} bytes, {limit:#x} at most")
-    if len(file.data) < size:
-        raise KexecError(EIO, _STEP, f"{name}: only {len(file.data):#x} of {size:#x} bytes could be read")
+    there = len(file.data)
+    size = there if file.size is None else file.size
+    for wrong, errno, why in (
+        (not file.readable, EBADF, "the descriptor is not open for reading"),
+        (not file.regular, EINVAL, "not a regular file"),
+        (file.open_for_write, ETXTBSY, "the file is open for writing"),
+        (file.lsm_denies, EACCES, "a security module refuses the file"),
+        (size <= 0, EINVAL, "the file is empty"),
+        (size > limit, EFBIG, f"{size:#x} bytes, {limit:#x} at most"),
+        (there < size, EIO, f"only {there:#x} of {size:#x} bytes could be read"),
+    ):
+        if wrong:
+            step = "security_kernel_read_file" if errno == EACCES else _STEP
+            raise KexecError(errno, step, f"{name}: {why}")
     return file.data

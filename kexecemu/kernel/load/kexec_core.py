@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EADDRNOTAVAIL, EINVAL, ENOMEM
-from functools import partial
 
 from kexecemu.errors import KexecError
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.image.kimage import KEXEC_SEGMENT_MAX, Kimage, Segment
 from kexecemu.machine.ranges import PhysRange
@@ -14,10 +14,6 @@ from kexecemu.machine.ranges import PhysRange
 __all__ = ["add_buffer", "alloc_crash_control_pages", "find_hole", "sanity_check_segment_list"]
 
 _ULONG_MAX = (1 << 64) - 1
-
-
-def _align_up(value: int, align: int) -> int:
-    return -(-value // align) * align
 
 
 def _conflict(start: int, last: int, taken: Sequence[Segment]) -> Segment | None:
@@ -59,7 +55,7 @@ def find_hole(
             start = min(start - page_size, clash.mem - size)
     start = max(region.start, buf_min)
     while True:
-        start = _align_up(start, align)
+        start = align_up(start, align)
         last = start + size - 1
         if last > region.last or last > buf_max:
             return None
@@ -85,12 +81,12 @@ def add_buffer(
     buf: bytes | bytearray,
     memsz: int,
     align: int,
+    buf_min: int = 0,
     *,
     region: PhysRange | None,
-    top_down: bool,
     era: Era,
     page_size: int,
-    buf_min: int = 0,
+    top_down: bool = True,
     buf_max: int = _ULONG_MAX,
     free_memory: Sequence[PhysRange] = (),
 ) -> Segment:
@@ -100,35 +96,27 @@ def add_buffer(
     reserved, in ascending order (kexec_walk_memblock()). Addresses are physical, sizes in bytes.
     Raises KexecError(EINVAL) for a 17th segment, KexecError(EADDRNOTAVAIL) when nothing is reserved or no hole fits.
     """
+    step = "kexec_add_buffer"
     if len(image.segments) >= KEXEC_SEGMENT_MAX:
-        raise KexecError(
-            EINVAL, "kexec_add_buffer", f"too many segments for {name}: {KEXEC_SEGMENT_MAX} at most"
-        )
-    memsz = _align_up(memsz, page_size)
+        raise KexecError(EINVAL, step, f"too many segments for {name}: {KEXEC_SEGMENT_MAX} at most")
+    memsz = align_up(memsz, page_size)
     align = max(align, page_size)
-    if image.crash and region is None:
-        raise KexecError(
-            EADDRNOTAVAIL, "kexec_add_buffer", f"{name} has no place: no crashkernel memory is reserved"
-        )
     regions = list(reversed(free_memory) if top_down else free_memory)
-    if image.crash and region is not None:
+    if image.crash:
+        if region is None:
+            raise KexecError(EADDRNOTAVAIL, step, f"{name} has no place: no crashkernel memory is reserved")
         regions = [region]
-    hole_in = partial(
-        find_hole, top_down=top_down, era=era, page_size=page_size, buf_min=buf_min, buf_max=buf_max
-    )
-    holes = (hole_in(one, image.segments, memsz, align) for one in regions)
-    mem = next((hole for hole in holes if hole is not None), None)
-    if mem is None:
-        largest = max((_largest_hole(one, image.segments, buf_min) for one in regions), default=0)
-        what, where = ("crash image", f"crashkernel {region}") if image.crash else ("image", "free memory")
-        raise KexecError(
-            EADDRNOTAVAIL,
-            "kexec_add_buffer",
-            f"{what} does not fit: {name} needs {memsz:#x} bytes aligned to {align:#x}, largest hole in {where} is "
-            f"{largest:#x}",
-        )
-    image.segments.append(Segment(name, buf, mem, memsz))
-    return image.segments[-1]
+    limits = {"buf_min": buf_min, "buf_max": buf_max, "page_size": page_size}
+    for one in regions:
+        mem = find_hole(one, image.segments, memsz, align, top_down=top_down, era=era, **limits)
+        if mem is not None:
+            image.segments.append(Segment(name, buf, mem, memsz))
+            return image.segments[-1]
+    largest = max((_largest_hole(one, image.segments, buf_min) for one in regions), default=0)
+    what, where = ("crash image", f"crashkernel {region}") if image.crash else ("image", "free memory")
+    needs = f"{name} needs {memsz:#x} bytes aligned to {align:#x}"
+    reason = f"{what} does not fit: {needs}, largest hole in {where} is {largest:#x}"
+    raise KexecError(EADDRNOTAVAIL, step, reason)
 
 
 def sanity_check_segment_list(
@@ -140,31 +128,26 @@ def sanity_check_segment_list(
     """
     step = "sanity_check_segment_list"
     for one in image.segments:
+        where = f"{one.name} at {one.mem:#x}+{one.memsz:#x}"
         if one.mem % page_size or (one.mem + one.memsz) % page_size:
-            raise KexecError(
-                EADDRNOTAVAIL, step, f"{one.name} at {one.mem:#x}+{one.memsz:#x} is not page aligned"
-            )
+            raise KexecError(EADDRNOTAVAIL, step, f"{where} is not page aligned")
         if one.mem + one.memsz > _ULONG_MAX:
-            raise KexecError(EADDRNOTAVAIL, step, f"{one.name} at {one.mem:#x}+{one.memsz:#x} wraps around")
+            raise KexecError(EADDRNOTAVAIL, step, f"{where} wraps around")
     for index, one in enumerate(image.segments):
         for other in image.segments[:index]:
             if one.area.overlaps(other.area):
                 raise KexecError(EINVAL, step, f"{one.name} overlaps {other.name}")
     for one in image.segments:
         if one.bufsz > one.memsz:
-            raise KexecError(
-                EINVAL,
-                step,
-                f"{one.name} is {one.bufsz:#x} bytes long but takes only {one.memsz:#x} in memory",
-            )
-    pages = [-(-one.memsz // page_size) for one in image.segments]
-    if any(count > total_ram_pages // 2 for count in pages) or sum(pages) > total_ram_pages // 2:
-        raise KexecError(EINVAL, step, f"the image takes {sum(pages)} pages, more than half of all RAM")
+            sizes = f"is {one.bufsz:#x} bytes long but takes only {one.memsz:#x} in memory"
+            raise KexecError(EINVAL, step, f"{one.name} {sizes}")
+    pages = sum(-(-one.memsz // page_size) for one in image.segments)
+    if pages > total_ram_pages // 2:
+        raise KexecError(EINVAL, step, f"the image takes {pages} pages, more than half of all RAM")
     for one in image.segments if image.crash else ():
         if crashk_res is None or not crashk_res.covers(one.area):
-            raise KexecError(
-                EADDRNOTAVAIL, step, f"{one.name} at {one.area} is not inside crashkernel {crashk_res}"
-            )
+            reason = f"{one.name} at {one.area} is not inside crashkernel {crashk_res}"
+            raise KexecError(EADDRNOTAVAIL, step, reason)
 
 
 def alloc_crash_control_pages(image: Kimage, crashk_res: PhysRange, size: int, why: str) -> PhysRange:
@@ -173,7 +156,7 @@ def alloc_crash_control_pages(image: Kimage, crashk_res: PhysRange, size: int, w
     size is a power of two in bytes. Control pages are in the crash region but are no segments: nothing protects
     and nothing hashes them. Raises KexecError(ENOMEM) when the region is full.
     """
-    start = _align_up(image.control_page, size)
+    start = align_up(image.control_page, size)
     while start + size - 1 <= crashk_res.last:
         clash = next((one for one in image.segments if one.area.overlaps(PhysRange.of(start, size))), None)
         if clash is None:
@@ -181,5 +164,5 @@ def alloc_crash_control_pages(image: Kimage, crashk_res: PhysRange, size: int, w
             image.control_page = page.end
             image.control_pages.append(page)
             return page
-        start = _align_up(clash.mem + clash.memsz, size)
+        start = align_up(clash.mem + clash.memsz, size)
     raise KexecError(ENOMEM, "kimage_alloc_control_pages", f"Could not allocate {why}")

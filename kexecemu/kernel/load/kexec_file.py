@@ -5,7 +5,8 @@ load() does to a running kernel what the system call does; what is arm64's own i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOSYS, EPERM
 
 from kexecemu.errors import InputError, KexecError
@@ -19,7 +20,7 @@ from kexecemu.kernel.image.kimage import (
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.load import environment
 from kexecemu.kernel.load.devtree import add_verdict_record
-from kexecemu.kernel.load.files import OpenFile, kernel_read_file
+from kexecemu.kernel.load.files import FileOrBytes, kernel_read_file
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load, image_probe
 from kexecemu.kernel.load.purgatory_setup import check_demands, set_up_purgatory, tables_text
@@ -34,8 +35,8 @@ Prepare = Callable[[], Kimage]
 
 def load(
     state: KernelState,
-    kernel: OpenFile | bytes | None,
-    initrd: OpenFile | bytes | None,
+    kernel: FileOrBytes,
+    initrd: FileOrBytes,
     cmdline: bytes | None,
     flags: int,
     *,
@@ -64,29 +65,36 @@ def exchange(state: KernelState, prepare: Prepare | None) -> Kimage | None:
 
     Raises KexecError(EBUSY) while another load is under way, and whatever prepare() raises.
     """
+    with _locked(state):
+        try:
+            if state.kexec.crash_image is not None:
+                environment.unprotect(state, state.kexec.crash_image)
+            # The old image goes before the new one is known to be good: a failed reload leaves no crash kernel.
+            _publish(state, None)
+            if prepare is None:
+                state.say("unload", "the crash image is unloaded")
+                return None
+            image = prepare()
+            for segment in image.segments:
+                # kimage_load_crash_segment(): the buffer, then zeros to memsz.
+                state.ram.write(segment.mem, segment.buf)
+                state.ram.fill(segment.mem + segment.bufsz, segment.memsz - segment.bufsz)
+            _publish(state, image)
+            return image
+        finally:
+            _protect(state)
+
+
+@contextmanager
+def _locked(state: KernelState) -> Iterator[None]:
+    """Under __kexec_lock."""
     if state.kexec.locked:
         raise KexecError(EBUSY, "kexec_trylock", "another load is under way")
     state.kexec.locked = True
     try:
-        if state.kexec.crash_image is not None:
-            environment.unprotect(state, state.kexec.crash_image)
-        # The old image goes before the new one is known to be good: a failed reload leaves no crash kernel.
-        _publish(state, None)
-        if prepare is None:
-            state.say("unload", "the crash image is unloaded")
-            return None
-        image = prepare()
-        for segment in image.segments:
-            # kimage_load_crash_segment(): the buffer, then zeros to memsz.
-            state.ram.write(segment.mem, segment.buf)
-            state.ram.fill(segment.mem + segment.bufsz, segment.memsz - segment.bufsz)
-        _publish(state, image)
-        return image
+        yield
     finally:
-        try:
-            _protect(state)
-        finally:
-            state.kexec.locked = False
+        state.kexec.locked = False
 
 
 def _protect(state: KernelState) -> None:
@@ -102,17 +110,12 @@ def _protect(state: KernelState) -> None:
 
 def _exchange_reboot(state: KernelState, prepare: Prepare | None) -> Kimage | None:
     """The common part for an ordinary image: the old one stays until the new one is complete."""
-    if state.kexec.locked:
-        raise KexecError(EBUSY, "kexec_trylock", "another load is under way")
-    state.kexec.locked = True
-    try:
+    with _locked(state):
         image = prepare() if prepare is not None else None
         relocation = environment.load_normal(state, image) if image is not None else None
         state.kexec.reboot_image = image
         environment.publish_reboot(state, image, relocation)
         return image
-    finally:
-        state.kexec.locked = False
 
 
 def _publish(state: KernelState, image: Kimage | None) -> None:
@@ -121,11 +124,7 @@ def _publish(state: KernelState, image: Kimage | None) -> None:
 
 
 def _prepare(
-    state: KernelState,
-    kernel: OpenFile | bytes | None,
-    initrd: OpenFile | bytes | None,
-    cmdline: bytes | None,
-    flags: int,
+    state: KernelState, kernel: FileOrBytes, initrd: FileOrBytes, cmdline: bytes | None, flags: int
 ) -> Kimage:
     """kimage_file_alloc_init(): everything up to the copy."""
     crashk_res = state.crashk_res
@@ -163,17 +162,10 @@ def _prepare(
 
 
 def _load_context(state: KernelState) -> LoadContext:
-    config = state.config
-    return LoadContext(
-        config.release,
-        config.page_size,
-        state.crashk_res,
-        state.kexec.purgatory,
-        state.console_phys,
-        tuple(state.arch.memblock.free_ranges()),
-        config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
-        config.enabled("KEXEC_PURGATORY_COPY"),
-    )
+    config, purgatory = state.config, state.kexec.purgatory
+    tables = map(config.enabled, ("KEXEC_PURGATORY_PAGE_DIGESTS", "KEXEC_PURGATORY_COPY"))
+    places = state.crashk_res, purgatory, state.console_phys, tuple(state.arch.memblock.free_ranges())
+    return LoadContext(config.release, config.page_size, *places, *tables)
 
 
 def add_control_pages(state: KernelState, image: Kimage) -> None:

@@ -6,10 +6,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EINVAL
+from functools import partial
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import elfrel
-from kexecemu.formats.image import ImageHeader, has_magic
+from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.image.digests import page_digests_size
@@ -65,20 +66,11 @@ class CrashFiles:
 
 def image_probe(kernel: bytes) -> None:
     """image_probe(): arm64's only loader takes files that begin with an arm64 Image header; KexecError(EINVAL)."""
-    if len(kernel) < 64:
-        raise KexecError(
-            EINVAL, "image_probe", f"kernel: not an arm64 Image: {len(kernel)} bytes, a header alone takes 64"
-        )
-    if not has_magic(kernel):
-        raise KexecError(EINVAL, "image_probe", 'kernel: not an arm64 Image: no "ARM\\x64" at offset 56')
-
-
-def _check_header(header: ImageHeader) -> None:
-    """The checks at the top of image_load(); every granule is supported by the modelled CPU."""
-    if not header.image_size:
-        raise KexecError(EINVAL, "image_load", "kernel: image_size is 0 in the Image header")
-    if header.big_endian:
-        raise KexecError(EINVAL, "image_load", "kernel: a big-endian Image; this CPU model is little-endian")
+    why = f"{len(kernel)} bytes, a header alone takes 64" if len(kernel) < 64 else None
+    if why is None and not has_magic(kernel):
+        why = 'no "ARM\\x64" at offset 56'
+    if why is not None:
+        raise KexecError(EINVAL, "image_probe", f"kernel: not an arm64 Image: {why}")
 
 
 class _Loader:
@@ -89,31 +81,8 @@ class _Loader:
         self.files = files
         self.context = context
 
-    def add(
-        self,
-        name: str,
-        buf: bytes | bytearray,
-        memsz: int,
-        align: int,
-        buf_min: int,
-        *,
-        top_down: bool = True,
-        buf_max: int = (1 << 64) - 1,
-    ) -> Segment:
-        return add_buffer(
-            self.image,
-            name,
-            buf,
-            memsz,
-            align,
-            region=self.context.crashk_res,
-            top_down=top_down,
-            era=self.context.era,
-            page_size=self.context.page_size,
-            buf_min=buf_min,
-            buf_max=buf_max,
-            free_memory=self.context.free_memory,
-        )
+        place = partial(add_buffer, image, region=context.crashk_res, free_memory=context.free_memory)
+        self.add = partial(place, era=context.era, page_size=context.page_size)
 
     def _add_tables(self, text_offset: int, buf_min: int) -> None:
         """Room for the segments that repeat or describe those before them: they are filled when these are final."""
@@ -144,29 +113,16 @@ class _Loader:
             initrd = None
             if files.initrd is not None:
                 limit = (kernel_phys & ~(_1G - 1)) + _INITRD_WINDOW
-                initrd = self.add(
-                    "initrd",
-                    files.initrd,
-                    len(files.initrd),
-                    0,
-                    buf_min,
-                    top_down=False,
-                    buf_max=limit,
-                )
-            dtb = files.make_dtb(
-                PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None, core.area if core else None
-            )
-            segment = self.add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min)
+                size = len(files.initrd)
+                initrd = self.add("initrd", files.initrd, size, 0, buf_min, top_down=False, buf_max=limit)
+            initrd_area = PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None
+            dtb = files.make_dtb(initrd_area, core.area if core else None)
+            self.image.dtb_mem = self.add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min).mem
             if context.purgatory is None:
-                loaded = None
-            else:
-                self._add_tables(text_offset, buf_min)
-                loaded = LoadedPurgatory(
-                    context.purgatory,
-                    lambda buf, memsz, align: self.add("purgatory", buf, memsz, align, buf_min),
-                )
-            self.image.dtb_mem = segment.mem
-            return loaded
+                return None
+            self._add_tables(text_offset, buf_min)
+            place = partial(self.add, "purgatory", buf_min=buf_min)
+            return LoadedPurgatory(context.purgatory, place)
         except KexecError:
             del self.image.segments[kept:]
             raise
@@ -174,19 +130,18 @@ class _Loader:
     def place(self) -> tuple[Segment, LoadedPurgatory | None]:
         """The retry loop of image_load(): the next hole for the kernel when the rest does not fit behind it."""
         header = parse_header(self.files.kernel)
-        _check_header(header)
+        # Every granule is supported by the modelled CPU.
+        if not header.image_size:
+            raise KexecError(EINVAL, "image_load", "kernel: image_size is 0 in the Image header")
+        if header.big_endian:
+            reason = "kernel: a big-endian Image; this CPU model is little-endian"
+            raise KexecError(EINVAL, "image_load", reason)
         buf_min = 0
         first_refusal: KexecError | None = None
         while True:
             try:
-                kernel = self.add(
-                    "kernel",
-                    self.files.kernel,
-                    header.image_size + header.text_offset,
-                    _MIN_KIMG_ALIGN,
-                    buf_min,
-                    top_down=False,
-                )
+                size = header.image_size + header.text_offset
+                kernel = self.add("kernel", self.files.kernel, size, _MIN_KIMG_ALIGN, buf_min, top_down=False)
             except KexecError as error:
                 raise (first_refusal or error) from None
             try:
@@ -215,9 +170,6 @@ def image_load(image: Kimage, files: CrashFiles, context: LoadContext) -> None:
         return
     # image_load() sets image->start last and would overwrite the purgatory's entry: a port must not.
     image.start = purgatory.entry
-    for name, value in (
-        ("purgatory_kernel_entry", kernel.mem),
-        ("purgatory_uart_base", context.uart_phys),
-    ):
+    for name, value in (("purgatory_kernel_entry", kernel.mem), ("purgatory_uart_base", context.uart_phys)):
         if purgatory.has_symbol(name):
             purgatory.set_symbol(name, struct.pack("<Q", value))

@@ -14,8 +14,10 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.boot.firmware import chosen_node
 from kexecemu.kernel.image.digests import calculate_digest
 from kexecemu.kernel.image.kimage import Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
@@ -70,34 +72,22 @@ class _Segments:
     """struct kexec_info: segments so far, and locate_hole() in the crash region."""
 
     def __init__(self, view: MachineView) -> None:
-        self._view = view
+        self.region, self.page = view.crash_kernel, view.page_size
         self.taken: list[Segment] = []
 
     def add(
-        self, name: str, buf: bytes | bytearray, memsz: int, *, hole_min: int, top_down: bool = False
+        self, name: str, buf: bytes | bytearray, memsz: int, hole_min: int, top_down: bool = False
     ) -> Segment:
         """add_buffer(): the first hole from hole_min up, or the last one of the region, in whole pages."""
-        page = self._view.page_size
-        size = -(-memsz // page) * page
+        size = align_up(memsz, self.page)
         # locate_hole() has none of the kernel's quirk: it uses a region to its last page.
-        mem = find_hole(
-            self._view.crash_kernel,
-            self.taken,
-            size,
-            page,
-            top_down=top_down,
-            era=Era.V6_12,
-            page_size=page,
-            buf_min=hole_min,
-        )
+        how = {"page_size": self.page, "buf_min": hole_min}
+        mem = find_hole(self.region, self.taken, size, self.page, top_down=top_down, era=Era.V6_12, **how)
         if mem is None:
-            raise InputError(
-                f"kexec-tools: could not find a free area of memory of {size:#x} bytes for {name} in "
-                f"{self._view.crash_kernel}"
-            )
-        segment = Segment(name, buf, mem, size)
-        self.taken.append(segment)
-        return segment
+            wanted = f"a free area of memory of {size:#x} bytes for {name}"
+            raise InputError(f"kexec-tools: could not find {wanted} in {self.region}")
+        self.taken.append(Segment(name, buf, mem, size))
+        return self.taken[-1]
 
 
 def prepare_crash_load(
@@ -115,28 +105,22 @@ def prepare_crash_load(
     header = parse_header(kernel)
     region = view.crash_kernel
     segments = _Segments(view)
-    base = -(-region.start // _KERNEL_ALIGN) * _KERNEL_ALIGN
     size = header.image_size or len(kernel)
-    kernel_mem = base + header.text_offset
-    core = segments.add(
-        "elfcorehdr", view.core_header, len(view.core_header), hole_min=region.start, top_down=True
-    )
-    page = view.page_size
-    segments.taken.append(Segment("kernel", kernel, kernel_mem, -(-size // page) * page))
+    kernel_mem = align_up(region.start, _KERNEL_ALIGN) + header.text_offset
+    core = segments.add("elfcorehdr", view.core_header, len(view.core_header), region.start, top_down=True)
+    segments.taken.append(Segment("kernel", kernel, kernel_mem, align_up(size, view.page_size)))
     if kernel_mem + size > core.mem:
         raise InputError(
             f"kexec-tools: the kernel of {size:#x} bytes does not fit in crashkernel {region} of {region.size:#x} bytes"
         )
     hole_min = kernel_mem + size
-    placed = None
-    if initrd is not None:
-        placed = segments.add("initrd", initrd, len(initrd), hole_min=hole_min)
+    placed = segments.add("initrd", initrd, len(initrd), hole_min) if initrd is not None else None
     dtb = _second_device_tree(view, cmdline, core, placed)
     if len(dtb) > _FDT_MAX:
         raise InputError("kexec-tools: the device tree is too large")
-    tree = segments.add("dtb", dtb, len(dtb), hole_min=hole_min)
+    tree = segments.add("dtb", dtb, len(dtb), hole_min)
     loaded = LoadedPurgatory(
-        purgatory, lambda buf, memsz, align: segments.add("purgatory", buf, memsz, hole_min=hole_min)
+        purgatory, lambda buf, memsz, align: segments.add("purgatory", buf, memsz, hole_min)
     )
     set_kexec_tools_places(loaded, sink_phys=view.sink_phys, kernel_phys=kernel_mem, dtb_phys=tree.mem)
     ordered = sorted(segments.taken, key=lambda segment: segment.mem)
@@ -148,33 +132,27 @@ def prepare_crash_load(
 
 def core_header_size(headers: int) -> int:
     """How many bytes crash_create_elf64_headers() takes for so many program headers: a multiple of 1024."""
-    return -(-(64 + 56 * headers) // _CORE_HEADER_ALIGN) * _CORE_HEADER_ALIGN
-
-
-def _tag_aligned(value: bytes) -> bytes:
-    """dtb_set_property() rounds every value up to whole cells."""
-    return value.ljust(-(-len(value) // 4) * 4, b"\0")
+    return align_up(64 + 56 * headers, _CORE_HEADER_ALIGN)
 
 
 def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: Segment | None) -> bytes:
     """setup_2nd_dtb(): the running kernel's tree with /chosen changed; no memory reservations are added."""
     try:
-        tree = FdtEditor.open_into(view.device_tree, len(view.device_tree) + len(cmdline) + 0x1000)
-        chosen = tree.path_offset("/chosen")
-        if chosen is None:
-            chosen = tree.add_subnode(0, "chosen")
-        tree.setprop(chosen, "bootargs", _tag_aligned(to_bytes(cmdline) + b"\0"))
+        tree = FdtEditor(view.device_tree, len(view.device_tree) + len(cmdline) + 0x1000)
+        chosen = chosen_node(tree)
+        # dtb_set_property() rounds every value up to whole cells.
+        bootargs = to_bytes(cmdline) + b"\0"
+        tree.setprop(chosen, "bootargs", bootargs.ljust(align_up(len(bootargs), 4), b"\0"))
         _renew_kaslr_seed(view, tree, chosen)
         tree.delprop(chosen, "linux,elfcorehdr")
         tree.delprop(chosen, "linux,usable-memory-range")
-        region = view.crash_kernel
         # The exact length of the header here, not whole pages as in the kernel's tree.
         tree.appendprop_addrrange(0, chosen, "linux,elfcorehdr", core.mem, core.bufsz)
-        for area in (region, view.crash_kernel_low):
-            if area is not None:
-                tree.appendprop_addrrange(0, chosen, "linux,usable-memory-range", area.start, area.size)
-        if initrd is not None:
-            _set_initrd(tree, chosen, initrd)
+        for area in filter(None, (view.crash_kernel, view.crash_kernel_low)):
+            tree.appendprop_addrrange(0, chosen, "linux,usable-memory-range", area.start, area.size)
+        if initrd is not None:  # dtb_set_initrd(): 64 bits each
+            tree.setprop_u64(chosen, "linux,initrd-start", initrd.mem)
+            tree.setprop_u64(chosen, "linux,initrd-end", initrd.mem + initrd.bufsz)
         tree.pack()
         return tree.to_bytes()
     except FormatError as error:
@@ -191,9 +169,3 @@ def _renew_kaslr_seed(view: MachineView, tree: FdtEditor, chosen: int) -> None:
             "kexec-tools: kaslr-seed is not wiped to 0 (as by a kernel that was booted with nokaslr)"
         )
     tree.setprop_u64(chosen, "kaslr-seed", view.getrandom() if view.getrandom is not None else 0)
-
-
-def _set_initrd(tree: FdtEditor, chosen: int, initrd: Segment) -> None:
-    """dtb_set_initrd(): 64 bits each."""
-    tree.setprop_u64(chosen, "linux,initrd-start", initrd.mem)
-    tree.setprop_u64(chosen, "linux,initrd-end", initrd.mem + initrd.bufsz)

@@ -28,14 +28,8 @@ from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load.devtree import VERDICT_PROPERTY
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = [
-    "check_demands",
-    "psci_conduit",
-    "set_kexec_tools_digest",
-    "set_kexec_tools_places",
-    "set_up_purgatory",
-    "tables_text",
-]
+__all__ = ["check_demands", "psci_conduit", "set_kexec_tools_digest", "set_kexec_tools_places"]
+__all__ += ["set_up_purgatory", "tables_text"]
 
 _U64 = struct.Struct("<Q")
 
@@ -181,12 +175,10 @@ def tables_text(image: Kimage) -> str | None:
     The table takes 32 bytes for each page of 4096, which is 0.8 % of the image; the copy as much as the image itself.
     """
     total = sum(one.memsz for one in described_segments(image.segments))
+    tables = (("page digests", image.segment(PAGE_DIGESTS)), ("second copy", image.segment(COPY)))
     costs = [
-        f"{words}: {segment.memsz:#x} bytes, {100 * segment.memsz / total:.1f} % of the image"
-        for words, segment in (
-            ("page digests", image.segment(PAGE_DIGESTS)),
-            ("second copy", image.segment(COPY)),
-        )
-        if segment is not None
+        f"{words}: {one.memsz:#x} bytes, {100 * one.memsz / total:.1f} % of the image"
+        for words, one in tables
+        if one is not None
     ]
     return "; ".join(costs) or None

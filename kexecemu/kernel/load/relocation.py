@@ -8,15 +8,17 @@ trans_pgd.c of arch/arm64. The list, the code and the tables are guest memory; t
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOMEM
 
 from kexecemu.errors import KexecError
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.kernel.image.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
 from kexecemu.kernel.memory.linear_map import PAGE_KERNEL, PAGE_KERNEL_ROX
-from kexecemu.machine.memory.mmu import PageTables, TableFormat
+from kexecemu.machine.memory.descriptors import TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
@@ -44,14 +46,11 @@ class ImagePages:
     """kimage_alloc_page(): pages that no segment will overwrite, from the top of free memory down."""
 
     def __init__(self, image: Kimage, free_memory: Sequence[PhysRange], page_size: int) -> None:
-        self._page_size = page_size
         usable = subtract(free_memory, [segment.area for segment in image.segments])
-        self._pages = self._descend(usable)
-
-    def _descend(self, usable: Sequence[PhysRange]) -> Iterator[int]:
-        page = self._page_size
-        for area in sorted(usable, reverse=True):
-            yield from range(area.end // page * page - page, -(-area.start // page) * page - page, -page)
+        ranges = (
+            range(align_up(one.start, page_size), one.end - page_size + 1, page_size) for one in usable[::-1]
+        )
+        self._pages = (page for pages in ranges for page in reversed(pages))
 
     def take(self, why: str) -> int:
         """The physical address of the next page; KexecError(ENOMEM) when none is left."""
@@ -135,19 +134,9 @@ def prepare_relocation(
     idmap.map(code_page, code_page, page_size, PAGE_KERNEL_ROX, blocks=False, contiguous=False)
     linear = PageTables(ram, fmt, table(), table)
     for area in memory:
-        linear.map(
-            guest.space.linear_virt(area.start),
-            area.start,
-            area.size,
-            PAGE_KERNEL,
-            blocks=True,
-            contiguous=False,
-        )
+        virt = guest.space.linear_virt(area.start)
+        linear.map(virt, area.start, area.size, PAGE_KERNEL, blocks=True, contiguous=False)
     entry = vmlinux.virt("arm64_relocate_new_kernel") - start
-    return Relocation(
-        kern_reloc=code_page + entry,
-        ttbr0=idmap.root_phys,
-        ttbr1=linear.root_phys,
-        zero_page=guest.phys("reserved_pg_dir"),
-        phys_offset=-guest.space.linear_virt(0) % (1 << 64),
-    )
+    linear_offset = -guest.space.linear_virt(0) % (1 << 64)
+    roots = idmap.root_phys, linear.root_phys, guest.phys("reserved_pg_dir")
+    return Relocation(code_page + entry, *roots, linear_offset)

@@ -10,14 +10,14 @@ from kexecemu.errors import InputError
 from kexecemu.files import read_file
 from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
-from kexecemu.formats.embedded_elf import object_or_embedded
+from kexecemu.formats.elfrel import object_or_embedded
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.image.purgatory import parse_purgatory
 from kexecemu.kernel.load import environment, kexec_file
-from kexecemu.kernel.load.files import OpenFile
+from kexecemu.kernel.load.files import FileOrBytes, OpenFile
 from kexecemu.kernel.load.kexec_load import KexecLoadArguments, kexec_load
 from kexecemu.kernel.load.kexec_tools import MachineView, core_header_size, prepare_crash_load
 from kexecemu.machine.timeline import Timeline
@@ -56,8 +56,8 @@ def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
 
 def kexec_file_load(
     state: KernelState,
-    image_file: OpenFile | bytes | str | Path | None,
-    initrd: OpenFile | bytes | str | Path | None,
+    image_file: FileOrBytes | str | Path,
+    initrd: FileOrBytes | str | Path,
     cmdline: str | bytes | None,
     flags: int,
     *,
@@ -69,31 +69,24 @@ def kexec_file_load(
     added, as kexec-tools does. Raises InputError for what no system call can be made of, KexecError for what it
     refuses; returns the image (None after an unload). A failed load leaves no crash kernel at all.
     """
-    if cmdline is not None and not isinstance(cmdline, bytes):
-        text(cmdline, "cmdline")
     integer(flags, "flags")
-    if isinstance(cmdline, str):
-        cmdline = to_bytes(cmdline) + b"\0" if cmdline else None
+    if cmdline is not None and not isinstance(cmdline, bytes):
+        cmdline = to_bytes(text(cmdline, "cmdline")) + b"\0" if cmdline else None
     if initrd is None:
         flags |= KEXEC_FILE_NO_INITRAMFS
-    image = kexec_file.load(
-        state, _file(image_file, "kernel"), _file(initrd, "initrd"), cmdline, flags, capable=capable
+    # A path is opened here, as user space does.
+    kernel, ramdisk = (
+        file if file is None or isinstance(file, OpenFile) else contents(file, what)
+        for file, what in ((image_file, "kernel"), (initrd, "initrd"))
     )
+    image = kexec_file.load(state, kernel, ramdisk, cmdline, flags, capable=capable)
     if image is not None:
         _tell_loaded(state, image, "kexec_file_load")
     return image
 
 
-def _file(file: OpenFile | bytes | str | Path | None, what: str) -> OpenFile | bytes | None:
-    """What is read from: a path is opened here, as user space does."""
-    return file if file is None or isinstance(file, OpenFile) else contents(file, what)
-
-
 def kexec_tools_load(
-    state: KernelState,
-    image_file: bytes | str | Path,
-    initrd: bytes | str | Path | None,
-    cmdline: str,
+    state: KernelState, image_file: bytes | str | Path, initrd: bytes | str | Path | None, cmdline: str
 ) -> Kimage:
     """`kexec -c -p`: kexec-tools prepares everything in user space, and kexec_load(2) copies it.
 
@@ -126,32 +119,19 @@ def kexec_tools_load(
 def tell_image(timeline: Timeline, image: Kimage, call: str, *, by: str, unchecked: str) -> None:
     """A loaded image in the account of a run: by which call, in words too, and in words why it has no digest."""
     for segment in image.segments:
-        timeline.record(
-            "segment",
-            f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)",
-            segment=segment.name,
-            mem_phys=segment.mem,
-            memsz=segment.memsz,
-            bufsz=segment.bufsz,
-        )
+        sizes = {"memsz": segment.memsz, "bufsz": segment.bufsz}
+        words = f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)"
+        timeline.record("segment", words, segment=segment.name, mem_phys=segment.mem, **sizes)
     digest = f"digest {image.digest.hex()}" if image.digest else unchecked
-    timeline.record(
-        "loaded",
-        f"{by}: crash image loaded, entry {image.start:#x}, {digest}",
-        call=call,
-        entry_phys=image.start,
-        digest=image.digest.hex() if image.digest else None,
-    )
+    words, found = f"{by}: crash image loaded, entry {image.start:#x}", image.digest
+    found_hex = found.hex() if found else None
+    timeline.record("loaded", f"{words}, {digest}", call=call, entry_phys=image.start, digest=found_hex)
 
 
 def _tell_loaded(state: KernelState, image: Kimage, call: str) -> None:
     tell_image(state.board.timeline, image, call, by=call, unchecked="no purgatory and so no digest")
     protected = environment.protected(state)
     if protected:
-        way = state.config.way.value
-        areas = ", ".join(str(area) for area in protected)
-        state.say(
-            "protect",
-            f"protection {way}: {areas} cannot be written through the linear map",
-            protection=way,
-        )
+        way, areas = state.config.way.value, ", ".join(map(str, protected))
+        words = f"protection {way}: {areas} cannot be written through the linear map"
+        state.say("protect", words, protection=way)

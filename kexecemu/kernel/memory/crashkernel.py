@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from errno import ENOENT
 
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import CrashkernelOption, parse_crashkernel_option
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.memory.memblock import Memblock
@@ -57,29 +58,15 @@ def _finish(
     return CrashReservation(PhysRange.of(base, size), low)
 
 
-def _page_align(size: int, page_size: int) -> int:
-    return -(-size // page_size) * page_size
-
-
 def _reserve_6_1(
     cmdline: str, memblock: Memblock, low_max: int, page_size: int, log: Print
 ) -> CrashReservation:
-    total = memblock.phys_mem_size
-    low_size, crash_max = 0, low_max
-    option = parse_crashkernel_option(cmdline, total, None, log)
-    if option.error == ENOENT:
-        option = parse_crashkernel_option(cmdline, total, ",high", log)
-        if option.error or not option.size:
-            return CrashReservation()
-        low = parse_crashkernel_option(cmdline, total, ",low", log)
-        if low.error not in (0, ENOENT):
-            return CrashReservation()
-        low_size, crash_max = low.size, _HIGH_MAX
-    elif option.error or not option.size:
+    parsed = _parse(cmdline, memblock.phys_mem_size, 0, log)
+    if parsed is None:
         return CrashReservation()
-    size = _page_align(option.size, page_size)
-    if option.base:
-        crash_max = option.base + size
+    option, low_size, high = parsed
+    size = align_up(option.size, page_size)
+    crash_max = option.base + size if option.base else _HIGH_MAX if high else low_max
     base = memblock.phys_alloc_range(size, CRASH_ALIGN, option.base, crash_max)
     if not base:
         log(f"cannot allocate crashkernel (size:{size:#x})")
@@ -87,32 +74,30 @@ def _reserve_6_1(
     return _finish(memblock, base, size, low_size, low_max, log)
 
 
-def _parse_generic(cmdline: str, total: int, log: Print) -> tuple[CrashkernelOption, int, bool] | None:
-    """parse_crashkernel() of 6.7 and later: the option, the low size and whether ,high was asked for."""
-    low_size, high = 0, False
+def _parse(
+    cmdline: str, total: int, default_low: int, log: Print
+) -> tuple[CrashkernelOption, int, bool] | None:
+    """parse_crashkernel(): the option, the low size and whether ,high was asked for; None for nothing to reserve."""
     option = parse_crashkernel_option(cmdline, total, None, log)
-    if option.error == ENOENT:
+    high = option.error == ENOENT
+    if high:
         option = parse_crashkernel_option(cmdline, total, ",high", log)
-        if option.error or not option.size:
-            return None
-        low = parse_crashkernel_option(cmdline, total, ",low", log)
-        if low.error not in (0, ENOENT):
-            return None
-        low_size = DEFAULT_LOW_SIZE if low.error == ENOENT else low.size
-        high = True
-    if option.error or not option.size or option.size >= total:
+    if option.error or not option.size:
         return None
-    return option, low_size, high
+    low = parse_crashkernel_option(cmdline, total, ",low", log) if high else CrashkernelOption()
+    if low.error not in (0, ENOENT):
+        return None
+    return option, default_low if low.error else low.size, high
 
 
 def _reserve_generic(
     cmdline: str, memblock: Memblock, low_max: int, page_size: int, log: Print
 ) -> CrashReservation:
-    parsed = _parse_generic(cmdline, memblock.phys_mem_size, log)
-    if parsed is None:
+    parsed = _parse(cmdline, memblock.phys_mem_size, DEFAULT_LOW_SIZE, log)
+    if parsed is None or parsed[0].size >= memblock.phys_mem_size:
         return CrashReservation()
     option, low_size, high = parsed
-    size = _page_align(option.size, page_size)
+    size = align_up(option.size, page_size)
     if option.base:
         windows = [(option.base, option.base + size)]
     elif high:
@@ -120,19 +105,15 @@ def _reserve_generic(
     else:
         windows = [(0, low_max), (low_max, _HIGH_MAX)]
     for attempt, (start, end) in enumerate(windows):
-        if attempt and not high:
-            low_size = (
-                DEFAULT_LOW_SIZE  # fell back to high memory: the capture kernel needs some low memory too
-            )
+        if attempt and not high:  # fell back to high memory: the capture kernel needs some low memory too
+            low_size = DEFAULT_LOW_SIZE
         if start >= end:
             continue
         base = memblock.phys_alloc_range(size, CRASH_ALIGN, start, end)
         if base:
             return _finish(memblock, base, size, low_size, low_max, log)
-    if option.base:
-        log("crashkernel reservation failed - memory is in use.")
-    else:
-        log(f"cannot allocate crashkernel (size:{size:#x})")
+    failed = f"cannot allocate crashkernel (size:{size:#x})"
+    log("crashkernel reservation failed - memory is in use." if option.base else failed)
     return CrashReservation()
 
 

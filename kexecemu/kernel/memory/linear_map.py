@@ -30,13 +30,8 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
-__all__ += [
-    "MapTarget",
-    "build_linear_map",
-    "can_set_direct_map",
-    "defer_reserve_crashkernel",
-    "plan_linear_map",
-]
+__all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel"]
+__all__ += ["plan_linear_map"]
 
 _TABLES_LIMIT = 512 << 20
 
@@ -84,11 +79,8 @@ def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
 
 def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
     """can_set_direct_map(): the linear map's permissions may change page by page, so it must be base pages."""
-    return (
-        rodata_full(config, cmdline)
-        or _debug_pagealloc_enabled(config, cmdline)
-        or _late_kfence(config, cmdline)
-    )
+    asked = (rodata_full, _debug_pagealloc_enabled, _late_kfence)
+    return any(ask(config, cmdline) for ask in asked)
 
 
 def force_pte_mapping(config: KernelConfig, cmdline: str) -> bool:
@@ -132,11 +124,7 @@ class LinearMapPlan:
 
 
 def plan_linear_map(
-    config: KernelConfig,
-    cmdline: str,
-    memblock: Memblock,
-    text: PhysRange,
-    crashk_res: PhysRange | None,
+    config: KernelConfig, cmdline: str, memblock: Memblock, text: PhysRange, crashk_res: PhysRange | None
 ) -> LinearMapPlan:
     """Decide the linear map's pieces as map_mem() does.
 
@@ -160,10 +148,8 @@ def plan_linear_map(
     memblock.mark_nomap(text)
     if special is not None:
         memblock.mark_nomap(special)
-    pieces = [
-        MapPiece(area, PAGE_KERNEL_TAGGED, blocks=not pages_only, contiguous=not pages_only)
-        for area in memblock.mappable()
-    ]
+    how = {"blocks": not pages_only, "contiguous": not pages_only}
+    pieces = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in memblock.mappable()]
     # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
     # Its flags are NO_CONT_MAPPINGS and nothing else, so it may have blocks where all other RAM is base pages.
     pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))
@@ -199,12 +185,6 @@ def build_linear_map(tables: MapTarget, space: AddressSpace, plan: LinearMapPlan
             f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here; "
             "with rodata=on and no protection it is built of blocks"
         )
-    for piece in plan.pieces:
-        tables.map(
-            space.linear_virt(piece.area.start),
-            piece.area.start,
-            piece.area.size,
-            piece.attributes,
-            blocks=piece.blocks,
-            contiguous=piece.contiguous,
-        )
+    for one in plan.pieces:
+        virt, phys, size = space.linear_virt(one.area.start), one.area.start, one.area.size
+        tables.map(virt, phys, size, one.attributes, blocks=one.blocks, contiguous=one.contiguous)

@@ -30,8 +30,10 @@ from dataclasses import dataclass
 
 from kexecemu.errors import MachineError
 from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.kernel.memory.memblock import merge
 from kexecemu.machine.memory.descriptors import CONT, ENTRY_SIZE, TableFormat
 from kexecemu.machine.memory.walk import TableReader
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["CountedTables", "LinearMapPrice", "measure_linear_map"]
@@ -118,8 +120,8 @@ class CountedTables:
         self.fmt = fmt
         self._alloc = alloc
         self._tally = _Tally(fmt)
-        # By level: runs of entries [first, end) that point to a table, sorted, none touching another.
-        self._opened: dict[int, list[tuple[int, int]]] = {}
+        # By level: runs of entries, by their numbers, that point to a table; sorted, none touching another.
+        self._opened: dict[int, list[PhysRange]] = {}
 
     @property
     def price(self) -> LinearMapPrice:
@@ -156,10 +158,9 @@ class CountedTables:
         if start == end:
             return
         size = self.fmt.entry_size(level)
-        runs = self._opened.get(level, [])
-        joined = _join([*runs, (start // size, -(-end // size))])
-        self._opened[level] = joined
-        self._tally.tables += _length(joined) - _length(runs)
+        before = self._opened.get(level, [])
+        self._opened[level] = opened = merge([*before, PhysRange(start // size, -(-end // size))])
+        self._tally.tables += sum(run.size for run in opened) - sum(run.size for run in before)
         self._map(level + 1, start, end, offset, blocks, contiguous)
 
     def _add_leaves(self, level: int, start: int, end: int, offset: int, contiguous: bool) -> None:
@@ -169,18 +170,3 @@ class CountedTables:
         if contiguous and run > size and not offset % run:
             in_runs = max(0, end // run - -(-start // run)) * (run // size)
         self._tally.add_leaves(level, (end - start) // size, in_runs)
-
-
-def _join(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted, with touching and overlapping runs joined."""
-    joined: list[tuple[int, int]] = []
-    for first, end in sorted(runs):
-        if joined and first <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        else:
-            joined.append((first, end))
-    return joined
-
-
-def _length(runs: list[tuple[int, int]]) -> int:
-    return sum(end - first for first, end in runs)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from kexecemu.errors import MachineError
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.kernel.memory.linear_map import MAIR_VALUE, PAGE_KERNEL, PAGE_KERNEL_RO, PAGE_KERNEL_ROX
-from kexecemu.machine.memory.mmu import Granule, PageTables, TableFormat
+from kexecemu.machine.memory.descriptors import Granule, TableFormat
+from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.shown import shown
 
 __all__ = ["EarlyTables", "granule_of"]
@@ -49,7 +50,8 @@ class EarlyTables:
         self._guest = guest
         self._page_size = page_size
         self.fmt = TableFormat(granule_of(page_size), guest.space.va_bits)
-        self.spare = self._static_tables()
+        start, size = guest.phys("init_pg_dir"), guest.vmlinux.elf.symbol_table["init_pg_dir"].size
+        self.spare = list(range(start, start + size, page_size))
         """Physical addresses of the zeroed tables inside the image's bss that nothing uses yet."""
         self._alloc: Callable[[], int] = self._next_static
         self.idmap = self._tables("idmap_pg_dir")
@@ -57,11 +59,6 @@ class EarlyTables:
 
     def _tables(self, root: str) -> PageTables:
         return PageTables(self._guest.ram, self.fmt, self._guest.phys(root), lambda: self._alloc())
-
-    def _static_tables(self) -> list[int]:
-        start = self._guest.phys("init_pg_dir")
-        size = self._guest.vmlinux.elf.symbol_table["init_pg_dir"].size
-        return list(range(start, start + size, self._page_size))
 
     def _next_static(self) -> int:
         if not self.spare:

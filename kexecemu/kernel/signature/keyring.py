@@ -82,10 +82,6 @@ class Blacklist:
     revoked: Keyring | None = None
 
 
-def _builtin() -> Keyring:
-    return Keyring(".builtin_trusted_keys")
-
-
 @shown()
 @dataclass(frozen=True)
 class SystemKeyrings:
@@ -95,7 +91,7 @@ class SystemKeyrings:
     or without the firmware's db to fill it.
     """
 
-    builtin: Keyring = field(default_factory=_builtin)
+    builtin: Keyring = field(default_factory=lambda: Keyring(".builtin_trusted_keys"))
     secondary: Keyring | None = None
     platform: Keyring | None = None
     blacklist: Blacklist = field(default_factory=Blacklist)

@@ -157,7 +157,10 @@ class Pkcs7Message:
         info = signer.info
         step = "pkcs7_verify_one"
         signer.signature = Signature(info.algorithm, self._digest(info), info.signature)
-        signer.certificate = self._find_key(info)
+        # pkcs7_find_key(): by serial number and issuer only, so that one named by its skid is never found.
+        signer.certificate = next(
+            (one for one in self.certificates if one.certificate.id == info.signer_id), None
+        )
         if signer.certificate is None:
             return  # it may be in a keyring
         certificate = signer.certificate.certificate
@@ -183,10 +186,6 @@ class Pkcs7Message:
             raise KexecError(EKEYREJECTED, step, "the message digest does not match")
         return self._crypto.digest(info.algorithm.hash, info.attributes)
 
-    def _find_key(self, info: SignerInfo) -> MessageCertificate | None:
-        """pkcs7_find_key(): by serial number and issuer only, so that one named by its skid is never found."""
-        return next((one for one in self.certificates if one.certificate.id == info.signer_id), None)
-
     def _verify_sig_chain(self, signer: MessageSigner) -> None:
         """pkcs7_verify_sig_chain(): from the signer upwards as far as the message's certificates go."""
         for one in self.certificates:
@@ -210,16 +209,11 @@ class Pkcs7Message:
 
     def _find_issuer(self, certificate: Certificate) -> MessageCertificate | None:
         by_id, by_skid = certificate.authority_id, certificate.authority_skid
-        for one in self.certificates:
-            if by_id is not None:
-                if one.certificate.id == by_id:
-                    if by_skid is not None and one.certificate.skid != by_skid:
-                        raise KexecError(
-                            EKEYREJECTED,
-                            "pkcs7_verify_sig_chain",
-                            "an authority's two names are two certificates",
-                        )
-                    return one
-            elif by_skid is not None and one.certificate.skid == by_skid:
-                return one
-        return None
+        if by_id is None:
+            certificates = self.certificates if by_skid is not None else ()
+            return next((one for one in certificates if one.certificate.skid == by_skid), None)
+        found = next((one for one in self.certificates if one.certificate.id == by_id), None)
+        if found is not None and by_skid is not None and found.certificate.skid != by_skid:
+            reason = "an authority's two names are two certificates"
+            raise KexecError(EKEYREJECTED, "pkcs7_verify_sig_chain", reason)
+        return found

@@ -7,6 +7,7 @@ it is in the keyring itself.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from errno import EKEYREJECTED, ENOKEY, ENOPKG
 
 from kexecemu.errors import KexecError
@@ -71,9 +72,8 @@ def _climb(signer: MessageSigner, keyring: Keyring) -> tuple[Key, Signature | No
             raise KexecError(ENOKEY, _STEP, "the chain is an earlier signer's")
         current.seen = True
         # The certificate itself may be trusted; then the trusted copy must have signed what lies below it.
-        key = _find(keyring, current.certificate.id, current.certificate.skid)
-        if key is not None:
-            return key, signature
+        with suppress(KexecError):
+            return keyring.find_asymmetric_key(current.certificate.id, current.certificate.skid), signature
         if current.signer is current:
             raise KexecError(ENOKEY, _STEP, f"{_subject(current)} is self-signed, and not in {keyring.name}")
         last, signature, current = current, current.signature, current.signer
@@ -104,11 +104,3 @@ def _why_no_key(last: MessageCertificate | None, keyring: Keyring) -> str:
 
 def _subject(one: MessageCertificate) -> str:
     return repr(one.certificate.subject_text)
-
-
-def _find(keyring: Keyring, id_0: bytes, id_1: bytes | None) -> Key | None:
-    """A key, or None for any reason, as this is no more than one attempt."""
-    try:
-        return keyring.find_asymmetric_key(id_0, id_1)
-    except KexecError:
-        return None

@@ -74,7 +74,10 @@ class KexecSignaturePolicy:
         if not self.sig:
             return
         try:
-            self._verify(image)
+            if not self.image_verify_sig:
+                reason = "the kernel loader does not support signature verification"
+                raise KexecError(EKEYREJECTED, "kexec_image_verify_sig", reason)
+            kexec_kernel_verify_pe_sig(image, self.keyrings, self.crypto)
         except KexecError as error:
             if self.sig_enforce:
                 log(f"kexec_file: Enforced kernel signature verification failed (-{error.errno}).")
@@ -86,22 +89,6 @@ class KexecSignaturePolicy:
                 raise KexecError(EPERM, "kimage_validate_signature", reason) from error
             # pr_debug(): in a real kernel's log only with dynamic debugging.
             log(f"kexec_file: kernel signature verification failed (-{error.errno}).")
-
-    def _verify(self, image: bytes) -> None:
-        """kexec_image_verify_sig()."""
-        if not self.image_verify_sig:
-            reason = "the kernel loader does not support signature verification"
-            raise KexecError(EKEYREJECTED, "kexec_image_verify_sig", reason)
-        kexec_kernel_verify_pe_sig(image, self.keyrings, self.crypto)
-
-    def check_read(self, *, ima_signed: bool) -> None:
-        """IMA on reading the image, long before check(): appraisal wants a signature of its own.
-
-        ima_signed: a good one in the security.ima attribute, or appended to the file where the rule allows that;
-        IMA does not take a PE signature for one. Raises KexecError(EACCES).
-        """
-        if self.ima_appraise and not ima_signed:
-            raise KexecError(EACCES, "ima_appraise_measurement", "IMA-signature-required")
 
     def check_kexec_load(self, log: Callable[[str], None]) -> None:
         """kexec_load_check(): whether kexec_load(), whose image cannot be verified, is allowed at all.

@@ -8,10 +8,9 @@ says so before any comparison is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from errno import EBADMSG, EKEYREJECTED, ELIBBAD, EMSGSIZE, ENODATA, ENOKEY
 from pathlib import Path
-from typing import NoReturn
 
 from kexecemu.arguments import contents, instance
 from kexecemu.errors import FormatError, KexecError
@@ -26,13 +25,7 @@ from kexecemu.kernel.signature.pkcs7_trust import validate_trust
 from kexecemu.kernel.signature.public_key import CryptoModules
 from kexecemu.shown import shown
 
-__all__ = [
-    "VerifiedImage",
-    "kexec_kernel_verify_pe_sig",
-    "signature_message",
-    "verify_pefile_signature",
-    "verify_pkcs7_signature",
-]
+__all__ = ["VerifiedImage", "kexec_kernel_verify_pe_sig", "signature_message", "verify_pefile_signature"]
 
 _ENOTSUPP = 524  # not EOPNOTSUPP, and without a name in userspace
 
@@ -48,14 +41,6 @@ class VerifiedImage:
     signing_time: int | None
     trusted_by: Key
     keyring: str
-
-
-@dataclass(frozen=True)
-class _VerifiedMessage:
-    content: bytes = field(repr=False)
-    signers: tuple[Certificate, ...]
-    signing_time: int | None
-    trusted_by: Key
 
 
 def kexec_kernel_verify_pe_sig(
@@ -90,19 +75,19 @@ def verify_pefile_signature(
     instance(keyring, Keyring, "keyring")
     file, table = _parse_binary(image)
     message = _strip_sig_wrapper(file, table)
-    verified = verify_pkcs7_signature(message, keyring, blacklist or Blacklist(), crypto)
-    signed = _mscode_parse(verified.content)
+    content, pkcs7, key = verify_pkcs7_signature(message, keyring, blacklist or Blacklist(), crypto)
+    signed = _mscode_parse(content)
     digest = _digest_pe(file, signed, crypto)
-    return VerifiedImage(
-        signed.algorithm, digest, verified.signers, verified.signing_time, verified.trusted_by, keyring.name
-    )
+    signers, when = tuple(pkcs7.signer_certificates), pkcs7.parsed.signers[0].signing_time
+    return VerifiedImage(signed.algorithm, digest, signers, when, key, keyring.name)
 
 
 def verify_pkcs7_signature(
     message: bytes, keyring: Keyring, blacklist: Blacklist, crypto: CryptoModules
-) -> _VerifiedMessage:
+) -> tuple[bytes, Pkcs7Message, Key]:
     """verify_pkcs7_signature(): a message with its content, against itself and then against a keyring.
 
+    Returns the content, the message read, and the key that vouches for it.
     Raises KexecError as parse_message(), Pkcs7Message.verify() and validate_trust() do; EKEYREJECTED also for a key
     on the revocation list; ENODATA for a message without content.
     """
@@ -114,12 +99,7 @@ def verify_pkcs7_signature(
     trusted_by = validate_trust(pkcs7, keyring, crypto)
     if pkcs7.parsed.content is None:
         raise KexecError(ENODATA, step, "the message has no content")
-    return _VerifiedMessage(
-        pkcs7.parsed.content.encoded,
-        tuple(pkcs7.signer_certificates),
-        pkcs7.parsed.signers[0].signing_time,
-        trusted_by,
-    )
+    return pkcs7.parsed.content.encoded, pkcs7, trusted_by
 
 
 def _is_key_on_revocation_list(pkcs7: Pkcs7Message, revoked: Keyring, crypto: CryptoModules) -> bool:
@@ -153,10 +133,6 @@ def _parse_binary(image: bytes) -> tuple[PeFile, CertificateTable]:
 def _strip_sig_wrapper(file: PeFile, table: CertificateTable) -> bytes:
     """pefile_strip_sig_wrapper(): the message in the certificate table."""
     step = "pefile_strip_sig_wrapper"
-
-    def not_pkcs7() -> NoReturn:
-        raise KexecError(ELIBBAD, step, "signature data not PKCS#7")
-
     try:
         wrapper = file.win_certificate(table)
     except FormatError as error:
@@ -173,27 +149,28 @@ def _strip_sig_wrapper(file: PeFile, table: CertificateTable) -> bytes:
     if size < 4:
         raise KexecError(EKEYREJECTED, step, "signature data missing")
     start = table.offset + pe.WIN_CERTIFICATE_SIZE
-    head = file.data[start : start + 4].ljust(4, b"\0")
-    if head[0] != ber.SEQUENCE:
-        not_pkcs7()
     # The message says its own length; what is left of the table is padding.
-    if head[1] < 0x80:
-        needed = head[1] + 2
-    elif head[1] == 0x80:
-        needed = size  # an indefinite length: its end is not looked for here
-    elif head[1] == 0x81:
-        needed = head[2] + 3
-    elif head[1] == 0x82:
-        needed = int.from_bytes(head[2:4], "big") + 4
-    else:
+    needed = _message_length(file.data[start : start + 4].ljust(4, b"\0"), size)
+    if needed is None:
         raise KexecError(EMSGSIZE, step, "a signature of more than 64 KiB")
-    if needed > size:
-        not_pkcs7()
-    if needed > 0xFFFF:
+    if 0xFFFF < needed <= size:
         raise KexecError(EMSGSIZE, "asn1_ber_decoder", "a signature of more than 64 KiB")
-    if start + needed > len(file.data):
-        not_pkcs7()
+    if needed > size or start + needed > len(file.data):
+        raise KexecError(ELIBBAD, step, "signature data not PKCS#7")
     return file.data[start : start + needed]
+
+
+def _message_length(head: bytes, size: int) -> int | None:
+    """How long the sequence is that begins so, in `size` bytes; more than these for no sequence, None for too long."""
+    if head[0] != ber.SEQUENCE:
+        return size + 1
+    if head[1] < 0x80:
+        return head[1] + 2
+    if head[1] == 0x80:
+        return size  # an indefinite length: its end is not looked for here
+    if head[1] == 0x81:
+        return head[2] + 3
+    return int.from_bytes(head[2:4], "big") + 4 if head[1] == 0x82 else None
 
 
 def _mscode_parse(content: bytes) -> IndirectData:

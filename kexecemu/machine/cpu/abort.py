@@ -11,15 +11,10 @@ from typing import Any
 
 import capstone  # type: ignore[import-untyped]
 from capstone import arm64_const as cs64
-from unicorn.unicorn_const import (
-    UC_ERR_FETCH_PROT,
-    UC_ERR_FETCH_UNMAPPED,
-    UC_ERR_READ_UNMAPPED,
-    UC_ERR_WRITE_UNMAPPED,
-)
+from unicorn import unicorn_const as const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from kexecemu.errors import BusError, MachineError
+from kexecemu.errors import MachineError
 from kexecemu.machine.cpu import exceptions
 from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.cpu.registers import MASK64, Registers
@@ -40,7 +35,7 @@ def _decoder() -> Any:
 
 def is_fetch(error: int) -> bool:
     """True for the engine's errors of a fetch: nothing of the block has begun."""
-    return error in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT)
+    return error in (const.UC_ERR_FETCH_UNMAPPED, const.UC_ERR_FETCH_PROT)
 
 
 def external_abort(cpu: Registers, error: int, phys: int) -> tuple[int, int]:
@@ -52,13 +47,13 @@ def external_abort(cpu: Registers, error: int, phys: int) -> tuple[int, int]:
     if is_fetch(error):
         ec = exceptions.EC_IABT_LOWER + same_el
         return ec << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL, cpu.pc
-    if error not in (UC_ERR_READ_UNMAPPED, UC_ERR_WRITE_UNMAPPED):
+    if error not in (const.UC_ERR_READ_UNMAPPED, const.UC_ERR_WRITE_UNMAPPED):
         text = uclib.uc_strerror(error).decode("ascii")
         raise MachineError(
             f"the engine failed on cpu{cpu.index} at pc {cpu.pc:#x}: {text} (Unicorn error {error})"
         )
     esr = (exceptions.EC_DABT_LOWER + same_el) << 26 | exceptions.ESR_IL | exceptions.FSC_EXTERNAL
-    if error == UC_ERR_WRITE_UNMAPPED:
+    if error == const.UC_ERR_WRITE_UNMAPPED:
         esr |= exceptions.ISS_WNR
     # The engine gives the physical address; FAR wants the virtual one, which only the instruction knows.
     far = faulting_virt(cpu, phys)
@@ -69,25 +64,21 @@ def faulting_virt(cpu: Registers, phys: int) -> int | None:
     """The virtual address with which the instruction at PC reached `phys`; None if that is unclear."""
     if not cpu.sysreg("SCTLR_EL1") & 1:
         return phys
-    code_phys = cpu.translate(cpu.pc)
-    if code_phys is None:
+    word = cpu.word_at(cpu.pc)
+    if word is None:
         return None
-    try:
-        code = cpu.ram.read(code_phys, 4)
-    except BusError:
-        return None
-    for instruction in _decoder().disasm(code, cpu.pc, 1):
+    for instruction in _decoder().disasm(word.to_bytes(4, "little"), cpu.pc, 1):
         if instruction.mnemonic == "dc":  # cache maintenance: the address is the operand itself
             base = _value(cpu, instruction.operands[-1].reg)
             return None if base is None else base & ~(PAGE - 1) | phys & PAGE - 1
         for operand in instruction.operands:
             if operand.type == cs64.ARM64_OP_MEM:
                 start = _address(cpu, operand)
+                if start is None:
+                    return None
                 # A long access may have failed in its second part; then that part's address is reported.
-                into = None if start is None else phys - start & PAGE - 1
-                return (
-                    None if start is None or into is None or into >= LONGEST_ACCESS else start + into & MASK64
-                )
+                into = phys - start & PAGE - 1
+                return start + into & MASK64 if into < LONGEST_ACCESS else None
     return None
 
 

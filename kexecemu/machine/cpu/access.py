@@ -21,7 +21,7 @@ from unicorn.arm64_const import UC_ARM64_REG_PC
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INTR, UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
-from kexecemu.errors import BusError, MachineError
+from kexecemu.errors import MachineError
 from kexecemu.machine.cpu.blockcount import BlockStop
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.registers import BRANCH_TO_SELF
@@ -235,11 +235,7 @@ class AccessChecker:
     def _word(self, pc: int) -> int | None:
         """The instruction at pc; None where it cannot be read."""
         if pc not in self._words:
-            phys = self._cpu.translate(pc)
-            try:
-                self._words[pc] = None if phys is None else self._cpu.ram.read_u32(phys)
-            except BusError:
-                self._words[pc] = None
+            self._words[pc] = self._cpu.word_at(pc)
         return self._words[pc]
 
     def _note(self, pc: int, kind: AccessKind, address: int, size: int) -> None:

@@ -25,8 +25,6 @@ INSTRUCTIONS_PER_TICK = 2
 """Of CNTPCT_EL0 and CNTVCT_EL0; CNTFRQ_EL0 says 62.5 MHz, so a CPU does 125 million instructions a second."""
 INSTRUCTIONS_PER_SECOND = 62_500_000 * INSTRUCTIONS_PER_TICK
 NO_DEADLINE = (1 << 64) - 1
-NO_DEADLINE = (1 << 64) - 1
-ANYWHERE = (0, (1 << 64) - 1)
 
 
 class BlockStop(IntEnum):
@@ -42,44 +40,27 @@ class BlockStop(IntEnum):
     STALE = 7
 
 
+def _each(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
 @shown("total", "deadline", "block")
 class BlockCount(ctypes.Structure):
     """struct blockcount of blockcount.c, field by field."""
 
     _fields_ = (
-        ("total", ctypes.c_uint64),
-        ("deadline", ctypes.c_uint64),
-        ("block", ctypes.c_uint64),
-        ("block_size", ctypes.c_uint64),
-        ("within", ctypes.c_uint64),
-        ("within_size", ctypes.c_uint64),
+        *_each(ctypes.c_uint64, "total deadline block block_size within within_size"),
         ("stops", ctypes.c_void_p),
         ("nr_stops", ctypes.c_uint64),
-        ("emu_stop", ctypes.c_void_p),
-        ("reg_write", ctypes.c_void_p),
+        *_each(ctypes.c_void_p, "emu_stop reg_write"),
         ("elsewhere", ctypes.c_uint64),
-        ("why", ctypes.c_uint32),
-        ("interrupt", ctypes.c_uint32),
-        ("first", ctypes.c_uint32),
-        ("system", ctypes.c_uint32),
-        ("irq", ctypes.c_uint32),
-        ("maintenance", ctypes.c_uint32),
-        ("stale", ctypes.c_uint32),
-        ("nr_stale", ctypes.c_uint32),
-        ("nr_stale_pages", ctypes.c_uint32),
-        ("user_ran", ctypes.c_uint32),
+        *_each(ctypes.c_uint32, "why interrupt first system irq maintenance"),
+        *_each(ctypes.c_uint32, "stale nr_stale nr_stale_pages user_ran"),
         ("settled_page", ctypes.c_uint64),
-        ("stale_lines", ctypes.c_uint64 * STALE_LINES),
-        ("stale_pages", ctypes.c_uint64 * STALE_LINES),
+        *_each(ctypes.c_uint64 * STALE_LINES, "stale_lines stale_pages"),
         ("marks", ctypes.c_void_p),
-        ("entered", ctypes.c_uint64),
-        ("exceptions", ctypes.c_uint64),
-        ("reg_read", ctypes.c_void_p),
-        ("reg_write_batch", ctypes.c_void_p),
-        ("context_save", ctypes.c_void_p),
-        ("context", ctypes.c_void_p),
-        ("exception", ctypes.c_void_p),
-        ("timer", ctypes.c_void_p),
+        *_each(ctypes.c_uint64, "entered exceptions"),
+        *_each(ctypes.c_void_p, "reg_read reg_write_batch context_save context exception timer"),
         ("id_aa64pfr0", ctypes.c_uint64),
         ("filter", ctypes.c_uint64 * (FILTER_BITS // 64)),
     )

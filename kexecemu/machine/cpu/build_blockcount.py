@@ -19,13 +19,7 @@ HERE = Path(__file__).parent
 ARCHITECTURES = ("x86_64", "aarch64")
 
 FLAGS = (
-    "-O2",
-    "-std=c11",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-shared",
-    "-fPIC",
+    *("-O2", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
     # Nothing from outside: the library must load under any libc, musl included.
     "-nostdlib",
     "-ffreestanding",
@@ -58,16 +52,15 @@ def build(architecture: str, output: Path) -> None:
 
 def differing() -> list[str]:
     """The names of the committed libraries that are not what a build gives now."""
+    wrong = []
     with tempfile.TemporaryDirectory() as folder:
-        wrong = []
         for architecture in ARCHITECTURES:
-            name = f"blockcount-{architecture}.so"
-            fresh = Path(folder) / name
+            committed = HERE / f"blockcount-{architecture}.so"
+            fresh = Path(folder) / committed.name
             build(architecture, fresh)
-            committed = HERE / name
             if not committed.exists() or committed.read_bytes() != fresh.read_bytes():
-                wrong.append(name)
-        return wrong
+                wrong.append(committed.name)
+    return wrong
 
 
 def main() -> int:

@@ -9,14 +9,9 @@ unmask it is left to the engine, which takes it just there.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from unicorn.arm64_const import (
-    UC_ARM64_REG_PC,
-    UC_ARM64_REG_PSTATE,
-    UC_ARM64_REG_X0,
-    UC_ARM64_REG_X29,
-)
+from unicorn.arm64_const import UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE
 from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INTR
 from unicorn.unicorn_py3.unicorn import Uc
 
@@ -26,8 +21,12 @@ from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.engine_internals import Internals
 from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode
-from kexecemu.machine.cpu.stepper import Owner, StepEnd
+from kexecemu.machine.cpu.registers import X_REGISTERS
+from kexecemu.machine.cpu.stepper import StepEnd
 from kexecemu.machine.cpu.system_hooks import EL0PCTEN, EL0VCTEN, SystemHooks
+
+if TYPE_CHECKING:
+    from kexecemu.machine.cpu.system_cpu import SystemCpu
 
 __all__ = ["CountingStepper"]
 
@@ -41,7 +40,7 @@ _MRS_CNTPCT, _MRS_CNTVCT = 0xD53BE020, 0xD53BE040
 class CountingStepper:
     """See Stepper."""
 
-    def __init__(self, engine: CpuEngine, owner: Owner, internals: Internals) -> None:
+    def __init__(self, engine: CpuEngine, owner: SystemCpu, internals: Internals) -> None:
         self._engine = engine
         self._uc = engine.uc
         self._state = engine.counter.state
@@ -116,9 +115,10 @@ class CountingStepper:
         self._at_boundary = True
         self._pc, self._pstate = self._engine.where()
         while True:
-            if self._at_boundary and self._must_return():
-                return StepEnd.BOUNDARY
             masked = bool(self._pstate & Pstate.I)
+            due = self._state.total >= self._deadline or (self._irq and not masked)
+            if self._at_boundary and due:
+                return StepEnd.BOUNDARY
             # The engine itself takes an interrupt at the boundary at which it is unmasked.
             self._inside.interrupt_request.value = Internals.INTERRUPT_IRQ if self._irq and masked else 0
             # The last instruction before the deadline, and where an interrupt waits any, may end a block or not.
@@ -135,11 +135,6 @@ class CountingStepper:
                 self._stale.drop()
             if halt is not None:
                 return halt
-
-    def _must_return(self) -> bool:
-        if self._state.total >= self._deadline:
-            return True
-        return self._irq and not self._pstate & Pstate.I
 
     def _finish(self) -> StepEnd | None:
         """Run to the next boundary; None if it was reached."""
@@ -171,23 +166,7 @@ class CountingStepper:
         state.block_size = 0
         goal = state.total + count
         while state.total < goal:
-            state.why = BlockStop.NOTHING
-            state.maintenance |= TLB  # not looked at one by one
-            self._cuts.clear()
-            self._running = True
-            try:
-                self.error = self._engine.run(goal - state.total)
-            finally:
-                self._running = False
-                done, limit = self._done.value, self._limit.value
-            if self._hooks.raised is not None:
-                self._hooks.raise_pending()
-            if self._aborting_count is not None:
-                done, self._aborting_count = self._aborting_count, None
-            state.total += done if sprint else min(done, limit)
-            self._pc, self._pstate = self._engine.where()
-            if not self._pstate & Pstate.EL_MASK:
-                self._stale.el0_ran = True
+            done = self._run_engine(goal - state.total)
             if self.error:
                 # What could not be loaded or stored has not retired; what could not be fetched was not counted.
                 if self.error not in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
@@ -212,6 +191,29 @@ class CountingStepper:
                 break
         return None
 
+    def _run_engine(self, count: int) -> int:
+        """Run `count` instructions, or less; how many have been started. self.error is the engine's."""
+        state = self._state
+        state.why = BlockStop.NOTHING
+        state.maintenance |= TLB  # not looked at one by one
+        self._cuts.clear()
+        self._running = True
+        try:
+            self.error = self._engine.run(count)
+        finally:
+            self._running = False
+            done, limit = self._done.value, self._limit.value
+        if self._hooks.raised is not None:
+            raised, self._hooks.raised = self._hooks.raised, None
+            raise raised
+        if self._aborting_count is not None:
+            done, self._aborting_count = self._aborting_count, None
+        state.total += done if self._sprinting else min(done, limit)
+        self._pc, self._pstate = self._engine.where()
+        if not self._pstate & Pstate.EL_MASK:
+            self._stale.el0_ran = True
+        return done
+
     def _select(self, sprint: bool) -> None:
         """Choose the translations that stop between blocks only, or those that stop anywhere."""
         if sprint is not self._sprinting:
@@ -235,9 +237,8 @@ class CountingStepper:
         if not self._hooks.cntkctl & allowed:
             return False
         if word & 31 != 31:
-            engine.put(
-                _general(word & 31), (self._state.elsewhere + self._state.total) // INSTRUCTIONS_PER_TICK
-            )
+            ticks = (self._state.elsewhere + self._state.total) // INSTRUCTIONS_PER_TICK
+            engine.put(X_REGISTERS[word & 31], ticks)
         engine.put(UC_ARM64_REG_PC, pc + 4)
         self._state.total += 1
         return True
@@ -249,7 +250,3 @@ class CountingStepper:
 
     def _on_abort(self) -> None:
         self._aborting_count = self._done.value
-
-
-def _general(number: int) -> int:
-    return UC_ARM64_REG_X0 + number if number < 29 else UC_ARM64_REG_X29 + number - 29

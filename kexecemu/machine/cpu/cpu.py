@@ -17,8 +17,7 @@ from kexecemu.errors import MachineError
 from kexecemu.machine.cpu import abort, exceptions
 from kexecemu.machine.cpu.blockcount import NO_DEADLINE, BlockStop
 from kexecemu.machine.cpu.counter import BlockCounter
-from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestException, Pstate
-from kexecemu.machine.cpu.recursion import Recursion
+from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestException, Pstate, Recursion
 from kexecemu.machine.cpu.registers import Registers
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.mmio import MmioDevice
@@ -31,12 +30,7 @@ SLICE: Final = 50_000_000
 """Instructions between two looks at Python's pending signals: a fraction of a second."""
 
 # Unicorn's exception numbers (QEMU's EXCP_*).
-EXCP_UDEF: Final = 1
-EXCP_SWI: Final = 2
-EXCP_PREFETCH_ABORT: Final = 3
-EXCP_DATA_ABORT: Final = 4
-EXCP_HVC: Final = 11
-EXCP_SMC: Final = 13
+EXCP_UDEF, EXCP_SWI, EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT, EXCP_HVC, EXCP_SMC = 1, 2, 3, 4, 11, 13
 
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
@@ -64,15 +58,10 @@ def _register(name: str) -> Callable[[Cpu], int | None]:
     return lambda cpu: getattr(cpu, name) if cpu._created is not None else None
 
 
-@shown(
-    "index",
-    "mpidr",
-    "powered",
-    "instructions",
-    pc=_register("pc"),
-    sp=_register("sp"),
-    pstate=_register("pstate"),
-)
+_LIVE = {name: _register(name) for name in ("pc", "sp", "pstate")}
+
+
+@shown("index", "mpidr", "powered", "instructions", **_LIVE)
 class Cpu(Registers):
     """A CPU of a board, off until reset() is called (by the board's owner, or by PSCI CPU_ON).
 
@@ -186,43 +175,41 @@ class Cpu(Registers):
         """
         if not self.powered:
             raise MachineError(f"cpu{self.index} is off: reset() it first")
-        engine, counter = self._engine, self._engine.counter
+        counter = self._engine.counter
         counter.arm(stops, within)
         if self._clock is not None:
             counter.state.elsewhere = self._clock() - counter.total
         self._recursion.entered_at = -1  # the host may have put PC anywhere since the last run
         begin = counter.total
         end = NO_DEADLINE if limit is None else begin + limit
-
-        def stop(
-            kind: CpuStopKind, *, fault: GuestException | None = None, power: str | None = None
-        ) -> CpuStop:
-            return CpuStop(kind, self.pc, counter.total - begin, fault, power)
-
         while True:
             self._see_foreign_writes()
             counter.start(min(end, counter.total + SLICE))
-            error = engine.run()
+            error = self._engine.run()
             why = counter.why
-            fault: GuestException | None = None
-            if error:
-                fault = self._external_abort(error)
-            elif why in _ENDS:
-                return stop(_ENDS[why])
-            elif why is BlockStop.DEADLINE:
+            if not error and why in _ENDS:
+                return CpuStop(_ENDS[why], self.pc, counter.total - begin)
+            if not error and why is BlockStop.DEADLINE:
                 if counter.total >= end:
-                    return stop(CpuStopKind.DEADLINE)
-            elif self._calls_firmware():
-                power = self._call_firmware()
-                if power is not None:
-                    return stop(CpuStopKind.POWER, power=power)
-            else:
-                fault = self._event()
-            if fault is not None:
-                # A block at the vector or behind a mended fault is not the first of this run any more.
-                counter.state.first = 0
-                if not self._take(fault, deliver):
-                    return stop(CpuStopKind.FAULT, fault=self.exceptions[-1])
+                    return CpuStop(CpuStopKind.DEADLINE, self.pc, counter.total - begin)
+                continue
+            # A block at the vector or behind a mended fault is not the first of this run any more.
+            counter.state.first = 0
+            stop = self._serve(error, begin, deliver)
+            if stop is not None:
+                return stop
+
+    def _serve(self, error: int, begin: int, deliver: bool) -> CpuStop | None:
+        """An error, a call to firmware or an exception, in a run since `begin`; None if it goes on."""
+        counter = self._engine.counter
+        if not error and counter.why is BlockStop.INTERRUPT and counter.state.interrupt == EXCP_HVC:
+            power = self._call_firmware()
+            if power is None:
+                return None
+            return CpuStop(CpuStopKind.POWER, self.pc, counter.total - begin, power=power)
+        if self._take(self._external_abort(error) if error else self._event(), deliver):
+            return None
+        return CpuStop(CpuStopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
 
     def deliver_irq(self) -> bool:
         """Take an interrupt now if PSTATE.I allows it; False, and nothing changed, when it is masked."""
@@ -242,15 +229,11 @@ class Cpu(Registers):
             self._seen_generation = ram.generation
             ram.last_runner = self
 
-    def _calls_firmware(self) -> bool:
-        counter = self._engine.counter
-        return counter.why is BlockStop.INTERRUPT and counter.state.interrupt == EXCP_HVC
-
     def _event(self) -> GuestException:
         """What a run ended with that is no call to firmware."""
         counter = self._engine.counter
         if counter.why is BlockStop.MISALIGNED:
-            return self._fault(exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, far=self.pc)
+            return self._record("sync", exceptions.EC_PC_ALIGNMENT << 26 | exceptions.ESR_IL, self.pc)
         return self._exception(counter.state.interrupt)
 
     def _call_firmware(self) -> str | None:
@@ -264,9 +247,6 @@ class Cpu(Registers):
         pstate = self.pstate
         return GuestException(self.index, when, kind, esr, far, self.pc, pstate >> 2 & 3, pstate)
 
-    def _fault(self, esr: int, far: int = 0) -> GuestException:
-        return self._record("sync", esr, far)
-
     def _exception(self, number: int) -> GuestException:
         """The synchronous exception that the engine just met, with the instruction count put right."""
         esr, far = self._engine.syndrome()
@@ -279,14 +259,14 @@ class Cpu(Registers):
             self._engine.counter.uncount_from(self.pc)
         if esr >> 26 == exceptions.EC_UNKNOWN:
             esr = exceptions.ESR_IL  # Unicorn forgets IL for some trapped system register accesses
-        return self._fault(esr, far if number in (EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT) else 0)
+        return self._record("sync", esr, far if number in (EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT) else 0)
 
     def _external_abort(self, error: int) -> GuestException:
         """A load, store or fetch of a physical address where nothing is."""
         esr, far = abort.external_abort(self, error, self._engine.unmapped_phys)
         if not abort.is_fetch(error):
             self._engine.counter.uncount_from(self.pc)
-        return self._fault(esr, far)
+        return self._record("sync", esr, far)
 
     def _take(self, fault: GuestException, deliver: bool) -> bool:
         """Deliver the fault to the guest's vectors and record it; False when it ends the run instead."""

@@ -17,19 +17,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from unicorn.arm64_const import UC_ARM64_REG_CP_REG, UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE, UC_CPU_ARM64_A57
-from unicorn.unicorn_const import (
-    UC_ARCH_ARM64,
-    UC_CTL_IO_WRITE,
-    UC_CTL_TLB_FLUSH,
-    UC_HOOK_INTR,
-    UC_HOOK_MEM_FETCH_UNMAPPED,
-    UC_HOOK_MEM_READ_UNMAPPED,
-    UC_HOOK_MEM_WRITE_UNMAPPED,
-    UC_MEM_WRITE_UNMAPPED,
-    UC_MODE_ARM,
-    UC_PROT_ALL,
-)
+from unicorn import arm64_const as uc64
+from unicorn import unicorn_const as const
 from unicorn.unicorn_py3.arch.arm64 import UcAArch64, UcRegCP64
 from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
 
@@ -53,7 +42,7 @@ SCTLR_M = 1
 PHYS_END = 1 << 64
 
 _emu_start = uclib.uc_emu_start
-_WHERE = (ctypes.c_int * 2)(UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE)
+_WHERE = (ctypes.c_int * 2)(uc64.UC_ARM64_REG_PC, uc64.UC_ARM64_REG_PSTATE)
 
 
 @shown()
@@ -77,7 +66,7 @@ class _ExceptionState(ctypes.Structure):
 
 def open_engine() -> UcAArch64:
     """A bare engine of the kind that all CPUs are."""
-    uc = UcAArch64(UC_ARCH_ARM64, UC_MODE_ARM, cpu=UC_CPU_ARM64_A57)
+    uc = UcAArch64(const.UC_ARCH_ARM64, const.UC_MODE_ARM, cpu=uc64.UC_CPU_ARM64_A57)
     # With no exit address at all, nothing is looked up once a run has ended. With one, Unicorn fetches from
     # it when a run ends, and where that does not translate, the exception overwrites the syndrome that we are
     # after.
@@ -97,7 +86,7 @@ def syndrome_offset() -> int:
     uc = open_engine()
     uc.mem_map(0, 0x1000)
     uc.mem_write(0, (0xD4200000 | 0x5A5A << 5).to_bytes(4, "little"))
-    uc.hook_add(UC_HOOK_INTR, lambda uc, number, _: uc.emu_stop())
+    uc.hook_add(const.UC_HOOK_INTR, lambda uc, number, _: uc.emu_stop())
     uc.emu_start(0, 0)
     context = uc.context_save()
     raw = ctypes.string_at(_context_address(context), context.size)
@@ -123,12 +112,16 @@ class CpuEngine:
         self._sysregs: dict[str, UcRegCP64] = {}
         self._ram = ram  # keeps the mapping alive as long as the engine may touch it
         for bank in ram.mapped:
-            self.uc.mem_map_ptr(bank.phys.start, bank.phys.size, UC_PROT_ALL, bank.host_address)
+            self.uc.mem_map_ptr(bank.phys.start, bank.phys.size, const.UC_PROT_ALL, bank.host_address)
         for device in devices:
             self._map_device(device)
         self.counter = BlockCounter(self.uc)
         # A memory hook over RAM would put every store on the engine's slow path, so these lie around it.
-        unmapped = UC_HOOK_MEM_READ_UNMAPPED | UC_HOOK_MEM_WRITE_UNMAPPED | UC_HOOK_MEM_FETCH_UNMAPPED
+        unmapped = (
+            const.UC_HOOK_MEM_READ_UNMAPPED
+            | const.UC_HOOK_MEM_WRITE_UNMAPPED
+            | const.UC_HOOK_MEM_FETCH_UNMAPPED
+        )
         for gap in subtract([PhysRange(0, PHYS_END)], ram.banks):
             self.uc.hook_add(unmapped, self._on_unmapped, begin=gap.start, end=gap.last)
         self.unmapped_phys = 0
@@ -164,7 +157,7 @@ class CpuEngine:
 
     def _on_unmapped(self, uc: Uc, access: int, phys: int, size: int, value: int, _: object) -> bool:
         self.unmapped_phys = phys
-        if access == UC_MEM_WRITE_UNMAPPED and self.between_blocks and not self.aborting:
+        if access == const.UC_MEM_WRITE_UNMAPPED and self.between_blocks and not self.aborting:
             self._abort()
         return False
 
@@ -209,7 +202,7 @@ class CpuEngine:
         Whatever a device's Python code raised is raised here.
         """
         # The binding's own emu_start() costs more than a short run.
-        error = _emu_start(self._handle, self.get(UC_ARM64_REG_PC), 0, 0, count)
+        error = _emu_start(self._handle, self.get(uc64.UC_ARM64_REG_PC), 0, 0, count)
         if self.aborting:
             self.restore(self._at_abort)
             self.aborting = False
@@ -251,7 +244,7 @@ class CpuEngine:
 
     def flush_tlb(self) -> None:
         """Drop all cached address translations, as TLBI VMALLE1 does."""
-        self.uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
+        self.uc.ctl(const.UC_CTL_TLB_FLUSH, const.UC_CTL_IO_WRITE)
 
     # The binding's own register access looks for the value's type on every call, which costs more than all the
     # rest of delivering an exception.
@@ -271,6 +264,8 @@ class CpuEngine:
     def _sysreg(self, name: str) -> UcRegCP64:
         found = self._sysregs.get(name)
         if found is None:
+            if name not in SYSREGS:
+                raise MachineError(f"no system register {name!r} is known")
             op0, op1, crn, crm, op2 = SYSREGS[name]
             found = self._sysregs[name] = UcRegCP64(crn, crm, op0, op1, op2, 0)
         return found
@@ -278,7 +273,7 @@ class CpuEngine:
     def read_sysreg(self, name: str) -> int:
         """A system register by its architectural name."""
         register = self._sysreg(name)
-        if uclib.uc_reg_read(self._handle, UC_ARM64_REG_CP_REG, ctypes.byref(register)):
+        if uclib.uc_reg_read(self._handle, uc64.UC_ARM64_REG_CP_REG, ctypes.byref(register)):
             raise MachineError(f"the engine cannot read {name}")
         return int(register.val)
 
@@ -286,5 +281,5 @@ class CpuEngine:
         """Set a system register by its architectural name. Also makes the engine look at PSTATE anew."""
         register = self._sysreg(name)
         register.val = value
-        if uclib.uc_reg_write(self._handle, UC_ARM64_REG_CP_REG, ctypes.byref(register)):
+        if uclib.uc_reg_write(self._handle, uc64.UC_ARM64_REG_CP_REG, ctypes.byref(register)):
             raise MachineError(f"the engine cannot write {name}")

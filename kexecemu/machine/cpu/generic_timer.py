@@ -38,10 +38,7 @@ class GenericTimer:
     """
 
     def __init__(
-        self,
-        ticks: Callable[[], int],
-        physical: Callable[[bool], object],
-        virtual: Callable[[bool], object],
+        self, ticks: Callable[[], int], physical: Callable[[bool], object], virtual: Callable[[bool], object]
     ) -> None:
         self._ticks = ticks
         self._timers = {PHYSICAL: _Timer(physical), VIRTUAL: _Timer(virtual)}

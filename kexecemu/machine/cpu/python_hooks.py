@@ -10,28 +10,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from unicorn.arm64_const import (
-    UC_ARM64_INS_MRS,
-    UC_ARM64_INS_MSR,
-    UC_ARM64_INS_SYS,
-    UC_ARM64_REG_PC,
-    UC_ARM64_REG_PSTATE,
-    UC_ARM64_REG_XZR,
-)
-from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN, UC_HOOK_INTR
+from unicorn import arm64_const as uc64
+from unicorn import unicorn_const as const
 from unicorn.unicorn_py3.arch.arm64 import CpReg
 from unicorn.unicorn_py3.unicorn import Uc
 
-from kexecemu.machine.cpu.blockcount import (
-    CODE,
-    LINE_SIZE,
-    STALE_ALL,
-    STALE_LINES,
-    STALE_SOME,
-    TLB,
-    BlockCount,
-    BlockStop,
-)
+from kexecemu.machine.cpu import blockcount
+from kexecemu.machine.cpu.blockcount import BlockCount, BlockStop
 from kexecemu.machine.cpu.exceptions import Pstate
 
 __all__ = ["PythonHooks"]
@@ -53,9 +38,9 @@ class PythonHooks:
 
     def _hook(self, on_block: Callable[[Uc, int, int, object], None]) -> None:
         self._hooks = [
-            self._uc.hook_add(UC_HOOK_BLOCK, on_block),
-            self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt),
-            self._uc.hook_add(UC_HOOK_INSN, self._on_mrs, aux1=UC_ARM64_INS_MRS),
+            self._uc.hook_add(const.UC_HOOK_BLOCK, on_block),
+            self._uc.hook_add(const.UC_HOOK_INTR, self._on_interrupt),
+            self._uc.hook_add(const.UC_HOOK_INSN, self._on_mrs, aux1=uc64.UC_ARM64_INS_MRS),
         ]
 
     def unhook(self) -> None:
@@ -69,8 +54,8 @@ class PythonHooks:
         self.unhook()
         self._timer = timer
         self._hook(self._on_system_block)
-        self._uc.hook_add(UC_HOOK_INSN, self._on_msr, aux1=UC_ARM64_INS_MSR)
-        self._uc.hook_add(UC_HOOK_INSN, self._on_sys, aux1=UC_ARM64_INS_SYS)
+        self._uc.hook_add(const.UC_HOOK_INSN, self._on_msr, aux1=uc64.UC_ARM64_INS_MSR)
+        self._uc.hook_add(const.UC_HOOK_INSN, self._on_sys, aux1=uc64.UC_ARM64_INS_SYS)
 
     def _stop(self, why: BlockStop) -> None:
         if not self._state.why:
@@ -104,7 +89,7 @@ class PythonHooks:
             self._stop(BlockStop.DEADLINE)
         elif virt & 3:
             self._stop(BlockStop.MISALIGNED)
-        elif state.irq and not state.first and not uc.reg_read(UC_ARM64_REG_PSTATE) & Pstate.I:
+        elif state.irq and not state.first and not uc.reg_read(uc64.UC_ARM64_REG_PSTATE) & Pstate.I:
             self._stop(BlockStop.IRQ)
         elif state.stale:
             self._stop(BlockStop.STALE)
@@ -119,14 +104,14 @@ class PythonHooks:
         state = self._state
         key = (named.op0, named.op1, named.crn, named.crm)
         if key == (3, 3, 14, 0) and named.op2 in (1, 2):
-            value = state.ticks(uc.reg_read(UC_ARM64_REG_PC))
+            value = state.ticks(uc.reg_read(uc64.UC_ARM64_REG_PC))
         elif self._timer is not None and _is_timer(named):
             value = self._timer(named.crm, named.op2, 0, 0)
         elif key == (3, 0, 0, 4) and not named.op2 and state.id_aa64pfr0:
             value = state.id_aa64pfr0
         else:
             return 0
-        if register != UC_ARM64_REG_XZR:
+        if register != uc64.UC_ARM64_REG_XZR:
             uc.reg_write(register, value)
         return 1
 
@@ -139,16 +124,16 @@ class PythonHooks:
         if named.crn == 7 and named.crm in (1, 5):
             self._invalidate(named)
         elif named.crn == 8 and named.crm == 3:
-            self._state.maintenance |= TLB
+            self._state.maintenance |= blockcount.TLB
         return 0
 
     def _invalidate(self, named: CpReg) -> None:
         state = self._state
-        state.maintenance |= CODE
+        state.maintenance |= blockcount.CODE
         if named.op1 != 3:
-            state.stale |= STALE_ALL
+            state.stale |= blockcount.STALE_ALL
             return
-        self._note(state.stale_lines, "nr_stale", named.val // LINE_SIZE * LINE_SIZE)
+        self._note(state.stale_lines, "nr_stale", named.val // blockcount.LINE_SIZE * blockcount.LINE_SIZE)
         page = named.val // _PAGE * _PAGE
         if state.user_ran and named.val >> 63 and page != state.settled_page:
             state.settled_page = page
@@ -158,12 +143,12 @@ class PythonHooks:
         """Add to a list of what is stale, which is everything once the list is full."""
         state = self._state
         noted = getattr(state, count)
-        if noted < STALE_LINES:
+        if noted < blockcount.STALE_LINES:
             places[noted] = virt
             setattr(state, count, noted + 1)
-            state.stale |= STALE_SOME
+            state.stale |= blockcount.STALE_SOME
         else:
-            state.stale |= STALE_ALL
+            state.stale |= blockcount.STALE_ALL
 
 
 def _is_timer(named: CpReg) -> bool:

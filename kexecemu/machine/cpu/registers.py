@@ -23,11 +23,9 @@ TCR_TG0 = {0: Granule.K4, 1: Granule.K64, 2: Granule.K16}
 TCR_TG1 = {1: Granule.K16, 2: Granule.K4, 3: Granule.K64}
 
 # Unicorn numbers x29 and x30 apart from the others.
-_X = (
-    *range(uc64.UC_ARM64_REG_X0, uc64.UC_ARM64_REG_X0 + 29),
-    uc64.UC_ARM64_REG_X29,
-    uc64.UC_ARM64_REG_X30,
-)
+X_REGISTERS = tuple(getattr(uc64, f"UC_ARM64_REG_X{number}") for number in range(31))
+
+_SP_BANKS = {"SP_EL0": uc64.UC_ARM64_REG_SP_EL0, "SP_EL1": uc64.UC_ARM64_REG_SP_EL1}
 
 BRANCH_TO_SELF = 0x14000000
 # Of the vectors, in each of the four groups.
@@ -60,11 +58,11 @@ class Registers:
 
     def x(self, number: int) -> int:
         """General register x0 to x30."""
-        return self._engine.get(_X[number])
+        return self._engine.get(X_REGISTERS[number])
 
     def set_x(self, number: int, value: int) -> None:
         """Set general register x0 to x30; bits above 63 are dropped."""
-        self._engine.put(_X[number], value & MASK64)
+        self._engine.put(X_REGISTERS[number], value & MASK64)
 
     @property
     def pc(self) -> int:
@@ -109,20 +107,17 @@ class Registers:
 
     @staticmethod
     def _sp_bank(pstate: int) -> int:
-        elx = pstate & Pstate.EL_MASK and pstate & Pstate.SP_ELX
-        return uc64.UC_ARM64_REG_SP_EL1 if elx else uc64.UC_ARM64_REG_SP_EL0
+        return _SP_BANKS["SP_EL1" if pstate & Pstate.EL_MASK and pstate & Pstate.SP_ELX else "SP_EL0"]
 
     def sysreg(self, name: str) -> int:
         """A system register by its architectural name, for example "TTBR1_EL1", or SP_EL0 and SP_EL1.
 
         Raises MachineError for a name that is not in kexecemu.machine.cpu.sysregs.
         """
-        if name in ("SP_EL0", "SP_EL1"):
-            bank = uc64.UC_ARM64_REG_SP_EL0 if name == "SP_EL0" else uc64.UC_ARM64_REG_SP_EL1
-            return self.sp if bank == self._sp_bank(self.pstate) else self._engine.get(bank)
-        if name not in SYSREGS:
-            raise MachineError(f"no system register {name!r} is known")
-        return self._engine.read_sysreg(name)
+        bank = _SP_BANKS.get(name)
+        if bank is None:
+            return self._engine.read_sysreg(name)
+        return self.sp if bank == self._sp_bank(self.pstate) else self._engine.get(bank)
 
     def set_sysreg(self, name: str, value: int) -> None:
         """Set a system register by its architectural name; what decides translation also drops the TLB.
@@ -130,18 +125,15 @@ class Registers:
         Raises MachineError for a name that is not in kexecemu.machine.cpu.sysregs.
         """
         value &= MASK64
-        if name in ("SP_EL0", "SP_EL1"):
-            bank = uc64.UC_ARM64_REG_SP_EL0 if name == "SP_EL0" else uc64.UC_ARM64_REG_SP_EL1
-            if bank == self._sp_bank(self.pstate):
-                self.sp = value
-            else:
-                self._engine.put(bank, value)
-            return
-        if name not in SYSREGS:
-            raise MachineError(f"no system register {name!r} is known")
-        self._engine.write_sysreg(name, value)
-        if name in TRANSLATION:
-            self._engine.flush_tlb()
+        bank = _SP_BANKS.get(name)
+        if bank is None:
+            self._engine.write_sysreg(name, value)
+            if name in TRANSLATION:
+                self._engine.flush_tlb()
+        elif bank == self._sp_bank(self.pstate):
+            self.sp = value
+        else:
+            self._engine.put(bank, value)
 
     def registers(self) -> dict[str, int]:
         """All state that can be compared: x0 to x30, sp, pc, pstate, vector and system registers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from enum import Enum
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from unicorn.arm64_const import UC_ARM64_INS_MSR, UC_ARM64_INS_SYS, UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE
 from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_INSN
@@ -20,7 +20,9 @@ from kexecemu.machine.cpu.counter import function_address
 from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.engine_internals import between_blocks_of
 from kexecemu.machine.cpu.exceptions import Pstate
-from kexecemu.machine.memory.ram import Ram
+
+if TYPE_CHECKING:
+    from kexecemu.machine.cpu.system_cpu import SystemCpu
 
 __all__ = ["BlockStepper", "StepEnd", "Stepper", "ends_block"]
 
@@ -46,26 +48,6 @@ def ends_block(word: int) -> bool:
         or word & 0xFFFFF0FF == 0xD50340FF  # MSR DAIFClr
         or word & 0xFFFFFFE0 == 0xD51B4220  # MSR DAIF
     )
-
-
-class Owner(Protocol):
-    """What a stepper needs of the CPU that it runs."""
-
-    def read_timer(self, crm: int, op2: int) -> int:
-        """An MRS of a timer's register: the value that the guest gets."""
-
-    def write_timer(self, crm: int, op2: int, value: int) -> None:
-        """An MSR to one. May call the stepper's shorten()."""
-
-    @property
-    def ram(self) -> Ram:
-        """The memory that the CPU runs in."""
-
-    def code_phys(self, virt: int) -> int | None:
-        """Where code at a virtual address is, in physical memory; None where nothing can be fetched."""
-
-    def word_at(self, virt: int) -> int | None:
-        """The instruction at a virtual address, None where nothing can be fetched."""
 
 
 class Stepper(Protocol):
@@ -94,7 +76,7 @@ class Stepper(Protocol):
 class BlockStepper:
     """The stepper that sees every block begin, in blockcount.c's hooks or in those of Python."""
 
-    def __init__(self, engine: CpuEngine, owner: Owner) -> None:
+    def __init__(self, engine: CpuEngine, owner: SystemCpu) -> None:
         self._engine = engine
         self._counter = counter = engine.counter
         self._owner = owner
@@ -126,9 +108,8 @@ class BlockStepper:
         state.context, state.exception = self._engine.exception_context
         state.marks = ctypes.addressof(self._marks)
         state.system = 1
-        counter.unhook_one(
-            counter.block_hook
-        )  # one block hook and no more: with two, the engine does not inline the calls
+        # One block hook and no more: with two, the engine does not inline the calls.
+        counter.unhook_one(counter.block_hook)
         counter.hook(UC_HOOK_BLOCK, library.blockcount_system_block)
         counter.hook(UC_HOOK_INSN, library.blockcount_msr, UC_ARM64_INS_MSR)
         counter.hook(UC_HOOK_INSN, library.blockcount_sys, UC_ARM64_INS_SYS)
@@ -224,7 +205,7 @@ class BlockStepper:
         # ctypes would print whatever is raised here and go on.
         try:
             if not write:
-                return self._owner.read_timer(int(crm), int(op2))
+                return self._owner.timer.read(int(crm), int(op2))
             self._owner.write_timer(int(crm), int(op2), int(value))
         except BaseException as error:
             self._raised = error

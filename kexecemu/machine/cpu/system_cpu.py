@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
 from kexecemu.machine.cpu.counting import CountingStepper
@@ -16,37 +16,26 @@ from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
 
-__all__ = ["Line", "SystemCpu", "SystemRegisters"]
+if TYPE_CHECKING:
+    from kexecemu.machine.devices.gic3_cpu_interface import CpuInterface3
+
+__all__ = ["Line", "SystemCpu"]
 
 # An MRS and an MSR, of a register with an op0 of 2 or 3; and which, in bits 18 to 5 where op0 is 3.
 _ACCESS, _MRS, _MSR, _OP0_3 = 0xFFF00000, 0xD5300000, 0xD5100000, 1 << 19
 _ID_AA64PFR0_GIC = 1 << 24
 
+_ENDS = {StepEnd.BOUNDARY: CpuStopKind.DEADLINE, StepEnd.IDLE: CpuStopKind.IDLE}
+
 Line = Callable[[bool], object]
 """Gives a signal its level."""
-
-
-class SystemRegisters(Protocol):
-    """System registers of a device beside the CPU, which the engine takes for undefined instructions.
-
-    A register is named by bits 18 to 5 of an instruction that accesses it: op1, CRn, CRm, op2; op0 is 3.
-    """
-
-    def read_sysreg(self, register: int) -> int | None:
-        """An MRS at EL1; None for a register that there is not, or that cannot be read."""
-
-    def write_sysreg(self, register: int, value: int) -> bool:
-        """An MSR at EL1; False for a register that there is not, or that cannot be written."""
-
-    def reset_cpu(self) -> None:
-        """The CPU is reset."""
 
 
 class SystemCpu(Cpu):
     """A CPU with a generic timer and an interrupt signal, which advance() heeds and run() does not.
 
     physical and virtual are the interrupt lines of its two timers. A GICv3 has its interface among the CPU's system
-    registers: gic_registers, and ID_AA64PFR0_EL1 says so.
+    registers: gic_registers, which the engine takes for undefined instructions, and ID_AA64PFR0_EL1 says so.
     """
 
     def __init__(
@@ -59,7 +48,7 @@ class SystemCpu(Cpu):
         hypercall: Callable[[Cpu], str | None],
         physical: Line,
         virtual: Line,
-        gic_registers: SystemRegisters | None = None,
+        gic_registers: CpuInterface3 | None = None,
     ) -> None:
         super().__init__(index, ram, devices, clock=clock, hypercall=hypercall)
         self.timer = GenericTimer(self._ticks, physical, virtual)
@@ -122,12 +111,8 @@ class SystemCpu(Cpu):
             self._stepper.set_irq(self.irq)
         return self._stepper
 
-    def read_timer(self, crm: int, op2: int) -> int:
-        """The guest reads a timer's register."""
-        return self.timer.read(crm, op2)
-
     def write_timer(self, crm: int, op2: int, value: int) -> None:
-        """The guest writes one; a run under way must not miss what that sets."""
+        """The guest writes a timer's register; a run under way must not miss what that sets."""
         self.timer.write(crm, op2, value)
         if self._stepper is not None:
             self._stepper.shorten(self._next_expiry() - self._elsewhere)
@@ -154,23 +139,13 @@ class SystemCpu(Cpu):
             self.timer.update()  # an event may have come when a timer had just expired
             deadline = min(until, self._next_expiry())
             halt = stepper.run(deadline - self._elsewhere)
-            fault = None
-            if halt is StepEnd.BOUNDARY:
-                return CpuStop(CpuStopKind.DEADLINE, self.pc, counter.total - begin)
-            if halt is StepEnd.IDLE:
-                return CpuStop(CpuStopKind.IDLE, self.pc, counter.total - begin)
-            if halt is StepEnd.ERROR:
-                fault = self._external_abort(stepper.error)
-            elif self._calls_firmware():
-                power = self._call_firmware()
-                if power is not None:
-                    return CpuStop(CpuStopKind.POWER, self.pc, counter.total - begin, power=power)
-            elif self._gic_registers is None or not self._access(self._gic_registers):
-                fault = self._event()
-            if fault is not None:
-                if not self._take(fault, True):
-                    return CpuStop(CpuStopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
-                counter.state.entered = counter.total
+            if halt in _ENDS:
+                return CpuStop(_ENDS[halt], self.pc, counter.total - begin)
+            if halt is StepEnd.EVENT and self._accesses_gic():
+                continue
+            stop = self._serve(stepper.error, begin, True)
+            if stop is not None:
+                return stop
 
     def _makes_progress(self, fault: GuestException) -> bool:
         """An operating system may take one exception as often as it likes; only a vector that faults itself is lost."""
@@ -183,6 +158,8 @@ class SystemCpu(Cpu):
         taken = super()._take(fault, deliver)
         if taken and not fault.el:
             self._left_el0()
+        if taken and self._stepper is not None:
+            self._engine.counter.state.entered = self._engine.counter.total
         return taken
 
     def _left_el0(self) -> None:
@@ -190,10 +167,10 @@ class SystemCpu(Cpu):
         state.user_ran = 1
         state.settled_page = 0
 
-    def _access(self, registers: SystemRegisters) -> bool:
-        """Do what the instruction at PC asks for if that is to read or write one of these; False if not."""
-        counter = self._engine.counter
-        if counter.why is BlockStop.MISALIGNED or counter.state.interrupt != EXCP_UDEF:
+    def _accesses_gic(self) -> bool:
+        """Do what the instruction at PC asks for if that is to read or write one of gic_registers; False if not."""
+        registers, counter = self._gic_registers, self._engine.counter
+        if registers is None or counter.why is BlockStop.MISALIGNED or counter.state.interrupt != EXCP_UDEF:
             return False
         pc = self.pc
         word = self.word_at(pc)

@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from unicorn.arm64_const import (
-    UC_ARM64_INS_MRS,
-    UC_ARM64_INS_MSR,
-    UC_ARM64_INS_SYS,
-    UC_ARM64_REG_PC,
-    UC_ARM64_REG_XZR,
-)
-from unicorn.unicorn_const import UC_HOOK_INSN
+from unicorn import arm64_const as uc64
+from unicorn import unicorn_const as const
+from unicorn.unicorn_py3.arch.arm64 import UcRegCP64
 
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK
 from kexecemu.machine.cpu.engine import CpuEngine
-from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode
-from kexecemu.machine.cpu.kernel_sites import find_image, sites
-from kexecemu.machine.cpu.stepper import Owner
+from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode, find_image, sites
 
 __all__ = ["EL0PCTEN", "EL0VCTEN", "SystemHooks"]
 
@@ -36,50 +29,26 @@ EL0PCTEN, EL0VCTEN = 1, 2
 """Of CNTKCTL_EL1: EL0 may read the physical, and the virtual counter."""
 
 
-class _Named(ctypes.Structure):
-    """uc_arm64_cp_reg: which system instruction, and the value of its register."""
-
-    _fields_ = (
-        ("crn", ctypes.c_uint32),
-        ("crm", ctypes.c_uint32),
-        ("op0", ctypes.c_uint32),
-        ("op1", ctypes.c_uint32),
-        ("op2", ctypes.c_uint32),
-        ("val", ctypes.c_uint64),
-    )
-
-
 if TYPE_CHECKING:
-    _NamedPointer = ctypes._Pointer[_Named]
+    from kexecemu.machine.cpu.counting import CountingStepper
+    from kexecemu.machine.cpu.system_cpu import SystemCpu
 
-_Hook = Callable[[int, _Named], int]
+    _NamedPointer = ctypes._Pointer[UcRegCP64]
+
+_Hook = Callable[[int, UcRegCP64], int]
 """Given UC_ARM64_REG_ of the general register, and the system register; true if the engine is to leave it at that."""
 
 # uint32_t cb(uc_engine *, enum uc_arm64_reg, const uc_arm64_cp_reg *, void *)
 _INSN = ctypes.CFUNCTYPE(
-    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Named), ctypes.c_void_p
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(UcRegCP64), ctypes.c_void_p
 )
-
-
-class _Stretch(Protocol):
-    """The run of the engine that is under way."""
-
-    @property
-    def now(self) -> int:
-        """Instructions retired."""
-
-    def cut(self) -> None:
-        """End it behind this instruction, unless it only goes to the next boundary anyway."""
-
-    def cut_here(self) -> None:
-        """End it behind this instruction."""
 
 
 class SystemHooks:
     """Hooks on MRS, MSR and SYS instructions of one engine."""
 
     def __init__(
-        self, engine: CpuEngine, owner: Owner, stretch: _Stretch, code: GuestCode, stale: StaleCode
+        self, engine: CpuEngine, owner: SystemCpu, stretch: CountingStepper, code: GuestCode, stale: StaleCode
     ) -> None:
         self._engine = engine
         self._owner = owner
@@ -93,12 +62,12 @@ class SystemHooks:
         self._mmu_off = False
         self._hooks: list[int] = []
         self.raised: BaseException | None = None
-        """What a hook has raised, for raise_pending()."""
+        """What a hook has raised: to be raised behind the run."""
         # Tens of thousands of times in a boot: past the binding, which costs several times the rest.
         self._callbacks = {
-            UC_ARM64_INS_MRS: self._insn(self._on_mrs),
-            UC_ARM64_INS_MSR: self._insn(self._on_msr),
-            UC_ARM64_INS_SYS: self._insn(self._on_sys),
+            uc64.UC_ARM64_INS_MRS: self._insn(self._on_mrs),
+            uc64.UC_ARM64_INS_MSR: self._insn(self._on_msr),
+            uc64.UC_ARM64_INS_SYS: self._insn(self._on_sys),
         }
         self._widen()
 
@@ -107,12 +76,6 @@ class SystemHooks:
         self.cntkctl = 0
         if self._code.image is not None:
             self._widen()
-
-    def raise_pending(self) -> None:
-        """Behind a run: raise what a hook has raised in it."""
-        if self.raised is not None:
-            raised, self.raised = self.raised, None
-            raise raised
 
     def _insn(self, hook: _Hook) -> ctypes._CFunctionType:
         def call(uc: int, register: int, named: _NamedPointer, _: int) -> int:
@@ -126,7 +89,7 @@ class SystemHooks:
 
         return _INSN(call)
 
-    def _on_mrs(self, register: int, named: _Named) -> int:
+    def _on_mrs(self, register: int, named: UcRegCP64) -> int:
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
         if key == _CNTKCTL_EL1:
             value = self.cntkctl
@@ -137,14 +100,14 @@ class SystemHooks:
         elif named.crm == 0 and named.op2:
             value = (self._engine.counter.state.elsewhere + self._stretch.now) // INSTRUCTIONS_PER_TICK
         elif named.crm in (2, 3):
-            value = self._owner.read_timer(named.crm, named.op2)
+            value = self._owner.timer.read(named.crm, named.op2)
         else:
             return 0
-        if register != UC_ARM64_REG_XZR:
+        if register != uc64.UC_ARM64_REG_XZR:
             self._engine.put(register, value)
         return 1
 
-    def _on_msr(self, register: int, named: _Named) -> int:
+    def _on_msr(self, register: int, named: UcRegCP64) -> int:
         if self._engine.aborting:
             return 1
         key = (named.op0, named.op1, named.crn, named.crm, named.op2)
@@ -163,7 +126,7 @@ class SystemHooks:
             self._stretch.cut()
         return 0
 
-    def _on_sys(self, register: int, named: _Named) -> int:
+    def _on_sys(self, register: int, named: UcRegCP64) -> int:
         if named.crn != 7 or named.crm not in (1, 5) or self._engine.aborting:
             return 0  # not IC
         self._engine.counter.state.maintenance |= CODE
@@ -189,7 +152,7 @@ class SystemHooks:
         self._hooks.clear()
 
     def _hook(self, kind: int, virt: int | None = None) -> None:
-        hook = self._engine.counter.hook(UC_HOOK_INSN, self._callbacks[kind], kind, at=virt)
+        hook = self._engine.counter.hook(const.UC_HOOK_INSN, self._callbacks[kind], kind, at=virt)
         self._hooks.append(hook)
 
     def _widen(self) -> None:
@@ -202,7 +165,7 @@ class SystemHooks:
 
     def _narrow(self) -> None:
         """Hook the instructions of the Linux that runs here alone; any other guest stays as it is."""
-        virt = self._engine.get(UC_ARM64_REG_PC)
+        virt = self._engine.get(uc64.UC_ARM64_REG_PC)
         phys = self._owner.code_phys(virt)
         image = find_image(self._owner.ram, virt, phys) if phys is not None else None
         if image is None:

@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Self
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.files import replacing
@@ -30,40 +30,20 @@ _PUNCH = 1 | 2
 Buffer = bytes | bytearray | memoryview
 
 
-class _Store(Protocol):
-    """Bytes by offset; the disk has checked the bounds."""
-
-    def read(self, offset: int, length: int) -> bytes: ...
-
-    def write(self, offset: int, parts: Sequence[Buffer]) -> None: ...
-
-    def punch(self, offset: int, length: int) -> bool:
-        """Make a hole, which reads as zeros; False if that cannot be done here."""
-
-    def next_data(self, offset: int) -> int | None:
-        """The first offset from here on that is in no hole; None if there is none."""
-
-    def close(self) -> None: ...
-
-
-class _Descriptor:
-    """Sectors in an open file."""
+class _File:
+    """Sectors in an open file, by offset in bytes; the disk has checked the bounds."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset)
-        if len(data) == length:
-            return data
-        pieces = [data]
-        while data and (left := length - sum(map(len, pieces))):
-            data = os.pread(self._fd, left, offset + length - left)
-            pieces.append(data)
-        whole = b"".join(pieces)
-        if len(whole) < length:
-            raise OSError(errno.EIO, "the file has become shorter")
-        return whole
+        while len(data) < length:  # 2 GiB and more come in pieces
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:
+                raise OSError(errno.EIO, "the file has become shorter")
+            data += more
+        return data
 
     def write(self, offset: int, parts: Sequence[Buffer]) -> None:
         for first in range(0, len(parts), _IOV_MAX):
@@ -77,11 +57,13 @@ class _Descriptor:
                     some[0] = some[0][done:]
 
     def punch(self, offset: int, length: int) -> bool:
+        """Make a hole, which reads as zeros; False if that cannot be done here."""
         libc = ctypes.CDLL(None)
         off_t = ctypes.c_int64
         return bool(libc.fallocate(self._fd, _PUNCH, off_t(offset), off_t(length)) == 0)
 
     def next_data(self, offset: int) -> int | None:
+        """The first offset from here on that is in no hole; None if there is none."""
         try:
             return os.lseek(self._fd, offset, os.SEEK_DATA)
         except OSError as error:
@@ -92,8 +74,8 @@ class _Descriptor:
         os.close(self._fd)
 
 
-class _PrivateMap:
-    """Sectors of a file that stays as it is: the host's kernel keeps a copy of each page that is written."""
+class _PrivateFile(_File):
+    """The file stays as it is: the host's kernel keeps a copy of each page that is written."""
 
     def __init__(self, fd: int, size: int) -> None:
         # Without MAP_NORESERVE, a large disk would need as much free memory although hardly a page is written.
@@ -134,7 +116,7 @@ class Disk:
         except OSError as error:
             os.close(fd)
             raise MachineError(f"the host cannot hold a disk of {size:#x} bytes: {error}") from error
-        self._set_up(_Descriptor(fd), size, read_only=False)
+        self._set_up(_File(fd), size, read_only=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, private: bool = False) -> Self:
@@ -154,7 +136,7 @@ class Disk:
                 raise InputError(f"{os.fspath(path)} is neither a file nor a block device")
             size = os.lseek(fd, 0, os.SEEK_END)
             _check_size(size, os.fspath(path))
-            store: _Store = _PrivateMap(fd, size) if private else _Descriptor(fd)
+            store = _PrivateFile(fd, size) if private else _File(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -164,8 +146,8 @@ class Disk:
         disk._set_up(store, size, read_only)
         return disk
 
-    def _set_up(self, store: _Store, size: int, read_only: bool) -> None:
-        self._store: _Store | None = store
+    def _set_up(self, store: _File, size: int, read_only: bool) -> None:
+        self._store: _File | None = store
         self.size = size
         """Bytes."""
         self.read_only = read_only
@@ -183,14 +165,14 @@ class Disk:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _within(self, offset: int, length: int) -> _Store:
+    def _within(self, offset: int, length: int) -> _File:
         if self._store is None:
             raise MachineError("the disk is closed")
         if offset < 0 or length < 0 or offset + length > self.size:
             raise MachineError(f"no {length:#x} bytes at {offset:#x} on a disk of {self.size:#x}")
         return self._store
 
-    def _writable(self, offset: int, length: int) -> _Store:
+    def _writable(self, offset: int, length: int) -> _File:
         if self.read_only:
             raise MachineError("the disk is read-only")
         return self._within(offset, length)

@@ -15,7 +15,7 @@ from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["Pl011"]
+__all__ = ["ConsoleLines", "Pl011"]
 
 DR = 0x000
 FR = 0x018
@@ -26,13 +26,9 @@ ICR = 0x044
 IMSC = 0x038
 ID = 0xFE0
 
-FR_RXFE = 1 << 4
-FR_RXFF = 1 << 6
-FR_TXFE = 1 << 7
+FR_RXFE, FR_RXFF, FR_TXFE = 1 << 4, 1 << 6, 1 << 7
 
-INT_RX = 1 << 4
-INT_TX = 1 << 5
-INT_RT = 1 << 6
+INT_RX, INT_TX, INT_RT = 1 << 4, 1 << 5, 1 << 6
 
 LCR_H_FEN = 1 << 4  # with the FIFOs off, each is one character deep
 FIFO_DEPTH = 16
@@ -57,6 +53,7 @@ class Pl011:
 
     def __init__(self, base_phys: int = virt.UART.start, irq: Callable[[bool], object] | None = None) -> None:
         self.base_phys = base_phys
+        self.phys = PhysRange.of(base_phys, virt.UART.size)
         self.output = bytearray()
         """All bytes sent so far."""
         self.listeners: list[Callable[[bytes], object]] = []
@@ -65,11 +62,6 @@ class Pl011:
         self._raw_interrupts = 0
         self._irq = irq
         self._level = False
-
-    @property
-    def phys(self) -> PhysRange:
-        """The physical page of the registers."""
-        return PhysRange.of(self.base_phys, virt.UART.size)
 
     @property
     def text(self) -> str:
@@ -149,3 +141,22 @@ class Pl011:
             self._registers[offset] = value & 0xFFFF
             if offset == IMSC:
                 self._drive()
+
+
+class ConsoleLines:
+    """A listener of a UART that calls on_line(line) at each line feed, with all that came before it.
+
+    Called while a CPU runs, as every listener.
+    """
+
+    def __init__(self, on_line: Callable[[bytes], object]) -> None:
+        self._on_line = on_line
+        self._line = bytearray()
+
+    def __call__(self, data: bytes) -> None:
+        *lines, rest = data.split(b"\n")
+        for end in lines:
+            line = bytes(self._line) + end
+            self._line.clear()
+            self._on_line(line)
+        self._line += rest

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kexecemu.machine import virt
-from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["DEFAULT_START", "Pl031"]
@@ -13,14 +12,7 @@ __all__ = ["DEFAULT_START", "Pl031"]
 DEFAULT_START = 1_672_531_200
 """2023-01-01 00:00:00 UTC, in seconds of the epoch."""
 
-DR = 0x00
-MR = 0x04
-LR = 0x08
-CR = 0x0C
-IMSC = 0x10
-RIS = 0x14
-MIS = 0x18
-ICR = 0x1C
+DR, MR, LR, CR, IMSC, RIS, MIS, ICR = range(0x00, 0x20, 4)
 ID = 0xFE0
 
 # PeriphID0-3 (part 0x031, designer 0x41, revision 1) and CellID0-3.
@@ -31,22 +23,18 @@ WRAP = 1 << 32
 
 @shown("phys", "alarm_at")
 class Pl031:
-    """The clock at base_phys: it counts seconds of the epoch, from `start` on.
+    """The clock: it counts seconds of the epoch, from `start` on.
 
     now() says how many seconds have gone by on the board. irq is the alarm's line, called with its level whenever that
     changes, the first time when it rises. The clock has nobody to wake it: whoever keeps the board's time calls poll()
     once now() has reached alarm_at; an access to a register looks, too.
     """
 
+    phys = virt.RTC
+
     def __init__(
-        self,
-        base_phys: int = virt.RTC.start,
-        *,
-        now: Callable[[], int],
-        start: int = DEFAULT_START,
-        irq: Callable[[bool], object] | None = None,
+        self, now: Callable[[], int], irq: Callable[[bool], object], *, start: int = DEFAULT_START
     ) -> None:
-        self.phys = PhysRange.of(base_phys, virt.RTC.size)
         self.alarm_at: int | None = None
         """When the counter will be equal to the match register, as now() counts; None when that was never set."""
         self._now = now
@@ -67,8 +55,7 @@ class Pl031:
         level = bool(self._raised & self._mask)
         if level != self._level:
             self._level = level
-            if self._irq is not None:
-                self._irq(level)
+            self._irq(level)
 
     def _count(self) -> int:
         return (self._offset + self._now()) % WRAP

@@ -54,6 +54,8 @@ _CONFIG = struct.Struct("<Q 4x I 4x I 8x 2x H III II B")
 
 _UNMAP = 1  # VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
 
+_Parts = list[tuple[int, int]]
+
 _PIECE = 4 << 20
 """Bytes that are read from the disk at a time."""
 
@@ -104,13 +106,7 @@ class VirtioBlock:
         return written + 1 if written == sum(length for _, length in data_in) else written
 
     def _do(
-        self,
-        ram: Ram,
-        kind: int,
-        sector: int,
-        data_out: list[memoryview],
-        data_in: list[tuple[int, int]],
-        features: int,
+        self, ram: Ram, kind: int, sector: int, data_out: list[memoryview], data_in: _Parts, features: int
     ) -> tuple[int, int]:
         """One request: its status, and how many bytes of data_in have been written."""
         match kind:

@@ -9,24 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from kexecemu.machine.devices.virtqueue import (
-    RING_EVENT_IDX,
-    RING_INDIRECT_DESC,
-    Chain,
-    RingError,
-    RingState,
-    Virtqueue,
-)
+from kexecemu.errors import InputError
+from kexecemu.machine import virt
+from kexecemu.machine.devices.virtqueue import RING_EVENT_IDX, RING_INDIRECT_DESC, Chain, RingError, Virtqueue
 from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.virt import VIRTIO_SLOT_SIZE
 from kexecemu.shown import shown
 
-__all__ = ["VERSION_1", "TransportState", "VirtioDevice", "VirtioMmio"]
+__all__ = ["VERSION_1", "VirtioBus", "VirtioDevice", "VirtioMmio"]
 
 VERSION_1 = 1 << 32
 """VIRTIO_F_VERSION_1 as a mask: without it a driver is a legacy one, which this transport does not serve."""
-
-MAGIC = int.from_bytes(b"virt", "little")
-VENDOR = int.from_bytes(b"kxec", "little")
 
 
 class Reg:
@@ -51,9 +44,14 @@ class Reg:
     QUEUE_DESC = 0x080
     QUEUE_AVAIL = 0x090
     QUEUE_USED = 0x0A0
-    CONFIG_GENERATION = 0x0FC
     CONFIG = 0x100
 
+
+IDENTITY = {
+    Reg.MAGIC_VALUE: int.from_bytes(b"virt", "little"),
+    Reg.VERSION: 2,
+    Reg.VENDOR_ID: int.from_bytes(b"kxec", "little"),
+}
 
 SHM = range(0x0B0, 0x0C0, 4)  # length and base of the selected shared memory region
 
@@ -65,20 +63,7 @@ INT_VRING = 1
 INT_CONFIG = 2
 
 _U32 = 0xFFFFFFFF
-_REGISTERS = (
-    "_interrupt_status",
-    "_status",
-    "_device_features_sel",
-    "_driver_features_sel",
-    "_features",
-    "_queue_sel",
-)
 _ADDRESSES = (Reg.QUEUE_DESC, Reg.QUEUE_AVAIL, Reg.QUEUE_USED)
-
-
-QueueState = tuple[int, tuple[int, ...], RingState | None]
-TransportState = tuple[tuple[int, ...], str | None, tuple[QueueState, ...]]
-"""What VirtioMmio.state() gives, to keep and to hand back, not to look into."""
 
 
 class VirtioDevice(Protocol):
@@ -117,10 +102,6 @@ class _Queue:
         self.addresses = dict.fromkeys(_ADDRESSES, 0)
         self.rings: Virtqueue | None = None
 
-    def state(self) -> QueueState:
-        """For VirtioMmio.state()."""
-        return self.num, tuple(self.addresses.values()), self.rings.state() if self.rings else None
-
 
 @shown("device")
 class VirtioMmio:
@@ -135,6 +116,9 @@ class VirtioMmio:
         self._irq = irq
         self._offered = device.features | RING_INDIRECT_DESC | RING_EVENT_IDX | VERSION_1
         self._interrupt_status = 0
+        self._fixed = {Reg.DEVICE_ID: device.device_id, **IDENTITY}
+        # A shared memory region whose length is ~0 is one that does not exist.
+        self._fixed |= dict.fromkeys(SHM, _U32)
         self._forget()
 
     def _forget(self) -> None:
@@ -151,26 +135,6 @@ class VirtioMmio:
         self._forget()
         self._set_interrupts(0)
 
-    def state(self) -> TransportState:
-        """All that the transport knows, for restore(). Rings are in RAM, and a disk's sectors are the disk's."""
-        registers = tuple(getattr(self, name) for name in _REGISTERS)
-        return registers, self.trouble, tuple(queue.state() for queue in self._queues)
-
-    def restore(self, state: TransportState) -> None:
-        """Go back to a state(), and drive the interrupt line as it was then."""
-        self._forget()
-        registers, self.trouble, queues = state
-        interrupt_status, *rest = registers
-        for name, value in zip(_REGISTERS[1:], rest, strict=True):
-            setattr(self, name, value)
-        for queue, (num, addresses, ring_state) in zip(self._queues, queues, strict=True):
-            queue.num = num
-            queue.addresses = dict(zip(_ADDRESSES, addresses, strict=True))
-            if ring_state is not None:
-                queue.rings = self._rings(queue)
-                queue.rings.restore(ring_state)
-        self._set_interrupts(interrupt_status)
-
     def read(self, offset: int, size: int) -> int:
         """A load. Registers are words: any other access to one reads as zero."""
         if offset >= Reg.CONFIG:
@@ -184,23 +148,13 @@ class VirtioMmio:
                 return self._interrupt_status
             case Reg.STATUS:
                 return self._status
-            case Reg.MAGIC_VALUE:
-                return MAGIC
-            case Reg.VERSION:
-                return 2
-            case Reg.DEVICE_ID:
-                return self.device.device_id
-            case Reg.VENDOR_ID:
-                return VENDOR
             case Reg.DEVICE_FEATURES:
                 return self._offered >> 32 * self._device_features_sel & _U32
             case Reg.QUEUE_NUM_MAX:
                 return self._queue.num_max if self._queue else 0
             case Reg.QUEUE_READY:
                 return int(self._queue is not None and self._queue.rings is not None)
-            case _ if offset in SHM:
-                return _U32  # a shared memory region whose length is ~0 is one that does not exist
-        return 0  # ConfigGeneration among them: the configuration never changes
+        return self._fixed.get(offset, 0)  # 0 for ConfigGeneration: the configuration never changes
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A store; to anything but a writable register, and of anything but a word, it does nothing."""
@@ -296,3 +250,40 @@ class VirtioMmio:
         before, self._interrupt_status = self._interrupt_status, status
         if bool(before) != bool(status):
             self._irq(bool(status))
+
+
+@shown("phys", devices=lambda bus: sum(one is not None for one in bus.slots))
+class VirtioBus:
+    """A row of slots, each for one device; one MmioDevice in whole pages, as an engine maps it.
+
+    An empty slot shows a transport without a device, as QEMU's do, so that a device tree may name them all.
+    """
+
+    phys = virt.VIRTIO
+
+    def __init__(self, ram: Ram) -> None:
+        self._ram = ram
+        self.slots: list[VirtioMmio | None] = [None] * virt.VIRTIO_SLOTS
+        """The transports by slot; None where there is no device."""
+
+    def attach(self, slot: int, device: VirtioDevice, irq: Callable[[bool], object]) -> VirtioMmio:
+        """Put a device into an empty slot; InputError where there is none of that number or it is taken."""
+        if not 0 <= slot < len(self.slots):
+            raise InputError(f"there is no virtio slot {slot}, only 0 to {len(self.slots) - 1}")
+        if self.slots[slot] is not None:
+            raise InputError(f"virtio slot {slot} is taken")
+        transport = self.slots[slot] = VirtioMmio(self._ram, device, irq)
+        return transport
+
+    def read(self, offset: int, size: int) -> int:
+        """A load from a slot."""
+        transport = self.slots[offset // VIRTIO_SLOT_SIZE]
+        if transport is not None:
+            return transport.read(offset % VIRTIO_SLOT_SIZE, size)
+        return IDENTITY.get(offset % VIRTIO_SLOT_SIZE, 0) if size == 4 else 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A store to a slot."""
+        transport = self.slots[offset // VIRTIO_SLOT_SIZE]
+        if transport is not None:
+            transport.write(offset % VIRTIO_SLOT_SIZE, size, value)

@@ -15,7 +15,7 @@ from kexecemu.errors import BusError
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 
-__all__ = ["RING_EVENT_IDX", "RING_INDIRECT_DESC", "Chain", "RingError", "RingState", "Virtqueue"]
+__all__ = ["RING_EVENT_IDX", "RING_INDIRECT_DESC", "Chain", "RingError", "Virtqueue"]
 
 RING_INDIRECT_DESC = 1 << 28
 RING_EVENT_IDX = 1 << 29
@@ -32,10 +32,6 @@ _TABLE_MAX = 32768
 """Entries of an indirect table: no queue is larger, and a longer one could only loop."""
 
 _CHAIN_BYTES = 1 << 32
-
-
-RingState = tuple[int, int, int]
-"""How far the device is in the rings: available, used, and used when it last spoke of an interrupt."""
 
 
 class RingError(Exception):
@@ -79,17 +75,8 @@ class Virtqueue:
         self._avail_event_phys = used_phys + 4 + 8 * size
         # A view of each whole bank, because slicing one is a tenth of the price of asking for a new one.
         self._banks = [(bank.start, bank.end, ram.view(bank.start, bank.size)) for bank in ram.banks]
-        self._avail_idx = 0
-        self._used_idx = 0
-        self._signalled_idx = 0
-
-    def state(self) -> RingState:
-        """For restore()."""
-        return self._avail_idx, self._used_idx, self._signalled_idx
-
-    def restore(self, state: RingState) -> None:
-        """Go back to a state(); what is in the rings is in RAM."""
-        self._avail_idx, self._used_idx, self._signalled_idx = state
+        # How far the device is in the rings: available, used, and used when it last spoke of an interrupt.
+        self._avail_idx = self._used_idx = self._signalled_idx = 0
 
     def chains(self) -> Iterator[Chain]:
         """The requests that the driver has made available by now, in their order.

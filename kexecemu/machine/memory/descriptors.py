@@ -13,37 +13,17 @@ from enum import Enum
 from kexecemu.errors import MachineError
 from kexecemu.shown import shown
 
-__all__ = [
-    "AF",
-    "AP_EL0",
-    "AP_RO",
-    "ATTR_IDX",
-    "CONT",
-    "DBM",
-    "ENTRY_SIZE",
-    "NG",
-    "NS",
-    "PXN",
-    "SH_INNER",
-    "SH_OUTER",
-    "SOFTWARE",
-    "UXN",
-    "VALID",
-    "Granule",
-    "TableFormat",
-]
+__all__ = ["ATTR_IDX", "Granule", "TableFormat"]
 
 ENTRY_SIZE = 8
 
 VALID = 1 << 0
 TYPE = 1 << 1
 """Set: a table, or a page at level 3; clear: a block."""
-NS = 1 << 5
 AP_EL0 = 1 << 6
 """AP[1]: EL0 may access too."""
 AP_RO = 1 << 7
 """AP[2]: read-only."""
-SH_OUTER = 2 << 8
 SH_INNER = 3 << 8
 AF = 1 << 10
 """Access flag: clear, the first access faults."""
@@ -56,8 +36,6 @@ PXN = 1 << 53
 """Not executable at EL1."""
 UXN = 1 << 54
 """Not executable at EL0."""
-SOFTWARE = 0xF << 55
-"""Bits 58:55, left to software."""
 
 ADDRESS = (1 << 48) - 1
 
@@ -92,11 +70,7 @@ class Granule(Enum):
 
 # How many adjacent entries the contiguous bit joins, by granule and level (Arm ARM, table D8-90 of issue
 # J.a).
-_CONTIGUOUS = {
-    Granule.K4: {1: 16, 2: 16, 3: 16},
-    Granule.K16: {2: 32, 3: 128},
-    Granule.K64: {2: 32, 3: 32},
-}
+_CONTIGUOUS = {Granule.K4: {1: 16, 2: 16, 3: 16}, Granule.K16: {2: 32, 3: 128}, Granule.K64: {2: 32, 3: 32}}
 # With 48-bit output addresses; 16K and 64K gain level 1 blocks only with 52.
 _BLOCKS = {Granule.K4: (1, 2), Granule.K16: (2,), Granule.K64: (2,)}
 
@@ -114,14 +88,9 @@ class TableFormat:
             raise MachineError(f"{self.va_bits}-bit virtual addresses: the format has 25 to 48 bits")
 
     @property
-    def levels(self) -> int:
-        """How many levels a walk goes through at most."""
-        return -(-(self.va_bits - self.granule.shift) // self.granule.bits)
-
-    @property
     def start_level(self) -> int:
         """The level of the root table; the last is always 3."""
-        return 4 - self.levels
+        return 4 + (self.granule.shift - self.va_bits) // self.granule.bits
 
     def shift(self, level: int) -> int:
         """log2 of the bytes that one entry at `level` covers."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
 
-__all__ = ["MmioDevice"]
+__all__ = ["AbsentDevice", "MmioDevice"]
 
 
 class MmioDevice(Protocol):
@@ -21,3 +22,26 @@ class MmioDevice(Protocol):
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A store to the device."""
+
+
+@shown("phys")
+class AbsentDevice:
+    """Physical addresses at which nothing answers, yet an access does not fault.
+
+    Every load reads the same bytes and every store is lost. A guest that was told nothing of the device never comes
+    here; one that looks by itself at the places of a virt machine finds nothing it would recognise.
+    """
+
+    def __init__(self, phys: PhysRange, value: int = 0) -> None:
+        """value is one byte, which every byte of the range reads as; ValueError if it is none."""
+        if not 0 <= value <= 0xFF:
+            raise ValueError(f"not a byte: {value:#x}")
+        self.phys = phys
+        self._byte = value
+
+    def read(self, offset: int, size: int) -> int:
+        """A load of size bytes: the constant in each of them."""
+        return int.from_bytes(bytes((self._byte,)) * size, "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A store, which changes nothing."""

@@ -12,46 +12,12 @@ from array import array
 from collections.abc import Callable, Iterator
 
 from kexecemu.errors import MachineError
-from kexecemu.machine.memory.descriptors import (
-    AF,
-    AP_EL0,
-    AP_RO,
-    ATTR_IDX,
-    CONT,
-    DBM,
-    ENTRY_SIZE,
-    NG,
-    PXN,
-    SH_INNER,
-    SH_OUTER,
-    UXN,
-    VALID,
-    Granule,
-    TableFormat,
-)
+from kexecemu.machine.memory.descriptors import CONT, ENTRY_SIZE, VALID, TableFormat
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.memory.walk import Leaf, TableReader, Walk
+from kexecemu.machine.memory.walk import TableReader, Walk
 from kexecemu.shown import shown
 
-__all__ = [
-    "AF",
-    "AP_EL0",
-    "AP_RO",
-    "ATTR_IDX",
-    "CONT",
-    "DBM",
-    "NG",
-    "PXN",
-    "SH_INNER",
-    "SH_OUTER",
-    "UXN",
-    "VALID",
-    "Granule",
-    "Leaf",
-    "PageTables",
-    "TableFormat",
-    "Walk",
-]
+__all__ = ["PageTables"]
 
 
 @shown("root_phys", "tables", "entries_written")

@@ -21,7 +21,7 @@ from kexecemu.errors import BusError, InputError, MachineError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["HOST_PAGE", "Bank", "Ram"]
+__all__ = ["HOST_PAGE", "Bank", "DmaMaster", "Ram"]
 
 HOST_PAGE = mmap.PAGESIZE
 """The host's page size in bytes: the grain in which RAM is allocated, and of Ram.data_ranges()."""
@@ -222,3 +222,19 @@ class Ram:
                 position = min(os.lseek(bank.fd, data, os.SEEK_HOLE), end)
                 if data < position:
                     yield PhysRange(bank.phys.start + data, bank.phys.start + position)
+
+
+@shown()
+class DmaMaster:
+    """A device with direct memory access and no IOMMU in front of it.
+
+    Page tables and permissions do not exist for it, which is the point: no protection that lives in the CPU's
+    page tables can stop what it writes.
+    """
+
+    def __init__(self, ram: Ram) -> None:
+        self._ram = ram
+
+    def write(self, phys: int, data: bytes) -> None:
+        """Store `data` at physical address `phys`; BusError when any byte of it is outside RAM."""
+        self._ram.write(phys, data)

@@ -1,0 +1,101 @@
+"""What a real first kernel starts with, and how it gets into RAM: as QEMU's boot loader puts it there."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from kexecemu.errors import InputError
+from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.image import parse as parse_header
+from kexecemu.kernel.boot.firmware import choose_places
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.linux.capture import DUMP_SLOT
+from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
+from kexecemu.machine.board import Board
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "LinuxSetup", "boot_linux"]
+
+DEFAULT_RAM = "512M"
+DEFAULT_CMDLINE = "crashkernel=192M"
+
+_PAGE = 4096
+_INITRD_OFFSET = 128 << 20  # as QEMU's boot loader, or half of a small RAM
+_OURS = "console=ttyAMA0 cryptomgr.notests kexecemu.wait=1 kexecemu.records=console"
+
+
+@shown()
+@dataclass(frozen=True)
+class LinuxSetup:
+    """What decides a run: the first kernel's Image, the crash kernel's with its initrd, and the programs for the init.
+
+    kexec is kexec-tools' program, packages the folder with its libraries. cmdline is the first kernel's, append the
+    crash kernel's. checks False is kexec's --no-checks: its purgatory then hashes nothing. stuck_cpus hear no interrupt
+    from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
+    """
+
+    image: bytes
+    crash_image: bytes
+    crash_initrd: bytes
+    busybox: Path
+    kexec: Path
+    packages: Path
+    ram: str | int = DEFAULT_RAM
+    cpus: int = 1
+    gic: int = 2
+    cmdline: str = DEFAULT_CMDLINE
+    append: str = CAPTURE_CMDLINE
+    checks: bool = True
+    stuck_cpus: tuple[int, ...] = ()
+    seed: int = 0
+
+
+def boot_linux(board: Board, setup: LinuxSetup) -> bytes:
+    """Everything into RAM, and the boot CPU at the kernel's entry; returns the device tree.
+
+    InputError when RAM is too small for it, and what first_kernel_initramfs() raises.
+    """
+    initrd = first_kernel_initramfs(
+        busybox=setup.busybox,
+        kexec=setup.kexec,
+        packages=setup.packages,
+        image=setup.crash_image,
+        initrd=setup.crash_initrd,
+        cmdline=setup.append,
+        options=["--kexec-syscall", "-d", *([] if setup.checks else ["--no-checks"])],
+    )
+    bank = board.ram.banks[0]
+    place = PhysRange.of(bank.start + min(bank.size // 2, _INITRD_OFFSET) // _PAGE * _PAGE, len(initrd))
+    dtb = _device_tree(board, setup, place)
+    size = parse_header(setup.image).image_size or len(setup.image)
+    places = choose_places(board.ram, size, Fdt(dtb))
+    if not bank.covers(place) or place.overlaps(PhysRange.of(places.kernel_phys, size)):
+        raise InputError(f"RAM of {bank.size:#x} bytes is too small for an initrd of {len(initrd):#x} bytes")
+    for phys, data in ((places.kernel_phys, setup.image), (place.start, initrd), (places.dtb_phys, dtb)):
+        board.ram.write(phys, data)
+    board.boot_cpu.reset(places.kernel_phys, places.dtb_phys)
+    kernel, tree = places.kernel_phys, places.dtb_phys
+    words = f"the boot loader starts Linux at {kernel:#x}, initrd at {place}, device tree at {tree:#x}"
+    board.timeline.record("boot", words, entry_phys=kernel, dtb_phys=tree)
+    return dtb
+
+
+def _device_tree(board: Board, setup: LinuxSetup, initrd: PhysRange) -> bytes:
+    seeds = random.Random(setup.seed)
+    kaslr_seed, rng_seed = seeds.getrandbits(64), seeds.randbytes(32)
+    return virt_device_tree(
+        board.ram.banks,
+        setup.cpus,
+        board.uart.base_phys,
+        cmdline=f"{setup.cmdline} {_OURS}",
+        virtio_slots=(DUMP_SLOT,),
+        rtc=True,
+        initrd=initrd,
+        # Linux leaves a seed that it does not use, and kexec-tools refuses to load where one is left.
+        kaslr_seed=None if "nokaslr" in setup.cmdline.split() else kaslr_seed,
+        rng_seed=rng_seed,
+        gic=setup.gic,
+    )

@@ -22,7 +22,7 @@ __all__ = ["EXAMPLES", "replay_command"]
 EXAMPLES = """\
 kexecemu replay dma.bit-flip.3.initrd+1a2b.after-load campaign-16m
 One fault of the campaign over a scenario that ships, to its end.
-kexecemu replay cpu.bit-flip.2.purgatory+3a8.after-load campaign-16m --trace --culprit
+kexecemu replay cpu.bit-flip.2.purgatory+400.after-load campaign-16m --trace --culprit
 The last instructions before the end, and the one that wrote the damage.
 """
 

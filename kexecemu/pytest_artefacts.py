@@ -123,7 +123,7 @@ def keep(
     again = end.again if isinstance(end, KnownEnd) else None
     name, seed, syscall = test, 0, "kexec_file_load"
     if again is not None:
-        name, seed, syscall = f"{again.name} ({test})", again.setup.seed, again.setup.syscall
+        name, seed, syscall = f"{again.name} ({test})", again.setup.seed, again.setup.call
         text = replace(again, name=name).file(expect)
         writers["scenario"] = lambda path: replace_file(path, text.encode())
     if kernel is not None and kernel.image is not None:

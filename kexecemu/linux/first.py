@@ -14,6 +14,7 @@ from kexecemu.errors import InputError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.load.syscalls import tell_image
 from kexecemu.linux.first_boot import LinuxSetup, boot_linux
+from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_records import KexecSaid, crash_kernel, iomem, parse_kexec, split_records
 from kexecemu.linux.first_store import GuestKernelMap, hang, store
@@ -150,14 +151,18 @@ class FirstLinux:
         self.crashk_res, self.crashk_low_res = crash_kernel(self.records.get("iomem.txt", ""))
         if self.crashk_res is None:
             raise InputError("the first Linux has reserved no crashkernel memory")
-        said = parse_kexec(self.records.get("kexec.txt", ""))
+        call = self.setup.syscall
+        if call == "kexec_load":
+            said = parse_kexec(self.records.get("kexec.txt", ""))
+        else:
+            said = find_load(self.ram, self.crashk_res, self.setup.crash_image, self.page_size)
         files = {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd}
         checks = self.setup.checks
         image = read_load(self.ram, said, files, self.crashk_res, page_size=self.page_size, checks=checks)
         self._loaded = image, said, GuestKernelMap(said, self.records["iomem.txt"])
         self._at = end.cpu
-        by, unchecked = "kexec_load by kexec-tools", "--no-checks: no digest"
-        tell_image(self.board.timeline, image, "kexec_load", by=by, unchecked=unchecked)
+        unchecked = "--no-checks: no digest" if call == "kexec_load" else "no purgatory and so no digest"
+        tell_image(self.board.timeline, image, call, by=f"{call} by kexec-tools", unchecked=unchecked)
         return image
 
     def run_to(self, marks: tuple[str, ...], progress: Progress | None = None) -> SystemEnd:

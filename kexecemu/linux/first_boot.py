@@ -24,6 +24,7 @@ DEFAULT_CMDLINE = "crashkernel=192M"
 
 _PAGE = 4096
 _INITRD_OFFSET = 128 << 20  # as QEMU's boot loader, or half of a small RAM
+_OPTIONS = {"kexec_load": ["--kexec-syscall", "-d"], "kexec_file_load": ["--kexec-file-syscall"]}
 _OURS = "console=ttyAMA0 cryptomgr.notests kexecemu.wait=1 kexecemu.records=console"
 
 
@@ -33,8 +34,9 @@ class LinuxSetup:
     """What decides a run: the first kernel's Image, the crash kernel's with its initrd, and the programs for the init.
 
     kexec is kexec-tools' program, packages the folder with its libraries. cmdline is the first kernel's, append the
-    crash kernel's. checks False is kexec's --no-checks: its purgatory then hashes nothing. stuck_cpus hear no interrupt
-    from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
+    crash kernel's. syscall is the call by which kexec-tools loads; kexec_file_load, which few kernels are built with,
+    has no purgatory here. checks False is kexec's --no-checks: its purgatory then hashes nothing. stuck_cpus hear no
+    interrupt from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
     """
 
     image: bytes
@@ -48,6 +50,7 @@ class LinuxSetup:
     gic: int = 2
     cmdline: str = DEFAULT_CMDLINE
     append: str = CAPTURE_CMDLINE
+    syscall: str = "kexec_load"
     checks: bool = True
     stuck_cpus: tuple[int, ...] = ()
     seed: int = 0
@@ -65,7 +68,7 @@ def boot_linux(board: Board, setup: LinuxSetup) -> bytes:
         image=setup.crash_image,
         initrd=setup.crash_initrd,
         cmdline=setup.append,
-        options=["--kexec-syscall", "-d", *([] if setup.checks else ["--no-checks"])],
+        options=_OPTIONS[setup.syscall] + ([] if setup.checks else ["--no-checks"]),
     )
     bank = board.ram.banks[0]
     place = PhysRange.of(bank.start + min(bank.size // 2, _INITRD_OFFSET) // _PAGE * _PAGE, len(initrd))

@@ -40,7 +40,7 @@ class SetupChanges(TypedDict, total=False):
     initrd: Path | str | None
     initrd_size: str | int | None
     append: str
-    syscall: str
+    syscall: str | None
     capture: str
 
 

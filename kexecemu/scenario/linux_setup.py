@@ -49,7 +49,8 @@ def linux_setup(setup: Setup) -> LinuxSetup:
         **vars(programs),
         cpus=cpus,
         gic=setup.value("gic"),
-        checks=setup.purgatory != "none",
+        syscall=setup.call,
+        checks=setup.call == "kexec_load" and setup.purgatory != "none",
         # What is not given is as LinuxSetup has it.
         **{name: given[name] for name in ("ram", "cmdline", "append", "stuck_cpus", "seed") if name in given},
     )

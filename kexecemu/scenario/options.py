@@ -151,12 +151,12 @@ class Setup:
     append: str = _load(
         "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll", "The crash kernel's command line.", "TEXT"
     )
-    syscall: str = _load(
-        "kexec_file_load",
+    syscall: str | None = _load(
+        None,
         "Who prepares the image: the kernel, or (kexec_load) kexec-tools, which brings its own purgatory.",
         "CALL",
+        without="kexec_file_load, and with a real first kernel kexec_load",
         words=("kexec_file_load", "kexec_load"),
-        real=("kexec_load",),
         axis=True,
     )
     capture: str = _load(
@@ -173,6 +173,11 @@ class Setup:
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, option.checked(getattr(self, name)))
         check_first(given_options(self))
+
+    @property
+    def call(self) -> str:
+        """The system call that loads: most real kernels have no other than kexec_load."""
+        return self.syscall or ("kexec_file_load" if self.linux is None else "kexec_load")
 
     def value(self, name: str) -> Any:
         """The value that holds where no device tree says another: what was given, or what then holds."""
@@ -219,3 +224,5 @@ def check_first(given: Mapping[str, Any]) -> None:
         if option.real and value not in option.real:
             words = " or ".join(option.real)
             raise InputError(f"{option.key} is {words} where the first kernel is a real one, not {value!r}")
+    if real and given.get("syscall") == "kexec_file_load" and given.get("purgatory") == "kexec-tools":
+        raise InputError("kernel.purgatory: kexec-tools brings its own to kexec_load, and none to kexec_file_load")

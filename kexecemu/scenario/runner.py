@@ -97,9 +97,8 @@ def crash(
         todo.setdefault(at, []).append(partial(act, first))
     linux = setup.linux is not None or setup.capture == "linux"
     end = follow(moments_of(first, message, todo, linux=linux, progress=progress), todo)
-    syscall = setup.syscall if setup.linux is None else "kexec_load"
     wrong = mismatches_of(end, expect)
-    return Result(name, setup.seed, first, image, end, wrong, expect is not None, syscall)
+    return Result(name, setup.seed, first, image, end, wrong, expect is not None, setup.call)
 
 
 def _loaded(

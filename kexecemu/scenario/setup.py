@@ -108,7 +108,7 @@ class Booted:
     def load(self) -> tuple[Kernel, Kimage]:
         """Load the crash image; KexecError when the load is refused."""
         kernel, setup = self.kernel, self.setup
-        load = kernel.kexec_tools_load if setup.syscall == "kexec_load" else kernel.kexec_file_load
+        load = kernel.kexec_tools_load if setup.call == "kexec_load" else kernel.kexec_file_load
         try:
             loaded = load(self.image, self.initrd, setup.append)
         except KexecError as error:

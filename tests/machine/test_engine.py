@@ -295,7 +295,9 @@ def torn(uc: Uc) -> bool:
 
 def test_a_stop_from_another_thread_leaves_a_load_done_and_yet_to_do():
     # Why nothing here uses timeout=, a thread that calls uc_emu_stop: PC is not where the registers are.
-    uc = chase()
+    # On a busy host it may call before the engine has started, and is lost: then the guest stops itself some time.
+    uc, blocks = chase(), []
+    uc.hook_add(UC_HOOK_BLOCK, lambda uc, *_: blocks.append(0) or (len(blocks) % 100_000 or uc.emu_stop()))
     uc.reg_write(UC_ARM64_REG_PC, CODE)
     for _ in range(5000):
         uc.emu_start(uc.reg_read(UC_ARM64_REG_PC), 0, timeout=20)

@@ -218,6 +218,12 @@ def test_a_first_linux_that_loads_nothing_says_why(loaded: Callable[..., FirstLi
         loaded(cmdline="nokaslr")
 
 
+def test_a_kernel_without_kexec_file_load_says_so(loaded: Callable[..., FirstLinux]) -> None:
+    """Debian's have no CONFIG_KEXEC_FILE; what that call leaves in memory is in linux/test_first_found.py."""
+    with pytest.raises(InputError, match="syscall kexec_file_load not available"):
+        loaded(syscall="kexec_file_load", checks=False)
+
+
 def test_the_command_prints_the_object_of_every_run_and_writes_the_dump(
     needs: None, command: Callable[..., Command], tmp_path: Path
 ) -> None:

@@ -189,8 +189,11 @@ def read(tmp_path: Path, text: str) -> Scenario:
         ('[kernel]\nlinux = "x"\npurgatory = "default"\n', "kernel.purgatory is kexec-tools or none"),
         ('[kernel]\nlinux = "x"\npurgatory = true\n', "kernel.purgatory is kexec-tools or none"),
         ('[kernel]\nlinux = "x"\ncmdline = "crashkernel=64M quiet"\n', "no quiet, no loglevel="),
-        ('[kernel]\nlinux = "x"\n[load]\nsyscall = "kexec_file_load"\n', "load.syscall is kexec_load"),
         ('[kernel]\nlinux = "x"\n[load]\ncapture = "stub"\n', "load.capture is linux"),
+        (
+            '[kernel]\nlinux = "x"\npurgatory = "kexec-tools"\n[load]\nsyscall = "kexec_file_load"\n',
+            "kernel.purgatory: kexec-tools brings its own to kexec_load",
+        ),
         ('[kernel]\nlinux = "x"\n[load]\ninitrd = "none"\n', "load.initrd"),
         ('[kernel]\nlinux = "x"\n[machine]\ndtb = "x"\n', "machine.dtb means nothing"),
         ('[kernel]\nlinux = "x"\n[crash]\nmessage = "x"\n', "crash.message means nothing"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from kexecemu.arguments import instance
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
+from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.timeline import Event
 from kexecemu.report.again import Again
 from kexecemu.scenario.schema import Expect
@@ -51,7 +52,7 @@ class KnownEnd(End):
     """An End of run(), which knows how it came about."""
 
     again: Again | None = field(default=None, repr=False)
-    kernel: Kernel | None = field(default=None, repr=False)
+    kernel: Kernel | FirstLinux | None = field(default=None, repr=False)
 
 
 def again_line(end: End, expect: Expect | None = None) -> str:

@@ -17,6 +17,7 @@ from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import FormatError
 from kexecemu.failure import KnownEnd
 from kexecemu.files import replace_file
+from kexecemu.linux.first import FirstLinux
 from kexecemu.report.again import Again
 from kexecemu.scenario.runner import Result
 from kexecemu.scenario.schema import Expect
@@ -104,7 +105,7 @@ def shown(path: Path, config: pytest.Config) -> Path:
 def keep(
     folder: Path,
     end: End,
-    kernel: Kernel | None,
+    kernel: Kernel | FirstLinux | None,
     expect: Expect | None,
     wrong: list[str],
     *,

@@ -21,6 +21,7 @@ from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import InputError, KexecError
 from kexecemu.failure import KexecemuFailure, failure_text
+from kexecemu.linux.first import FirstLinux
 from kexecemu.pytest_artefacts import again_in, chosen_folder, folder_of, keep, note_end, shown
 from kexecemu.pytest_scenarios import ScenarioItem
 from kexecemu.scenario.runner import mismatches_of
@@ -96,15 +97,15 @@ def ends_behind(traceback: TracebackType | None) -> list[End]:
     return list(found.values())[:_MOST_ENDS]
 
 
-def kernel_behind(end: End, traceback: TracebackType | None) -> Kernel | None:
+def kernel_behind(end: End, traceback: TracebackType | None) -> Kernel | FirstLinux | None:
     """The kernel whose crash this is the end of, where it or a frame of the failure knows."""
-    if isinstance(kernel := getattr(end, "kernel", None), Kernel):
+    if isinstance(kernel := getattr(end, "kernel", None), Kernel | FirstLinux):
         return kernel
     for frame in _frames(traceback):
         for value in list(frame.f_locals.values()):
             one = getattr(value, "kernel", None) if _is_of_ours(value) else None
             for kernel in (value, one):
-                if isinstance(kernel, Kernel) and kernel.board.timeline is end.timeline:
+                if isinstance(kernel, Kernel | FirstLinux) and kernel.board.timeline is end.timeline:
                     return kernel
     return None
 

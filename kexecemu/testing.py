@@ -147,7 +147,7 @@ def run_result(
     result = crash(name, setup, [*own, *faults], message)
     again = Again(scenario, cell, faults, options, name, setup, [*own, *faults], message)
     plain = {one.name: getattr(result.end, one.name) for one in fields(End)}
-    return replace(result, end=KnownEnd(**plain, again=again, kernel=result.model))
+    return replace(result, end=KnownEnd(**plain, again=again, kernel=result.kernel))
 
 
 def assert_outcome(

@@ -99,3 +99,8 @@ def test_what_is_no_object_exits_with_2(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert info(tmp_path).returncode == 2
+
+
+def test_the_one_that_ships_has_a_name() -> None:
+    done = info(Path("default"), "--json")
+    assert (done.returncode, json.loads(done.stdout)["interface"]) == (0, "kernel")

@@ -96,7 +96,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
             f"the undisturbed run does not end in a dump: {end.outcome.value} ({end.reason}; {end.dump_reason})"
         )
     plain = _state(kernel, snapshots)
-    _back(kernel, snapshots, loaded)
+    snapshots.restore(loaded)
     passed = Passed()
     steps = crash(kernel, passed=passed)
 
@@ -121,7 +121,7 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     differs = _difference(plain, _state(kernel, snapshots))
     if differs:
         raise MachineError(f"the recorded run is not the plain one: {differs}")
-    _back(kernel, snapshots, loaded)
+    snapshots.restore(loaded)
     at = (loaded, jump, entry, at_entry, memory, entry_memory)
     return Golden(region, *at, in_panic, in_check, in_capture, capture, ended(end), began, early_check)
 
@@ -132,12 +132,6 @@ def ended(end: End) -> Ended:
     if end.capture is not None:
         mended = end.verdict is not None and VerdictFlags.REPAIRED in end.verdict.flags
     return Ended(end.outcome.value, end.dump.value, end.dump_reason, end.reported, mended)
-
-
-def _back(kernel: Kernel, snapshots: Snapshots, loaded: Snapshot) -> None:
-    """To right after the load: the machine, and the account of what was written to it."""
-    snapshots.restore(loaded)
-    kernel.forget_faults()
 
 
 def _state(kernel: Kernel, snapshots: Snapshots) -> dict[str, object]:

@@ -140,7 +140,6 @@ class Victim:
         reached = self.reached(*fault.moment)
         begin, passed = self._begin(fault, area, granted, reached)
         self._restore(begin)
-        self.kernel.forget_faults()
 
         def act() -> object:
             return inject(_Granted(self.kernel) if granted else self.kernel, fault, area)

@@ -126,12 +126,16 @@ def _read(file: Path) -> RelocatableObject:
     return parse_purgatory(object_or_embedded(contents(file, "purgatory")), str(file))
 
 
-_OBJECT = "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside."
+def _path(name: str | Path) -> Path:
+    return purgatory_path() if str(name) == "default" else Path(name)
+
+
+_OBJECT = "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside, or 'default' for the one that ships."
 
 
 def info(file: Annotated[Path, typer.Argument(help=_OBJECT)], json: JsonOption = False) -> None:
     """Print sections, symbols, relocations and size; exit status 1 if no loader could use the object."""
-    found = describe_purgatory(_read(file))
+    found = describe_purgatory(_read(_path(file)))
     usable = found["links"] is True and found["interface"] is not None
     if json:
         print_json(found)
@@ -161,7 +165,7 @@ def check(
 
     options = split_options(config or ())
     required = parse_requirements(require or ())
-    paths = [purgatory_path() if name == "default" else Path(name) for name in files]
+    paths = [_path(name) for name in files]
     objects = [_read(path) for path in paths]
     interfaces = [_usable(path, obj) for path, obj in zip(paths, objects, strict=True)]
     with progress_of(len(files)) as progress:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 from kexecemu.arguments import instance
 from kexecemu.crash.end import End
@@ -51,12 +52,17 @@ class Kernel(model.KernelModel):
     @cached_property
     def injections(self) -> list[Injection]:
         """The stray writes that have happened."""
-        return []
+        return self._account()
 
     @cached_property
-    def _pending(self) -> dict[At, list[Act]]:
+    def _pending(self) -> list[Fault]:
         """Faults that wait for their moment."""
-        return {}
+        return self._account()
+
+    def _account(self) -> list[Any]:
+        """A list that goes back to what it was whenever the machine does."""
+        self.board.accounts.append([])
+        return self.board.accounts[-1]
 
     def place(self, fault: Fault) -> PhysRange:
         """The physical bytes that a fault writes; InputError for a target that is not there."""
@@ -68,13 +74,8 @@ class Kernel(model.KernelModel):
         self.check_alive(f"fault at {fault.at}")
         if fault.when in (When.AFTER_LOAD, When.BEFORE_PANIC, When.DURING_LOAD):
             return inject(self, fault)
-        self._pending.setdefault(fault.moment, []).append(lambda: inject(self, fault))
+        self._pending.append(fault)
         return None
-
-    def forget_faults(self) -> None:
-        """The machine has gone back to before all faults."""
-        self._pending.clear()
-        self.injections.clear()
 
     def stray_write(self, at: str, data: bytes, *, width: int = 1) -> Injection:
         """A CPU stores `data` at a target through the linear map; stores are `width` bytes wide."""
@@ -97,8 +98,10 @@ class Kernel(model.KernelModel):
         is called now and then while the purgatory hashes and while a Linux runs. Raises MachineError when the engine
         fails.
         """
-        steps = crash(self, message, self._pending, linux=linux, progress=progress)
-        return follow(steps, self._pending)
+        acts: dict[At, list[Act]] = {}
+        for fault in self._pending:
+            acts.setdefault(fault.moment, []).append(partial(inject, self, fault))
+        return follow(crash(self, message, acts, linux=linux, progress=progress), acts)
 
     def leave(self, message: str) -> Generator[None, None, Left]:
         """FirstKernel.leave(): begin_crash(), which stops right before the MMU goes off, and finish_crash()."""

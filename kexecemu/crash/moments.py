@@ -24,7 +24,7 @@ from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.shown import shown
-from kexecemu.stray.fault import When
+from kexecemu.stray.fault import When, when_word
 from kexecemu.stray.first import FirstKernel, Left, Progress, through
 
 _T = TypeVar("_T")
@@ -82,10 +82,37 @@ def crash(
 ) -> Generator[At, None, End]:
     """From right after the load to the end. It stops at every moment; at those with a number where `wanted` has them.
 
-    linux follows a capture kernel that is a real Linux to its end. passed is what a machine has behind it that was put
-    back to a later moment, and is kept up to date on the way; None for one that has just loaded.
+    A wanted one that does not come, since the crash ends before it, is an event of its own at the end. linux follows a
+    capture kernel that is a real Linux to its end. passed is what a machine has behind it that was put back to a later
+    moment, and is kept up to date on the way; None for one that has just loaded.
     """
-    passed = Passed() if passed is None else passed
+    missed = set() if passed is not None else set(wanted)
+    steps = _steps(first, message, wanted, Passed() if passed is None else passed, linux, progress)
+    while True:
+        try:
+            at = next(steps)
+        except StopIteration as stop:
+            end: End = stop.value
+            break
+        missed.discard(at)
+        yield at
+    say = first.board.timeline.record
+    for when, step in sorted(missed, key=lambda at: (list(When).index(at[0]), at[1])):
+        word = when_word(when, step)
+        say("missed", f"the moment {word} did not come: what was to happen then has not", moment=word)
+    say("outcome", f"{end.outcome.value}: {end.reason}", outcome=end.outcome.value, dump=end.dump.value)
+    return end
+
+
+def _steps(
+    first: FirstKernel,
+    message: str,
+    wanted: Collection[At],
+    passed: Passed,
+    linux: bool,
+    progress: Progress | None,
+) -> Generator[At, None, End]:
+    """crash() without its last event."""
     if passed.left is None:
         yield When.AFTER_LOAD, 0
         yield When.BEFORE_PANIC, 0
@@ -140,15 +167,28 @@ def _purgatory(
     stage = purgatory_stage(
         cpu, image, back_phys=back_phys, steps=steps, total=total, done=done, progress=progress
     )
-    run = yield from _at(When.WHILE_HASHING, stage, passed)
+    moments = _at(When.WHILE_HASHING, stage, passed)
+    while True:
+        try:
+            at = next(moments)
+        except StopIteration as stop:
+            run: PurgatoryRun = stop.value
+            break
+        yield at
+        if at[1] == 0:  # nothing of it has run yet: what is written now is damage, as at the jump
+            passed.damage = _own_damage(first, image)
     tell_purgatory(first.board.timeline, run, image)
     return run
 
 
 def _measured(first: FirstKernel, cpu: SystemCpu, image: Kimage) -> int:
-    """Instructions of the purgatory's run from here to its end; the machine is as before it afterwards."""
+    """Instructions of the purgatory's run over what was loaded; the machine is as before it afterwards."""
     snapshots = Snapshots(first.board)
     before = snapshots.take()
+    for segment in image.segments:
+        if first.board.ram.read(segment.mem, segment.memsz) != (loaded := segment.content()):
+            first.board.ram.write(segment.mem, loaded)
+    cpu.flush_code()
     run = through(purgatory_stage(cpu, image, back_phys=cpu.x(30)))
     snapshots.restore(before)
     snapshots.close()
@@ -255,8 +295,7 @@ def _over(
     damage: list[Damage],
     dump: tuple[Dump, str] | None = None,
 ) -> End:
-    """The end that is on the timeline then; without a word about the dump there is none, for the same reason."""
+    """Without a word about the dump there is none, for the same reason."""
     board, (what, why) = first.board, dump or (Dump.NONE, f"none: {reason}")
-    board.timeline.record("outcome", f"{outcome.value}: {reason}", outcome=outcome.value, dump=what.value)
     account = board.uart.text, board.timeline, board.instructions
     return End(outcome, reason, damage, list(first.injections), *account, dump=what, dump_reason=why)

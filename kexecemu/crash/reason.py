@@ -53,7 +53,7 @@ def reason_of(outcome: Outcome, facts: Facts) -> str:
     if outcome is Outcome.LATENT:
         return _latent(facts)
     end = facts.capture.end if facts.capture is not None else None
-    anew = outcome is Outcome.MASKED and any(one.changed for one in facts.injections)
+    anew = outcome is Outcome.MASKED and any(one.changed or one.loaded_over for one in facts.injections)
     if end is CaptureEnd.DONE and facts.dump is Dump.TRUE:
         return f"{_WRITTEN_ANEW}, and the dump was taken" if anew else outcome.meaning
     what = {

@@ -50,7 +50,7 @@ def tell_capture(timeline: Timeline, run: CaptureRun) -> None:
     words = {
         CaptureEnd.DONE: "the capture kernel has gone through the dump and powers off",
         CaptureEnd.ENTERED: "a real kernel stands at its first instruction, the entry contract is met",
-        CaptureEnd.NO_DUMP: "the capture kernel finds no dump: device tree or core header are damaged",
+        CaptureEnd.NO_DUMP: "the kernel that was started finds no dump: no core header where the device tree says",
         CaptureEnd.BAD_ENTRY: "the capture kernel was entered against the boot protocol",
         CaptureEnd.TRAPPED: f"the capture kernel is ended by an exception: {run.fault}",
         CaptureEnd.ELSEWHERE: f"the capture kernel runs away to {run.pc:#x}",

@@ -192,8 +192,8 @@ class KernelModel(KernelState):
 
     @property
     def dying(self) -> bool:
-        """An oops was fatal (panic_on_oops), and no CPU runs anything but the crash path any more."""
-        return self._execution.at_crash_end and self.over is None
+        """No CPU runs anything but the crash path: an oops was fatal (panic_on_oops), or met the panic itself."""
+        return self._execution.at_crash_end if self.over is None else not self._execution.in_panic
 
     @property
     def about_to_leave(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from kexecemu.arguments import instance, integer
 from kexecemu.errors import InputError
@@ -126,6 +126,8 @@ class Board:
         self.cpus: tuple[SystemCpu, ...] = tuple(self._cpu(index) for index in range(cpus))
         self.dma = DmaMaster(self.ram)
         self.timeline = Timeline(lambda: self.time)
+        self.accounts: list[list[Any]] = []
+        """Lists of what has happened on the board, kept by whoever put them here: a snapshot puts them back, too."""
         self._psci = Psci(self.cpus)
 
     def close(self) -> None:

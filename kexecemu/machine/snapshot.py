@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Final
 
 from kexecemu.errors import MachineError
@@ -54,6 +55,7 @@ class Snapshot:
     exceptions: list[list[GuestException]]
     output: bytes
     events: list[Event]
+    accounts: list[list[Any]]
     devices: Any
 
 
@@ -98,6 +100,7 @@ class Snapshots:
             [cpu.exceptions[:] for cpu in board.cpus],
             bytes(board.uart.output),
             list(board.timeline),
+            [list(one) for one in board.accounts],
             _devices(board),
         )
 
@@ -115,6 +118,8 @@ class Snapshots:
         board.idle = snapshot.idle
         board.uart.output[:] = snapshot.output
         board.timeline.put_back(snapshot.events)
+        for account, then in zip_longest(board.accounts, snapshot.accounts, fillvalue=()):
+            account[:] = then  # type: ignore[index]
         if _devices(board) != snapshot.devices:
             uart, gic = snapshot.devices
             for name, value in uart.items():

@@ -149,9 +149,7 @@ class FaultTable(_Table, frozen=True):
         """The fault that the table describes; InputError when it is none."""
         data = parse_hex(self.write, f"fault at {self.at}: write") if self.write is not None else None
         when, step = parse_when(self.when, f"fault at {self.at}: when")
-        plain = self.model is None or data is not None or self.flip is not None
-        model, variant = (None, 0) if plain else (self.model, self.variant)
-        return Fault(self.at, data, self.flip, self.by, when, self.width, step, model, variant)
+        return Fault(self.at, data, self.flip, self.by, when, self.width, step, self.model, self.variant)
 
 
 class Crash(_Table, frozen=True):

@@ -170,7 +170,9 @@ def settle(kernel: Kernel, undisturbed: Callable[[PhysRange], bytes]) -> None:
     for number, one in enumerate(kernel.injections):
         area = PhysRange.of(one.phys, len(one.before))
         after = kernel.ram.read(area.start, area.size)
-        kernel.injections[number] = replace(one, before=undisturbed(area), after=after)
+        before = undisturbed(area)
+        over = one.changed and before == after
+        kernel.injections[number] = replace(one, before=before, after=after, loaded_over=over)
 
 
 def _with_paths(error: KexecError, setup: Setup) -> KexecError:

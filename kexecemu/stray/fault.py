@@ -133,7 +133,11 @@ class Fault:
         if self.flip is not None:
             integer(self.flip, f"fault at {at}: flip")
         if (self.write is not None) + (self.flip is not None) + (self.model is not None) != 1:
-            raise InputError(f"fault at {self.at}: give either the bytes to write or the bits to flip")
+            raise InputError(
+                f"fault at {self.at}: give one of the bytes to write, the bits to flip, and a model"
+            )
+        if self.variant and self.model is None:
+            raise InputError(f"fault at {self.at}: a variant is one of a model's, and none is named")
         if self.model is not None:
             find_model(self.model).length(self.variant)
         if self.write is not None and not self.write:
@@ -160,9 +164,7 @@ class Fault:
                 f"{what}: a late-cpu is one that does not stop at the crash: before that none is late"
             )
         raise InputError(
-            f"{what}: after the check every CPU is stopped, only DMA still writes"
-            if self.when is When.AFTER_CHECK
-            else f"{what}: at {self.when.value} CPUs have stopped; DMA and a late-cpu still write"
+            f"{what}: CPUs have stopped by the moment {self.when.value}; DMA and a late-cpu still write"
         )
 
     @property
@@ -195,13 +197,17 @@ class Fault:
 @shown()
 @dataclass(frozen=True)
 class Injection:
-    """What a fault did: the bytes at phys before and right after, and the exception if the store met one."""
+    """What a fault did: the bytes at phys before and right after, and the exception if the store met one.
+
+    One from before the load counts by what the load has left of it; loaded_over says that this is nothing.
+    """
 
     fault: Fault
     phys: int
     before: bytes
     after: bytes
     exception: GuestException | None = None
+    loaded_over: bool = False
 
     @property
     def changed(self) -> bool:

@@ -32,7 +32,6 @@ def test_what_is_said_of_a_page_is_what_a_store_to_it_meets(engine: FaultDecider
     assert any(not allowed for allowed in said.values()) == protected
     for phys, allowed in said.items():
         victim.snapshots.restore(engine.golden.loaded)
-        kernel.forget_faults()
         before = kernel.ram.read_u64(phys)
         stored = kernel.stray_write_virt(kernel.space.linear_virt(phys), bytes([before & 0xFF ^ 1]))
         assert stored == allowed and (kernel.ram.read_u64(phys) != before) == allowed

@@ -123,7 +123,7 @@ def test_a_fault_after_the_check_waits_for_its_moment() -> None:
     assert end.outcome is Outcome.SILENT
     assert end.verdict is not None
     assert end.verdict.state is VerdictState.MATCH
-    with pytest.raises(InputError, match="only DMA still writes"):
+    with pytest.raises(InputError, match="CPUs have stopped by the moment after-check"):
         Fault("initrd", write=b"\x00", by=By.CPU, when=When.AFTER_CHECK)
 
 

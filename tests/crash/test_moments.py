@@ -144,3 +144,63 @@ def test_who_looks_at_a_moment_sees_what_is_written_at_it() -> None:
 def test_a_target_that_is_not_there_is_told_before_anything_crashes() -> None:
     with pytest.raises(InputError, match="no such segment"):
         run(faults=[Fault("initrdd", flip=1, by=By.DMA, when=When.AFTER_CHECK)])
+
+
+@pytest.mark.parametrize(
+    ("fault", "more"),
+    [
+        (Fault("initrd", flip=1, by=By.DMA, when=When.WHILE_HASHING, step=256), {}),
+        (Fault("initrd", flip=1, by=By.DMA, when=When.WHILE_HASHING, step=3), {"purgatory": "none"}),
+        (Fault("initrd", flip=1, by=By.DMA, when=When.IN_CAPTURE, step=10**9), {}),
+        (Fault("initrd", flip=1, by=By.LATE_CPU, when=When.IN_CAPTURE, step=10**9), {}),
+    ],
+)
+def test_a_moment_that_does_not_come_is_told(fault: Fault, more: dict[str, object]) -> None:
+    end = run(faults=[fault], **more)
+    assert (end.outcome, end.injections) == (Outcome.CAPTURED, [])
+    (missed,) = end.timeline.of("missed")
+    assert missed.facts == {"moment": fault.when_word}
+    assert [event.kind for event in end.timeline][-2:] == ["missed", "outcome"]
+
+
+def test_what_was_to_happen_after_a_check_that_stops_has_not() -> None:
+    late = Fault("initrd", flip=2, by=By.DMA, when=When.AFTER_CHECK)
+    end = run(faults=[Fault("initrd", flip=1), late])
+    assert (end.outcome, [one.fault.when for one in end.injections]) == (Outcome.DETECTED, [When.AFTER_LOAD])
+    assert [event.facts["moment"] for event in end.timeline.of("missed")] == ["after-check"]
+    assert run().timeline.of("missed") == []
+
+
+def test_two_stores_in_one_panic_of_which_the_first_is_refused() -> None:
+    """The panic that meets an oops of its own is the end of the CPU that stores: there is no second store."""
+    faults = [Fault(f"initrd+{at:#x}", flip=1, by=By.CPU, when=When.DURING_PANIC) for at in (0x10, 0x20)]
+    end = run(faults=faults, era="6.1", cpus=2)
+    assert end.outcome is Outcome.HUNG
+    refused, none = end.timeline.of("fault")
+    assert refused.facts["trapped"] is True and none.text.endswith(
+        "no CPU stores any more, the kernel is dying"
+    )
+
+
+def test_a_moment_is_a_part_of_the_undisturbed_run_whatever_was_written_before() -> None:
+    second = Fault("crashkernel-free", write=b"\x01", by=By.DMA, when=When.WHILE_HASHING, step=1)
+    for symbol in ("purgatory_sha_regions", "sha256_update"):
+        first = Fault(f"purgatory:{symbol}", write=bytes(4), by=By.DMA, when=When.AT_JUMP)
+        alone, both = (run(faults=faults).timeline for faults in ([second], [first, second]))
+        times = [[event.when for event in one.of("fault")][-1] for one in (alone, both)]
+        jump = [one.of("jump")[0].when for one in (alone, both)]
+        assert times[0] - jump[0] == times[1] - jump[1]
+
+
+def test_the_first_step_of_the_hashing_is_the_moment_of_the_jump() -> None:
+    ends = [
+        run(faults=[Fault("purgatory:sha256_init", write=bytes(4), by=By.DMA, when=when)])  # type: ignore[arg-type]
+        for when in ("at-jump", "hashing-0")
+    ]
+    told = [(end.outcome, end.reason, end.damage, end.instructions) for end in ends]
+    assert told[0] == told[1] and ends[0].damage
+
+
+def test_what_the_load_wrote_over_is_said_so() -> None:
+    end = run(faults=[Fault("initrd", write=b"\x5a", by=By.DMA, when=When.DURING_LOAD)])
+    assert end.outcome is Outcome.MASKED and "written anew" in end.reason

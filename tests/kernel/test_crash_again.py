@@ -11,7 +11,7 @@ from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.crash.end import End
 from kexecemu.errors import InputError
 from kexecemu.machine.snapshot import Snapshots
-from kexecemu.stray.fault import By, Fault
+from kexecemu.stray.fault import By, Fault, When
 
 
 @pytest.fixture
@@ -73,3 +73,19 @@ def test_what_is_protected_is_what_the_page_tables_say(kernel: Kernel) -> None:
     assert kernel.protected[0].start == before[0].start + 4096
     snapshots.restore(loaded)
     assert kernel.protected == before
+
+
+def test_stray_writes_go_back_with_the_machine_those_that_wait_for_their_moment_too(kernel: Kernel) -> None:
+    snapshots = Snapshots(kernel.board)
+    loaded = snapshots.take()
+    plain = told(kernel.panic())
+    snapshots.restore(loaded)
+    kernel.dma_write("initrd", b"\xff")
+    kernel.inject(Fault("initrd", flip=1, by=By.DMA, when=When.AFTER_CHECK))
+    written = snapshots.take()
+    disturbed = told(kernel.panic())
+    assert disturbed != plain
+    snapshots.restore(loaded)
+    assert (kernel.injections, told(kernel.panic())) == ([], plain)
+    snapshots.restore(written)
+    assert len(kernel.injections) == 1 and told(kernel.panic()) == disturbed

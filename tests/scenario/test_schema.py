@@ -168,9 +168,9 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_path(tmp_path: Path, text
         (HEAD + "name = 'y'", "Cannot overwrite a value"),
         (
             HEAD + "[[fault]]\nat = 'initrd'",
-            "fault at initrd: give either the bytes to write or the bits to flip",
+            "fault at initrd: give one of the bytes to write, the bits to flip, and a model",
         ),
-        (HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'ff'\nflip = 1", "fault at dtb: give either"),
+        (HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'ff'\nflip = 1", "fault at dtb: give one of"),
         (
             HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'f'",
             "fault at dtb: write: 'f' is not an even number of hex digits",
@@ -181,7 +181,12 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_path(tmp_path: Path, text
             HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'ff'\nwidth = 3",
             "a store is 1, 2, 4 or 8 bytes wide, not 3",
         ),
-        (HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'ff'\nwhen = 'after-check'", "only DMA still writes"),
+        (
+            HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'ff'\nwhen = 'after-check'",
+            "CPUs have stopped by the moment",
+        ),
+        (HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'ff'\nmodel = 'word32'", "fault at dtb: give one of"),
+        (HEAD + "[[fault]]\nat = 'dtb'\nwrite = 'ff'\nvariant = 3", "a variant is one of a model's"),
         (b"\xff\xfe", "codec can't decode"),
     ],
 )

@@ -123,7 +123,8 @@ def tell_image(timeline: Timeline, image: Kimage, call: str, *, by: str, uncheck
         words = f"{segment.name}: {segment.bufsz:#x} bytes at {segment.area} ({segment.memsz:#x} in memory)"
         timeline.record("segment", words, segment=segment.name, mem_phys=segment.mem, **sizes)
     digest = f"digest {image.digest.hex()}" if image.digest else unchecked
-    words, found = f"{by}: crash image loaded, entry {image.start:#x}", image.digest
+    what = "crash image" if image.crash else "image"
+    words, found = f"{by}: {what} loaded, entry {image.start:#x}", image.digest
     found_hex = found.hex() if found else None
     timeline.record("loaded", f"{words}, {digest}", call=call, entry_phys=image.start, digest=found_hex)
 

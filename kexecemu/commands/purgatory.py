@@ -130,7 +130,10 @@ def _path(name: str | Path) -> Path:
     return purgatory_path() if str(name) == "default" else Path(name)
 
 
-_OBJECT = "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside, or 'default' for the one that ships."
+_OBJECT = (
+    "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside; "
+    "'default' is the one that ships."
+)
 
 
 def info(file: Annotated[Path, typer.Argument(help=_OBJECT)], json: JsonOption = False) -> None:

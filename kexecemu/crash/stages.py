@@ -66,12 +66,11 @@ def purgatory_end(
     # A caller that nothing can be fetched at (a virtual address, say) was returned to all the same.
     if objects and where == back_phys and where not in purgatory.segment.area and where != image.kernel_entry:
         return PurgatoryEnd.RETURNED
+    if stop.leaves(purgatory.segment.area):
+        there = stop.kind is CpuStopKind.LEFT and stop.pc == image.kernel_entry
+        return PurgatoryEnd.KERNEL if there else PurgatoryEnd.ELSEWHERE
     if stop.kind is CpuStopKind.FAULT:
-        # A jump to where nothing can be fetched is a jump before it is an exception.
-        astray = stop.fault is not None and stop.fault.pc not in purgatory.segment.area
-        return PurgatoryEnd.ELSEWHERE if astray else PurgatoryEnd.TRAPPED
-    if stop.kind is CpuStopKind.LEFT:
-        return PurgatoryEnd.KERNEL if stop.pc == image.kernel_entry else PurgatoryEnd.ELSEWHERE
+        return PurgatoryEnd.TRAPPED
     if purgatory.has_symbol("purgatory_verdict"):
         if verdict is not None and objects:
             mismatch = verdict.state is VerdictState.MISMATCH

@@ -225,4 +225,6 @@ def check_first(given: Mapping[str, Any]) -> None:
             words = " or ".join(option.real)
             raise InputError(f"{option.key} is {words} where the first kernel is a real one, not {value!r}")
     if real and given.get("syscall") == "kexec_file_load" and given.get("purgatory") == "kexec-tools":
-        raise InputError("kernel.purgatory: kexec-tools brings its own to kexec_load, and none to kexec_file_load")
+        raise InputError(
+            "kernel.purgatory: kexec-tools brings its own to kexec_load, and none to kexec_file_load"
+        )

@@ -39,6 +39,20 @@ def _keep(cpu: Cpu) -> Callable[[], None]:
     return put_back
 
 
+def _jump(cpu: Cpu, last: range, limit: int) -> CpuStop:
+    """Run the last code of a kernel until it is left: LEFT for a jump out of it with the MMU off, and for that alone.
+
+    The MMU is off for nobody else. An exception in that code does not get out of the kernel, and neither does a branch
+    out of it with the MMU on, which is BREAKPOINT where it leads.
+    """
+    stop = cpu.run(within=last, limit=limit, deliver=False)
+    if not stop.leaves(last):
+        return stop
+    if not cpu.sysreg("SCTLR_EL1") & 1:
+        return CpuStop(CpuStopKind.LEFT, stop.pc, stop.instructions)
+    return stop if stop.fault is not None else CpuStop(CpuStopKind.BREAKPOINT, stop.pc, stop.instructions)
+
+
 @shown("in_panic", "at_crash_end")
 class Execution:
     """The CPUs of a board as the first kernel uses them."""
@@ -181,8 +195,9 @@ class Execution:
     def finish_crash(self, stop: CpuStop) -> CpuStop:
         """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off.
 
-        PC is the physical address that machine_kexec() jumps to. A crash that did not come to its last moment with the
-        MMU on, or that a store then has led astray, is not continued: the stop says where the CPU stands.
+        PC is the physical address that machine_kexec() jumps to, also where nothing can be fetched there. A crash that
+        did not come to its last moment with the MMU on, or that a store then has led astray, is not continued: the stop
+        says where the CPU stands. An exception in the last code is FAULT.
         """
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != self._restart_phys:
             return stop
@@ -191,7 +206,7 @@ class Execution:
             return CpuStop(CpuStopKind.BREAKPOINT, cpu.pc, 0)
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
-        return cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
+        return _jump(cpu, idmap, _SOFT_RESTART_LIMIT)
 
     def resume(self) -> CpuStop:
         """Go on in machine_kexec() where a purgatory has returned to: BREAKPOINT at panic_no_kexec if all is well."""
@@ -207,4 +222,4 @@ class Execution:
         stop = self.call("kernel_kexec", task="task_bash", until={control_page.start})
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != control_page.start:
             return stop
-        return self._board.boot_cpu.run(within=control_page, limit=_RELOCATION_LIMIT)
+        return _jump(self._board.boot_cpu, control_page, _RELOCATION_LIMIT)

@@ -18,10 +18,16 @@ from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.shown import shown
 
-__all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Execution"]
+__all__ = ["CALL_LIMIT", "REFUSALS", "SYSRQ_MESSAGE", "Execution"]
 
 CALL_LIMIT = 50_000_000  # instructions of a stretch of the first kernel's code before it counts as hung
 SYSRQ_MESSAGE = "sysrq triggered crash"
+REFUSALS = (
+    "the purgatory has been damaged",
+    "the early check has failed",
+    "the purgatory has refused the crash image",
+)
+"""What the guest's kdump_give_up() is called with."""
 _THREAD_SIZE = 16384
 _SOFT_RESTART_LIMIT = 1000
 _RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image

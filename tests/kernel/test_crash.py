@@ -358,3 +358,13 @@ def test_who_does_not_get_out_with_the_mmu_off_has_not_jumped(
     kernel, _, stopped = stamp_and_crash(symbol, struct.pack("<I", word))
     assert stopped is kind
     assert not [event for event in kernel.board.timeline if event.kind == "jump"]
+
+
+def test_an_oops_whose_text_was_stamped_on_is_one_line_of_the_timeline() -> None:
+    kernel, _ = loaded()
+    segment = next(one for one in kernel.guest.vmlinux.elf.segments if b"Oops\0" in one.data)
+    virt = segment.vaddr + segment.data.index(b"Oops\0")
+    kernel.ram.write(kernel.guest.space.virt_to_phys(virt), b"a\nb\x1b\0")
+    assert not kernel.stray_write_virt(8, b"x")
+    (event,) = kernel.board.timeline.of("oops")
+    assert event.text.startswith("a\\nb\\x1b on cpu0 at ")

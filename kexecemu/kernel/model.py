@@ -19,7 +19,7 @@ from kexecemu.kernel.base.vmlinux import load_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
-from kexecemu.kernel.crash.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
+from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
 from kexecemu.kernel.crash.stray_store import WRITERS, store
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
 from kexecemu.kernel.load import environment, syscalls
@@ -244,11 +244,14 @@ class KernelModel(KernelState):
 
     @property
     def refusal(self) -> str | None:
-        """Why the dying kernel has not started the crash image that is loaded; None where that was not its choice."""
-        vmlinux, why_virt = self.guest.vmlinux, self.guest.read("kdump_refusal")
-        if self.image is None or not vmlinux.virt("_text") <= why_virt < vmlinux.virt("_end"):
-            return None  # 0, or stamped on
-        return self.guest.string(why_virt)
+        """Why the dying kernel has not started the crash image that is loaded; None where that was not its choice.
+
+        A pointer alone is not believed, a stray write may have made it: it has to be to one of the kernel's own
+        reasons, and the kernel says on its console that it gives up.
+        """
+        why = self.guest.vmlinux.string(self.guest.read("kdump_refusal"))
+        given_up = self.image is not None and why in REFUSALS and ", giving up kdump" in self.board.uart.text
+        return why if given_up else None
 
     def _tell_refusal(self) -> None:
         why = self.refusal

@@ -134,6 +134,8 @@ def report_die(state: KernelState, cpu: Cpu) -> None:
     task = oops.task_line(guest, cpu.sysreg("SP_EL0"), cpu.index)
     for line in oops.die_report(guest, text, cpu.x(1), regs, task):
         state.log(line)
+    # Guest memory may hold anything there, and an event is one line.
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     words = f"{text} on cpu{cpu.index} at {guest.vmlinux.describe(regs.pc)}"
     state.say("oops", words, cpu=cpu.index, esr=cpu.x(1), pc_virt=regs.pc)
 

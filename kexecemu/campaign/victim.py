@@ -202,7 +202,7 @@ class _Granted:
 
     def __init__(self, kernel: Kernel) -> None:
         self.board, self.injections, self.dying = kernel.board, kernel.injections, False
-        self.place = kernel.place
+        self.place, self.storing = kernel.place, kernel.storing
 
     def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestException | None:
         """What such a store leaves in memory."""

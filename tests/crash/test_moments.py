@@ -71,6 +71,9 @@ def test_a_scenario_can_write_whenever_a_campaign_can(by: str, when: str, outcom
     result = run_result(faults=[fault], cpus=2)
     (told,) = result.end.timeline.of("fault")
     assert (told.facts["by"], result.end.outcome.value) == (by, outcome)
+    cpu = {"dma": None, "late-cpu": 1}.get(by, 0)
+    assert told.facts["cpu"] == result.end.injections[0].cpu == cpu
+    assert told.text.startswith("DMA writes" if cpu is None else f"cpu{cpu}")
     assert result.end.injections[0].fault.when_word == when
     result.kernel.board.close()
 

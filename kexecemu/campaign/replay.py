@@ -34,14 +34,16 @@ _LINES: Final = 400
 _LAST_BLOCKS: Final = 8
 """Blocks at the end of a trace that are shown instruction by instruction."""
 
+_UNTRACED: Final = "nobody is traced: a write before the load has a machine of its own, which nothing watches"
+
 
 @shown()
 @dataclass(frozen=True)
 class Culprit:
     """A store that hit the damaged bytes.
 
-    who is a CPU or a bus master; pc_virt, instruction, symbol and source say which instruction, empty for a bus master.
-    when is in instructions of the machine, phys the address of the store, task who ran.
+    who is a CPU or a bus master; pc_virt, instruction, symbol and source say which instruction, empty for a bus master
+    and for a store before the load. when is in instructions of the machine, phys the address of the store.
     """
 
     who: str
@@ -53,6 +55,8 @@ class Culprit:
     source: str = ""
 
     def __str__(self) -> str:
+        if not self.instruction and self.who.startswith("cpu"):
+            return f"{self.who} stored at {self.phys:#x} before the load, where no instruction is watched"
         if not self.instruction:
             return f"{self.who} wrote at {self.phys:#x}, past every CPU: no instruction did"
         where = f"{self.symbol} ({self.source})" if self.source else self.symbol
@@ -99,7 +103,8 @@ def replay_in(engine: FaultDecider, fault: CampaignFault, *, trace: bool, culpri
         assert end is not None
         # Before anything puts the machine back.
         console, events = end.console, list(end.timeline)
-    found = seen.lines() if trace else [], caught.found(events) if culprit else []
+    lines = [_UNTRACED] if fault.moment is When.DURING_LOAD else seen.lines()
+    found = lines if trace else [], caught.found(events) if culprit else []
     return Replay(fault, concluded, run.outcome, console, events, *found, run.dump, run.dump_reason)
 
 
@@ -243,7 +248,11 @@ class _Culprits:
         Those are past the CPUs, and before the load on a machine of its own.
         """
         found = list(self._found)
-        if self._fault.by is By.DMA or self._fault.moment is When.DURING_LOAD:
-            who = "a bus master" if self._fault.by is By.DMA else "a CPU"
-            found += [Culprit(who, one.when, self._area.start) for one in events if one.kind == "fault"]
+        dma = self._fault.by is By.DMA
+        if dma or self._fault.moment is When.DURING_LOAD:
+            found += [
+                Culprit("a bus master" if dma else f"cpu{one.facts['cpu']}", one.when, self._area.start)
+                for one in events
+                if one.kind == "fault"
+            ]
         return sorted(found, key=lambda one: one.when)

@@ -11,7 +11,7 @@ from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.moments import Act, At, Passed, crash, follow
 from kexecemu.crash.running import PARTS, capture_stage, purgatory_stage
-from kexecemu.errors import BusError, MachineError
+from kexecemu.errors import BusError, InputError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.ranges import PhysRange
@@ -113,9 +113,9 @@ class Victim:
         return next(stage, None) is not None
 
     def instructions_at(self, step: int) -> int:
-        """Instructions of the purgatory's undisturbed run after so many 256ths of it."""
+        """Instructions of the purgatory's undisturbed run after so many 256ths of it; InputError without one."""
         if self.golden.purgatory is None:
-            raise MachineError("no purgatory hashes anything here")
+            raise InputError("no fault has the moment hashing here: nothing is hashed without a purgatory")
         return self.golden.purgatory.instructions * step // PARTS
 
     def run(self, fault: Fault, area: PhysRange, *, late: bool) -> Ended:
@@ -201,7 +201,7 @@ class _Granted:
 
     def __init__(self, kernel: Kernel) -> None:
         self.board, self.injections, self.dying = kernel.board, kernel.injections, False
-        self.place = kernel.place
+        self.place, self.storing = kernel.place, kernel.storing
 
     def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestException | None:
         """What such a store leaves in memory."""

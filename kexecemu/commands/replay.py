@@ -92,7 +92,8 @@ def _print(found: Replay) -> None:
     print(f"where        {concluded.segment or found.fault.base}, physical {concluded.phys:#x}\n")
     print_events(account(), found.events)
     if found.trace:
-        print("", "instructions  who ran", *found.trace, sep="\n")
+        heading = ["instructions  who ran"] * (len(found.trace) > 1)
+        print("", *heading, *found.trace, sep="\n")
     for one in found.culprits:
         print(f"culprit      at {one.when:,}: {one}")
     print(f"\noutcome      {found.outcome}")

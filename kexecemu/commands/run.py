@@ -35,11 +35,15 @@ The same for a program: one JSON object.
 """
 
 _AFTER_JUMP = ("hashing", "after-check", "capture")
+_SAME_AS_JUMP = "hashing-0"
 
 
 @dataclass
 class Outputs:
-    """What is asked for besides the account on stdout; taken is what --handoff wrote at the jump."""
+    """What is asked for besides the account on stdout; taken is what --handoff wrote at the jump.
+
+    hashing is for a run with a write at hashing-0: no instruction after the jump, and in the handoff as well.
+    """
 
     json: bool = False
     timeline: Path | None = None
@@ -47,6 +51,7 @@ class Outputs:
     vmcore: Path | None = None
     handoff: Path | None = None
     verbose: bool = False
+    hashing: bool = False
     taken: Handoff | None = None
 
     @property
@@ -67,9 +72,17 @@ class Outputs:
         from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
         from kexecemu.stray.fault import When
 
-        acts = {(When.AT_JUMP, 0): self._take} if self.handoff is not None else {}
+        acts = {}
+        if self.handoff is not None:
+            acts[When.AT_JUMP, 0] = self._take_at_jump
+            if self.hashing:
+                acts[When.WHILE_HASHING, 0] = self._take
         with progress_bar(self.verbose, LINUX_PARTS if linux else PARTS) as progress:
             yield {"progress": progress, "acts": acts, "console": live_console if self.verbose else None}
+
+    def _take_at_jump(self, kernel: Kernel) -> None:
+        if not self.hashing or kernel.image is None or kernel.image.purgatory is None:
+            self._take(kernel)
 
     def _take(self, kernel: Kernel) -> None:
         from kexecemu.crash.handoff import write_handoff
@@ -111,8 +124,13 @@ def run_command(
         good = run_matrix_command(parsed.name, cells, path, seed, outputs)
         raise typer.Exit(0 if good else 1)
     check_folder("--handoff", handoff)
-    if handoff is not None and any(fault.fault().when in _AFTER_JUMP for fault in parsed.fault):
-        raise InputError("--handoff: a fault after the check cannot be handed over: it is not in memory yet")
+    faults = [table.fault() for table in parsed.fault] if handoff is not None else []
+    outputs.hashing = any(fault.when_word == _SAME_AS_JUMP for fault in faults)
+    for fault in faults:
+        if fault.when in _AFTER_JUMP and fault.when_word != _SAME_AS_JUMP:
+            raise InputError(
+                f"--handoff: the machine is handed over at the jump, and a fault at {fault.when_word} is later"
+            )
     with located(path, parsed), outputs.running(bool(parsed.kernel.linux)) as asked:
         result = run_scenario(parsed, path.parent, seed=seed, **asked)
     deliver(result, scenario, outputs)

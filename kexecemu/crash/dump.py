@@ -137,7 +137,12 @@ def _why_none(purgatory: PurgatoryRun | None, capture: CaptureRun | None) -> str
         return "none: " + _NO_CAPTURE[capture.end].format(panic=panic, said=said)
     if purgatory is None:
         return "none: no capture kernel was started"
-    return "none: " + _NO_KERNEL[purgatory.end].format(act=_ACTS.get(purgatory.power or "", "stopped"))
+    end = purgatory.end
+    if end is PurgatoryEnd.HUNG and purgatory.power is not None:
+        end = PurgatoryEnd.MISMATCH  # it did come to an end, and to the same one
+    elif end is PurgatoryEnd.HUNG and purgatory.content:
+        return "none: the purgatory found the image as loaded and started no capture kernel"
+    return "none: " + _NO_KERNEL[end].format(act=purgatory.act)
 
 
 _NO_CAPTURE = {
@@ -160,7 +165,6 @@ _NO_KERNEL = {
     PurgatoryEnd.TRAPPED: "an exception ended the purgatory before it started the capture kernel",
     PurgatoryEnd.HUNG: "the purgatory came to no end and started no capture kernel",
 }
-_ACTS = {"system_off": "switched the machine off", "system_reset": "reset the machine"}
 
 
 class _Shown:

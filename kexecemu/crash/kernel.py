@@ -22,6 +22,7 @@ from kexecemu.crash.running import capture_stage, run_purgatory
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel import model
+from kexecemu.kernel.crash.stray_store import LATE_CPU
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -67,6 +68,11 @@ class Kernel(model.KernelModel):
     def place(self, fault: Fault) -> PhysRange:
         """The physical bytes that a fault writes; InputError for a target that is not there."""
         return resolve(self, fault)
+
+    @staticmethod
+    def storing(by: By) -> int:
+        """Target.storing(): the boot CPU, and for a late one the second."""
+        return LATE_CPU if by is By.LATE_CPU else 0
 
     def inject(self, fault: Fault) -> Injection | None:
         """Make a fault happen: now, or at its moment where that is later than the load (then None)."""

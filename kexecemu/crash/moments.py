@@ -15,7 +15,7 @@ from kexecemu.crash.dump import CrashedMemory, Dump, judge_dump
 from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.reason import Facts, reason_of
-from kexecemu.crash.running import PARTS, capture_stage, purgatory_stage
+from kexecemu.crash.running import capture_stage, purgatory_stage
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.crash.words import tell_capture, tell_purgatory
@@ -45,15 +45,16 @@ class Passed:
     """What is behind a crash: kept beside a snapshot of the machine, it lets the crash go on from there.
 
     left is how the first kernel was left, None before that. crashed is what a dump has to show, damage what was found
-    of the purgatory when it was entered, back_phys where it may return to. step is how many 256ths of its run are
-    behind a purgatory that has begun (None: it has not), hashing how many instructions all of them are; purgatory is
-    how it ended.
+    of the purgatory when it was entered, back_phys where it may return to, and began what the CPU had retired by then.
+    step is how many 256ths of its run are behind a purgatory that has begun (None: it has not), hashing how many
+    instructions all of them are; purgatory is how it ended.
     """
 
     left: Left | None = None
     crashed: CrashedMemory | None = None
     damage: list[Damage] = field(default_factory=list)
     back_phys: int = 0
+    began: int = 0
     step: int | None = None
     hashing: int | None = None
     purgatory: PurgatoryRun | None = None
@@ -123,7 +124,7 @@ def _steps(
     if passed.purgatory is None and passed.step is None:
         yield When.AT_JUMP, 0
         passed.damage = _own_damage(first, image)
-        passed.back_phys = left.cpu.x(30)
+        passed.back_phys, passed.began = left.cpu.x(30), left.cpu.instructions
     if passed.crashed is None:
         passed.crashed = CrashedMemory.of(first.board.ram, image)
     if image.purgatory is not None and passed.purgatory is None:
@@ -154,7 +155,7 @@ def _purgatory(
 ) -> Generator[At, None, PurgatoryRun]:
     """From the purgatory's entry, or from where it stands, to its end."""
     assert passed.left is not None
-    cpu, done = passed.left.cpu, passed.step or 0
+    cpu = passed.left.cpu
     steps = sorted(
         step
         for when, step in wanted
@@ -163,7 +164,7 @@ def _purgatory(
     if steps and passed.hashing is None:
         passed.hashing = _measured(first, cpu, image)
     total, back_phys = passed.hashing or 0, passed.back_phys
-    done = total * done // PARTS
+    done = cpu.instructions - passed.began
     stage = purgatory_stage(
         cpu, image, back_phys=back_phys, steps=steps, total=total, done=done, progress=progress
     )
@@ -283,7 +284,10 @@ def _end(
     ram, purgatory, writes = first.board.ram, passed.purgatory, first.injections
     outcome = judge(ram, writes, damage, purgatory, capture, dump=dump[0], differ=differ)
     loads = passed.crashed.loads if passed.crashed is not None else []
-    facts = Facts(image, writes, damage, purgatory, capture, dump[0], loads, image.purgatory)
+    name, checker = "purgatory_kernel_entry", image.purgatory
+    known = checker is not None and checker.has_symbol(name)
+    entry = ram.read_u64(checker.symbol_phys(name)) if checker is not None and known else None
+    facts = Facts(image, writes, damage, purgatory, capture, dump[0], loads, checker, entry=entry)
     end = _over(first, outcome, reason_of(outcome, facts), damage, dump)
     return replace(end, purgatory=purgatory, capture=capture, vmcore=vmcore)
 

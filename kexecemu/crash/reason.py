@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.dump import ONLY_FOR_THE_PURGATORY, Dump
 from kexecemu.crash.outcome import Outcome
-from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun, hashing_takes
 from kexecemu.crash.verdict import Damaged, VerdictFlags, VerdictState, describe_damage
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
@@ -35,6 +35,8 @@ class Facts:
     checker: LoadedPurgatory | None = None
     checks: bool = True
     """False for a purgatory that was loaded to check nothing."""
+    entry: int | None = None
+    """Where the purgatory would have jumped, by its variable in the end; None without one."""
 
 
 _WRITTEN_ANEW = "the bytes that the write changed were written anew before the end"
@@ -107,7 +109,7 @@ def _astray(outcome: Outcome, facts: Facts) -> str:
     if facts.capture is None:
         if outcome is Outcome.MISBOOT:
             return "the purgatory jumped to something that is not the capture kernel"
-        return "the purgatory got nowhere and gave no verdict"
+        return _nowhere(facts)
     linux = facts.capture.linux
     said = linux.last_word if linux is not None else ""
     last = f"; it said: {said}" if said else " without a word of the dump"
@@ -120,6 +122,16 @@ def _astray(outcome: Outcome, facts: Facts) -> str:
         CaptureEnd.NO_DUMP: "the capture kernel came up and found no dump",
         CaptureEnd.OFF: f"the capture kernel switched off{last}",
     }.get(facts.capture.end, nowhere)
+
+
+def _nowhere(facts: Facts) -> str:
+    run = facts.purgatory
+    if run is not None and run.content:
+        why = ": its kernel entry is 0" if facts.entry == 0 else ""
+        return f"the purgatory found the image as loaded, but started no kernel{why}"
+    if run is not None and run.power is not None:
+        return f"the purgatory {run.act} and gave no verdict"
+    return "the purgatory got nowhere and gave no verdict"
 
 
 def _silent(facts: Facts) -> str:
@@ -163,8 +175,7 @@ def _switched_off(facts: Facts) -> str:
     if run.verdict is not None:
         off = run.verdict.state in (VerdictState.NOT_RUN, VerdictState.CHECKING)
     else:
-        # SHA-256 takes more than 16 instructions for its 64 bytes, be they the CPU's own for it.
-        off = run.instructions < sum(area.size for area in facts.image.sha_regions) // 4
+        off = run.instructions < hashing_takes(sum(area.size for area in facts.image.sha_regions))
     return f"the purgatory's check was switched off ({_hit_of(facts)} changed)" if off else ""
 
 

@@ -16,7 +16,9 @@ from kexecemu.crash.stages import (
     PurgatoryRun,
     capture_end,
     entry_violations,
+    hashing_takes,
     purgatory_end,
+    told_to_hash,
 )
 from kexecemu.crash.stub import CaptureRecord, read_record
 from kexecemu.crash.verdict import read_verdict
@@ -38,6 +40,7 @@ PARTS = 256
 """The parts that a purgatory's run is told in, see When.WHILE_HASHING."""
 
 _SLICE = 20_000_000
+_LOOP = 2  # instructions of the longest loop that Cpu.spins() knows
 # The slowest purgatory worth waiting for takes about 60 instructions a byte (kexec-tools' at -Os takes 50).
 _BUDGET_PER_BYTE = 100
 _BUDGET_BASE = 20_000_000
@@ -85,13 +88,15 @@ def purgatory_stage(
     with checked(cpu, intact=cpu.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
         targets = [(step, total * step // PARTS) for step in steps]
         tell = None if progress is None else lambda done: progress(done, max(done, _USUAL_PER_BYTE * size))
-        stop, used = yield from _run(cpu, within, budget, used, targets, tell, deliver=False)
+        # One that is in a loop before it can have hashed is seen there, and not a slice later.
+        look = hashing_takes(told_to_hash(cpu.ram, image)) - _LOOP
+        stop, used = yield from _run(cpu, within, budget, used, targets, tell, look=look, deliver=False)
         if stop.fault is not None and cpu.sysreg("VBAR_EL1") in area:
             fault = _deliver(cpu, stop.fault)
             # What it does about that has a budget of its own.
             stop, used = yield from _run(cpu, within, used + budget, used, (), tell)
     verdict = read_verdict(cpu.ram, purgatory)
-    end = purgatory_end(cpu, image, stop, verdict, back_phys)
+    end = purgatory_end(cpu, image, stop, used, verdict, back_phys)
     return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power)
 
 
@@ -103,11 +108,13 @@ def _run(
     targets: Iterable[tuple[int, int]],
     tell: Callable[[int], object] | None = None,
     *,
+    look: int = 0,
     deliver: bool = True,
 ) -> Generator[int, None, tuple[CpuStop, int]]:
     """Run to each step, which is given with its number of instructions, and on until something ends it.
 
-    used counts on, up to the budget of instructions; tell hears it after each slice.
+    used counts on, up to the budget of instructions; tell hears it after each slice. A CPU in an endless loop is let
+    go after a slice, and after `look` instructions.
     """
     for step, instructions in targets:
         if instructions > used:
@@ -117,7 +124,8 @@ def _run(
                 return stop, used
         yield step
     while True:
-        stop = cpu.run(within=within, limit=min(_SLICE, budget - used), deliver=deliver)
+        left = look - used if used < look else budget - used
+        stop = cpu.run(within=within, limit=min(_SLICE, left), deliver=deliver)
         used += stop.instructions
         if stop.kind is not CpuStopKind.DEADLINE or used >= budget or cpu.spins():
             return stop, used

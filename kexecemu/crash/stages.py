@@ -16,15 +16,17 @@ from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.exceptions import GuestException, Pstate
-from kexecemu.machine.cpu.registers import BRANCH_TO_SELF
+from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["LINUX_ENDS", "CaptureEnd", "CaptureRun", "PurgatoryEnd", "PurgatoryRun"]
-__all__ += ["capture_end", "entry_violations", "purgatory_end"]
+__all__ += ["capture_end", "entry_violations", "hashing_takes"]
+__all__ += ["purgatory_end", "told_to_hash"]
 
-_WFE, _WFI = 0xD503205F, 0xD503207F
+_WFI = 0xD503207F
 
 
 class PurgatoryEnd(enum.StrEnum):
@@ -44,7 +46,7 @@ class PurgatoryRun:
     """One run of a purgatory: its end, the physical PC there, and the record that it left (None: it keeps none).
 
     fault is the exception that it met, whether it could report it or not. power is what it asked the firmware for:
-    "system_off" or "system_reset".
+    "system_off", "system_reset" or "cpu_off".
     """
 
     end: PurgatoryEnd
@@ -54,11 +56,39 @@ class PurgatoryRun:
     fault: GuestException | None = None
     power: str | None = None
 
+    @property
+    def act(self) -> str:
+        """What it did where it ended by itself, for "the purgatory ..."."""
+        return _ACTS.get(self.power or "", "stopped")
+
+    @property
+    def content(self) -> bool:
+        """It found the image as loaded, says its record: what kept it from the kernel was something else."""
+        return self.verdict is not None and self.verdict.state is VerdictState.MATCH
+
+
+_ACTS = {
+    "system_off": "switched the machine off",
+    "system_reset": "reset the machine",
+    "cpu_off": "switched its CPU off",
+}
+
+
+def hashing_takes(size: int) -> int:
+    """Instructions that a SHA-256 of so many bytes takes at the very least.
+
+    More than 16 for each of its blocks of 64 bytes, be they the CPU's own for it. The last block holds the length.
+    """
+    return 16 * ((size + 72) // 64)
+
 
 def purgatory_end(
-    cpu: Cpu, image: Kimage, stop: CpuStop, verdict: Verdict | None, back_phys: int
+    cpu: Cpu, image: Kimage, stop: CpuStop, instructions: int, verdict: Verdict | None, back_phys: int
 ) -> PurgatoryEnd:
-    """How a purgatory ended that stopped there, by its record, and by where it would have returned to."""
+    """How a purgatory ended that stopped there after so many instructions.
+
+    By its record, and by where it would have returned to.
+    """
     purgatory = image.purgatory
     assert purgatory is not None
     objects = verdict is not None and verdict.state in (VerdictState.MISMATCH, VerdictState.TRAPPED)
@@ -66,35 +96,50 @@ def purgatory_end(
     # A caller that nothing can be fetched at (a virtual address, say) was returned to all the same.
     if objects and where == back_phys and where not in purgatory.segment.area and where != image.kernel_entry:
         return PurgatoryEnd.RETURNED
+    if stop.leaves(purgatory.segment.area):
+        there = stop.kind is CpuStopKind.LEFT and stop.pc == image.kernel_entry
+        return PurgatoryEnd.KERNEL if there else PurgatoryEnd.ELSEWHERE
     if stop.kind is CpuStopKind.FAULT:
-        # A jump to where nothing can be fetched is a jump before it is an exception.
-        astray = stop.fault is not None and stop.fault.pc not in purgatory.segment.area
-        return PurgatoryEnd.ELSEWHERE if astray else PurgatoryEnd.TRAPPED
-    if stop.kind is CpuStopKind.LEFT:
-        return PurgatoryEnd.KERNEL if stop.pc == image.kernel_entry else PurgatoryEnd.ELSEWHERE
+        return PurgatoryEnd.TRAPPED
     if purgatory.has_symbol("purgatory_verdict"):
         if verdict is not None and objects:
             mismatch = verdict.state is VerdictState.MISMATCH
             return PurgatoryEnd.MISMATCH if mismatch else PurgatoryEnd.TRAPPED
         return PurgatoryEnd.HUNG
-    return PurgatoryEnd.MISMATCH if _refuses(cpu, purgatory, stop) else PurgatoryEnd.HUNG
+    refuses = _refuses(cpu, purgatory, stop) and instructions >= hashing_takes(told_to_hash(cpu.ram, image))
+    return PurgatoryEnd.MISMATCH if refuses else PurgatoryEnd.HUNG
+
+
+def told_to_hash(ram: Ram, image: Kimage) -> int:
+    """Bytes that a purgatory has hashed if it hashed at all: a stray write may have made its regions shorter."""
+    purgatory = image.purgatory
+    assert purgatory is not None
+    names = ("purgatory_sha_regions", "sha256_regions")
+    table = next((purgatory.symbol_phys(name) for name in names if purgatory.has_symbol(name)), None)
+    sizes = [region.size for region in image.sha_regions]
+    if table is None:
+        return sum(sizes)
+    return sum(min(size, ram.read_u64(table + 16 * at + 8)) for at, size in enumerate(sizes))
 
 
 def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: CpuStop) -> bool:
     """A foreign purgatory keeps no record: that it refuses is known by where it stands.
 
-    kexec-tools' ends a mismatch in an endless loop of one branch in purgatory(), others wait for an interrupt that is
-    masked. A place that was not loaded as such a loop is none: there a stray write stopped it, and it has judged
-    nothing.
+    kexec-tools' ends a mismatch in an endless loop of one branch in purgatory(), others wait for an event, or for an
+    interrupt that is masked. A place that was not loaded as such a loop is none: there a stray write stopped it, and it
+    has judged nothing. Neither has one that came there sooner than it can hash: see purgatory_end().
     """
     where = stop.pc - 4 if stop.kind is CpuStopKind.IDLE else stop.pc
-    if stop.kind is not CpuStopKind.IDLE and not cpu.spins():
-        return False
+    if stop.kind is not CpuStopKind.IDLE:
+        if not cpu.spins():
+            return False
+        if cpu.word_at(where) not in (BRANCH_TO_SELF, WFE):
+            where -= 4  # the loop begins with the WFE before
     offset = where - purgatory.segment.mem
     if not 0 <= offset <= len(purgatory.buf) - 4:
         return False
     word = int.from_bytes(purgatory.buf[offset : offset + 4], "little")
-    if word not in (BRANCH_TO_SELF, _WFI, _WFE) or cpu.ram.read_u32(where) != word:
+    if word not in (BRANCH_TO_SELF, _WFI, WFE) or cpu.ram.read_u32(where) != word:
         return False
     phys, size = purgatory.symbol_table().get("purgatory", (0, 0))
     return not size or where in PhysRange.of(phys, size)

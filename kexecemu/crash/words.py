@@ -20,7 +20,9 @@ def tell_purgatory(timeline: Timeline, run: PurgatoryRun, image: Kimage) -> None
         content = "meets an exception and jumps all the same" if trapped else "jumps all the same"
         if VerdictFlags.REPAIRED in verdict.flags:
             content = "repairs the image and jumps"
-    act = {"system_off": "switches off", "system_reset": "resets"}.get(run.power or "", "stops")
+    act = {"system_off": "switches off", "system_reset": "resets", "cpu_off": "switches its CPU off"}.get(
+        run.power or "", "stops"
+    )
     damaged = describe_damage(verdict, image) if verdict is not None else None
     # Code and pointers come before the digests: with these wrong nothing is hashed.
     differs = verdict is None or not verdict.damaged & (Damaged.PURGATORY | Damaged.DTB_POINTER)
@@ -33,6 +35,10 @@ def tell_purgatory(timeline: Timeline, run: PurgatoryRun, image: Kimage) -> None
         PurgatoryEnd.TRAPPED: f"the purgatory is ended by an exception: {run.fault}",
         PurgatoryEnd.HUNG: f"the purgatory gets nowhere (pc {run.pc:#x})",
     }
+    if run.content:
+        words[PurgatoryEnd.HUNG] = f"the purgatory is content, and starts no kernel (pc {run.pc:#x})"
+    elif run.power is not None:
+        words[PurgatoryEnd.HUNG] = f"the purgatory {act} without a verdict (pc {run.pc:#x})"
     timeline.record(
         "purgatory",
         words[run.end] + (f"; damaged: {damaged}" if damaged else ""),

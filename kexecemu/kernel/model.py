@@ -6,20 +6,22 @@ has a file for each stage.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from errno import EFAULT
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from kexecemu.arguments import contents, instance, integer, text
-from kexecemu.errors import FormatError, InputError, MachineError
+from kexecemu.errors import BusError, FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import load_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
-from kexecemu.kernel.crash.execution import CALL_LIMIT, SYSRQ_MESSAGE, Execution
+from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
 from kexecemu.kernel.crash.stray_store import WRITERS, store
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
 from kexecemu.kernel.load import environment, syscalls
@@ -157,14 +159,16 @@ class KernelModel(KernelState):
     ) -> Kimage | None:
         """kexec_file_load(2) as user space calls it, files as such, by path or open; see syscalls.kexec_file_load()."""
         self.check_alive("kexec_file_load")
-        return syscalls.kexec_file_load(self, kernel, initrd, cmdline, flags, capable=capable)
+        with _own_data("kexec_file_load"):
+            return syscalls.kexec_file_load(self, kernel, initrd, cmdline, flags, capable=capable)
 
     def kexec_tools_load(
         self, kernel: bytes | str | Path, initrd: bytes | str | Path | None = None, cmdline: str = ""
     ) -> Kimage:
         """`kexec -c -p`: kexec-tools prepares everything in user space and calls kexec_load(2)."""
         self.check_alive("kexec_load")
-        return syscalls.kexec_tools_load(self, kernel, initrd, cmdline)
+        with _own_data("kexec_load"):
+            return syscalls.kexec_tools_load(self, kernel, initrd, cmdline)
 
     # -- running guest code --------------------------------------------------------------------------------------
 
@@ -244,16 +248,28 @@ class KernelModel(KernelState):
 
     @property
     def refusal(self) -> str | None:
-        """Why the dying kernel has not started the crash image that is loaded; None where that was not its choice."""
-        vmlinux, why_virt = self.guest.vmlinux, self.guest.read("kdump_refusal")
-        if self.image is None or not vmlinux.virt("_text") <= why_virt < vmlinux.virt("_end"):
-            return None  # 0, or stamped on
-        return self.guest.string(why_virt)
+        """Why the dying kernel has not started the crash image that is loaded; None where that was not its choice.
+
+        A pointer alone is not believed, a stray write may have made it: it has to be to one of the kernel's own
+        reasons, and the kernel says on its console that it gives up.
+        """
+        why = self.guest.vmlinux.string(self.guest.read("kdump_refusal"))
+        given_up = self.image is not None and why in REFUSALS and ", giving up kdump" in self.board.uart.text
+        return why if given_up else None
 
     def _tell_refusal(self) -> None:
         why = self.refusal
         if why is not None:
             self.say("refused", f"the first kernel gives kdump up: {why}", why=why)
+
+
+@contextmanager
+def _own_data(call: str) -> Iterator[None]:
+    """A load that finds the kernel's own data stamped on, so that it leads out of RAM: KexecError(EFAULT)."""
+    try:
+        yield
+    except BusError as error:
+        raise KexecError(EFAULT, call, f"the first kernel's own data is damaged: {error}") from error
 
 
 def _device_tree(board: Board, cmdline: str | None, dtb: bytes | str | Path | None) -> bytes:

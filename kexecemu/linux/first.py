@@ -87,6 +87,7 @@ class FirstLinux:
         self.dtb = boot_linux(self.board, setup)
         self._loaded: tuple[Kimage, KexecSaid, GuestKernelMap] | None = None
         self._at = 0
+        self._stuck: list[int] = []
         self.crashk_res: PhysRange | None = None
         self.crashk_low_res: PhysRange | None = None
 
@@ -219,21 +220,31 @@ class FirstLinux:
     def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestException | None:
         """Stores that a stopped CPU executes in the linear map; the exception that ended them.
 
-        That one is Linux's to handle: it oopses, and the crash begins there. The late CPU is the first of those that
-        were to be stuck. Raises InputError where there is no such CPU, or where it is not in kernel mode.
+        That one is Linux's to handle: it oopses, and the crash begins there. Of a late CPU it ends the stores, and
+        nothing of a handler runs, as in the model. Raises InputError where there is no such CPU, or where it is not in
+        kernel mode.
         """
+        cpu, handled = self.board.cpus[self.storing(by)], by is not By.LATE_CPU
+        return store(cpu, self.kernel_map, phys, data, width, handled=handled)
+
+    def storing(self, by: By) -> int:
+        """Target.storing(): the CPU that stands at the moment, and for a late one the first of those that are stuck."""
         if by is By.ALIAS:
             why = "a real first kernel has no other mapping of the page"
             raise InputError(f"an alias store needs the model: {why}")
-        if by is By.LATE_CPU and not self.setup.stuck_cpus:
+        if by is not By.LATE_CPU:
+            return self._at
+        if not self.setup.stuck_cpus:
             raise InputError("a late-cpu is one that does not stop: name it in machine.stuck_cpus")
-        index = self.setup.stuck_cpus[0] if by is By.LATE_CPU else self._at
-        return store(self.board.cpus[index], self.kernel_map, phys, data, width)
+        if not self._stuck:
+            crashing = f"cpu{self.setup.stuck_cpus[0]}"
+            raise InputError(f"no store by late-cpu: {crashing} crashes, name another in machine.stuck_cpus")
+        return self._stuck[0]
 
     @property
     def dying(self) -> bool:
         """A store has met an exception, which Linux has yet to handle."""
-        return any(one.exception is not None for one in self.injections)
+        return any(one.exception is not None and one.fault.by is not By.LATE_CPU for one in self.injections)
 
     # -- the crash -----------------------------------------------------------------------------------------------
 
@@ -287,6 +298,7 @@ class FirstLinux:
                 hung = hang(self.board.cpus[index], self.kernel_map)
                 loop, deaf = "is in an endless loop with interrupts masked", "hears no interrupt any more"
                 text = f"cpu{index} {loop if hung else deaf}"
+                self._stuck.append(index)
             self.board.timeline.record("stuck", text, cpu=index)
 
     def _arrival(self) -> SystemCpu | None:

@@ -66,16 +66,29 @@ class GuestKernelMap:
         return virt
 
 
-def store(cpu: SystemCpu, where: GuestKernelMap, phys: int, data: bytes, width: int) -> GuestException | None:
+def store(
+    cpu: SystemCpu, where: GuestKernelMap, phys: int, data: bytes, width: int, *, handled: bool = True
+) -> GuestException | None:
     """Store data at a physical address, width bytes at a time; the exception that ended it, or None.
 
-    Single bytes where address or length are no multiple of the width. Raises InputError when the CPU is not in kernel
-    mode or the kernel has no such instructions.
+    Single bytes where address or length are no multiple of the width. handled leaves the CPU at the vector that an
+    exception has entered; without it nothing of a handler runs, and the CPU is where it was. Raises InputError when it
+    is not in kernel mode or the kernel has no such instructions.
     """
+    kept = {name: cpu.sysreg(name) for name in ("ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1")}
     step = width if phys % width == 0 and len(data) % width == 0 else 1
     for at in range(0, len(data), step):
         virt = where.linear_virt(cpu, phys + at)
+        general = {number: cpu.x(number) for number in (0, 1, 30)}
+        back, pstate = cpu.pc, cpu.pstate
         fault = _store_once(cpu, where, virt, int.from_bytes(data[at : at + step], "little"), step)
+        if fault is None or not handled:
+            for number, old in general.items():
+                cpu.set_x(number, old)
+        if fault is not None and not handled:
+            cpu.pc, cpu.pstate = back, pstate
+            for name, value in kept.items():
+                cpu.set_sysreg(name, value)
         if fault is not None:
             return fault
     return None
@@ -89,7 +102,7 @@ def _store_once(
     code = where.code_virt(cpu, _STORES[width], _RET)
     if code is None:
         raise InputError(f"the kernel has no store of {width} bytes that returns: choose another width")
-    saved = {number: cpu.x(number) for number in (0, 1, 30)}
+    cpu.set_elsewhere()  # one that has waited while others ran knows only the time of then
     back, pstate, when = cpu.pc, cpu.pstate, cpu.now
     for number, content in ((0, virt), (1, value), (30, back)):
         cpu.set_x(number, content)
@@ -101,8 +114,6 @@ def _store_once(
             raise MachineError(f"a store did not come back to {back:#x}: the CPU is at {cpu.pc:#x}")
         esr, far = cpu.sysreg("ESR_EL1"), cpu.sysreg("FAR_EL1")
         return GuestException(cpu.index, when, "sync", esr, far, code, 1, pstate)
-    for number, old in saved.items():
-        cpu.set_x(number, old)
     return None
 
 

@@ -33,7 +33,7 @@ class SystemEndKind(StrEnum):
     OFF = "off"
     RESET = "reset"
     IDLE = "idle"  # every CPU waits for an interrupt, and nothing is left that could raise one
-    STUCK = "stuck"  # every CPU that does not wait is in an endless loop of one branch, interrupts masked
+    STUCK = "stuck"  # every CPU that does not wait is in an endless loop, interrupts masked
     STOPPED = "stopped"  # request_stop() was called
     BUDGET = "budget"
     FAULT = "fault"  # an exception that cannot be taken
@@ -54,7 +54,7 @@ class SystemEnd:
             SystemEndKind.OFF: "switched off",
             SystemEndKind.RESET: "reset",
             SystemEndKind.IDLE: "idle for good: no timer is set and no device has anything to say",
-            SystemEndKind.STUCK: "stuck in an endless loop of one branch, interrupts masked",
+            SystemEndKind.STUCK: "stuck in an endless loop, interrupts masked",
             SystemEndKind.STOPPED: "stopped as was asked for",
             SystemEndKind.BUDGET: "used up the budget",
             SystemEndKind.FAULT: f"lost: {self.stop.fault}",

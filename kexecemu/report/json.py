@@ -63,10 +63,14 @@ def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
 
 
 def _injection(one: Injection) -> dict[str, Any]:
-    """A stray write: what was asked for, and what memory held at phys before and right after it, as hex digits."""
+    """A stray write: what was asked for, and what memory held at phys before and right after it, as hex digits.
+
+    cpu is the CPU that stored, null where none did.
+    """
     return {
         "at": one.fault.at,
         "by": one.fault.by.value,
+        "cpu": one.cpu,
         "when": one.fault.when_word,
         "width": one.fault.width,
         "phys": one.phys,

@@ -118,8 +118,8 @@ def _purgatory_step(result: Result) -> tuple[str, str]:
         return "none", "Not reached."
     if run.end is PurgatoryEnd.KERNEL:
         return _went_on(verdict)
+    act = {"system_off": "switches off", "system_reset": "resets"}.get(run.power or "", "stops")
     if run.end is PurgatoryEnd.MISMATCH:
-        act = {"system_off": "switches off", "system_reset": "resets"}.get(run.power or "", "stops")
         if verdict is not None and not verdict.compared:
             return "caught", f"It finds {_differing(verdict)}, and {act}."
         return "caught", f"It hashes the segments, finds a digest that it does not expect, and {act}."
@@ -127,6 +127,10 @@ def _purgatory_step(result: Result) -> tuple[str, str]:
         return "caught", "It finds that something is wrong, and returns to the first kernel."
     if run.end is PurgatoryEnd.ELSEWHERE:
         return "bad", f"It jumps to {run.pc:#x}, which is not the kernel."
+    if run.end is not PurgatoryEnd.TRAPPED and run.content:
+        return "bad", "It finds the image as loaded, and starts no kernel."
+    if run.end is not PurgatoryEnd.TRAPPED and run.power is not None:
+        return "bad", f"It {act} without a verdict."
     if run.end is not PurgatoryEnd.TRAPPED:
         return "bad", "It gives no verdict within its budget of instructions."
     if run.fault is not None:

@@ -199,6 +199,7 @@ class Fault:
 class Injection:
     """What a fault did: the bytes at phys before and right after, and the exception if the store met one.
 
+    cpu is the number of the CPU that stored, None where none did.
     One from before the load counts by what the load has left of it; loaded_over says that this is nothing.
     """
 
@@ -207,6 +208,7 @@ class Injection:
     before: bytes
     after: bytes
     exception: GuestException | None = None
+    cpu: int | None = None
     loaded_over: bool = False
 
     @property
@@ -228,14 +230,14 @@ def _shown(data: bytes) -> str:
     return data.hex() if len(data) <= 8 else f"{data[:8].hex()}... ({len(data)} bytes)"
 
 
-def account(injection: Injection, data: bytes, cpu: int = 0) -> str:
-    """In words what came of a write of `data`, by that CPU unless it was DMA."""
-    fault = injection.fault
+def account(injection: Injection, data: bytes) -> str:
+    """In words what came of a write of `data`."""
+    fault, cpu = injection.fault, injection.cpu
     who = {
         By.CPU: f"cpu{cpu} stores",
         By.ALIAS: f"cpu{cpu} stores through another mapping",
         By.DMA: "DMA writes",
-        By.LATE_CPU: f"cpu{max(cpu, 1)}, which did not stop, stores",
+        By.LATE_CPU: f"cpu{cpu}, which did not stop, stores",
     }[fault.by]
     text = f"{who} {_shown(data)} at {fault.at} ({injection.phys:#x}, was {_shown(injection.before)})"
     if injection.exception is not None:

@@ -32,6 +32,9 @@ class Target(Protocol):
     def place(self, fault: Fault) -> PhysRange:
         """The physical bytes that a fault writes; InputError for a target that is not there."""
 
+    def storing(self, by: By) -> int:
+        """The number of the CPU that makes such a store now; InputError where there is none."""
+
     def store(self, phys: int, data: bytes, width: int, *, by: By) -> GuestException | None:
         """Let a CPU of that kernel store, width bytes at a time, at a physical address; the exception that ended it.
 
@@ -52,18 +55,20 @@ def inject(first: Target, fault: Fault, area: PhysRange | None = None) -> Inject
     except BusError as error:
         raise MachineError(f"no RAM at {area}") from error
     data = fault.data(before)
-    exception = None
+    exception = cpu = None
     happens = fault.by in (By.DMA, By.LATE_CPU) or not first.dying
     if fault.by is By.DMA:
         first.board.dma.write(area.start, data)
     elif happens:
+        cpu = first.storing(fault.by)
         exception = first.store(area.start, data, fault.width, by=fault.by)
-    injection = Injection(fault, area.start, before, ram.read(area.start, area.size), exception)
+    injection = Injection(fault, area.start, before, ram.read(area.start, area.size), exception, cpu)
     first.injections.append(injection)
     first.board.timeline.record(
         "fault",
         account(injection, data) if happens else f"{fault.at}: no CPU stores any more, the kernel is dying",
         by=fault.by.value,
+        cpu=cpu,
         at=fault.at,
         phys=area.start,
         length=area.size,

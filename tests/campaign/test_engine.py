@@ -242,6 +242,36 @@ def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
 # -- any order -----------------------------------------------------------------------------------------------------
 
 
+def test_what_a_purgatory_has_done_is_known_in_the_middle_of_it_to_the_instruction(
+    checked: FaultDecider,
+) -> None:
+    """It counts: one that stops before it can have hashed has refused nothing."""
+    checker, segment = checked.image.purgatory, checked.image.segment("purgatory")
+    assert checker is not None and segment is not None
+    offset = checker.symbol_phys("purgatory_kernel_entry") - segment.mem
+    for step in (1, 37, 200):
+        one = fault(f"dma.bit-flip.0.purgatory+{offset:x}.hashing-{step}")
+        runs = []
+        for follow in (checked.decide, checked.run):
+            assert follow(one).how is How.RUN
+            run = checked.victim.end.purgatory
+            assert run is not None
+            runs.append(run.instructions)
+        assert runs[0] == runs[1]
+
+
+def test_a_branch_to_where_a_mismatch_stops_is_no_refusal_for_either() -> None:
+    engine = start(stray_faults.SCENARIOS["kexec-tools' purgatory"])
+    checker, segment = engine.image.purgatory, engine.image.segment("purgatory")
+    assert checker is not None and segment is not None
+    # The first branch of purgatory(), one bit further: to its last message.
+    offset = checker.symbol_phys("purgatory") + 0x20 + 1 - segment.mem
+    try:
+        assert both(engine, f"dma.bit-flip.0.purgatory+{offset:x}.after-load").outcome == "hung"
+    finally:
+        engine.close()
+
+
 def decisions(engine: FaultDecider, faults: list[CampaignFault]) -> list[Decided]:
     return [engine.decide(one) for one in faults]
 

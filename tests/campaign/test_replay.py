@@ -16,6 +16,7 @@ from stray_faults import fault, scenario, start
 
 from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.replay import Culprit, Replay, replay_in
+from kexecemu.errors import InputError
 from kexecemu.scenario.read import read_scenario
 
 STORED = "cpu.byte.5.initrd+100.after-load"
@@ -122,6 +123,30 @@ def test_what_no_cpu_of_the_run_stored_is_told_as_such(engine: FaultDecider, tok
     assert len(found) == 1 and not found[0].instruction
     assert str(found[0]).startswith(words) and "no instruction did" in str(found[0])
     assert found[0].when > 0
+
+
+@pytest.mark.parametrize(
+    ("by", "who"), [("cpu", "cpu0 stored"), ("alias", "cpu0 stored"), ("dma", "a bus master wrote")]
+)
+def test_before_the_load_the_named_writer_is_the_culprit_and_nobody_is_traced(
+    engine: FaultDecider, by: str, who: str
+) -> None:
+    run = again(engine, f"{by}.bit-flip.3.initrd+100.during-load", trace=True, culprit=True)
+    (found,) = run.culprits
+    assert str(found).startswith(f"{who} at {found.phys:#x}") and not found.instruction
+    assert ("past every CPU" in str(found)) is (by == "dma")
+    assert run.trace == [
+        "nobody is traced: a write before the load has a machine of its own, which nothing watches"
+    ]
+
+
+def test_without_a_purgatory_no_fault_is_while_it_hashes() -> None:
+    engine = start(scenario(purgatory="none"))
+    try:
+        with pytest.raises(InputError, match="nothing is hashed without a purgatory"):
+            again(engine, "dma.bit-flip.1.initrd+0.hashing-12")
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize(

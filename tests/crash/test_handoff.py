@@ -202,12 +202,32 @@ def test_a_scenario_is_handed_over_too(tmp_path: Path) -> None:
     assert shlex.split(command)[0] == "qemu-system-aarch64"
 
 
+def test_a_fault_at_hashing_0_is_handed_over_as_one_at_the_jump(tmp_path: Path) -> None:
+    folders = [tmp_path / when for when in ("at-jump", "hashing-0", "none")]
+    for folder in folders:
+        fault = f'by = "dma"\nat = "initrd+8"\nwrite = "5a5a"\nwhen = "{folder.name}"'
+        faults = f"[[fault]]\n{fault}\n" if folder.name != "none" else ""
+        (tmp_path / "s.toml").write_text(f'schema = 1\nname = "x"\n{faults}')
+        assert kexecemu("run", tmp_path / "s.toml", "--handoff", folder).returncode == 0
+    files = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders]
+    assert files[0] == files[1] != files[2]
+
+
+def test_a_fault_in_the_middle_of_hashing_is_later_than_the_hand_over(tmp_path: Path) -> None:
+    fault = 'by = "dma"\nat = "initrd+8"\nwrite = "5a"\nwhen = "hashing-128"'
+    (tmp_path / "s.toml").write_text(f'schema = 1\nname = "x"\n[[fault]]\n{fault}\n')
+    done = kexecemu("run", tmp_path / "s.toml", "--handoff", tmp_path / "machine")
+    assert (done.returncode, done.stdout) == (2, "")
+    words = "the machine is handed over at the jump, and a fault at hashing-128 is later"
+    assert done.stderr == f"kexecemu: --handoff: {words}\n"
+
+
 @pytest.mark.parametrize("command", ["crash", "run"])
 def test_what_cannot_be_handed_over_is_refused_in_one_line(command: str, tmp_path: Path) -> None:
     folder = tmp_path / "machine"
     if command == "run":
         done = kexecemu("run", "write-after-check", "--handoff", folder)
-        words = "a fault after the check cannot be handed over"
+        words = "the machine is handed over at the jump, and a fault at after-check is later"
     else:
         (tmp_path / "dtb").write_bytes(virt_device_tree([PhysRange.of(0x80000000, 128 << 20)], 1, 0x09000000))
         done = kexecemu(

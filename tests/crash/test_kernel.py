@@ -255,6 +255,26 @@ def test_crashtime_goes_through_the_safe_copy_and_into_the_note() -> None:
     assert b"\nCRASHTIME=" in note
 
 
+def test_an_exception_right_before_the_jump_is_no_jump() -> None:
+    kernel = loaded()
+    kernel.dma_write("vmlinux:cpu_soft_restart", bytes(4))
+    end = kernel.panic()
+    assert (end.outcome, end.reason) == (
+        Outcome.TRAPPED,
+        "the crash path did not get out of the first kernel",
+    )
+    assert not end.timeline.of("jump")
+
+
+def test_a_jump_to_where_nothing_can_be_fetched_misboots() -> None:
+    kernel = loaded()
+    start = kernel.guest.vmlinux.offsetof("kimage", "start")
+    kernel.dma_write(f"vmlinux:crash_kimage_storage+{start}", bytes(8))
+    end = kernel.panic()
+    assert end.outcome is Outcome.MISBOOT
+    assert end.timeline.of("jump")[0].text == "machine_kexec() jumps to 0x0, MMU off"
+
+
 def test_a_kernel_that_was_told_to_jump_elsewhere_misboots() -> None:
     kernel = loaded()
     start = kernel.guest.vmlinux.offsetof("kimage", "start")

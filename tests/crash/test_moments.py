@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu import By, Fault, InputError, Outcome, When
+from kexecemu import By, Fault, InputError, KexecError, Outcome, When
 from kexecemu.campaign.fault import CampaignFault
+from kexecemu.crash.dump import Dump
 from kexecemu.crash.moments import crash, follow
+from kexecemu.kernel.base.vmlinux import load_vmlinux
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.scenario.runner import crash as crash_of
 from kexecemu.scenario.setup import Setup, prepare
@@ -71,8 +73,54 @@ def test_a_scenario_can_write_whenever_a_campaign_can(by: str, when: str, outcom
     result = run_result(faults=[fault], cpus=2)
     (told,) = result.end.timeline.of("fault")
     assert (told.facts["by"], result.end.outcome.value) == (by, outcome)
+    cpu = {"dma": None, "late-cpu": 1}.get(by, 0)
+    assert told.facts["cpu"] == result.end.injections[0].cpu == cpu
+    assert told.text.startswith("DMA writes" if cpu is None else f"cpu{cpu}")
     assert result.end.injections[0].fault.when_word == when
     result.kernel.board.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "data", "call"),
+    [
+        # Lengths and pointers that the load follows out of RAM: EFAULT, as for a bad pointer of user space.
+        ("vmcoreinfo_size", b"\xff" * 8, "kexec_file_load"),
+        ("vmcoreinfo_size", b"\xff" * 8, "kexec_load"),
+        ("vmcoreinfo_data+4", b"\xff" * 4, "kexec_file_load"),
+    ],
+)
+def test_a_load_that_follows_damaged_data_of_the_kernel_is_refused(
+    target: str, data: bytes, call: str
+) -> None:
+    fault = Fault(f"vmlinux:{target}", write=data, by=By.DMA, when=When.DURING_LOAD)
+    with pytest.raises(KexecError, match="the first kernel's own data is damaged: no RAM at") as told:
+        run(faults=[fault], syscall=call)
+    assert (told.value.name, told.value.step) == ("EFAULT", call)
+
+
+@pytest.mark.parametrize(
+    ("target", "data"),
+    [
+        (
+            "__per_cpu_offset+4",
+            bytes.fromhex("6b7af1ed5e7a5ec1"),
+        ),  # a core header of nowhere is one all the same
+        ("vmcoreinfo_note", bytes.fromhex("1a43eeca957a51f0")),
+        ("crash_notes+4", b"\x7f" * 4),
+    ],
+)
+def test_a_pointer_that_the_load_only_hands_on_harms_what_follows_it(target: str, data: bytes) -> None:
+    end = run(faults=[Fault(f"vmlinux:{target}", write=data, by=By.DMA, when=When.DURING_LOAD)])
+    assert end.outcome in (Outcome.TRAPPED, Outcome.HUNG)
+    assert end.dump is Dump.NONE
+
+
+def test_a_negative_pid_of_a_damaged_task_is_saved_as_one() -> None:
+    vmlinux = load_vmlinux()
+    pid = vmlinux.sizeof("task_struct") + vmlinux.offsetof("task_struct", "pid")
+    end = run(faults=[Fault(f"vmlinux:idle_tasks+{pid:#x}", write=b"\xff" * 4, by=By.DMA)], cpus=2)
+    (saved,) = [one.text for one in end.timeline.of("crash_save_cpu") if one.facts["cpu"] == 1]
+    assert "(pid -1, " in saved
 
 
 @pytest.mark.parametrize("protection", ["pte", "readonly", "bbml2"])

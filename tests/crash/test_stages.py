@@ -19,9 +19,10 @@ from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
 from kexecemu.crash.verdict import VerdictState, read_verdict
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError
+from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor, cells
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.stray.fault import When
+from kexecemu.stray.fault import By, Fault, When
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()[:20_000]
@@ -105,6 +106,94 @@ def test_a_purgatory_that_is_over_before_what_was_to_happen_meanwhile_has_ended_
     end = follow(steps, {at: [lambda: called.append("meanwhile")]})
     assert end.purgatory is not None
     assert (end.purgatory.power, end.purgatory.instructions, called) == ("system_off", 3, [])
+
+
+B_SELF, WFI, WFE, BACK = 0x14000000, 0xD503207F, 0xD503205F, 0x17FFFFFF
+HVC = 0xD4000002
+
+
+def power(function: int) -> list[int]:
+    """PSCI's function 0x8400000x, and an endless loop behind it, as firmware calls are written."""
+    return [0x52800000 | function << 5, 0x72B08000, HVC, B_SELF]
+
+
+def kexec_tools(folder: Path, words: list[int], at: int = 0x14) -> Path:
+    """kexec-tools' purgatory, built with other instructions at this offset of its purgatory()."""
+    data = bytearray(fixture_path("guests/kexec-tools-purgatory.ro").read_bytes())
+    obj = elfrel.parse(bytes(data))
+    place = obj.global_symbol("purgatory")
+    assert place is not None
+    start = obj.sections[place.shndx].offset + place.value + at
+    data[start : start + 4 * len(words)] = struct.pack(f"<{len(words)}I", *words)
+    path = folder / "purgatory.ro"
+    path.write_bytes(data)
+    return path
+
+
+AT_STOP = 0x504
+"""Of kexec-tools' purgatory(): its last store to the console, and the endless loop of a mismatch."""
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([B_SELF], "the purgatory got nowhere and gave no verdict"),
+        ([WFI, BACK], "the purgatory got nowhere and gave no verdict"),
+        ([WFE, BACK], "the purgatory got nowhere and gave no verdict"),
+        (power(8), "the purgatory switched the machine off and gave no verdict"),
+        (power(9), "the purgatory reset the machine and gave no verdict"),
+    ],
+    ids=["b .", "wfi", "wfe", "off", "reset"],
+)
+def test_a_purgatory_that_stops_before_it_can_have_hashed_has_refused_nothing(
+    words: list[int], reason: str, tmp_path: Path
+) -> None:
+    kernel, image = loaded(purgatory=kexec_tools(tmp_path, words))
+    end = kernel.panic()
+    assert (end.outcome, end.reason) == (Outcome.HUNG, reason)
+    assert end.purgatory is not None
+    assert end.purgatory.instructions < sum(one.size for one in image.sha_regions) // 3
+
+
+def test_so_has_one_whose_first_instruction_became_a_branch_to_where_it_stops_in_a_mismatch() -> None:
+    kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
+    assert image.purgatory is not None
+    stop = image.purgatory.symbol_phys("purgatory") + AT_STOP + 4
+    kernel.dma_write("purgatory:purgatory_start", struct.pack("<I", B_SELF | (stop - image.start) // 4))
+    end = kernel.panic()
+    assert (end.outcome, kernel.board.boot_cpu.pc) == (Outcome.HUNG, stop)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[WFE, BACK], [WFI, BACK], [HVC, B_SELF], [0xD503201F, B_SELF]],
+    ids=["wfe", "wfi", "hvc", "b ."],
+)
+def test_one_that_stops_when_it_has_hashed_refuses_in_whatever_loop(words: list[int], tmp_path: Path) -> None:
+    kernel, _ = loaded(purgatory=kexec_tools(tmp_path, words, AT_STOP))
+    kernel.dma_write("initrd", b"a stray write")
+    assert kernel.panic().outcome is Outcome.DETECTED
+
+
+def test_regions_that_a_stray_write_made_empty_are_hashed_in_no_time_and_refused() -> None:
+    kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
+    for number in range(len(image.sha_regions)):
+        kernel.dma_write(f"purgatory:sha256_regions+{16 * number + 8}", bytes(8))
+    assert kernel.panic().outcome is Outcome.DETECTED
+
+
+def test_a_content_purgatory_that_starts_no_kernel_is_not_called_one_without_a_verdict() -> None:
+    kernel, _ = loaded()
+    at = (When.WHILE_HASHING, 128)
+    for symbol in ("purgatory_kernel_entry", "purgatory_sha_regions"):
+        kernel.inject(Fault(f"purgatory:{symbol}", write=bytes(8), by=By.DMA, when=at[0], step=at[1]))
+    end = kernel.panic()
+    assert end.outcome is Outcome.HUNG and end.verdict is not None
+    assert end.verdict.state is VerdictState.MATCH and "purgatory: no kernel entry" in end.console
+    assert end.reason == (
+        "the purgatory found the image as loaded, but started no kernel: its kernel entry is 0"
+    )
+    assert "came to no end" not in end.dump_reason
 
 
 def test_a_verdict_that_was_overwritten_is_none_and_one_that_is_whole_is_read() -> None:

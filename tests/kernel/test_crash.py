@@ -328,3 +328,43 @@ def test_a_kimage_whose_start_was_changed_is_where_the_kernel_jumps() -> None:
     kernel.board.dma.write(kernel.guest.phys("crash_kimage_storage") + at, struct.pack("<Q", image.dtb_mem))
     stop = kernel.crash()
     assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, image.dtb_mem)
+
+
+@pytest.mark.parametrize("start", [0, 0x9000000, 0xFFFF800008010000, 0x40000001])
+def test_a_jump_to_where_nothing_can_be_fetched_is_a_jump(start: int) -> None:
+    kernel, _ = loaded()
+    at = kernel.guest.vmlinux.offsetof("kimage", "start")
+    kernel.board.dma.write(kernel.guest.phys("crash_kimage_storage") + at, struct.pack("<Q", start))
+    stop = kernel.crash()
+    assert (stop.kind, stop.pc) == (CpuStopKind.LEFT, start)
+    assert [*kernel.board.timeline][-1].kind == "jump"
+
+
+UDF, RET, BR_X1 = 0, 0xD65F03C0, 0xD61F0020
+
+
+@pytest.mark.parametrize(
+    ("symbol", "word", "kind"),
+    [
+        ("cpu_soft_restart", UDF, CpuStopKind.FAULT),  # MMU on: the vectors would be next
+        ("cpu_soft_restart_branch", UDF, CpuStopKind.FAULT),  # MMU off, and still in the last code
+        ("cpu_soft_restart", BR_X1, CpuStopKind.FAULT),  # to the image, which the identity map does not have
+        ("cpu_soft_restart", RET, CpuStopKind.BREAKPOINT),  # back to machine_kexec()
+    ],
+)
+def test_who_does_not_get_out_with_the_mmu_off_has_not_jumped(
+    symbol: str, word: int, kind: CpuStopKind
+) -> None:
+    kernel, _, stopped = stamp_and_crash(symbol, struct.pack("<I", word))
+    assert stopped is kind
+    assert not [event for event in kernel.board.timeline if event.kind == "jump"]
+
+
+def test_an_oops_whose_text_was_stamped_on_is_one_line_of_the_timeline() -> None:
+    kernel, _ = loaded()
+    segment = next(one for one in kernel.guest.vmlinux.elf.segments if b"Oops\0" in one.data)
+    virt = segment.vaddr + segment.data.index(b"Oops\0")
+    kernel.ram.write(kernel.guest.space.virt_to_phys(virt), b"a\nb\x1b\0")
+    assert not kernel.stray_write_virt(8, b"x")
+    (event,) = kernel.board.timeline.of("oops")
+    assert event.text.startswith("a\\nb\\x1b on cpu0 at ")

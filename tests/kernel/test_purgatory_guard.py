@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from kexecemu.crash import kernel as lab
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.vmlinux import Vmlinux
+from kexecemu.kernel.crash.execution import REFUSALS
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.stop import CpuStopKind
+from kexecemu.stray.fault import When
 
 GUARD = {"KEXEC_PURGATORY_GUARD": "y"}
 EARLY = {"KEXEC_PURGATORY_EARLY_CHECK": "y"}
@@ -134,10 +138,48 @@ def test_what_the_purgatory_cannot_find_in_itself_the_guard_finds() -> None:
 
 def test_a_refusal_is_forgotten_with_the_next_load() -> None:
     kernel, _ = loaded(GUARD)
-    kernel.guest.write("kdump_refusal", kernel.guest.vmlinux.virt("linux_banner"))
-    assert kernel.refusal is not None
+    kernel.guest.write("kdump_refusal", address_of(kernel.guest.vmlinux, DAMAGED))
     kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
+    assert kernel.guest.read("kdump_refusal") == 0
     assert refused(kernel) is None
+
+
+def address_of(vmlinux: Vmlinux, text: str) -> int:
+    """Where a string of the guest kernel is linked."""
+    for segment in vmlinux.elf.segments:
+        at = segment.data.find(text.encode() + b"\0")
+        if at >= 0:
+            return segment.vaddr + at
+    raise AssertionError(text)
+
+
+def test_the_reasons_that_are_believed_are_all_that_the_guest_has() -> None:
+    sources = sorted((Path(__file__).parents[2] / "fixtures/minikernel").glob("*.c"))
+    texts = [text for one in sources for text in re.findall(r'kdump_give_up\("(.*)"\)', one.read_text())]
+    assert sorted(texts) == sorted(REFUSALS)
+
+
+@pytest.mark.parametrize("text", ["Bye!\n", "linux_banner", DAMAGED])
+def test_a_stray_pointer_to_some_text_is_no_reason_that_anybody_gave(text: str) -> None:
+    kernel = lab_kernel({})
+    vmlinux = kernel.guest.vmlinux
+    virt = vmlinux.virt(text) if text == "linux_banner" else address_of(vmlinux, text)
+    kernel.dma_write("vmlinux:kdump_refusal", virt.to_bytes(8, "little"), When.BEFORE_PANIC)
+    end = kernel.panic()
+    # The guest does believe it, and starts nothing.
+    assert end.outcome is Outcome.HUNG
+    assert end.reason == "the crash path did not get out of the first kernel"
+    assert not end.timeline.of("refused")
+
+
+def test_a_reason_is_told_as_it_is_linked_whatever_memory_makes_of_it() -> None:
+    kernel = lab_kernel(GUARD)
+    kernel.flip("purgatory+0x20")
+    virt = address_of(kernel.guest.vmlinux, DAMAGED)
+    kernel.ram.write(kernel.guest.space.virt_to_phys(virt), b"two\nlines\x1b[2J\0")
+    end = kernel.panic()
+    assert end.outcome is Outcome.DETECTED
+    assert end.reason == f"the first kernel gives kdump up: {DAMAGED}"
 
 
 # -- the early check -------------------------------------------------------------------------------------------

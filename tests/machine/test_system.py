@@ -563,6 +563,13 @@ def test_a_run_ends_when_one_cpu_spins_masked_and_the_other_cannot_help(second):
     assert "stuck" in result.end
 
 
+def test_a_wfe_and_a_branch_back_to_it_is_an_endless_loop_as_well():
+    with Board("4M") as board:
+        put(board, CODE, 0xD503205F, b(-1))
+        board.boot_cpu.reset(CODE)
+        assert System(board).run(10**9).kind is SystemEndKind.STUCK
+
+
 def test_progress_is_told_the_time():
     with Board("4M") as board:
         put(board, CODE, NOP, b(-1))

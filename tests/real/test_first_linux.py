@@ -286,3 +286,55 @@ def test_dma_hits_a_real_crash_at_every_moment(when: str, outcome: Outcome) -> N
         outcome is Outcome.SILENT and result.end.outcome is Outcome.TRAPPED
     )
     result.kernel.board.close()
+
+
+def late(kernel: str, stuck: list[int], when: str, folder: Path, at: str = "initrd+8") -> Result:
+    """A run whose late CPU is the first of those that are stuck."""
+    (folder / "late.toml").write_text(
+        f"""schema = 1
+        name = "late"
+        [machine]
+        cpus = 2
+        stuck_cpus = {stuck}
+        [kernel]
+        linux = "fetched:{kernel}"
+        cmdline = "crashkernel=256M"
+        [[fault]]
+        by = "late-cpu"
+        at = "{at}"
+        write = "ff"
+        when = "{when}"
+        """
+    )
+    try:
+        return run_scenario(read_scenario(folder / "late.toml"), folder)
+    except NotFetched as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("when", ["during-panic", "at-jump", "hashing-20"])
+def test_a_late_cpu_of_linux_stores_at_every_moment_and_is_named(when: str, tmp_path: Path) -> None:
+    result = late("kernel-trixie", [1], when, tmp_path)
+    (told,) = result.end.timeline.of("fault")
+    assert told.text.startswith("cpu1, which did not stop, stores ff at initrd+8 (")
+    assert (told.facts["cpu"], result.end.injections[0].cpu) == (1, 1)
+    assert result.end.injections[0].changed
+    assert result.end.outcome is Outcome.DETECTED
+    assert [(one.segment, one.offset) for one in result.end.damage] == [("initrd", 8)]
+    result.kernel.board.close()
+
+
+def test_a_late_cpu_whose_store_is_refused_goes_on_in_its_loop(tmp_path: Path) -> None:
+    """Debian's 6.1 takes the crash region out of its linear map: the stuck CPU runs nothing of an oops."""
+    result = late("kernel", [0], "hashing-20", tmp_path)
+    (injection,) = result.end.injections
+    assert injection.exception is not None and not injection.changed
+    assert (injection.cpu, injection.exception.cpu) == (0, 0)
+    assert result.end.outcome is Outcome.PREVENTED
+    result.kernel.board.close()
+
+
+def test_the_cpu_that_crashes_is_no_late_one(tmp_path: Path) -> None:
+    """Its MMU is off by then, which is no word about the linear map."""
+    with pytest.raises(InputError, match=r"no store by late-cpu: cpu\d crashes, name another"):
+        late("kernel-trixie", [0], "at-jump", tmp_path)

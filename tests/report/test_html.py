@@ -209,6 +209,17 @@ def test_what_the_purgatory_did_about_damage_is_told(crashed, options, words):
     assert words in _Page(render(result)).text
 
 
+def test_a_purgatory_that_comes_to_no_kernel_is_told_by_what_kept_it(crashed):
+    off = Fault("purgatory:purgatory_start", write=bytes.fromhex("000180520080b072020000d4"), by=By.DMA)
+    assert "It switches off without a verdict." in _Page(render(crashed(off))).text
+    entry, region = (
+        Fault(f"purgatory:{symbol}", write=bytes(8), by=By.DMA, when=When.WHILE_HASHING, step=128)
+        for symbol in ("purgatory_kernel_entry", "purgatory_sha_regions")
+    )
+    content = _Page(render(crashed(entry, region))).text
+    assert "It finds the image as loaded, and starts no kernel." in content
+
+
 def test_without_a_purgatory_no_digest_is_shown(run):
     page = _Page(render(run("stamped-without-purgatory")))
     assert "There is no purgatory" in page.text

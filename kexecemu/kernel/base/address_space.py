@@ -65,5 +65,5 @@ class AddressSpace:
     def virt_to_phys(self, virt: int) -> int:
         """__virt_to_phys(): arithmetic only, as in the kernel; says nothing about whether it is mapped."""
         if virt < self.page_end:
-            return virt - self.page_offset + self.memstart
+            return (virt - self.page_offset + self.memstart) % _U64
         return (virt - self.kimage_voffset) % _U64

@@ -50,6 +50,13 @@ class Vmlinux:
         """Bytes from _text to _end."""
         return self.virt("_end") - self.virt("_text")
 
+    def string(self, virt: int) -> str:
+        """The C string that is linked at a virtual address, whatever memory holds there; "" where nothing is."""
+        for segment in self.elf.segments:
+            if 0 <= virt - segment.vaddr < len(segment.data):
+                return segment.data[virt - segment.vaddr :].partition(b"\0")[0].decode("utf-8", "replace")
+        return ""
+
     def describe(self, virt: int) -> str:
         """The nearest symbol at or below a virtual address, as symbol+0xoffset/0xsize-less text."""
         names = _sorted_symbols(self.path)

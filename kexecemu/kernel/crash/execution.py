@@ -18,10 +18,16 @@ from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.shown import shown
 
-__all__ = ["CALL_LIMIT", "SYSRQ_MESSAGE", "Execution"]
+__all__ = ["CALL_LIMIT", "REFUSALS", "SYSRQ_MESSAGE", "Execution"]
 
 CALL_LIMIT = 50_000_000  # instructions of a stretch of the first kernel's code before it counts as hung
 SYSRQ_MESSAGE = "sysrq triggered crash"
+REFUSALS = (
+    "the purgatory has been damaged",
+    "the early check has failed",
+    "the purgatory has refused the crash image",
+)
+"""What the guest's kdump_give_up() is called with."""
 _THREAD_SIZE = 16384
 _SOFT_RESTART_LIMIT = 1000
 _RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image
@@ -37,6 +43,20 @@ def _keep(cpu: Cpu) -> Callable[[], None]:
         cpu.sp, cpu.pc, cpu.pstate = sp, pc, pstate
 
     return put_back
+
+
+def _jump(cpu: Cpu, last: range, limit: int) -> CpuStop:
+    """Run the last code of a kernel until it is left: LEFT for a jump out of it with the MMU off, and for that alone.
+
+    The MMU is off for nobody else. An exception in that code does not get out of the kernel, and neither does a branch
+    out of it with the MMU on, which is BREAKPOINT where it leads.
+    """
+    stop = cpu.run(within=last, limit=limit, deliver=False)
+    if not stop.leaves(last):
+        return stop
+    if not cpu.sysreg("SCTLR_EL1") & 1:
+        return CpuStop(CpuStopKind.LEFT, stop.pc, stop.instructions)
+    return stop if stop.fault is not None else CpuStop(CpuStopKind.BREAKPOINT, stop.pc, stop.instructions)
 
 
 @shown("in_panic", "at_crash_end")
@@ -181,8 +201,9 @@ class Execution:
     def finish_crash(self, stop: CpuStop) -> CpuStop:
         """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off.
 
-        PC is the physical address that machine_kexec() jumps to. A crash that did not come to its last moment with the
-        MMU on, or that a store then has led astray, is not continued: the stop says where the CPU stands.
+        PC is the physical address that machine_kexec() jumps to, also where nothing can be fetched there. A crash that
+        did not come to its last moment with the MMU on, or that a store then has led astray, is not continued: the stop
+        says where the CPU stands. An exception in the last code is FAULT.
         """
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != self._restart_phys:
             return stop
@@ -191,7 +212,7 @@ class Execution:
             return CpuStop(CpuStopKind.BREAKPOINT, cpu.pc, 0)
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
-        return cpu.run(within=idmap, limit=_SOFT_RESTART_LIMIT)
+        return _jump(cpu, idmap, _SOFT_RESTART_LIMIT)
 
     def resume(self) -> CpuStop:
         """Go on in machine_kexec() where a purgatory has returned to: BREAKPOINT at panic_no_kexec if all is well."""
@@ -207,4 +228,4 @@ class Execution:
         stop = self.call("kernel_kexec", task="task_bash", until={control_page.start})
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != control_page.start:
             return stop
-        return self._board.boot_cpu.run(within=control_page, limit=_RELOCATION_LIMIT)
+        return _jump(self._board.boot_cpu, control_page, _RELOCATION_LIMIT)

@@ -75,7 +75,8 @@ def crash_save_cpu(state: KernelState, cpu: Cpu) -> None:
     guest = state.guest
     regs = oops.read_pt_regs(guest, cpu.x(0))
     task = cpu.sysreg("SP_EL0")
-    pid = guest.ram.read_u32(guest.space.virt_to_phys(task + guest.vmlinux.offsetof("task_struct", "pid")))
+    pid_phys = guest.space.virt_to_phys(task + guest.vmlinux.offsetof("task_struct", "pid"))
+    pid = int.from_bytes(guest.ram.read(pid_phys, 4), "little", signed=True)  # pid_t
     note = crash_note(pid, regs.as_elf_regs())
     phys = state.crash_notes_phys(cpu.x(1))
     guest.ram.write(phys, note)
@@ -134,6 +135,8 @@ def report_die(state: KernelState, cpu: Cpu) -> None:
     task = oops.task_line(guest, cpu.sysreg("SP_EL0"), cpu.index)
     for line in oops.die_report(guest, text, cpu.x(1), regs, task):
         state.log(line)
+    # Guest memory may hold anything there, and an event is one line.
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     words = f"{text} on cpu{cpu.index} at {guest.vmlinux.describe(regs.pc)}"
     state.say("oops", words, cpu=cpu.index, esr=cpu.x(1), pc_virt=regs.pc)
 

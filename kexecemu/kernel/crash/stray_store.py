@@ -22,7 +22,10 @@ from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.mmu import PageTables
 
-__all__ = ["WRITERS", "store"]
+__all__ = ["LATE_CPU", "WRITERS", "store"]
+
+LATE_CPU = 1
+"""The CPU that is taken for one that did not stop."""
 
 _TTBR_ADDRESS = (1 << 48) - 2  # BADDR; the lowest bit is CnP
 
@@ -94,7 +97,7 @@ def late_cpu(state: KernelState) -> Cpu:
     """
     if len(state.board.cpus) < 2:
         raise InputError("no store by late-cpu: it is a second one, and this machine has one CPU")
-    cpu = state.board.cpus[1]
+    cpu = state.board.cpus[LATE_CPU]
     swapper = state.guest.phys("swapper_pg_dir")
     if not cpu.instructions or cpu.sysreg("TTBR1_EL1") & _TTBR_ADDRESS != swapper:
         raise InputError("no store by late-cpu: cpu1 does not run the first kernel")

@@ -27,7 +27,8 @@ X_REGISTERS = tuple(getattr(uc64, f"UC_ARM64_REG_X{number}") for number in range
 
 _SP_BANKS = {"SP_EL0": uc64.UC_ARM64_REG_SP_EL0, "SP_EL1": uc64.UC_ARM64_REG_SP_EL1}
 
-BRANCH_TO_SELF = 0x14000000
+BRANCH_TO_SELF, WFE = 0x14000000, 0xD503205F
+_BACK_BY_ONE = 0x17FFFFFF  # b .-4
 # Of the vectors, in each of the four groups.
 _OFFSETS: dict[ExceptionKind, int] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}
 
@@ -205,5 +206,13 @@ class Registers:
         self.pc = self.sysreg("VBAR_EL1") + group + _OFFSETS[kind] & (1 << 64) - 1
 
     def spins(self) -> bool:
-        """It stands at a branch to itself with interrupts masked: nothing but a reset ends that."""
-        return bool(self.pstate & Pstate.I) and self.word_at(self.pc) == BRANCH_TO_SELF
+        """It stands in an endless loop with interrupts masked: nothing but a reset ends that.
+
+        The loop is a branch to itself, or a WFE and a branch back to it.
+        """
+        if not self.pstate & Pstate.I:
+            return False
+        pc, word = self.pc, self.word_at(self.pc)
+        if word == WFE:
+            return self.word_at(pc + 4) == _BACK_BY_ONE
+        return word == BRANCH_TO_SELF or (word == _BACK_BY_ONE and self.word_at(pc - 4) == WFE)

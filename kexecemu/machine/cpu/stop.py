@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,6 +36,14 @@ class CpuStop:
     instructions: int
     fault: GuestException | None = None
     power: str | None = None
+
+    def leaves(self, within: Container[int]) -> bool:
+        """Control has left these addresses: a jump to where nothing can be fetched is a jump before it is an exception.
+
+        For a run that did not deliver exceptions.
+        """
+        astray = self.kind is CpuStopKind.FAULT and self.fault is not None and self.fault.pc not in within
+        return self.kind is CpuStopKind.LEFT or astray
 
     def __str__(self) -> str:
         detail = f": {self.fault}" if self.fault else f" ({self.power})" if self.power else ""

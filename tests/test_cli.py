@@ -147,7 +147,10 @@ def test_a_bad_option_is_refused(options: list[str], reason: str) -> None:
             'schema = 1\nname = "x"\n[[fault]]\nat = "initrd"\nwrite = "zz"',
             "'zz' is not an even number of hex",
         ),
-        ('schema = 1\nname = "x"\n[[fault]]\nat = "initrd"', "either the bytes to write or the bits to flip"),
+        (
+            'schema = 1\nname = "x"\n[[fault]]\nat = "initrd"',
+            "one of the bytes to write, the bits to flip, and a model",
+        ),
         ('schema = 1\nname = "x"\n[[fault]]\nat = "nosuch"\nwrite = "00"', "target nosuch"),
         ('schema = 1\nname = "x"\n[expect]\noutcome = "bliss"', "at `$.expect.outcome`"),
     ],

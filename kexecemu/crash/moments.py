@@ -16,8 +16,8 @@ from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.reason import Facts, reason_of
 from kexecemu.crash.running import capture_stage, purgatory_stage
-from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
-from kexecemu.crash.vmcore import Vmcore
+from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.crash.vmcore import Vmcore, vmcore_of
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import DiskVmcore
@@ -137,8 +137,10 @@ def _steps(
     return (yield from _capture(first, image, wanted, passed, linux, progress))
 
 
-def _at(when: When, stage: Generator[int | None, None, _T], passed: Passed) -> Generator[At, None, _T]:
-    """A part of the crash, each stop of which is a moment of this kind."""
+def _at(
+    when: When, stage: Generator[int | None, None, _T], passed: Passed, at_first: Act = lambda: None
+) -> Generator[At, None, _T]:
+    """A part of the crash, each stop of which is a moment of this kind; at_first is what is done after number 0."""
     while True:
         try:
             step = next(stage)
@@ -148,6 +150,8 @@ def _at(when: When, stage: Generator[int | None, None, _T], passed: Passed) -> G
         if when is When.WHILE_HASHING:
             passed.step = step
         yield when, step or 0
+        if step == 0:
+            at_first()
 
 
 def _purgatory(
@@ -168,16 +172,12 @@ def _purgatory(
     stage = purgatory_stage(
         cpu, image, back_phys=back_phys, steps=steps, total=total, done=done, progress=progress
     )
-    moments = _at(When.WHILE_HASHING, stage, passed)
-    while True:
-        try:
-            at = next(moments)
-        except StopIteration as stop:
-            run: PurgatoryRun = stop.value
-            break
-        yield at
-        if at[1] == 0:  # nothing of it has run yet: what is written now is damage, as at the jump
-            passed.damage = _own_damage(first, image)
+
+    def at_first() -> None:
+        """Nothing of it has run yet: what is written now is damage, as at the jump."""
+        passed.damage = _own_damage(first, image)
+
+    run = yield from _at(When.WHILE_HASHING, stage, passed, at_first)
     tell_purgatory(first.board.timeline, run, image)
     return run
 
@@ -221,7 +221,7 @@ def _capture(
     )
     capture = yield from _at(When.IN_CAPTURE, stage, passed)
     tell_capture(board.timeline, capture)
-    vmcore = _vmcore(first, image, capture)
+    vmcore = vmcore_of(board, image, capture)
     if changed is None:
         changed = crashed.memory.changed() if vmcore is not None else []
     dump = judge_dump(crashed, passed.purgatory, capture, vmcore, changed, damage)
@@ -260,15 +260,6 @@ def _no_jump(first: FirstKernel, left: Left, image: Kimage | None) -> End:
     reason = "the crash path did not get out of the first kernel"
     say("lost", f"{reason}: {left.stop}", pc_virt=left.stop.pc)
     return _over(first, Outcome.TRAPPED if left.trapped else Outcome.HUNG, reason, damage)
-
-
-def _vmcore(first: FirstKernel, image: Kimage, capture: CaptureRun) -> Vmcore | DiskVmcore | None:
-    """The dump that a capture kernel came to, None where it came to none."""
-    if capture.linux is not None:
-        return capture.linux.vmcore
-    if capture.end is CaptureEnd.DONE and capture.record is not None:
-        return Vmcore(first.board, image.dtb_mem, capture.record.elfcorehdr)
-    return Vmcore(first.board, image.dtb_mem) if capture.end is CaptureEnd.ENTERED else None
 
 
 def _end(

@@ -6,14 +6,17 @@ import os
 from dataclasses import dataclass
 
 from kexecemu.arguments import path as path_of
+from kexecemu.crash.stages import CaptureEnd, CaptureRun
 from kexecemu.errors import BusError, FormatError
 from kexecemu.formats.elfcore import VmcoreLayout, write_vmcore
 from kexecemu.formats.fdt import Fdt, join_cells
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["Vmcore"]
+__all__ = ["Vmcore", "vmcore_of"]
 
 
 @shown()
@@ -59,3 +62,12 @@ class Vmcore:
         layout = self.layout()
         write_vmcore(path, layout, self.board.ram.view, self.board.ram.data_ranges)
         return layout.size
+
+
+def vmcore_of(board: Board, image: Kimage, capture: CaptureRun) -> Vmcore | DiskVmcore | None:
+    """The dump that a capture kernel came to, None where it came to none."""
+    if capture.linux is not None:
+        return capture.linux.vmcore
+    if capture.end is CaptureEnd.DONE and capture.record is not None:
+        return Vmcore(board, image.dtb_mem, capture.record.elfcorehdr)
+    return Vmcore(board, image.dtb_mem) if capture.end is CaptureEnd.ENTERED else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from kexecemu.errors import InputError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.load.syscalls import tell_image
-from kexecemu.linux.first_boot import LinuxSetup, boot_linux
+from kexecemu.linux.first_boot import ConsoleWatch, LinuxSetup, boot_linux
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_records import KexecSaid, crash_kernel, iomem, parse_kexec, split_records
@@ -22,7 +22,6 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
-from kexecemu.machine.devices.pl011 import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.system import System, SystemEnd, SystemEndKind
 from kexecemu.shown import shown
@@ -46,23 +45,6 @@ _BYE = "] Bye!"
 _KERNEL_PARTS = ("Kernel code", "Kernel data")
 _BLOCKS = 100_000
 """From "Bye!" to the purgatory's first instruction are some thousand instructions."""
-
-
-class ConsoleWatch(ConsoleLines):
-    """Stops the machine at a line on the console that has what it was told."""
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        super().__init__(self._hear)
-        self.wanted: tuple[str, ...] = ()
-        self.hit: str | None = None
-        """The last line that was wanted."""
-        self._stop = stop
-
-    def _hear(self, line: bytes) -> None:
-        text = line.decode(errors="replace").strip("\r")
-        if any(mark in text for mark in self.wanted):
-            self.hit = text
-            self._stop()
 
 
 @shown("setup", "crashk_res", "crashk_low_res", "board")

@@ -1,8 +1,9 @@
-"""What a real first kernel starts with, and how it gets into RAM: as QEMU's boot loader puts it there."""
+"""What a real first kernel starts with, how it gets into RAM (as by QEMU's boot loader), and who listens to it."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
 from kexecemu.machine.board import Board
+from kexecemu.machine.devices.pl011 import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "LinuxSetup", "boot_linux"]
+__all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "ConsoleWatch", "LinuxSetup", "boot_linux"]
 
 DEFAULT_RAM = "512M"
 DEFAULT_CMDLINE = "crashkernel=192M"
@@ -54,6 +56,23 @@ class LinuxSetup:
     checks: bool = True
     stuck_cpus: tuple[int, ...] = ()
     seed: int = 0
+
+
+class ConsoleWatch(ConsoleLines):
+    """Stops the machine at a line on the console that has what it was told."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__(self._hear)
+        self.wanted: tuple[str, ...] = ()
+        self.hit: str | None = None
+        """The last line that was wanted."""
+        self._stop = stop
+
+    def _hear(self, line: bytes) -> None:
+        text = line.decode(errors="replace").strip("\r")
+        if any(mark in text for mark in self.wanted):
+            self.hit = text
+            self._stop()
 
 
 def boot_linux(board: Board, setup: LinuxSetup) -> bytes:

@@ -13,7 +13,7 @@ from image_header import build
 from kexecemu import InputError, read_scenario
 from kexecemu.cli import main
 from kexecemu.data import shipped_scenarios
-from kexecemu.linux.first import ConsoleWatch
+from kexecemu.linux.first_boot import ConsoleWatch
 from kexecemu.linux.first_records import (
     KexecSaid,
     SaidHeader,

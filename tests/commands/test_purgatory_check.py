@@ -274,7 +274,9 @@ def test_what_is_required_and_not_so_is_one_line_and_exit_1() -> None:
 
 
 def test_what_is_required_and_so_is_exit_0() -> None:
-    done = kexecemu("default", "--require", "caught", "--require", "boots,no-missed,no-false-alarm,no-misboot")
+    done = kexecemu(
+        "default", "--require", "caught", "--require", "boots,no-missed,no-false-alarm,no-misboot"
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -11,7 +11,7 @@ import pytest
 import signing
 from cryptography import x509 as reference
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kexecemu.errors import FormatError
@@ -224,6 +224,7 @@ def test_any_bytes_are_a_certificate_or_a_format_error(data: bytes) -> None:
     st.sampled_from(sorted(MADE)),
     st.lists(st.tuples(st.integers(0, 900), st.binary(min_size=1, max_size=2)), min_size=1, max_size=4),
 )
+@example("ca", [(12, b"\x01")])  # a version that there is not
 def test_any_damage_is_a_certificate_or_a_format_error(name: str, damage: list[tuple[int, bytes]]) -> None:
     data = signing.der_of(MADE[name])
     for offset, value in damage:

@@ -27,6 +27,7 @@ from kexecemu.shown import shown
 from kexecemu.stray.fault import When, when_word
 from kexecemu.stray.first import FirstKernel, Left, Progress, through
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 __all__ = ["SYSRQ", "Act", "At", "Passed", "crash", "follow"]
@@ -62,14 +63,12 @@ class Passed:
 
 def follow(steps: Generator[At, None, End], acts: Mapping[At, Sequence[Act]]) -> End:
     """A crash to its end; at each moment what is to be done there."""
-    while True:
-        try:
-            at = next(steps)
-        except StopIteration as stop:
-            end: End = stop.value
-            return end
-        for act in acts.get(at, ()):
-            act()
+
+    def act(at: At) -> None:
+        for one in acts.get(at, ()):
+            one()
+
+    return through(_told(steps, lambda at: at, act))
 
 
 def crash(
@@ -89,14 +88,7 @@ def crash(
     """
     missed = set() if passed is not None else set(wanted)
     steps = _steps(first, message, wanted, Passed() if passed is None else passed, linux, progress)
-    while True:
-        try:
-            at = next(steps)
-        except StopIteration as stop:
-            end: End = stop.value
-            break
-        missed.discard(at)
-        yield at
+    end = yield from _told(steps, lambda at: at, missed.discard)
     say = first.board.timeline.record
     for when, step in sorted(missed, key=lambda at: (list(When).index(at[0]), at[1])):
         word = when_word(when, step)
@@ -117,7 +109,7 @@ def _steps(
     if passed.left is None:
         yield When.AFTER_LOAD, 0
         yield When.BEFORE_PANIC, 0
-        passed.left = yield from _at(When.DURING_PANIC, first.leave(message), passed)
+        passed.left = yield from _told(first.leave(message), lambda _: (When.DURING_PANIC, 0))
     left, image = passed.left, first.image
     if image is None or not left.out or left.stop.pc != image.start:
         return _no_jump(first, left, image)
@@ -137,21 +129,19 @@ def _steps(
     return (yield from _capture(first, image, wanted, passed, linux, progress))
 
 
-def _at(
-    when: When, stage: Generator[int | None, None, _T], passed: Passed, at_first: Act = lambda: None
+def _told(
+    stage: Generator[_S, None, _T], moment: Callable[[_S], At], act: Callable[[At], object] = lambda at: None
 ) -> Generator[At, None, _T]:
-    """A part of the crash, each stop of which is a moment of this kind; at_first is what is done after number 0."""
+    """A part of the crash, each stop of which is a moment, and what is done behind it before the part goes on."""
     while True:
         try:
             step = next(stage)
         except StopIteration as stop:
             result: _T = stop.value
             return result
-        if when is When.WHILE_HASHING:
-            passed.step = step
-        yield when, step or 0
-        if step == 0:
-            at_first()
+        at = moment(step)
+        yield at
+        act(at)
 
 
 def _purgatory(
@@ -173,11 +163,15 @@ def _purgatory(
         cpu, image, back_phys=back_phys, steps=steps, total=total, done=done, progress=progress
     )
 
-    def at_first() -> None:
-        """Nothing of it has run yet: what is written now is damage, as at the jump."""
-        passed.damage = _own_damage(first, image)
+    def moment(step: int) -> At:
+        passed.step = step
+        return When.WHILE_HASHING, step
 
-    run = yield from _at(When.WHILE_HASHING, stage, passed, at_first)
+    def act(at: At) -> None:
+        if at[1] == 0:  # nothing of it has run yet: what is written now is damage, as at the jump
+            passed.damage = _own_damage(first, image)
+
+    run = yield from _told(stage, moment, act)
     tell_purgatory(first.board.timeline, run, image)
     return run
 
@@ -219,7 +213,7 @@ def _capture(
     stage = capture_stage(
         left.cpu, board, image, steps=steps, linux=linux, loads=crashed.loads, progress=progress
     )
-    capture = yield from _at(When.IN_CAPTURE, stage, passed)
+    capture = yield from _told(stage, lambda step: (When.IN_CAPTURE, step))
     tell_capture(board.timeline, capture)
     vmcore = vmcore_of(board, image, capture)
     if changed is None:

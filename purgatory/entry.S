@@ -15,6 +15,14 @@
 #define FRAME_SIZE	160
 #define FRAME_DTB	40
 
+	/* 0 where the CPU has no guarded control stack, or no TCR2: those registers are undefined then. */
+	.macro	has_gcs_and_tcr2, gcs, tcr2
+	mrs	\gcs, id_aa64pfr1_el1
+	ubfx	\gcs, \gcs, #PFR1_GCS_SHIFT, #4
+	mrs	\tcr2, ID_AA64MMFR3_EL1
+	and	\tcr2, \tcr2, #(1 << MMFR3_TCRX_WIDTH) - 1
+	.endm
+
 	.text
 
 	/*
@@ -106,10 +114,7 @@ purgatory_check:
 	 */
 enter:
 	mov	x15, x0
-	mrs	x5, id_aa64pfr1_el1
-	ubfx	x5, x5, #PFR1_GCS_SHIFT, #4
-	mrs	x6, ID_AA64MMFR3_EL1
-	and	x6, x6, #(1 << MMFR3_TCRX_WIDTH) - 1
+	has_gcs_and_tcr2 x5, x6
 	mov	x7, xzr
 	mov	x8, xzr
 	mrs	x10, spsel
@@ -246,10 +251,7 @@ leave:
 
 	/* VBAR, SCTLR, TCR2 and GCSCR from x13, x12, x8 and x7, and on to x14; x4 to x6 change. */
 restore:
-	mrs	x5, id_aa64pfr1_el1
-	ubfx	x5, x5, #PFR1_GCS_SHIFT, #4
-	mrs	x6, ID_AA64MMFR3_EL1
-	and	x6, x6, #(1 << MMFR3_TCRX_WIDTH) - 1
+	has_gcs_and_tcr2 x5, x6
 	if_el2	x4, 3f
 	msr	vbar_el1, x13
 	cbz	x6, 1f

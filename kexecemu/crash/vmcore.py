@@ -9,8 +9,9 @@ from kexecemu.arguments import path as path_of
 from kexecemu.crash.stages import CaptureEnd, CaptureRun
 from kexecemu.errors import BusError, FormatError
 from kexecemu.formats.elfcore import VmcoreLayout, write_vmcore
-from kexecemu.formats.fdt import Fdt, join_cells
+from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.load.devtree import elfcorehdr_area
 from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
@@ -45,12 +46,9 @@ class Vmcore:
         if area is None:
             size = int.from_bytes(ram.read(self.dtb_phys + 4, 4), "big")
             tree = Fdt(ram.read(self.dtb_phys, size))
-            chosen = tree.path_offset("/chosen")
-            cells = tree.get_cells(chosen, "linux,elfcorehdr") if chosen is not None else None
-            if not cells:
+            area = elfcorehdr_area(tree)
+            if area is None:
                 raise FormatError("dump: no linux,elfcorehdr in the device tree")
-            width = tree.address_cells(0)
-            area = PhysRange.of(join_cells(cells[:width]), join_cells(cells[width:]))
         return VmcoreLayout(ram.read(area.start, area.size), ram.read)
 
     def write(self, path: str | os.PathLike[str]) -> int:

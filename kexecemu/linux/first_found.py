@@ -14,6 +14,7 @@ from kexecemu.formats.fdt_blob import FDT_MAGIC
 from kexecemu.formats.fdt_read import Fdt
 from kexecemu.formats.image import parse as parse_header
 from kexecemu.kernel.base.address_space import align_up
+from kexecemu.kernel.load.devtree import elfcorehdr_area
 from kexecemu.linux.first_records import KexecSaid, SaidHeader, SaidSegment
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -70,12 +71,9 @@ def _device_tree(memory: bytes, region: PhysRange, page_size: int) -> tuple[int,
         try:
             size = int.from_bytes(memory[at + 4 : at + 8], "big")
             tree = Fdt(memory[at : at + size])
-            chosen = tree.path_offset("/chosen")
-            cells = None if chosen is None else tree.get_cells(chosen, "linux,elfcorehdr")
+            core = elfcorehdr_area(tree)
         except FormatError:
             continue
-        if cells and len(cells) == 4:
-            core = PhysRange.of(cells[0] << 32 | cells[1], cells[2] << 32 | cells[3])
-            if region.covers(core):
-                return at, tree, core
+        if core is not None and region.covers(core):
+            return at, tree, core
     raise MachineError(f"kexec_file_load: the crash region {region} holds no device tree with an elfcorehdr")

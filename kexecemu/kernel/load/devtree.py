@@ -9,13 +9,13 @@ from __future__ import annotations
 from errno import EINVAL
 
 from kexecemu.errors import FormatError, KexecError
-from kexecemu.formats.fdt import FdtEditor, MemReserve
+from kexecemu.formats.fdt import Fdt, FdtEditor, MemReserve, join_cells
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.boot.firmware import chosen_node
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["CHOSEN_RECORD_SIZE", "FDT_EXTRA_SPACE", "RNG_SEED_SIZE", "VERDICT_PROPERTY"]
-__all__ += ["add_verdict_record", "kexec_device_tree"]
+__all__ += ["add_verdict_record", "elfcorehdr_area", "kexec_device_tree"]
 
 _STEP = "of_kexec_alloc_and_setup_fdt"
 FDT_EXTRA_SPACE = 0x1000
@@ -132,6 +132,16 @@ def _set_initrd(fdt: FdtEditor, chosen: int, initrd: tuple[int, int] | None) -> 
     fdt.setprop_u64(chosen, "linux,initrd-start", phys)
     fdt.setprop_u64(chosen, "linux,initrd-end", phys + size)
     fdt.add_mem_rsv(phys, size)
+
+
+def elfcorehdr_area(tree: Fdt) -> PhysRange | None:
+    """Where /chosen says that the core header is, physical; None where it does not. FormatError for a damaged tree."""
+    chosen = tree.path_offset("/chosen")
+    cells = tree.get_cells(chosen, "linux,elfcorehdr") if chosen is not None else None
+    if not cells:
+        return None
+    width = tree.address_cells(0)
+    return PhysRange.of(join_cells(cells[:width]), join_cells(cells[width:]))
 
 
 def _set_crash_ranges(

@@ -1,7 +1,5 @@
 """What callers pass in, taken if there is any sense in it and refused in one sentence if there is none."""
 
-from __future__ import annotations
-
 import enum
 import os
 from pathlib import Path

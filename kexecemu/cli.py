@@ -6,8 +6,6 @@ in --help. The options that several commands share are in commands/options.py.
 Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stderr.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from typing import Annotated

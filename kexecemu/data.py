@@ -1,7 +1,5 @@
 """Where the files that ship with kexecemu are: beside the package in a checkout, inside it once installed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 __all__ = ["fixture_path", "purgatory_path", "shipped_scenarios"]

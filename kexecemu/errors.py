@@ -4,8 +4,6 @@ What happens *inside* the guest is data, never an exception: a store that faults
 CPU that hangs are results (see kexecemu.machine.cpu.cpu and kexecemu.crash.outcome).
 """
 
-from __future__ import annotations
-
 import errno as _errno
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How a test says that a crash did not end as expected: what differs, what happened, and how to have it again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

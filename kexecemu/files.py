@@ -1,7 +1,5 @@
 """Reading files that are files, and writing them whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What is left of a failed test's crash, in a folder of its own: report, console, timeline, dump, scenario."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shlex

@@ -3,8 +3,6 @@
 Imported when a test has failed that has something of kexecemu loaded, and not before.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Addresses and registers are in hex, buffers are told by their size, and of what 
 Python prints whatever it holds, which for an image with a real kernel in it is 87 MB.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import re

@@ -1,7 +1,5 @@
 """ "Did you mean": the nearest of the names that there are, for messages about one that there is not."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 __all__ = ["did_you_mean", "nearest", "there_are"]

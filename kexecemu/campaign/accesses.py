@@ -4,8 +4,6 @@ Hooks see loads, stores and the start of each block. They do not see what the MM
 be concluded about memory that holds page tables in use.
 """
 
-from __future__ import annotations
-
 import ctypes
 import re
 from collections.abc import Iterator

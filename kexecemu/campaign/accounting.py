@@ -1,7 +1,5 @@
 """From the results in a store to the summary that reports are made of."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """Where a stray write may go: the areas of a loaded crash image, and what the base of a fault's name stands for."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which conclusions are checked: of the faults that were decided without a run, a sample is run to the end."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from itertools import zip_longest
 

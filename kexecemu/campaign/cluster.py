@@ -1,7 +1,5 @@
 """A campaign's work on a dask.distributed cluster, which takes kexecemu[dask] here and kexecemu on its workers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager

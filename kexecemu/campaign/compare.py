@@ -1,7 +1,5 @@
 """Two campaigns over the same faults, fault by fault: what one way of protecting catches that the other does not."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

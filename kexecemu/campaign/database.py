@@ -1,7 +1,5 @@
 """The SQLite file of a campaign: what makes one, opens it for one process alone, and says what it is."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -14,8 +14,6 @@ counts. Where the purgatory objects and stops there is none. Where it objects an
 the dump depends on what was hit, so that nothing is concluded, unless it has mended all that was.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ It is run twice, once as any scenario is and once piece by piece with every acce
 state to the last byte, or no campaign starts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Final
 

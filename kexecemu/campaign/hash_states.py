@@ -6,8 +6,6 @@ equal. The state behind any point is known from checkpoints of the undamaged inp
 and not all of it. The library's digest of everything up to a point stands for the state there.
 """
 
-from __future__ import annotations
-
 import bisect
 import hashlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Where a campaign's fault hits: the bytes there right before the write, and what of them it changes, in pieces."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

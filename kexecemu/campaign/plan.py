@@ -1,7 +1,5 @@
 """What the [campaign] table of a scenario asks for, checked before anything runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The checksum says that something was stamped on, not by whom. Here everything ha
 store can be caught in the act: with a hook on the bytes that came to harm.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Which line of source an address comes from, by DWARF, and which symbol it lies in."""
 
-from __future__ import annotations
-
 import bisect
 import functools
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ It is cut into strata, of one area, model, writer and moment each. In a stratum 
 of the model and every number of the moment make one fault, so that sizes are exact and nothing is ever listed.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass

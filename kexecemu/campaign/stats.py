@@ -6,8 +6,6 @@ function. A sample is drawn without replacement from a finite fault space, which
 that they assume.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

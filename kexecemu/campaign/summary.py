@@ -1,7 +1,5 @@
 """What came of a campaign, with everything that a figure needs to be read rightly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Which kexecemu it is that tried a campaign's faults, down to its code."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The machine of a campaign: put back to where it was, written to, and run to its end, again and again."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cache, cached_property
 

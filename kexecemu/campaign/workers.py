@@ -1,7 +1,5 @@
 """Who does the work of a campaign: this process, local ones, or any executor; and what is done when a worker dies."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """kexecemu compare-linux: a real first kernel and our model of it load the same crash kernel; what differs?"""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 Nothing here is loaded before it is asked for, so that the start of every other command is not slowed down.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from importlib import import_module
 

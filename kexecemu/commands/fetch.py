@@ -1,7 +1,5 @@
 """kexecemu fetch: real kernels and tools from Debian, into a cache, for scenarios and tests that want them."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 The summaries are never cut off: a line that is too long goes on under its column.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

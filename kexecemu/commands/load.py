@@ -1,7 +1,5 @@
 """kexecemu load: load a crash image, print where everything lies, and stop."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

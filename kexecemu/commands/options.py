@@ -5,8 +5,6 @@ a command all of them as one Setup, takes_changes as what is to be another way i
 commands share are the names below; only what a single command has stands with that command.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Mapping

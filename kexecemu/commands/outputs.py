@@ -1,7 +1,5 @@
 """The files that a command is asked to write: refused before any work is done, written whole, and named at the end."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """kexecemu purgatory: info shows what an object is made of and who could load it; check tries it against faults."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from pathlib import Path

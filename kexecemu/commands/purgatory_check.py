@@ -1,7 +1,5 @@
 """What kexecemu purgatory check prints, the replies of purgatories side by side, and what --require asks of them."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """kexecemu schema: the form of a scenario file as JSON Schema, for editors and for the documentation."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where memory differs from what was loaded."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The end of one crash: whoever the first kernel was, and whoever captured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from kexecemu.crash.damage import Damage

@@ -9,8 +9,6 @@ lies, so that the RAM of both machines is the same to the last byte. QEMU also p
 start of RAM and refuses files there: what ours has in that place lies in the flash, too, and the code copies it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

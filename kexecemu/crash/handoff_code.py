@@ -4,8 +4,6 @@ It lies in the flash of QEMU's virt and runs before anything of ours does. It is
 it loads is a different machine each time, and installing kexecemu must not need an assembler.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 

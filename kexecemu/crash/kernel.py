@@ -8,8 +8,6 @@ end = kernel.panic("sysrq triggered crash")
 end.outcome, end.damage, end.console, end.timeline, end.vmcore
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property, partial

@@ -4,8 +4,6 @@ A stray write of a scenario or a campaign, a snapshot, a recorder, the hand-over
 that". Nothing else happens between two moments than what the machine does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """What came of a crash with faults in it, judged from the machine's state alone."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ What is hit is the same for all: the segments that it has to check, its own code
 matters to nobody. Only the names of its variables differ between the kernel's kind and kexec-tools'.
 """
 
-from __future__ import annotations
-
 import enum
 import struct
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Why a crash ended as it did, in a sentence that is true of this one and not only of its kind."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

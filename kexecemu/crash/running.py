@@ -4,8 +4,6 @@ A stage is a generator that stops at the numbers it was asked for, so that somet
 it to its end. How it ended is for stages.py to say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ Everything here is read from it: where the CPU stopped and why, and the records 
 memory. Nothing depends on a clock; running.py ends a code that gets nowhere by a budget of instructions.
 """
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The capture stub's own account of its run (fixtures/capture/capture.h)."""
 
-from __future__ import annotations
-
 import enum
 import struct
 from dataclasses import dataclass

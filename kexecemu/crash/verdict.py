@@ -1,7 +1,5 @@
 """What a purgatory found, read from the record that it leaves in memory (purgatory/purgatory.h)."""
 
-from __future__ import annotations
-
 import enum
 import struct
 from dataclasses import dataclass

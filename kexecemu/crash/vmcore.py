@@ -1,7 +1,5 @@
 """The dump: /proc/vmcore as the capture kernel would show it, from the crashed machine's memory."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What the stages of a crash did, in words for its timeline."""
 
-from __future__ import annotations
-
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.verdict import Damaged, VerdictFlags, VerdictState, describe_damage
 from kexecemu.kernel.image.kimage import Kimage

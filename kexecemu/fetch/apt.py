@@ -4,8 +4,6 @@ The machine's own apt is asked for its mirrors and keys, and for nothing else: i
 release do not matter, and are not touched.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

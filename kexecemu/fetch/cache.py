@@ -1,7 +1,5 @@
 """The cache of what was fetched: where it is, what it has, and how something gets into it, whole or not at all."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import tempfile

@@ -3,8 +3,6 @@
 Everything is pinned to a release by its codename, so that two machines have the same whatever they run themselves.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Sequence

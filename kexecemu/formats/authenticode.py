@@ -4,8 +4,6 @@ Read as Linux does (crypto/asymmetric_keys/mscode.asn1 and mscode_parser.c): the
 are skipped over. That digest itself is made by kexecemu.formats.pe.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kexecemu.formats import ber, oid

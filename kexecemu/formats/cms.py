@@ -6,8 +6,6 @@ fails decides the errno. Only the self-signatures of certificates, which that pa
 here, so that a message with a bad one of those *and* a malformed end shows the latter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

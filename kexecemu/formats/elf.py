@@ -5,8 +5,6 @@ offset that a file gives is checked before it is followed, so that a damaged fil
 nothing else.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """ELF cores: the elfcorehdr that a kernel prepares, and /proc/vmcore as its capture kernel presents it."""
 
-from __future__ import annotations
-
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """A linked kernel, vmlinux (ET_EXEC): what to load where, its symbols and its build id."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The sizes are those of an arm64 kernel with 4 KiB pages: the kernel writes into 
 physical addresses were put in the core header long before the crash.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

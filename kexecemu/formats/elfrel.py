@@ -8,8 +8,6 @@ names the array once the program is stripped, so the object is found by its own 
 section table.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

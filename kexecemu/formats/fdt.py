@@ -6,8 +6,6 @@ device tree that it was booted with and hands the result, strings in the order i
 to the kernel that it loads, and digests are taken over that.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -6,8 +6,6 @@ which strings stay behind when their last user is deleted, and what is left in t
 got shorter.
 """
 
-from __future__ import annotations
-
 import struct
 
 from kexecemu.errors import FormatError

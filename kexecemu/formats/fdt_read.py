@@ -1,7 +1,5 @@
 """Reading a flattened device tree: nodes, properties and their values."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple

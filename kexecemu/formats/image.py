@@ -4,8 +4,6 @@ Only the bytes are read here. Which of a header's values a kernel refuses, and w
 of the loader (image_probe() and image_load() of the kernel), not of the format.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 

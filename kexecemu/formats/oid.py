@@ -3,8 +3,6 @@
 An identifier is kept as its encoded bytes and compared as such: two encodings of one number are two identifiers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 __all__ = ["dotted", "encode", "is_registered"]

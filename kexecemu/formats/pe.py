@@ -5,8 +5,6 @@ error a system call returns for what is missing is the concern of kexecemu.kerne
 look whether the file is for its own machine, and takes PE32 as well as PE32+.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ cryptography's part.
 What Linux 6.1 does not look at is not looked at here either: key usage, basic constraints, policies, and today's date.
 """
 
-from __future__ import annotations
-
 import calendar
 import warnings
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Writing /sys/kernel/kexec_crash_size: giving crash memory back (crash_shrink_memory() of kernel/kexec_core.c)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from errno import EBUSY, EINVAL, ENOENT
 

@@ -5,8 +5,6 @@ kernel uses: the boot loader's places, arm64_memblock_init(), setup_memory(). No
 Up to a few GiB the tables are built in guest RAM and read back; above that they are reckoned, which comes to the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The methods follow the life of a kernel from top to bottom. What it is, is its s
 has a file for each stage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from errno import EFAULT

@@ -4,8 +4,6 @@ What it did is read from what it leaves: the machine's end, the lines that its i
 disk. Every PT_LOAD of the dump is compared with the memory of the crashed machine, taken before the first instruction.
 """
 
-from __future__ import annotations
-
 import enum
 import hashlib
 import os

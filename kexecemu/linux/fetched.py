@@ -1,7 +1,5 @@
 """Files from outside that are too large to ship, by name: where they are, and what to do when they are missing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final

@@ -5,8 +5,6 @@ prints on the console marks the moments: there the machine is stopped, always at
 injected. Nothing here knows what Linux does in between; what came of it is read from the machine.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Generator
 

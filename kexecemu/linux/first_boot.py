@@ -1,7 +1,5 @@
 """What a real first kernel starts with, how it gets into RAM (as by QEMU's boot loader), and who listens to it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from dataclasses import dataclass

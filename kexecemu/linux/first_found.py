@@ -6,8 +6,6 @@ known by its magic number, names the elfcorehdr and the initrd, and the kernel i
 image_load() chooses.
 """
 
-from __future__ import annotations
-
 from kexecemu.errors import FormatError, MachineError
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt_blob import FDT_MAGIC

@@ -1,7 +1,5 @@
 """What a real kexec-tools has loaded, as an object: what it said, checked against memory and against the files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from kexecemu.errors import MachineError

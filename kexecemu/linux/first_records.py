@@ -4,8 +4,6 @@ The init of linux/inits/first.sh prints them with kexecemu.records=console: each
 and "first: end of NAME". `kexec -d` says where it put every segment, and which of them is which.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

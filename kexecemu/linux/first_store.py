@@ -5,8 +5,6 @@ a return, with the address and the value in x0 and x1, and goes on where it was;
 tables forbid the store, the exception enters Linux's own vectors, and an oops is what comes of it.
 """
 
-from __future__ import annotations
-
 import struct
 
 from kexecemu.errors import InputError, MachineError

@@ -6,8 +6,6 @@ chosen on the kernel's command line (kexecemu.NAME=VALUE), so that one archive s
 lists the names. On the console every line of theirs begins with "kdump: " or "first: "; the last one is an end mark.
 """
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath

@@ -4,8 +4,6 @@ modules.dep is made by depmod where a package is installed, so none is in a pack
 modules' own .modinfo sections do not say.
 """
 
-from __future__ import annotations
-
 import gzip
 import lzma
 import zlib

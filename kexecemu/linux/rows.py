@@ -1,7 +1,5 @@
 """Lines of a comparison between a real kernel and the model: what counts, for device trees and VMCOREINFO."""
 
-from __future__ import annotations
-
 import enum
 import re
 from collections.abc import Iterator, Mapping

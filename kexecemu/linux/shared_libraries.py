@@ -1,7 +1,5 @@
 """A dynamic program of another Linux with the libraries that it needs, found in the packages that it came with."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A board: RAM, the CPUs that share it, a UART, firmware, a bus master, and one clock for all of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any, Self

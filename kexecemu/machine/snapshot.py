@@ -6,8 +6,6 @@ privately over that file, so every page that anybody writes becomes a copy of it
 was not written. Unicorn's own memory snapshots are not used: they crash, and they refuse page protection.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import mmap

@@ -4,8 +4,6 @@ One CPU at a time, each for a slice, in the order of their numbers; time is the 
 and what was skipped while all were idle. Nothing here looks at a clock, so a run repeats to the last bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum

@@ -4,8 +4,6 @@ Time is the number of instructions that all CPUs have retired; nothing else exis
 the same timeline, byte for byte.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ This is the only table: the board's devices, its device tree and what is handed 
 Addresses are physical, interrupts are numbered as the interrupt controller does: PPIs from 16, SPIs from 32 on.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from kexecemu.machine.ranges import PhysRange

@@ -4,8 +4,6 @@ A crash that the command line has words for gets those, any other a line of Pyth
 they end with status 1 and say what is not so.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The template asks for nothing from outside and needs no script. What the host's 
 campaigns give equal files, wherever they ran.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import groupby
 from typing import Any

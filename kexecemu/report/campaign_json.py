@@ -1,7 +1,5 @@
 """A campaign as the one JSON object that --json prints; programs rely on its keys."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

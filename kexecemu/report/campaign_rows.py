@@ -1,7 +1,5 @@
 """A campaign's faults as a table for other programs, a row each in the order of the sample: CSV, or JSON lines."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

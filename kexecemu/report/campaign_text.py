@@ -1,7 +1,5 @@
 """A campaign told to people on a terminal: what was run, what came of it, the worst of it, and what it rests on."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from rich.console import Console

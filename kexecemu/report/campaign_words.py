@@ -1,7 +1,5 @@
 """What the reports of a campaign have in common: words, shares with their intervals, tables."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Every pair of outcomes is a ribbon whose breadth grows with the root of its coun
 ones that matter, can be seen beside the common ones. This module only computes; templates/comparison.svg draws.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

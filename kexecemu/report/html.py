@@ -4,8 +4,6 @@ The template asks for nothing from outside and needs no script. Everything here 
 explain stand in the template, the words that depend on the run are chosen here.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from functools import partial
 from typing import Any

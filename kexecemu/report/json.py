@@ -1,7 +1,5 @@
 """A run or a load as the one JSON object that --json prints; programs rely on its keys."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What differs between a real kernel and the model of it, told to people and to programs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

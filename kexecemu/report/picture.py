@@ -5,8 +5,6 @@ segments are to scale among themselves on top of a height in which a name can be
 away; thin lines join each segment with its true place. This module only computes; templates/picture.svg draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """What long runs show while they last: a progress bar, and the console as it is printed."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What is known of an Image's signature, told to people and to programs."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

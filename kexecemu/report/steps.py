@@ -1,7 +1,5 @@
 """The way of one crash as a few steps, and what the purgatory's comparison came to, told in sentences."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kexecemu.crash.dump import Dump

@@ -1,7 +1,5 @@
 """stdout for people: colours and folded lines where it is a terminal, plain whole lines where it is not."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A run told to people: what happened, in order, with addresses and symbols."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """What must hold of a scenario file besides its form: each check with the key that it is about, for the line number."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any

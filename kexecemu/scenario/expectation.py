@@ -1,7 +1,5 @@
 """What a crash is expected to end in, as words of a command: --expect detected --expect segment=initrd."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

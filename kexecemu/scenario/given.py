@@ -1,7 +1,5 @@
 """Options as they are given: keywords of the library, keys of a scenario, words of a command line; and back."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The model gets what the real one had: the same RAM and device tree with the same
 one's configuration that it knows, and kexec-tools' own purgatory; then both load the same Image and initrd.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """A setup whose first kernel is a real Linux: its files, and what it is started with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from kexecemu.arguments import contents

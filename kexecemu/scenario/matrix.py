@@ -1,7 +1,5 @@
 """A scenario with a [matrix] is several: a cell, and a scenario of its own, for each combination of the values."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """What there is to know of one option, whichever way it is given."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@ A new option is a field of Setup, and of kexecemu.scenario.given.SetupChanges fo
 """
 
 # ruff: noqa: RUF009 -- what is called in Setup gives its fields
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial

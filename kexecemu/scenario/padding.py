@@ -1,7 +1,5 @@
 """An initrd made larger, so that a scenario can have an image of a real size without a file of that size."""
 
-from __future__ import annotations
-
 import hashlib
 
 from kexecemu.errors import InputError

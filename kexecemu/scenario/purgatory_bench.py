@@ -1,7 +1,5 @@
 """One purgatory against a fixed set of faults, one at a time, each on a machine of its own: what it made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a path or a name to a checked Scenario."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from typing import Any

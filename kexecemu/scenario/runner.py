@@ -1,7 +1,5 @@
 """Run a scenario: set up, write astray, crash, compare with what was expected."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ What each key means stands at the key, or with the options (kexecemu.scenario.op
 documentation are made from it.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec

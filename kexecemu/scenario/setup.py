@@ -1,7 +1,5 @@
 """From options to a kernel with a crash image loaded: the part that scenarios and the command line share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

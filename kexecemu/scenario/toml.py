@@ -1,7 +1,5 @@
 """A scenario as the text of its file: read again it is the same scenario."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ so the line is found by reading less and less, with the same parser that has rea
 write a key, it is found.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Everything is made from bytes that the caller gives (a hash), so that the same b
 Addresses are those of a kernel with 48 bits of virtual address and pages of 4096 bytes.
 """
 
-from __future__ import annotations
-
 __all__ = ["LIST_POISON1", "LIST_POISON2", "POISON_END", "POISON_FREE", "POISON_INUSE", "STRUCTURES"]
 __all__ += ["TELLING_WORDS32", "TELLING_WORDS64", "ascii_like", "linear_pointer", "pointer_like"]
 __all__ += ["structure_like"]

@@ -3,8 +3,6 @@
 A scenario's [[fault]], a campaign's fault and a test's all are one of these.
 """
 
-from __future__ import annotations
-
 import enum
 import re
 from collections.abc import Collection

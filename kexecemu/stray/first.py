@@ -3,8 +3,6 @@
 Two make one: the model (kexecemu.crash.kernel.Kernel) and a real Linux (kexecemu.linux.first.FirstLinux).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar

@@ -1,7 +1,5 @@
 """The one place that writes astray: whoever a fault says writes, now, whatever kernel it is; the timeline says so."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from kexecemu.arguments import instance

@@ -1,7 +1,5 @@
 """What a fault model is, and how a plain function becomes one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final

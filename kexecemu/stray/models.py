@@ -5,8 +5,6 @@ enough to write the same bytes again. An off-by-one is no model but a place: the
 (kexecemu.campaign.space), where the byte or word lies just outside of what it should have hit.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import NamedTuple
 

@@ -8,8 +8,6 @@ crashkernel-free+0x1000                  from the start of its largest part that
 0x7ea00010                               a physical address
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

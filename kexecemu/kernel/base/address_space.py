@@ -1,7 +1,5 @@
 """Where things are in the kernel's virtual address space (arch/arm64/include/asm/memory.h)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kexecemu.shown import shown

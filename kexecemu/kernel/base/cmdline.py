@@ -3,8 +3,6 @@
 Followed: lib/cmdline.c and kernel/crash_core.c (6.1), kernel/crash_reserve.c (6.12).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which kernel the model is: its era, its build options and the way it protects a loaded crash image."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

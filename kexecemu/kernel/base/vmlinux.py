@@ -1,7 +1,5 @@
 """The first kernel's guest image: its symbols, its structures and where it lies in guest RAM."""
 
-from __future__ import annotations
-
 import json
 from bisect import bisect_right
 from dataclasses import dataclass

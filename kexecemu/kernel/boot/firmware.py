@@ -5,8 +5,6 @@ Places are those that QEMU's arm boot loader chooses, so that addresses can be c
 device tree names.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError, InputError

@@ -5,8 +5,6 @@ mm/sparse.c and vmemmap_populate() of arch/arm64/mm/mmu.c. What is not there: a 
 though managed pages are counted), and contents of struct page, which are zero: a large board must not pay for them.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """printk(): the log in guest memory, where drgn, crash and makedumpfile look for it, and the console."""
 
-from __future__ import annotations
-
 import struct
 from contextlib import suppress
 

@@ -5,8 +5,6 @@ and the CMA area, then the (late) reservation. Everything that is allocated on t
 the kernel's order, because that decides where a late crashkernel reservation comes to lie.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kexecemu.errors import InputError

@@ -4,8 +4,6 @@ Each function works on a kernel whose boot CPU stands at the guest function of t
 guest memory, and into state.arch what a kernel computes once.
 """
 
-from __future__ import annotations
-
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.boot.mm_init import mm_init

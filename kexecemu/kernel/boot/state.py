@@ -5,8 +5,6 @@ the reservation, the address space, the tables' builder), and the objects of the
 to it is elsewhere: start_kernel.py boots it, kexec_file.py and kexec_load.py load, execution.py runs its code.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass

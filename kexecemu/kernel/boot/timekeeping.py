@@ -1,7 +1,5 @@
 """The wall clock of the first kernel: a fixed date at power on, and virtual time since (kernel/time/timekeeping.c)."""
 
-from __future__ import annotations
-
 from kexecemu.kernel.base.vmlinux import GuestKernel
 
 __all__ = ["BOOT_TIME", "ktime_get_real_seconds", "timekeeping_init", "update_wall_time"]

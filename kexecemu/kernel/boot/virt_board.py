@@ -1,7 +1,5 @@
 """The device tree of the board: a subset of QEMU's `virt`, made from its table in machine/virt.py."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from kexecemu.formats.fdt import NodeSpec, build, cells, reg64

@@ -3,8 +3,6 @@
 Followed, in its order: crash_save_vmcoreinfo_init() of kernel/crash_core.c, arch_crash_save_vmcoreinfo() of arm64.
 """
 
-from __future__ import annotations
-
 from kexecemu.formats.elfnote import vmcoreinfo_note
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.vmlinux import GuestKernel

@@ -4,8 +4,6 @@ The CPU executes; whenever it is about to enter a host function the model does t
 and lets it go on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 
 from kexecemu.errors import BusError

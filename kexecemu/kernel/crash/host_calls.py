@@ -4,8 +4,6 @@ The guest's code for each is a bare return (fixtures/minikernel/host.S says what
 and up as in any call; what a function writes it writes to guest memory.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import partial

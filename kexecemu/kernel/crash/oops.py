@@ -1,7 +1,5 @@
 """What the kernel says when it dies: fault reports, oopses and call traces (arch/arm64/mm/fault.c, traps.c)."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ alias     the same through a second, writable mapping of the page, as patch_map(
 late-cpu  a CPU that has not heard crash_smp_send_stop(), while the boot CPU is in the purgatory or in another kernel
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

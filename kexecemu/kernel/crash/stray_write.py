@@ -1,7 +1,5 @@
 """The guest's stray_write(): its arguments, and a CPU that is sent into it (fixtures/minikernel/stray_write.c)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

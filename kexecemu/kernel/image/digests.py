@@ -3,8 +3,6 @@
 And finer ones, by which a purgatory can say what it is that changed: one for each region, one for each page.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Sequence

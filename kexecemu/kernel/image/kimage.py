@@ -1,7 +1,5 @@
 """struct kimage, as far as a model needs it as an object."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from kexecemu.kernel.image.purgatory import LoadedPurgatory

@@ -5,8 +5,6 @@ readonly  what x86 and s390 do, on arm64's tables: the whole crash region read-o
 bbml2     pte, where blocks may be split live (FEAT_BBM level 2, 6.18): only the blocks around the segments are split
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from kexecemu.errors import BusError, InputError, MachineError

@@ -5,8 +5,6 @@ A purgatory is a relocatable ELF object; the kernel is its linker. The order is 
 (kexec_apply_relocations()).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from errno import EINVAL, ENOEXEC, ENOMEM
 

@@ -9,8 +9,6 @@ What is left is damage to the guard itself (machine_kexec(), SHA-256, the digest
 to the purgatory between the guard's comparison and its own first instruction.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 from kexecemu.errors import InputError

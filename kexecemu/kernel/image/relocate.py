@@ -5,8 +5,6 @@ fit. Where module.c silently drops low bits (a load from a misaligned symbol, a 
 since a purgatory with such a relocation would go wrong at the one moment when nobody can look.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from errno import ENOEXEC
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """struct kexec_segment: a piece of an image, and where it lies."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kexecemu.machine.ranges import PhysRange

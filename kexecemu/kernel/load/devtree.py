@@ -4,8 +4,6 @@ It is the running kernel's own tree, edited. The order of the edits is the kerne
 bytes.
 """
 
-from __future__ import annotations
-
 from errno import EINVAL
 
 from kexecemu.errors import FormatError, KexecError

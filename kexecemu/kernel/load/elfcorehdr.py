@@ -1,7 +1,5 @@
 """The ELF core header for the capture kernel: crash_prepare_elf64_headers() of kernel/kexec_file.c."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from kexecemu.formats.elf import EHDR_SIZE, PHDR_SIZE, PT_LOAD, PT_NOTE, ProgramHeader

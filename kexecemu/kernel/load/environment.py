@@ -5,8 +5,6 @@ of_kexec_alloc_and_setup_fdt(), arch_kexec_protect_crashkres(), and the exchange
 kernel/kexec_file.c. The guest's own crash path reads what is written here.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import asdict
 

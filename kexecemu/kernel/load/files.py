@@ -1,7 +1,5 @@
 """An open file as the kernel sees it, as far as kernel_read_file_from_fd() can refuse it (fs/kernel_read_file.c)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from errno import EACCES, EBADF, EFBIG, EINVAL, EIO, ETXTBSY
 

@@ -1,7 +1,5 @@
 """Finding room for segments and control pages, and checking the result (kernel/kexec_core.c, kexec_file.c)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from errno import EADDRNOTAVAIL, EINVAL, ENOMEM
 

@@ -3,8 +3,6 @@
 load() does to a running kernel what the system call does; what is arm64's own in it is environment.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOSYS, EPERM

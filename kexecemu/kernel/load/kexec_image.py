@@ -1,7 +1,5 @@
 """The arm64 Image loader: image_load() and load_other_segments() (kexec_image.c, machine_kexec_file.c)."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass

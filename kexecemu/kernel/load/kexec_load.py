@@ -4,8 +4,6 @@ User space brings the segments, a purgatory among them, and says where to start.
 the crash region, copies them and protects them; it knows nothing of kernels, device trees or digests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import EADDRNOTAVAIL, EINVAL, EPERM

@@ -4,8 +4,6 @@ Followed: kexec/arch/arm64 and kexec/kexec.c of kexec-tools 2.0.25, as `kexec -c
 The kernel has no part in this: segments, purgatory and digest are made here, and the kernel copies what it is given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ Only purgatory_sha_regions and purgatory_sha256_digest are the kernel's own (ker
 set where the object has the symbol, so that an older or smaller purgatory is loaded as well.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Sequence

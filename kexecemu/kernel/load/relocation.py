@@ -5,8 +5,6 @@ trans_pgd.c of arch/arm64. The list, the code and the tables are guest memory; t
 (fixtures/minikernel/relocate_kernel.S).
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass

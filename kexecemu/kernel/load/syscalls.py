@@ -1,7 +1,5 @@
 """Loading a crash image as user space does it, by either system call, with an account on the timeline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from kexecemu.arguments import contents, integer, text

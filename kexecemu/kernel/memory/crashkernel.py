@@ -3,8 +3,6 @@
 Followed: arch/arm64/mm/init.c of 6.1 (also right for 6.4), kernel/crash_reserve.c of 6.12.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import ENOENT

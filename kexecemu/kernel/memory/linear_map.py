@@ -4,8 +4,6 @@ Followed: map_mem() in arch/arm64/mm/mmu.c before and after commit 04a2a7af3d97.
 (`plan_linear_map`), the map itself is page tables in guest RAM (`build_linear_map`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

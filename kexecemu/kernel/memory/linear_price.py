@@ -21,8 +21,6 @@ below the root; 4K pages, DMA zones, the kernel that ships):
 With rodata=full, which is the default, it saved nothing: that alone asks for base pages, before and after.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """memblock: the boot-time allocator, memory and reservations as sorted ranges (mm/memblock.c)."""
 
-from __future__ import annotations
-
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 

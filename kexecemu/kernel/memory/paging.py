@@ -4,8 +4,6 @@ Followed: head.S and map_kernel() of arch/arm64. The tables' memory is static in
 memblock does not exist yet; swapper_pg_dir's later tables come from memblock (paging_init()).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from kexecemu.errors import MachineError

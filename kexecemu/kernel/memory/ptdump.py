@@ -4,8 +4,6 @@ Followed: note_page() and dump_prot() in arch/arm64/mm/ptdump.c; a line per stre
 from the tables in guest RAM. The columns are those of 6.1 to 6.12, which print alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

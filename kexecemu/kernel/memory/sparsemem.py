@@ -3,8 +3,6 @@
 Followed: mm/sparse.c, and arch/arm64/include/asm/{sparsemem,memory,pgtable}.h as they were in 6.1.
 """
 
-from __future__ import annotations
-
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.memory.memblock import Memblock
 

@@ -1,7 +1,5 @@
 """DMA zones, as far as they decide where a crash kernel may lie (arch/arm64/mm/init.c, zone_sizes_init())."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from kexecemu.kernel.base.config import KernelConfig

@@ -5,8 +5,6 @@ the topmost of them. It is looked up by names alone: a certificate that does not
 it is in the keyring itself.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from errno import EKEYREJECTED, ENOKEY, ENOPKG
 

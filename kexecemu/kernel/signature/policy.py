@@ -6,8 +6,6 @@ CONFIG_KEXEC_SIG_FORCE, a secure boot policy of IMA or the lockdown make it coun
 look at, is refused by the latter two.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ cryptography decides. Where it says no, the arithmetic is done once more, only t
 kernel would have stopped (public_key_verify_signature(), crypto/rsa-pkcs1pad.c, crypto/rsa.c, crypto/ecdsa.c).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Set
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ that is both foreign and tampered with gives ENOKEY; and a signature that is dam
 says so before any comparison is made.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from errno import EBADMSG, EKEYREJECTED, ELIBBAD, EMSGSIZE, ENODATA, ENOKEY
 from pathlib import Path

@@ -4,8 +4,6 @@ On a load or store of that kind Unicorn reports the physical address only, but F
 registers and the instruction give it: the access is precise, with no register written back yet.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -8,8 +8,6 @@ The hooks put every load and store on the engine's slow path, so an AccessChecke
 it and to no other. With KEXECEMU_CHECK_ACCESSES=1 in the environment, purgatories are run under it; see checked().
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The state of a block hook: struct blockcount of blockcount.c, its numbers, and where the compiled hooks lie."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

@@ -5,8 +5,6 @@
 Needs the pinned ziglang wheel (extra "test"). --check builds beside the tree and exits 1 naming what differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -7,8 +7,6 @@ compiled ahead for both host architectures; where it cannot be loaded (or KEXECE
 PythonHooks do the same, slower by a factor of about fifty.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Collection
 from typing import Any

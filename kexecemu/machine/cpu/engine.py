@@ -10,8 +10,6 @@ CNTKCTL_EL1's refusal of the counters to EL0; timer interrupts; debug exceptions
 PAN do not exist: the CPU is a Cortex-A57.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 from collections.abc import Callable, Sequence

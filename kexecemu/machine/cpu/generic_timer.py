@@ -3,8 +3,6 @@
 Time is the board's count of instructions, turned into ticks; there is no offset between CNTVCT and CNTPCT.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Final
 

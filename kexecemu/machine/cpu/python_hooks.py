@@ -5,8 +5,6 @@ Keep them in step with blockcount.c. What is told apart there for speed only (co
 dropped, an exception need not come back to Python) is not told apart here.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """A CPU's registers: general, stack pointers, PSTATE and system registers, with SP banked as it should be."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from unicorn import arm64_const as uc64

@@ -1,7 +1,5 @@
 """Why a CPU stopped running."""
 
-from __future__ import annotations
-
 from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum

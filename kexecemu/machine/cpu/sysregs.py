@@ -1,7 +1,5 @@
 """System registers by their architectural names, as the (op0, op1, CRn, CRm, op2) of an MRS instruction."""
 
-from __future__ import annotations
-
 __all__ = ["SYSREGS", "TRANSLATION"]
 
 SYSREGS: dict[str, tuple[int, int, int, int, int]] = {

@@ -1,7 +1,5 @@
 """Where a disk's sectors are: in memory, in a file, or in a file with what is written kept aside."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import mmap

@@ -1,7 +1,5 @@
 """A bank of interrupts: which there are, the state of each, and the registers in which both versions show it."""
 
-from __future__ import annotations
-
 from kexecemu.machine.virt import FIRST_PPI, FIRST_SPI
 from kexecemu.shown import shown
 

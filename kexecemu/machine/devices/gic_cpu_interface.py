@@ -1,7 +1,5 @@
 """The CPU interface of a GICv2: priorities, acknowledging, and the end of an interrupt (ARM IHI 0048B, 4.4)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kexecemu.machine import virt

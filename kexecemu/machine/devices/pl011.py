@@ -5,8 +5,6 @@ it: nothing typed is ever overrun. Both receive interrupts are raised with the f
 long a timeout is: IFLS is but stored.
 """
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Callable

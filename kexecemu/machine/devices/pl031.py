@@ -1,7 +1,5 @@
 """A PL031 real time clock (ARM DDI 0224) that runs on the board's own time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from kexecemu.machine import virt

@@ -1,7 +1,5 @@
 """A virtio block device (virtio 1.2, section 5.2), as drivers/block/virtio_blk.c drives it."""
 
-from __future__ import annotations
-
 import struct
 
 from kexecemu.errors import InputError, MachineError

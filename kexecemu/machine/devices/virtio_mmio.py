@@ -4,8 +4,6 @@ A request is served inside the store to QueueNotify: when the store retires, the
 moved and the interrupt line is up. Nothing can happen in between, so a run is the same every time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Final, Protocol
 

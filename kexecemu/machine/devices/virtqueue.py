@@ -5,8 +5,6 @@ transport then tells the driver that the device needs a reset. A chain is looked
 it, so a bad one changes nothing.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -5,8 +5,6 @@ A table holds 8-byte descriptors. Bits 1:0 tell the kind: 0b11 a table (levels 0
 are close.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 

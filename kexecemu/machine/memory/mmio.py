@@ -1,7 +1,5 @@
 """A device as a CPU sees it: registers in a page of physical addresses."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from kexecemu.machine.ranges import PhysRange

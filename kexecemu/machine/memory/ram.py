@@ -6,8 +6,6 @@ not is at once what the guest *executes*: an engine keeps translated code. Every
 kexecemu.machine.cpu.cpu).
 """
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import mmap

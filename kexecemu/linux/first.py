@@ -14,6 +14,7 @@ from kexecemu.kernel.load.syscalls import tell_image
 from kexecemu.linux.first_boot import ConsoleWatch, LinuxSetup, boot_linux
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
+from kexecemu.linux.first_purgatory import FoundPurgatory, built_in_purgatory
 from kexecemu.linux.first_records import KexecSaid, crash_kernel, iomem, parse_kexec, split_records
 from kexecemu.linux.first_store import GuestKernelMap, hang, store
 from kexecemu.machine.board import Board
@@ -132,14 +133,17 @@ class FirstLinux:
         self.crashk_res, self.crashk_low_res = crash_kernel(self.records.get("iomem.txt", ""))
         if self.crashk_res is None:
             raise InputError("the first Linux has reserved no crashkernel memory")
-        call = self.setup.syscall
+        call, checks, built_in = self.setup.syscall, self.setup.checks, None
         if call == "kexec_load":
             said = parse_kexec(self.records.get("kexec.txt", ""))
         else:
-            said = find_load(self.ram, self.crashk_res, self.setup.crash_image, self.page_size)
+            built_in = built_in_purgatory(self.setup.image)
+            checks = built_in is not None
+            said = find_load(self.ram, self.crashk_res, self.setup.crash_image, self.page_size, built_in)
         files = {"kernel": self.setup.crash_image, "initrd": self.setup.crash_initrd}
-        checks = self.setup.checks
-        image = read_load(self.ram, said, files, self.crashk_res, page_size=self.page_size, checks=checks)
+        image = read_load(
+            self.ram, said, files, self.crashk_res, page_size=self.page_size, checks=checks, built_in=built_in
+        )
         self._loaded = image, said, GuestKernelMap(said, self.records["iomem.txt"])
         self._at = end.cpu
         unchecked = "--no-checks: no digest" if call == "kexec_load" else "no purgatory and so no digest"
@@ -181,16 +185,22 @@ class FirstLinux:
         if found is not None:
             return found
         if base.startswith("purgatory:"):
-            name, symbols = base.removeprefix("purgatory:"), self.said.symbols
-            if name in symbols:
-                return symbols[name]
-            like = did_you_mean(name, sorted(symbols))
-            raise InputError(
-                f"target {base}: kexec -d named no symbol {name}{like}; it named {', '.join(sorted(symbols))}"
-            )
+            return self._symbol(base, base.removeprefix("purgatory:"))
         known = [*(one.name for one in self.image.segments), "crashkernel", "crashkernel-free"]
         raise InputError(
             f"target {base}: no such segment{there_are(base, known)}, purgatory:SYMBOL and physical addresses"
+        )
+
+    def _symbol(self, base: str, name: str) -> PhysRange:
+        """Of kexec-tools' purgatory what that happened to name; of one that the kernel has, all are known."""
+        if isinstance(self.image.purgatory, FoundPurgatory):
+            return self.image.purgatory.target(base, name)
+        symbols = self.said.symbols
+        if name in symbols:
+            return symbols[name]
+        like = did_you_mean(name, sorted(symbols))
+        raise InputError(
+            f"target {base}: kexec -d named no symbol {name}{like}; it named {', '.join(sorted(symbols))}"
         )
 
     def place(self, fault: Fault) -> PhysRange:
@@ -254,8 +264,8 @@ class FirstLinux:
         return Left(cpu, CpuStop(CpuStopKind.LEFT, cpu.pc, 0), out=True)
 
     def resume(self) -> CpuStop:
-        """No purgatory of kexec-tools' goes back to where it came from."""
-        raise MachineError("kexec-tools' purgatory has returned to the first kernel")
+        """No purgatory of kexec-tools' goes back to where it came from, and none of a kernel's is asked to."""
+        raise MachineError("the purgatory has returned to the first kernel")
 
     def _to_the_last_line(self) -> SystemEnd:
         """To the last line of the first kernel, which its crash path prints right before it is left."""

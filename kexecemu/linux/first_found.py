@@ -3,16 +3,18 @@
 Of that call nobody says anything: kexec-tools hands over files, and whether the kernel has messages for it is a matter
 of its release, its options and a flag. But memory has it: the device tree that of_kexec_alloc_and_setup_fdt() made,
 known by its magic number, names the elfcorehdr and the initrd, and the kernel is its file's bytes at a place that
-image_load() chooses.
+image_load() chooses. A kernel that has a purgatory has it in its Image (first_purgatory.py).
 """
 
-from kexecemu.errors import FormatError, MachineError
+from kexecemu.errors import FormatError, KexecError, MachineError
 from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.formats.fdt_blob import FDT_MAGIC
 from kexecemu.formats.fdt_read import Fdt
 from kexecemu.formats.image import parse as parse_header
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.load.devtree import elfcorehdr_area
+from kexecemu.linux.first_purgatory import find_purgatory, hashed_regions
 from kexecemu.linux.first_records import KexecSaid, SaidHeader, SaidSegment
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -22,11 +24,13 @@ __all__ = ["find_load"]
 _MIN_KIMG_ALIGN = 2 << 20
 
 
-def find_load(ram: Ram, region: PhysRange, kernel: bytes, page_size: int) -> KexecSaid:
+def find_load(
+    ram: Ram, region: PhysRange, kernel: bytes, page_size: int, purgatory: RelocatableObject | None = None
+) -> KexecSaid:
     """As kexec-tools would have said it: entry and segments (physical), and the headers of the core.
 
-    kernel is the file that was loaded, region is crashk_res, page_size the first kernel's. Raises MachineError where
-    the region holds no such load. A purgatory is not looked for: no arm64 kernel loads one by this call.
+    kernel is the file that was loaded, region is crashk_res, page_size the first kernel's, and purgatory what that
+    kernel has built in: it must then have been loaded. Raises MachineError where the region holds no such load.
     """
     memory = ram.read(region.start, region.size)
     tree_at, tree, core = _device_tree(memory, region, page_size)
@@ -57,7 +61,25 @@ def find_load(ram: Ram, region: PhysRange, kernel: bytes, page_size: int) -> Kex
     except FormatError as error:
         raise MachineError(f"kexec_file_load: the elfcorehdr at {core}: {error}") from error
     headers = [SaidHeader(one.type, one.paddr, one.vaddr, one.memsz) for one in loads]
-    return KexecSaid(entry, segments, headers, {})
+    if purgatory is None:
+        return KexecSaid(entry, segments, headers, {})
+    try:
+        found = find_purgatory(ram, region, purgatory, page_size)
+    except KexecError as error:
+        raise MachineError(f"kexec_file_load: the purgatory in the Image: {error.reason}") from error
+    if found is None:
+        raise MachineError(f"kexec_file_load: the crash region {region} does not hold the purgatory of the Image")
+    order = [area.start for area in hashed_regions(found)]
+    segments += [
+        segment(f"region {at}", one.start, one.size)  # IMA's list of measurements, say
+        for at, one in enumerate(hashed_regions(found))
+        if one.start not in [known.mem for known in segments]
+    ]
+    segments.sort(key=lambda one: order.index(one.mem) if one.mem in order else len(order))
+    own = found.segment
+    segments.append(SaidSegment("purgatory", own.mem, own.memsz, own.bufsz))
+    symbols = {name: PhysRange.of(at, size) for name, (at, size) in found.symbol_table().items() if size}
+    return KexecSaid(found.entry, segments, headers, symbols)
 
 
 def _device_tree(memory: bytes, region: PhysRange, page_size: int) -> tuple[int, Fdt, PhysRange]:

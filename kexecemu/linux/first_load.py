@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 
 from kexecemu.errors import MachineError
+from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.image.digests import calculate_digest
 from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages
+from kexecemu.linux.first_purgatory import FoundPurgatory
 from kexecemu.linux.first_records import KexecSaid
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -42,13 +44,20 @@ _MAGICS = {"dtb": b"\xd0\x0d\xfe\xed", "elfcorehdr": b"\x7fELF"}
 
 
 def read_load(
-    ram: Ram, said: KexecSaid, files: Mapping[str, bytes], region: PhysRange, *, page_size: int, checks: bool
+    ram: Ram,
+    said: KexecSaid,
+    files: Mapping[str, bytes],
+    region: PhysRange,
+    *,
+    page_size: int,
+    checks: bool,
+    built_in: RelocatableObject | None = None,
 ) -> Kimage:
     """The load that kexec told of, with the contents that memory has: what is as loaded is decided by them later.
 
     files are those that were loaded, by segment: memory must hold them, and with checks the purgatory the digest of
     all. region is crashk_res; the kernel's own pages in there are where it allocates them, in pages of page_size bytes.
-    Raises MachineError when memory does not hold what was said.
+    built_in is the purgatory's object where the kernel has it, and not kexec-tools. Raises MachineError when memory does not hold what was said.
     """
     segments = [Segment(one.name, ram.read(one.mem, one.bufsz), one.mem, one.memsz) for one in said.segments]
     image = Kimage(control_page=region.start, segments=segments, start=said.entry)
@@ -69,7 +78,8 @@ def read_load(
         if purgatory is None or image.digest not in bytes(purgatory.buf):
             raise MachineError("the purgatory that was loaded has not the digest of the other segments")
     if purgatory is not None:
-        image.purgatory = SaidPurgatory(purgatory, said)
+        own = None if built_in is None else FoundPurgatory(built_in, purgatory)
+        image.purgatory = own or SaidPurgatory(purgatory, said)
     for why in ("control_code_buffer", "vmcoreinfo copy buffer"):
         alloc_crash_control_pages(image, region, page_size, why)
     return image

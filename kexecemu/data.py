@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["fixture_path", "purgatory_path", "shipped_scenarios"]
+__all__ = ["fixture_path", "purgatory_file", "purgatory_path", "shipped_scenarios"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -19,7 +19,12 @@ def fixture_path(name: str) -> Path:
 
 def purgatory_path() -> Path:
     """The path of the purgatory object that ships, purgatory.ro."""
-    return _find("purgatory", "purgatory.ro")
+    return purgatory_file("purgatory.ro")
+
+
+def purgatory_file(name: str) -> Path:
+    """The path of one of the purgatory's files, for example purgatory_file("entry.S")."""
+    return _find("purgatory", name)
 
 
 def shipped_scenarios() -> list[str]:

@@ -18,6 +18,7 @@ from kexecemu.commands import (
     compare_linux,
     crash,
     fetch,
+    kernel,
     linear_map,
     load,
     purgatory,
@@ -52,6 +53,7 @@ add_command(app, "campaign", campaign.campaign_command, MANY, campaign.EXAMPLES)
 add_command(app, "campaign-compare", campaign_compare.compare_command, MANY, campaign_compare.EXAMPLES)
 add_command(app, "replay", replay.replay_command, MANY, replay.EXAMPLES)
 app.add_typer(purgatory.app, name="purgatory", rich_help_panel=LOOK)
+app.add_typer(kernel.app, name="kernel", rich_help_panel=LOOK)
 add_command(app, "load", load.load_command, LOOK, load.EXAMPLES)
 add_command(app, "linear-map", linear_map.linear_map_command, LOOK, linear_map.EXAMPLES)
 add_command(app, "verify-image", verify_image.verify_image_command, LOOK, verify_image.EXAMPLES)

@@ -8,6 +8,7 @@ import errno as _errno
 from pathlib import Path
 
 __all__ = [
+    "BuildError",
     "BusError",
     "FetchError",
     "FormatError",
@@ -40,6 +41,10 @@ class NotFetched(InputError):
 
 class FetchError(KexecemuError):
     """Something cannot be fetched, in one line: no apt, no network, no such package."""
+
+
+class BuildError(KexecemuError):
+    """A kernel cannot be built, in one line: its source does not unpack, or a step of make failed."""
 
 
 class MachineError(KexecemuError):

@@ -28,6 +28,7 @@ CODE, UNTOUCHED = f"purgatory's code, {CODE_WORDS} bits", "nothing"
 """The rows that are unlike the others: many runs in one, and one without a fault."""
 RUNS = CODE_WORDS + 18
 """Runs of the whole set, where every case applies."""
+_CAPTURED = (CaptureEnd.DONE, CaptureEnd.ENTERED, CaptureEnd.HEADERS)  # the last was told to copy nothing
 _STRAY = 0xDEADBEEF
 _ITSELF = Damaged.PURGATORY | Damaged.DTB_POINTER
 
@@ -182,7 +183,7 @@ def judge_reply(
         itself = verdict is not None and verdict.damaged & _ITSELF
         return Reply.CAUGHT if harmed or itself else Reply.FALSE_ALARM
     if capture is not None:
-        if harmed or capture.end not in (CaptureEnd.DONE, CaptureEnd.ENTERED):
+        if harmed or capture.end not in _CAPTURED:
             return Reply.MISSED
         return Reply.HARMLESS if hit else Reply.BOOTS
     if outcome is Outcome.TRAPPED:

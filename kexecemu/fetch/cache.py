@@ -3,7 +3,7 @@
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from kexecemu.errors import FetchError, NotFetched
 from kexecemu.fetch.apt import Archive, Say, run_program
 from kexecemu.fetch.targets import TARGETS, FetchTarget
 
-__all__ = ["cache_folder", "cached", "fetch", "fetched", "fetched_folder", "kernel_modules"]
+__all__ = ["cache_folder", "cached", "fetch", "fetch_targets", "fetched", "fetched_folder", "kernel_modules"]
 
 
 def cache_folder() -> Path:
@@ -53,19 +53,29 @@ def kernel_modules(what: str, cache: Path | None = None) -> Path | None:
 
 
 def fetch(wanted: Sequence[str], cache: Path, say: Say, mirror: str | None = None) -> None:
-    """Fetch targets into a cache, each unless it is there.
+    """Fetch targets into a cache, each unless it is there; KeyError for a name that is no target.
+
+    Errors are those of fetch_targets().
+    """
+    fetch_targets({what: TARGETS[what] for what in wanted}, cache, say, mirror)
+
+
+def fetch_targets(
+    targets: Mapping[str, FetchTarget], cache: Path, say: Say, mirror: str | None = None
+) -> None:
+    """Fetch each of these into a cache, into a folder of its name, unless it is there.
 
     One fetch at a time in a cache: the next one waits, and then finds everything there. Raises FetchError if something
-    cannot be had, KeyError for a name that is no target; what had come before it is kept.
+    cannot be had; what had come before it is kept.
     """
     with _lock(cache):
         archive = Archive(cache, say, mirror)
-        for what in wanted:
-            there = cached(what, cache)
+        for what, target in targets.items():
+            there = target.find(cache / what)
             if there is not None:
                 say(f"{what}: already there, {there}")
             else:
-                _fetch_one(what, TARGETS[what], cache, archive, say)
+                _fetch_one(what, target, cache, archive, say)
 
 
 def _fetch_one(what: str, target: FetchTarget, cache: Path, archive: Archive, say: Say) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from kexecemu.errors import InputError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.load.syscalls import tell_image
-from kexecemu.linux.first_boot import ConsoleWatch, LinuxSetup, boot_linux
+from kexecemu.linux.first_boot import WAITING, ConsoleWatch, LinuxSetup, boot_linux, first_page_size
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_purgatory import FoundPurgatory, built_in_purgatory
@@ -33,9 +33,7 @@ __all__ = ["FirstLinux"]
 
 BUDGET = 20_000_000_000
 _USUAL = 1_400_000_000
-_PAGE = 4096
 
-_WAITING = "first: waiting for a line"
 _OFF = "first: end: "
 _PANIC_END = "---[ end Kernel panic"
 _STOPPED = (_OFF, _PANIC_END)
@@ -67,7 +65,8 @@ class FirstLinux:
         self.records: dict[str, str] = {}
         self.dtb = boot_linux(self.board, setup)
         self._loaded: tuple[Kimage, KexecSaid, GuestKernelMap] | None = None
-        self._at = 0
+        self.stands_at = 0
+        """The number of the CPU that made the machine stop last."""
         self._stuck: list[int] = []
         self.crashk_res: PhysRange | None = None
         self.crashk_low_res: PhysRange | None = None
@@ -97,8 +96,7 @@ class FirstLinux:
     @property
     def page_size(self) -> int:
         """Of the first kernel, in bytes."""
-        found = re.search(r"^PAGESIZE=(\d+)$", self.records.get("vmcoreinfo.txt", ""), re.MULTILINE)
-        return int(found[1]) if found else _PAGE
+        return first_page_size(self.records)
 
     @property
     def kernel_area(self) -> PhysRange:
@@ -123,9 +121,9 @@ class FirstLinux:
         The machine stands at the last byte that init sent. Raises InputError when it does not come that far, with the
         last thing that it said.
         """
-        end = self.run_to((_WAITING, *_STOPPED), progress)
+        end = self.run_to((WAITING, *_STOPPED), progress)
         console = self.board.uart.text
-        if self.marks.hit != _WAITING:
+        if self.marks.hit != WAITING:
             raise InputError(
                 f"the first Linux has loaded no crash kernel: {self._last_words(console)} ({end})"
             )
@@ -145,7 +143,7 @@ class FirstLinux:
             self.ram, said, files, self.crashk_res, page_size=self.page_size, checks=checks, built_in=built_in
         )
         self._loaded = image, said, GuestKernelMap(said, self.records["iomem.txt"])
-        self._at = end.cpu
+        self.stands_at = end.cpu
         unchecked = "--no-checks: no digest" if call == "kexec_load" else "no purgatory and so no digest"
         tell_image(self.board.timeline, image, call, by=f"{call} by kexec-tools", unchecked=unchecked)
         return image
@@ -223,7 +221,7 @@ class FirstLinux:
             why = "a real first kernel has no other mapping of the page"
             raise InputError(f"an alias store needs the model: {why}")
         if by is not By.LATE_CPU:
-            return self._at
+            return self.stands_at
         if not self.setup.stuck_cpus:
             raise InputError("a late-cpu is one that does not stop: name it in machine.stuck_cpus")
         if not self._stuck:
@@ -251,7 +249,7 @@ class FirstLinux:
             say("panic", "a line is typed, and init crashes Linux by sysrq", message=message)
             self.board.uart.feed(b"\n")
         end = self._to_the_last_line()
-        self._at = end.cpu
+        self.stands_at = end.cpu
         if self.marks.hit is None or _BYE not in self.marks.hit:
             trapped = end.kind is SystemEndKind.FAULT
             return Left(self.board.cpus[end.cpu], end.stop, out=False, trapped=trapped)

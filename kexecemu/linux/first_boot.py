@@ -1,7 +1,8 @@
 """What a real first kernel starts with, how it gets into RAM (as by QEMU's boot loader), and who listens to it."""
 
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,14 @@ from kexecemu.machine.devices.pl011 import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "ConsoleWatch", "LinuxSetup", "boot_linux"]
+__all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "WAITING", "ConsoleWatch", "LinuxSetup", "boot_linux"]
+__all__ += ["first_cmdline", "first_initrd", "first_page_size"]
 
 DEFAULT_RAM = "512M"
 DEFAULT_CMDLINE = "crashkernel=192M"
+
+WAITING = "first: waiting for a line"
+"""What its init says when the crash kernel is loaded, and a line on the console would make it crash."""
 
 _PAGE = 4096
 _INITRD_OFFSET = 128 << 20  # as QEMU's boot loader, or half of a small RAM
@@ -34,9 +39,9 @@ class LinuxSetup:
     """What decides a run: the first kernel's Image, the crash kernel's with its initrd, and the programs for the init.
 
     kexec is kexec-tools' program, packages the folder with its libraries. cmdline is the first kernel's, append the
-    crash kernel's. syscall is the call by which kexec-tools loads; kexec_file_load, which few kernels are built with,
-    has no purgatory here. checks False is kexec's --no-checks: its purgatory then hashes nothing. stuck_cpus hear no
-    interrupt from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
+    crash kernel's. syscall is the call by which kexec-tools loads; few kernels are built with kexec_file_load, and of
+    those only patched ones have a purgatory for it. checks False is kexec's --no-checks: its purgatory then hashes
+    nothing. stuck_cpus hear no interrupt from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
     """
 
     image: bytes
@@ -78,15 +83,7 @@ def boot_linux(board: Board, setup: LinuxSetup) -> bytes:
 
     InputError when RAM is too small for it, and what first_kernel_initramfs() raises.
     """
-    initrd = first_kernel_initramfs(
-        busybox=setup.busybox,
-        kexec=setup.kexec,
-        packages=setup.packages,
-        image=setup.crash_image,
-        initrd=setup.crash_initrd,
-        cmdline=setup.append,
-        options=_OPTIONS[setup.syscall] + ([] if setup.checks else ["--no-checks"]),
-    )
+    initrd = first_initrd(setup)
     bank = board.ram.banks[0]
     place = PhysRange.of(bank.start + min(bank.size // 2, _INITRD_OFFSET) // _PAGE * _PAGE, len(initrd))
     dtb = _device_tree(board, setup, place)
@@ -103,6 +100,30 @@ def boot_linux(board: Board, setup: LinuxSetup) -> bytes:
     return dtb
 
 
+def first_initrd(setup: LinuxSetup) -> bytes:
+    """The first kernel's initramfs: it loads, waits for a line, and crashes. Errors as first_kernel_initramfs()."""
+    return first_kernel_initramfs(
+        busybox=setup.busybox,
+        kexec=setup.kexec,
+        packages=setup.packages,
+        image=setup.crash_image,
+        initrd=setup.crash_initrd,
+        cmdline=setup.append,
+        options=_OPTIONS[setup.syscall] + ([] if setup.checks else ["--no-checks"]),
+    )
+
+
+def first_cmdline(setup: LinuxSetup) -> str:
+    """Its command line: the setup's, and what that init is told."""
+    return f"{setup.cmdline} {_OURS}"
+
+
+def first_page_size(records: Mapping[str, str]) -> int:
+    """Of a first kernel that has left these records, in bytes."""
+    found = re.search(r"^PAGESIZE=(\d+)$", records.get("vmcoreinfo.txt", ""), re.MULTILINE)
+    return int(found[1]) if found else _PAGE
+
+
 def _device_tree(board: Board, setup: LinuxSetup, initrd: PhysRange) -> bytes:
     seeds = random.Random(setup.seed)
     kaslr_seed, rng_seed = seeds.getrandbits(64), seeds.randbytes(32)
@@ -110,7 +131,7 @@ def _device_tree(board: Board, setup: LinuxSetup, initrd: PhysRange) -> bytes:
         board.ram.banks,
         setup.cpus,
         board.uart.base_phys,
-        cmdline=f"{setup.cmdline} {_OURS}",
+        cmdline=first_cmdline(setup),
         virtio_slots=(DUMP_SLOT,),
         rtc=True,
         initrd=initrd,

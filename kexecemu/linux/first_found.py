@@ -68,11 +68,13 @@ def find_load(
     except KexecError as error:
         raise MachineError(f"kexec_file_load: the purgatory in the Image: {error.reason}") from error
     if found is None:
-        raise MachineError(f"kexec_file_load: the crash region {region} does not hold the purgatory of the Image")
+        raise MachineError(
+            f"kexec_file_load: the crash region {region} does not hold the purgatory of the Image"
+        )
     order = [area.start for area in hashed_regions(found)]
     segments += [
-        segment(f"region {at}", one.start, one.size)  # IMA's list of measurements, say
-        for at, one in enumerate(hashed_regions(found))
+        segment("ima", one.start, one.size)  # its list of measurements: there is nothing else that it could be
+        for one in hashed_regions(found)
         if one.start not in [known.mem for known in segments]
     ]
     segments.sort(key=lambda one: order.index(one.mem) if one.mem in order else len(order))

@@ -57,7 +57,8 @@ def read_load(
 
     files are those that were loaded, by segment: memory must hold them, and with checks the purgatory the digest of
     all. region is crashk_res; the kernel's own pages in there are where it allocates them, in pages of page_size bytes.
-    built_in is the purgatory's object where the kernel has it, and not kexec-tools. Raises MachineError when memory does not hold what was said.
+    built_in is the purgatory's object where the kernel has it, and not kexec-tools. Raises MachineError when memory
+    does not hold what was said.
     """
     segments = [Segment(one.name, ram.read(one.mem, one.bufsz), one.mem, one.memsz) for one in said.segments]
     image = Kimage(control_page=region.start, segments=segments, start=said.entry)

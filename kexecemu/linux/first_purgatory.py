@@ -37,7 +37,9 @@ class FoundPurgatory(LoadedPurgatory):
         """From a symbol, of any linkage, to the segment's end; InputError that quotes the target `base` for none."""
         symbols = self.symbol_table()
         if name not in symbols:
-            raise InputError(f"target {base}: the purgatory has no symbol {name}{did_you_mean(name, symbols)}")
+            raise InputError(
+                f"target {base}: the purgatory has no symbol {name}{did_you_mean(name, symbols)}"
+            )
         return PhysRange(symbols[name][0], self.segment.area.end)
 
 
@@ -53,7 +55,9 @@ def built_in_purgatory(image: bytes) -> RelocatableObject | None:
     return None
 
 
-def find_purgatory(ram: Ram, region: PhysRange, obj: RelocatableObject, page_size: int) -> FoundPurgatory | None:
+def find_purgatory(
+    ram: Ram, region: PhysRange, obj: RelocatableObject, page_size: int
+) -> FoundPurgatory | None:
     """Where the crash region holds this object, linked to where it lies; None where it does not.
 
     It begins on a page, and all of its code is as the object has it. KexecError as FoundPurgatory.
@@ -77,7 +81,10 @@ def hashed_regions(purgatory: LoadedPurgatory) -> list[PhysRange]:
     """What it was told to hash, in order (purgatory_sha_regions); [] where it has no such table."""
     if not purgatory.has_symbol("purgatory_sha_regions"):
         return []
-    at, size = purgatory.symbol_offset("purgatory_sha_regions"), purgatory.symbol_size("purgatory_sha_regions")
+    at, size = (
+        purgatory.symbol_offset("purgatory_sha_regions"),
+        purgatory.symbol_size("purgatory_sha_regions"),
+    )
     pairs = _REGIONS.iter_unpack(bytes(purgatory.buf[at : at + size]))
     return [PhysRange.of(start, length) for start, length in pairs if length]
 

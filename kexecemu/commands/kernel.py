@@ -1,0 +1,322 @@
+"""kexecemu kernel: Linux from Debian's source with a purgatory of its own: fetch, build, boot, stamp, judge."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kexecemu.commands.help import HelpfulGroup, add_command
+from kexecemu.commands.options import JsonOption, VerboseOption, from_one, option
+from kexecemu.commands.outputs import print_json
+from kexecemu.errors import BuildError, FetchError, InputError
+
+if TYPE_CHECKING:
+    from kexecemu.kbuild.build import BuildPlan, BuiltKernel, OnObject
+    from kexecemu.kbuild.qemu import QemuMachine
+    from kexecemu.kbuild.trial import TrialEnd
+    from kexecemu.stray.fault import Fault
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    cls=HelpfulGroup,
+    rich_markup_mode=None,
+    help="Build Linux with a purgatory for kexec_file_load, boot it, and stamp on what it has loaded.",
+    epilog="kexecemu kernel build 6.12\nFrom Debian's source with the series that ships: some minutes, once.\n"
+    "kexecemu kernel stamp 6.12 --write initrd+0x1000=deadbeef\nA word written by DMA, and a panic: what notices it?",
+)
+
+BUILDING, BOOTING = "What is built", "The machine"
+
+_VERSION = "A version of Linux: 6.12 or 7.3."
+_KERNEL = "A version that has been built, or a folder with an Image: a build's, or make's O=."
+_SERIES = "A folder with a series (*.toml), or none (default: the one that ships)."
+_PAGES = "Size of a page: 4k, 16k or 64k."
+_CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
+_COMPILER = "gcc or clang."
+_ON = "qemu, or board: our own."
+_EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
+_CPU = "max, neoverse-v1 or cortex-a57. QEMU only."
+_WRITE = "Write these bytes there by DMA after the load, as initrd+0x1000=deadbeef. Repeatable."
+_EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
+
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help=_VERSION)]
+KernelArgument = Annotated[str, typer.Argument(metavar="VERSION|DIR", help=_KERNEL)]
+SeriesOption = Annotated[str | None, option("--series", _SERIES, "DIR|none", BUILDING)]
+PagesOption = Annotated[str, option("--pages", _PAGES, "SIZE", BUILDING)]
+ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", BUILDING)]
+CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
+CpuOption = Annotated[str, option("--cpu", _CPU, "NAME", BOOTING)]
+ElOption = Annotated[str, option("--el", _EL, "LEVEL", BOOTING)]
+CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=from_one)]
+KaslrOption = Annotated[
+    bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
+]
+OnOption = Annotated[str, option("--on", _ON, "WHERE", BOOTING)]
+
+
+def fetch(
+    version: VersionArgument,
+    cache: Annotated[
+        Path | None, option("--cache", "Elsewhere than $KEXECEMU_CACHE or ~/.cache/kexecemu.", "DIR")
+    ] = None,
+    mirror: Annotated[
+        str | None, option("--mirror", "A mirror of Debian, on a machine whose apt has none.", "URL")
+    ] = None,
+) -> None:
+    """Fetch Debian's source of a version, some 150 MB, once: exit status 1 if it cannot be had."""
+    from kexecemu.fetch.cache import cache_folder
+    from kexecemu.kbuild.source import fetch_source
+
+    folder = cache.absolute() if cache is not None else cache_folder()
+    try:
+        fetch_source(version, folder, partial(print, flush=True), mirror)
+    except FetchError as error:
+        raise _failed("fetch", error) from error
+    except OSError as error:
+        raise InputError(f"fetch: {error.filename or folder}: {error.strerror or error}") from error
+
+
+def build(
+    version: VersionArgument,
+    series: SeriesOption = None,
+    pages: PagesOption = "4k",
+    config: ConfigOption = None,
+    compiler: CompilerOption = "gcc",
+    jobs: Annotated[
+        int | None,
+        option("-j", "Jobs at a time (default: one for each CPU).", "N", BUILDING, parser=from_one),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Build a small kernel with the series, and keep it: what was built is found again, what was cut off goes on.
+
+    Exit status 1 if make fails. The machine needs a compiler for arm64, make, flex, bison and bc; what is missing is
+    named.
+    """
+    from kexecemu.fetch.cache import cache_folder
+    from kexecemu.kbuild.build import build_kernel
+
+    plan = _plan(version, series, pages, config, compiler)
+    try:
+        with _objects() as on_object:
+            built = build_kernel(plan, cache_folder(), jobs or os.cpu_count() or 1, on_object)
+    except BuildError as error:
+        raise _failed("build", error) from error
+    except OSError as error:
+        raise InputError(f"build: {error.filename or cache_folder()}: {error.strerror or error}") from error
+    if json:
+        print_json(
+            {
+                "folder": str(built.folder),
+                "package": built.package,
+                "compiler": built.compiler,
+                "steps": list(built.steps),
+                "purgatory": built.purgatory is not None,
+            }
+        )
+        return
+    print(f"built      {built.image} ({built.image.stat().st_size:,} bytes)")
+    print(f"source     {built.package}")
+    print(f"compiler   {built.compiler}")
+    for number, step in enumerate(built.steps or ("none",)):
+        print(f"{'' if number else 'series':<11}{step}")
+    size = f"{built.purgatory.stat().st_size:,} bytes" if built.purgatory else "none"
+    print(f"purgatory  {size}")
+
+
+def boot(
+    kernel: KernelArgument,
+    on: OnOption = "qemu",
+    cpu: CpuOption = "max",
+    el: ElOption = "el1",
+    cpus: CpusOption = 1,
+    kaslr: KaslrOption = True,
+    series: SeriesOption = None,
+    pages: PagesOption = "4k",
+    config: ConfigOption = None,
+    compiler: CompilerOption = "gcc",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Boot, load once more by kexec_file_load, panic, say what came of it: exit status 1 without a true dump."""
+    built = _built(kernel, series, pages, config, compiler)
+    end = _tried(built, _machine(on, cpu, el, cpus), cpus, kaslr, [], json, verbose)
+    raise typer.Exit(0 if end.captured and end.reply.value == "boots" else 1)
+
+
+def stamp(
+    kernel: KernelArgument,
+    write: Annotated[list[str], option("--write", _WRITE, "TARGET=HEX")],
+    expect: Annotated[str | None, option("--expect", _EXPECT, "REPLY")] = None,
+    on: OnOption = "qemu",
+    cpu: CpuOption = "max",
+    el: ElOption = "el1",
+    cpus: CpusOption = 1,
+    kaslr: KaslrOption = True,
+    series: SeriesOption = None,
+    pages: PagesOption = "4k",
+    config: ConfigOption = None,
+    compiler: CompilerOption = "gcc",
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """The same as boot, with words written behind the kernel's back between load and panic.
+
+    A TARGET is a segment (kernel, initrd, dtb, elfcorehdr, purgatory), purgatory:SYMBOL, crashkernel,
+    crashkernel-free or a physical address, with +OFFSET.
+    """
+    from kexecemu.crash.purgatory_check import Reply
+    from kexecemu.suggest import there_are
+
+    if expect is not None and expect not in list(Reply):
+        raise InputError(f"--expect: there is no reply {expect!r}{there_are(expect, list(Reply))}")
+    faults = [_fault(text) for text in write]
+    built = _built(kernel, series, pages, config, compiler)
+    end = _tried(built, _machine(on, cpu, el, cpus), cpus, kaslr, faults, json, verbose)
+    if expect is not None and end.reply.value != expect:
+        print(f"kexecemu: not as expected: {end.reply.value}, not {expect}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _failed(what: str, error: Exception) -> typer.Exit:
+    """The one line on stderr, and exit status 1."""
+    print(f"kexecemu: kernel {what}: {' '.join(str(error).split())}", file=sys.stderr)
+    return typer.Exit(1)
+
+
+def _plan(
+    version: str, series: str | None, pages: str, config: list[str] | None, compiler: str
+) -> "BuildPlan":
+    from kexecemu.kbuild.build import BuildPlan
+    from kexecemu.kbuild.options import fragment
+    from kexecemu.kbuild.series import series_path
+    from kexecemu.kbuild.source import check_version
+    from kexecemu.kbuild.toolchain import Toolchain
+
+    check_version(version)
+    folder = series_path() if series is None else None if series == "none" else Path(series)
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--series {series}: is no folder")
+    return BuildPlan(version, folder, fragment(pages, config or ()), Toolchain(compiler))
+
+
+def _built(
+    kernel: str, series: str | None, pages: str, config: list[str] | None, compiler: str
+) -> "BuiltKernel":
+    """The kernel that was built so, or the one in a folder; InputError with the command that builds it."""
+    from kexecemu.fetch.cache import cache_folder
+    from kexecemu.kbuild.build import find_built, read_built
+
+    if os.sep in kernel:
+        if not Path(kernel).is_dir():
+            raise InputError(f"{kernel}: is no folder")
+        return read_built(Path(kernel))
+    found = find_built(_plan(kernel, series, pages, config, compiler), cache_folder())
+    if found is None:
+        words = [f"--series {series}"] if series else []
+        words += [f"--pages {pages}"] if pages != "4k" else []
+        words += [f"--config {line}" for line in config or ()]
+        words += [f"--compiler {compiler}"] if compiler != "gcc" else []
+        raise InputError(f"it is not built yet: run {' '.join(['kexecemu kernel build', kernel, *words])}")
+    return found
+
+
+def _machine(on: str, cpu: str, el: str, cpus: int) -> "QemuMachine | None":
+    """QEMU's, or None for our board."""
+    from kexecemu.kbuild.qemu import QemuMachine
+
+    if on not in ("qemu", "board"):
+        raise InputError(f"--on {on!r} is not one of qemu, board")
+    if on == "qemu":
+        return QemuMachine(cpu, el, cpus)
+    for name, value, usual in (("--cpu", cpu, "max"), ("--el", el, "el1")):
+        if value != usual:
+            raise InputError(f"{name} {value}: our own board has one CPU model, and that lives at EL1")
+    return None
+
+
+def _fault(text: str) -> "Fault":
+    """TARGET=HEX."""
+    from kexecemu.stray.fault import By, Fault, parse_hex
+
+    at, sign, digits = text.rpartition("=")
+    if not sign or not at or not digits:
+        raise InputError(f"--write {text!r} is not TARGET=HEX, as initrd+0x1000=deadbeef")
+    return Fault(at, write=parse_hex(digits, f"--write {text}"), by=By.DMA)
+
+
+def _tried(
+    built: "BuiltKernel",
+    machine: "QemuMachine | None",
+    cpus: int,
+    kaslr: bool,
+    faults: "list[Fault]",
+    json: bool,
+    verbose: bool,
+) -> "TrialEnd":
+    """One crash, told."""
+    from kexecemu.kbuild.on_board import board_runs
+    from kexecemu.kbuild.on_qemu import run_in_qemu
+    from kexecemu.kbuild.trial import Trial
+    from kexecemu.report.kernel_trial import trial_text
+    from kexecemu.report.progress import LINUX_PARTS, live_console, progress_bar
+
+    trial = Trial(built, cpus=cpus, kaslr=kaslr)
+    hear = live_console if verbose else None
+    if machine is None:
+        with progress_bar(verbose, LINUX_PARTS) as progress, board_runs(trial, hear, progress) as runs:
+            end = runs.run(lambda loaded: faults)
+    else:
+        end = run_in_qemu(trial, machine, lambda loaded: faults, hear)
+    where = machine.text if machine is not None else f"on our board, {cpus} CPU{'s' if cpus > 1 else ''}"
+    if json:
+        print_json({"machine": where, "kernel": str(built.folder), **end.as_object()})
+    else:
+        sys.stdout.write(trial_text(where, end))
+    return end
+
+
+@contextmanager
+def _objects() -> "Iterator[OnObject]":
+    """A line on stderr with the number of objects so far, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    try:
+        yield lambda count: print(f"\rbuilding: {count} objects", end="", file=sys.stderr, flush=True)
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+_FETCH_EXAMPLES = """\
+kexecemu kernel fetch 6.12
+Into the cache; what is there is not fetched again.
+"""
+_BUILD_EXAMPLES = """\
+kexecemu kernel build 6.12
+With the series that ships.
+kexecemu kernel build 7.3 --pages 16k --config KASAN=y --compiler clang
+Another kernel, kept beside.
+"""
+_BOOT_EXAMPLES = """\
+kexecemu kernel boot 6.12 --cpu neoverse-v1 --el vhe --cpus 4
+In QEMU.
+kexecemu kernel boot ~/linux/out --on board -v
+A kernel that somebody else has built, on our own board, with its console.
+"""
+_STAMP_EXAMPLES = """\
+kexecemu kernel stamp 6.12 --write initrd+0x1000=deadbeef --expect caught
+A word of the initrd.
+kexecemu kernel stamp 6.12 --write purgatory:purgatory_kernel_entry=0000000000000000
+The address that the purgatory jumps to.
+"""
+add_command(app, "fetch", fetch, "Commands", _FETCH_EXAMPLES)
+add_command(app, "build", build, "Commands", _BUILD_EXAMPLES)
+add_command(app, "boot", boot, "Commands", _BOOT_EXAMPLES)
+add_command(app, "stamp", stamp, "Commands", _STAMP_EXAMPLES)

@@ -1,0 +1,245 @@
+"""A kernel of ours: unpacked, edited, configured, made, and kept in the cache by everything that decided it.
+
+A build that is interrupted goes on where it stopped: its folder has the name of its key, and make knows the rest.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kexecemu.errors import BuildError, InputError
+from kexecemu.files import replace_file
+from kexecemu.kbuild.options import fragment_text, not_taken
+from kexecemu.kbuild.series import apply_series, series_path
+from kexecemu.kbuild.source import find_source, package_of, unpack_source
+from kexecemu.kbuild.toolchain import Toolchain
+from kexecemu.shown import shown
+
+__all__ = ["BuildPlan", "BuiltKernel", "build_kernel", "find_built", "read_built"]
+
+OnObject = Callable[[int], object]
+"""Called with the number of objects that make has made so far."""
+
+_IMAGE = "arch/arm64/boot/Image"
+_KEPT = {"Image": _IMAGE, "System.map": "System.map", "config": ".config"}
+_PURGATORY = "arch/arm64/purgatory/purgatory.ro"
+# What make says of an object: an indented short word in capitals, and the object.
+_OBJECT = re.compile(r"^  (?:CC|AS|LD|AR|HOSTCC|HOSTLD|OBJCOPY|KSYMS) ")
+_ERROR = re.compile(r"(?:error|Error \d+|undefined reference|No rule to make)")
+# Nothing of the day and the machine gets into what is built.
+_SAME = {"KBUILD_BUILD_TIMESTAMP": "@0", "KBUILD_BUILD_USER": "kexecemu", "KBUILD_BUILD_HOST": "kexecemu"}
+
+
+@shown()
+@dataclass(frozen=True)
+class BuildPlan:
+    """What decides a build: a version of SOURCES, a folder with a series (None: none), options, the compiler."""
+
+    version: str
+    series: Path | None
+    options: Mapping[str, str]
+    toolchain: Toolchain = field(default_factory=Toolchain)
+
+    def key(self, cache: Path) -> str:
+        """A name for what comes of it: of the package, the series, the options and the compiler; needs the source."""
+        find_source(self.version, cache)
+        parts = [package_of(self.version, cache), series_digest(self.series), fragment_text(self.options)]
+        text = "\n".join([*parts, self.toolchain.name, self.toolchain.release()])
+        return f"{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+@shown()
+@dataclass(frozen=True)
+class BuiltKernel:
+    """What a build has left: files, None for a purgatory.ro that the kernel has not; the rest is in words.
+
+    steps are the subjects of the series' steps.
+    """
+
+    folder: Path
+    image: Path
+    purgatory: Path | None
+    version: str = ""
+    package: str = ""
+    steps: tuple[str, ...] = ()
+    compiler: str = ""
+
+
+def series_digest(series: Path | None) -> str:
+    """SHA-256 over what a series is made of; "" without one.
+
+    The one that ships takes files from the folder above it, the purgatory's own sources: those count as well.
+    """
+    if series is None:
+        return ""
+    ours = series_path().parent.parent
+    folder = ours if series.resolve().is_relative_to(ours.resolve()) else series
+    digest = hashlib.sha256(series.name.encode())
+    for path in sorted(
+        one for one in folder.rglob("*") if one.is_file() and one.suffix not in (".pyc", ".ro")
+    ):
+        data = path.read_bytes()
+        digest.update(f"\0{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
+
+
+def kernels_folder(cache: Path) -> Path:
+    """Where built kernels are, each in a folder of its key."""
+    return cache / "built"
+
+
+def find_built(plan: BuildPlan, cache: Path) -> BuiltKernel | None:
+    """What was built by this plan, None where nothing was. InputError where the source is not there."""
+    folder = kernels_folder(cache) / plan.key(cache)
+    return read_built(folder) if (folder / "BUILD.json").is_file() else None
+
+
+def read_built(folder: Path) -> BuiltKernel:
+    """The kernel in a folder: one of the cache, or one that make was given as O=. InputError for another one."""
+    told: dict[str, object] = {}
+    if (folder / "BUILD.json").is_file():
+        told = json.loads((folder / "BUILD.json").read_text())
+    image = next((one for one in (folder / "Image", folder / _IMAGE) if one.is_file()), None)
+    if image is None:
+        raise InputError(f"{folder}: no built kernel: it has neither Image nor {_IMAGE}")
+    purgatory = next((one for one in (folder / "purgatory.ro", folder / _PURGATORY) if one.is_file()), None)
+    steps = told.get("steps", [])
+    words = {name: str(told.get(name, "")) for name in ("version", "package", "compiler")}
+    return BuiltKernel(
+        folder, image, purgatory, steps=tuple(steps) if isinstance(steps, list) else (), **words
+    )
+
+
+def build_kernel(
+    plan: BuildPlan, cache: Path, jobs: int, on_object: OnObject = lambda count: None
+) -> BuiltKernel:
+    """Build it unless it is there, with so many jobs at a time; on_object hears of each object.
+
+    One build of a plan at a time: the next one waits, and then finds it there. Raises InputError where something is
+    missing or does not fit (source, tools, series, an option that the kernel does not take), BuildError where make
+    fails. What was built is put into the cache whole.
+    """
+    key = plan.key(cache)
+    folder, work = kernels_folder(cache) / key, kernels_folder(cache) / f".{key}"
+    with _lock(kernels_folder(cache) / f".{key}.lock"):
+        if (folder / "BUILD.json").is_file():
+            return read_built(folder)
+        plan.toolchain.check(plan.options)
+        steps = _edited_tree(plan, cache, work)
+        _configure(plan, work)
+        objects = _make(plan, work, ["Image"], jobs, on_object)
+        told = {
+            "version": plan.version,
+            "package": package_of(plan.version, cache),
+            "steps": steps,
+            "options": dict(plan.options),
+            "compiler": plan.toolchain.release(),
+            "objects": objects,
+        }
+        _keep(work, folder, told)
+        shutil.rmtree(work, ignore_errors=True)
+    return read_built(folder)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _edited_tree(plan: BuildPlan, cache: Path, work: Path) -> list[str]:
+    """The source with the series applied, in work/src; what an interruption has left is used if it is whole."""
+    done = work / "STEPS.json"
+    if done.is_file():
+        return list(map(str, json.loads(done.read_text())))
+    shutil.rmtree(work, ignore_errors=True)
+    unpack_source(find_source(plan.version, cache), work / "src")
+    steps = apply_series(plan.series, plan.version, work / "src") if plan.series is not None else []
+    replace_file(done, json.dumps(steps).encode())
+    return steps
+
+
+def _configure(plan: BuildPlan, work: Path) -> None:
+    """allnoconfig with what is wanted, and a look whether the kernel has taken it."""
+    wanted = fragment_text(plan.options)
+    out, asked = work / "out", work / "out/wanted"
+    if (out / ".config").is_file() and asked.is_file() and asked.read_text() == wanted:
+        return
+    out.mkdir(exist_ok=True)
+    asked.write_text(wanted)
+    _make(plan, work, ["allnoconfig"], 1, more={"KCONFIG_ALLCONFIG": str(asked)})
+    _make(plan, work, ["olddefconfig"], 1)
+    wrong = not_taken(plan.options, (out / ".config").read_text())
+    if wrong:
+        (out / ".config").unlink()
+        raise InputError(f"Linux {plan.version} does not take {', '.join(wrong)}")
+
+
+def _make(
+    plan: BuildPlan,
+    work: Path,
+    targets: list[str],
+    jobs: int,
+    on_object: OnObject = lambda count: None,
+    more: Mapping[str, str] | None = None,
+) -> int:
+    """Run make; returns how many objects it has made. Its words are kept in work/make.log."""
+    command = [
+        "make",
+        "-C",
+        str(work / "src"),
+        f"O={work / 'out'}",
+        f"-j{jobs}",
+        *plan.toolchain.words(),
+        *targets,
+    ]
+    environment = {**os.environ, **_SAME, **(more or {}), "LC_ALL": "C"}
+    count = 0
+    lines: deque[str] = deque(maxlen=200)
+    with open(work / "make.log", "a") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace",
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                log.write(line)
+                lines.append(line.strip())
+                if _OBJECT.match(line):
+                    count += 1
+                    on_object(count)
+            status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+    if status:
+        said = next((line for line in lines if _ERROR.search(line)), lines[-1] if lines else "")
+        raise BuildError(f"make {' '.join(targets)}: {said or f'status {status}'} (see {work / 'make.log'})")
+    return count
+
+
+def _keep(work: Path, folder: Path, told: Mapping[str, object]) -> None:
+    """What is of use afterwards into the cache, in one rename."""
+    kept = work / "kept"
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    for name, path in {**_KEPT, "purgatory.ro": _PURGATORY}.items():
+        if (work / "out" / path).is_file():
+            shutil.copy(work / "out" / path, kept / name)
+    if not (kept / "Image").is_file():
+        raise BuildError(f"make has left no {_IMAGE} (see {work / 'make.log'})")
+    (kept / "BUILD.json").write_text(json.dumps(told, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    kept.rename(folder)

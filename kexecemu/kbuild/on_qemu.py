@@ -1,0 +1,317 @@
+"""Trials in QEMU: a boot for each, memory written behind the CPUs' backs, and breakpoints where images are entered.
+
+What came of one is read from the machine: where its CPU stands, the record that a purgatory leaves, memory beside what
+was loaded, and what the capture kernel's init says. QEMU counts no instructions, so one thing is by the clock: a CPU
+that still moves, with no word, after PURGATORY_SECONDS.
+"""
+
+import hashlib
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kexecemu.crash.damage import Damage, find_damage
+from kexecemu.crash.dump import Dump
+from kexecemu.crash.outcome import Outcome, judge
+from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.crash.verdict import VerdictState, read_verdict
+from kexecemu.errors import FormatError, InputError
+from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.kbuild.gdbstub import Registers
+from kexecemu.kbuild.qemu import Qemu, QemuMachine, find_qemu
+from kexecemu.kbuild.trial import (
+    Loaded,
+    Trial,
+    TrialEnd,
+    WhatIsWritten,
+    place_of,
+    purgatory_of,
+    setup_of,
+    trial_end,
+)
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd
+from kexecemu.linux.first_boot import WAITING, LinuxSetup, first_cmdline, first_initrd, first_page_size
+from kexecemu.linux.first_found import find_load
+from kexecemu.linux.first_load import read_load
+from kexecemu.linux.first_records import crash_kernel, split_records
+from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
+from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import RAM_BASE
+from kexecemu.stray.fault import Injection
+
+__all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "run_in_qemu"]
+
+LIMIT_SECONDS = 120.0
+"""For the boot, and for the capture kernel. A boot takes some seconds."""
+PURGATORY_SECONDS = 30.0
+"""For the purgatory, which takes a second where it has no caches and no SHA-2 instructions."""
+
+_LOOK_SECONDS = 0.4
+_LOOKS = 3  # in which a CPU that masks everything has not moved: it has stopped for good
+_LOOP_BYTES = 8
+_PANIC_END = "---[ end Kernel panic"
+_PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+_LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
+_END = "kdump: end: "
+
+Hear = Callable[[bytes], object]
+
+
+def run_in_qemu(
+    trial: Trial,
+    machine: QemuMachine,
+    written: WhatIsWritten,
+    hear: Hear | None = None,
+) -> TrialEnd:
+    """One boot, load, crash in a QEMU of its own. InputError where the kernel does not come as far as the load."""
+    setup = setup_of(trial)
+    with tempfile.TemporaryDirectory(prefix="kexecemu-trial-") as name:
+        folder = Path(name)
+        (folder / "initrd").write_bytes(first_initrd(setup))
+        command = machine.command(find_qemu())
+        command += ["-kernel", str(trial.kernel.image), "-initrd", str(folder / "initrd")]
+        words = [first_cmdline(setup), machine.words]
+        command += ["-append", " ".join(word for word in words if word)]
+        disk = folder / "dump" if trial.dump else None
+        if disk is not None:
+            with open(disk, "wb") as file:
+                file.truncate(1 << 30)
+            command += ["-drive", f"file={disk},format=raw,if=none,id=dump"]
+            command += ["-device", "virtio-blk-device,drive=dump"]
+        with Qemu(command, hear or (lambda data: None)) as qemu:
+            return _Run(qemu, trial, setup, disk).follow(written)
+
+
+@dataclass
+class _Run:
+    qemu: Qemu
+    trial: Trial
+    setup: LinuxSetup
+    disk: Path | None
+    injections: list[Injection] = field(default_factory=list)
+    cpu: int | None = None  # the one that crashed
+
+    def follow(self, written: WhatIsWritten) -> TrialEnd:
+        loaded = self._load()
+        image, gdb = loaded.image, self.qemu.gdb
+        for fault in written(loaded):
+            place = place_of(loaded, fault)
+            before = loaded.ram.read(place.start, place.size)
+            loaded.ram.write(place.start, fault.data(before))
+            gdb.write_phys(place.start, fault.data(before))
+            self.injections.append(Injection(fault, place.start, before, fault.data(before)))
+        gdb.set_breakpoint(image.start)
+        printed = len(self.qemu.console)
+        gdb.resume()
+        self.qemu.type(b"\n")
+        if not gdb.wait_for_stop(LIMIT_SECONDS) or gdb.registers().pc != image.start:
+            return self._end(Outcome.HUNG, loaded, [], None, None, stood=self._last_line(printed))
+        gdb.clear_breakpoint(image.start)
+        self.cpu = gdb.current_cpu()
+        entered = gdb.registers()
+        loads = self._loads(loaded) if self.disk is not None else []
+        self.qemu.copy_memory(loaded.region, loaded.ram)
+        damage = find_damage(loaded.ram, image, purgatory=True)
+        purgatory, stood = None, ""
+        if image.purgatory is not None:
+            purgatory, stood = self._purgatory(loaded)
+            entered_kernel = purgatory.end is PurgatoryEnd.KERNEL
+        else:
+            entered_kernel = True
+        damage += find_damage(loaded.ram, image, purgatory=False)
+        if not entered_kernel:
+            outcome = self._outcome(loaded, damage, purgatory, None)
+            return self._end(outcome, loaded, damage, purgatory, None, el=entered.el, stood=stood)
+        capture, dump = self._capture(image.kernel_entry, loads)
+        outcome = self._outcome(loaded, damage, purgatory, capture, dump)
+        return self._end(outcome, loaded, damage, purgatory, capture, el=entered.el, dump=dump)
+
+    def _outcome(
+        self,
+        loaded: Loaded,
+        damage: list[Damage],
+        purgatory: PurgatoryRun | None,
+        capture: CaptureRun | None,
+        dump: bool | None = None,
+    ) -> Outcome:
+        word = Dump.WRONG if dump is False else Dump.TRUE
+        changed = any(one.changed for one in self.injections)
+        return judge(loaded.ram, self.injections, damage, purgatory, capture, dump=word, differ=changed)
+
+    def _end(
+        self,
+        outcome: Outcome,
+        loaded: Loaded,
+        damage: list[Damage],
+        purgatory: PurgatoryRun | None,
+        capture: CaptureRun | None,
+        *,
+        el: int | None = None,
+        dump: bool | None = None,
+        stood: str = "",
+    ) -> TrialEnd:
+        console = self.qemu.console
+        found = re.search(r"^first: Linux (\S+) is up", console, re.MULTILINE)
+        return trial_end(
+            outcome,
+            loaded.image,
+            self.injections,
+            damage,
+            purgatory,
+            capture,
+            console=console,
+            el=el,
+            release=found[1] if found else "",
+            dump=dump,
+            stood=stood,
+        )
+
+    def _load(self) -> Loaded:
+        """Boot, until the crash kernel is loaded and init waits for a line; the machine is stopped then."""
+        qemu = self.qemu
+        hit = qemu.wait_for((f"{WAITING}\n", "first: end: ", _PANIC_END), LIMIT_SECONDS)
+        if hit is None or WAITING not in hit:
+            why = qemu.trouble if qemu.ended else self._last_line(0)
+            raise InputError(f"the kernel has loaded no crash kernel: {why or 'it said nothing'}")
+        records = split_records(qemu.console)
+        region, _ = crash_kernel(records.get("iomem.txt", ""))
+        if region is None:
+            raise InputError("the kernel has reserved no crashkernel memory")
+        ram = Ram([PhysRange.of(RAM_BASE, int(str(self.setup.ram).removesuffix("M")) << 20)])
+        qemu.copy_memory(region, ram)
+        obj, setup, page_size = purgatory_of(self.trial), self.setup, first_page_size(records)
+        said = find_load(ram, region, setup.crash_image, page_size, obj)
+        files = {"kernel": setup.crash_image, "initrd": setup.crash_initrd}
+        checks = obj is not None
+        image = read_load(ram, said, files, region, page_size=page_size, checks=checks, built_in=obj)
+        return Loaded(ram, region, image, obj)
+
+    def _last_line(self, start: int) -> str:
+        lines = [line for line in self.qemu.console[start:].splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+    # -- the purgatory ---------------------------------------------------------------------------------------------
+
+    def _purgatory(self, loaded: Loaded) -> tuple[PurgatoryRun, str]:
+        """From its entry to its end, with memory read again; and where it stood, in words."""
+        image, gdb, qemu = loaded.image, self.qemu.gdb, self.qemu
+        purgatory = image.purgatory
+        assert purgatory is not None
+        told = image.kernel_entry
+        if purgatory.has_symbol("purgatory_kernel_entry"):
+            told = loaded.ram.read_u64(purgatory.symbol_phys("purgatory_kernel_entry"))
+        doors = {image.kernel_entry, told & ~3} - {0}
+        for door in doors:
+            gdb.set_breakpoint(door)
+        gdb.resume()
+        registers, stopped = self._until_it_ends(doors)
+        for door in doors:
+            gdb.clear_breakpoint(door)
+        qemu.copy_memory(loaded.region, loaded.ram)
+        verdict = read_verdict(loaded.ram, purgatory)
+        state = verdict.state if verdict is not None else None
+        inside = registers.pc in purgatory.segment.area
+        stood = f"PC {registers.pc:#x} in {'the purgatory' if inside else 'nothing of ours'}"
+        stood += "" if stopped else f", still moving after {PURGATORY_SECONDS:.0f} s"
+        if registers.pc == image.kernel_entry:
+            end = PurgatoryEnd.KERNEL
+        elif registers.pc in doors or (state is VerdictState.MATCH and not inside):
+            end = PurgatoryEnd.ELSEWHERE
+        elif state is VerdictState.MISMATCH:
+            end = PurgatoryEnd.MISMATCH
+        elif state is VerdictState.TRAPPED or (stopped and not inside):
+            end = PurgatoryEnd.TRAPPED
+        elif verdict is None and stopped and not purgatory.has_symbol("purgatory_verdict"):
+            end = PurgatoryEnd.MISMATCH
+        else:
+            end = PurgatoryEnd.HUNG
+        return PurgatoryRun(end, registers.pc, 0, verdict), stood
+
+    def _until_it_ends(self, doors: set[int]) -> tuple[Registers, bool]:
+        """Its registers at a breakpoint, or where it has stopped for good (True) or has not in time (False)."""
+        gdb, end, last, alike = self.qemu.gdb, time.monotonic() + PURGATORY_SECONDS, None, 0
+        while True:
+            if gdb.wait_for_stop(_LOOK_SECONDS):
+                registers = gdb.registers()
+                # Else the machine was switched off, or reset.
+                return (registers if registers.pc in doors else gdb.registers(self.cpu)), True
+            gdb.interrupt()
+            registers = gdb.registers(self.cpu)
+            still = last is not None and registers.stands_as(last, _LOOP_BYTES) and registers.masked
+            alike, last = (alike + 1 if still else 0), registers
+            if alike >= _LOOKS - 1:
+                return registers, True
+            if time.monotonic() > end:
+                return registers, False
+            gdb.resume()
+
+    # -- the capture kernel ------------------------------------------------------------------------------------------
+
+    def _loads(self, loaded: Loaded) -> list[tuple[PhysRange, str]]:
+        """What a dump should have: areas of physical memory, and the SHA-256 of each as it is now."""
+        core = loaded.image.segment("elfcorehdr")
+        assert core is not None
+        headers = parse_core_header(bytes(core.buf)).program_headers
+        areas = [PhysRange.of(one.paddr, one.memsz) for one in headers if one.type == PT_LOAD]
+        path, found = self.qemu.folder / "area", []
+        for area in areas:
+            self.qemu.gdb.monitor(f'pmemsave {area.start:#x} {area.size:#x} "{path}"')
+            with open(path, "rb") as file:
+                found.append((area, hashlib.file_digest(file, "sha256").hexdigest()))
+            path.unlink()
+        return found
+
+    def _capture(self, entry: int, loads: list[tuple[PhysRange, str]]) -> tuple[CaptureRun, bool | None]:
+        """From the kernel's entry to the last word of its init; and whether its dump is a true one."""
+        gdb, qemu = self.qemu.gdb, self.qemu
+        registers = gdb.registers()
+        printed = len(qemu.console)
+        gdb.resume()
+        hit = qemu.wait_for((_END, _PANIC_END), LIMIT_SECONDS, printed)
+        qemu.wait_for(("reboot: Power down",), 1, printed)
+        said = qemu.console[printed:]
+        last = next((line for line in said.splitlines() if line.startswith("kdump: end:")), "")
+        end = LinuxEnd.STUCK
+        if hit == _PANIC_END:
+            end = LinuxEnd.PANIC
+        elif hit is not None:
+            end = next((kind for word, kind in _LAST_WORDS if last.startswith(word)), LinuxEnd.OFF)
+        release = re.search(r"^kdump: Linux (\S+) is up", said, re.MULTILINE)
+        panic = _PANIC.search(said)
+        linux = LinuxCapture(
+            end,
+            "",
+            0,
+            release=release[1] if release else "",
+            console=said,
+            last_word=last.removeprefix(_END),
+            panic=panic[1].strip() if panic and end is LinuxEnd.PANIC else "",
+        )
+        kind = LINUX_ENDS[end]
+        dump = self._true_dump(last, loads) if kind is CaptureEnd.DONE else None
+        return CaptureRun(kind, registers.pc or entry, 0, None, linux=linux), dump
+
+    def _true_dump(self, last: str, loads: list[tuple[PhysRange, str]]) -> bool:
+        """The PT_LOADs of the core on the disk are what memory held when the image was entered."""
+        size = re.search(r", (\d+) bytes to ", last)
+        if self.disk is None or size is None:
+            return False
+        read = []
+        with open(self.disk, "rb") as file:
+            try:
+                headers = parse_core_header(file.read(1 << 16)).program_headers
+            except FormatError:
+                return False
+            for one in headers:
+                if one.type == PT_LOAD:
+                    file.seek(one.offset)
+                    digest = hashlib.sha256()
+                    for at in range(0, one.filesz, 1 << 22):
+                        digest.update(file.read(min(1 << 22, one.filesz - at)))
+                    read.append((PhysRange.of(one.paddr, one.filesz), digest.hexdigest()))
+        return bool(read) and read == loads

@@ -1,0 +1,171 @@
+"""One QEMU with a kernel of ours: what it is started with, its console, and its memory over the gdb stub."""
+
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kexecemu.errors import InputError, MachineError
+from kexecemu.fetch.cache import cached
+from kexecemu.kbuild.gdbstub import GdbStub
+from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["CPUS", "LEVELS", "Qemu", "QemuMachine", "find_qemu"]
+
+CPUS = ("max", "neoverse-v1", "cortex-a57")
+LEVELS = ("el1", "el2", "vhe")
+"""Where the kernel lives, and what of it: EL1 without EL2, EL1 with its hypervisor stub at EL2, EL2."""
+
+_WITHOUT_VHE = ("cortex-a57",)
+_CONNECT_SECONDS = 20
+
+
+@shown()
+@dataclass(frozen=True)
+class QemuMachine:
+    """A machine: QEMU's name of the CPU, the level that the kernel lives at, number of CPUs, RAM in QEMU's words."""
+
+    cpu: str = "max"
+    el: str = "el1"
+    cpus: int = 1
+    ram: str = "512M"
+
+    def __post_init__(self) -> None:
+        if self.cpu not in CPUS:
+            raise InputError(f"--cpu {self.cpu!r} is not one of {', '.join(CPUS)}")
+        if self.el not in LEVELS:
+            raise InputError(f"--el {self.el!r} is not one of {', '.join(LEVELS)}")
+        if self.el == "vhe" and self.cpu in _WITHOUT_VHE:
+            raise InputError(f"--el vhe: a {self.cpu} has no VHE")
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"in QEMU, -cpu {self.cpu}, {self.el}, {self.cpus} CPU{'s' if self.cpus > 1 else ''}"
+
+    @property
+    def words(self) -> str:
+        """What the kernel's command line needs for the level."""
+        # A kernel that finds VHE moves to EL2; this takes the feature from it.
+        return "id_aa64mmfr1.vh=0" if self.el == "el2" and self.cpu not in _WITHOUT_VHE else ""
+
+    def command(self, qemu: Path) -> list[str]:
+        """The first words of the command line."""
+        machine = "virt,gic-version=3" + (",virtualization=on" if self.el != "el1" else "")
+        words = [str(qemu), "-M", machine, "-cpu", self.cpu, "-smp", str(self.cpus), "-m", self.ram]
+        return [*words, "-nic", "none", "-display", "none", "-monitor", "none", "-no-reboot", "-no-shutdown"]
+
+
+def find_qemu() -> Path:
+    """The fetched QEMU, else the machine's own; InputError where there is none."""
+    found = cached("qemu") or shutil.which("qemu-system-aarch64")
+    if found is None:
+        raise InputError("there is no qemu-system-aarch64: run kexecemu fetch qemu")
+    return Path(found)
+
+
+class Qemu:
+    """A running QEMU. console is what it has printed so far; hear() gets each piece of that."""
+
+    def __init__(self, command: Sequence[str], hear: Callable[[bytes], object] = lambda data: None) -> None:
+        # A socket's path has room for about 100 characters.
+        self._folder = tempfile.TemporaryDirectory(prefix="kexecemu-qemu-")
+        self.folder = Path(self._folder.name)
+        stub = f"unix:{self.folder / 'gdb'},server=on,wait=off"
+        self._hear, self._output = hear, b""
+        self._gdb: GdbStub | None = None
+        with open(self.folder / "errors", "wb") as errors:
+            self._process = subprocess.Popen(
+                [*command, "-serial", "stdio", "-gdb", stub],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
+        if self._gdb is not None:
+            self._gdb.close()
+        self._process.kill()
+        self._process.communicate()
+        self._folder.cleanup()
+
+    @property
+    def console(self) -> str:
+        """With plain line ends."""
+        self.pump()
+        return self._output.replace(b"\r", b"").decode(errors="replace")
+
+    @property
+    def ended(self) -> bool:
+        """There is no such process any more."""
+        return self._process.poll() is not None
+
+    @property
+    def trouble(self) -> str:
+        """QEMU's own last words."""
+        lines = (self.folder / "errors").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def type(self, data: bytes) -> None:
+        """On its console."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+
+    def pump(self, seconds: float = 0) -> None:
+        """Take what is printed, and wait for that no longer than so many seconds."""
+        pipe = self._process.stdout
+        assert pipe is not None
+        while select.select([pipe], [], [], seconds)[0]:
+            piece = os.read(pipe.fileno(), 1 << 16)
+            if not piece:
+                return
+            self._output += piece
+            self._hear(piece)
+            seconds = 0
+
+    def wait_for(self, words: Sequence[str], seconds: float, start: int = 0) -> str | None:
+        """The first of these words that is on the console behind `start`; None where none comes in time."""
+        end = time.monotonic() + seconds
+        while True:
+            self.pump(0.05)
+            said = self.console[start:]
+            for word in words:
+                if word in said:
+                    return word
+            if self.ended or time.monotonic() > end:
+                return None
+
+    @property
+    def gdb(self) -> GdbStub:
+        """The stub; the machine stops when it is asked for the first time."""
+        end = time.monotonic() + _CONNECT_SECONDS
+        while self._gdb is None:
+            try:
+                self._gdb = GdbStub(self.folder / "gdb", self.pump)
+            except OSError as error:
+                if self.ended or time.monotonic() > end:
+                    raise MachineError(f"QEMU has no gdb stub: {self.trouble or error}") from error
+                time.sleep(0.05)
+        return self._gdb
+
+    def copy_memory(self, area: PhysRange, ram: Ram) -> None:
+        """Physical memory of the stopped machine into the same place of a RAM of ours."""
+        path = self.folder / "memory"
+        said = self.gdb.monitor(f'pmemsave {area.start:#x} {area.size:#x} "{path}"')
+        if not path.exists() or path.stat().st_size != area.size:
+            raise MachineError(f"QEMU does not save its memory at {area}: {said.strip()}")
+        ram.write(area.start, path.read_bytes())
+        path.unlink()

@@ -1,8 +1,9 @@
 """kexecemu kernel: Linux from Debian's source with a purgatory of its own: fetch, build, boot, stamp, judge."""
 
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from kexecemu.commands.outputs import print_json
 from kexecemu.errors import BuildError, FetchError, InputError
 
 if TYPE_CHECKING:
-    from kexecemu.kbuild.build import BuildPlan, BuiltKernel, OnObject
+    from kexecemu.kbuild.build import BuildPlan, BuiltKernel
     from kexecemu.kbuild.qemu import QemuMachine
     from kexecemu.kbuild.trial import TrialEnd
     from kexecemu.stray.fault import Fault
@@ -41,6 +42,7 @@ _CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
 _COMPILER = "gcc or clang."
 _ON = "qemu, or board: our own."
 _EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
+_WHERE = "both, qemu, or board: our own."
 _CPU = "max, neoverse-v1 or cortex-a57. QEMU only."
 _WRITE = "Write these bytes there by DMA after the load, as initrd+0x1000=deadbeef. Repeatable."
 _EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
@@ -104,7 +106,7 @@ def build(
 
     plan = _plan(version, series, pages, config, compiler)
     try:
-        with _objects() as on_object:
+        with _counted("building", "objects") as on_object:
             built = build_kernel(plan, cache_folder(), jobs or os.cpu_count() or 1, on_object)
     except BuildError as error:
         raise _failed("build", error) from error
@@ -182,6 +184,46 @@ def stamp(
     if expect is not None and end.reply.value != expect:
         print(f"kexecemu: not as expected: {end.reply.value}, not {expect}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def judge(
+    kernel: KernelArgument,
+    on: Annotated[str, option("--on", _WHERE, "WHERE", BOOTING)] = "both",
+    cpu: CpuOption = "max",
+    el: ElOption = "el1",
+    cpus: CpusOption = 1,
+    kaslr: KaslrOption = True,
+    jobs: Annotated[int, option("-j", "QEMUs at a time.", "N", BOOTING, parser=from_one)] = 1,
+    series: SeriesOption = None,
+    pages: PagesOption = "4k",
+    config: ConfigOption = None,
+    compiler: CompilerOption = "gcc",
+    json: JsonOption = False,
+) -> None:
+    """Every fault of purgatory check, and a dozen more, on the real kernel, beside what the model says of it.
+
+    Exit status 1 if an intact image does not capture, or anything is not as the model says.
+    """
+    from kexecemu.kbuild.judge import judge_kernel
+    from kexecemu.kbuild.qemu import QemuMachine
+    from kexecemu.kbuild.trial import Trial
+    from kexecemu.report.kernel_judge import judge_text
+
+    if on not in ("both", "qemu", "board"):
+        raise InputError(f"--on {on!r} is not one of both, qemu, board")
+    machine = None if on == "board" else QemuMachine(cpu, el, cpus)
+    if machine is None:
+        _machine(on, cpu, el, cpus)
+    trial = Trial(_built(kernel, series, pages, config, compiler), cpus=cpus, kaslr=kaslr)
+    with _counted("judging", "runs") as count:
+        judged = judge_kernel(trial, machine, board=on != "qemu", jobs=jobs, on_run=count)
+    good = not any(one.differs or one.wrong for one in judged)
+    if json:
+        rows = [one.as_object() for one in judged]
+        print_json({"kernel": str(trial.kernel.folder), "faults": rows, "as_the_model_says": good})
+    else:
+        sys.stdout.write(judge_text(judged))
+    raise typer.Exit(0 if good else 1)
 
 
 def _failed(what: str, error: Exception) -> typer.Exit:
@@ -283,13 +325,14 @@ def _tried(
 
 
 @contextmanager
-def _objects() -> "Iterator[OnObject]":
-    """A line on stderr with the number of objects so far, where that is a terminal."""
+def _counted(what: str, of: str) -> Iterator[Callable[[], None]]:
+    """A line on stderr with how many there were so far, where that is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda count: None
+        yield lambda: None
         return
+    numbers = itertools.count(1)
     try:
-        yield lambda count: print(f"\rbuilding: {count} objects", end="", file=sys.stderr, flush=True)
+        yield lambda: print(f"\r{what}: {next(numbers)} {of}", end="", file=sys.stderr, flush=True)
     finally:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -319,4 +362,11 @@ The address that the purgatory jumps to.
 add_command(app, "fetch", fetch, "Commands", _FETCH_EXAMPLES)
 add_command(app, "build", build, "Commands", _BUILD_EXAMPLES)
 add_command(app, "boot", boot, "Commands", _BOOT_EXAMPLES)
+_JUDGE_EXAMPLES = """\
+kexecemu kernel judge 6.12 -j 2
+On our board and in QEMU: some minutes.
+kexecemu kernel judge 6.12 --on qemu --cpu neoverse-v1 --el vhe --json
+Another machine; one JSON object.
+"""
 add_command(app, "stamp", stamp, "Commands", _STAMP_EXAMPLES)
+add_command(app, "judge", judge, "Commands", _JUDGE_EXAMPLES)

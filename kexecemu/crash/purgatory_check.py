@@ -8,6 +8,7 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.outcome import Outcome
@@ -21,7 +22,7 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault
 
-__all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "judge_reply"]
+__all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "judge_reply", "more_cases"]
 
 CODE_WORDS = 32
 CODE, UNTOUCHED = f"purgatory's code, {CODE_WORDS} bits", "nothing"
@@ -41,7 +42,9 @@ _SYMBOLS = {
     "dtb": ("purgatory_dtb", "arm64_dtb_addr"),
     "console": ("purgatory_uart_base", "arm64_sink"),
     "switch": ("purgatory_policy", "skip_checks"),
+    "itself": ("purgatory_self_digest", "purgatory_self_digest"),
 }
+_REGION = 16  # bytes of an entry of the table of regions
 _SWITCHED_OFF = 4  # PURGATORY_BOOT_ANYWAY, and for skip_checks a value like any other but 0
 _NO_STACK = "where its stack is, is not known: no purgatory_stack_top, and SP is elsewhere"
 
@@ -122,17 +125,7 @@ def cases(
     Deterministic: the same image gives the same faults. All are writes by DMA after the load, so that no page table
     has a say.
     """
-
-    def symbol(row: str, kind: str, data: bytes, offset: int = 0, *more: Fault) -> Case:
-        name = _SYMBOLS[kind][_INTERFACES.index(interface)]
-        if not loaded.has_symbol(name):
-            return Case(row, (), f"it has no symbol {name}")
-        at = f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}"
-        return Case(row, ((_dma(at, data), *more),))
-
-    def one(row: str, fault: Fault) -> Case:
-        return Case(row, ((fault,),))
-
+    symbol, one = partial(_symbol_case, loaded, interface), _one
     kernel, initrd, tree, core = map(image.segment, ("kernel", "initrd", "dtb", "elfcorehdr"))
     assert kernel is not None and initrd is not None and tree is not None and core is not None
     middle, last = kernel.bufsz // 2, kernel.bufsz - 1
@@ -164,6 +157,56 @@ def cases(
         one("free memory", _dma("crashkernel-free+0x1000", b"\xa5" * 8)),
         one("initrd, the same value", _dma("initrd+0x1000", ram.read(initrd.mem + 0x1000, 4))),
     ]
+
+
+def more_cases(ram: Ram, image: Kimage, loaded: LoadedPurgatory, interface: str) -> list[Case]:
+    """What a real kernel is tried with beyond cases(): heads and ends of the segments, and what the loader sets."""
+    symbol = partial(_symbol_case, loaded, interface)
+    kernel, initrd, tree, core = map(image.segment, ("kernel", "initrd", "dtb", "elfcorehdr"))
+    assert kernel is not None and initrd is not None and tree is not None and core is not None
+    stray_initrd, stray_kernel = _invert(ram, initrd.mem + 0x1000), _invert(ram, kernel.mem + 0x2000)
+    table = _SYMBOLS["regions"][_INTERFACES.index(interface)]
+    first = (
+        ram.read(loaded.symbol_phys(table), 2 * _REGION) if loaded.has_symbol(table) else bytes(2 * _REGION)
+    )
+    rows = [
+        _one("kernel, its magic number", _invert(ram, kernel.mem + 56)),
+        Case("kernel, behind its file", ((_dma(kernel.mem + kernel.memsz - 8, b"\xa5" * 8),),))
+        if kernel.memsz - kernel.bufsz >= 8
+        else Case("kernel, behind its file", (), "its file fills the segment"),
+        _one("initrd, last byte", Fault(f"initrd+{initrd.bufsz - 1}", flip=0xFF, by=By.DMA)),
+        _one("device tree, its magic number", _invert(ram, tree.mem)),
+        _one("device tree, its size", _dma(tree.mem + 4, bytes(4))),
+        _one("elfcorehdr, number of headers", _dma(core.mem + 56, bytes(2))),
+        Case("kernel and initrd, a word each", ((stray_kernel, stray_initrd),)),
+        symbol("stored digest, zeros", "digest", bytes(32)),
+        symbol("regions[0] and [1] exchanged", "regions", first[_REGION:] + first[:_REGION]),
+        symbol("regions[1].len = 0", "regions", bytes(8), _REGION + 8),
+        symbol("kernel's entry = 0", "entry", bytes(8)),
+        symbol("its own digest, zeros", "itself", bytes(32)),
+    ]
+    return rows
+
+
+def _one(row: str, fault: Fault) -> Case:
+    return Case(row, ((fault,),))
+
+
+def _symbol_case(
+    loaded: LoadedPurgatory,
+    interface: str,
+    row: str,
+    kind: str,
+    data: bytes,
+    offset: int = 0,
+    *more: Fault,
+) -> Case:
+    """A write to a variable that has a name of its own in each interface."""
+    name = _SYMBOLS[kind][_INTERFACES.index(interface)]
+    if not loaded.has_symbol(name):
+        return Case(row, (), f"it has no symbol {name}")
+    at = f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}"
+    return Case(row, ((_dma(at, data), *more),))
 
 
 def judge_reply(

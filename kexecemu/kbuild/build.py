@@ -18,16 +18,18 @@ from pathlib import Path
 
 from kexecemu.errors import BuildError, InputError
 from kexecemu.files import replace_file
+from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kbuild.options import fragment_text, not_taken
 from kexecemu.kbuild.series import apply_series, series_path
 from kexecemu.kbuild.source import find_source, package_of, unpack_source
 from kexecemu.kbuild.toolchain import Toolchain
+from kexecemu.linux.first_purgatory import built_in_purgatory
 from kexecemu.shown import shown
 
 __all__ = ["BuildPlan", "BuiltKernel", "build_kernel", "find_built", "read_built"]
 
-OnObject = Callable[[int], object]
-"""Called with the number of objects that make has made so far."""
+OnObject = Callable[[], object]
+"""Called for each object that make has made."""
 
 _IMAGE = "arch/arm64/boot/Image"
 _KEPT = {"Image": _IMAGE, "System.map": "System.map", "config": ".config"}
@@ -72,6 +74,10 @@ class BuiltKernel:
     package: str = ""
     steps: tuple[str, ...] = ()
     compiler: str = ""
+
+    def built_in(self) -> RelocatableObject | None:
+        """The purgatory that the Image carries, None for one without."""
+        return built_in_purgatory(self.image.read_bytes())
 
 
 def series_digest(series: Path | None) -> str:
@@ -119,9 +125,7 @@ def read_built(folder: Path) -> BuiltKernel:
     )
 
 
-def build_kernel(
-    plan: BuildPlan, cache: Path, jobs: int, on_object: OnObject = lambda count: None
-) -> BuiltKernel:
+def build_kernel(plan: BuildPlan, cache: Path, jobs: int, on_object: OnObject = lambda: None) -> BuiltKernel:
     """Build it unless it is there, with so many jobs at a time; on_object hears of each object.
 
     One build of a plan at a time: the next one waits, and then finds it there. Raises InputError where something is
@@ -191,7 +195,7 @@ def _make(
     work: Path,
     targets: list[str],
     jobs: int,
-    on_object: OnObject = lambda count: None,
+    on_object: OnObject = lambda: None,
     more: Mapping[str, str] | None = None,
 ) -> int:
     """Run make; returns how many objects it has made. Its words are kept in work/make.log."""
@@ -219,7 +223,7 @@ def _make(
                 lines.append(line.strip())
                 if _OBJECT.match(line):
                     count += 1
-                    on_object(count)
+                    on_object()
             status = process.wait()
         finally:
             process.kill()

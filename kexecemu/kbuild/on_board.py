@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from kexecemu.crash.moments import crash
-from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten, purgatory_of, setup_of, trial_end
+from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten, setup_of, trial_end
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.snapshot import Snapshots
@@ -26,7 +26,7 @@ class BoardRuns:
         image = self._first.load(progress)
         region = self._first.crashk_res
         assert region is not None
-        self.loaded = Loaded(self._first.ram, region, image, purgatory_of(trial))
+        self.loaded = Loaded(self._first.ram, region, image, trial.kernel.built_in())
         self._snapshots = Snapshots(self._first.board)
         self._point = self._snapshots.take()
         self._at = self._first.stands_at

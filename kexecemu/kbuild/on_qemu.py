@@ -29,7 +29,6 @@ from kexecemu.kbuild.trial import (
     TrialEnd,
     WhatIsWritten,
     place_of,
-    purgatory_of,
     setup_of,
     trial_end,
 )
@@ -184,7 +183,7 @@ class _Run:
             raise InputError("the kernel has reserved no crashkernel memory")
         ram = Ram([PhysRange.of(RAM_BASE, int(str(self.setup.ram).removesuffix("M")) << 20)])
         qemu.copy_memory(region, ram)
-        obj, setup, page_size = purgatory_of(self.trial), self.setup, first_page_size(records)
+        obj, setup, page_size = self.trial.kernel.built_in(), self.setup, first_page_size(records)
         said = find_load(ram, region, setup.crash_image, page_size, obj)
         files = {"kernel": setup.crash_image, "initrd": setup.crash_initrd}
         checks = obj is not None

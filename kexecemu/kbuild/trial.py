@@ -20,7 +20,6 @@ from kexecemu.kbuild.build import BuiltKernel
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.fetched import fetched_programs
 from kexecemu.linux.first_boot import LinuxSetup
-from kexecemu.linux.first_purgatory import built_in_purgatory
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE, capture_initramfs
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -151,11 +150,6 @@ def setup_of(trial: Trial) -> LinuxSetup:
         checks=False,
         seed=trial.seed,
     )
-
-
-def purgatory_of(trial: Trial) -> RelocatableObject | None:
-    """The purgatory that the kernel has built in, None for one without."""
-    return built_in_purgatory(trial.kernel.image.read_bytes())
 
 
 def place_of(loaded: Loaded, fault: Fault) -> PhysRange:

@@ -41,7 +41,8 @@ class LinuxSetup:
     kexec is kexec-tools' program, packages the folder with its libraries. cmdline is the first kernel's, append the
     crash kernel's. syscall is the call by which kexec-tools loads; few kernels are built with kexec_file_load, and of
     those only patched ones have a purgatory for it. checks False is kexec's --no-checks: its purgatory then hashes
-    nothing. stuck_cpus hear no interrupt from the moment of the crash on. seed decides KASLR and random numbers of the first kernel.
+    nothing. stuck_cpus hear no interrupt from the moment of the crash on. seed decides KASLR and random numbers of the
+    first kernel.
     """
 
     image: bytes

@@ -73,7 +73,9 @@ def find_load(
         )
     order = [area.start for area in hashed_regions(found)]
     segments += [
-        segment("ima", one.start, one.size)  # its list of measurements: there is nothing else that it could be
+        segment(
+            "ima", one.start, one.size
+        )  # its list of measurements: there is nothing else that it could be
         for one in hashed_regions(found)
         if one.start not in [known.mem for known in segments]
     ]

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.purgatory_check import Reply, cases, judge_reply
+from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply, more_cases
 from kexecemu.crash.running import run_purgatory
 from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
@@ -17,10 +17,11 @@ from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.access import AccessChecker, Violation
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 
-__all__ = ["Check", "OnCase", "check_purgatory"]
+__all__ = ["Check", "OnCase", "check_purgatory", "every_case", "model_replies"]
 
 _INITRD = 0x4000
 _LARGER_INITRD = 0x24000
@@ -170,6 +171,28 @@ def _stack_top(loaded: LoadedPurgatory, sp: int | None) -> int | None:
         return symbol[0]
     area = loaded.segment.area
     return sp if sp is not None and area.start + 64 <= sp <= area.end else None
+
+
+def model_replies(
+    path: Path, obj: RelocatableObject, progress: OnCase = lambda: None
+) -> dict[str, tuple[list[Reply], str]]:
+    """What the model says of each row of every_case(), for a purgatory that kexec_file_load takes; and why it is empty.
+
+    Raises KexecError when the load is refused.
+    """
+    bench = _Bench(path, obj, "kernel", _NO_OPTIONS)
+    kernel, image, loaded = bench.load()
+    found = {}
+    for case in every_case(kernel.ram, image, obj, loaded):
+        found[case.name] = [bench.reply(faults) for faults in case.runs], case.absent
+        progress()
+    return found
+
+
+def every_case(ram: Ram, image: Kimage, obj: RelocatableObject, loaded: LoadedPurgatory) -> list[Case]:
+    """cases() and more_cases() of what kexec_file_load has loaded, by the model or by a real kernel."""
+    top = _stack_top(loaded, None)
+    return [*cases(ram, image, obj, loaded, "kernel", top), *more_cases(ram, image, loaded, "kernel")]
 
 
 def check_purgatory(

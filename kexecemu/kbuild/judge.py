@@ -1,0 +1,151 @@
+"""Every fault of `purgatory check`, and some more, on a real kernel: is the end of each what the model says?"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kexecemu.crash.purgatory_check import UNTOUCHED, Case, Reply
+from kexecemu.errors import InputError
+from kexecemu.kbuild.on_board import board_runs
+from kexecemu.kbuild.on_qemu import run_in_qemu
+from kexecemu.kbuild.qemu import QemuMachine
+from kexecemu.kbuild.trial import Loaded, Trial
+from kexecemu.scenario.purgatory_bench import every_case, model_replies
+from kexecemu.shown import shown
+from kexecemu.stray.fault import Fault
+
+__all__ = ["PLACES", "Judged", "judge_kernel"]
+
+PLACES = ("model", "board", "qemu")
+
+OnRun = Callable[[], None]
+
+
+@shown()
+@dataclass(frozen=True)
+class Judged:
+    """One row: what each place made of each run, by its name in PLACES; those that were not asked are not there.
+
+    absent says why a row has no runs.
+    """
+
+    case: str
+    replies: Mapping[str, Sequence[Reply]]
+    absent: str = ""
+    dump: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def differs(self) -> list[str]:
+        """The places that do not say what the model says, run for run."""
+        model = self.replies["model"]
+        return [name for name, found in self.replies.items() if list(found) != list(model)]
+
+    @property
+    def wrong(self) -> list[str]:
+        """The places where an intact image did not capture, with a true dump where one was taken."""
+        if self.case != UNTOUCHED:
+            return []
+        bad = [name for name, found in self.replies.items() if set(found) != {Reply.BOOTS}]
+        return [*bad, *(name for name, good in self.dump.items() if not good and name not in bad)]
+
+    def as_object(self) -> dict[str, Any]:
+        """For --json."""
+        counted = {name: Counter(found) for name, found in self.replies.items()}
+        return {
+            "fault": self.case,
+            **{
+                name: {one.value: count[one] for one in Reply if count[one]}
+                for name, count in counted.items()
+            },
+            "runs": {name: [one.value for one in found] for name, found in self.replies.items()},
+            "absent": self.absent or None,
+            "differs": self.differs,
+            "wrong": self.wrong,
+        }
+
+
+def judge_kernel(
+    trial: Trial,
+    machine: QemuMachine | None,
+    *,
+    board: bool,
+    jobs: int = 1,
+    on_run: OnRun = lambda: None,
+) -> list[Judged]:
+    """Try a kernel with every row: on our board, and in QEMU (None: not there) with so many at a time.
+
+    on_run is called after each run that is no model's. Raises InputError for a kernel without a purgatory, and where it
+    does not come as far as the load.
+    """
+    path = trial.kernel.purgatory
+    obj = trial.kernel.built_in()
+    if path is None or obj is None:
+        raise InputError(f"{trial.kernel.folder}: this kernel has no purgatory: there is nothing to judge")
+    model = model_replies(path, obj)
+    found: dict[str, dict[str, list[Reply]]] = {
+        name: {"model": replies} for name, (replies, _) in model.items()
+    }
+    dumps: dict[str, bool] = {}
+    if board:
+        _on_board(trial, found, dumps, on_run)
+    if machine is not None:
+        _in_qemu(trial, machine, found, dumps, jobs, on_run)
+    return [
+        Judged(name, replies, model[name][1], dumps if name == UNTOUCHED else {})
+        for name, replies in found.items()
+    ]
+
+
+def _cases(loaded: Loaded) -> dict[str, Case]:
+    purgatory = loaded.image.purgatory
+    assert loaded.obj is not None and purgatory is not None
+    return {one.name: one for one in every_case(loaded.ram, loaded.image, loaded.obj, purgatory)}
+
+
+def _on_board(
+    trial: Trial, found: dict[str, dict[str, list[Reply]]], dumps: dict[str, bool], on_run: OnRun
+) -> None:
+    with board_runs(trial) as runs:
+        for name, case in _cases(runs.loaded).items():
+            replies = found[name]["board"] = []
+            for faults in case.runs:
+                intact = name == UNTOUCHED
+                end = runs.run(lambda loaded, faults=faults: faults, linux=intact)  # type: ignore[misc]
+                replies.append(end.reply)
+                if intact:
+                    dumps["board"] = end.dump is True
+                on_run()
+
+
+def _in_qemu(
+    trial: Trial,
+    machine: QemuMachine,
+    found: dict[str, dict[str, list[Reply]]],
+    dumps: dict[str, bool],
+    jobs: int,
+    on_run: OnRun,
+) -> None:
+    def run(name: str, number: int) -> Reply:
+        def written(loaded: Loaded) -> Sequence[Fault]:
+            return _cases(loaded)[name].runs[number]
+
+        intact = name == UNTOUCHED
+        end = run_in_qemu(replace(trial, dump=intact), machine, written)
+        if intact:
+            dumps["qemu"] = end.dump is True
+        on_run()
+        return end.reply
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {
+            name: [pool.submit(run, name, number) for number in range(len(replies["model"]))]
+            for name, replies in found.items()
+        }
+        try:
+            for name, runs in waiting.items():
+                found[name]["qemu"] = [one.result() for one in runs]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,45 @@
+"""The table of kexecemu kernel judge: each fault beside what model, board and QEMU made of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from kexecemu.crash.purgatory_check import Reply
+from kexecemu.kbuild.judge import PLACES, Judged
+
+__all__ = ["judge_text"]
+
+_HEADS = {"model": "model", "board": "board", "qemu": "QEMU"}
+
+
+def judge_text(judged: Sequence[Judged]) -> str:
+    """A row for each fault, one more for each reply of a row with many runs, and a last line on what differs."""
+    places = [name for name in PLACES if any(name in one.replies for one in judged)]
+    rows = [["fault", *(_HEADS[name] for name in places), ""]]
+    for one in judged:
+        mark = "differs" if one.differs else ""
+        mark = "WRONG" if one.wrong else mark
+        counts = [Counter(one.replies.get(name, ())) for name in places]
+        if max(sum(count.values()) for count in counts) <= 1:
+            rows.append([one.case, *(next(iter(count), "-") for count in counts), mark])
+            continue
+        rows.append([one.case, *("" for _ in places), mark])
+        for reply in Reply:
+            if any(count[reply] for count in counts):
+                rows.append([f"  {reply.value}", *(str(count[reply]) for count in counts), ""])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(places) + 2)]
+    rows.insert(1, ["-" * width for width in widths[:-1]] + [""])
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    absent = [f"  {one.case}: {one.absent}" for one in judged if one.absent]
+    if absent:
+        lines += ["", "- says that a row does not apply:", *absent]
+    differ = [one.case for one in judged if one.differs]
+    wrong = [one.case for one in judged if one.wrong]
+    runs = sum(len(found) for one in judged for name, found in one.replies.items() if name != "model")
+    said = f"{len(differ)} rows are not as the model says" if differ else "all are as the model says"
+    lines += [
+        "",
+        f"{len(judged)} rows, {runs} runs: {said}" + (", an intact image does not capture" if wrong else ""),
+    ]
+    return "\n".join(lines) + "\n"

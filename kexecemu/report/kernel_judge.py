@@ -37,7 +37,8 @@ def judge_text(judged: Sequence[Judged]) -> str:
     differ = [one.case for one in judged if one.differs]
     wrong = [one.case for one in judged if one.wrong]
     runs = sum(len(found) for one in judged for name, found in one.replies.items() if name != "model")
-    said = f"{len(differ)} rows are not as the model says" if differ else "all are as the model says"
+    many = "1 row is" if len(differ) == 1 else f"{len(differ)} rows are"
+    said = f"{many} not as the model says" if differ else "all are as the model says"
     lines += [
         "",
         f"{len(judged)} rows, {runs} runs: {said}" + (", an intact image does not capture" if wrong else ""),

@@ -1,0 +1,72 @@
+"""What model, board and QEMU made of a fault is compared run for run, and told in one table."""
+
+from __future__ import annotations
+
+from kexecemu import Board, Kernel, KernelConfig
+from kexecemu.crash.purgatory_check import CODE, UNTOUCHED, Reply, cases, more_cases
+from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.formats.elfrel import parse
+from kexecemu.kbuild.judge import Judged
+from kexecemu.report.kernel_judge import judge_text
+from kexecemu.scenario.purgatory_bench import every_case, model_replies
+
+GOOD, BAD = Reply.CAUGHT, Reply.MISSED
+
+
+def test_a_row_differs_where_any_run_does_in_that_order() -> None:
+    row = Judged(CODE, {"model": [GOOD, BAD], "board": [GOOD, BAD], "qemu": [BAD, GOOD]})
+    assert (row.differs, row.wrong) == (["qemu"], [])
+    assert row.as_object()["qemu"] == row.as_object()["model"] == {"caught": 1, "missed": 1}
+
+
+def test_an_intact_image_must_boot_with_a_true_dump() -> None:
+    boots = {name: [Reply.BOOTS] for name in ("model", "board", "qemu")}
+    assert Judged(UNTOUCHED, boots, dump={"board": True, "qemu": True}).wrong == []
+    assert Judged(UNTOUCHED, boots, dump={"board": False, "qemu": True}).wrong == ["board"]
+    hung = Judged(UNTOUCHED, {**boots, "qemu": [Reply.HUNG]}, dump={"qemu": False})
+    assert (hung.wrong, hung.differs) == (["qemu"], ["qemu"])
+    assert Judged("initrd", {"model": [BAD], "qemu": [BAD]}).wrong == []
+
+
+def test_the_table_names_what_differs_and_what_does_not_apply() -> None:
+    rows = [
+        Judged(UNTOUCHED, {"model": [Reply.BOOTS], "qemu": [Reply.BOOTS]}),
+        Judged(CODE, {"model": [GOOD, GOOD], "qemu": [GOOD, BAD]}),
+        Judged("stack", {"model": [], "qemu": []}, "where it is, is not known"),
+    ]
+    assert judge_text(rows).splitlines() == [
+        "fault                      model  QEMU",
+        "-------------------------  -----  -----",
+        "nothing                    boots  boots",
+        "purgatory's code, 32 bits                differs",
+        "  caught                   2      1",
+        "  missed                   0      1",
+        "stack                      -      -",
+        "",
+        "- says that a row does not apply:",
+        "  stack: where it is, is not known",
+        "",
+        "3 rows, 3 runs: 1 row is not as the model says",
+    ]
+
+
+def test_thirty_faults_and_an_intact_image_each_in_a_row_of_its_own() -> None:
+    kernel = Kernel.boot(Board("512M"), KernelConfig("6.12", purgatory=True), cmdline="crashkernel=64M")
+    image = kernel.kexec_file_load(fixture_path("guests/capture-Image").read_bytes(), bytes(0x4000), "")
+    assert image is not None and image.purgatory is not None
+    obj = parse(purgatory_path().read_bytes())
+    every = every_case(kernel.ram, image, obj, image.purgatory)
+    names = [one.name for one in every]
+    assert len(names) == len(set(names)) == 31
+    top, _ = image.purgatory.symbol_table()["purgatory_stack_top"]
+    shared = cases(kernel.ram, image, obj, image.purgatory, "kernel", top)
+    assert every == [*shared, *more_cases(kernel.ram, image, image.purgatory, "kernel")]
+    assert [one.name for one in every if one.absent] == []
+
+
+def test_the_shipped_purgatory_catches_all_of_the_segments_and_of_what_the_loader_sets() -> None:
+    found = model_replies(purgatory_path(), parse(purgatory_path().read_bytes()))
+    more = {name: replies for name, (replies, _) in list(found.items())[19:]}
+    # Zeros in place of its own digest say that there is none: then nothing of the purgatory itself is checked.
+    assert more.pop("its own digest, zeros") == [Reply.HARMLESS]
+    assert set(map(tuple, more.values())) == {(Reply.CAUGHT,)} and len(more) == 11

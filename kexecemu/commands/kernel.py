@@ -147,8 +147,8 @@ def boot(
     verbose: VerboseOption = False,
 ) -> None:
     """Boot, load once more by kexec_file_load, panic, say what came of it: exit status 1 without a true dump."""
-    built = _built(kernel, series, pages, config, compiler)
-    end = _tried(built, _machine(on, cpu, el, cpus), cpus, kaslr, [], json, verbose)
+    machine = _machine(on, cpu, el, cpus)
+    end = _tried(_built(kernel, series, pages, config, compiler), machine, cpus, kaslr, [], json, verbose)
     raise typer.Exit(0 if end.captured and end.reply.value == "boots" else 1)
 
 
@@ -179,8 +179,8 @@ def stamp(
     if expect is not None and expect not in list(Reply):
         raise InputError(f"--expect: there is no reply {expect!r}{there_are(expect, list(Reply))}")
     faults = [_fault(text) for text in write]
-    built = _built(kernel, series, pages, config, compiler)
-    end = _tried(built, _machine(on, cpu, el, cpus), cpus, kaslr, faults, json, verbose)
+    machine = _machine(on, cpu, el, cpus)
+    end = _tried(_built(kernel, series, pages, config, compiler), machine, cpus, kaslr, faults, json, verbose)
     if expect is not None and end.reply.value != expect:
         print(f"kexecemu: not as expected: {end.reply.value}, not {expect}", file=sys.stderr)
         raise typer.Exit(1)
@@ -340,6 +340,8 @@ def _counted(what: str, of: str) -> Iterator[Callable[[], None]]:
 _FETCH_EXAMPLES = """\
 kexecemu kernel fetch 6.12
 Into the cache; what is there is not fetched again.
+kexecemu kernel fetch 7.3 --cache kernels
+Elsewhere; the other commands find it by KEXECEMU_CACHE=kernels.
 """
 _BUILD_EXAMPLES = """\
 kexecemu kernel build 6.12

@@ -84,7 +84,7 @@ def test_physical_memory_is_written_in_pieces_behind_the_page_tables(
 
 def test_what_is_refused_or_not_known_is_an_error(started: Callable[[Answer], tuple[GdbStub, Stub]]) -> None:
     gdb, _ = started(lambda packet: ["" if packet.startswith("Q") else "E14"])
-    with pytest.raises(MachineError, match="Qqemu.PhyMemMode:1: not known"):
+    with pytest.raises(MachineError, match=r"Qqemu\.PhyMemMode:1: not known"):
         gdb.write_phys(0, b"x")
     with pytest.raises(MachineError, match="Z1,1000,4: E14"):
         gdb.set_breakpoint(0x1000)

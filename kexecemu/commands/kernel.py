@@ -94,6 +94,9 @@ def build(
         int | None,
         option("-j", "Jobs at a time (default: one for each CPU).", "N", BUILDING, parser=from_one),
     ] = None,
+    keep: Annotated[
+        bool, option("--keep", "Keep source and objects, 2 GB, beside the kernel.", None, BUILDING)
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Build a small kernel with the series, and keep it: what was built is found again, what was cut off goes on.
@@ -107,7 +110,7 @@ def build(
     plan = _plan(version, series, pages, config, compiler)
     try:
         with _counted("building", "objects") as on_object:
-            built = build_kernel(plan, cache_folder(), jobs or os.cpu_count() or 1, on_object)
+            built = build_kernel(plan, cache_folder(), jobs or os.cpu_count() or 1, on_object, keep=keep)
     except BuildError as error:
         raise _failed("build", error) from error
     except OSError as error:

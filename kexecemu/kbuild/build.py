@@ -103,6 +103,11 @@ def kernels_folder(cache: Path) -> Path:
     return cache / "built"
 
 
+def work_folder(folder: Path) -> Path:
+    """Where a build's src and out are while it is under way, and afterwards if they are kept."""
+    return folder.with_name(f".{folder.name}")
+
+
 def find_built(plan: BuildPlan, cache: Path) -> BuiltKernel | None:
     """What was built by this plan, None where nothing was. InputError where the source is not there."""
     folder = kernels_folder(cache) / plan.key(cache)
@@ -125,15 +130,19 @@ def read_built(folder: Path) -> BuiltKernel:
     )
 
 
-def build_kernel(plan: BuildPlan, cache: Path, jobs: int, on_object: OnObject = lambda: None) -> BuiltKernel:
+def build_kernel(
+    plan: BuildPlan, cache: Path, jobs: int, on_object: OnObject = lambda: None, *, keep: bool = False
+) -> BuiltKernel:
     """Build it unless it is there, with so many jobs at a time; on_object hears of each object.
+
+    keep leaves source and objects beside it (see work_folder()), which else are deleted.
 
     One build of a plan at a time: the next one waits, and then finds it there. Raises InputError where something is
     missing or does not fit (source, tools, series, an option that the kernel does not take), BuildError where make
     fails. What was built is put into the cache whole.
     """
     key = plan.key(cache)
-    folder, work = kernels_folder(cache) / key, kernels_folder(cache) / f".{key}"
+    folder, work = kernels_folder(cache) / key, work_folder(kernels_folder(cache) / key)
     with _lock(kernels_folder(cache) / f".{key}.lock"):
         if (folder / "BUILD.json").is_file():
             return read_built(folder)
@@ -150,7 +159,8 @@ def build_kernel(plan: BuildPlan, cache: Path, jobs: int, on_object: OnObject = 
             "objects": objects,
         }
         _keep(work, folder, told)
-        shutil.rmtree(work, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(work, ignore_errors=True)
     return read_built(folder)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kexecemu.errors import BuildError, InputError
-from kexecemu.kbuild.build import BuildPlan, build_kernel, find_built, kernels_folder, read_built
+from kexecemu.kbuild.build import BuildPlan, build_kernel, find_built, kernels_folder, read_built, work_folder
 from kexecemu.kbuild.source import find_source
 from kexecemu.kbuild.toolchain import Toolchain
 
@@ -135,6 +135,12 @@ def test_a_build_that_failed_is_told_by_its_first_error_and_goes_on_where_it_was
     built = build_kernel(plan(), cache, 1)
     assert built.image.read_text() == "int kept;\n"
     assert not work.exists()
+
+
+def test_source_and_objects_are_kept_where_that_is_asked_for(cache: Path) -> None:
+    built = build_kernel(plan(), cache, 1, keep=True)
+    work = work_folder(built.folder)
+    assert (work / "src/file.c").is_file() and read_built(work / "out").image.is_file()
 
 
 def test_a_tree_that_was_not_edited_to_the_end_is_made_anew(cache: Path, series: Path) -> None:

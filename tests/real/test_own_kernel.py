@@ -1,0 +1,117 @@
+"""A kernel of ours that has been built (kexecemu kernel build 6.12), booted and stamped on in QEMU and on our board."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from kexecemu.errors import InputError
+from kexecemu.fetch.cache import cache_folder
+from kexecemu.kbuild.build import BuildPlan, BuiltKernel, find_built
+from kexecemu.kbuild.on_board import BoardRuns, board_runs
+from kexecemu.kbuild.on_qemu import run_in_qemu
+from kexecemu.kbuild.options import fragment
+from kexecemu.kbuild.qemu import QemuMachine
+from kexecemu.kbuild.series import series_path
+from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten
+from kexecemu.stray.fault import By, Fault
+
+pytestmark = pytest.mark.real
+
+STRAY = bytes.fromhex("deadbeef")
+
+
+def built(version: str = "6.12") -> BuiltKernel:
+    """The kernel with the series that ships; skips with the command that builds it."""
+    try:
+        found = find_built(BuildPlan(version, series_path(), fragment()), cache_folder())
+    except InputError as error:
+        pytest.skip(f"no kernel of ours: {error}")
+    if found is None:
+        pytest.skip(f"no kernel of ours: run kexecemu kernel build {version}")
+    return found
+
+
+def dma(*places: str) -> WhatIsWritten:
+    return lambda loaded: [Fault(at, write=STRAY, by=By.DMA) for at in places]
+
+
+@pytest.fixture(scope="module")
+def board() -> Iterator[BoardRuns]:
+    with board_runs(Trial(built())) as runs:
+        yield runs
+
+
+@pytest.mark.parametrize(
+    ("cpu", "el", "cpus"),
+    [
+        ("max", "el1", 1),
+        ("max", "el2", 2),
+        ("max", "vhe", 4),
+        ("neoverse-v1", "el1", 4),
+        ("neoverse-v1", "vhe", 1),
+        ("cortex-a57", "el1", 2),
+        ("cortex-a57", "el2", 1),
+    ],
+)
+@pytest.mark.parametrize("kaslr", [True, False], ids=["kaslr", "nokaslr"])
+def test_an_intact_image_is_checked_and_takes_a_true_dump(cpu: str, el: str, cpus: int, kaslr: bool) -> None:
+    end = run_in_qemu(Trial(built(), cpus=cpus, kaslr=kaslr), QemuMachine(cpu, el, cpus), dma())
+    assert (end.reply.value, end.outcome.value, end.dump) == ("boots", "captured", True), end.as_object()
+    assert end.el == (1 if el == "el1" else 2)
+    assert end.image.start != end.image.kernel_entry
+
+
+@pytest.mark.parametrize("place", ["kernel+0x100000", "initrd+0x1000", "dtb+0x40", "elfcorehdr+0x40"])
+@pytest.mark.parametrize(("cpu", "el"), [("max", "vhe"), ("cortex-a57", "el1")])
+def test_a_stamped_word_is_refused_in_qemu(place: str, cpu: str, el: str) -> None:
+    end = run_in_qemu(Trial(built()), QemuMachine(cpu, el), dma(place))
+    assert (end.reply.value, end.outcome.value) == ("caught", "detected"), end.as_object()
+    assert [(one.segment, one.length) for one in end.damage] == [(place.partition("+")[0], 4)]
+    assert end.capture is None
+
+
+def test_what_nobody_needs_harms_nobody() -> None:
+    end = run_in_qemu(Trial(built()), QemuMachine(), dma("crashkernel-free+0x1000"))
+    assert (end.reply.value, end.outcome.value, end.dump) == ("harmless", "latent", True), end.as_object()
+
+
+def test_our_board_says_what_qemu_says(board: BoardRuns) -> None:
+    places: Sequence[tuple[str, ...]] = [(), ("kernel+0x100000",), ("purgatory:purgatory_kernel_entry",)]
+    ends: list[tuple[TrialEnd, TrialEnd]] = [
+        (
+            board.run(dma(*one), linux=not one),
+            run_in_qemu(Trial(built(), dump=not one), QemuMachine("cortex-a57"), dma(*one)),
+        )
+        for one in places
+    ]
+    for ours, theirs in ends:
+        assert (ours.reply, ours.outcome) == (theirs.reply, theirs.outcome)
+        assert [one.area for one in ours.image.segments][:3] == [one.area for one in theirs.image.segments][
+            :3
+        ]
+    assert (ends[0][0].dump, ends[0][1].dump) == (True, True)
+
+
+def test_a_board_that_has_loaded_crashes_as_often_as_one_likes(board: BoardRuns) -> None:
+    first, again = board.run(dma()), board.run(dma())
+    assert first.outcome == again.outcome and first.console == again.console
+    assert board.run(dma("initrd+0x1000"), linux=False).reply.value == "caught"
+
+
+def test_faults_may_depend_on_what_was_loaded(board: BoardRuns) -> None:
+    def last_byte(loaded: Loaded) -> list[Fault]:
+        kernel = loaded.image.segment("kernel")
+        assert kernel is not None
+        return [Fault(f"kernel+{kernel.bufsz - 1}", flip=0x80, by=By.DMA)]
+
+    end = board.run(last_byte, linux=False)
+    assert [(one.segment, one.length) for one in end.damage] == [("kernel", 1)]
+
+
+def test_a_target_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(
+        InputError, match=r"target initramfs: no such segment.*kernel.*and physical addresses"
+    ):
+        run_in_qemu(Trial(built()), QemuMachine(), dma("initramfs+0"))

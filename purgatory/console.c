@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Output on a PL011 that the dead kernel, or its firmware, has set up.
+ * PURGATORY_REPORT: output on a PL011 that the dead kernel, or its firmware, has set up.
  *
  * Line ends are "\r\n", as earlycon sends them (uart_console_write()), so that
  * one terminal setting suits the kernels before and after us.
  */
+#include "options.h"
 #include "report.h"
 
 #define UART01x_DR	0x00
@@ -18,7 +19,22 @@
  */
 #define TX_PATIENCE	(1U << 20)
 
-u32 console_stuck __purgatory_data;
+__kexec_purgatory u64 purgatory_uart_base;
+
+u32 console_stuck __purgatory_data;	/* say nothing more */
+
+static u32 read_register(u64 phys)
+{
+	u32 value;
+
+	asm volatile("ldr %w0, [%1]" : "=r" (value) : "r" (phys));
+	return value;
+}
+
+static void write_register(u64 phys, u32 value)
+{
+	asm volatile("str %w0, [%1]" : : "r" (value), "r" (phys));
+}
 
 static void console_putc(u8 c)
 {
@@ -27,13 +43,13 @@ static void console_putc(u8 c)
 
 	if (!uart_base || console_stuck)
 		return;
-	while (*(volatile u32 *)(uart_base + UART01x_FR) & UART01x_FR_TXFF) {
+	while (read_register(uart_base + UART01x_FR) & UART01x_FR_TXFF) {
 		if (!--patience) {
 			console_stuck = 1;
 			return;
 		}
 	}
-	*(volatile u32 *)(uart_base + UART01x_DR) = c;
+	write_register(uart_base + UART01x_DR, c);
 }
 
 void console_puts(const char *s)

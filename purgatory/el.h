@@ -45,11 +45,60 @@
 .Lnot_el2\@:
 	.endm
 
+	/* 0 where the CPU has no guarded control stack, or no TCR2: those registers are undefined then. */
+	.macro	has_gcs_and_tcr2, gcs, tcr2
+	mrs	\gcs, id_aa64pfr1_el1
+	ubfx	\gcs, \gcs, #PFR1_GCS_SHIFT, #4
+	mrs	\tcr2, ID_AA64MMFR3_EL1
+	and	\tcr2, \tcr2, #(1 << MMFR3_TCRX_WIDTH) - 1
+	.endm
+
 	/* A constant of 32 bits. */
 	.macro	mov32, reg, value
 	mov	\reg, #(\value) & 0xffff
 	movk	\reg, #(\value) >> 16, lsl #16
 	.endm
+
+	/* Bytes in the smallest line of a data cache. */
+	.macro	line_size, reg, tmp
+	mrs	\tmp, ctr_el0
+	ubfx	\tmp, \tmp, #16, #4	// DminLine: log2 of words
+	mov	\reg, #4
+	lsl	\reg, \reg, \tmp
+	.endm
+
+	.macro	by_line, op, start, end, size, tmp
+	dmb	sy			// with stores while the MMU is off it is in no order otherwise
+	sub	\tmp, \size, #1
+	bic	\start, \start, \tmp
+.Lby_line\@:
+	cmp	\start, \end
+	b.hs	.Lby_line_done\@
+	dc	\op, \start
+	add	\start, \start, \size
+	b	.Lby_line\@
+.Lby_line_done\@:
+	dsb	sy
+	.endm
+#else
+#include "types.h"
+
+#define sysreg_read(reg) ({					\
+	u64 __value;						\
+	asm volatile("mrs %0, " #reg : "=r" (__value));		\
+	__value;						\
+})
+
+static inline int at_el2(void)
+{
+	return sysreg_read(CurrentEL) == CurrentEL_EL2;
+}
+
+/* At EL2 without VHE, where registers and descriptors are EL2's own. */
+static inline int at_plain_el2(void)
+{
+	return at_el2() && !(sysreg_read(hcr_el2) >> HCR_E2H_SHIFT & 1);
+}
 #endif
 
 #endif /* EL_H */

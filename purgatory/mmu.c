@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * An identity map of what the check reads, so that it runs with the caches on.
+ * PURGATORY_CACHES: an identity map of what the check reads, so that it runs
+ * with the caches on.
  *
  * With them off a check of a usual image takes tens of seconds. Nothing is in
  * the map that is not needed: own code can be executed and not written, own
@@ -8,8 +9,16 @@
  * at all: nothing is printed while the MMU is on.
  */
 #include "el.h"
-#include "locate.h"
-#include "mmu.h"
+#include "options.h"
+
+/* mmu-enable.S */
+struct mmu_registers {
+	u64 mair, tcr, ttbr0, sctlr;
+};
+void mmu_enable(const struct mmu_registers *new, unsigned long start, unsigned long end);
+void mmu_disable(const struct mmu_registers *old, unsigned long start, unsigned long end);
+
+__kexec_purgatory u64 purgatory_no_mmu;
 
 #define PTE_VALID		(1UL << 0)
 #define PTE_TABLE		(1UL << 1)	/* at the last level: a page */
@@ -24,8 +33,7 @@
 /* 4 KiB granule, 48 bits: four levels of 9 bits each. */
 #define LEVEL_SHIFT(level)	(39 - 9 * (level))
 #define LAST_LEVEL		3
-#define VA_BITS			48
-#define PA_BITS			52	/* above VA_BITS it is checked with the MMU off */
+#define VA_BITS			48	/* what lies above is checked with the MMU off */
 
 #define MAIR_NORMAL_WB		0xffUL		/* attribute 0: write-back, allocate */
 #define TCR_T0SZ		(64UL - VA_BITS)
@@ -43,34 +51,19 @@
 /* Enough for sixteen regions in two places of memory; with more tables than these the MMU stays off. */
 #define TABLES			24
 
-#define read_sysreg(reg) ({					\
-	u64 __value;						\
-	__asm__ volatile("mrs %0, " #reg : "=r" (__value));	\
-	__value;						\
-})
-#define read_sysreg_el(reg) \
-	(at_plain_el2() ? read_sysreg(reg##_el2) : read_sysreg(reg##_el1))
-
-extern const u8 purgatory_start[];
+#define sysreg_read_el(reg) \
+	(at_plain_el2() ? sysreg_read(reg##_el2) : sysreg_read(reg##_el1))
 
 /* Page tables, and room to align them here: a loader would pad the whole file for it. */
 static u8 table_area[(TABLES + 1) * PURGATORY_PAGE_SIZE];
 static u64 tables_used __purgatory_data;
 static struct mmu_registers old __purgatory_data, new __purgatory_data;
 
-int at_el2(void)
-{
-	return read_sysreg(CurrentEL) == CurrentEL_EL2;
-}
+u32 mmu_prepared __purgatory_data, mmu_is_on __purgatory_data;
 
-int at_plain_el2(void)
+static unsigned long tables_start(void)
 {
-	return at_el2() && !(read_sysreg(hcr_el2) >> HCR_E2H_SHIFT & 1);
-}
-
-static u64 tables_start(void)
-{
-	return ((u64)table_area + PURGATORY_PAGE_SIZE - 1) & -PURGATORY_PAGE_SIZE;
+	return ((unsigned long)table_area + PURGATORY_PAGE_SIZE - 1) & -PURGATORY_PAGE_SIZE;
 }
 
 static u64 *new_table(void)
@@ -81,8 +74,10 @@ static u64 *new_table(void)
 	if (tables_used == TABLES)
 		return 0;
 	tables_used++;
-	for (i = 0; i < 512; i++)
-		((volatile u64 *)table)[i] = 0;
+	for (i = 0; i < 512; i++) {
+		table[i] = 0;
+		barrier();		/* a loop, and no call of memset() */
+	}
 	return table;
 }
 
@@ -107,11 +102,11 @@ static int map(u64 *table, int level, u64 start, u64 end, u64 attributes)
 
 			if (!below)
 				return 0;
-			*entry = (u64)below | PTE_TABLE | PTE_VALID;
+			*entry = (unsigned long)below | PTE_TABLE | PTE_VALID;
 		}
 		if (level == LAST_LEVEL || !(*entry & PTE_TABLE))
 			return 0;
-		if (!map((u64 *)(*entry & PTE_ADDR_MASK), level + 1, start, next, attributes))
+		if (!map((u64 *)(unsigned long)(*entry & PTE_ADDR_MASK), level + 1, start, next, attributes))
 			return 0;
 	}
 	return 1;
@@ -130,25 +125,16 @@ static int map_pages(u64 *top, u64 start, u64 len, u64 attributes)
 	return map(top, 0, start, end, attributes);
 }
 
-/* A region that wraps, lies where no memory can be or on ourselves was not loaded: its table is damaged. */
-int region_sane(const struct kexec_sha_region *region)
+static int build_map(int writable)
 {
-	u64 end = region->start + region->len;
-
-	if (!region->len)
-		return 1;
-	return end > region->start && !((end - 1) >> PA_BITS) &&
-	       (end <= (u64)purgatory_start || region->start >= (u64)table_area + sizeof(table_area));
-}
-
-int mmu_prepare(int writable)
-{
-	u64 features = read_sysreg(id_aa64mmfr0_el1);
+	u64 features = sysreg_read(id_aa64mmfr0_el1);
 	u64 pa_range = features & 0xf;
 	u64 granule_4k = features >> 28 & 0xf;	/* 0 and 1: there, 15: not */
-	u64 data = (u64)&purgatory_verdict;
+	unsigned long code_start = (unsigned long)purgatory_start;
+	unsigned long data = (unsigned long)purgatory_data;
+	u64 copied = 0;
 	u64 normal = PTE_AF | PTE_SH_INNER;
-	u64 never = PTE_UXN, code = 0, readonly, total = 0;
+	u64 never = PTE_UXN, code = 0, readonly;
 	u64 *top;
 	int i;
 
@@ -165,43 +151,56 @@ int mmu_prepare(int writable)
 	dcache_clean_inval_poc(tables_start(), tables_start() + TABLES * PURGATORY_PAGE_SIZE);
 	tables_used = 0;
 	top = new_table();
-	if (!map_pages(top, (u64)purgatory_start, data - (u64)purgatory_start,
-		       normal | code | PTE_RDONLY) ||
-	    !map_pages(top, data, (u64)table_area - data + sizeof(table_area), normal | never))
+	if (!map_pages(top, code_start, data - code_start, normal | code | PTE_RDONLY) ||
+	    !map_pages(top, data, (unsigned long)purgatory_end - data, normal | never))
 		return 0;
 	for (i = 0; i < KEXEC_SEGMENT_MAX; i++) {
 		const struct kexec_sha_region *region = &purgatory_sha_regions[i];
 
 		if (!map_pages(top, region->start, region->len, readonly))
 			return 0;
-		if (!is_table(i))
-			total += region->len;
+		if (is_copied(i))
+			copied += region->len;
 	}
-	if (purgatory_copy && !map_pages(top, purgatory_copy, total, normal | never | PTE_RDONLY))
+	if (copy_start() && !map_pages(top, copy_start(), copied, normal | never | PTE_RDONLY))
 		return 0;
 
 	if (pa_range > 5)
 		pa_range = 5;			/* 48 bits, all that this granule has */
-	old.mair = read_sysreg_el(mair);
-	old.tcr = read_sysreg_el(tcr);
-	old.ttbr0 = at_plain_el2() ? read_sysreg(s3_4_c2_c0_0) : read_sysreg(ttbr0_el1);
-	old.sctlr = read_sysreg_el(sctlr);
+	old.mair = sysreg_read_el(mair);
+	old.tcr = sysreg_read_el(tcr);
+	old.ttbr0 = at_plain_el2() ? sysreg_read(s3_4_c2_c0_0) : sysreg_read(ttbr0_el1);
+	old.sctlr = sysreg_read_el(sctlr);
 	new.mair = MAIR_NORMAL_WB;
 	new.tcr = TCR_T0SZ | TCR_WALKS_CACHED;
 	new.tcr |= at_plain_el2() ? pa_range << TCR_EL2_PS_SHIFT | TCR_EL2_RES1 :
 				    pa_range << TCR_EL1_IPS_SHIFT | TCR_EPD1 | TCR_TG1_4K;
-	new.ttbr0 = (u64)top;
+	new.ttbr0 = (unsigned long)top;
 	new.sctlr = old.sctlr | SCTLR_M | SCTLR_C | SCTLR_I;
 	return 1;
 }
 
-/* Own data and the tables, in one piece: all that is stored to. */
-void mmu_on(void)
+int caches_prepare(int writable)
 {
-	mmu_enable(&new, (u64)&purgatory_verdict, (u64)table_area + sizeof(table_area));
+	mmu_prepared = build_map(writable);
+	if (mmu_prepared)
+		record_flag(PURGATORY_FLAG_MMU_ON);
+	return mmu_prepared;
 }
 
-void mmu_off(void)
+/* Own data and the tables, in one piece: all that is stored to. */
+void caches_on(void)
 {
-	mmu_disable(&old, (u64)&purgatory_verdict, (u64)table_area + sizeof(table_area));
+	if (!mmu_prepared)
+		return;
+	mmu_is_on = 1;
+	mmu_enable(&new, (unsigned long)purgatory_data, (unsigned long)purgatory_end);
+}
+
+void caches_off(void)
+{
+	if (!mmu_is_on)
+		return;
+	mmu_disable(&old, (unsigned long)purgatory_data, (unsigned long)purgatory_end);
+	mmu_is_on = 0;
 }

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * What the purgatory says: to people on the console, to the kernel that it
- * starts in the device tree. All of this with the MMU off.
+ * PURGATORY_REPORT: what the purgatory says to people on the console. All of
+ * this with the MMU off.
  */
 #include "locate.h"
-#include "mmu.h"
+#include "options.h"
 #include "report.h"
 
-static struct purgatory_verdict *const verdict = &purgatory_verdict;
-
-void report_line(const char *what)
+/* The beginning of a line. */
+static noinline void say(const char *what)
 {
 	console_puts("purgatory: ");
 	console_puts(what);
+}
+
+void report_line(const char *what)
+{
+	say(what);
 	console_puts("\n");
 }
 
@@ -28,30 +32,31 @@ void report_start(void)
 		regions++;
 		bytes += purgatory_sha_regions[i].len;
 	}
-	console_puts("purgatory: checking ");
+	say("checking ");
 	console_put_dec(regions);
 	console_puts(" regions, ");
 	console_put_hex(bytes);
 	console_puts(" bytes");
-	if (verdict->flags & PURGATORY_MMU_ON)
+	if (caches_prepared())
 		console_puts(", caches on");
-	if (verdict->flags & PURGATORY_CRYPTO)
+	if (sha2_used())
 		console_puts(", SHA-2 instructions");
 	console_puts("\n");
 }
 
 static void put_digests(const char *indent, const u8 *expected, const u8 *found)
 {
-	console_puts(indent);
+	say(indent);
 	console_puts("expected ");
 	console_put_digest(expected);
 	console_puts("\n");
-	console_puts(indent);
+	say(indent);
 	console_puts("found    ");
 	console_put_digest(found);
 	console_puts("\n");
 }
 
+#ifdef PURGATORY_LOCATE
 static int region_at(u64 phys)
 {
 	int i;
@@ -66,92 +71,67 @@ static int region_at(u64 phys)
 static void report_range(u64 start, u64 len)
 {
 	int region = region_at(start);
-	u8 found[SHA256_DIGEST_SIZE] __attribute__((aligned(8)));
+	u8 found[SHA256_DIGEST_SIZE] __aligned(8);
 	u64 offset = start - purgatory_sha_regions[region].start;
 
-	console_puts("purgatory: damaged: region ");
+	say("damaged: region ");
 	console_put_dec(region);
 	console_puts(", ");
 	console_put_hex(start);
 	console_puts("-");
 	console_put_hex(start + len - 1);
 	console_puts("\n");
-	if (!verdict->damaged_pages || purgatory_page_digests == start) {
-		put_digests("purgatory:   ", purgatory_region_digests[region], purgatory_found[region]);
+	if (!purgatory_verdict.damaged_pages || purgatory_page_digests == start) {
+		put_digests("  ", purgatory_region_digests[region], purgatory_found[region]);
 		return;
 	}
-	if (verdict->flags & PURGATORY_REPAIRED)
+	if (purgatory_verdict.flags & PURGATORY_FLAG_REPAIRED)
 		return;			/* it is as expected by now */
 	digest_of(start, len < PURGATORY_PAGE_SIZE ? len : PURGATORY_PAGE_SIZE, found);
-	put_digests("purgatory:   page ", page_digest(region, offset), found);
+	put_digests("  page ", page_digest(region, offset), found);
 }
 
-void report_mismatch(void)
+static void report_damage(void)
 {
+	const struct purgatory_verdict *verdict = &purgatory_verdict;
 	u32 i;
 
-	if (verdict->damaged & PURGATORY_SELF) {
-		report_line("the purgatory itself is damaged");
-		return;
-	}
-	if (verdict->damaged & PURGATORY_DTB) {
-		report_line("x0 is not the device tree that was loaded");
-		return;
-	}
-	report_line("digests do NOT match");
-	put_digests("purgatory: ", verdict->expected, verdict->found);
 	for (i = 0; i < verdict->ranges; i++)
 		report_range(verdict->damage[i].start, verdict->damage[i].len);
 	if (!verdict->damaged_pages)
 		return;
-	console_puts("purgatory: damaged pages: ");
+	say("damaged pages: ");
 	console_put_dec(verdict->damaged_pages);
 	console_puts("\n");
 }
-
-void report_trap(void)
+#else
+static void report_damage(void)
 {
-	console_puts("purgatory: exception, ESR ");
-	console_put_hex(verdict->esr);
-	console_puts(" at ");
-	console_put_hex(verdict->elr);
-	console_puts(", FAR ");
-	console_put_hex(verdict->far);
-	console_puts("\n");
 }
-
-/* Big-endian cells, each aligned as the device tree is: to 4 bytes. */
-static volatile u32 *put_cell(volatile u32 *cell, u32 value)
-{
-#ifndef __AARCH64EB__
-	value = __builtin_bswap32(value);
 #endif
-	*cell = value;
-	return cell + 1;
+
+void report_mismatch(u32 damaged, const u8 *found)
+{
+	if (damaged & PURGATORY_SELF) {
+		report_line("the purgatory itself is damaged");
+		return;
+	}
+	if (damaged & PURGATORY_DTB) {
+		report_line("x0 is not the device tree that was loaded");
+		return;
+	}
+	report_line("digests do NOT match");
+	put_digests("", purgatory_sha256_digest, found);
+	report_damage();
 }
 
-void record_in_device_tree(void)
+void report_trap(unsigned long esr, unsigned long elr, unsigned long far)
 {
-	volatile u32 *cell = (volatile u32 *)purgatory_chosen;
-	u32 i, ranges = verdict->ranges < 8 ? verdict->ranges : 8;
-
-	u64 end = purgatory_chosen + sizeof(struct purgatory_chosen_record);
-
-	if (!cell || purgatory_chosen % 4)
-		return;
-	dcache_clean_inval_poc(purgatory_chosen, end);
-	cell = put_cell(cell, verdict->version);
-	cell = put_cell(cell, verdict->state);
-	cell = put_cell(cell, verdict->flags);
-	cell = put_cell(cell, verdict->damaged);
-	cell = put_cell(cell, ranges);
-	cell = put_cell(cell, verdict->damaged_pages);
-	for (i = 0; i < ranges; i++) {
-		cell = put_cell(cell, verdict->damage[i].start >> 32);
-		cell = put_cell(cell, verdict->damage[i].start);
-		cell = put_cell(cell, verdict->damage[i].len >> 32);
-		cell = put_cell(cell, verdict->damage[i].len);
-	}
-	/* The check has read the device tree: no line of that time may hide what was just stored. */
-	dcache_clean_inval_poc(purgatory_chosen, end);
+	say("exception, ESR ");
+	console_put_hex(esr);
+	console_puts(" at ");
+	console_put_hex(elr);
+	console_puts(", FAR ");
+	console_put_hex(far);
+	console_puts("\n");
 }

@@ -4,19 +4,7 @@
 
 #include "purgatory.h"
 
-void report_start(void);
-void report_line(const char *what);
-void report_mismatch(void);
-void report_trap(void);
-void record_in_device_tree(void);
-
-/* entry.S */
-#define PSCI_SYSTEM_OFF		0x84000008UL
-#define PSCI_SYSTEM_RESET	0x84000009UL
-u64 psci_call(u64 function, u64 conduit);
-
 /* console.c */
-extern u32 console_stuck;	/* say nothing more */
 void console_puts(const char *s);
 void console_put_dec(u32 value);
 void console_put_hex(u64 value);

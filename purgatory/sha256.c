@@ -9,7 +9,7 @@
  */
 #include "sha256.h"
 
-const u32 sha256_k[64] __attribute__((aligned(16))) = {
+const u32 sha256_k[64] __aligned(16) = {
 	0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5,
 	0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
 	0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
@@ -94,7 +94,7 @@ static void sha256_block(u32 *state, const u8 *block)
 {
 	u32 a = state[0], b = state[1], c = state[2], d = state[3];
 	u32 e = state[4], f = state[5], g = state[6], h = state[7];
-	u32 aligned = !((u64)block % 4);
+	u32 aligned = !((unsigned long)block % 4);
 	const u32 *k = sha256_k;
 	u32 b_c = b ^ c;
 	u32 w[16];
@@ -138,10 +138,10 @@ void sha256_init(struct sha256_state *sctx)
 	sctx->count = 0;
 }
 
-static void sha256_blocks(struct sha256_state *sctx, const u8 *data, u64 blocks)
+static noinline void sha256_blocks(struct sha256_state *sctx, const u8 *data, u64 blocks)
 {
-#ifdef SHA256_CE
-	if (sctx->crypto) {
+#ifdef PURGATORY_SHA2
+	if (sha2_in_use) {
 		sha256_ce_blocks(sctx->state, data, blocks);
 		return;
 	}
@@ -173,7 +173,7 @@ void sha256_update(struct sha256_state *sctx, const u8 *data, u64 len)
 	}
 }
 
-__attribute__((cold))		/* once a digest: small rather than fast */
+__cold				/* once a digest: small rather than fast */
 void sha256_final(struct sha256_state *sctx, u8 out[SHA256_DIGEST_SIZE])
 {
 	static const u8 end_mark = 0x80, zero = 0;

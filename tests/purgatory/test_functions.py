@@ -15,8 +15,8 @@ from tests.purgatory.conftest import El
 from tests.purgatory.test_run import some_bytes
 
 STATE, OUT, DATA = SCRATCH, SCRATCH + 0x400, SCRATCH + 0x1000
-STATE_SIZE = 32 + 8 + 64 + 8  # words, count, block, and whether by the instructions
-COUNT, BLOCK, BY_INSTRUCTIONS = 32, 40, 104
+STATE_SIZE = 32 + 8 + 64  # words, count, block
+COUNT, BLOCK = 32, 40
 PAGE = 4096
 
 
@@ -75,11 +75,11 @@ def test_every_byte_is_taken_once_and_in_order_whatever_is_in_the_block_already(
     that hashlib has after the same bytes, which is found out by finishing both.
     """
     message = some_bytes(64 + 3 * 64 + 1, seed=instructions)
+    functions.set("sha2_in_use", struct.pack("<I", instructions))
     uc = functions.uc
     uc.mem_write(DATA, message)
     for used in range(64):
         functions("sha256_init", STATE)
-        uc.mem_write(STATE + BY_INSTRUCTIONS, struct.pack("<I", instructions))
         functions("sha256_update", STATE, DATA, used)
         before = bytes(uc.mem_read(STATE, STATE_SIZE))
         assert before[BLOCK : BLOCK + used] == message[:used]
@@ -99,7 +99,7 @@ def test_every_byte_is_taken_once_and_in_order_whatever_is_in_the_block_already(
 def test_the_length_in_the_last_block_has_64_bits(functions: Functions, count: int) -> None:
     """From 512 MiB on it is longer than 32 bits; a whole run of that size takes minutes here."""
     state = list(struct.unpack("<8I", some_bytes(32, seed=count)))
-    functions.uc.mem_write(STATE, struct.pack("<8IQ", *state, count) + bytes(72))
+    functions.uc.mem_write(STATE, struct.pack("<8IQ", *state, count) + bytes(64))
     functions("sha256_final", STATE, OUT)
     last = compress(state, b"\x80" + bytes(55) + struct.pack(">Q", count * 8))
     assert bytes(functions.uc.mem_read(OUT, 32)) == struct.pack(">8I", *last)
@@ -215,7 +215,7 @@ def test_nothing_is_in_the_map_that_is_not_needed(
     never = PXN if at_el1 else UXN
     data = symbols["purgatory_verdict"][0]
     regions_of(mmu, layout)
-    assert mmu("mmu_prepare", writable) == 1
+    assert mmu("caches_prepare", writable) == 1
     expected = dict.fromkeys(pages(CODE, data - CODE), (False, True))
     expected |= dict.fromkeys(pages(data, sum(symbols["table_area"]) - data), (True, False))
     for one in layout:
@@ -236,7 +236,7 @@ def test_nothing_is_in_the_map_that_is_not_needed(
 def test_the_registers_of_the_map_are_those_of_its_level(mmu: Functions) -> None:
     """4 KiB granule, 48 bits, walks cached and inner shareable, one type of memory: normal, write-back."""
     regions_of(mmu, [(0x50000000, PAGE)])
-    assert mmu("mmu_prepare", 0) == 1
+    assert mmu("caches_prepare", 0) == 1
     mair, tcr, ttbr0, sctlr = struct.unpack("<4Q", mmu.get("new"))
     assert (mair, ttbr0 % PAGE) == (0xFF, 0)
     table_area, size = mmu.loaded.symbols["table_area"]
@@ -254,7 +254,7 @@ def test_the_registers_of_the_map_are_those_of_its_level(mmu: Functions) -> None
 def test_the_second_copy_is_mapped_as_long_as_the_regions_are_but_the_table(functions: Functions) -> None:
     regions_of(functions, [(0x50000000, 0x3000), (0x50010000, 0x1801), (0x50020000, 0x1000)], copy=0x58000000)
     functions.set("purgatory_page_digests", struct.pack("<Q", 0x50020000))
-    assert functions("mmu_prepare", 1) == 1
+    assert functions("caches_prepare", 1) == 1
     copy = {page for page in mapped(functions) if page >= 0x58000000}
     assert copy == set(pages(0x58000000, 0x4801))
 
@@ -269,7 +269,7 @@ def test_with_more_places_than_tables_the_mmu_stays_off_and_nothing_is_stored_be
         functions.uc.mem_write(table_area + size, behind)
         # Each in 1 GiB of its own: a table of level 2 and one of level 3.
         regions_of(functions, [(0x100000000 + index * GIB, PAGE) for index in range(count)])
-        answers.append(functions("mmu_prepare", 0))
+        answers.append(functions("caches_prepare", 0))
         assert bytes(functions.uc.mem_read(table_area + size, PAGE)) == behind
         if answers[-1]:
             mapped(functions)
@@ -280,9 +280,9 @@ def test_with_more_places_than_tables_the_mmu_stays_off_and_nothing_is_stored_be
 
 def test_what_lies_above_48_bits_is_read_without_the_mmu(functions: Functions) -> None:
     regions_of(functions, [(1 << 48, PAGE)])
-    assert functions("mmu_prepare", 0) == 0
+    assert functions("caches_prepare", 0) == 0
     regions_of(functions, [((1 << 48) - PAGE, PAGE)])
-    assert functions("mmu_prepare", 0) == 1
+    assert functions("caches_prepare", 0) == 1
 
 
 def test_the_scratch_memory_is_large_enough() -> None:

@@ -196,9 +196,8 @@ def test_what_a_system_register_changes_is_so_before_it_is_relied_on(elf: ELFFil
                 at += (word & 0x3FFFFFF) - (word >> 25 & 1) * (1 << 26)
                 continue
             system = word >> 22 == 0b1101010100  # mrs, msr
-            skip = (
-                word >> 25 == 0b1011010 or word >> 24 == 0b01010100
-            )  # cbz, cbnz, tbz, b.cond: both ways end alike
+            # cbz, cbnz, tbz, tbnz, b.cond: both ways end alike
+            skip = word >> 26 & 0x1F == 0b01101 or word >> 24 == 0b01010100
             plain = (
                 word >> 26 & 7 == 0b100 or word >> 25 & 7 == 0b101
             )  # arithmetic, of constants and of registers

@@ -1,43 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Maintenance of caches, and the two moments at which the MMU goes on and off.
+ * The two moments at which the MMU goes on and off, with the maintenance that they want.
  */
 #include "el.h"
 
 /* By its number: clang knows the name for profiles of the architecture only that we do not ask for. */
 #define TTBR0_EL2	s3_4_c2_c0_0
 
-	.macro	line_size, reg, tmp
-	mrs	\tmp, ctr_el0
-	ubfx	\tmp, \tmp, #16, #4	// DminLine: log2 of words in the smallest line
-	mov	\reg, #4
-	lsl	\reg, \reg, \tmp
-	.endm
-
-	.macro	by_line, op, start, end, size, tmp
-	dmb	sy			// with stores while the MMU is off it is in no order otherwise
-	sub	\tmp, \size, #1
-	bic	\start, \start, \tmp
-.Lby_line\@:
-	cmp	\start, \end
-	b.hs	.Lby_line_done\@
-	dc	\op, \start
-	add	\start, \start, \size
-	b	.Lby_line\@
-.Lby_line_done\@:
-	dsb	sy
-	.endm
-
 	.text
-
-	/* void dcache_clean_inval_poc(u64 start, u64 end): changes x0, x2 to x4 only */
-	.globl	dcache_clean_inval_poc
-	.type	dcache_clean_inval_poc, %function
-dcache_clean_inval_poc:
-	line_size x2, x3
-	by_line	civac, x0, x1, x2, x3
-	ret
-	.size	dcache_clean_inval_poc, . - dcache_clean_inval_poc
 
 	/*
 	 * void mmu_enable(const struct mmu_registers *new, u64 start, u64 end)
@@ -88,11 +58,13 @@ mmu_enable:
 	.globl	mmu_disable
 	.type	mmu_disable, %function
 mmu_disable:
+	mov	x11, x30		// there is no stack now
 	ldp	x5, x6, [x0]
 	ldp	x7, x8, [x0, #16]
 	mov	x10, x1
-	line_size x3, x4
-	by_line	civac, x1, x2, x3, x4
+	mov	x0, x1
+	mov	x1, x2
+	bl	dcache_clean_inval_poc	// changes x0, x2 to x4
 	isb				// Falkor erratum 1041 wants one right before the MMU goes off
 	if_el2	x9, 1f
 	msr	sctlr_el1, x8
@@ -115,8 +87,9 @@ mmu_disable:
 3:	tlbi	alle2
 4:	dsb	nsh
 	isb
-	by_line	civac, x10, x2, x3, x4
-	ret
+	mov	x0, x10
+	bl	dcache_clean_inval_poc
+	ret	x11
 	.size	mmu_disable, . - mmu_disable
 
 	.section .note.GNU-stack, "", %progbits

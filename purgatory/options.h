@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What can be built into the purgatory besides its core. A macro of each
+ * option is defined or not, by the command line or by Kconfig; without it the
+ * option's files are not compiled, and what they would have done is nothing:
+ * the empty functions below.
+ *
+ * PURGATORY_CACHES	MMU and caches on while hashing	mmu.c, mmu-enable.S
+ * PURGATORY_SHA2	SHA-256 by the CPU's instructions	sha2.c, sha256-ce.S
+ * PURGATORY_REPORT	says on a PL011 what it does	report.c, console.c
+ * PURGATORY_RECORD	and in memory, for a dump's reader	record.c
+ * PURGATORY_LOCATE	where the damage is		locate.c	needs RECORD
+ * PURGATORY_CHOSEN	tells it the next kernel	chosen.c	needs RECORD
+ * PURGATORY_POLICY	reset, off, return, boot anyway	policy.c
+ * PURGATORY_REPAIR	from a second copy		repair.c	needs LOCATE, POLICY
+ * PURGATORY_EARLY	purgatory_check, for a kernel that is alive	early.c
+ */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#if defined(PURGATORY_LOCATE) && !defined(PURGATORY_RECORD)
+#error PURGATORY_LOCATE needs PURGATORY_RECORD
+#endif
+#if defined(PURGATORY_CHOSEN) && !defined(PURGATORY_RECORD)
+#error PURGATORY_CHOSEN needs PURGATORY_RECORD
+#endif
+#if defined(PURGATORY_REPAIR) && !(defined(PURGATORY_LOCATE) && defined(PURGATORY_POLICY))
+#error PURGATORY_REPAIR needs PURGATORY_LOCATE and PURGATORY_POLICY
+#endif
+
+/* Somebody waits for an answer, or there is something to say of an exception: caller.S, trap.c. */
+#if defined(PURGATORY_REPORT) || defined(PURGATORY_RECORD) || \
+	defined(PURGATORY_POLICY) || defined(PURGATORY_EARLY)
+#define PURGATORY_CALLER	1
+#endif
+
+#define PURGATORY_PAGE_SIZE	4096
+
+/* With a map, what is written has pages of its own. */
+#ifdef PURGATORY_CACHES
+#define PURGATORY_DATA_ALIGN	PURGATORY_PAGE_SIZE
+#else
+#define PURGATORY_DATA_ALIGN	64
+#endif
+
+#ifndef __ASSEMBLER__
+
+#include "purgatory.h"
+#include "record.h"
+
+#ifdef PURGATORY_CACHES
+/* Not 0: leave MMU and caches off. */
+extern u64 purgatory_no_mmu;
+
+/* Build the identity map; if it cannot be done, 0, and caches_on() does nothing. */
+int caches_prepare(int writable);
+void caches_on(void);
+void caches_off(void);
+
+extern u32 mmu_prepared, mmu_is_on;
+static inline u32 caches_prepared(void) { return mmu_prepared; }
+static inline u32 caches_are_on(void) { return mmu_is_on; }
+static inline void caches_begin(void) { mmu_is_on = 0; }
+#else
+static inline int caches_prepare(int writable) { return 0; }
+static inline u32 caches_prepared(void) { return 0; }
+static inline void caches_on(void) { }
+static inline void caches_off(void) { }
+static inline u32 caches_are_on(void) { return 0; }
+static inline void caches_begin(void) { }
+#endif
+
+#ifdef PURGATORY_SHA2
+/* Not 0: do without the SHA-2 instructions. */
+extern u64 purgatory_no_crypto;
+
+/* They may be used in between, where the CPU has them. */
+void sha2_begin(void);
+void sha2_end(void);
+
+extern u32 sha2_in_use;
+static inline u32 sha2_used(void) { return sha2_in_use; }
+#else
+static inline void sha2_begin(void) { }
+static inline void sha2_end(void) { }
+static inline u32 sha2_used(void) { return 0; }
+#endif
+
+#ifdef PURGATORY_REPORT
+/* Physical address of a PL011 that is set up already. 0: silent. */
+extern u64 purgatory_uart_base;
+
+void report_start(void);
+void report_line(const char *what);
+void report_mismatch(u32 damaged, const u8 *found);
+void report_trap(unsigned long esr, unsigned long elr, unsigned long far);
+
+extern u32 console_stuck;
+static inline void report_begin(void) { console_stuck = 0; }
+static inline void report_no_more(void) { console_stuck = 1; }
+#else
+static inline void report_begin(void) { }
+static inline void report_start(void) { }
+static inline void report_line(const char *what) { }
+static inline void report_mismatch(u32 damaged, const u8 *found) { }
+static inline void report_trap(unsigned long esr, unsigned long elr, unsigned long far) { }
+static inline void report_no_more(void) { }
+#endif
+
+#ifdef PURGATORY_RECORD
+void record_begin(void);
+void record_flag(u32 flag);
+void record_found(const u8 *found);
+void record_trap(unsigned long esr, unsigned long elr, unsigned long far);
+void record_state(u32 state);
+
+static inline void record_hashed(u64 bytes) { purgatory_verdict.bytes_hashed += bytes; }
+static inline void record_damaged(u32 damaged) { purgatory_verdict.damaged = damaged; }
+#else
+static inline void record_begin(void) { }
+static inline void record_flag(u32 flag) { }
+static inline void record_hashed(u64 bytes) { }
+static inline void record_found(const u8 *found) { }
+static inline void record_damaged(u32 damaged) { }
+static inline void record_trap(unsigned long esr, unsigned long elr, unsigned long far) { }
+static inline void record_state(u32 state) { }
+#endif
+
+#ifdef PURGATORY_LOCATE
+/*
+ * SHA-256 of each region by itself; 32 zero bytes: not known. Looked at only
+ * after a mismatch, to say which region it is.
+ */
+extern u8 purgatory_region_digests[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE];
+
+/*
+ * A table with the SHA-256 of every page of every region, in their order (the
+ * last page of a region may be a part of one): physical address, 0 for none.
+ * The table is a segment of its own behind the others, so that it is one of
+ * the hashed regions as well: the last, and itself not described by the table.
+ */
+extern u64 purgatory_page_digests;
+
+/* Is that region the table? */
+int is_table(int region);
+
+/* After a mismatch: put what is damaged into the record. */
+void locate(void);
+#else
+static inline void locate(void) { }
+#endif
+
+#ifdef PURGATORY_CHOSEN
+/* Where /chosen/linux,purgatory-verdict has its value, a physical address. 0: none. */
+extern u64 purgatory_chosen;
+
+void chosen(void);
+#else
+static inline void chosen(void) { }
+#endif
+
+#ifdef PURGATORY_POLICY
+/* What to do when the check fails. */
+enum purgatory_policy {
+	PURGATORY_POLICY_STOP = 0,	/* wait for somebody to switch the power off */
+	PURGATORY_POLICY_RESET = 1,	/* PSCI SYSTEM_RESET */
+	PURGATORY_POLICY_OFF = 2,	/* PSCI SYSTEM_OFF */
+	PURGATORY_POLICY_RETURN = 3,	/* to x30 as it was at entry, with x0 = 1 */
+	/* A doubtful dump is better than none; but not if we are damaged ourselves. */
+	PURGATORY_POLICY_BOOT_ANYWAY = 4,
+	/* From the second copy; stop if it cannot be done. */
+	PURGATORY_POLICY_REPAIR = 5,
+};
+extern u64 purgatory_policy;
+
+/* How PSCI is called, as "method" in the device tree. 0: not at all (reset and off then stop). */
+enum purgatory_conduit {
+	PURGATORY_NO_PSCI = 0,
+	PURGATORY_HVC = 1,
+	PURGATORY_SMC = 2,
+};
+extern u64 purgatory_psci_conduit;
+
+/* What is left to do when something is wrong. */
+unsigned long refuse(u32 damaged);
+#else
+static inline unsigned long refuse(u32 damaged)
+{
+	report_line("stopped");
+	return STOP;
+}
+#endif
+
+#ifdef PURGATORY_REPAIR
+/* All regions but the table's once more, back to back: physical address, 0: none. Not hashed. */
+extern u64 purgatory_copy;
+
+/* For the map: where that is, and which regions are in it. */
+static inline u64 copy_start(void) { return purgatory_copy; }
+static inline int is_copied(int region) { return !is_table(region); }
+
+void repair(void);
+#else
+static inline u64 copy_start(void) { return 0; }
+static inline int is_copied(int region) { return 0; }
+static inline void repair(void) { }
+#endif
+
+#ifdef PURGATORY_EARLY
+unsigned long purgatory_early(unsigned long dtb);
+#endif
+
+#ifdef PURGATORY_CALLER
+unsigned long purgatory_trapped(unsigned long esr, unsigned long elr, unsigned long far);
+
+/* What a run before this one has left is forgotten; `early`: purgatory_check has been called. */
+void begin(u32 early);
+
+extern u32 early_check;
+static inline u32 is_early(void) { return early_check; }
+
+/* What is damaged if an exception comes now. */
+void suspect(u32 damaged);
+#else
+static inline void begin(u32 early) { }
+static inline u32 is_early(void) { return 0; }
+static inline void suspect(u32 damaged) { }
+#endif
+
+#endif /* __ASSEMBLER__ */
+
+#endif /* OPTIONS_H */

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * PURGATORY_SHA2: SHA-256 by the CPU's own instructions, where it has them.
+ */
+#include "el.h"
+#include "options.h"
+
+/* sha256-ce.S */
+#define FPSIMD_SAVE_SIZE	416
+u64 fpsimd_begin(void *save, u64 sme);
+void fpsimd_end(const void *save, u64 control);
+
+__kexec_purgatory u64 purgatory_no_crypto;
+
+u32 sha2_in_use __purgatory_data;
+
+static u8 fpsimd_save[FPSIMD_SAVE_SIZE] __purgatory_data __aligned(16);
+static u64 fpsimd_control __purgatory_data;
+
+void sha2_begin(void)
+{
+	u64 sve = sysreg_read(id_aa64pfr0_el1) >> 32 & 0xf;
+	u64 sme = sysreg_read(id_aa64pfr1_el1) >> 24 & 0xf;
+	u64 sha2 = sysreg_read(id_aa64isar0_el1) >> 12 & 0xf;
+
+	sha2_in_use = 0;
+	if (purgatory_no_crypto || !sha2)
+		return;
+	/* Only the low 128 bits of somebody's vectors would come back, and nothing of a streaming mode. */
+	if (is_early() && (sve || sme))
+		return;
+	fpsimd_control = fpsimd_begin(fpsimd_save, sme);
+	sha2_in_use = 1;
+	record_flag(PURGATORY_FLAG_CRYPTO);
+}
+
+void sha2_end(void)
+{
+	if (!sha2_in_use)
+		return;
+	fpsimd_end(fpsimd_save, fpsimd_control);
+	sha2_in_use = 0;
+}

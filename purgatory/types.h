@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef TYPES_H
+#define TYPES_H
+
+#ifdef __KERNEL__
+#include <linux/compiler.h>
+#include <linux/types.h>
+#else
+#include <stdint.h>
+
+typedef uint8_t u8;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+#define __aligned(x)	__attribute__((aligned(x)))
+#define __cold		__attribute__((cold))
+#define __section(name)	__attribute__((section(name)))
+#define noinline	__attribute__((noinline))
+#define barrier()	asm volatile("" : : : "memory")
+#endif
+
+#endif /* TYPES_H */

@@ -14,7 +14,7 @@ from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.exceptions import GuestException, Pstate
-from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE
+from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE, WFI
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -23,8 +23,6 @@ from kexecemu.shown import shown
 __all__ = ["LINUX_ENDS", "CaptureEnd", "CaptureRun", "PurgatoryEnd", "PurgatoryRun"]
 __all__ += ["capture_end", "entry_violations", "hashing_takes"]
 __all__ += ["purgatory_end", "told_to_hash"]
-
-_WFI = 0xD503207F
 
 
 class PurgatoryEnd(enum.StrEnum):
@@ -137,7 +135,7 @@ def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: CpuStop) -> bool:
     if not 0 <= offset <= len(purgatory.buf) - 4:
         return False
     word = int.from_bytes(purgatory.buf[offset : offset + 4], "little")
-    if word not in (BRANCH_TO_SELF, _WFI, WFE) or cpu.ram.read_u32(where) != word:
+    if word not in (BRANCH_TO_SELF, WFI, WFE) or cpu.ram.read_u32(where) != word:
         return False
     phys, size = purgatory.symbol_table().get("purgatory", (0, 0))
     return not size or where in PhysRange.of(phys, size)

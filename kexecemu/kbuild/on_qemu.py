@@ -9,7 +9,7 @@ import hashlib
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from kexecemu.crash.damage import Damage, find_damage
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome, judge
 from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
-from kexecemu.crash.verdict import VerdictState, read_verdict
+from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.elf import PT_LOAD
 from kexecemu.formats.elfcore import parse_core_header
@@ -32,18 +32,20 @@ from kexecemu.kbuild.trial import (
     setup_of,
     trial_end,
 )
+from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.linux.first_boot import WAITING, LinuxSetup, first_cmdline, first_initrd, first_page_size
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_records import crash_kernel, split_records
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
+from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE, WFI
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
 from kexecemu.stray.fault import Injection
 
-__all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "run_in_qemu"]
+__all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "end_of", "run_in_qemu"]
 
 LIMIT_SECONDS = 120.0
 """For the boot, and for the capture kernel. A boot takes some seconds."""
@@ -213,22 +215,9 @@ class _Run:
             gdb.clear_breakpoint(door)
         qemu.copy_memory(loaded.region, loaded.ram)
         verdict = read_verdict(loaded.ram, purgatory)
-        state = verdict.state if verdict is not None else None
-        inside = registers.pc in purgatory.segment.area
-        stood = f"PC {registers.pc:#x} in {'the purgatory' if inside else 'nothing of ours'}"
+        end = end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped)
+        stood = f"PC {registers.pc:#x}, in {_place(loaded.image, registers.pc)}"
         stood += "" if stopped else f", still moving after {PURGATORY_SECONDS:.0f} s"
-        if registers.pc == image.kernel_entry:
-            end = PurgatoryEnd.KERNEL
-        elif registers.pc in doors or (state is VerdictState.MATCH and not inside):
-            end = PurgatoryEnd.ELSEWHERE
-        elif state is VerdictState.MISMATCH:
-            end = PurgatoryEnd.MISMATCH
-        elif state is VerdictState.TRAPPED or (stopped and not inside):
-            end = PurgatoryEnd.TRAPPED
-        elif verdict is None and stopped and not purgatory.has_symbol("purgatory_verdict"):
-            end = PurgatoryEnd.MISMATCH
-        else:
-            end = PurgatoryEnd.HUNG
         return PurgatoryRun(end, registers.pc, 0, verdict), stood
 
     def _until_it_ends(self, doors: set[int]) -> tuple[Registers, bool]:
@@ -314,3 +303,47 @@ class _Run:
                         digest.update(file.read(min(1 << 22, one.filesz - at)))
                     read.append((PhysRange.of(one.paddr, one.filesz), digest.hexdigest()))
         return bool(read) and read == loads
+
+
+def end_of(
+    loaded: Loaded, pc: int, verdict: Verdict | None, *, doors: Collection[int], stopped: bool
+) -> PurgatoryEnd:
+    """How a purgatory ended whose CPU stands at a physical address, with this record (None: it has none).
+
+    doors are where it was waited for: the kernel's entry, and what it was told of that. stopped says that its CPU
+    stands there for good, or has come to a door. loaded.ram is memory as it is now.
+    """
+    image = loaded.image
+    purgatory = image.purgatory
+    assert purgatory is not None
+    state, inside = verdict.state if verdict is not None else None, pc in purgatory.segment.area
+    if pc == image.kernel_entry:
+        return PurgatoryEnd.KERNEL
+    if pc in doors or (state is VerdictState.MATCH and not inside):
+        return PurgatoryEnd.ELSEWHERE
+    if state is VerdictState.MISMATCH:
+        return PurgatoryEnd.MISMATCH
+    if state is VerdictState.TRAPPED or (stopped and not inside):
+        return (
+            PurgatoryEnd.TRAPPED
+        )  # or at the dead kernel's vectors, which cannot be fetched with the MMU off
+    keeps = purgatory.has_symbol("purgatory_verdict")
+    return PurgatoryEnd.MISMATCH if stopped and not keeps and _refuses(loaded, pc) else PurgatoryEnd.HUNG
+
+
+def _place(image: Kimage, pc: int) -> str:
+    """In which segment, for people."""
+    segment = image.segment_at(pc)
+    return f"the {segment.name}" if segment is not None else "nothing that was loaded"
+
+
+def _refuses(loaded: Loaded, pc: int) -> bool:
+    """A purgatory that keeps no record stands in an endless loop of its own, which is as it was loaded."""
+    purgatory = loaded.image.purgatory
+    assert purgatory is not None
+    for at in (pc, pc - 4):
+        offset = at - purgatory.segment.mem
+        word = bytes(purgatory.buf[offset : offset + 4]) if offset >= 0 else b""
+        if int.from_bytes(word, "little") in (BRANCH_TO_SELF, WFE, WFI) and loaded.ram.read(at, 4) == word:
+            return True
+    return False

@@ -37,10 +37,17 @@ def judge_text(judged: Sequence[Judged]) -> str:
     differ = [one.case for one in judged if one.differs]
     wrong = [one.case for one in judged if one.wrong]
     runs = sum(len(found) for one in judged for name, found in one.replies.items() if name != "model")
-    many = "1 row is" if len(differ) == 1 else f"{len(differ)} rows are"
-    said = f"{many} not as the model says" if differ else "all are as the model says"
+    verb = "is" if len(differ) == 1 else "are"
+    said = (
+        f"{_many(len(differ), 'row')} {verb} not as the model says" if differ else "all are as the model says"
+    )
     lines += [
         "",
-        f"{len(judged)} rows, {runs} runs: {said}" + (", an intact image does not capture" if wrong else ""),
+        f"{_many(len(judged), 'row')}, {_many(runs, 'run')}: {said}"
+        + (", an intact image does not capture" if wrong else ""),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}{'s' if count != 1 else ''}"

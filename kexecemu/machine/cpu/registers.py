@@ -25,7 +25,7 @@ X_REGISTERS = tuple(getattr(uc64, f"UC_ARM64_REG_X{number}") for number in range
 
 _SP_BANKS = {"SP_EL0": uc64.UC_ARM64_REG_SP_EL0, "SP_EL1": uc64.UC_ARM64_REG_SP_EL1}
 
-BRANCH_TO_SELF, WFE = 0x14000000, 0xD503205F
+BRANCH_TO_SELF, WFE, WFI = 0x14000000, 0xD503205F, 0xD503207F
 _BACK_BY_ONE = 0x17FFFFFF  # b .-4
 # Of the vectors, in each of the four groups.
 _OFFSETS: dict[ExceptionKind, int] = {"sync": 0, "irq": 0x80, "fiq": 0x100, "serror": 0x180}

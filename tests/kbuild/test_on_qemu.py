@@ -1,0 +1,106 @@
+"""What a QEMU's registers, record and memory say of a purgatory's end: on memory that the model has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from kexecemu import Board, Kernel, KernelConfig
+from kexecemu.crash.stages import PurgatoryEnd
+from kexecemu.crash.verdict import Verdict, VerdictState
+from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.errors import InputError
+from kexecemu.formats.elfrel import parse
+from kexecemu.kbuild.on_qemu import end_of
+from kexecemu.kbuild.trial import Loaded, place_of
+from kexecemu.linux.first_purgatory import FoundPurgatory
+from kexecemu.stray.fault import By, Fault
+
+BRANCH_TO_SELF, NOP = 0x14000000, 0xD503201F
+AWAY = 0xFFFF800080010A00
+
+
+@pytest.fixture
+def loaded() -> Iterator[Loaded]:
+    with Kernel.boot(
+        Board("256M"), KernelConfig("6.12", purgatory=True), cmdline="crashkernel=64M"
+    ) as kernel:
+        image = kernel.kexec_file_load(fixture_path("guests/capture-Image").read_bytes(), b"initrd" * 999, "")
+        assert image is not None and kernel.crashk_res is not None
+        yield Loaded(kernel.ram, kernel.crashk_res, image, parse(purgatory_path().read_bytes()))
+
+
+def record(state: VerdictState) -> Verdict:
+    return Verdict(state, 0, bytes(32), bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("place", "state", "stopped", "end"),
+    [
+        ("kernel", VerdictState.MATCH, True, PurgatoryEnd.KERNEL),
+        ("door", VerdictState.MATCH, True, PurgatoryEnd.ELSEWHERE),
+        ("away", VerdictState.MATCH, True, PurgatoryEnd.ELSEWHERE),
+        ("purgatory", VerdictState.MATCH, True, PurgatoryEnd.HUNG),
+        ("purgatory", VerdictState.MISMATCH, True, PurgatoryEnd.MISMATCH),
+        ("purgatory", VerdictState.TRAPPED, True, PurgatoryEnd.TRAPPED),
+        ("away", VerdictState.CHECKING, True, PurgatoryEnd.TRAPPED),
+        ("away", VerdictState.CHECKING, False, PurgatoryEnd.HUNG),
+        ("purgatory", VerdictState.CHECKING, True, PurgatoryEnd.HUNG),
+        ("purgatory", VerdictState.NOT_RUN, False, PurgatoryEnd.HUNG),
+    ],
+)
+def test_the_end_is_read_from_where_it_stands_and_from_its_record(
+    loaded: Loaded, place: str, state: VerdictState, stopped: bool, end: PurgatoryEnd
+) -> None:
+    image = loaded.image
+    places = {"kernel": image.kernel_entry, "door": 0x1000, "away": AWAY, "purgatory": image.start}
+    doors = {image.kernel_entry, 0x1000}
+    assert end_of(loaded, places[place], record(state), doors=doors, stopped=stopped) is end
+
+
+def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loaded) -> None:
+    assert loaded.image.purgatory is not None and loaded.obj is not None
+    own = loaded.image.purgatory
+    found = FoundPurgatory(loaded.obj, own.segment)
+    found.has_symbol = lambda name: name != "purgatory_verdict"  # type: ignore[method-assign]
+    core = replace(loaded, image=replace(loaded.image, purgatory=found))
+    at = own.entry + 0x40
+    offset = at - own.segment.mem
+
+    def ends(here: int) -> PurgatoryEnd:
+        return end_of(core, here, None, doors=(), stopped=True)
+
+    assert ends(at) is PurgatoryEnd.HUNG
+    loaded.ram.write_u32(at, BRANCH_TO_SELF)
+    assert ends(at) is PurgatoryEnd.HUNG  # a stray write made that loop
+    found.buf[offset : offset + 4] = BRANCH_TO_SELF.to_bytes(4, "little")
+    assert ends(at) is ends(at + 4) is PurgatoryEnd.MISMATCH
+    assert ends(at + 8) is PurgatoryEnd.HUNG
+    assert end_of(core, at, None, doors=(), stopped=False) is PurgatoryEnd.HUNG
+
+
+def test_a_target_is_what_a_scenario_would_call_it(loaded: Loaded) -> None:
+    image = loaded.image
+    initrd, purgatory = image.segment("initrd"), image.purgatory
+    assert initrd is not None and purgatory is not None
+    digest = purgatory.symbol_phys("purgatory_sha256_digest")
+    for at, phys in (
+        ("initrd+0x10", initrd.mem + 0x10),
+        ("purgatory:purgatory_sha256_digest+4", digest + 4),
+        ("crashkernel+0x1000", loaded.region.start + 0x1000),
+        (hex(initrd.mem + 8), initrd.mem + 8),
+    ):
+        area = place_of(loaded, Fault(at, write=b"\xa5" * 4, by=By.DMA))
+        assert (area.start, area.size) == (phys, 4)
+    for at, said in (
+        ("initramfs", "no such segment .did you mean initrd"),
+        (
+            "purgatory:purgatory_sha256_digst",
+            "no symbol purgatory_sha256_digst .did you mean purgatory_sha256_digest",
+        ),
+        ("0x1000", "no RAM at physical 0x1000"),
+    ):
+        with pytest.raises(InputError, match=said):
+            place_of(loaded, Fault(at, write=b"\0", by=By.DMA))

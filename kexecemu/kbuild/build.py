@@ -19,7 +19,7 @@ from pathlib import Path
 from kexecemu.errors import BuildError, InputError
 from kexecemu.files import replace_file
 from kexecemu.formats.elfrel import RelocatableObject
-from kexecemu.kbuild.options import fragment_text, not_taken
+from kexecemu.kbuild.options import fragment_text, not_taken, with_defaults
 from kexecemu.kbuild.series import apply_series, series_path
 from kexecemu.kbuild.source import find_source, package_of, unpack_source
 from kexecemu.kbuild.toolchain import Toolchain
@@ -33,10 +33,13 @@ OnObject = Callable[[], object]
 
 _IMAGE = "arch/arm64/boot/Image"
 _KEPT = {"Image": _IMAGE, "System.map": "System.map", "config": ".config"}
+_NO_SOURCES = (".pyc", ".ro")
 _PURGATORY = "arch/arm64/purgatory/purgatory.ro"
 # What make says of an object: an indented short word in capitals, and the object.
 _OBJECT = re.compile(r"^  (?:CC|AS|LD|AR|HOSTCC|HOSTLD|OBJCOPY|KSYMS) ")
-_ERROR = re.compile(r"(?:error|Error \d+|undefined reference|No rule to make)")
+# The first of these is why; make's own lines come after it, and say only where.
+_ERROR = re.compile(r"[Ee]rror: |undefined reference|No rule to make")
+_MAKE_ERROR = re.compile(r"Error \d+")
 # Nothing of the day and the machine gets into what is built.
 _SAME = {"KBUILD_BUILD_TIMESTAMP": "@0", "KBUILD_BUILD_USER": "kexecemu", "KBUILD_BUILD_HOST": "kexecemu"}
 
@@ -81,20 +84,17 @@ class BuiltKernel:
 
 
 def series_digest(series: Path | None) -> str:
-    """SHA-256 over what a series is made of; "" without one.
+    """SHA-256 over what a series is made of, and over the purgatory's sources, which its steps take files from.
 
-    The one that ships takes files from the folder above it, the purgatory's own sources: those count as well.
+    "" without one.
     """
     if series is None:
         return ""
-    ours = series_path().parent.parent
-    folder = ours if series.resolve().is_relative_to(ours.resolve()) else series
-    digest = hashlib.sha256(series.name.encode())
-    for path in sorted(
-        one for one in folder.rglob("*") if one.is_file() and one.suffix not in (".pyc", ".ro")
-    ):
-        data = path.read_bytes()
-        digest.update(f"\0{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
+    digest = hashlib.sha256()
+    for folder in (series, series_path().parent.parent):
+        for path in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in _NO_SOURCES):
+            data = path.read_bytes()
+            digest.update(f"\0{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
 
 
@@ -193,6 +193,7 @@ def _configure(plan: BuildPlan, work: Path) -> None:
     out.mkdir(exist_ok=True)
     asked.write_text(wanted)
     _make(plan, work, ["allnoconfig"], 1, more={"KCONFIG_ALLCONFIG": str(asked)})
+    (out / ".config").write_text(with_defaults((out / ".config").read_text(), plan.options))
     _make(plan, work, ["olddefconfig"], 1)
     wrong = not_taken(plan.options, (out / ".config").read_text())
     if wrong:
@@ -239,7 +240,8 @@ def _make(
             process.kill()
             process.wait()
     if status:
-        said = next((line for line in lines if _ERROR.search(line)), lines[-1] if lines else "")
+        errors = [line for pattern in (_ERROR, _MAKE_ERROR) for line in lines if pattern.search(line)]
+        said = errors[0] if errors else lines[-1] if lines else ""
         raise BuildError(f"make {' '.join(targets)}: {said or f'status {status}'} (see {work / 'make.log'})")
     return count
 

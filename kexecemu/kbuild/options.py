@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from kexecemu.errors import InputError
 
-__all__ = ["PAGES", "fragment", "not_taken", "parse_lines"]
+__all__ = ["PAGES", "fragment", "fragment_text", "not_taken", "parse_lines", "with_defaults"]
 
 PAGES: Mapping[str, str] = {"4k": "ARM64_4K_PAGES", "16k": "ARM64_16K_PAGES", "64k": "ARM64_64K_PAGES"}
 """--pages, and the option that makes pages of that size."""
@@ -27,14 +27,15 @@ _WANTED = {
     "an init": "BLK_DEV_INITRD RD_GZIP BINFMT_ELF BINFMT_SCRIPT MULTIUSER FUTEX EPOLL POSIX_TIMERS EVENTFD SHMEM",
     "its files": "PROC_FS PROC_SYSCTL SYSFS DEVTMPFS TMPFS DEVMEM SYSCTL FILE_LOCKING ADVISE_SYSCALLS MEMBARRIER",
     "words": "KALLSYMS PRINTK_TIME BUG DEBUG_KERNEL DYNAMIC_DEBUG",
-    "what a purgatory hashes with": "CRYPTO CRYPTO_SHA256",
+    "a series of ours": "ARM64_KEXEC_PURGATORY CRYPTO CRYPTO_SHA256",
     "the CPU": (
         "ARM64_VA_BITS_48 ARM64_HW_AFDBM ARM64_PAN ARM64_PTR_AUTH ARM64_BTI ARM64_E0PD ARM64_SVE ARM64_SME "
         "UNMAP_KERNEL_AT_EL0"
     ),
 }
 # What some releases have no choice of: always there, or not to be had.
-_IF_THERE = ("ARM64_PAN", "ARM64_SME", "SYSCTL", "PROC_SYSCTL")
+_IF_THERE = ("ARM64_PAN", "ARM64_SME", "SYSCTL", "PROC_SYSCTL", "ARM64_KEXEC_PURGATORY")
+_SERIES = "ARM64_KEXEC_PURGATORY"  # how the names of options begin that a series of ours brings
 
 
 def parse_lines(lines: Iterable[str]) -> dict[str, str]:
@@ -81,6 +82,20 @@ def fragment_text(wanted: Mapping[str, str]) -> str:
 def read_config(text: str) -> dict[str, str]:
     """A .config, by option without CONFIG_; options that are off are not in it."""
     return {match[1]: match[2] for line in text.splitlines() if (match := _SET.match(line))}
+
+
+def with_defaults(config: str, wanted: Mapping[str, str]) -> str:
+    """A .config of allnoconfig without what it says of a series' own options, which are to be as the series has them.
+
+    Those that are asked for stay.
+    """
+    lines = config.splitlines(keepends=True)
+    off = [_UNSET.match(line.strip()) for line in lines]
+    return "".join(
+        line
+        for line, match in zip(lines, off, strict=True)
+        if match is None or not match[1].startswith(_SERIES) or match[1] in wanted
+    )
 
 
 def not_taken(wanted: Mapping[str, str], config: str) -> list[str]:

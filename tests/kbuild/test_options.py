@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kexecemu.errors import InputError
-from kexecemu.kbuild.options import fragment, fragment_text, not_taken, parse_lines
+from kexecemu.kbuild.options import fragment, fragment_text, not_taken, parse_lines, with_defaults
 
 
 def test_lines_are_taken_as_a_configuration_has_them_with_the_prefix_and_without() -> None:
@@ -45,3 +45,10 @@ def test_what_the_kernel_made_otherwise_is_named_with_what_it_is() -> None:
 
 def test_no_word_of_a_choice_that_a_release_has_lost() -> None:
     assert not_taken({"ARM64_PAN": "y"}, "") == []
+
+
+def test_options_of_a_series_are_as_the_series_has_them_unless_they_are_asked_for() -> None:
+    off = "# CONFIG_ARM64_KEXEC_PURGATORY_{} is not set\n"
+    config = "CONFIG_SMP=y\n# CONFIG_KASAN is not set\n" + off.format("CACHES") + off.format("SHA2")
+    kept = with_defaults(config, {"ARM64_KEXEC_PURGATORY_SHA2": "n"})
+    assert kept == "CONFIG_SMP=y\n# CONFIG_KASAN is not set\n" + off.format("SHA2")

@@ -36,7 +36,10 @@ def trial_text(where: str, end: TrialEnd) -> str:
         for one in end.injections
     ]
     lines += [("purgatory", _purgatory(end)), ("capture", _capture(end))]
-    lines += [("outcome", f"{end.outcome.value}: {end.outcome.meaning}"), ("reply", end.reply.value)]
+    # The meanings speak of a dump that was taken: here it may have been looked at only.
+    looked = end.capture is not None and end.capture.end is CaptureEnd.HEADERS
+    meaning = "" if looked else f": {end.outcome.meaning}"
+    lines += [("outcome", f"{end.outcome.value}{meaning}"), ("reply", end.reply.value)]
     shown, before = [], ""
     for name, text in lines:
         shown.append(f"{'' if name == before else name:<11}{text}".rstrip())

@@ -23,7 +23,6 @@ from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault
 
 __all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "judge_reply", "more_cases"]
-__all__ += ["sealed_part"]
 
 CODE_WORDS = 32
 CODE, UNTOUCHED = f"purgatory's code, {CODE_WORDS} bits", "nothing"
@@ -210,38 +209,21 @@ def _symbol_case(
     return Case(row, ((_dma(at, data), *more),))
 
 
-def sealed_part(purgatory: LoadedPurgatory) -> range:
-    """The offsets in its segment that its own digest covers, with the digest itself; none where none was stored."""
-    name = "purgatory_self_digest"
-    if not purgatory.has_symbol(name) or not purgatory.has_symbol("purgatory_start"):
-        return range(0)
-    at, size = purgatory.symbol_offset(name), purgatory.symbol_size(name)
-    stored = any(purgatory.buf[at : at + size])
-    return range(purgatory.symbol_offset("purgatory_start"), at + size) if stored else range(0)
-
-
-def _within(damage: Damage, part: range) -> bool:
-    return damage.offset < part.stop and part.start < damage.offset + damage.length
-
-
 def judge_reply(
     hit: bool,
     outcome: Outcome,
     damage: Sequence[Damage],
     purgatory: PurgatoryRun | None,
     capture: CaptureRun | None,
-    sealed: range = range(0),
 ) -> Reply:
-    """The word for one run. hit says that a fault was injected, sealed is sealed_part()'s; the rest is an End's.
+    """The word for one run. hit says that a fault was injected; the rest is an End's.
 
-    A refusal is right when some byte of the hashed segments is damaged, or of what the purgatory hashes of itself, or
-    when it says that it is itself.
+    A refusal is right when some byte of the hashed segments is damaged, or when the purgatory says that it is itself.
     """
     harmed = any(one.segment != "purgatory" for one in damage)
     verdict = purgatory.verdict if purgatory is not None else None
     if outcome is Outcome.DETECTED:
-        itself = verdict is not None and bool(verdict.damaged & _ITSELF)
-        itself |= any(one.segment == "purgatory" and _within(one, sealed) for one in damage)
+        itself = verdict is not None and verdict.damaged & _ITSELF
         return Reply.CAUGHT if harmed or itself else Reply.FALSE_ALARM
     if capture is not None:
         if harmed or capture.end not in _CAPTURED:

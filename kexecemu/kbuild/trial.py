@@ -10,7 +10,7 @@ from typing import Any
 
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.outcome import Outcome
-from kexecemu.crash.purgatory_check import Reply, judge_reply, sealed_part
+from kexecemu.crash.purgatory_check import Reply, judge_reply
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryRun
 from kexecemu.errors import InputError
 from kexecemu.fetch.cache import fetched
@@ -181,6 +181,6 @@ def trial_end(
     **more: Any,
 ) -> TrialEnd:
     """With the reply that follows from the rest."""
-    sealed = sealed_part(image.purgatory) if image.purgatory is not None else range(0)
-    reply = judge_reply(bool(injections), outcome, damage, purgatory, capture, sealed)
+    hit = any(True for _ in injections)
+    reply = judge_reply(hit, outcome, damage, purgatory, capture)
     return TrialEnd(reply, outcome, image, list(injections), list(damage), purgatory, capture, **more)

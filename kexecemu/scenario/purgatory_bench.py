@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply, more_cases, sealed_part
+from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply, more_cases
 from kexecemu.crash.running import run_purgatory
 from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
@@ -104,12 +104,11 @@ class _Bench:
 
     def reply(self, faults: Sequence[Fault]) -> Reply:
         """Inject, panic, follow to the end."""
-        kernel, _, loaded = self.load()
+        kernel, _, _ = self.load()
         for fault in faults:
             kernel.inject(fault)
         end = kernel.panic()
-        account = end.damage, end.purgatory, end.capture
-        return judge_reply(bool(faults), end.outcome, *account, sealed_part(loaded))
+        return judge_reply(bool(faults), end.outcome, end.damage, end.purgatory, end.capture)
 
     def measure(self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS) -> tuple[int, int, int] | None:
         """Instructions of a run that finds nothing, bytes hashed, and SP at its end; None if it does not boot."""

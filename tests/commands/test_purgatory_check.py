@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.commands.purgatory_check import unmet
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.outcome import Outcome
-from kexecemu.crash.purgatory_check import RUNS, Reply, judge_reply, sealed_part
+from kexecemu.crash.purgatory_check import RUNS, Reply, judge_reply
 from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.verdict import Damaged, Verdict, VerdictState
 from kexecemu.data import fixture_path, purgatory_path
@@ -218,26 +217,6 @@ def test_a_refusal_is_right_when_the_purgatory_says_that_it_is_damaged_itself() 
         verdict = Verdict(VerdictState.MISMATCH, 0, b"", b"", damaged=int(damaged))
         run = purgatory_run(PurgatoryEnd.MISMATCH, verdict)
         assert judge_reply(True, Outcome.DETECTED, OWN, run, None) is reply
-
-
-@pytest.mark.parametrize(
-    ("offset", "reply"), [(16, Reply.CAUGHT), (20, Reply.FALSE_ALARM), (8, Reply.FALSE_ALARM)]
-)
-def test_a_refusal_is_right_where_its_own_digest_covers_what_was_hit(offset: int, reply: Reply) -> None:
-    damage = [Damage("purgatory", offset, 4)]
-    run = purgatory_run(PurgatoryEnd.MISMATCH)
-    assert judge_reply(True, Outcome.DETECTED, damage, run, None, sealed=range(12, 20)) is reply
-
-
-def test_its_own_digest_covers_code_symbols_and_itself_once_it_is_stored() -> None:
-    kernel = Kernel.boot(Board("256M"), KernelConfig("6.12", purgatory=True), cmdline="crashkernel=64M")
-    image = kernel.kexec_file_load(fixture_path("guests/capture-Image").read_bytes(), bytes(64), "")
-    assert image is not None and image.purgatory is not None
-    own, base = image.purgatory, image.purgatory.segment.mem
-    start, end = own.symbol_phys("purgatory_start"), own.symbol_phys("purgatory_self_digest") + 32
-    assert sealed_part(own) == range(start - base, end - base)
-    own.set_symbol("purgatory_self_digest", bytes(32))
-    assert sealed_part(own) == range(0)
 
 
 def test_a_trap_that_the_record_tells_of_is_another_thing_than_a_silent_one() -> None:

@@ -92,7 +92,9 @@ def series_digest(series: Path | None) -> str:
         return ""
     digest = hashlib.sha256()
     for folder in (series, series_path().parent.parent):
-        for path in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in _NO_SOURCES):
+        for path in sorted(
+            one for one in folder.rglob("*") if one.is_file() and one.suffix not in _NO_SOURCES
+        ):
             data = path.read_bytes()
             digest.update(f"\0{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()

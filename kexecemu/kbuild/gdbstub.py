@@ -19,6 +19,7 @@ __all__ = ["GdbStub", "Registers"]
 _PACKET = re.compile(rb"\$([^#]*)#[0-9a-fA-F]{2}", re.DOTALL)
 _RUN = re.compile(rb"(.)\*(.)", re.DOTALL)
 _CORE = struct.Struct("<33QI")
+_SYSTEM = re.compile(r'<reg name="(\w+)"[^>]* regnum="(\d+)"')
 _PIECE = 1000  # bytes in one packet
 _LIMIT_SECONDS = 60
 
@@ -55,7 +56,7 @@ class GdbStub:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
         self._read, self._idle = b"", idle
-        self._stops = 0
+        self._system: dict[str, int] | None = None
         self.ask("?")
 
     def close(self) -> None:
@@ -106,6 +107,25 @@ class GdbStub:
             self._ok(f"Hg{cpu + 1:x}")
         # What is not available is given as x.
         return Registers(bytes.fromhex(self.ask("g").replace("x", "0")))
+
+    def system_register(self, name: str) -> int | None:
+        """Of the CPU whose registers were asked for last, by the architecture's name; None for one that it has not."""
+        if self._system is None:
+            told = self._read_file("system-registers.xml")
+            self._system = {match[1]: int(match[2]) for match in _SYSTEM.finditer(told)}
+        number = self._system.get(name)
+        if number is None:
+            return None
+        return int.from_bytes(bytes.fromhex(self.ask(f"p{number:x}")), "little")
+
+    def _read_file(self, name: str) -> str:
+        """One of the files that say which registers there are; "" where there is none."""
+        text, more = "", True
+        while more:
+            answer = self.ask(f"qXfer:features:read:{name}:{len(text):x},{_PIECE:x}")
+            more = answer.startswith("m")
+            text += answer[1:] if answer[:1] in ("m", "l") else ""
+        return text
 
     def current_cpu(self) -> int:
         """The number of the CPU that has stopped."""

@@ -215,7 +215,10 @@ class _Run:
             gdb.clear_breakpoint(door)
         qemu.copy_memory(loaded.region, loaded.ram)
         verdict = read_verdict(loaded.ram, purgatory)
-        end = end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped)
+        # An exception that it has taken left its place in there.
+        elr = gdb.system_register(f"ELR_EL{max(registers.el, 1)}")
+        trapped = elr is not None and elr in purgatory.segment.area
+        end = end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, trapped=trapped)
         stood = f"PC {registers.pc:#x}, in {_place(loaded.image, registers.pc)}"
         stood += "" if stopped else f", still moving after {PURGATORY_SECONDS:.0f} s"
         return PurgatoryRun(end, registers.pc, 0, verdict), stood
@@ -306,12 +309,19 @@ class _Run:
 
 
 def end_of(
-    loaded: Loaded, pc: int, verdict: Verdict | None, *, doors: Collection[int], stopped: bool
+    loaded: Loaded,
+    pc: int,
+    verdict: Verdict | None,
+    *,
+    doors: Collection[int],
+    stopped: bool,
+    trapped: bool = False,
 ) -> PurgatoryEnd:
     """How a purgatory ended whose CPU stands at a physical address, with this record (None: it has none).
 
     doors are where it was waited for: the kernel's entry, and what it was told of that. stopped says that its CPU
-    stands there for good, or has come to a door. loaded.ram is memory as it is now.
+    stands there for good, or has come to a door, and trapped that it has taken an exception from the purgatory.
+    loaded.ram is memory as it is now.
     """
     image = loaded.image
     purgatory = image.purgatory
@@ -328,6 +338,8 @@ def end_of(
             PurgatoryEnd.TRAPPED
         )  # or at the dead kernel's vectors, which cannot be fetched with the MMU off
     keeps = purgatory.has_symbol("purgatory_verdict")
+    if stopped and trapped and not keeps:
+        return PurgatoryEnd.TRAPPED
     return PurgatoryEnd.MISMATCH if stopped and not keeps and _refuses(loaded, pc) else PurgatoryEnd.HUNG
 
 

@@ -119,6 +119,24 @@ def test_a_stop_is_waited_for_and_made(started: Callable[[Answer], tuple[GdbStub
     assert gdb.current_cpu() == 2
 
 
+def test_a_system_register_is_found_by_its_name_and_one_that_there_is_not_is_none(
+    started: Callable[[Answer], tuple[GdbStub, Stub]],
+) -> None:
+    told = '<reg name="ESR_EL1" bitsize="64" regnum="135" type="int"/><reg name="ELR_EL1" bitsize="64" regnum="179"/>'
+
+    def answer(packet: str) -> list[str]:
+        if packet.startswith("qXfer:features:read:system-registers.xml:"):
+            at, size = (int(word, 16) for word in packet.rpartition(":")[2].split(","))
+            piece = told[at : at + min(size, 40)]
+            return [("l" if at + 40 >= len(told) else "m") + piece]
+        return ["0010085f00000000" if packet == "pb3" else "E01"]
+
+    gdb, stub = started(answer)
+    assert gdb.system_register("ELR_EL1") == 0x5F081000
+    assert gdb.system_register("ELR_EL3") is None
+    assert sum(packet.startswith("qXfer") for packet in stub.heard) == 3
+
+
 def test_a_cpu_stands_where_only_its_pc_goes_round() -> None:
     first = Registers(packed(x1=7, pc=0x1000, cpsr=0x3C5))
     assert Registers(packed(x1=7, pc=0x1004, cpsr=0x3C5)).stands_as(first, 8)

@@ -79,6 +79,7 @@ def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loa
     assert ends(at) is ends(at + 4) is PurgatoryEnd.MISMATCH
     assert ends(at + 8) is PurgatoryEnd.HUNG
     assert end_of(core, at, None, doors=(), stopped=False) is PurgatoryEnd.HUNG
+    assert end_of(core, at, None, doors=(), stopped=True, trapped=True) is PurgatoryEnd.TRAPPED
 
 
 def test_a_target_is_what_a_scenario_would_call_it(loaded: Loaded) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["fixture_path", "purgatory_file", "purgatory_path", "shipped_scenarios"]
+__all__ = ["PURGATORIES", "fixture_path", "purgatory_path", "purgatory_sources", "shipped_scenarios"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -17,14 +17,18 @@ def fixture_path(name: str) -> Path:
     return _find("fixtures", name)
 
 
-def purgatory_path() -> Path:
-    """The path of the purgatory object that ships, purgatory.ro."""
-    return purgatory_file("purgatory.ro")
+PURGATORIES = {"default": "purgatory.ro", "core": "core.ro"}
+"""The purgatories that ship, by the names that they go by: with all its options, and with none."""
 
 
-def purgatory_file(name: str) -> Path:
-    """The path of one of the purgatory's files, for example purgatory_file("entry.S")."""
-    return _find("purgatory", name)
+def purgatory_path(name: str = "default") -> Path:
+    """The path of a purgatory object that ships: one of PURGATORIES."""
+    return _find("purgatory", PURGATORIES[name])
+
+
+def purgatory_sources() -> Path:
+    """The folder with the purgatory's sources, purgatory/."""
+    return purgatory_path().parent
 
 
 def shipped_scenarios() -> list[str]:

@@ -131,11 +131,17 @@ dcache_clean_inval_poc:
 #ifdef PURGATORY_CALLER
 #include "caller.S"			/* the vectors, and what they lead to between them */
 #else
+	/* Stops, too, but elsewhere: an exception is no answer. */
 	.org	purgatory_vectors + 0x200
+	.globl	purgatory_exception
+	.type	purgatory_exception, %function
+purgatory_exception:
 	.rept	4			// synchronous, IRQ, FIQ, SError
-	b	.Lstop
+1:	wfi
+	b	1b
 	.balign	128
 	.endr
+	.size	purgatory_exception, . - purgatory_exception
 #endif
 
 	.section .data_start, "aw", %progbits

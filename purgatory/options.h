@@ -5,15 +5,15 @@
  * option's files are not compiled, and what they would have done is nothing:
  * the empty functions below.
  *
- * PURGATORY_CACHES	MMU and caches on while hashing	mmu.c, mmu-enable.S
- * PURGATORY_SHA2	SHA-256 by the CPU's instructions	sha2.c, sha256-ce.S
- * PURGATORY_REPORT	says on a PL011 what it does	report.c, console.c
- * PURGATORY_RECORD	and in memory, for a dump's reader	record.c
- * PURGATORY_LOCATE	where the damage is		locate.c	needs RECORD
- * PURGATORY_CHOSEN	tells it the next kernel	chosen.c	needs RECORD
- * PURGATORY_POLICY	reset, off, return, boot anyway	policy.c
- * PURGATORY_REPAIR	from a second copy		repair.c	needs LOCATE, POLICY
- * PURGATORY_EARLY	purgatory_check, for a kernel that is alive	early.c
+ * PURGATORY_CACHES	MMU and caches on while it hashes: mmu.c, mmu-enable.S
+ * PURGATORY_SHA2	SHA-256 by the CPU's instructions: sha2.c, sha256-ce.S
+ * PURGATORY_REPORT	says on a PL011 what it finds: report.c, console.c
+ * PURGATORY_RECORD	and in a record in memory: record.c
+ * PURGATORY_LOCATE	which region it is, which pages: locate.c; needs RECORD
+ * PURGATORY_CHOSEN	tells it the kernel that it starts: chosen.c; needs RECORD
+ * PURGATORY_POLICY	reset, off, return, boot anyway: policy.c
+ * PURGATORY_REPAIR	from a second copy: repair.c; needs LOCATE, POLICY
+ * PURGATORY_EARLY	purgatory_check, for a kernel that is alive: early.c
  */
 #ifndef OPTIONS_H
 #define OPTIONS_H

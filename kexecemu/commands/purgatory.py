@@ -12,12 +12,12 @@ from kexecemu.arguments import contents
 from kexecemu.commands.help import HelpfulGroup, add_command
 from kexecemu.commands.options import JsonOption, flag, option
 from kexecemu.commands.outputs import print_json
-from kexecemu.data import purgatory_path
+from kexecemu.commands.purgatory_build import BUILD_EXAMPLES, build
+from kexecemu.data import PURGATORIES, purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject, object_or_embedded
 from kexecemu.kernel.base.config import split_options
-from kexecemu.kernel.image.kimage import Segment
-from kexecemu.kernel.image.purgatory import LoadedPurgatory, parse_purgatory
+from kexecemu.kernel.image.purgatory import link_at, parse_purgatory
 from kexecemu.kernel.image.relocate import SUPPORTED_TYPES
 from kexecemu.machine.virt import RAM_BASE
 
@@ -26,7 +26,7 @@ __all__ = ["app", "describe_purgatory"]
 app = typer.Typer(
     cls=HelpfulGroup,
     rich_markup_mode=None,
-    help="Look at a purgatory, and try it.",
+    help="Look at a purgatory, try it, and build one.",
     epilog="kexecemu purgatory info /usr/sbin/kexec\nWhat the one inside kexec-tools' program is made of.\n"
     "kexecemu purgatory check default mine.ro\nWhat yours finds, beside the one that ships.",
 )
@@ -110,9 +110,7 @@ def _interface(obj: RelocatableObject) -> str | None:
 def _trial(obj: RelocatableObject) -> dict[str, Any]:
     """Link it at some page, as a loader would."""
     try:
-        linked = LoadedPurgatory(
-            obj, lambda buf, memsz, align: Segment("purgatory", buf, _TRIAL_PHYS, -(-memsz // 4096) * 4096)
-        )
+        linked = link_at(obj, _TRIAL_PHYS)
     except KexecError as error:
         return {"bufsz": None, "memsz": None, "entry_offset": None, "links": str(error)}
     sizes = {"bufsz": len(linked.buf), "memsz": linked.segment.memsz}
@@ -125,12 +123,12 @@ def _read(file: Path) -> RelocatableObject:
 
 
 def _path(name: str | Path) -> Path:
-    return purgatory_path() if str(name) == "default" else Path(name)
+    return purgatory_path(str(name)) if str(name) in PURGATORIES else Path(name)
 
 
 _OBJECT = (
     "A purgatory object (ET_REL, aarch64), or kexec-tools' kexec with one inside; "
-    "'default' is the one that ships."
+    "'default' is the one that ships, 'core' the same without its options."
 )
 
 
@@ -154,7 +152,9 @@ _REQUIRE = (
 def check(
     files: Annotated[
         list[str],
-        typer.Argument(help="Purgatory objects or kexec binaries, or 'default' for the one that ships."),
+        typer.Argument(
+            help="Purgatory objects or kexec binaries, or 'default' or 'core' for those that ship."
+        ),
     ],
     config: Annotated[list[str] | None, flag("config")] = None,
     require: Annotated[list[str] | None, option("--require", _REQUIRE, "WORD")] = None,
@@ -171,7 +171,9 @@ def check(
     interfaces = [_usable(path, obj) for path, obj in zip(paths, objects, strict=True)]
     with progress_of(len(files)) as progress:
         checks = [
-            check_purgatory(name if name == "default" else path.name, path, obj, interface, options, progress)
+            check_purgatory(
+                name if name in PURGATORIES else path.name, path, obj, interface, options, progress
+            )
             for name, path, obj, interface in zip(files, paths, objects, interfaces, strict=True)
         ]
     raise typer.Exit(0 if print_checks(checks, json, required) else 1)
@@ -225,3 +227,4 @@ Without caches; one JSON object.
 """
 add_command(app, "info", info, "Commands", _INFO_EXAMPLES)
 add_command(app, "check", check, "Commands", _CHECK_EXAMPLES)
+add_command(app, "build", build, "Commands", BUILD_EXAMPLES)

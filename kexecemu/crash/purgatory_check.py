@@ -223,7 +223,9 @@ def judge_reply(
     harmed = any(one.segment != "purgatory" for one in damage)
     verdict = purgatory.verdict if purgatory is not None else None
     if outcome is Outcome.DETECTED:
-        itself = verdict is not None and verdict.damaged & _ITSELF
+        itself = (
+            verdict.damaged & _ITSELF if verdict is not None else purgatory is not None and purgatory.itself
+        )
         return Reply.CAUGHT if harmed or itself else Reply.FALSE_ALARM
     if capture is not None:
         if harmed or capture.end not in _CAPTURED:

@@ -75,7 +75,7 @@ def _detected(facts: Facts) -> str:
     # What it hashes is as loaded, and it is not. Where nothing differs any more it was right when it looked.
     intact = bool(facts.damage) and all(one.segment == "purgatory" for one in facts.damage)
     found = "the purgatory found that the loaded image is not as loaded"
-    if verdict is not None and verdict.damaged & Damaged.PURGATORY:
+    if run.itself or (verdict is not None and verdict.damaged & Damaged.PURGATORY):
         found = "the purgatory found that it is itself not as loaded"
     elif verdict is not None and verdict.damaged & Damaged.DTB_POINTER:
         found = "the purgatory found that it was given another device tree than the loaded one"

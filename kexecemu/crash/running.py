@@ -15,6 +15,7 @@ from kexecemu.crash.stages import (
     capture_end,
     entry_violations,
     hashing_takes,
+    itself_changed,
     purgatory_end,
     told_to_hash,
 )
@@ -94,8 +95,9 @@ def purgatory_stage(
             # What it does about that has a budget of its own.
             stop, used = yield from _run(cpu, within, used + budget, used, (), tell)
     verdict = read_verdict(cpu.ram, purgatory)
-    end = purgatory_end(cpu, image, stop, used, verdict, back_phys)
-    return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power)
+    end = purgatory_end(cpu, image, stop, used, verdict, back_phys, trapped=fault is not None)
+    itself = not purgatory.has_symbol("purgatory_verdict") and itself_changed(cpu.ram, purgatory)
+    return PurgatoryRun(end, stop.pc, used, verdict, stop.fault or fault, stop.power, itself)
 
 
 def _run(

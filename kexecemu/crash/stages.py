@@ -22,7 +22,7 @@ from kexecemu.shown import shown
 
 __all__ = ["LINUX_ENDS", "CaptureEnd", "CaptureRun", "PurgatoryEnd", "PurgatoryRun"]
 __all__ += ["capture_end", "entry_violations", "hashing_takes"]
-__all__ += ["purgatory_end", "told_to_hash"]
+__all__ += ["itself_changed", "purgatory_end", "told_to_hash"]
 
 
 class PurgatoryEnd(enum.StrEnum):
@@ -42,7 +42,8 @@ class PurgatoryRun:
     """One run of a purgatory: its end, the physical PC there, and the record that it left (None: it keeps none).
 
     fault is the exception that it met, whether it could report it or not. power is what it asked the firmware for:
-    "system_off", "system_reset" or "cpu_off".
+    "system_off", "system_reset" or "cpu_off". itself says of one without a record that it has a digest of its own code
+    and symbols, and that these are not as loaded.
     """
 
     end: PurgatoryEnd
@@ -51,6 +52,7 @@ class PurgatoryRun:
     verdict: Verdict | None
     fault: GuestException | None = None
     power: str | None = None
+    itself: bool = False
 
     @property
     def act(self) -> str:
@@ -79,11 +81,18 @@ def hashing_takes(size: int) -> int:
 
 
 def purgatory_end(
-    cpu: Cpu, image: Kimage, stop: CpuStop, instructions: int, verdict: Verdict | None, back_phys: int
+    cpu: Cpu,
+    image: Kimage,
+    stop: CpuStop,
+    instructions: int,
+    verdict: Verdict | None,
+    back_phys: int,
+    *,
+    trapped: bool = False,
 ) -> PurgatoryEnd:
     """How a purgatory ended that stopped there after so many instructions.
 
-    By its record, and by where it would have returned to.
+    By its record, and by where it would have returned to; trapped says that its vectors had an exception.
     """
     purgatory = image.purgatory
     assert purgatory is not None
@@ -102,8 +111,29 @@ def purgatory_end(
             mismatch = verdict.state is VerdictState.MISMATCH
             return PurgatoryEnd.MISMATCH if mismatch else PurgatoryEnd.TRAPPED
         return PurgatoryEnd.HUNG
-    refuses = _refuses(cpu, purgatory, stop) and instructions >= hashing_takes(told_to_hash(cpu.ram, image))
+    if trapped:
+        return PurgatoryEnd.TRAPPED
+    hashed = told_to_hash(cpu.ram, image)
+    if itself_changed(cpu.ram, purgatory):
+        hashed = min(hashed, _covered(purgatory).size)
+    refuses = _refuses(cpu, purgatory, stop) and instructions >= hashing_takes(hashed)
     return PurgatoryEnd.MISMATCH if refuses else PurgatoryEnd.HUNG
+
+
+def _covered(purgatory: LoadedPurgatory) -> PhysRange:
+    """What its own digest covers, up to and with that digest; empty for a purgatory that was loaded without."""
+    end, size = purgatory.symbol_table().get("purgatory_self_digest", (purgatory.segment.mem, 0))
+    at = end - purgatory.segment.mem
+    if not any(purgatory.buf[at : at + size]):
+        return PhysRange.of(purgatory.segment.mem, 0)
+    return PhysRange(purgatory.entry, end + size)
+
+
+def itself_changed(ram: Ram, purgatory: LoadedPurgatory) -> bool:
+    """Its own digest would notice: what that covers, or the digest itself, is not as loaded."""
+    covered = _covered(purgatory)
+    at = covered.start - purgatory.segment.mem
+    return ram.read(covered.start, covered.size) != purgatory.buf[at : at + covered.size]
 
 
 def told_to_hash(ram: Ram, image: Kimage) -> int:
@@ -121,9 +151,10 @@ def told_to_hash(ram: Ram, image: Kimage) -> int:
 def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: CpuStop) -> bool:
     """A foreign purgatory keeps no record: that it refuses is known by where it stands.
 
-    kexec-tools' ends a mismatch in an endless loop of one branch in purgatory(), others wait for an event, or for an
-    interrupt that is masked. A place that was not loaded as such a loop is none: there a stray write stopped it, and it
-    has judged nothing. Neither has one that came there sooner than it can hash: see purgatory_end().
+    Ours has purgatory_stop for it. kexec-tools' ends a mismatch in an endless loop of one branch in purgatory(), others
+    wait for an event, or for an interrupt that is masked. A place that was not loaded as such a loop is none: there a
+    stray write stopped it, and it has judged nothing. Neither has one that came there sooner than it can hash: see
+    purgatory_end().
     """
     where = stop.pc - 4 if stop.kind is CpuStopKind.IDLE else stop.pc
     if stop.kind is not CpuStopKind.IDLE:
@@ -137,7 +168,8 @@ def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: CpuStop) -> bool:
     word = int.from_bytes(purgatory.buf[offset : offset + 4], "little")
     if word not in (BRANCH_TO_SELF, WFI, WFE) or cpu.ram.read_u32(where) != word:
         return False
-    phys, size = purgatory.symbol_table().get("purgatory", (0, 0))
+    symbols = purgatory.symbol_table()
+    phys, size = symbols.get("purgatory_stop") or symbols.get("purgatory", (0, 0))
     return not size or where in PhysRange.of(phys, size)
 
 

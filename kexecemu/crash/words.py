@@ -23,7 +23,9 @@ def tell_purgatory(timeline: Timeline, run: PurgatoryRun, image: Kimage) -> None
     )
     damaged = describe_damage(verdict, image) if verdict is not None else None
     # Code and pointers come before the digests: with these wrong nothing is hashed.
-    differs = verdict is None or not verdict.damaged & (Damaged.PURGATORY | Damaged.DTB_POINTER)
+    differs = not run.itself
+    if verdict is not None:
+        differs = not verdict.damaged & (Damaged.PURGATORY | Damaged.DTB_POINTER)
     found = "the digests differ" if differs else "the image is not as loaded"
     words = {
         PurgatoryEnd.KERNEL: f"the purgatory {content} to the kernel at {image.kernel_entry:#x}",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from kexecemu.data import purgatory_file
+from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
 from kexecemu.files import read_file, replacing
 
@@ -61,7 +61,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def series_path(name: str = "purgatory") -> Path:
     """The folder of a series that ships."""
-    return purgatory_file(f"linux/{name}")
+    return purgatory_sources() / "linux" / name
 
 
 def read_series(series: Path, version: str) -> list[Step]:
@@ -112,7 +112,7 @@ def _create(new: NewFile, tree: Path) -> None:
         raise InputError(f"{new.path}: there already")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        data = read_file(purgatory_file(new.source))
+        data = read_file(purgatory_sources() / new.source)
     except OSError as error:
         raise InputError(f"{new.source}: {error.strerror}") from error
     with replacing(path) as file:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
+from kexecemu.data import PURGATORIES
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
 from kexecemu.scenario.option import Option
@@ -96,13 +97,13 @@ class Setup:
     )
     purgatory: bool | str | Path | None = _kernel(
         "default",
-        '"default" is the one that ships, "none" is none, anything else the path of an object file. '
-        'With a real Linux: "kexec-tools", or "none" for no checks.',
+        '"default" is the one that ships, "core" the same without its options, "none" is none, anything else the '
+        'path of an object file. With a real Linux: "kexec-tools", or "none" for no checks.',
         "FILE",
-        names=("default", "none", "kexec-tools"),
+        names=(*PURGATORIES, "none", "kexec-tools"),
         real=("kexec-tools", "none"),
         axis=True,
-        schema={"examples": ["default", "none"]},
+        schema={"examples": [*PURGATORIES, "none"]},
     )
     config: Mapping[str, str] = _kernel(
         dict,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
-from kexecemu.data import fixture_path
+from kexecemu.data import PURGATORIES, fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import missing_bytes
@@ -176,7 +176,7 @@ def settle(kernel: Kernel, undisturbed: Callable[[PhysRange], bytes]) -> None:
 def _with_paths(error: KexecError, setup: Setup) -> KexecError:
     """The same refusal, with the name of the file that it is about."""
     what, colon, rest = error.reason.partition(":")
-    purgatory = setup.purgatory if setup.purgatory != "default" else None
+    purgatory = setup.purgatory if setup.purgatory not in PURGATORIES else None
     path = {"kernel": setup.kernel, "initrd": setup.initrd, "purgatory": purgatory}.get(what)
     if not colon or path is None:
         return error

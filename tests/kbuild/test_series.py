@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kexecemu.data import purgatory_file
+from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
 from kexecemu.kbuild.series import apply_series, read_series, series_path
 
@@ -101,7 +101,7 @@ def test_a_new_file_is_one_of_the_purgatory(tmp_path: Path) -> None:
     new = '[[new]]\npath = "arch/arm64/purgatory/entry.S"\nsource = "entry.S"\n'
     apply_series(_series(tmp_path, new), "6.12", tree)
     made = tree / "arch/arm64/purgatory/entry.S"
-    assert made.read_bytes() == purgatory_file("entry.S").read_bytes()
+    assert made.read_bytes() == (purgatory_sources() / "entry.S").read_bytes()
     assert made.stat().st_mode & 0o777 == 0o644
 
 

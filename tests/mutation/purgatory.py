@@ -157,7 +157,7 @@ def verdict(mutant: Mutant, original: bytes) -> str:
     """same, invalid, killed or lives."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as temporary:
         folder = Path(temporary)
-        for name in ("purgatory", "fixtures"):
+        for name in ("purgatory", "fixtures", "kexecemu"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         source = folder / mutant.path
         lines = source.read_text().splitlines()

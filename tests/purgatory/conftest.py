@@ -35,6 +35,15 @@ R_LD_PREL_LO19, R_ADR_PREL_LO21, R_CALL26 = 273, 274, 283
 
 Region = tuple[int, int]
 
+# Symbols that a purgatory has by an option, and that need not be there.
+OPTIONAL = {
+    f"purgatory_{name}"
+    for name in (
+        "uart_base", "policy", "psci_conduit", "no_mmu", "no_crypto",
+        "region_digests", "page_digests", "copy", "chosen",
+    )
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -120,6 +129,9 @@ class Verdict:
         *head, ranges, _reserved = (values := struct.unpack(cls.FORMAT, raw))[:14]
         flat = values[14:]
         return cls(*head, ranges, list(zip(flat[::2], flat[1::2], strict=True))[:ranges])
+
+
+NO_VERDICT = Verdict(b"", 0, 0, 0, b"", b"", 0, 0, 0, 0, 0, 0, 0, [])
 
 
 class El(enum.Enum):
@@ -242,6 +254,8 @@ class Bench:
         }
         own = values.pop("purgatory_self_digest", None)
         for name, value in values.items():
+            if name in OPTIONAL - self.loaded.symbols.keys():
+                continue
             address, size = self.loaded.symbols[name]
             assert size == len(value)
             image[address - self.phys : address - self.phys + size] = value
@@ -365,14 +379,14 @@ class Bench:
             if restart:
                 uc.emu_start(restart.pop(), 0, count=limit)
 
-        address, size = self.loaded.symbols["purgatory_verdict"]
+        record = self.loaded.symbols.get("purgatory_verdict")
         registers = {f"x{i}": uc.reg_read(getattr(arm64, f"UC_ARM64_REG_X{i}")) for i in range(31)}
         registers["sp"] = uc.reg_read(arm64.UC_ARM64_REG_SP)
         return Run(
             pc=uc.reg_read(arm64.UC_ARM64_REG_PC),
             registers=registers,
             console=bytes(console),
-            verdict=Verdict.unpack(bytes(uc.mem_read(address, size))),
+            verdict=Verdict.unpack(bytes(uc.mem_read(*record))) if record else NO_VERDICT,
             instructions=instructions[0],
             foreign=foreign,
             unaligned=unaligned,

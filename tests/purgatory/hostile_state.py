@@ -201,7 +201,10 @@ class HostileState:
             words += self._one(damaged, places.code + 4 * len(words))
         words += [*self._sane(), *put_char("E"), *self._off()]
         self.code = encode(words)
-        self.kernel = encode([*self._sane(), *put_char("K"), *mov(9, places.resume), 0xF9400129, 0xD61F0120])
+        resume = [*mov(9, places.resume), 0xF9400129, 0xD61F0120]
+        self.kernel = encode([*self._sane(), *put_char("K"), *resume])
+        # In place of purgatory_stop, for a purgatory that does not return.
+        self.stopped = encode([*self._sane(), *put_char("S"), *resume])
 
     def _off(self) -> list[int]:
         return [*mov(0, 0x84000008), 0xD4000002 if self.el is El.EL1 else 0xD4000003, 0x14000000]

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow  # guests are built
 
 TOP = Path(__file__).resolve().parents[2]
-GUESTS = ("purgatory", "capture", "vmcopy")
+GUESTS = ("purgatory", "core", "capture", "vmcopy")
 
 
 def build(*arguments: str, top: Path = TOP) -> subprocess.CompletedProcess[str]:
@@ -28,6 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     top = tmp_path / "a longer path than usual" / "checkout"
     shutil.copytree(TOP / "purgatory", top / "purgatory")
     shutil.copytree(TOP / "fixtures", top / "fixtures")
+    shutil.copytree(TOP / "kexecemu", top / "kexecemu", ignore=shutil.ignore_patterns("__pycache__"))
     return top
 
 

@@ -69,7 +69,7 @@ def test_the_reference_is_right() -> None:
 def test_every_byte_is_taken_once_and_in_order_whatever_is_in_the_block_already(
     functions: Functions, instructions: int
 ) -> None:
-    """All ways through digest_update() and what it calls, which ask for count % 64, and for len as far as a third block.
+    """All ways through digest_update() and what it calls: they ask for count % 64, and for len as far as a third block.
 
     What comes behind whole blocks goes by the same code as with fewer of them. So the state after any update is the one
     that hashlib has after the same bytes, which is found out by finishing both.

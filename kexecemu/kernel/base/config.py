@@ -172,7 +172,8 @@ class KernelConfig:
 
     era         an Era or its value, "6.4" for example
     protection  None: what the era does by itself (pte before 6.4, none after); else a Protection or its name
-    purgatory   False/None: none, as arm64 has it today; True or "default": the one that ships; else an object's path
+    purgatory   False/None: none, as arm64 has it today; True or "default": the one that ships;
+                "core": that one without its options; else an object's path
     options     Kconfig names (with or without CONFIG_) to "y", "n", a number or a word
     rng_ready   the random number generator is initialised when a load builds its device tree
     """

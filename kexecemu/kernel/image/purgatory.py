@@ -16,7 +16,7 @@ from kexecemu.kernel.image.segment import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["LoadedPurgatory", "parse_purgatory"]
+__all__ = ["LoadedPurgatory", "link_at", "parse_purgatory"]
 
 _SHT_NULL, _SHT_RELA, _SHT_NOBITS, _SHT_REL = 0, 4, 8, 9
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR = 1, 2, 4
@@ -227,3 +227,10 @@ class LoadedPurgatory:
             if symbol.shndx in self._addresses:
                 table[symbol.name] = (self._addresses[symbol.shndx] + symbol.value, symbol.size)
         return table
+
+
+def link_at(obj: elfrel.RelocatableObject, phys: int) -> LoadedPurgatory:
+    """Link an object at a page, whatever memory there is: to see whether it can be, and how large it is."""
+    return LoadedPurgatory(
+        obj, lambda buf, memsz, align: Segment("purgatory", buf, phys, align_up(memsz, 4096))
+    )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kexecemu.arguments import contents, integer, text
-from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.data import PURGATORIES, fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.files import read_file
 from kexecemu.formats import elfrel
@@ -24,11 +24,12 @@ from kexecemu.suggest import did_you_mean
 __all__ = ["kexec_file_load", "kexec_tools_load", "kexec_tools_purgatory", "purgatory_object", "tell_image"]
 
 
-def _read_purgatory(path: Path) -> elfrel.RelocatableObject:
+def _read_purgatory(named: str | Path) -> elfrel.RelocatableObject:
+    path = purgatory_path(str(named)) if str(named) in PURGATORIES else Path(named)
     try:
         data = read_file(path)
     except OSError as error:
-        like = did_you_mean(path.name, ("default", "none"))
+        like = did_you_mean(path.name, (*PURGATORIES, "none"))
         raise InputError(f"purgatory {path}: {error.strerror or error}{like}") from error
     return parse_purgatory(object_or_embedded(data), str(path))
 
@@ -41,7 +42,7 @@ def purgatory_object(config: KernelConfig) -> elfrel.RelocatableObject | None:
     wanted = config.purgatory
     if wanted in (None, False, "none"):
         return None
-    return _read_purgatory(purgatory_path() if wanted in (True, "default") else Path(str(wanted)))
+    return _read_purgatory("default" if wanted is True else str(wanted))
 
 
 def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
@@ -49,7 +50,7 @@ def kexec_tools_purgatory(config: KernelConfig) -> elfrel.RelocatableObject:
     wanted = config.purgatory
     if wanted in (None, False, "none", True, "default"):
         return _read_purgatory(fixture_path("guests/kexec-tools-purgatory.ro"))
-    return _read_purgatory(Path(str(wanted)))
+    return _read_purgatory(str(wanted))
 
 
 def kexec_file_load(

@@ -28,13 +28,14 @@ OnRun = Callable[[], None]
 class Judged:
     """One row: what each place made of each run, by its name in PLACES; those that were not asked are not there.
 
-    absent says why a row has no runs.
+    absent says why a row has no runs. captured is said of the intact image: a capture kernel came up, and its dump, if
+    it has a disk for one, was a true one.
     """
 
     case: str
     replies: Mapping[str, Sequence[Reply]]
     absent: str = ""
-    dump: Mapping[str, bool] = field(default_factory=dict)
+    captured: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def differs(self) -> list[str]:
@@ -44,11 +45,11 @@ class Judged:
 
     @property
     def wrong(self) -> list[str]:
-        """The places where an intact image did not capture, with a true dump where one was taken."""
+        """The places where an intact image did not capture."""
         if self.case != UNTOUCHED:
             return []
         bad = [name for name, found in self.replies.items() if set(found) != {Reply.BOOTS}]
-        return [*bad, *(name for name, good in self.dump.items() if not good and name not in bad)]
+        return [*bad, *(name for name, good in self.captured.items() if not good and name not in bad)]
 
     def as_object(self) -> dict[str, Any]:
         """For --json."""
@@ -87,13 +88,13 @@ def judge_kernel(
     found: dict[str, dict[str, list[Reply]]] = {
         name: {"model": replies} for name, (replies, _) in model.items()
     }
-    dumps: dict[str, bool] = {}
+    captured: dict[str, bool] = {}
     if board:
-        _on_board(trial, found, dumps, on_run)
+        _on_board(trial, found, captured, on_run)
     if machine is not None:
-        _in_qemu(trial, machine, found, dumps, jobs, on_run)
+        _in_qemu(trial, machine, found, captured, jobs, on_run)
     return [
-        Judged(name, replies, model[name][1], dumps if name == UNTOUCHED else {})
+        Judged(name, replies, model[name][1], captured if name == UNTOUCHED else {})
         for name, replies in found.items()
     ]
 
@@ -105,7 +106,7 @@ def _cases(loaded: Loaded) -> dict[str, Case]:
 
 
 def _on_board(
-    trial: Trial, found: dict[str, dict[str, list[Reply]]], dumps: dict[str, bool], on_run: OnRun
+    trial: Trial, found: dict[str, dict[str, list[Reply]]], captured: dict[str, bool], on_run: OnRun
 ) -> None:
     with board_runs(trial) as runs:
         for name, case in _cases(runs.loaded).items():
@@ -115,7 +116,7 @@ def _on_board(
                 end = runs.run(lambda loaded, faults=faults: faults, linux=intact)  # type: ignore[misc]
                 replies.append(end.reply)
                 if intact:
-                    dumps["board"] = end.dump is True
+                    captured["board"] = end.captured
                 on_run()
 
 
@@ -123,7 +124,7 @@ def _in_qemu(
     trial: Trial,
     machine: QemuMachine,
     found: dict[str, dict[str, list[Reply]]],
-    dumps: dict[str, bool],
+    captured: dict[str, bool],
     jobs: int,
     on_run: OnRun,
 ) -> None:
@@ -134,7 +135,7 @@ def _in_qemu(
         intact = name == UNTOUCHED
         end = run_in_qemu(replace(trial, dump=intact), machine, written)
         if intact:
-            dumps["qemu"] = end.dump is True
+            captured["qemu"] = end.captured
         on_run()
         return end.reply
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from kexecemu.crash.damage import Damage, find_damage
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome, judge
-from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
+from kexecemu.crash.stages import (
+    LINUX_ENDS,
+    CaptureEnd,
+    CaptureRun,
+    PurgatoryEnd,
+    PurgatoryRun,
+    itself_changed,
+)
 from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.elf import PT_LOAD
@@ -221,7 +228,8 @@ class _Run:
         end = end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, trapped=trapped)
         stood = f"PC {registers.pc:#x}, in {_place(loaded.image, registers.pc)}"
         stood += "" if stopped else f", still moving after {PURGATORY_SECONDS:.0f} s"
-        return PurgatoryRun(end, registers.pc, 0, verdict), stood
+        itself = not purgatory.has_symbol("purgatory_verdict") and itself_changed(loaded.ram, purgatory)
+        return PurgatoryRun(end, registers.pc, 0, verdict, itself=itself), stood
 
     def _until_it_ends(self, doors: set[int]) -> tuple[Registers, bool]:
         """Its registers at a breakpoint, or where it has stopped for good (True) or has not in time (False)."""
@@ -353,6 +361,9 @@ def _refuses(loaded: Loaded, pc: int) -> bool:
     """A purgatory that keeps no record stands in an endless loop of its own, which is as it was loaded."""
     purgatory = loaded.image.purgatory
     assert purgatory is not None
+    phys, size = purgatory.symbol_table().get("purgatory_stop", (0, 0))
+    if size and pc not in range(phys, phys + size + 4):  # a WFI that an interrupt has ended stands behind it
+        return False
     for at in (pc, pc - 4):
         offset = at - purgatory.segment.mem
         word = bytes(purgatory.buf[offset : offset + 4]) if offset >= 0 else b""

@@ -99,7 +99,7 @@ def test_every_key_of_json_is_on_its_page(
 def test_a_judge_that_finds_a_difference_is_1(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [judge.Judged(UNTOUCHED, {"model": [Reply.BOOTS], "qemu": [Reply.BOOTS]}, dump={"qemu": True})]
+    rows = [judge.Judged(UNTOUCHED, {"model": [Reply.BOOTS], "qemu": [Reply.BOOTS]}, captured={"qemu": True})]
     monkeypatch.setattr(judge, "judge_kernel", lambda *words, **more: rows)
     assert main(["kernel", "judge", f"{folder}/"]) == 0
     assert "1 row, 1 run: all are as the model says" in capsys.readouterr().out

@@ -21,9 +21,9 @@ def test_a_row_differs_where_any_run_does_in_that_order() -> None:
 
 def test_an_intact_image_must_boot_with_a_true_dump() -> None:
     boots = {name: [Reply.BOOTS] for name in ("model", "board", "qemu")}
-    assert Judged(UNTOUCHED, boots, dump={"board": True, "qemu": True}).wrong == []
-    assert Judged(UNTOUCHED, boots, dump={"board": False, "qemu": True}).wrong == ["board"]
-    hung = Judged(UNTOUCHED, {**boots, "qemu": [Reply.HUNG]}, dump={"qemu": False})
+    assert Judged(UNTOUCHED, boots, captured={"board": True, "qemu": True}).wrong == []
+    assert Judged(UNTOUCHED, boots, captured={"board": False, "qemu": True}).wrong == ["board"]
+    hung = Judged(UNTOUCHED, {**boots, "qemu": [Reply.HUNG]}, captured={"qemu": False})
     assert (hung.wrong, hung.differs) == (["qemu"], ["qemu"])
     assert Judged("initrd", {"model": [BAD], "qemu": [BAD]}).wrong == []
 

@@ -66,20 +66,21 @@ def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loa
     found = FoundPurgatory(loaded.obj, own.segment)
     found.has_symbol = lambda name: name != "purgatory_verdict"  # type: ignore[method-assign]
     core = replace(loaded, image=replace(loaded.image, purgatory=found))
-    at = own.entry + 0x40
-    offset = at - own.segment.mem
+    at, _ = own.symbol_table()["purgatory_stop"]
+    found.buf[:] = own.buf
 
     def ends(here: int) -> PurgatoryEnd:
         return end_of(core, here, None, doors=(), stopped=True)
 
-    assert ends(at) is PurgatoryEnd.HUNG
-    loaded.ram.write_u32(at, BRANCH_TO_SELF)
-    assert ends(at) is PurgatoryEnd.HUNG  # a stray write made that loop
-    found.buf[offset : offset + 4] = BRANCH_TO_SELF.to_bytes(4, "little")
     assert ends(at) is ends(at + 4) is PurgatoryEnd.MISMATCH
-    assert ends(at + 8) is PurgatoryEnd.HUNG
+    assert ends(own.entry + 0x40) is PurgatoryEnd.HUNG
+    loaded.ram.write_u32(own.entry + 0x40, BRANCH_TO_SELF)
+    assert ends(own.entry + 0x40) is PurgatoryEnd.HUNG  # a stray write made that loop
     assert end_of(core, at, None, doors=(), stopped=False) is PurgatoryEnd.HUNG
     assert end_of(core, at, None, doors=(), stopped=True, trapped=True) is PurgatoryEnd.TRAPPED
+    loaded.ram.write_u32(at, NOP)
+    loaded.ram.write_u32(at + 4, BRANCH_TO_SELF)
+    assert ends(at) is PurgatoryEnd.HUNG  # nor is it one that it was loaded with
 
 
 def test_a_target_is_what_a_scenario_would_call_it(loaded: Loaded) -> None:

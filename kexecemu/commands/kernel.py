@@ -1,10 +1,7 @@
 """kexecemu kernel: Linux from Debian's source with a purgatory of its own: fetch, build, boot, stamp, judge."""
 
-import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +9,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kexecemu.commands.help import HelpfulGroup, add_command
+from kexecemu.commands.kernel_given import (
+    BOOTING,
+    BUILDING,
+    CompilerOption,
+    ConfigOption,
+    CpuOption,
+    CpusOption,
+    ElOption,
+    KaslrOption,
+    KernelArgument,
+    OnOption,
+    PagesOption,
+    SeriesOption,
+    VersionArgument,
+    built_kernel,
+    counted,
+    failed,
+    fault_given,
+    machine_given,
+    plan_given,
+)
 from kexecemu.commands.options import JsonOption, VerboseOption, from_one, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import BuildError, FetchError, InputError
 
 if TYPE_CHECKING:
-    from kexecemu.kbuild.build import BuildPlan, BuiltKernel
+    from kexecemu.kbuild.build import BuiltKernel
     from kexecemu.kbuild.qemu import QemuMachine
     from kexecemu.kbuild.trial import TrialEnd
     from kexecemu.stray.fault import Fault
@@ -32,34 +50,9 @@ app = typer.Typer(
     "kexecemu kernel stamp 6.12 --write initrd+0x1000=deadbeef\nA word written by DMA, and a panic: what notices it?",
 )
 
-BUILDING, BOOTING = "What is built", "The machine"
-
-_VERSION = "A version of Linux: 6.12 or 7.3."
-_KERNEL = "A version that has been built, or a folder with an Image: a build's, or make's O=."
-_SERIES = "A folder with a series (*.toml), or none (default: the one that ships)."
-_PAGES = "Size of a page: 4k, 16k or 64k."
-_CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
-_COMPILER = "gcc or clang."
-_ON = "qemu, or board: our own."
-_EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
 _WHERE = "both, qemu, or board: our own."
-_CPU = "max, neoverse-v1 or cortex-a57. QEMU only."
 _WRITE = "Write these bytes there by DMA after the load, as initrd+0x1000=deadbeef. Repeatable."
 _EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
-
-VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help=_VERSION)]
-KernelArgument = Annotated[str, typer.Argument(metavar="VERSION|DIR", help=_KERNEL)]
-SeriesOption = Annotated[str | None, option("--series", _SERIES, "DIR|none", BUILDING)]
-PagesOption = Annotated[str, option("--pages", _PAGES, "SIZE", BUILDING)]
-ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", BUILDING)]
-CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
-CpuOption = Annotated[str, option("--cpu", _CPU, "NAME", BOOTING)]
-ElOption = Annotated[str, option("--el", _EL, "LEVEL", BOOTING)]
-CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=from_one)]
-KaslrOption = Annotated[
-    bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
-]
-OnOption = Annotated[str, option("--on", _ON, "WHERE", BOOTING)]
 
 
 def fetch(
@@ -79,7 +72,7 @@ def fetch(
     try:
         fetch_source(version, folder, partial(print, flush=True), mirror)
     except FetchError as error:
-        raise _failed("fetch", error) from error
+        raise failed("fetch", error) from error
     except OSError as error:
         raise InputError(f"fetch: {error.filename or folder}: {error.strerror or error}") from error
 
@@ -107,12 +100,12 @@ def build(
     from kexecemu.fetch.cache import cache_folder
     from kexecemu.kbuild.build import build_kernel
 
-    plan = _plan(version, series, pages, config, compiler)
+    plan = plan_given(version, series, pages, config, compiler)
     try:
-        with _counted("building", "objects") as on_object:
+        with counted("building", "objects") as on_object:
             built = build_kernel(plan, cache_folder(), jobs or os.cpu_count() or 1, on_object, keep=keep)
     except BuildError as error:
-        raise _failed("build", error) from error
+        raise failed("build", error) from error
     except OSError as error:
         raise InputError(f"build: {error.filename or cache_folder()}: {error.strerror or error}") from error
     if json:
@@ -150,8 +143,10 @@ def boot(
     verbose: VerboseOption = False,
 ) -> None:
     """Boot, load once more by kexec_file_load, panic, say what came of it: exit status 1 without a true dump."""
-    machine = _machine(on, cpu, el, cpus)
-    end = _tried(_built(kernel, series, pages, config, compiler), machine, cpus, kaslr, [], json, verbose)
+    machine = machine_given(on, cpu, el, cpus)
+    end = _tried(
+        built_kernel(kernel, series, pages, config, compiler), machine, cpus, kaslr, [], json, verbose
+    )
     raise typer.Exit(0 if end.captured and end.reply.value == "boots" else 1)
 
 
@@ -181,9 +176,11 @@ def stamp(
 
     if expect is not None and expect not in list(Reply):
         raise InputError(f"--expect: there is no reply {expect!r}{there_are(expect, list(Reply))}")
-    faults = [_fault(text) for text in write]
-    machine = _machine(on, cpu, el, cpus)
-    end = _tried(_built(kernel, series, pages, config, compiler), machine, cpus, kaslr, faults, json, verbose)
+    faults = [fault_given(text) for text in write]
+    machine = machine_given(on, cpu, el, cpus)
+    end = _tried(
+        built_kernel(kernel, series, pages, config, compiler), machine, cpus, kaslr, faults, json, verbose
+    )
     if expect is not None and end.reply.value != expect:
         print(f"kexecemu: not as expected: {end.reply.value}, not {expect}", file=sys.stderr)
         raise typer.Exit(1)
@@ -216,9 +213,9 @@ def judge(
         raise InputError(f"--on {on!r} is not one of both, qemu, board")
     machine = None if on == "board" else QemuMachine(cpu, el, cpus)
     if machine is None:
-        _machine(on, cpu, el, cpus)
-    trial = Trial(_built(kernel, series, pages, config, compiler), cpus=cpus, kaslr=kaslr)
-    with _counted("judging", "runs") as count:
+        machine_given(on, cpu, el, cpus)
+    trial = Trial(built_kernel(kernel, series, pages, config, compiler), cpus=cpus, kaslr=kaslr)
+    with counted("judging", "runs") as count:
         judged = judge_kernel(trial, machine, board=on != "qemu", jobs=jobs, on_run=count)
     good = not any(one.differs or one.wrong for one in judged)
     if json:
@@ -227,73 +224,6 @@ def judge(
     else:
         sys.stdout.write(judge_text(judged))
     raise typer.Exit(0 if good else 1)
-
-
-def _failed(what: str, error: Exception) -> typer.Exit:
-    """The one line on stderr, and exit status 1."""
-    print(f"kexecemu: kernel {what}: {' '.join(str(error).split())}", file=sys.stderr)
-    return typer.Exit(1)
-
-
-def _plan(
-    version: str, series: str | None, pages: str, config: list[str] | None, compiler: str
-) -> "BuildPlan":
-    from kexecemu.kbuild.build import BuildPlan
-    from kexecemu.kbuild.options import fragment
-    from kexecemu.kbuild.series import series_path
-    from kexecemu.kbuild.source import check_version
-    from kexecemu.kbuild.toolchain import Toolchain
-
-    check_version(version)
-    folder = series_path() if series is None else None if series == "none" else Path(series)
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"--series {series}: is no folder")
-    return BuildPlan(version, folder, fragment(pages, config or ()), Toolchain(compiler))
-
-
-def _built(
-    kernel: str, series: str | None, pages: str, config: list[str] | None, compiler: str
-) -> "BuiltKernel":
-    """The kernel that was built so, or the one in a folder; InputError with the command that builds it."""
-    from kexecemu.fetch.cache import cache_folder
-    from kexecemu.kbuild.build import find_built, read_built
-
-    if os.sep in kernel:
-        if not Path(kernel).is_dir():
-            raise InputError(f"{kernel}: is no folder")
-        return read_built(Path(kernel))
-    found = find_built(_plan(kernel, series, pages, config, compiler), cache_folder())
-    if found is None:
-        words = [f"--series {series}"] if series else []
-        words += [f"--pages {pages}"] if pages != "4k" else []
-        words += [f"--config {line}" for line in config or ()]
-        words += [f"--compiler {compiler}"] if compiler != "gcc" else []
-        raise InputError(f"it is not built yet: run {' '.join(['kexecemu kernel build', kernel, *words])}")
-    return found
-
-
-def _machine(on: str, cpu: str, el: str, cpus: int) -> "QemuMachine | None":
-    """QEMU's, or None for our board."""
-    from kexecemu.kbuild.qemu import QemuMachine
-
-    if on not in ("qemu", "board"):
-        raise InputError(f"--on {on!r} is not one of qemu, board")
-    if on == "qemu":
-        return QemuMachine(cpu, el, cpus)
-    for name, value, usual in (("--cpu", cpu, "max"), ("--el", el, "el1")):
-        if value != usual:
-            raise InputError(f"{name} {value}: our own board has one CPU model, and that lives at EL1")
-    return None
-
-
-def _fault(text: str) -> "Fault":
-    """TARGET=HEX."""
-    from kexecemu.stray.fault import By, Fault, parse_hex
-
-    at, sign, digits = text.rpartition("=")
-    if not sign or not at or not digits:
-        raise InputError(f"--write {text!r} is not TARGET=HEX, as initrd+0x1000=deadbeef")
-    return Fault(at, write=parse_hex(digits, f"--write {text}"), by=By.DMA)
 
 
 def _tried(
@@ -325,19 +255,6 @@ def _tried(
     else:
         sys.stdout.write(trial_text(where, end))
     return end
-
-
-@contextmanager
-def _counted(what: str, of: str) -> Iterator[Callable[[], None]]:
-    """A line on stderr with how many there were so far, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    numbers = itertools.count(1)
-    try:
-        yield lambda: print(f"\r{what}: {next(numbers)} {of}", end="", file=sys.stderr, flush=True)
-    finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 _FETCH_EXAMPLES = """\

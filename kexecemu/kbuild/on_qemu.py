@@ -9,7 +9,7 @@ import hashlib
 import re
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from kexecemu.crash.stages import (
     PurgatoryRun,
     itself_changed,
 )
-from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
+from kexecemu.crash.verdict import read_verdict
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.elf import PT_LOAD
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.kbuild.gdbstub import Registers
 from kexecemu.kbuild.qemu import Qemu, QemuMachine, find_qemu
+from kexecemu.kbuild.qemu_ends import PANIC_END, SAID, linux_end, place_of_pc, purgatory_end_of
 from kexecemu.kbuild.trial import (
     Loaded,
     Trial,
@@ -39,20 +40,16 @@ from kexecemu.kbuild.trial import (
     setup_of,
     trial_end,
 )
-from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.linux.first_boot import WAITING, LinuxSetup, first_cmdline, first_initrd, first_page_size
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_records import crash_kernel, split_records
-from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
-from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE, WFI
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
 from kexecemu.stray.fault import Injection
 
-__all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "end_of", "run_in_qemu"]
+__all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "run_in_qemu"]
 
 LIMIT_SECONDS = 120.0
 """For the boot, and for the capture kernel. A boot takes some seconds."""
@@ -62,11 +59,6 @@ PURGATORY_SECONDS = 30.0
 _LOOK_SECONDS = 0.4
 _LOOKS = 3  # in which a CPU that masks everything has not moved: it has stopped for good
 _LOOP_BYTES = 8
-_PANIC_END = "---[ end Kernel panic"
-_PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
-_LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
-_END = "kdump: end: "
-
 Hear = Callable[[bytes], object]
 
 
@@ -182,7 +174,7 @@ class _Run:
     def _load(self) -> Loaded:
         """Boot, until the crash kernel is loaded and init waits for a line; the machine is stopped then."""
         qemu = self.qemu
-        hit = qemu.wait_for((f"{WAITING}\n", "first: end: ", _PANIC_END), LIMIT_SECONDS)
+        hit = qemu.wait_for((f"{WAITING}\n", "first: end: ", PANIC_END), LIMIT_SECONDS)
         if hit is None or WAITING not in hit:
             why = qemu.trouble if qemu.ended else self._last_line(0)
             raise InputError(f"the kernel has loaded no crash kernel: {why or 'it said nothing'}")
@@ -225,8 +217,8 @@ class _Run:
         # An exception that it has taken left its place in there.
         elr = gdb.system_register(f"ELR_EL{max(registers.el, 1)}")
         trapped = elr is not None and elr in purgatory.segment.area
-        end = end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, trapped=trapped)
-        stood = f"PC {registers.pc:#x}, in {_place(loaded.image, registers.pc)}"
+        end = purgatory_end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, trapped=trapped)
+        stood = f"PC {registers.pc:#x}, in {place_of_pc(loaded.image, registers.pc)}"
         stood += "" if stopped else f", still moving after {PURGATORY_SECONDS:.0f} s"
         itself = not purgatory.has_symbol("purgatory_verdict") and itself_changed(loaded.ram, purgatory)
         return PurgatoryRun(end, registers.pc, 0, verdict, itself=itself), stood
@@ -271,33 +263,17 @@ class _Run:
         registers = gdb.registers()
         printed = len(qemu.console)
         gdb.resume()
-        hit = qemu.wait_for((_END, _PANIC_END), LIMIT_SECONDS, printed)
+        hit = qemu.wait_for((SAID, PANIC_END), LIMIT_SECONDS, printed)
         qemu.wait_for(("reboot: Power down",), 1, printed)
         said = qemu.console[printed:]
-        last = next((line for line in said.splitlines() if line.startswith("kdump: end:")), "")
-        end = LinuxEnd.STUCK
-        if hit == _PANIC_END:
-            end = LinuxEnd.PANIC
-        elif hit is not None:
-            end = next((kind for word, kind in _LAST_WORDS if last.startswith(word)), LinuxEnd.OFF)
-        release = re.search(r"^kdump: Linux (\S+) is up", said, re.MULTILINE)
-        panic = _PANIC.search(said)
-        linux = LinuxCapture(
-            end,
-            "",
-            0,
-            release=release[1] if release else "",
-            console=said,
-            last_word=last.removeprefix(_END),
-            panic=panic[1].strip() if panic and end is LinuxEnd.PANIC else "",
-        )
-        kind = LINUX_ENDS[end]
-        dump = self._true_dump(last, loads) if kind is CaptureEnd.DONE else None
+        linux = linux_end(said, panicked=hit == PANIC_END)
+        kind = LINUX_ENDS[linux.end]
+        dump = self._true_dump(linux.last_word, loads) if kind is CaptureEnd.DONE else None
         return CaptureRun(kind, registers.pc or entry, 0, None, linux=linux), dump
 
-    def _true_dump(self, last: str, loads: list[tuple[PhysRange, str]]) -> bool:
+    def _true_dump(self, said: str, loads: list[tuple[PhysRange, str]]) -> bool:
         """The PT_LOADs of the core on the disk are what memory held when the image was entered."""
-        size = re.search(r", (\d+) bytes to ", last)
+        size = re.search(r", (\d+) bytes to ", said)
         if self.disk is None or size is None:
             return False
         read = []
@@ -314,59 +290,3 @@ class _Run:
                         digest.update(file.read(min(1 << 22, one.filesz - at)))
                     read.append((PhysRange.of(one.paddr, one.filesz), digest.hexdigest()))
         return bool(read) and read == loads
-
-
-def end_of(
-    loaded: Loaded,
-    pc: int,
-    verdict: Verdict | None,
-    *,
-    doors: Collection[int],
-    stopped: bool,
-    trapped: bool = False,
-) -> PurgatoryEnd:
-    """How a purgatory ended whose CPU stands at a physical address, with this record (None: it has none).
-
-    doors are where it was waited for: the kernel's entry, and what it was told of that. stopped says that its CPU
-    stands there for good, or has come to a door, and trapped that it has taken an exception from the purgatory.
-    loaded.ram is memory as it is now.
-    """
-    image = loaded.image
-    purgatory = image.purgatory
-    assert purgatory is not None
-    state, inside = verdict.state if verdict is not None else None, pc in purgatory.segment.area
-    if pc == image.kernel_entry:
-        return PurgatoryEnd.KERNEL
-    if pc in doors or (state is VerdictState.MATCH and not inside):
-        return PurgatoryEnd.ELSEWHERE
-    if state is VerdictState.MISMATCH:
-        return PurgatoryEnd.MISMATCH
-    if state is VerdictState.TRAPPED or (stopped and not inside):
-        return (
-            PurgatoryEnd.TRAPPED
-        )  # or at the dead kernel's vectors, which cannot be fetched with the MMU off
-    keeps = purgatory.has_symbol("purgatory_verdict")
-    if stopped and trapped and not keeps:
-        return PurgatoryEnd.TRAPPED
-    return PurgatoryEnd.MISMATCH if stopped and not keeps and _refuses(loaded, pc) else PurgatoryEnd.HUNG
-
-
-def _place(image: Kimage, pc: int) -> str:
-    """In which segment, for people."""
-    segment = image.segment_at(pc)
-    return f"the {segment.name}" if segment is not None else "nothing that was loaded"
-
-
-def _refuses(loaded: Loaded, pc: int) -> bool:
-    """A purgatory that keeps no record stands in an endless loop of its own, which is as it was loaded."""
-    purgatory = loaded.image.purgatory
-    assert purgatory is not None
-    phys, size = purgatory.symbol_table().get("purgatory_stop", (0, 0))
-    if size and pc not in range(phys, phys + size + 4):  # a WFI that an interrupt has ended stands behind it
-        return False
-    for at in (pc, pc - 4):
-        offset = at - purgatory.segment.mem
-        word = bytes(purgatory.buf[offset : offset + 4]) if offset >= 0 else b""
-        if int.from_bytes(word, "little") in (BRANCH_TO_SELF, WFE, WFI) and loaded.ram.read(at, 4) == word:
-            return True
-    return False

@@ -13,8 +13,9 @@ from kexecemu.crash.verdict import Verdict, VerdictState
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats.elfrel import parse
-from kexecemu.kbuild.on_qemu import end_of
+from kexecemu.kbuild.qemu_ends import linux_end, purgatory_end_of
 from kexecemu.kbuild.trial import Loaded, place_of
+from kexecemu.linux.capture import LinuxEnd
 from kexecemu.linux.first_purgatory import FoundPurgatory
 from kexecemu.stray.fault import By, Fault
 
@@ -57,7 +58,7 @@ def test_the_end_is_read_from_where_it_stands_and_from_its_record(
     image = loaded.image
     places = {"kernel": image.kernel_entry, "door": 0x1000, "away": AWAY, "purgatory": image.start}
     doors = {image.kernel_entry, 0x1000}
-    assert end_of(loaded, places[place], record(state), doors=doors, stopped=stopped) is end
+    assert purgatory_end_of(loaded, places[place], record(state), doors=doors, stopped=stopped) is end
 
 
 def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loaded) -> None:
@@ -70,14 +71,14 @@ def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loa
     found.buf[:] = own.buf
 
     def ends(here: int) -> PurgatoryEnd:
-        return end_of(core, here, None, doors=(), stopped=True)
+        return purgatory_end_of(core, here, None, doors=(), stopped=True)
 
     assert ends(at) is ends(at + 4) is PurgatoryEnd.MISMATCH
     assert ends(own.entry + 0x40) is PurgatoryEnd.HUNG
     loaded.ram.write_u32(own.entry + 0x40, BRANCH_TO_SELF)
     assert ends(own.entry + 0x40) is PurgatoryEnd.HUNG  # a stray write made that loop
-    assert end_of(core, at, None, doors=(), stopped=False) is PurgatoryEnd.HUNG
-    assert end_of(core, at, None, doors=(), stopped=True, trapped=True) is PurgatoryEnd.TRAPPED
+    assert purgatory_end_of(core, at, None, doors=(), stopped=False) is PurgatoryEnd.HUNG
+    assert purgatory_end_of(core, at, None, doors=(), stopped=True, trapped=True) is PurgatoryEnd.TRAPPED
     loaded.ram.write_u32(at, NOP)
     loaded.ram.write_u32(at + 4, BRANCH_TO_SELF)
     assert ends(at) is PurgatoryEnd.HUNG  # nor is it one that it was loaded with
@@ -106,3 +107,21 @@ def test_a_target_is_what_a_scenario_would_call_it(loaded: Loaded) -> None:
     ):
         with pytest.raises(InputError, match=said):
             place_of(loaded, Fault(at, write=b"\0", by=By.DMA))
+
+
+@pytest.mark.parametrize(
+    ("last", "panicked", "end"),
+    [
+        ("kdump: end: status 0, 4096 bytes to /dev/vda", False, LinuxEnd.DONE),
+        ("kdump: end: headers read, nothing copied", False, LinuxEnd.HEADERS),
+        ("kdump: end: no /proc/vmcore, this kernel was not started by a crash", False, LinuxEnd.NO_DUMP),
+        ("kdump: end: status 1, 4096 bytes to /dev/vda", False, LinuxEnd.OFF),
+        ("Kernel panic - not syncing: VFS: no root", True, LinuxEnd.PANIC),
+        ("[    0.100000] printk: console [ttyAMA0] enabled", False, LinuxEnd.STUCK),
+    ],
+)
+def test_a_capture_kernel_s_end_is_its_init_s_last_word(last: str, panicked: bool, end: LinuxEnd) -> None:
+    found = linux_end(f"kdump: Linux 6.12.1 is up\n{last}\n", panicked=panicked)
+    assert (found.end, found.release) == (end, "6.12.1")
+    assert found.last_word == (last.removeprefix("kdump: end: ") if last.startswith("kdump") else "")
+    assert found.panic == ("VFS: no root" if panicked else "")

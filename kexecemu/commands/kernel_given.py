@@ -1,0 +1,130 @@
+"""What is given to the commands of kexecemu kernel: which kernel, built how, on which machine."""
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kexecemu.commands.options import from_one, option
+from kexecemu.errors import InputError
+
+if TYPE_CHECKING:
+    from kexecemu.kbuild.build import BuildPlan, BuiltKernel
+    from kexecemu.kbuild.qemu import QemuMachine
+    from kexecemu.stray.fault import Fault
+
+__all__ = ["BOOTING", "BUILDING", "CompilerOption", "ConfigOption", "CpuOption", "CpusOption", "ElOption"]
+__all__ += ["KaslrOption", "KernelArgument", "OnOption", "PagesOption", "SeriesOption", "VersionArgument"]
+__all__ += ["built_kernel", "counted", "failed", "fault_given", "machine_given", "plan_given"]
+
+BUILDING, BOOTING = "What is built", "The machine"
+
+_VERSION = "A version of Linux: 6.12 or 7.3."
+_KERNEL = "A version that has been built, or a folder with an Image: a build's, or make's O=."
+_SERIES = "A folder with a series (*.toml), or none (default: the one that ships)."
+_PAGES = "Size of a page: 4k, 16k or 64k."
+_CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
+_COMPILER = "gcc or clang."
+_ON = "qemu, or board: our own."
+_EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
+_CPU = "max, neoverse-v1 or cortex-a57. QEMU only."
+
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help=_VERSION)]
+KernelArgument = Annotated[str, typer.Argument(metavar="VERSION|DIR", help=_KERNEL)]
+SeriesOption = Annotated[str | None, option("--series", _SERIES, "DIR|none", BUILDING)]
+PagesOption = Annotated[str, option("--pages", _PAGES, "SIZE", BUILDING)]
+ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", BUILDING)]
+CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
+CpuOption = Annotated[str, option("--cpu", _CPU, "NAME", BOOTING)]
+ElOption = Annotated[str, option("--el", _EL, "LEVEL", BOOTING)]
+CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=from_one)]
+KaslrOption = Annotated[
+    bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
+]
+OnOption = Annotated[str, option("--on", _ON, "WHERE", BOOTING)]
+
+
+def failed(what: str, error: Exception) -> typer.Exit:
+    """The one line on stderr, and exit status 1."""
+    print(f"kexecemu: kernel {what}: {' '.join(str(error).split())}", file=sys.stderr)
+    return typer.Exit(1)
+
+
+def plan_given(
+    version: str, series: str | None, pages: str, config: list[str] | None, compiler: str
+) -> "BuildPlan":
+    """What is to be built. InputError for a version, a series or a word that there is none of."""
+    from kexecemu.kbuild.build import BuildPlan
+    from kexecemu.kbuild.options import fragment
+    from kexecemu.kbuild.series import series_path
+    from kexecemu.kbuild.source import check_version
+    from kexecemu.kbuild.toolchain import Toolchain
+
+    check_version(version)
+    folder = series_path() if series is None else None if series == "none" else Path(series)
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--series {series}: is no folder")
+    return BuildPlan(version, folder, fragment(pages, config or ()), Toolchain(compiler))
+
+
+def built_kernel(
+    kernel: str, series: str | None, pages: str, config: list[str] | None, compiler: str
+) -> "BuiltKernel":
+    """The kernel that was built so, or the one in a folder; InputError with the command that builds it."""
+    from kexecemu.fetch.cache import cache_folder
+    from kexecemu.kbuild.build import find_built, read_built
+
+    if os.sep in kernel:
+        if not Path(kernel).is_dir():
+            raise InputError(f"{kernel}: is no folder")
+        return read_built(Path(kernel))
+    found = find_built(plan_given(kernel, series, pages, config, compiler), cache_folder())
+    if found is None:
+        words = [f"--series {series}"] if series else []
+        words += [f"--pages {pages}"] if pages != "4k" else []
+        words += [f"--config {line}" for line in config or ()]
+        words += [f"--compiler {compiler}"] if compiler != "gcc" else []
+        raise InputError(f"it is not built yet: run {' '.join(['kexecemu kernel build', kernel, *words])}")
+    return found
+
+
+def machine_given(on: str, cpu: str, el: str, cpus: int) -> "QemuMachine | None":
+    """QEMU's, or None for our board."""
+    from kexecemu.kbuild.qemu import QemuMachine
+
+    if on not in ("qemu", "board"):
+        raise InputError(f"--on {on!r} is not one of qemu, board")
+    if on == "qemu":
+        return QemuMachine(cpu, el, cpus)
+    for name, value, usual in (("--cpu", cpu, "max"), ("--el", el, "el1")):
+        if value != usual:
+            raise InputError(f"{name} {value}: our own board has one CPU model, and that lives at EL1")
+    return None
+
+
+def fault_given(text: str) -> "Fault":
+    """TARGET=HEX."""
+    from kexecemu.stray.fault import By, Fault, parse_hex
+
+    at, sign, digits = text.rpartition("=")
+    if not sign or not at or not digits:
+        raise InputError(f"--write {text!r} is not TARGET=HEX, as initrd+0x1000=deadbeef")
+    return Fault(at, write=parse_hex(digits, f"--write {text}"), by=By.DMA)
+
+
+@contextmanager
+def counted(what: str, of: str) -> Iterator[Callable[[], None]]:
+    """A line on stderr with how many there were so far, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    numbers = itertools.count(1)
+    try:
+        yield lambda: print(f"\r{what}: {next(numbers)} {of}", end="", file=sys.stderr, flush=True)
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

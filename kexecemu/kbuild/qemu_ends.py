@@ -1,0 +1,98 @@
+"""How purgatory and capture kernel ended in a QEMU, as its registers, its memory and its console say."""
+
+import re
+from collections.abc import Collection
+
+from kexecemu.crash.stages import PurgatoryEnd
+from kexecemu.crash.verdict import Verdict, VerdictState
+from kexecemu.kbuild.trial import Loaded
+from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.linux.capture import LinuxCapture, LinuxEnd
+from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
+from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE, WFI
+
+__all__ = ["PANIC_END", "SAID", "linux_end", "place_of_pc", "purgatory_end_of"]
+
+PANIC_END = "---[ end Kernel panic"
+"""The last line of a panic."""
+
+SAID = "kdump: end: "
+"""How the last line of the capture kernel's init begins."""
+
+_PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+_LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
+
+
+def linux_end(console: str, *, panicked: bool) -> LinuxCapture:
+    """The account of a capture kernel by what it has printed; panicked says that it came to the end of a panic."""
+    last = next((line for line in console.splitlines() if line.startswith(SAID)), "")
+    end = next((kind for word, kind in _LAST_WORDS if last.startswith(word)), LinuxEnd.OFF)
+    if panicked or not last:
+        end = LinuxEnd.PANIC if panicked else LinuxEnd.STUCK
+    release = re.search(r"^kdump: Linux (\S+) is up", console, re.MULTILINE)
+    panic = _PANIC.search(console) if panicked else None
+    return LinuxCapture(
+        end,
+        "",
+        0,
+        release=release[1] if release else "",
+        console=console,
+        last_word=last.removeprefix(SAID),
+        panic=panic[1].strip() if panic else "",
+    )
+
+
+def purgatory_end_of(
+    loaded: Loaded,
+    pc: int,
+    verdict: Verdict | None,
+    *,
+    doors: Collection[int],
+    stopped: bool,
+    trapped: bool = False,
+) -> PurgatoryEnd:
+    """How a purgatory ended whose CPU stands at a physical address, with this record (None: it has none).
+
+    doors are where it was waited for: the kernel's entry, and what it was told of that. stopped says that its CPU
+    stands there for good, or has come to a door, and trapped that it has taken an exception from the purgatory.
+    loaded.ram is memory as it is now.
+    """
+    image = loaded.image
+    purgatory = image.purgatory
+    assert purgatory is not None
+    state, inside = verdict.state if verdict is not None else None, pc in purgatory.segment.area
+    if pc == image.kernel_entry:
+        return PurgatoryEnd.KERNEL
+    if pc in doors or (state is VerdictState.MATCH and not inside):
+        return PurgatoryEnd.ELSEWHERE
+    if state is VerdictState.MISMATCH:
+        return PurgatoryEnd.MISMATCH
+    if state is VerdictState.TRAPPED or (stopped and not inside):
+        return (
+            PurgatoryEnd.TRAPPED
+        )  # or at the dead kernel's vectors, which cannot be fetched with the MMU off
+    keeps = purgatory.has_symbol("purgatory_verdict")
+    if stopped and trapped and not keeps:
+        return PurgatoryEnd.TRAPPED
+    return PurgatoryEnd.MISMATCH if stopped and not keeps and _refuses(loaded, pc) else PurgatoryEnd.HUNG
+
+
+def place_of_pc(image: Kimage, pc: int) -> str:
+    """In which segment, for people."""
+    segment = image.segment_at(pc)
+    return f"the {segment.name}" if segment is not None else "nothing that was loaded"
+
+
+def _refuses(loaded: Loaded, pc: int) -> bool:
+    """A purgatory that keeps no record stands in an endless loop of its own, which is as it was loaded."""
+    purgatory = loaded.image.purgatory
+    assert purgatory is not None
+    phys, size = purgatory.symbol_table().get("purgatory_stop", (0, 0))
+    if size and pc not in range(phys, phys + size + 4):  # a WFI that an interrupt has ended stands behind it
+        return False
+    for at in (pc, pc - 4):
+        offset = at - purgatory.segment.mem
+        word = bytes(purgatory.buf[offset : offset + 4]) if offset >= 0 else b""
+        if int.from_bytes(word, "little") in (BRANCH_TO_SELF, WFE, WFI) and loaded.ram.read(at, 4) == word:
+            return True
+    return False

@@ -32,7 +32,7 @@ from kexecemu.commands.kernel_given import (
 )
 from kexecemu.commands.options import JsonOption, VerboseOption, from_one, option
 from kexecemu.commands.outputs import print_json
-from kexecemu.errors import BuildError, FetchError, InputError
+from kexecemu.errors import BuildError, FetchError, InputError, MachineError
 
 if TYPE_CHECKING:
     from kexecemu.kbuild.build import BuiltKernel
@@ -215,8 +215,11 @@ def judge(
     if machine is None:
         machine_given(on, cpu, el, cpus)
     trial = Trial(built_kernel(kernel, series, pages, config, compiler), cpus=cpus, kaslr=kaslr)
-    with counted("judging", "runs") as count:
-        judged = judge_kernel(trial, machine, board=on != "qemu", jobs=jobs, on_run=count)
+    try:
+        with counted("judging", "runs") as count:
+            judged = judge_kernel(trial, machine, board=on != "qemu", jobs=jobs, on_run=count)
+    except MachineError as error:
+        raise failed("judge", error) from error
     good = not any(one.differs or one.wrong for one in judged)
     if json:
         rows = [one.as_object() for one in judged]
@@ -244,11 +247,14 @@ def _tried(
 
     trial = Trial(built, cpus=cpus, kaslr=kaslr)
     hear = live_console if verbose else None
-    if machine is None:
-        with progress_bar(verbose, LINUX_PARTS) as progress, board_runs(trial, hear, progress) as runs:
-            end = runs.run(lambda loaded: faults)
-    else:
-        end = run_in_qemu(trial, machine, lambda loaded: faults, hear)
+    try:
+        if machine is None:
+            with progress_bar(verbose, LINUX_PARTS) as progress, board_runs(trial, hear, progress) as runs:
+                end = runs.run(lambda loaded: faults)
+        else:
+            end = run_in_qemu(trial, machine, lambda loaded: faults, hear)
+    except MachineError as error:
+        raise failed("boot" if not faults else "stamp", error) from error
     where = machine.text if machine is not None else f"on our board, {cpus} CPU{'s' if cpus > 1 else ''}"
     if json:
         print_json({"machine": where, "kernel": str(built.folder), **end.as_object()})

@@ -43,6 +43,7 @@ from kexecemu.kbuild.trial import (
 from kexecemu.linux.first_boot import WAITING, LinuxSetup, first_cmdline, first_initrd, first_page_size
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
+from kexecemu.linux.first_purgatory import built_in_purgatory
 from kexecemu.linux.first_records import crash_kernel, split_records
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -72,9 +73,11 @@ def run_in_qemu(
     setup = setup_of(trial)
     with tempfile.TemporaryDirectory(prefix="kexecemu-trial-") as name:
         folder = Path(name)
+        # A kernel in somebody's own tree may be built anew meanwhile: QEMU gets the one that was read.
+        (folder / "Image").write_bytes(setup.image)
         (folder / "initrd").write_bytes(first_initrd(setup))
         command = machine.command(find_qemu())
-        command += ["-kernel", str(trial.kernel.image), "-initrd", str(folder / "initrd")]
+        command += ["-kernel", str(folder / "Image"), "-initrd", str(folder / "initrd")]
         words = [first_cmdline(setup), machine.words]
         command += ["-append", " ".join(word for word in words if word)]
         disk = folder / "dump" if trial.dump else None
@@ -84,13 +87,12 @@ def run_in_qemu(
             command += ["-drive", f"file={disk},format=raw,if=none,id=dump"]
             command += ["-device", "virtio-blk-device,drive=dump"]
         with Qemu(command, hear or (lambda data: None)) as qemu:
-            return _Run(qemu, trial, setup, disk).follow(written)
+            return _Run(qemu, setup, disk).follow(written)
 
 
 @dataclass
 class _Run:
     qemu: Qemu
-    trial: Trial
     setup: LinuxSetup
     disk: Path | None
     injections: list[Injection] = field(default_factory=list)
@@ -184,7 +186,8 @@ class _Run:
             raise InputError("the kernel has reserved no crashkernel memory")
         ram = Ram([PhysRange.of(RAM_BASE, int(str(self.setup.ram).removesuffix("M")) << 20)])
         qemu.copy_memory(region, ram)
-        obj, setup, page_size = self.trial.kernel.built_in(), self.setup, first_page_size(records)
+        setup, page_size = self.setup, first_page_size(records)
+        obj = built_in_purgatory(setup.image)
         said = find_load(ram, region, setup.crash_image, page_size, obj)
         files = {"kernel": setup.crash_image, "initrd": setup.crash_initrd}
         checks = obj is not None

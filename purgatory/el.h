@@ -45,7 +45,7 @@
 .Lnot_el2\@:
 	.endm
 
-	/* 0 where the CPU has no guarded control stack, or no TCR2: those registers are undefined then. */
+	/* 0 where the CPU has no guarded control stack, or no TCR2: those registers do not exist then. */
 	.macro	has_gcs_and_tcr2, gcs, tcr2
 	mrs	\gcs, id_aa64pfr1_el1
 	ubfx	\gcs, \gcs, #PFR1_GCS_SHIFT, #4

@@ -11,13 +11,6 @@
 #include "el.h"
 #include "options.h"
 
-/* mmu-enable.S */
-struct mmu_registers {
-	u64 mair, tcr, ttbr0, sctlr;
-};
-void mmu_enable(const struct mmu_registers *new, unsigned long start, unsigned long end);
-void mmu_disable(const struct mmu_registers *old, unsigned long start, unsigned long end);
-
 __kexec_purgatory u64 purgatory_no_mmu;
 
 #define PTE_VALID		(1UL << 0)
@@ -68,7 +61,8 @@ static unsigned long tables_start(void)
 
 static u64 *new_table(void)
 {
-	u64 *table = (u64 *)(tables_start() + tables_used * PURGATORY_PAGE_SIZE);
+	unsigned long at = tables_start() + tables_used * PURGATORY_PAGE_SIZE;
+	u64 *table = (u64 *)at;
 	int i;
 
 	if (tables_used == TABLES)
@@ -132,7 +126,6 @@ static int build_map(int writable)
 	u64 granule_4k = features >> 28 & 0xf;	/* 0 and 1: there, 15: not */
 	unsigned long code_start = (unsigned long)purgatory_start;
 	unsigned long data = (unsigned long)purgatory_data;
-	u64 copied = 0;
 	u64 normal = PTE_AF | PTE_SH_INNER;
 	u64 never = PTE_UXN, code = 0, readonly;
 	u64 *top;
@@ -159,11 +152,11 @@ static int build_map(int writable)
 
 		if (!map_pages(top, region->start, region->len, readonly))
 			return 0;
-		if (is_copied(i))
-			copied += region->len;
 	}
-	if (copy_start() && !map_pages(top, copy_start(), copied, normal | never | PTE_RDONLY))
+#ifdef PURGATORY_REPAIR
+	if (!map_pages(top, purgatory_copy, copy_len(), normal | never | PTE_RDONLY))
 		return 0;
+#endif
 
 	if (pa_range > 5)
 		pa_range = 5;			/* 48 bits, all that this granule has */
@@ -180,12 +173,13 @@ static int build_map(int writable)
 	return 1;
 }
 
-int caches_prepare(int writable)
+void caches_prepare(int writable)
 {
 	mmu_prepared = build_map(writable);
+#ifdef PURGATORY_RECORD
 	if (mmu_prepared)
 		record_flag(PURGATORY_FLAG_MMU_ON);
-	return mmu_prepared;
+#endif
 }
 
 /* Own data and the tables, in one piece: all that is stored to. */

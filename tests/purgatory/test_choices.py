@@ -223,7 +223,7 @@ def test_the_header_says_the_same_of_options_as_the_table() -> None:
 
 
 def test_every_source_belongs_to_the_core_or_to_an_option() -> None:
-    known = {*CORE, "trap.c", "caller.S", *(source for one in OPTIONS.values() for source in one.sources)}
+    known = {*CORE, "trap.c", "trap.S", *(source for one in OPTIONS.values() for source in one.sources)}
     assert {path.name for path in (TOP / "purgatory").glob("*.[cS]")} == known
     assert set(files_of(tuple(OPTIONS))) >= known
 

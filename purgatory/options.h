@@ -60,7 +60,19 @@ void caches_off(void);
 extern u32 mmu_prepared, mmu_is_on;
 static inline u32 caches_prepared(void) { return mmu_prepared; }
 static inline u32 caches_are_on(void) { return mmu_is_on; }
-static inline void caches_begin(void) { mmu_is_on = 0; }
+
+static inline void caches_begin(void)
+{
+	mmu_is_on = 0;
+}
+
+/* mmu-enable.S */
+struct mmu_registers {
+	u64 mair, tcr, ttbr0, sctlr;
+};
+
+void mmu_enable(const struct mmu_registers *new, unsigned long start, unsigned long end);
+void mmu_disable(const struct mmu_registers *old, unsigned long start, unsigned long end);
 #else
 static inline int caches_prepare(int writable) { return 0; }
 static inline u32 caches_prepared(void) { return 0; }
@@ -78,8 +90,12 @@ extern u64 purgatory_no_crypto;
 void sha2_begin(void);
 void sha2_end(void);
 
-extern u32 sha2_in_use;
 static inline u32 sha2_used(void) { return sha2_in_use; }
+
+/* sha256-ce.S */
+#define FPSIMD_SAVE_SIZE	416
+u64 fpsimd_begin(void *save, u64 sme);
+void fpsimd_end(const void *save, u64 control);
 #else
 static inline void sha2_begin(void) { }
 static inline void sha2_end(void) { }
@@ -96,8 +112,16 @@ void report_mismatch(u32 damaged, const u8 *found);
 void report_trap(unsigned long esr, unsigned long elr, unsigned long far);
 
 extern u32 console_stuck;
-static inline void report_begin(void) { console_stuck = 0; }
-static inline void report_no_more(void) { console_stuck = 1; }
+
+static inline void report_begin(void)
+{
+	console_stuck = 0;
+}
+
+static inline void report_no_more(void)
+{
+	console_stuck = 1;
+}
 #else
 static inline void report_begin(void) { }
 static inline void report_start(void) { }
@@ -171,6 +195,7 @@ enum purgatory_policy {
 	/* From the second copy; stop if it cannot be done. */
 	PURGATORY_POLICY_REPAIR = 5,
 };
+
 extern u64 purgatory_policy;
 
 /* How PSCI is called, as "method" in the device tree. 0: not at all (reset and off then stop). */
@@ -179,10 +204,14 @@ enum purgatory_conduit {
 	PURGATORY_HVC = 1,
 	PURGATORY_SMC = 2,
 };
+
 extern u64 purgatory_psci_conduit;
 
 /* What is left to do when something is wrong. */
 unsigned long refuse(u32 damaged);
+
+/* caller.S */
+int psci_call(u64 function, u64 conduit);
 #else
 static inline unsigned long refuse(u32 damaged)
 {
@@ -198,7 +227,6 @@ extern u64 purgatory_copy;
 /* For the map: where that is, and which regions are in it. */
 static inline u64 copy_start(void) { return purgatory_copy; }
 static inline int is_copied(int region) { return !is_table(region); }
-
 void repair(void);
 #else
 static inline u64 copy_start(void) { return 0; }

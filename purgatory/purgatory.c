@@ -10,7 +10,7 @@
 #include "options.h"
 
 __kexec_purgatory struct kexec_sha_region purgatory_sha_regions[KEXEC_SEGMENT_MAX];
-__kexec_purgatory u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
+__kexec_purgatory __aligned(8) u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
 __kexec_purgatory u64 purgatory_kernel_entry;
 __kexec_purgatory u64 purgatory_dtb;
 
@@ -132,7 +132,10 @@ static u32 check_regions(u8 found[SHA256_DIGEST_SIZE])
 	return PURGATORY_REGIONS;
 }
 
-/* 0 if all is as it was loaded. The table of regions may lead anywhere until it is known to be ours. */
+/*
+ * 0 if all is as it was loaded. The table of regions may lead anywhere until it
+ * is known to be ours.
+ */
 u32 check(unsigned long dtb)
 {
 	u8 found[SHA256_DIGEST_SIZE] __aligned(8);

@@ -5,11 +5,6 @@
 #include "el.h"
 #include "options.h"
 
-/* sha256-ce.S */
-#define FPSIMD_SAVE_SIZE	416
-u64 fpsimd_begin(void *save, u64 sme);
-void fpsimd_end(const void *save, u64 control);
-
 __kexec_purgatory u64 purgatory_no_crypto;
 
 u32 sha2_in_use __purgatory_data;
@@ -26,7 +21,7 @@ void sha2_begin(void)
 	sha2_in_use = 0;
 	if (purgatory_no_crypto || !sha2)
 		return;
-	/* Only the low 128 bits of somebody's vectors would come back, and nothing of a streaming mode. */
+	/* Only the low 128 bits of their vectors would come back, and no streaming mode. */
 	if (is_early() && (sve || sme))
 		return;
 	fpsimd_control = fpsimd_begin(fpsimd_save, sme);

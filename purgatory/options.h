@@ -90,15 +90,21 @@ extern u64 purgatory_no_crypto;
 void sha2_begin(void);
 void sha2_end(void);
 
+/* Take what can be taken in whole blocks by them, and say how many bytes that was. */
+u64 sha2_update(struct sha256_ctx *sctx, const u8 *data, u64 len);
+
+extern u32 sha2_in_use;
 static inline u32 sha2_used(void) { return sha2_in_use; }
 
 /* sha256-ce.S */
 #define FPSIMD_SAVE_SIZE	416
+void sha256_ce_blocks(u32 state[8], const u8 *data, u64 blocks);
 u64 fpsimd_begin(void *save, u64 sme);
 void fpsimd_end(const void *save, u64 control);
 #else
 static inline void sha2_begin(void) { }
 static inline void sha2_end(void) { }
+static inline u64 sha2_update(struct sha256_ctx *sctx, const u8 *data, u64 len) { return 0; }
 static inline u32 sha2_used(void) { return 0; }
 #endif
 

@@ -36,12 +36,19 @@ int digest_known(const u8 *digest)
 	return !!(words[0] | words[1] | words[2] | words[3]);
 }
 
+noinline void digest_update(struct sha256_ctx *sctx, unsigned long start, unsigned long len)
+{
+	unsigned long done = sha2_update(sctx, (const u8 *)start, len);
+
+	sha256_update_all(sctx, (const u8 *)start + done, len - done);
+}
+
 void digest_of(unsigned long start, unsigned long len, u8 digest[SHA256_DIGEST_SIZE])
 {
-	struct sha256_state sctx;
+	struct sha256_ctx sctx;
 
 	sha256_init(&sctx);
-	sha256_update(&sctx, (const u8 *)start, len);
+	digest_update(&sctx, start, len);
 	sha256_final(&sctx, digest);
 }
 
@@ -104,11 +111,11 @@ int regions_match(u8 found[SHA256_DIGEST_SIZE])
 {
 	const struct kexec_sha_region *region = purgatory_sha_regions;
 	const struct kexec_sha_region *end = region + KEXEC_SEGMENT_MAX;
-	struct sha256_state sctx;
+	struct sha256_ctx sctx;
 
 	sha256_init(&sctx);
 	for (; region < end; region++) {
-		sha256_update(&sctx, (const u8 *)(unsigned long)region->start, region->len);
+		digest_update(&sctx, region->start, region->len);
 		record_hashed(region->len);
 	}
 	sha256_final(&sctx, found);

@@ -21,17 +21,21 @@
 /* What the purgatory stores to, in one place that is clean of caches when it begins. */
 #define __purgatory_data	__section(".data")
 
+#ifdef __KERNEL__
+#include <linux/purgatory.h>
+#else
 #define KEXEC_SEGMENT_MAX	16
 
 /* One loaded segment: physical start and length in bytes. 0 bytes hash nothing. */
 struct kexec_sha_region {
-	u64 start;
-	u64 len;
+	unsigned long start;
+	unsigned long len;
 };
 
 /* What to hash, in order, as one message; and its SHA-256. */
 extern struct kexec_sha_region purgatory_sha_regions[KEXEC_SEGMENT_MAX];
 extern u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
+#endif
 
 /*
  * Where to go when the digests match, a physical address. 0 is a loader's
@@ -69,6 +73,7 @@ unsigned long finish(unsigned long answer);
 int region_sane(const struct kexec_sha_region *region);
 int regions_match(u8 found[SHA256_DIGEST_SIZE]);
 void clean_regions(void);
+void digest_update(struct sha256_ctx *sctx, unsigned long start, unsigned long len);
 void digest_of(unsigned long start, unsigned long len, u8 digest[SHA256_DIGEST_SIZE]);
 int digest_matches(unsigned long start, unsigned long len, const u8 *expected);
 int digest_same(const u8 *a, const u8 *b);

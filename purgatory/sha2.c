@@ -5,6 +5,10 @@
 #include "el.h"
 #include "options.h"
 
+#ifdef __KERNEL__
+#include "sha256-k.h"
+#endif
+
 __kexec_purgatory u64 purgatory_no_crypto;
 
 u32 sha2_in_use __purgatory_data;
@@ -27,6 +31,18 @@ void sha2_begin(void)
 	fpsimd_control = fpsimd_begin(fpsimd_save, sme);
 	sha2_in_use = 1;
 	record_flag(PURGATORY_FLAG_CRYPTO);
+}
+
+/* An incomplete block, and what is left of the last one, is for sha256_update(). */
+u64 sha2_update(struct sha256_ctx *sctx, const u8 *data, u64 len)
+{
+	u64 blocks = len / SHA256_BLOCK_SIZE;
+
+	if (!sha2_in_use || *sha256_count(sctx) % SHA256_BLOCK_SIZE || !blocks)
+		return 0;
+	sha256_ce_blocks(sha256_words(sctx), data, blocks);
+	*sha256_count(sctx) += blocks * SHA256_BLOCK_SIZE;
+	return blocks * SHA256_BLOCK_SIZE;
 }
 
 void sha2_end(void)

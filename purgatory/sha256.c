@@ -8,25 +8,7 @@
  * the ring is a constant: 16 rounds are written out, and done four times.
  */
 #include "sha256.h"
-
-const u32 sha256_k[64] __aligned(16) = {
-	0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5,
-	0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-	0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
-	0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-	0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc,
-	0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-	0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
-	0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-	0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13,
-	0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-	0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
-	0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-	0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5,
-	0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-	0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
-	0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
-};
+#include "sha256-k.h"
 
 static inline u32 ror32(u32 word, u32 shift)
 {
@@ -125,7 +107,7 @@ static void sha256_block(u32 *state, const u8 *block)
 	state[7] += h;
 }
 
-void sha256_init(struct sha256_state *sctx)
+void sha256_init(struct sha256_ctx *sctx)
 {
 	sctx->state[0] = 0x6a09e667;
 	sctx->state[1] = 0xbb67ae85;
@@ -138,20 +120,14 @@ void sha256_init(struct sha256_state *sctx)
 	sctx->count = 0;
 }
 
-static noinline void sha256_blocks(struct sha256_state *sctx, const u8 *data, u64 blocks)
+static noinline void sha256_blocks(struct sha256_ctx *sctx, const u8 *data, u64 blocks)
 {
-#ifdef PURGATORY_SHA2
-	if (sha2_in_use) {
-		sha256_ce_blocks(sctx->state, data, blocks);
-		return;
-	}
-#endif
 	for (; blocks; blocks--, data += SHA256_BLOCK_SIZE)
 		sha256_block(sctx->state, data);
 }
 
 /* Unlike the kernel's, len is 64 bits wide: a region may be larger than 4 GiB. */
-void sha256_update(struct sha256_state *sctx, const u8 *data, u64 len)
+void sha256_update(struct sha256_ctx *sctx, const u8 *data, u64 len)
 {
 	u8 *buf = (u8 *)sctx->buf;
 	u32 used = sctx->count % SHA256_BLOCK_SIZE;
@@ -174,7 +150,7 @@ void sha256_update(struct sha256_state *sctx, const u8 *data, u64 len)
 }
 
 __cold				/* once a digest: small rather than fast */
-void sha256_final(struct sha256_state *sctx, u8 out[SHA256_DIGEST_SIZE])
+void sha256_final(struct sha256_ctx *sctx, u8 out[SHA256_DIGEST_SIZE])
 {
 	static const u8 padding[2] = { 0x80, 0 };
 	u64 bits = sctx->count * 8;

@@ -26,7 +26,7 @@ CORE = ("entry.S", "purgatory.c", "sha256.c")
 """What every purgatory is compiled from. entry.S first: a loader that looks for nothing but the first byte of .text
 still enters correctly."""
 
-_CORE_HEADERS = ("el.h", "purgatory.h", "types.h", "sha256.h", "purgatory.lds")
+_CORE_HEADERS = ("el.h", "purgatory.h", "types.h", "sha256.h", "sha256-k.h", "purgatory.lds")
 
 
 @dataclass(frozen=True)

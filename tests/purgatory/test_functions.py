@@ -69,7 +69,7 @@ def test_the_reference_is_right() -> None:
 def test_every_byte_is_taken_once_and_in_order_whatever_is_in_the_block_already(
     functions: Functions, instructions: int
 ) -> None:
-    """All ways through sha256_update(): it asks for count % 64, and for len as far as the third block.
+    """All ways through digest_update() and what it calls: they ask for count % 64, and for len as far as a third block.
 
     What comes behind whole blocks goes by the same code as with fewer of them. So the state after any update is the one
     that hashlib has after the same bytes, which is found out by finishing both.
@@ -80,12 +80,12 @@ def test_every_byte_is_taken_once_and_in_order_whatever_is_in_the_block_already(
     uc.mem_write(DATA, message)
     for used in range(64):
         functions("sha256_init", STATE)
-        functions("sha256_update", STATE, DATA, used)
+        functions("digest_update", STATE, DATA, used)
         before = bytes(uc.mem_read(STATE, STATE_SIZE))
         assert before[BLOCK : BLOCK + used] == message[:used]
         for length in range(3 * 64 + 1):
             uc.mem_write(STATE, before)
-            functions("sha256_update", STATE, DATA + used, length)
+            functions("digest_update", STATE, DATA + used, length)
             functions("sha256_final", STATE, OUT)
             assert bytes(uc.mem_read(OUT, 32)) == hashlib.sha256(message[: used + length]).digest(), (
                 used,

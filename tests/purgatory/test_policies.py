@@ -171,7 +171,7 @@ def test_it_hashes_with_the_mmu_on_or_off_and_by_the_instructions_that_it_says(c
     symbols = case.bench.loaded.symbols
 
     def watch(uc: Uc) -> None:
-        for name in ("sha256_update", "sha256_ce_blocks"):
+        for name in ("digest_update", "sha256_ce_blocks"):
             at = symbols[name][0]
             uc.hook_add(UC_HOOK_CODE, note, begin=at, end=at, user_data=name)
 
@@ -181,7 +181,7 @@ def test_it_hashes_with_the_mmu_on_or_off_and_by_the_instructions_that_it_says(c
 
     assert case.run(Policy.STOP, before=watch).verdict.state == MATCH
     on = 0x1005 if case.mode.mmu else 0
-    assert seen == {"sha256_update": on} | ({"sha256_ce_blocks": on} if case.mode.crypto else {})
+    assert seen == {"digest_update": on} | ({"sha256_ce_blocks": on} if case.mode.crypto else {})
 
 
 @pytest.mark.parametrize("policy", Policy, ids=lambda policy: policy.name)

@@ -1,0 +1,1 @@
+"""Linux built from Debian's source, with a series of ours applied."""

@@ -1,0 +1,158 @@
+"""A series for Linux as edits: what purgatory/linux/ keeps, and how it gets into a source tree.
+
+A patch quotes the lines around it, which are the kernel's. A series here holds nothing but our own lines, and says
+where they go by a pattern that fits one line of the tree: so it also fits the next stable release. One TOML file is
+one commit, in the order of their names; `versions` makes a file or an edit one for some versions of Linux only.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from kexecemu.data import purgatory_sources
+from kexecemu.errors import InputError
+from kexecemu.files import read_file, replacing
+
+__all__ = ["Edit", "NewFile", "Step", "apply_series", "apply_step", "read_series", "series_path"]
+
+
+class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Our lines into a file that the tree has, at the one line that a pattern fits.
+
+    With `within` it is the first that fits from the first line on that `within` fits. `lines` come before or after it,
+    or in its place with `replace`; or they close the file, with none of the three.
+    """
+
+    path: str
+    lines: str
+    before: str | None = None
+    after: str | None = None
+    replace: str | None = None
+    within: str | None = None
+    versions: tuple[str, ...] = ()
+
+
+class NewFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that the tree has not; `source` is its path below purgatory/, `executable` its mode."""
+
+    path: str
+    source: str
+    executable: bool = False
+    versions: tuple[str, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One commit: its message, and what it does to the tree."""
+
+    subject: str
+    body: str
+    new: tuple[NewFile, ...] = ()
+    edit: tuple[Edit, ...] = ()
+    versions: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """As git wants it."""
+        return f"{self.subject}\n\n{self.body.strip()}\n"
+
+
+def series_path(name: str = "purgatory") -> Path:
+    """The folder of a series that ships."""
+    return purgatory_sources() / "linux" / name
+
+
+def read_series(series: Path, version: str) -> list[Step]:
+    """The steps of a series for a version of Linux ("6.12"), in order; InputError for a file that is none."""
+    paths = sorted(series.glob("*.toml"))
+    if not paths:
+        raise InputError(f"{series}: no series: it has no *.toml")
+    steps = [_read(path) for path in paths]
+    return [step for step in steps if _is_for(version, step.versions)]
+
+
+def apply_series(series: Path, version: str, tree: Path) -> list[str]:
+    """Apply a series to a source tree of a version of Linux; the subjects of its steps.
+
+    InputError when a pattern fits no line or several, or a new file is there already. The tree is then half edited:
+    make it anew, or ask git.
+    """
+    steps = read_series(series, version)
+    for step in steps:
+        apply_step(step, version, tree)
+    return [step.subject for step in steps]
+
+
+def apply_step(step: Step, version: str, tree: Path) -> None:
+    """Apply one step to a source tree."""
+    for new in step.new:
+        if _is_for(version, new.versions):
+            _create(new, tree)
+    for edit in step.edit:
+        if _is_for(version, edit.versions):
+            _edit(edit, tree)
+
+
+def _read(path: Path) -> Step:
+    try:
+        return msgspec.convert(tomllib.loads(read_file(path).decode()), Step)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _is_for(version: str, versions: Sequence[str]) -> bool:
+    return not versions or version in versions
+
+
+def _create(new: NewFile, tree: Path) -> None:
+    path = tree / new.path
+    if path.exists():
+        raise InputError(f"{new.path}: there already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        data = read_file(purgatory_sources() / new.source)
+    except OSError as error:
+        raise InputError(f"{new.source}: {error.strerror}") from error
+    with replacing(path) as file:
+        file.write(data)
+    path.chmod(0o755 if new.executable else 0o644)
+
+
+def _edit(edit: Edit, tree: Path) -> None:
+    path = tree / edit.path
+    try:
+        lines = read_file(path).decode().splitlines(keepends=True)
+    except OSError as error:
+        raise InputError(f"{edit.path}: {error.strerror}") from error
+    start, end = _place(edit, lines)
+    changed = [*lines[:start], edit.lines, *lines[end:]]
+    with replacing(path) as file:
+        file.write("".join(changed).encode())
+
+
+def _place(edit: Edit, lines: Sequence[str]) -> tuple[int, int]:
+    """Which lines of the file ours replace: an empty stretch where they are put between two."""
+    patterns = [(way, getattr(edit, way)) for way in ("before", "after", "replace") if getattr(edit, way)]
+    if not patterns:
+        return len(lines), len(lines)
+    if len(patterns) > 1:
+        raise InputError(f"{edit.path}: one of before, after and replace")
+    [(way, pattern)] = patterns
+    first = 0
+    if edit.within is not None:
+        first = next(_fitting(edit.within, lines, 0), -1)
+        if first < 0:
+            raise InputError(f"{edit.path}: no line fits {edit.within!r}")
+    # Behind a `within` there may be others further down: the next one is meant.
+    found = list(_fitting(pattern, lines, first))[: 1 if edit.within is not None else None]
+    if len(found) != 1:
+        raise InputError(f"{edit.path}: {len(found) or 'no'} lines fit {pattern!r}")
+    [at] = found
+    return {"before": (at, at), "after": (at + 1, at + 1), "replace": (at, at + 1)}[way]
+
+
+def _fitting(pattern: str, lines: Sequence[str], first: int) -> Iterator[int]:
+    fits = re.compile(pattern)
+    return (at for at in range(first, len(lines)) if fits.search(lines[at].rstrip("\n")))

@@ -1,0 +1,121 @@
+"""Edits of a source tree that hold our own lines only."""
+
+from pathlib import Path
+
+import pytest
+
+from kexecemu.data import purgatory_sources
+from kexecemu.errors import InputError
+from kexecemu.kbuild.series import apply_series, read_series, series_path
+
+_C = """\
+#include <linux/kexec.h>
+
+int load(void)
+{
+	return 0;
+}
+
+int store(void)
+{
+	return 0;
+}
+"""
+
+
+def _tree(tmp_path: Path) -> Path:
+    tree = tmp_path / "tree"
+    (tree / "kernel").mkdir(parents=True)
+    (tree / "kernel/load.c").write_text(_C)
+    return tree
+
+
+def _series(tmp_path: Path, edits: str, head: str = "") -> Path:
+    series = tmp_path / "series"
+    series.mkdir(exist_ok=True)
+    (series / "01-step.toml").write_text(f'subject = "kernel: a step"\nbody = "Why."\n{head}\n{edits}')
+    return series
+
+
+def _edit(place: str, lines: str = "\\tnew();\\n", more: str = "") -> str:
+    return f'[[edit]]\npath = "kernel/load.c"\n{place}\nlines = "{lines}"\n{more}\n'
+
+
+def _after(tmp_path: Path, edits: str, version: str = "6.12") -> str:
+    tree = _tree(tmp_path)
+    apply_series(_series(tmp_path, edits), version, tree)
+    return (tree / "kernel/load.c").read_text()
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("before = '^int load'", _C.replace("int load", "\tnew();\nint load")),
+        ("after = '^#include'", _C.replace("kexec.h>\n", "kexec.h>\n\tnew();\n")),
+        ("replace = '^int store'", _C.replace("int store(void)\n", "\tnew();\n")),
+        ("", _C + "\tnew();\n"),
+        ("within = '^int store'\nbefore = 'return 0;$'", _C[:-13] + "\tnew();\n" + _C[-13:]),
+    ],
+    ids=["before", "after", "in its place", "at the end", "behind another line"],
+)
+def test_an_edit_puts_our_lines_where_its_pattern_fits(tmp_path: Path, place: str, expected: str) -> None:
+    assert _after(tmp_path, _edit(place)) == expected
+
+
+@pytest.mark.parametrize(
+    ("edits", "complaint"),
+    [
+        (_edit("before = 'return 0;'"), "kernel/load.c: 2 lines fit 'return 0;'"),
+        (_edit("before = 'nowhere'"), "kernel/load.c: no lines fit 'nowhere'"),
+        (_edit("within = 'nowhere'\nbefore = 'return'"), "kernel/load.c: no line fits 'nowhere'"),
+        (_edit("before = 'int load'\nafter = 'int load'"), "kernel/load.c: one of before, after and replace"),
+        ('[[edit]]\npath = "kernel/none.c"\nlines = "x"\n', "kernel/none.c: No such file or directory"),
+        ('[[new]]\npath = "kernel/load.c"\nsource = "entry.S"\n', "kernel/load.c: there already"),
+        ('[[new]]\npath = "kernel/new.c"\nsource = "none.S"\n', "none.S: No such file or directory"),
+        ('[[edit]]\npath = "kernel/load.c"\nline = "x"\n', "unknown field `line`"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path, edits: str, complaint: str) -> None:
+    with pytest.raises(InputError) as refused:
+        _after(tmp_path, edits)
+    assert complaint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_edit_for_another_version_is_left_out(tmp_path: Path) -> None:
+    edits = _edit("after = '^#include'", more='versions = ["7.3"]')
+    assert _after(tmp_path, edits) == _C
+    tree = tmp_path / "tree"
+    assert apply_series(tmp_path / "series", "7.3", tree) == ["kernel: a step"]
+    assert "new();" in (tree / "kernel/load.c").read_text()
+
+
+def test_a_step_for_another_version_is_left_out(tmp_path: Path) -> None:
+    series = _series(tmp_path, _edit("after = '^#include'"), head='versions = ["7.3"]')
+    assert read_series(series, "6.12") == []
+    assert [step.subject for step in read_series(series, "7.3")] == ["kernel: a step"]
+
+
+def test_a_new_file_is_one_of_the_purgatory(tmp_path: Path) -> None:
+    tree = _tree(tmp_path)
+    new = '[[new]]\npath = "arch/arm64/purgatory/entry.S"\nsource = "entry.S"\n'
+    apply_series(_series(tmp_path, new), "6.12", tree)
+    made = tree / "arch/arm64/purgatory/entry.S"
+    assert made.read_bytes() == (purgatory_sources() / "entry.S").read_bytes()
+    assert made.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_without_steps_is_no_series(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no series: it has no \*.toml"):
+        read_series(tmp_path, "6.12")
+
+
+@pytest.mark.parametrize("name", ["purgatory", "protect"])
+def test_the_messages_of_what_ships_are_those_of_a_kernel_commit(name: str) -> None:
+    steps = read_series(series_path(name), "7.3")
+    assert steps
+    for step in steps:
+        assert len(step.subject) <= 75
+        assert step.subject.split(": ")[0] in ("arm64", "Documentation", "selftests", "MAINTAINERS")
+        assert max(map(len, step.message.splitlines())) <= 75
+        assert step.new or step.edit

@@ -109,7 +109,7 @@ void fpsimd_end(const void *save, u64 control);
 #else
 static inline void sha2_begin(void) { }
 static inline void sha2_end(void) { }
-static inline void sha2_update(struct sha256_ctx *sctx, unsigned long *start, unsigned long *len) { }
+static inline void sha2_update(struct sha256_ctx *sctx, unsigned long *at, unsigned long *len) { }
 static inline u32 sha2_used(void) { return 0; }
 #endif
 
@@ -211,6 +211,7 @@ enum purgatory_policy {
 	/* From the second copy; stop if it cannot be done. */
 	PURGATORY_POLICY_REPAIR = 5,
 };
+
 extern u64 purgatory_policy;
 
 /* How PSCI is called, as "method" in the device tree. 0: not at all (reset and off then stop). */
@@ -219,6 +220,7 @@ enum purgatory_conduit {
 	PURGATORY_HVC = 1,
 	PURGATORY_SMC = 2,
 };
+
 extern u64 purgatory_psci_conduit;
 
 /* What is left to do when something is wrong. */

@@ -134,7 +134,10 @@ static u32 check_regions(u8 found[SHA256_DIGEST_SIZE])
 	return damaged;
 }
 
-/* 0 if all is as it was loaded. The table may lead anywhere until it is known to be ours. */
+/*
+ * 0 if all is as it was loaded. The table of regions may lead anywhere until it
+ * is known to be ours.
+ */
 u32 check(unsigned long dtb)
 {
 	u8 found[SHA256_DIGEST_SIZE] __aligned(8);

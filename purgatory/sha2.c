@@ -25,7 +25,7 @@ void sha2_begin(void)
 	if (purgatory_no_crypto || !sha2)
 		return;
 #ifdef PURGATORY_EARLY
-	/* Only 128 bits of somebody's vectors would come back, and nothing of a streaming mode. */
+	/* Only 128 bits of their vectors would come back, and no streaming mode. */
 	if (is_early() && (sysreg_read(id_aa64pfr0_el1) >> 32 & 0xf || sme))
 		return;
 #endif

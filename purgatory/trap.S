@@ -72,7 +72,7 @@ psci_call:
 	b.eq	1f
 	cmp	x4, #2
 	b.ne	2f
-	.inst	0xd4000003		// smc #0, which an assembler for armv8-a without EL3 refuses
+	.inst	0xd4000003		// smc #0, which assemblers refuse without EL3
 	ret
 1:	hvc	#0
 	ret

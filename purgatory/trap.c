@@ -40,7 +40,7 @@ unsigned long purgatory_trapped(unsigned long esr, unsigned long elr, unsigned l
 	if (traps > 2 || (traps > 1 && caches_are_on()))
 		return give_up();
 	if (traps == 2)
-		report_no_more();	/* it is that which fails: do without, and follow the policy */
+		report_no_more();	/* it is that which fails: do without */
 	caches_off();
 	sha2_end();
 	record_trap(esr, elr, far);

@@ -1,9 +1,9 @@
 """The purgatory's sources without some of its options: nothing is left of what a kernel does not take.
 
-One source serves the emulator and Linux, but a patch for Linux holds no hook for what is not in it. An option that is off
-leaves empty functions (and empty assembler macros) behind, so it can be taken out by rule: its conditional blocks go, then
-those empty functions, then the calls of them, which stand as statements on lines of their own. What is left compiles to
-the same object as the whole with the option off; a test holds it to that.
+One source serves the emulator and Linux, but a patch for Linux holds no hook for what is not in it. An option that is
+off leaves empty functions (and empty assembler macros) behind, so it can be taken out by rule: its conditional blocks
+go, then those empty functions, then the calls of them, which stand as statements on lines of their own. What is left
+compiles to the same object as the whole with the option off; a test holds it to that.
 """
 
 import re
@@ -28,7 +28,10 @@ _Known = Mapping[str, bool]
 
 
 def without_options(sources: Mapping[str, str], kept: Set[str], *, kernel: bool) -> dict[str, str]:
-    """The sources, by their names, without the options that are not in kept; kernel says whether __KERNEL__ is defined."""
+    """The sources, by their names, without the options that are not in kept.
+
+    kernel says whether __KERNEL__ is defined.
+    """
     known = {f"PURGATORY_{name.upper()}": False for name in OPTIONS if name not in kept} | {
         "__KERNEL__": kernel
     }

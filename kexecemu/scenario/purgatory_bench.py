@@ -20,7 +20,7 @@ from kexecemu.machine.cpu.access import AccessChecker, Violation
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 
-__all__ = ["Check", "OnCase", "check_purgatory"]
+__all__ = ["Check", "OnCase", "check_purgatory", "instructions_per_byte"]
 
 _INITRD = 0x4000
 _LARGER_INITRD = 0x24000
@@ -170,6 +170,11 @@ def _stack_top(loaded: LoadedPurgatory, sp: int | None) -> int | None:
         return symbol[0]
     area = loaded.segment.area
     return sp if sp is not None and area.start + 64 <= sp <= area.end else None
+
+
+def instructions_per_byte(path: Path, obj: RelocatableObject, interface: str) -> float | None:
+    """Instructions for a byte more of an intact image, counted in the emulator; None where that does not boot."""
+    return _Bench(path, obj, interface, _NO_OPTIONS).per_byte()
 
 
 def check_purgatory(

@@ -116,7 +116,7 @@ def test_an_intact_image_is_started_and_a_damaged_one_is_not(
 def hashed_with(path: Path, option: str) -> bool:
     """Caches on, or the SHA-2 instructions used, when the first region is hashed."""
     case, seen = case_of(path), []
-    name = "sha256_update" if option == "caches" else "sha256_ce_blocks"
+    name = "digest_update" if option == "caches" else "sha256_ce_blocks"
 
     def note(uc: Uc, *_: object) -> None:
         if uc.reg_read(UC_ARM64_REG_X1) == FIRST:

@@ -24,6 +24,7 @@ that has to be there.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -140,7 +141,52 @@ def _board() -> str:
     return _table(["physical addresses", "interrupt", "what is there"], table)
 
 
+# Lines of code of arch/*/purgatory in Linux 7.3.4 (.c, .S and .h, counted as ours are): linux-source-7.3 of Debian.
+_OTHERS = {"x86": 145, "s390": 226, "riscv": 57}
+
+
+def _purgatories() -> str:
+    """What options cost: the purgatory with more and more of them, built here, and others."""
+    from kexecemu.commands.purgatory import describe_purgatory
+    from kexecemu.commands.purgatory_build import describe_build
+    from kexecemu.fetch.cache import cached
+    from kexecemu.formats.elfrel import object_or_embedded
+    from kexecemu.guests.purgatory import OPTIONS, build_purgatory, code_lines
+    from kexecemu.kernel.image.purgatory import parse_purgatory
+    from kexecemu.scenario.purgatory_bench import instructions_per_byte
+
+    def row(name: str, lines: str, path: Path, data: bytes) -> list[str]:
+        obj = parse_purgatory(data)
+        found = describe_purgatory(obj)
+        each = instructions_per_byte(path, obj, found["interface"])
+        return [name, lines, f"{len(data):,}", f"{found['bufsz']:,}", f"{found['memsz']:,}", f"{each:.2f}"]
+
+    sha256 = sum(
+        code_lines((ROOT / "purgatory" / name).read_text()) for name in ("sha256.c", "sha256.h", "sha256-k.h")
+    )
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="outputs-") as folder:
+        for name, options in {
+            "core": (),
+            "core and caches": ("caches",),
+            "core, caches and sha2": ("caches", "sha2"),
+            "all options": tuple(OPTIONS),
+        }.items():
+            data = build_purgatory(options)
+            path = Path(folder) / "built.ro"
+            path.write_bytes(data)
+            lines = describe_build(options, data)["code_lines"] - sha256
+            rows.append(row(name, f"{lines:,}", path, data))
+        kexec = cached("kexec-tools")
+        assert kexec is not None  # see Mark.missing
+        rows.append(row("kexec-tools'", "", kexec, object_or_embedded(kexec.read_bytes())))
+    rows += [[f"Linux 7.3, {name}", str(lines), "", "", "", ""] for name, lines in _OTHERS.items()]
+    head = ["purgatory", "lines of code without SHA-256", "object, bytes", "loaded", "in memory"]
+    return _table([*head, "instructions a byte"], rows)
+
+
 _TABLES: dict[str, Callable[[], str]] = {
+    "purgatories": _purgatories,
     "scenarios": _scenarios,
     "models": _models,
     "fetch": _fetch,
@@ -170,7 +216,9 @@ class Mark:
     @property
     def slow(self) -> bool:
         """It takes seconds."""
-        return self.what.startswith(("kexecemu campaign", "kexecemu purgatory check", "kexecemu replay"))
+        return self.what.startswith(
+            ("kexecemu campaign", "kexecemu purgatory check", "kexecemu replay", "purgatories")
+        )
 
     @property
     def missing(self) -> list[str]:
@@ -178,6 +226,11 @@ class Mark:
         needs = ["kernel", "busybox"] if self.real else []
         if self.verb == "output" and ("kexec" in self.what.split() or "run linux-" in self.what):
             needs.append("kexec-tools")
+        if self.what == "purgatories":
+            needs.append("kexec-tools")
+        if self.what.startswith(("purgatories", "kexecemu purgatory build")):
+            clang = importlib.util.find_spec("ziglang")
+            return [*([] if clang else ["ziglang"]), *missing(needs)]
         return missing(needs)
 
     def made(self, folder: Path) -> str:

@@ -1,19 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What entry.S does besides where there is a caller, or a word to say about an
- * exception; nothing in the core. Until the stack is ours x9 is the caller's
+ * PURGATORY_CALLER: what entry.S does besides where somebody waits for an answer.
+ * Until the stack is ours x9 is the caller's
  * x30, x10 and x11 are SPSel and SP, x7 and x8 GCSCR and TCR2.
  */
 #ifndef CALLER_H
 #define CALLER_H
 
-#include "options.h"
-
-/* On the stack, from sp on: VBAR, SCTLR; device tree, SP of this EL; and the caller's state. */
-#define FRAME_DTB	16
-
-#ifdef PURGATORY_CALLER
-#define FRAME_SIZE	160
+/* What push_caller takes. */
+#define CALLER_SIZE	128
 
 	.macro	caller_keeps_return_address
 	mov	x9, x30
@@ -48,17 +43,4 @@
 	mov	x0, #1
 	b	leave
 	.endm
-#else
-	.macro	caller_keeps_return_address
-	.endm
-	.macro	caller_keeps_stack
-	.endm
-	.macro	caller_keeps, reg, from
-	.endm
-	.macro	push_caller
-	.endm
-	.macro	caller_gets_answer
-	.endm
-#endif
-
 #endif /* CALLER_H */

@@ -42,6 +42,6 @@ void chosen(void)
 		cell = put_cells(cell, verdict->damage[i].start);
 		cell = put_cells(cell, verdict->damage[i].len);
 	}
-	/* The check has read the device tree: no line of that time may hide what was just stored. */
+	/* The check has read the device tree: no line of that time may hide what is stored now. */
 	dcache_clean_inval_poc(purgatory_chosen, end);
 }

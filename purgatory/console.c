@@ -10,14 +10,14 @@
 
 #define UART01x_DR	0x00
 #define UART01x_FR	0x18
-#define UART01x_FR_TXFF	(1U << 5)	/* transmit FIFO full */
+#define UART01x_FR_TXFF	BIT(5)	/* transmit FIFO full */
 
 /*
  * At 115200 baud a full FIFO takes a byte every 87 us, a few hundred reads. A
  * UART that needs thousands of times as long is stuck, or is none: a dump is
  * worth more than its announcement.
  */
-#define TX_PATIENCE	(1U << 20)
+#define TX_PATIENCE	BIT(20)
 
 __kexec_purgatory u64 purgatory_uart_base;
 

@@ -45,7 +45,7 @@
 .Lnot_el2\@:
 	.endm
 
-	/* 0 where the CPU has no guarded control stack, or no TCR2: those registers are undefined then. */
+	/* 0 where the CPU has no guarded control stack, or no TCR2: no such registers then. */
 	.macro	has_gcs_and_tcr2, gcs, tcr2
 	mrs	\gcs, id_aa64pfr1_el1
 	ubfx	\gcs, \gcs, #PFR1_GCS_SHIFT, #4
@@ -68,7 +68,7 @@
 	.endm
 
 	.macro	by_line, op, start, end, size, tmp
-	dmb	sy			// with stores while the MMU is off it is in no order otherwise
+	dmb	sy			// in no order otherwise with stores, the MMU off
 	sub	\tmp, \size, #1
 	bic	\start, \start, \tmp
 .Lby_line\@:

@@ -6,9 +6,29 @@
  * physical address of the device tree, x1 = x2 = x3 = 0. sp and everything else
  * are whatever the dead kernel left: cpu_soft_restart() resets SCTLR and no more.
  */
-#include "caller.h"
 #include "el.h"
 #include "options.h"
+
+/* On the stack, from sp on: VBAR, SCTLR; device tree, SP of this EL; and a caller's state. */
+#define FRAME_DTB	16
+#define FRAME_SIZE	(32 + CALLER_SIZE)
+
+#ifdef PURGATORY_CALLER
+#include "caller.h"
+#else
+#define CALLER_SIZE	0
+
+	.macro	caller_keeps_return_address
+	.endm
+	.macro	caller_keeps_stack
+	.endm
+	.macro	caller_keeps, reg, from
+	.endm
+	.macro	push_caller
+	.endm
+	.macro	caller_gets_answer
+	.endm
+#endif
 
 	.text
 
@@ -36,7 +56,7 @@ decided:
 	 * The kernel's boot protocol is the contract we were entered with. TCR2
 	 * and GCSCR stay 0, which is what a kernel that knows them not expects.
 	 */
-	ic	iallu			// a repair has written code
+	ic	iallu			// what comes next is not what was here
 	dsb	nsh
 	ldr	x14, purgatory_kernel_entry
 	ldp	x13, x12, [sp]		// VBAR, SCTLR
@@ -56,7 +76,8 @@ restore:
 2:	isb
 	br	x14
 
-3:	caller_gets_answer
+3:
+	caller_gets_answer
 	.size	purgatory_start, . - purgatory_start
 
 	/* A bad image must not run, and nobody is left to return to. */
@@ -128,8 +149,8 @@ dcache_clean_inval_poc:
 	ret
 	.size	dcache_clean_inval_poc, . - dcache_clean_inval_poc
 
-#ifdef PURGATORY_CALLER
-#include "caller.S"			/* the vectors, and what they lead to between them */
+#ifdef PURGATORY_TRAP
+#include "trap.S"
 #else
 	/* Stops, too, but elsewhere: an exception is no answer. */
 	.org	purgatory_vectors + 0x200

@@ -6,10 +6,12 @@
 #include "locate.h"
 #include "options.h"
 
-__kexec_purgatory u8 purgatory_region_digests[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE];
+__kexec_purgatory __aligned(8)
+u8 purgatory_region_digests[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE];
 __kexec_purgatory u64 purgatory_page_digests;
 
-u8 purgatory_found[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE] __purgatory_data __aligned(8);
+__purgatory_data __aligned(8)
+u8 purgatory_found[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE];
 
 int is_table(int region)
 {
@@ -94,10 +96,12 @@ static void locate_pages(int region)
 	}
 }
 
-void locate(void)
+void locate(u32 damaged)
 {
 	int i;
 
+	if (!damaged)
+		return;
 	for (i = 0; i < KEXEC_SEGMENT_MAX; i++)
 		if (is_table(i))
 			locate_region(i);

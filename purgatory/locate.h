@@ -11,7 +11,7 @@ extern u8 purgatory_found[KEXEC_SEGMENT_MAX][SHA256_DIGEST_SIZE];
 const u8 *page_digest(int region, u64 offset);
 int page_digests_usable(void);
 
-/* Bytes of the piece at `offset` that has a digest of its own: a page with a table, else the region. */
+/* Bytes of the piece at `offset` that has a digest: a page with a table, else the region. */
 u64 piece_len(int region, u64 offset, int by_page);
 
 #endif /* LOCATE_H */

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The two moments at which the MMU goes on and off, with the maintenance that they want.
+ * The two moments at which the MMU goes on and off, with their maintenance.
  */
 #include "el.h"
 
-/* By its number: clang knows the name for profiles of the architecture only that we do not ask for. */
+/* By its number: clang knows the name for other profiles of the architecture only. */
 #define TTBR0_EL2	s3_4_c2_c0_0
 
 	.text
@@ -65,7 +65,7 @@ mmu_disable:
 	mov	x0, x1
 	mov	x1, x2
 	bl	dcache_clean_inval_poc	// changes x0, x2 to x4
-	isb				// Falkor erratum 1041 wants one right before the MMU goes off
+	isb				// Falkor erratum 1041 wants one right here
 	if_el2	x9, 1f
 	msr	sctlr_el1, x8
 	isb

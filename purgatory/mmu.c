@@ -11,23 +11,16 @@
 #include "el.h"
 #include "options.h"
 
-/* mmu-enable.S */
-struct mmu_registers {
-	u64 mair, tcr, ttbr0, sctlr;
-};
-void mmu_enable(const struct mmu_registers *new, unsigned long start, unsigned long end);
-void mmu_disable(const struct mmu_registers *old, unsigned long start, unsigned long end);
-
 __kexec_purgatory u64 purgatory_no_mmu;
 
-#define PTE_VALID		(1UL << 0)
-#define PTE_TABLE		(1UL << 1)	/* at the last level: a page */
-#define PTE_AP1			(1UL << 6)	/* EL2 without VHE: has to be 1 */
-#define PTE_RDONLY		(1UL << 7)
+#define PTE_VALID		BIT(0)
+#define PTE_TABLE		BIT(1)	/* at the last level: a page */
+#define PTE_AP1			BIT(6)	/* EL2 without VHE: has to be 1 */
+#define PTE_RDONLY		BIT(7)
 #define PTE_SH_INNER		(3UL << 8)
-#define PTE_AF			(1UL << 10)
-#define PTE_PXN			(1UL << 53)
-#define PTE_UXN			(1UL << 54)	/* EL2 without VHE: the only XN */
+#define PTE_AF			BIT(10)
+#define PTE_PXN			BIT(53)
+#define PTE_UXN			BIT(54)	/* EL2 without VHE: the only XN */
 #define PTE_ADDR_MASK		0x0000fffffffff000UL
 
 /* 4 KiB granule, 48 bits: four levels of 9 bits each. */
@@ -37,18 +30,18 @@ __kexec_purgatory u64 purgatory_no_mmu;
 
 #define MAIR_NORMAL_WB		0xffUL		/* attribute 0: write-back, allocate */
 #define TCR_T0SZ		(64UL - VA_BITS)
-#define TCR_WALKS_CACHED	(1UL << 8 | 1UL << 10 | 3UL << 12)
-#define TCR_EPD1		(1UL << 23)	/* no walks by TTBR1, whatever is in it */
+#define TCR_WALKS_CACHED	(BIT(8) | BIT(10) | 3UL << 12)
+#define TCR_EPD1		BIT(23)	/* no walks by TTBR1, whatever is in it */
 #define TCR_TG1_4K		(2UL << 30)	/* 0 would be reserved */
 #define TCR_EL1_IPS_SHIFT	32
 #define TCR_EL2_PS_SHIFT	16
-#define TCR_EL2_RES1		(1UL << 31 | 1UL << 23)
+#define TCR_EL2_RES1		(BIT(31) | BIT(23))
 
-#define SCTLR_M			(1UL << 0)
-#define SCTLR_C			(1UL << 2)
-#define SCTLR_I			(1UL << 12)
+#define SCTLR_M			BIT(0)
+#define SCTLR_C			BIT(2)
+#define SCTLR_I			BIT(12)
 
-/* Enough for sixteen regions in two places of memory; with more tables than these the MMU stays off. */
+/* Enough for sixteen regions in two places of memory; if it takes more, the MMU stays off. */
 #define TABLES			24
 
 #define sysreg_read_el(reg) \
@@ -68,7 +61,8 @@ static unsigned long tables_start(void)
 
 static u64 *new_table(void)
 {
-	u64 *table = (u64 *)(tables_start() + tables_used * PURGATORY_PAGE_SIZE);
+	unsigned long at = tables_start() + tables_used * PURGATORY_PAGE_SIZE;
+	u64 *table = (u64 *)at;
 	int i;
 
 	if (tables_used == TABLES)
@@ -81,7 +75,10 @@ static u64 *new_table(void)
 	return table;
 }
 
-/* Map [start, end) to itself with the largest blocks that fit. 0: no room, or something else is there. */
+/*
+ * Map [start, end) to itself with the largest blocks that fit. 0: no room, or
+ * something else is there.
+ */
 static int map(u64 *table, int level, u64 start, u64 end, u64 attributes)
 {
 	u64 size = 1UL << LEVEL_SHIFT(level);
@@ -89,24 +86,27 @@ static int map(u64 *table, int level, u64 start, u64 end, u64 attributes)
 
 	for (; start < end; start = next) {
 		u64 *entry = &table[start >> LEVEL_SHIFT(level) & 511];
+		u64 *below;
 
 		next = (start | (size - 1)) + 1;
 		if (next > end)
 			next = end;
 		if (level > 0 && next - start == size && !*entry) {
-			*entry = start | attributes | PTE_VALID | (level == LAST_LEVEL ? PTE_TABLE : 0);
+			*entry = start | attributes | PTE_VALID;
+			if (level == LAST_LEVEL)
+				*entry |= PTE_TABLE;
 			continue;
 		}
 		if (!*entry) {
-			u64 *below = level < LAST_LEVEL ? new_table() : 0;
-
+			below = level < LAST_LEVEL ? new_table() : 0;
 			if (!below)
 				return 0;
 			*entry = (unsigned long)below | PTE_TABLE | PTE_VALID;
 		}
 		if (level == LAST_LEVEL || !(*entry & PTE_TABLE))
 			return 0;
-		if (!map((u64 *)(unsigned long)(*entry & PTE_ADDR_MASK), level + 1, start, next, attributes))
+		below = (u64 *)(unsigned long)(*entry & PTE_ADDR_MASK);
+		if (!map(below, level + 1, start, next, attributes))
 			return 0;
 	}
 	return 1;
@@ -132,7 +132,6 @@ static int build_map(int writable)
 	u64 granule_4k = features >> 28 & 0xf;	/* 0 and 1: there, 15: not */
 	unsigned long code_start = (unsigned long)purgatory_start;
 	unsigned long data = (unsigned long)purgatory_data;
-	u64 copied = 0;
 	u64 normal = PTE_AF | PTE_SH_INNER;
 	u64 never = PTE_UXN, code = 0, readonly;
 	u64 *top;
@@ -159,11 +158,11 @@ static int build_map(int writable)
 
 		if (!map_pages(top, region->start, region->len, readonly))
 			return 0;
-		if (is_copied(i))
-			copied += region->len;
 	}
-	if (copy_start() && !map_pages(top, copy_start(), copied, normal | never | PTE_RDONLY))
+#ifdef PURGATORY_REPAIR
+	if (!map_pages(top, purgatory_copy, copy_len(), normal | never | PTE_RDONLY))
 		return 0;
+#endif
 
 	if (pa_range > 5)
 		pa_range = 5;			/* 48 bits, all that this granule has */
@@ -180,12 +179,13 @@ static int build_map(int writable)
 	return 1;
 }
 
-int caches_prepare(int writable)
+void caches_prepare(int writable)
 {
 	mmu_prepared = build_map(writable);
+#ifdef PURGATORY_RECORD
 	if (mmu_prepared)
 		record_flag(PURGATORY_FLAG_MMU_ON);
-	return mmu_prepared;
+#endif
 }
 
 /* Own data and the tables, in one piece: all that is stored to. */

@@ -28,10 +28,11 @@
 #error PURGATORY_REPAIR needs PURGATORY_LOCATE and PURGATORY_POLICY
 #endif
 
-/* Somebody waits for an answer, or there is something to say of an exception: caller.S, trap.c. */
-#if defined(PURGATORY_REPORT) || defined(PURGATORY_RECORD) || \
-	defined(PURGATORY_POLICY) || defined(PURGATORY_EARLY)
-#define PURGATORY_CALLER	1
+#if defined(PURGATORY_POLICY) || defined(PURGATORY_EARLY)
+#define PURGATORY_CALLER	1	/* somebody waits for an answer: caller.h */
+#endif
+#if defined(PURGATORY_CALLER) || defined(PURGATORY_REPORT) || defined(PURGATORY_RECORD)
+#define PURGATORY_TRAP		1	/* there is more to an exception than to stop: trap.S, trap.c */
 #endif
 
 #define PURGATORY_PAGE_SIZE	4096
@@ -46,23 +47,39 @@
 #ifndef __ASSEMBLER__
 
 #include "purgatory.h"
-#include "record.h"
+#if defined(PURGATORY_RECORD) || !defined(__KERNEL__)
+#include "record.h"			/* what its functions are called with, too */
+#endif
 
 #ifdef PURGATORY_CACHES
 /* Not 0: leave MMU and caches off. */
 extern u64 purgatory_no_mmu;
 
-/* Build the identity map; if it cannot be done, 0, and caches_on() does nothing. */
-int caches_prepare(int writable);
+/* Build the identity map; if it cannot be done, caches_on() does nothing. */
+void caches_prepare(int writable);
+
+/* In between nothing is printed: the UART is not in the map. */
 void caches_on(void);
 void caches_off(void);
 
 extern u32 mmu_prepared, mmu_is_on;
 static inline u32 caches_prepared(void) { return mmu_prepared; }
 static inline u32 caches_are_on(void) { return mmu_is_on; }
-static inline void caches_begin(void) { mmu_is_on = 0; }
+
+static inline void caches_begin(void)
+{
+	mmu_is_on = 0;
+}
+
+/* mmu-enable.S */
+struct mmu_registers {
+	u64 mair, tcr, ttbr0, sctlr;
+};
+
+void mmu_enable(const struct mmu_registers *new, unsigned long start, unsigned long end);
+void mmu_disable(const struct mmu_registers *old, unsigned long start, unsigned long end);
 #else
-static inline int caches_prepare(int writable) { return 0; }
+static inline void caches_prepare(int writable) { }
 static inline u32 caches_prepared(void) { return 0; }
 static inline void caches_on(void) { }
 static inline void caches_off(void) { }
@@ -78,15 +95,21 @@ extern u64 purgatory_no_crypto;
 void sha2_begin(void);
 void sha2_end(void);
 
-/* Take what can be taken in whole blocks by them, and say how many bytes that was. */
-u64 sha2_update(struct sha256_ctx *sctx, const u8 *data, u64 len);
+/* Take what can be taken in whole blocks by them; what is left is in start and len. */
+void sha2_update(struct sha256_ctx *sctx, unsigned long *start, unsigned long *len);
 
 extern u32 sha2_in_use;
 static inline u32 sha2_used(void) { return sha2_in_use; }
+
+/* sha256-ce.S */
+#define FPSIMD_SAVE_SIZE	416
+void sha256_ce_blocks(u32 state[8], const u8 *data, u64 blocks);
+u64 fpsimd_begin(void *save, u64 sme);
+void fpsimd_end(const void *save, u64 control);
 #else
 static inline void sha2_begin(void) { }
 static inline void sha2_end(void) { }
-static inline u64 sha2_update(struct sha256_ctx *sctx, const u8 *data, u64 len) { return 0; }
+static inline void sha2_update(struct sha256_ctx *sctx, unsigned long *at, unsigned long *len) { }
 static inline u32 sha2_used(void) { return 0; }
 #endif
 
@@ -96,17 +119,30 @@ extern u64 purgatory_uart_base;
 
 void report_start(void);
 void report_line(const char *what);
-void report_mismatch(u32 damaged, const u8 *found);
+
+/* STOP, and why; 0 if that has been said. */
+unsigned long stop(const char *why);
+
+void report_result(u32 damaged, const u8 *found);
 void report_trap(unsigned long esr, unsigned long elr, unsigned long far);
 
 extern u32 console_stuck;
-static inline void report_begin(void) { console_stuck = 0; }
-static inline void report_no_more(void) { console_stuck = 1; }
+
+static inline void report_begin(void)
+{
+	console_stuck = 0;
+}
+
+static inline void report_no_more(void)
+{
+	console_stuck = 1;
+}
 #else
 static inline void report_begin(void) { }
 static inline void report_start(void) { }
 static inline void report_line(const char *what) { }
-static inline void report_mismatch(u32 damaged, const u8 *found) { }
+static inline unsigned long stop(const char *why) { return STOP; }
+static inline void report_result(u32 damaged, const u8 *found) { }
 static inline void report_trap(unsigned long esr, unsigned long elr, unsigned long far) { }
 static inline void report_no_more(void) { }
 #endif
@@ -116,7 +152,7 @@ void record_begin(void);
 void record_flag(u32 flag);
 void record_found(const u8 *found);
 void record_trap(unsigned long esr, unsigned long elr, unsigned long far);
-void record_state(u32 state);
+void record_result(u32 damaged);
 
 static inline void record_hashed(u64 bytes) { purgatory_verdict.bytes_hashed += bytes; }
 static inline void record_damaged(u32 damaged) { purgatory_verdict.damaged = damaged; }
@@ -127,7 +163,7 @@ static inline void record_hashed(u64 bytes) { }
 static inline void record_found(const u8 *found) { }
 static inline void record_damaged(u32 damaged) { }
 static inline void record_trap(unsigned long esr, unsigned long elr, unsigned long far) { }
-static inline void record_state(u32 state) { }
+static inline void record_result(u32 damaged) { }
 #endif
 
 #ifdef PURGATORY_LOCATE
@@ -148,10 +184,10 @@ extern u64 purgatory_page_digests;
 /* Is that region the table? */
 int is_table(int region);
 
-/* After a mismatch: put what is damaged into the record. */
-void locate(void);
+/* If anything is: put what is damaged into the record. */
+void locate(u32 damaged);
 #else
-static inline void locate(void) { }
+static inline void locate(u32 damaged) { }
 #endif
 
 #ifdef PURGATORY_CHOSEN
@@ -175,6 +211,7 @@ enum purgatory_policy {
 	/* From the second copy; stop if it cannot be done. */
 	PURGATORY_POLICY_REPAIR = 5,
 };
+
 extern u64 purgatory_policy;
 
 /* How PSCI is called, as "method" in the device tree. 0: not at all (reset and off then stop). */
@@ -183,51 +220,56 @@ enum purgatory_conduit {
 	PURGATORY_HVC = 1,
 	PURGATORY_SMC = 2,
 };
+
 extern u64 purgatory_psci_conduit;
 
 /* What is left to do when something is wrong. */
 unsigned long refuse(u32 damaged);
+
+/* trap.S */
+int psci_call(u64 function, u64 conduit);
 #else
-static inline unsigned long refuse(u32 damaged)
-{
-	report_line("stopped");
-	return STOP;
-}
+static inline unsigned long refuse(u32 damaged) { return stop(0); }
 #endif
 
 #ifdef PURGATORY_REPAIR
 /* All regions but the table's once more, back to back: physical address, 0: none. Not hashed. */
 extern u64 purgatory_copy;
 
-/* For the map: where that is, and which regions are in it. */
-static inline u64 copy_start(void) { return purgatory_copy; }
-static inline int is_copied(int region) { return !is_table(region); }
+/* For the map: what is there. */
+unsigned long copy_len(void);
 
-void repair(void);
+void repair(u32 damaged);
 #else
-static inline u64 copy_start(void) { return 0; }
-static inline int is_copied(int region) { return 0; }
-static inline void repair(void) { }
+static inline void repair(u32 damaged) { }
 #endif
 
 #ifdef PURGATORY_EARLY
 unsigned long purgatory_early(unsigned long dtb);
-#endif
 
-#ifdef PURGATORY_CALLER
-unsigned long purgatory_trapped(unsigned long esr, unsigned long elr, unsigned long far);
-
-/* What a run before this one has left is forgotten; `early`: purgatory_check has been called. */
-void begin(u32 early);
-
+/* Has purgatory_check been called? */
 extern u32 early_check;
 static inline u32 is_early(void) { return early_check; }
+
+static inline void early_begin(u32 early)
+{
+	early_check = early;
+}
+#else
+static inline u32 is_early(void) { return 0; }
+static inline void early_begin(u32 early) { }
+#endif
+
+#ifdef PURGATORY_TRAP
+unsigned long purgatory_trapped(unsigned long esr, unsigned long elr, unsigned long far);
+
+/* What a run before this one has left is forgotten. */
+void begin(u32 early);
 
 /* What is damaged if an exception comes now. */
 void suspect(u32 damaged);
 #else
 static inline void begin(u32 early) { }
-static inline u32 is_early(void) { return 0; }
 static inline void suspect(u32 damaged) { }
 #endif
 

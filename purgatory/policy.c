@@ -7,9 +7,6 @@
 #define PSCI_SYSTEM_OFF		0x84000008UL
 #define PSCI_SYSTEM_RESET	0x84000009UL
 
-/* caller.S */
-int psci_call(u64 function, u64 conduit);
-
 __kexec_purgatory u64 purgatory_policy;
 __kexec_purgatory u64 purgatory_psci_conduit;
 
@@ -47,6 +44,5 @@ unsigned long refuse(u32 damaged)
 		report_line("repaired from the copy");
 		return START_KERNEL;
 	}
-	report_line("stopped");
-	return STOP;
+	return stop(0);
 }

@@ -10,7 +10,7 @@
 #include "options.h"
 
 __kexec_purgatory struct kexec_sha_region purgatory_sha_regions[KEXEC_SEGMENT_MAX];
-__kexec_purgatory u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
+__kexec_purgatory __aligned(8) u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
 __kexec_purgatory u64 purgatory_kernel_entry;
 __kexec_purgatory u64 purgatory_dtb;
 
@@ -38,9 +38,8 @@ int digest_known(const u8 *digest)
 
 noinline void digest_update(struct sha256_ctx *sctx, unsigned long start, unsigned long len)
 {
-	unsigned long done = sha2_update(sctx, (const u8 *)start, len);
-
-	sha256_update_all(sctx, (const u8 *)start + done, len - done);
+	sha2_update(sctx, &start, &len);
+	sha256_update_all(sctx, (const u8 *)start, len);
 }
 
 void digest_of(unsigned long start, unsigned long len, u8 digest[SHA256_DIGEST_SIZE])
@@ -122,24 +121,23 @@ int regions_match(u8 found[SHA256_DIGEST_SIZE])
 	return digest_same(found, purgatory_sha256_digest);
 }
 
-/* From here to caches_off() nothing is printed: the UART is not in the map. */
 static u32 check_regions(u8 found[SHA256_DIGEST_SIZE])
 {
-	int match;
+	u32 damaged;
 
 	caches_on();
-	match = regions_match(found);
+	damaged = regions_match(found) ? 0 : PURGATORY_REGIONS;
 	record_found(found);
-	if (!match)
-		locate();
+	locate(damaged);
 	caches_off();
-	if (match)
-		return 0;
-	repair();
-	return PURGATORY_REGIONS;
+	repair(damaged);
+	return damaged;
 }
 
-/* 0 if all is as it was loaded. The table of regions may lead anywhere until it is known to be ours. */
+/*
+ * 0 if all is as it was loaded. The table of regions may lead anywhere until it
+ * is known to be ours.
+ */
 u32 check(unsigned long dtb)
 {
 	u8 found[SHA256_DIGEST_SIZE] __aligned(8);
@@ -161,13 +159,8 @@ u32 check(unsigned long dtb)
 	}
 	sha2_end();
 
-	if (damaged) {
-		record_state(PURGATORY_MISMATCH);
-		report_mismatch(damaged, found);
-	} else {
-		record_state(PURGATORY_MATCH);
-		report_line("digests match");
-	}
+	record_result(damaged);
+	report_result(damaged, found);
 	return damaged;
 }
 
@@ -175,11 +168,8 @@ unsigned long finish(unsigned long answer)
 {
 	if (answer != START_KERNEL)
 		return answer;
-	if (!purgatory_kernel_entry) {
-		report_line("no kernel entry");
-		report_line("stopped");
-		return STOP;
-	}
+	if (!purgatory_kernel_entry)
+		return stop("no kernel entry");
 	chosen();
 	return START_KERNEL;
 }

@@ -16,7 +16,7 @@
 #include "sha256.h"
 #include "types.h"
 
-#define __kexec_purgatory	__section(".kexec-purgatory") __aligned(8)
+#define __kexec_purgatory	__section(".kexec-purgatory")
 
 /* What the purgatory stores to, in one place that is clean of caches when it begins. */
 #define __purgatory_data	__section(".data")
@@ -54,10 +54,10 @@ extern u64 purgatory_dtb;
  */
 extern u8 purgatory_self_digest[SHA256_DIGEST_SIZE];
 
-/* What check() says: 0, or bits. 0 to 15 are the regions; all of them, until somebody has located the damage. */
+/* What check() says: 0, or bits. 0 to 15 are the regions; all of them, until it is located. */
 #define PURGATORY_REGIONS	0xffffU
-#define PURGATORY_SELF		(1U << 16)	/* the purgatory itself */
-#define PURGATORY_DTB		(1U << 17)	/* x0 is not purgatory_dtb */
+#define PURGATORY_SELF		BIT(16)	/* the purgatory itself */
+#define PURGATORY_DTB		BIT(17)	/* x0 is not purgatory_dtb */
 
 /* What entry.S does with an answer. */
 enum { START_KERNEL = 0, STOP = 1, RETURN_TO_CALLER = 2 };

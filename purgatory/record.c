@@ -14,7 +14,7 @@ struct purgatory_verdict purgatory_verdict = {
 
 static struct purgatory_verdict *const verdict = &purgatory_verdict;
 
-void record_state(u32 state)
+static void record_state(u32 state)
 {
 	barrier();
 	verdict->state = state;
@@ -53,6 +53,11 @@ void record_found(const u8 *found)
 		verdict->found[i] = found[i];
 		barrier();		/* a loop, and no call of memcpy() */
 	}
+}
+
+void record_result(u32 damaged)
+{
+	record_state(damaged ? PURGATORY_MISMATCH : PURGATORY_MATCH);
 }
 
 void record_trap(unsigned long esr, unsigned long elr, unsigned long far)

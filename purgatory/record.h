@@ -28,12 +28,12 @@ enum purgatory_state {
 };
 
 /* Bits of `flags`. */
-#define PURGATORY_FLAG_MMU_ON		(1U << 0)	/* checked with MMU and caches on */
-#define PURGATORY_FLAG_CRYPTO		(1U << 1)	/* by the SHA-2 instructions */
-#define PURGATORY_FLAG_SELF_CHECKED	(1U << 2)	/* the self digest was there, and compared */
-#define PURGATORY_FLAG_AT_EL2		(1U << 3)
-#define PURGATORY_FLAG_REPAIRED		(1U << 4)	/* mended from the copy, and now it matches */
-#define PURGATORY_FLAG_EARLY		(1U << 5)	/* this was purgatory_check, for the old kernel */
+#define PURGATORY_FLAG_MMU_ON		BIT(0)	/* MMU and caches on */
+#define PURGATORY_FLAG_CRYPTO		BIT(1)	/* by the SHA-2 instructions */
+#define PURGATORY_FLAG_SELF_CHECKED	BIT(2)	/* by its self digest */
+#define PURGATORY_FLAG_AT_EL2		BIT(3)
+#define PURGATORY_FLAG_REPAIRED		BIT(4)	/* from the copy; it matches */
+#define PURGATORY_FLAG_EARLY		BIT(5)	/* this was purgatory_check */
 
 struct purgatory_verdict {
 	u64 magic;
@@ -43,7 +43,7 @@ struct purgatory_verdict {
 	u8 expected[SHA256_DIGEST_SIZE];	/* as set by the loader */
 	u8 found[SHA256_DIGEST_SIZE];		/* valid in MATCH and MISMATCH */
 	u32 flags;
-	u32 damaged;				/* PURGATORY_SELF, _DTB, and regions as far as known */
+	u32 damaged;				/* PURGATORY_SELF, _DTB, known regions */
 	u64 damaged_pages;			/* 0 without a table of page digests */
 	u64 esr, elr, far;			/* valid in TRAPPED */
 	u32 ranges;				/* entries used in damage[] */

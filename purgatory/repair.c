@@ -23,6 +23,19 @@ static void copy_piece(u64 to, u64 from, u64 len)
 	}
 }
 
+unsigned long copy_len(void)
+{
+	unsigned long len = 0;
+	int i;
+
+	if (!purgatory_copy)
+		return 0;
+	for (i = 0; i < KEXEC_SEGMENT_MAX; i++)
+		if (!is_table(i))
+			len += purgatory_sha_regions[i].len;
+	return len;
+}
+
 /* 0 if not all of it could be mended. */
 static int copy_damaged(void)
 {
@@ -51,12 +64,13 @@ static int copy_damaged(void)
 }
 
 /* Regions can be written to meanwhile. What was found at first stays in the record. */
-void repair(void)
+void repair(u32 damaged)
 {
 	u8 found[SHA256_DIGEST_SIZE] __aligned(8);
 	int mended;
 
-	if (purgatory_policy != PURGATORY_POLICY_REPAIR || !purgatory_copy || is_early())
+	if (!damaged || is_early() || purgatory_policy != PURGATORY_POLICY_REPAIR ||
+	    !purgatory_copy)
 		return;
 	caches_prepare(1);
 	caches_on();

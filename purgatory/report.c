@@ -3,9 +3,11 @@
  * PURGATORY_REPORT: what the purgatory says to people on the console. All of
  * this with the MMU off.
  */
-#include "locate.h"
 #include "options.h"
 #include "report.h"
+#ifdef PURGATORY_LOCATE
+#include "locate.h"
+#endif
 
 /* The beginning of a line. */
 static noinline void say(const char *what)
@@ -105,13 +107,15 @@ static void report_damage(void)
 	console_puts("\n");
 }
 #else
-static void report_damage(void)
-{
-}
+static inline void report_damage(void) { }
 #endif
 
-void report_mismatch(u32 damaged, const u8 *found)
+void report_result(u32 damaged, const u8 *found)
 {
+	if (!damaged) {
+		report_line("digests match");
+		return;
+	}
 	if (damaged & PURGATORY_SELF) {
 		report_line("the purgatory itself is damaged");
 		return;
@@ -123,6 +127,14 @@ void report_mismatch(u32 damaged, const u8 *found)
 	report_line("digests do NOT match");
 	put_digests("", purgatory_sha256_digest, found);
 	report_damage();
+}
+
+unsigned long stop(const char *why)
+{
+	if (why)
+		report_line(why);
+	report_line("stopped");
+	return STOP;
 }
 
 void report_trap(unsigned long esr, unsigned long elr, unsigned long far)

@@ -9,12 +9,6 @@
 #include "sha256-k.h"
 #endif
 
-/* sha256-ce.S */
-#define FPSIMD_SAVE_SIZE	416
-void sha256_ce_blocks(u32 state[8], const u8 *data, u64 blocks);
-u64 fpsimd_begin(void *save, u64 sme);
-void fpsimd_end(const void *save, u64 control);
-
 __kexec_purgatory u64 purgatory_no_crypto;
 
 u32 sha2_in_use __purgatory_data;
@@ -24,31 +18,33 @@ static u64 fpsimd_control __purgatory_data;
 
 void sha2_begin(void)
 {
-	u64 sve = sysreg_read(id_aa64pfr0_el1) >> 32 & 0xf;
 	u64 sme = sysreg_read(id_aa64pfr1_el1) >> 24 & 0xf;
 	u64 sha2 = sysreg_read(id_aa64isar0_el1) >> 12 & 0xf;
 
 	sha2_in_use = 0;
 	if (purgatory_no_crypto || !sha2)
 		return;
-	/* Only the low 128 bits of somebody's vectors would come back, and nothing of a streaming mode. */
-	if (is_early() && (sve || sme))
+#ifdef PURGATORY_EARLY
+	/* Only 128 bits of their vectors would come back, and no streaming mode. */
+	if (is_early() && (sysreg_read(id_aa64pfr0_el1) >> 32 & 0xf || sme))
 		return;
+#endif
 	fpsimd_control = fpsimd_begin(fpsimd_save, sme);
 	sha2_in_use = 1;
 	record_flag(PURGATORY_FLAG_CRYPTO);
 }
 
 /* An incomplete block, and what is left of the last one, is for sha256_update(). */
-u64 sha2_update(struct sha256_ctx *sctx, const u8 *data, u64 len)
+void sha2_update(struct sha256_ctx *sctx, unsigned long *start, unsigned long *len)
 {
-	u64 blocks = len / SHA256_BLOCK_SIZE;
+	unsigned long blocks = *len / SHA256_BLOCK_SIZE;
 
 	if (!sha2_in_use || *sha256_count(sctx) % SHA256_BLOCK_SIZE || !blocks)
-		return 0;
-	sha256_ce_blocks(sha256_words(sctx), data, blocks);
+		return;
+	sha256_ce_blocks(sha256_words(sctx), (const u8 *)*start, blocks);
 	*sha256_count(sctx) += blocks * SHA256_BLOCK_SIZE;
-	return blocks * SHA256_BLOCK_SIZE;
+	*start += blocks * SHA256_BLOCK_SIZE;
+	*len %= SHA256_BLOCK_SIZE;
 }
 
 void sha2_end(void)

@@ -152,7 +152,7 @@ void sha256_update(struct sha256_ctx *sctx, const u8 *data, u64 len)
 __cold				/* once a digest: small rather than fast */
 void sha256_final(struct sha256_ctx *sctx, u8 out[SHA256_DIGEST_SIZE])
 {
-	static const u8 end_mark = 0x80, zero = 0;
+	static const u8 padding[2] = { 0x80, 0 };
 	u64 bits = sctx->count * 8;
 	u8 length[8];
 	int i;
@@ -160,9 +160,9 @@ void sha256_final(struct sha256_ctx *sctx, u8 out[SHA256_DIGEST_SIZE])
 	for (i = 0; i < 8; i++)
 		length[i] = bits >> (56 - 8 * i);
 
-	sha256_update(sctx, &end_mark, 1);
+	sha256_update(sctx, &padding[0], 1);
 	while (sctx->count % SHA256_BLOCK_SIZE != SHA256_BLOCK_SIZE - sizeof(length))
-		sha256_update(sctx, &zero, 1);
+		sha256_update(sctx, &padding[1], 1);
 	sha256_update(sctx, length, sizeof(length));
 
 	for (i = 0; i < SHA256_DIGEST_SIZE; i++)

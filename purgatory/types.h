@@ -3,6 +3,7 @@
 #define TYPES_H
 
 #ifdef __KERNEL__
+#include <linux/bits.h>
 #include <linux/compiler.h>
 #include <linux/types.h>
 #else
@@ -16,6 +17,7 @@ typedef uint64_t u64;
 #define __cold		__attribute__((cold))
 #define __section(name)	__attribute__((section(name)))
 #define noinline	__attribute__((noinline))
+#define BIT(n)		(1UL << (n))
 #define barrier()	asm volatile("" : : : "memory")
 #endif
 

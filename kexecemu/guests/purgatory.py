@@ -26,7 +26,9 @@ CORE = ("entry.S", "purgatory.c", "sha256.c")
 """What every purgatory is compiled from. entry.S first: a loader that looks for nothing but the first byte of .text
 still enters correctly."""
 
-_CORE_HEADERS = ("el.h", "purgatory.h", "types.h", "sha256.h", "purgatory.lds")
+_CORE_HEADERS = ("el.h", "options.h", "purgatory.h", "types.h", "sha256.h", "sha256-k.h", "purgatory.lds")
+_HEADERS = {"report.c": ("report.h",), "record.c": ("record.h",), "locate.c": ("locate.h",)}
+_CALLERS = ("policy", "early")  # PURGATORY_CALLER in options.h
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class PurgatoryOption:
 
     @property
     def is_answer(self) -> bool:
-        """It has something to say of an exception, or somebody to answer: PURGATORY_CALLER in options.h."""
+        """It has something to say of an exception, or somebody to answer: PURGATORY_TRAP in options.h."""
         return bool({"report.c", "record.c", "policy.c", "early.c"} & set(self.sources))
 
 
@@ -56,7 +58,7 @@ OPTIONS: dict[str, PurgatoryOption] = {
 }
 """In the order in which they are named and linked; each is a macro PURGATORY_NAME in purgatory/options.h."""
 
-_ANSWERS = ("trap.c", "caller.S")  # caller.S is a part of entry.S
+_ANSWERS = ("trap.c", "trap.S")  # trap.S is a part of entry.S
 
 
 def chosen_options(wanted: Iterable[str] | None = None, without: Iterable[str] = ()) -> tuple[str, ...]:
@@ -98,11 +100,12 @@ def sources_of(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def files_of(options: Sequence[str]) -> tuple[str, ...]:
-    """sources_of(), and the headers that are the core's or belong to what is compiled."""
+    """sources_of(), and what they include: the headers that are the core's or belong to what is compiled."""
     sources = sources_of(options)
-    caller = ("caller.S",) if "trap.c" in sources else ()
-    records = ("record.h",) if "record" in options else ()
-    return (*_CORE_HEADERS, *sources, *caller, *records)
+    more = [header for source in sources for header in _HEADERS.get(source, ())]
+    more += ["trap.S"] if "trap.c" in sources else []
+    more += ["caller.h"] if set(_CALLERS) & set(options) else []
+    return (*_CORE_HEADERS, *sources, *more)
 
 
 def code_lines(text: str) -> int:

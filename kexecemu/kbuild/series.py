@@ -15,6 +15,8 @@ import msgspec
 from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
 from kexecemu.files import read_file, replacing
+from kexecemu.guests.purgatory import chosen_options, files_of
+from kexecemu.kbuild.unifdef import without_options
 
 __all__ = ["Edit", "NewFile", "Step", "apply_series", "apply_step", "read_series", "series_path"]
 
@@ -45,10 +47,15 @@ class NewFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One commit: its message, and what it does to the tree."""
+    """One commit: its message, and what it does to the tree.
+
+    `purgatory` names the options with which the purgatory's own sources are laid into arch/arm64/purgatory, in place of
+    those of the step before: nothing of other options is in them. SHA-256 is the kernel's.
+    """
 
     subject: str
     body: str
+    purgatory: tuple[str, ...] | None = None
     new: tuple[NewFile, ...] = ()
     edit: tuple[Edit, ...] = ()
     versions: tuple[str, ...] = ()
@@ -87,6 +94,8 @@ def apply_series(series: Path, version: str, tree: Path) -> list[str]:
 
 def apply_step(step: Step, version: str, tree: Path) -> None:
     """Apply one step to a source tree."""
+    if step.purgatory is not None:
+        _lay_purgatory(step.purgatory, tree / "arch/arm64/purgatory")
     for new in step.new:
         if _is_for(version, new.versions):
             _create(new, tree)
@@ -104,6 +113,17 @@ def _read(path: Path) -> Step:
 
 def _is_for(version: str, versions: Sequence[str]) -> bool:
     return not versions or version in versions
+
+
+def _lay_purgatory(options: Sequence[str], folder: Path) -> None:
+    chosen = chosen_options(options)
+    ours = ("sha256.c", "sha256.h", *(() if "sha2" in chosen else ("sha256-k.h",)))
+    names = [name for name in files_of(chosen) if name not in ours]
+    sources = {name: read_file(purgatory_sources() / name).decode() for name in names}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in without_options(sources, set(chosen), kernel=True).items():
+        with replacing(folder / name) as file:
+            file.write(text.encode())
 
 
 def _create(new: NewFile, tree: Path) -> None:

@@ -21,7 +21,7 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 
-__all__ = ["Check", "OnCase", "check_purgatory", "every_case", "model_replies"]
+__all__ = ["Check", "OnCase", "check_purgatory", "every_case", "instructions_per_byte", "model_replies"]
 
 _INITRD = 0x4000
 _LARGER_INITRD = 0x24000
@@ -193,6 +193,11 @@ def every_case(ram: Ram, image: Kimage, obj: RelocatableObject, loaded: LoadedPu
     """cases() and more_cases() of what kexec_file_load has loaded, by the model or by a real kernel."""
     top = _stack_top(loaded, None)
     return [*cases(ram, image, obj, loaded, "kernel", top), *more_cases(ram, image, loaded, "kernel")]
+
+
+def instructions_per_byte(path: Path, obj: RelocatableObject, interface: str) -> float | None:
+    """Instructions for a byte more of an intact image, counted in the emulator; None where that does not boot."""
+    return _Bench(path, obj, interface, _NO_OPTIONS).per_byte()
 
 
 def check_purgatory(

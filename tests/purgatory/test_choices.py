@@ -116,7 +116,7 @@ def test_an_intact_image_is_started_and_a_damaged_one_is_not(
 def hashed_with(path: Path, option: str) -> bool:
     """Caches on, or the SHA-2 instructions used, when the first region is hashed."""
     case, seen = case_of(path), []
-    name = "sha256_update" if option == "caches" else "sha256_ce_blocks"
+    name = "digest_update" if option == "caches" else "sha256_ce_blocks"
 
     def note(uc: Uc, *_: object) -> None:
         if uc.reg_read(UC_ARM64_REG_X1) == FIRST:
@@ -223,7 +223,7 @@ def test_the_header_says_the_same_of_options_as_the_table() -> None:
 
 
 def test_every_source_belongs_to_the_core_or_to_an_option() -> None:
-    known = {*CORE, "trap.c", "caller.S", *(source for one in OPTIONS.values() for source in one.sources)}
+    known = {*CORE, "trap.c", "trap.S", *(source for one in OPTIONS.values() for source in one.sources)}
     assert {path.name for path in (TOP / "purgatory").glob("*.[cS]")} == known
     assert set(files_of(tuple(OPTIONS))) >= known
 

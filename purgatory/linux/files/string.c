@@ -3,11 +3,7 @@
  * What a compiler calls of its own accord, and lib/crypto by name, a byte at a
  * time: with the MMU off nothing wider may be unaligned.
  */
-#include <linux/types.h>
-
-void *memcpy(void *to, const void *from, size_t len);
-void *memset(void *to, int value, size_t len);
-int memcmp(const void *a, const void *b, size_t len);
+#include "string.h"
 
 void *memcpy(void *to, const void *from, size_t len)
 {

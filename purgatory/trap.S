@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A part of entry.S: the vectors where there is more to do than to stop, and
- * ways back to whoever called. Between the vectors, for a page less.
+ * A part of entry.S (PURGATORY_TRAP): the vectors where there is more to do
+ * than to stop, and between them, for a page less, the ways back to whoever
+ * called.
  */
 
 	/*
@@ -71,7 +72,7 @@ psci_call:
 	b.eq	1f
 	cmp	x4, #2
 	b.ne	2f
-	.inst	0xd4000003		// smc #0, which an assembler for armv8-a without EL3 refuses
+	.inst	0xd4000003		// smc #0, which assemblers refuse without EL3
 	ret
 1:	hvc	#0
 	ret
@@ -83,6 +84,7 @@ psci_call:
 	.org	purgatory_vectors + 0x300	// FIQ
 	b	trapped
 
+#ifdef PURGATORY_CALLER
 	/* All as enter found it, and back. sp is where enter left it: C functions balance it. */
 leave:
 	ldp	x13, x12, [sp], #16
@@ -100,10 +102,12 @@ leave:
 	mov	sp, x11
 	mov	x14, x30
 	b	1f
+#endif
 
 	.org	purgatory_vectors + 0x380	// SError; an external abort, too, with SCTLR2.EASE
 	b	trapped
 
+#ifdef PURGATORY_CALLER
 1:	has_gcs_and_tcr2 x5, x6
 	if_el2	x4, 4f
 	cbz	x6, 2f
@@ -116,3 +120,4 @@ leave:
 5:	cbz	x5, 6f
 	msr	GCSCR_EL2, x7
 6:	b	restore
+#endif

@@ -61,7 +61,7 @@ static unsigned long tables_start(void)
 
 static u64 *new_table(void)
 {
-	unsigned long at = tables_start() + tables_used * PURGATORY_PAGE_SIZE;
+	unsigned long at = tables_start() + PURGATORY_PAGE_SIZE * tables_used;
 	u64 *table = (u64 *)at;
 	int i;
 

@@ -32,7 +32,7 @@
 #define PURGATORY_CALLER	1	/* somebody waits for an answer: caller.h */
 #endif
 #if defined(PURGATORY_CALLER) || defined(PURGATORY_REPORT) || defined(PURGATORY_RECORD)
-#define PURGATORY_TRAP		1	/* there is more to an exception than to stop: trap.S, trap.c */
+#define PURGATORY_TRAP		1	/* an exception does more than stop: trap.S, trap.c */
 #endif
 
 #define PURGATORY_PAGE_SIZE	4096

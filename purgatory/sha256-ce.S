@@ -7,7 +7,7 @@
 	.arch	armv8-a+crypto
 	.text
 
-	/* v0-v9 and v16-v31 belong to the dead kernel, or to one still alive: x0 is where they go. */
+	/* v0-v9 and v16-v31 are the dead kernel's, or one still alive's: x0 is where they go. */
 	.macro	for_each_pair, op
 	\op	q0, q1, [x0]
 	\op	q2, q3, [x0, #32]

@@ -205,6 +205,7 @@ class _Run:
         image, gdb, qemu = loaded.image, self.qemu.gdb, self.qemu
         purgatory = image.purgatory
         assert purgatory is not None
+        before = self._elr(gdb.registers())
         told = image.kernel_entry
         if purgatory.has_symbol("purgatory_kernel_entry"):
             told = loaded.ram.read_u64(purgatory.symbol_phys("purgatory_kernel_entry"))
@@ -217,14 +218,17 @@ class _Run:
             gdb.clear_breakpoint(door)
         qemu.copy_memory(loaded.region, loaded.ram)
         verdict = read_verdict(loaded.ram, purgatory)
-        # An exception that it has taken left its place in there.
-        elr = gdb.system_register(f"ELR_EL{max(registers.el, 1)}")
-        trapped = elr is not None and elr in purgatory.segment.area
-        end = purgatory_end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, trapped=trapped)
+        elr = self._elr(registers)
+        elr = None if elr == before else elr  # what the old kernel has left
+        end = purgatory_end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, elr=elr)
         stood = f"PC {registers.pc:#x}, in {place_of_pc(loaded.image, registers.pc)}"
         stood += "" if stopped else f", still moving after {PURGATORY_SECONDS:.0f} s"
         itself = not purgatory.has_symbol("purgatory_verdict") and itself_changed(loaded.ram, purgatory)
         return PurgatoryRun(end, registers.pc, 0, verdict, itself=itself), stood
+
+    def _elr(self, registers: Registers) -> int | None:
+        """Where the last exception came from, at the level that the CPU is at."""
+        return self.qemu.gdb.system_register(f"ELR_EL{max(registers.el, 1)}")
 
     def _until_it_ends(self, doors: set[int]) -> tuple[Registers, bool]:
         """Its registers at a breakpoint, or where it has stopped for good (True) or has not in time (False)."""

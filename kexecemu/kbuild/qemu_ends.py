@@ -49,21 +49,24 @@ def purgatory_end_of(
     *,
     doors: Collection[int],
     stopped: bool,
-    trapped: bool = False,
+    elr: int | None = None,
 ) -> PurgatoryEnd:
     """How a purgatory ended whose CPU stands at a physical address, with this record (None: it has none).
 
     doors are where it was waited for: the kernel's entry, and what it was told of that. stopped says that its CPU
-    stands there for good, or has come to a door, and trapped that it has taken an exception from the purgatory.
-    loaded.ram is memory as it is now.
+    stands there for good, or has come to a door, and elr where the last exception came from since the purgatory's entry
+    (None: there was none). loaded.ram is memory as it is now.
     """
     image = loaded.image
     purgatory = image.purgatory
     assert purgatory is not None
-    state, inside = verdict.state if verdict is not None else None, pc in purgatory.segment.area
+    area, state = purgatory.segment.area, verdict.state if verdict is not None else None
+    inside = pc in area
     if pc == image.kernel_entry:
         return PurgatoryEnd.KERNEL
-    if pc in doors or (state is VerdictState.MATCH and not inside):
+    # Its own vectors have stopped it, but it had left its code before.
+    strayed = inside and elr is not None and elr not in area
+    if pc in doors or strayed or (state is VerdictState.MATCH and not inside):
         return PurgatoryEnd.ELSEWHERE
     if state is VerdictState.MISMATCH:
         return PurgatoryEnd.MISMATCH
@@ -72,7 +75,7 @@ def purgatory_end_of(
             PurgatoryEnd.TRAPPED
         )  # or at the dead kernel's vectors, which cannot be fetched with the MMU off
     keeps = purgatory.has_symbol("purgatory_verdict")
-    if stopped and trapped and not keeps:
+    if stopped and elr is not None and not keeps:
         return PurgatoryEnd.TRAPPED
     return PurgatoryEnd.MISMATCH if stopped and not keeps and _refuses(loaded, pc) else PurgatoryEnd.HUNG
 

@@ -78,7 +78,10 @@ def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loa
     loaded.ram.write_u32(own.entry + 0x40, BRANCH_TO_SELF)
     assert ends(own.entry + 0x40) is PurgatoryEnd.HUNG  # a stray write made that loop
     assert purgatory_end_of(core, at, None, doors=(), stopped=False) is PurgatoryEnd.HUNG
-    assert purgatory_end_of(core, at, None, doors=(), stopped=True, trapped=True) is PurgatoryEnd.TRAPPED
+    assert purgatory_end_of(core, at, None, doors=(), stopped=True, elr=own.entry + 8) is PurgatoryEnd.TRAPPED
+    # An instruction that is none, where no code was loaded: it had gone there.
+    away = own.segment.mem - 0x40000
+    assert purgatory_end_of(core, at, None, doors=(), stopped=True, elr=away) is PurgatoryEnd.ELSEWHERE
     loaded.ram.write_u32(at, NOP)
     loaded.ram.write_u32(at + 4, BRANCH_TO_SELF)
     assert ends(at) is PurgatoryEnd.HUNG  # nor is it one that it was loaded with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from kexecemu.kbuild.options import fragment
 from kexecemu.kbuild.qemu import QemuMachine
 from kexecemu.kbuild.series import series_path
 from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten
+from kexecemu.scenario.runner import run_scenario
 from kexecemu.stray.fault import By, Fault
 
 pytestmark = pytest.mark.real
@@ -115,3 +117,26 @@ def test_a_target_that_is_not_there_is_told_with_those_that_are() -> None:
         InputError, match=r"target initramfs: no such segment.*kernel.*and physical addresses"
     ):
         run_in_qemu(Trial(built()), QemuMachine(), dma("initramfs+0"))
+
+
+SCENARIO = """\
+schema = 1
+name = "a kernel of ours"
+[kernel]
+linux = "{image}"
+cmdline = "crashkernel=192M"
+[load]
+syscall = "kexec_file_load"
+"""
+FAULT = '[[fault]]\nat = "initrd+0x1000"\nwrite = "deadbeef"\nby = "dma"\n'
+
+
+@pytest.mark.parametrize(("fault", "outcome"), [("", "captured"), (FAULT, "detected")])
+def test_a_scenario_whose_first_kernel_has_the_purgatory_is_judged_by_it(
+    tmp_path: Path, fault: str, outcome: str
+) -> None:
+    path = tmp_path / "own.scenario.toml"
+    path.write_text(SCENARIO.format(image=built().image) + fault)
+    end = run_scenario(path).end
+    assert end.outcome.value == outcome
+    assert end.purgatory is not None

@@ -30,6 +30,7 @@ from kexecemu.commands.kernel_given import (
     machine_given,
     plan_given,
 )
+from kexecemu.commands.kernel_patches import EXAMPLES, patches
 from kexecemu.commands.options import JsonOption, VerboseOption, from_one, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import BuildError, FetchError, InputError, MachineError
@@ -298,3 +299,4 @@ Another machine; one JSON object.
 """
 add_command(app, "stamp", stamp, "Commands", _STAMP_EXAMPLES)
 add_command(app, "judge", judge, "Commands", _JUDGE_EXAMPLES)
+add_command(app, "patches", patches, "Commands", EXAMPLES)

@@ -26,7 +26,7 @@ BUILDING, BOOTING = "What is built", "The machine"
 
 _VERSION = "A version of Linux: 6.12 or 7.3."
 _KERNEL = "A version that has been built, or a folder with an Image: a build's, or make's O=."
-_SERIES = "A folder with a series (*.toml), or none (default: the one that ships)."
+_SERIES = "purgatory (the default), protect, a folder with a series (*.toml), or none."
 _PAGES = "Size of a page: 4k, 16k or 64k."
 _CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
 _COMPILER = "gcc or clang."
@@ -36,7 +36,7 @@ _CPU = "max, neoverse-v1 or cortex-a57. QEMU only."
 
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help=_VERSION)]
 KernelArgument = Annotated[str, typer.Argument(metavar="VERSION|DIR", help=_KERNEL)]
-SeriesOption = Annotated[str | None, option("--series", _SERIES, "DIR|none", BUILDING)]
+SeriesOption = Annotated[str | None, option("--series", _SERIES, "NAME|DIR|none", BUILDING)]
 PagesOption = Annotated[str, option("--pages", _PAGES, "SIZE", BUILDING)]
 ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", BUILDING)]
 CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
@@ -61,14 +61,12 @@ def plan_given(
     """What is to be built. InputError for a version, a series or a word that there is none of."""
     from kexecemu.kbuild.build import BuildPlan
     from kexecemu.kbuild.options import fragment
-    from kexecemu.kbuild.series import series_path
+    from kexecemu.kbuild.series import find_series
     from kexecemu.kbuild.source import check_version
     from kexecemu.kbuild.toolchain import Toolchain
 
     check_version(version)
-    folder = series_path() if series is None else None if series == "none" else Path(series)
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"--series {series}: is no folder")
+    folder = None if series == "none" else find_series(series)
     return BuildPlan(version, folder, fragment(pages, config or ()), Toolchain(compiler))
 
 

@@ -18,7 +18,8 @@ from kexecemu.files import read_file, replacing
 from kexecemu.guests.purgatory import chosen_options, files_of
 from kexecemu.kbuild.unifdef import without_options
 
-__all__ = ["Edit", "NewFile", "Step", "apply_series", "apply_step", "read_series", "series_path"]
+__all__ = ["Edit", "NewFile", "Step", "apply_series", "apply_step", "find_series", "read_series"]
+__all__ += ["series_path"]
 
 
 class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +70,18 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def series_path(name: str = "purgatory") -> Path:
     """The folder of a series that ships."""
     return purgatory_sources() / "linux" / name
+
+
+def find_series(series: str | None) -> Path:
+    """The folder of a series: one that ships, by its name (None: the purgatory), or any folder.
+
+    InputError where there is none.
+    """
+    shipped = series_path(series or "purgatory")
+    folder = shipped if series is None or ("/" not in series and shipped.is_dir()) else Path(series)
+    if not folder.is_dir():
+        raise InputError(f"--series {series}: is no folder, nor the name of a series that ships")
+    return folder
 
 
 def read_series(series: Path, version: str) -> list[Step]:

@@ -192,7 +192,7 @@ def _always(text: str) -> Iterator[str]:
 
 def _tidy(text: str) -> str:
     """As the kernel wants it: no blank lines in pairs or inside of braces, no braces around one statement."""
-    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
     text = re.sub(r"\{\n\n", "{\n", text)
     text = re.sub(r"\n\n(\t*\})", r"\n\1", text)
     text = text.replace("\n *\n */", "\n */")

@@ -1,0 +1,69 @@
+"""kexecemu kernel patches: the series as it would be posted, and what the kernel's checkpatch.pl says of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kexecemu.commands.kernel_given import SeriesOption, VersionArgument, failed
+from kexecemu.commands.options import option
+from kexecemu.errors import BuildError, InputError
+from kexecemu.files import replace_file
+
+__all__ = ["EXAMPLES", "patches"]
+
+EXAMPLES = """\
+kexecemu kernel patches 7.3 --out patches
+A cover letter and a patch for each step, as git am takes them.
+kexecemu kernel patches 7.3 --check
+What scripts/checkpatch.pl --strict says: exit status 1 for what has no reason to stand.
+"""
+
+
+def patches(
+    version: VersionArgument,
+    series: SeriesOption = None,
+    out: Annotated[Path | None, option("--out", "A folder for the patches; it is made.", "DIR")] = None,
+    author: Annotated[
+        str, option("--author", "Who signs them off.", "NAME")
+    ] = "kexecemu <kexecemu@example.org>",
+    check: Annotated[
+        bool, option("--check", "Run the kernel's checkpatch.pl --strict on them.", None)
+    ] = False,
+) -> None:
+    """Make the series' patches from Debian's source: for reviewers, and for checkpatch.
+
+    Exit status 1 if checkpatch says anything that is not among the exceptions with a reason.
+    """
+    from kexecemu.fetch.cache import cache_folder
+    from kexecemu.kbuild.patches import checkpatch, make_patches
+    from kexecemu.kbuild.series import find_series
+    from kexecemu.kbuild.source import find_source
+
+    if out is None and not check:
+        raise InputError("nothing to do: give --out DIR, or --check")
+    tarball = find_source(version, cache_folder())
+    made = make_patches(find_series(series), version, tarball, author)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for patch in made:
+                replace_file(out / patch.name, patch.text.encode())
+        except OSError as error:
+            raise InputError(f"{error.filename or out}: {error.strerror or error}") from error
+        print(f"{len(made)} files in {out}")
+    if not check:
+        return
+    try:
+        complaints = checkpatch(made, tarball)
+    except BuildError as error:
+        raise failed("patches", error) from error
+    wrong = [one for one in complaints if not one.reason]
+    reasons = sorted({one.reason for one in complaints if one.reason})
+    for reason in reasons:
+        print(f"{sum(one.reason == reason for one in complaints):4} stand: {reason}")
+    for one in wrong:
+        print(one.line)
+    print(f"checkpatch --strict: {len(wrong)} to mend, {len(complaints) - len(wrong)} that stand")
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,173 @@
+"""A series as patches for a mailing list, made of its edits and a source tree; and what checkpatch.pl says of them."""
+
+import difflib
+import re
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kexecemu.errors import BuildError, InputError
+from kexecemu.files import read_file
+from kexecemu.kbuild.series import Step, apply_step, read_series
+
+__all__ = ["EXCEPTIONS", "Complaint", "Patch", "checkpatch", "make_patches"]
+
+_CHECKPATCH = ("scripts/checkpatch.pl", "scripts/spelling.txt", "scripts/const_structs.checkpatch")
+
+EXCEPTIONS: Mapping[str, str] = {
+    r"FILE_PATH_CHANGES": "arch/arm64 and tools/testing/selftests are in MAINTAINERS with all that is below them",
+    r"CAMELCASE.*<(Elf_|Elf64_)": "types of linux/elf.h",
+    r"CAMELCASE.*<(CurrentEL|L\w+)>": "a system register of the architecture; labels of the assembler",
+    r"el\.h.*BIT_MACRO": "for the assembler, too, which knows no UL",
+    r"el\.h.*SPACING.*around that ':'": "labels of macros for the assembler, read as C",
+}
+"""What checkpatch --strict may say, as patterns of its lines, and why that stands."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch: the name of its file, and the whole text of the mail."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A line of checkpatch's (patch:line: LEVEL:TYPE: words), and why it stands; "" where it should not."""
+
+    line: str
+    reason: str
+
+
+def make_patches(series: Path, version: str, tarball: Path, author: str) -> list[Patch]:
+    """The patches of a series for a version of Linux, in order, the cover letter first if it has one.
+
+    tarball is linux-source's; only files that are edited are taken out of it. author is a name and an address.
+    InputError for a series that does not fit.
+    """
+    steps = read_series(series, version)
+    patches = []
+    with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
+        tree = Path(name)
+        ours = {new.path for step in steps for new in step.new}
+        _extract(tarball, tree, {edit.path for step in steps for edit in step.edit} - ours)
+        total = len(steps)
+        before = _files(tree)
+        whole: dict[str, str] = dict(before)
+        for number, step in enumerate(steps, start=1):
+            apply_step(step, version, tree)
+            after = _files(tree)
+            patches.append(_patch(step, number, total, author, before, after))
+            before = after
+    cover = series / "cover-letter.txt"
+    if cover.is_file():
+        subject, _, body = cover.read_text().partition("\n\n")
+        listed = "\n".join(f"  {step.subject}" for step in steps)
+        text = f"{_head(author, f'[PATCH 0/{total}] {subject}')}{body.rstrip()}\n\n{listed}\n\n{_stat(whole, after)}\n"
+        patches.insert(0, Patch("0000-cover-letter.patch", text))
+    return patches
+
+
+def checkpatch(patches: Sequence[Patch], tarball: Path) -> list[Complaint]:
+    """What the kernel's own checkpatch.pl --strict says of each; BuildError where it cannot be run (it is in Perl)."""
+    complaints = []
+    with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
+        tree = Path(name)
+        _extract(tarball, tree, set(_CHECKPATCH))
+        for patch in patches:
+            if patch.name.startswith("0000"):
+                continue
+            (tree / patch.name).write_text(patch.text)
+            complaints += [Complaint(line, _reason(line)) for line in _complaints(tree, patch.name)]
+    return complaints
+
+
+def _complaints(tree: Path, name: str) -> Iterator[str]:
+    command = [
+        "perl",
+        "scripts/checkpatch.pl",
+        "--strict",
+        "--no-tree",
+        "--terse",
+        "--show-types",
+        "--showfile",
+        name,
+    ]
+    try:
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
+    except OSError as error:
+        raise BuildError(f"perl: {error.strerror}") from error
+    if done.stderr or (done.returncode and "total:" not in done.stdout):
+        raise BuildError(f"checkpatch.pl: {done.stderr.strip() or 'said nothing'}")
+    yield from (line for line in done.stdout.splitlines() if re.search(r": (ERROR|WARNING|CHECK):", line))
+
+
+def _reason(line: str) -> str:
+    return next((why for pattern, why in EXCEPTIONS.items() if re.search(pattern, line)), "")
+
+
+def _extract(tarball: Path, tree: Path, paths: set[str]) -> None:
+    """Those files of the archive, whose own first folder is left out; it is read as far as the last of them."""
+    missing = set(paths)
+    with tarfile.open(tarball, "r|*") as archive:
+        for member in archive:
+            path = member.name.partition("/")[2]
+            if path not in missing:
+                continue
+            missing.remove(path)
+            content = archive.extractfile(member)
+            if content is not None:
+                (tree / path).parent.mkdir(parents=True, exist_ok=True)
+                (tree / path).write_bytes(content.read())
+            if not missing:
+                return
+    raise InputError(f"{tarball.name}: has no {min(missing)}")
+
+
+def _files(tree: Path) -> dict[str, str]:
+    paths = sorted(path for path in tree.rglob("*") if path.is_file())
+    return {path.relative_to(tree).as_posix(): read_file(path).decode() for path in paths}
+
+
+def _head(author: str, subject: str) -> str:
+    return f"From: {author}\nSubject: {subject}\n\n"
+
+
+def _patch(
+    step: Step, number: int, total: int, author: str, before: Mapping[str, str], after: Mapping[str, str]
+) -> Patch:
+    diffs = "".join(_diff(path, before.get(path), text, step) for path, text in after.items())
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", step.subject).strip("-")[:52]
+    body = f"{step.body.strip()}\n\nSigned-off-by: {author}\n---\n{_stat(before, after)}\n{diffs}--\n"
+    subject = f"[PATCH {number}/{total}] {step.subject}"
+    return Patch(f"{number:04}-{slug}.patch", _head(author, subject) + body)
+
+
+def _diff(path: str, before: str | None, after: str, step: Step) -> str:
+    if before == after:
+        return ""
+    mode = "100755" if any(new.path == path and new.executable for new in step.new) else "100644"
+    head = f"diff --git a/{path} b/{path}\n" + (f"new file mode {mode}\n" if before is None else "")
+    old = "/dev/null" if before is None else f"a/{path}"
+    lines = difflib.unified_diff(
+        (before or "").splitlines(keepends=True), after.splitlines(keepends=True), old, f"b/{path}"
+    )
+    return head + "".join(lines)
+
+
+def _stat(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """As git's --stat ends: how many files, and lines in and out."""
+    added = removed = files = 0
+    for path, text in after.items():
+        old = before.get(path, "")
+        if old == text and path in before:
+            continue
+        files += 1
+        for line in difflib.unified_diff(old.splitlines(), text.splitlines(), lineterm="", n=0):
+            added += line.startswith("+") and not line.startswith("+++")
+            removed += line.startswith("-") and not line.startswith("---")
+    return f" {files} files changed, {added} insertions(+), {removed} deletions(-)"

@@ -33,7 +33,7 @@ OnObject = Callable[[], object]
 
 _IMAGE = "arch/arm64/boot/Image"
 _KEPT = {"Image": _IMAGE, "System.map": "System.map", "config": ".config"}
-_NO_SOURCES = (".pyc", ".ro")
+_SOURCES = (".c", ".S", ".h", ".lds")
 _PURGATORY = "arch/arm64/purgatory/purgatory.ro"
 # What make says of an object: an indented short word in capitals, and the object.
 _OBJECT = re.compile(r"^  (?:CC|AS|LD|AR|HOSTCC|HOSTLD|OBJCOPY|KSYMS) ")
@@ -84,19 +84,15 @@ class BuiltKernel:
 
 
 def series_digest(series: Path | None) -> str:
-    """SHA-256 over what a series is made of, and over the purgatory's sources, which its steps take files from.
-
-    "" without one.
-    """
+    """SHA-256 over a series' steps, and over the purgatory's sources, which they take files from; "" without one."""
     if series is None:
         return ""
+    ours = series_path().parent.parent
+    sources = [one for one in sorted(ours.glob("*")) if one.suffix in _SOURCES]
     digest = hashlib.sha256()
-    for folder in (series, series_path().parent.parent):
-        for path in sorted(
-            one for one in folder.rglob("*") if one.is_file() and one.suffix not in _NO_SOURCES
-        ):
-            data = path.read_bytes()
-            digest.update(f"\0{path.relative_to(folder)}\0{len(data)}\0".encode() + data)
+    for path in [*sorted(series.glob("*.toml")), *sources, *sorted((ours / "linux/files").glob("*"))]:
+        data = path.read_bytes()
+        digest.update(f"\0{path.name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
 
 

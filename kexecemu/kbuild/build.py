@@ -220,7 +220,7 @@ def _make(
     environment = {**os.environ, **_SAME, **(more or {}), "LC_ALL": "C"}
     count = 0
     lines: deque[str] = deque(maxlen=200)
-    with open(work / "make.log", "a") as log:
+    with open(work / "make.log", "a", buffering=1) as log:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",

@@ -161,8 +161,10 @@ def _edit(edit: Edit, tree: Path) -> None:
         raise InputError(f"{edit.path}: {error.strerror}") from error
     start, end = _place(edit, lines)
     changed = [*lines[:start], edit.lines, *lines[end:]]
+    mode = path.stat().st_mode
     with replacing(path) as file:
         file.write("".join(changed).encode())
+    path.chmod(mode & 0o777)
 
 
 def _place(edit: Edit, lines: Sequence[str]) -> tuple[int, int]:

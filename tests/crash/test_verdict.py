@@ -30,7 +30,7 @@ from kexecemu.machine.ranges import PhysRange
 STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()[:20_000]
 SMALL = Path(__file__).parents[1] / "data/kernel/purgatory-small.ro.gz"
-HEADER = (purgatory_path().parent / "purgatory.h").read_text()
+HEADER = "".join((purgatory_path().parent / name).read_text() for name in ("purgatory.h", "record.h"))
 
 
 def loaded(purgatory: object = True, **options: str) -> tuple[Kernel, Kimage]:
@@ -60,9 +60,9 @@ def test_states_and_bits_have_the_numbers_of_the_header() -> None:
         assert re.search(rf"PURGATORY_{state.name} = {state.value},", HEADER), state
     for flag in VerdictFlags:
         bit = flag.value.bit_length() - 1
-        assert re.search(rf"define PURGATORY_{flag.name}\s+\(1U << {bit}\)", HEADER), flag
+        assert re.search(rf"define PURGATORY_FLAG_{flag.name}\s+BIT\({bit}\)", HEADER), flag
     for name, damaged in (("SELF", Damaged.PURGATORY), ("DTB", Damaged.DTB_POINTER)):
-        assert re.search(rf"define PURGATORY_{name}\s+\(1U << {damaged.value.bit_length() - 1}\)", HEADER)
+        assert re.search(rf"define PURGATORY_{name}\s+BIT\({damaged.value.bit_length() - 1}\)", HEADER)
 
 
 def test_every_field_is_read_from_where_the_header_puts_it() -> None:

@@ -121,9 +121,9 @@ def test_without_a_purgatory_its_options_mean_nothing() -> None:
     ("policy", "value"), [("stop", 0), ("reset", 1), ("off", 2), ("return", 3), ("boot", 4), ("repair", 5)]
 )
 def test_a_policy_is_told_by_the_number_that_the_header_gives_it(policy: str, value: int) -> None:
-    header = (purgatory_path().parent / "purgatory.h").read_text()
+    header = (purgatory_path().parent / "options.h").read_text()
     word = {"boot": "BOOT_ANYWAY"}.get(policy, policy.upper())
-    assert f"PURGATORY_{word} = {value}," in header
+    assert f"PURGATORY_POLICY_{word} = {value}," in header
     kernel, _ = loaded(POLICY=policy, COPY="y")
     assert number(kernel, "purgatory_policy") == value
 

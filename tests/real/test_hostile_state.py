@@ -38,7 +38,7 @@ CORE = purgatory_path("core")
 UART = 0x09000000
 SECONDS = int(os.environ.get("KEXECEMU_HOSTILE_SECONDS", "120"))
 TRIES = int(os.environ.get("KEXECEMU_HOSTILE_TRIES", "1000"))
-CORE_TRIES = min(TRIES, 200)  # slower: a core has neither caches nor the instructions
+CORE_TRIES = min(TRIES, 100)  # slower: a core has neither caches nor the instructions
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def enter(
         branch = struct.pack("<I", 0x14000000 | (STOPPED - at) // 4)
         loaded = replace(loaded, image=loaded.image[: at - PHYS] + branch + loaded.image[at - PHYS + 4 :])
     bench = Bench(loaded, PHYS, mode=Mode(el))
-    data = bytes([0]) + random.Random(1).randbytes(5_000)
+    data = bytes([0]) + random.Random(1).randbytes(1_000 if core else 5_000)
     symbols = {
         "purgatory_no_mmu": bytes(8),
         "purgatory_no_crypto": bytes(8),

@@ -1,0 +1,106 @@
+"""The series as mails, and checkpatch's words about them."""
+
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kexecemu.errors import InputError
+from kexecemu.kbuild.patches import Patch, checkpatch, make_patches
+from kexecemu.kbuild.series import apply_series
+
+_AUTHOR = "A Tester <tester@example.org>"
+_C = "".join(f"line {number}\n" for number in range(40))
+
+
+def _tarball(tmp_path: Path, files: dict[str, str]) -> Path:
+    path = tmp_path / "linux-source-6.12.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"linux-source-6.12/{name}")
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def _series(tmp_path: Path) -> Path:
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "01-one.toml").write_text(
+        'subject = "arm64: one"\nbody = "Why one."\n'
+        '[[edit]]\npath = "kernel/a.c"\nafter = \'^line 20$\'\nlines = "ours\\n"\n'
+        '[[new]]\npath = "kernel/run.sh"\nsource = "linux/files/test_kexec_purgatory.sh"\nexecutable = true\n'
+    )
+    (series / "02-two.toml").write_text(
+        'subject = "arm64: two"\nbody = "Why two."\n'
+        '[[edit]]\npath = "kernel/a.c"\nreplace = \'^line 21$\'\nlines = "theirs no more\\n"\n'
+        '[[edit]]\npath = "kernel/run.sh"\nlines = "# more\\n"\n'
+    )
+    (series / "cover-letter.txt").write_text("arm64: both\n\nWhat and why.\n")
+    return series
+
+
+def test_the_patches_give_what_the_series_gives(tmp_path: Path) -> None:
+    series, tarball = _series(tmp_path), _tarball(tmp_path, {"Makefile": "all:\n", "kernel/a.c": _C})
+    made = make_patches(series, "6.12", tarball, _AUTHOR)
+    assert [patch.name for patch in made] == [
+        "0000-cover-letter.patch",
+        "0001-arm64-one.patch",
+        "0002-arm64-two.patch",
+    ]
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for tree in (ours, theirs):
+        (tree / "kernel").mkdir(parents=True)
+        (tree / "kernel/a.c").write_text(_C)
+    apply_series(series, "6.12", ours)
+    subprocess.run(["git", "init", "-q"], cwd=theirs, check=True)
+    for patch in made[1:]:
+        (tmp_path / "p").write_text(patch.text)
+        subprocess.run(["git", "apply", "../p"], cwd=theirs, check=True)
+    for name in ("kernel/a.c", "kernel/run.sh"):
+        assert (theirs / name).read_bytes() == (ours / name).read_bytes()
+        assert (theirs / name).stat().st_mode & 0o111 == (ours / name).stat().st_mode & 0o111
+
+
+def test_a_patch_says_what_and_why_and_who(tmp_path: Path) -> None:
+    cover, one, two = make_patches(_series(tmp_path), "6.12", _tarball(tmp_path, {"kernel/a.c": _C}), _AUTHOR)
+    assert one.text.startswith(
+        f"From: {_AUTHOR}\nSubject: [PATCH 1/2] arm64: one\n\nWhy one.\n\nSigned-off-by: {_AUTHOR}"
+    )
+    assert " 2 files changed, 2 insertions(+), 1 deletions(-)\n" in two.text
+    assert cover.text.startswith(f"From: {_AUTHOR}\nSubject: [PATCH 0/2] arm64: both\n\nWhat and why.\n")
+    assert "  arm64: one\n  arm64: two\n" in cover.text
+
+
+def test_a_source_without_a_file_that_is_edited_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"linux-source-6.12.tar.xz: has no kernel/a.c"):
+        make_patches(_series(tmp_path), "6.12", _tarball(tmp_path, {"Makefile": "all:\n"}), _AUTHOR)
+
+
+_SAYS = """\
+#!/usr/bin/perl
+my $name = $ARGV[-1];
+open(my $file, '<', $name);
+my $bad = 0;
+while (<$file>) { if (/^\\+BAD/) { print "a.c:7: ERROR:SPACING: bad\\n"; $bad = 1; } }
+print "a.c:1: WARNING:FILE_PATH_CHANGES: added, moved or deleted file(s)\\n";
+print "total: $bad errors, 1 warnings\\n";
+exit 1;
+"""
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="checkpatch.pl is in Perl")
+def test_what_checkpatch_says_stands_only_with_a_reason(tmp_path: Path) -> None:
+    tarball = _tarball(
+        tmp_path,
+        {"scripts/checkpatch.pl": _SAYS, "scripts/spelling.txt": "", "scripts/const_structs.checkpatch": ""},
+    )
+    found = checkpatch([Patch("0001-a.patch", "+GOOD\n"), Patch("0002-b.patch", "+BAD\n")], tarball)
+    assert [(one.line.split(": ")[1], bool(one.reason)) for one in found] == [
+        ("WARNING:FILE_PATH_CHANGES", True),
+        ("ERROR:SPACING", False),
+        ("WARNING:FILE_PATH_CHANGES", True),
+    ]

@@ -82,8 +82,12 @@ def judge_kernel(
     """
     path = trial.kernel.purgatory
     obj = trial.kernel.built_in()
-    if path is None or obj is None:
+    if obj is None:
         raise InputError(f"{trial.kernel.folder}: this kernel has no purgatory: there is nothing to judge")
+    if path is None:
+        raise InputError(
+            f"{trial.kernel.folder}: the model needs purgatory.ro, which is not beside the Image"
+        )
     model = model_replies(path, obj)
     found: dict[str, dict[str, list[Reply]]] = {
         name: {"model": replies} for name, (replies, _) in model.items()

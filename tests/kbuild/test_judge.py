@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.crash.purgatory_check import CODE, UNTOUCHED, Reply, cases, more_cases
 from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.errors import InputError
 from kexecemu.formats.elfrel import parse
-from kexecemu.kbuild.judge import Judged
+from kexecemu.kbuild.build import read_built
+from kexecemu.kbuild.judge import Judged, judge_kernel
+from kexecemu.kbuild.trial import Trial
 from kexecemu.report.kernel_judge import judge_text
 from kexecemu.scenario.purgatory_bench import every_case, model_replies
 
@@ -26,6 +33,16 @@ def test_an_intact_image_must_boot_with_a_true_dump() -> None:
     hung = Judged(UNTOUCHED, {**boots, "qemu": [Reply.HUNG]}, captured={"qemu": False})
     assert (hung.wrong, hung.differs) == (["qemu"], ["qemu"])
     assert Judged("initrd", {"model": [BAD], "qemu": [BAD]}).wrong == []
+
+
+def test_a_kernel_without_a_purgatory_and_one_without_its_object_are_not_judged(tmp_path: Path) -> None:
+    for image, said in (
+        (b"", "has no purgatory"),
+        (b"MZ" + purgatory_path().read_bytes(), "needs purgatory.ro"),
+    ):
+        (tmp_path / "Image").write_bytes(image)
+        with pytest.raises(InputError, match=said):
+            judge_kernel(Trial(read_built(tmp_path)), None, board=True)
 
 
 def test_the_table_names_what_differs_and_what_does_not_apply() -> None:

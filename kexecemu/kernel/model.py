@@ -22,7 +22,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
 from kexecemu.kernel.crash.stray_store import WRITERS, store
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
-from kexecemu.kernel.load import environment, syscalls
+from kexecemu.kernel.load import environment, ima, syscalls
 from kexecemu.kernel.load.files import OpenFile
 from kexecemu.kernel.load.syscalls import purgatory_object
 from kexecemu.machine.board import Board
@@ -209,6 +209,7 @@ class KernelModel(KernelState):
         if image is None:
             raise InputError("no image is loaded for a reboot: kexec_file_load() one with flags=0")
         self.say("reboot", "reboot by kexec")
+        ima.update_kexec_buffer(self, image)
         page = range(image.control_code_page, image.control_code_page + self.config.page_size)
         stop = self._execution.kexec(page)
         if stop.kind is CpuStopKind.LEFT:

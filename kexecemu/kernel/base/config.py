@@ -38,6 +38,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "n",
         "debug_pagealloc= is on unless said: base pages in the linear map",
     ),
+    "IMA_KEXEC": ("n", "IMA's measurement list goes to the next kernel, as the first segment of its image"),
     "KEXEC_FILE": ("y", "kexec_file_load() is there"),
     # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
     "KEXEC_PURGATORY_CHOSEN": (
@@ -175,6 +176,8 @@ class KernelConfig:
     purgatory   False/None: none, as arm64 has it today; True or "default": the one that ships; else an object's path
     options     Kconfig names (with or without CONFIG_) to "y", "n", a number or a word
     rng_ready   the random number generator is initialised when a load builds its device tree
+    seeds       what it gives then, where that is to be as in another run: /chosen's kaslr-seed (64 bits) and rng-seed
+                (128 bytes)
     """
 
     era: Era | str = Era.V6_4
@@ -182,6 +185,7 @@ class KernelConfig:
     purgatory: bool | str | Path | None = True
     options: Mapping[str, str] = field(default_factory=dict)
     rng_ready: bool = False
+    seeds: tuple[int, bytes] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.era, Era):

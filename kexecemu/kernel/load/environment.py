@@ -40,16 +40,19 @@ def elf_headers(state: KernelState) -> bytes:
 
 
 def next_device_tree(
-    state: KernelState, initrd: PhysRange | None, elfcorehdr: PhysRange | None, cmdline: str | None
+    state: KernelState,
+    initrd: PhysRange | None,
+    elfcorehdr: PhysRange | None,
+    cmdline: str | None,
+    ima: PhysRange | None = None,
 ) -> bytes:
     """of_kexec_alloc_and_setup_fdt() and fdt_pack() on this kernel's own device tree.
 
-    initrd is the exact range of its bytes, elfcorehdr None for an ordinary image; both physical.
+    initrd is the exact range of its bytes, elfcorehdr None for an ordinary image, ima where the list of
+    measurements will be, None without; all physical.
     """
     reservation = state.arch.reservation
-    random = state.random if state.config.rng_ready else None
-    for seed in ("kaslr-seed", "rng-seed") if random is None else ():
-        state.log(f'RNG is not initialised: omitting "{seed}" property')
+    kaslr_seed, rng_seed = _seeds(state)
     return kexec_device_tree(
         state.initial_boot_params,
         old_dtb_phys=state.dtb_phys,
@@ -58,9 +61,19 @@ def next_device_tree(
         elfcorehdr=(elfcorehdr.start, elfcorehdr.size) if elfcorehdr else None,
         crashk_res=reservation.crashk_res if elfcorehdr else None,
         crashk_low_res=reservation.crashk_low_res if elfcorehdr else None,
-        kaslr_seed=random.getrandbits(64) if random else None,
-        rng_seed=random.randbytes(RNG_SEED_SIZE) if random else None,
+        kaslr_seed=kaslr_seed,
+        rng_seed=rng_seed,
+        ima=(ima.start, ima.size) if ima else None,
     )
+
+
+def _seeds(state: KernelState) -> tuple[int, bytes] | tuple[None, None]:
+    """kaslr-seed and rng-seed, in the order in which they are drawn; neither before the generator is ready."""
+    if not state.config.rng_ready:
+        for seed in ("kaslr-seed", "rng-seed"):
+            state.log(f'RNG is not initialised: omitting "{seed}" property')
+        return None, None
+    return state.config.seeds or (state.random.getrandbits(64), state.random.randbytes(RNG_SEED_SIZE))
 
 
 def copy_vmcoreinfo(state: KernelState, safecopy: PhysRange) -> bytes:

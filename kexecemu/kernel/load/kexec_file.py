@@ -10,13 +10,14 @@ from errno import EBUSY, EINVAL, ENOSYS, EPERM
 from kexecemu.errors import InputError, KexecError
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import (
+    IMA,
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
     KEXEC_FILE_UNLOAD,
     Kimage,
 )
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
-from kexecemu.kernel.load import environment
+from kexecemu.kernel.load import environment, ima
 from kexecemu.kernel.load.devtree import add_verdict_record
 from kexecemu.kernel.load.files import FileOrBytes, kernel_read_file
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
@@ -139,9 +140,13 @@ def _prepare(
         check_demands(obj, config)
         check_guard(config)
     chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
+    ima.add_kexec_buffer(state, image)
+    measured = image.segment(IMA)
 
     def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
-        tree = environment.next_device_tree(state, initrd_area, core, text)
+        tree = environment.next_device_tree(
+            state, initrd_area, core, text, measured.area if measured else None
+        )
         return add_verdict_record(tree) if chosen else tree
 
     headers = environment.elf_headers(state) if crash else None

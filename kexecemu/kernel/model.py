@@ -234,7 +234,8 @@ class KernelModel(KernelState):
         """From where begin_crash() ended, up to the first instruction outside this kernel; see Execution."""
         stop = self._execution.finish_crash(stop)
         if stop.kind is CpuStopKind.LEFT:
-            self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
+            mmu = "on" if self.board.boot_cpu.sysreg("SCTLR_EL1") & 1 else "off"
+            self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU {mmu}", pc_phys=stop.pc)
         else:
             self._tell_refusal()
         return stop

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection, Way
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
@@ -157,6 +157,15 @@ class Setup:
         words=("kexec_file_load", "kexec_load"),
         axis=True,
     )
+    way: str = _load(
+        "purgatory",
+        "Who checks the image before it starts: a purgatory with a map of its own, one that is entered with the MMU on "
+        "over a map made at the load (purgatory-trans-pgd), or the dying kernel (machine-kexec).",
+        "WAY",
+        words=tuple(one.value for one in Way),
+        only="model",
+        axis=True,
+    )
     capture: str = _load(
         "stub",
         "What is followed: the stub, which goes through the dump, or (linux) a real capture kernel to its end.",
@@ -171,6 +180,8 @@ class Setup:
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, option.checked(getattr(self, name)))
         check_first(given_options(self))
+        if self.way != "purgatory" and self.call == "kexec_load":
+            raise InputError(f"load.way {self.way}: kexec_load brings a purgatory of user space's own")
 
     @property
     def call(self) -> str:

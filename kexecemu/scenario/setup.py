@@ -122,7 +122,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     """
     instance(setup, Setup, "setup")
     taken = {name: getattr(setup, name) for name in ("protection", "purgatory", "rng_ready")}
-    config = KernelConfig(setup.era, options=setup.config, **taken)
+    config = KernelConfig(setup.era, options=setup.config, check_way=setup.way, **taken)
     if setup.linux is not None:
         raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)

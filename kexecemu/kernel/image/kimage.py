@@ -64,6 +64,8 @@ class Kimage:
     verdict_record is where the purgatory may write into the device tree: /chosen/linux,purgatory-verdict.
     purgatory is what was linked for this image, None without one. guard is what the first kernel knows of it, None
     where it knows of none: file_mode is False for an image that user space has made, whose parts the kernel ignores.
+    arch_members are members of struct kimage_arch by name, numbers or bytes. table_pages hold the map of a purgatory
+    that is entered with the MMU on.
     ima_pages are the physical pages in which IMA's list waits for the reboot.
     vmcoreinfo is the text that the load found and copied. Nothing here changes once the image is published.
     """
@@ -86,6 +88,8 @@ class Kimage:
     file_mode: bool = True
     vmcoreinfo: bytes = b""
     ima_pages: list[int] = field(default_factory=list)
+    arch_members: dict[str, int | bytes] = field(default_factory=dict)
+    table_pages: list[PhysRange] = field(default_factory=list)
 
     def segment(self, name: str) -> Segment | None:
         """The segment of that name, None if the image has none."""

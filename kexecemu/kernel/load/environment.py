@@ -113,7 +113,8 @@ def publish(state: KernelState, image: Kimage | None) -> None:
     guest.write("kdump_refusal", 0)
     safecopy = image.vmcoreinfo_safecopy if image is not None else 0
     guest.write("vmcoreinfo_data_safecopy", state.space.linear_virt(safecopy) if safecopy else 0)
-    arch = asdict(image.guard) if image is not None and image.guard is not None else {}
+    guard = asdict(image.guard) if image is not None and image.guard is not None else {}
+    arch = guard | image.arch_members if image is not None else {}
     _write_kimage(state, "kexec_crash_image", "crash_kimage_storage", image, arch)
 
 

@@ -6,8 +6,10 @@ load() does to a running kernel what the system call does; what is arm64's own i
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOSYS, EPERM
+from functools import partial
 
 from kexecemu.errors import InputError, KexecError
+from kexecemu.kernel.base.config import Way
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import (
     IMA,
@@ -16,6 +18,7 @@ from kexecemu.kernel.image.kimage import (
     KEXEC_FILE_UNLOAD,
     Kimage,
 )
+from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.load import environment, ima
 from kexecemu.kernel.load.devtree import add_verdict_record
@@ -136,6 +139,7 @@ def _prepare(
     crash = bool(flags & KEXEC_FILE_ON_CRASH)
     image = Kimage(control_page=crashk_res.start if crashk_res and crash else 0, crash=crash)
     config, obj = state.config, state.kexec.purgatory
+    ways.check_way(config, obj)
     if obj is not None:
         check_demands(obj, config)
         check_guard(config)
@@ -157,11 +161,23 @@ def _prepare(
     if image.purgatory is not None:
         set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys)
         cost = tables_text(image)
-        if crash:
+        if crash and config.check_way is Way.PURGATORY:
             image.guard = make_guard(image, image.purgatory, config)
+        elif crash:
+            ways.make_map(image, state.ram, state.tables.fmt, *_map_pages(state, image))
         if cost is not None:
             state.say("purgatory_tables", cost)
+    elif crash and config.check_way is Way.MACHINE_KEXEC:
+        ways.keep_digest(image)
     return image
+
+
+def _map_pages(state: KernelState, image: Kimage) -> tuple[Callable[[], PhysRange], PhysRange | None]:
+    """Where tables of a load's own find pages, and the page of the console's registers."""
+    crashk_res, size = state.crashk_res, state.config.page_size
+    assert crashk_res is not None
+    uart = PhysRange.of(state.console_phys & -size, size) if state.console_phys else None
+    return partial(alloc_crash_control_pages, image, crashk_res, size, "page tables"), uart
 
 
 def _load_context(state: KernelState) -> LoadContext:

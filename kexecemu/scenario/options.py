@@ -20,7 +20,7 @@ from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection, Way
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
-__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "given_options"]
+__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "check_way", "given_options"]
 
 
 def _option(table: str, default: Any, help: str, metavar: str = "", **more: Any) -> Any:
@@ -180,8 +180,6 @@ class Setup:
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, option.checked(getattr(self, name)))
         check_first(given_options(self))
-        if self.way != "purgatory" and self.call == "kexec_load":
-            raise InputError(f"load.way {self.way}: kexec_load brings a purgatory of user space's own")
 
     @property
     def call(self) -> str:
@@ -214,6 +212,12 @@ def given_options(setup: Setup) -> dict[str, Any]:
     """The options whose values are not the defaults."""
     values = {name: getattr(setup, name) for name in OPTIONS}
     return {name: value for name, value in values.items() if value != OPTIONS[name].default}
+
+
+def check_way(way: str, syscall: str | None) -> None:
+    """InputError for a way of checking that means nothing to the system call."""
+    if way != Way.PURGATORY.value and syscall == "kexec_load":
+        raise InputError(f"load.way {way}: kexec_load brings a purgatory of user space's own")
 
 
 MODEL_ALONE: Final = "means nothing where the first kernel is a real one (kernel.linux)"

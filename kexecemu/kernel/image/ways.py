@@ -1,9 +1,9 @@
 """The rivals of a purgatory with a map of its own (--way): what the first kernel does at the load for each.
 
-machine-kexec needs no purgatory: machine_kexec() hashes the segments through the linear map. purgatory-trans-pgd has one
-that is entered with the MMU on, over tables that the load makes in pages of the crash region, as the kernel does for the
-relocation of an ordinary image (trans_pgd_idmap_page(), trans_pgd_create_copy()). The code that runs is the guest's:
-fixtures/minikernel/image_check.c, fixtures/ways.
+machine-kexec needs no purgatory: machine_kexec() hashes the segments through the linear map. purgatory-trans-pgd has
+one that is entered with the MMU on, over tables that the load makes in pages of the crash region, as the kernel does
+for the relocation of an ordinary image (trans_pgd_idmap_page(), trans_pgd_create_copy()). The code that runs is the
+guest's: fixtures/minikernel/image_check.c, fixtures/ways.
 """
 
 from collections.abc import Callable
@@ -30,14 +30,18 @@ def check_way(config: KernelConfig, purgatory: elfrel.RelocatableObject | None) 
     hidden = config.way in (Protection.PTE, Protection.BBML2)
     if config.check_way is Way.MACHINE_KEXEC and hidden:
         word = config.way.value
-        raise InputError(f"way machine-kexec: with protection {word} the segments are not mapped when it would hash")
+        raise InputError(
+            f"way machine-kexec: with protection {word} the segments are not mapped when it would hash"
+        )
     if purgatory is None:
         return
     on = purgatory.global_symbol("purgatory_mmu_is_on") is not None
     if config.check_way is Way.TRANS_PGD and not on:
         raise InputError("way purgatory-trans-pgd: this purgatory cannot be entered with the MMU on")
     if config.check_way is Way.PURGATORY and on:
-        raise InputError("way purgatory: this purgatory is to be entered with the MMU on, and that is another way")
+        raise InputError(
+            "way purgatory: this purgatory is to be entered with the MMU on, and that is another way"
+        )
 
 
 def keep_digest(image: Kimage) -> None:
@@ -51,8 +55,9 @@ def make_map(
 ) -> None:
     """For purgatory-trans-pgd: an identity map of what the purgatory reads and is.
 
-    page() gives another page of the crash region for a table. Regions are read-only, and what the purgatory may
-    write is not executable, where pages are small enough to part that. uart is the console's page. The tables are no segment: no digest covers them.
+    page() gives another page of the crash region for a table. Regions are read-only, and what the purgatory may write
+    is not executable, where pages are small enough to part that. uart is the console's page. The tables are no segment:
+    no digest covers them.
     """
     assert image.purgatory is not None
 

@@ -11,6 +11,7 @@ from functools import partial
 from kexecemu.errors import InputError, KexecError
 from kexecemu.kernel.base.config import Way
 from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.kimage import (
     IMA,
     KEXEC_FILE_NO_INITRAMFS,
@@ -18,7 +19,6 @@ from kexecemu.kernel.image.kimage import (
     KEXEC_FILE_UNLOAD,
     Kimage,
 )
-from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.load import environment, ima
 from kexecemu.kernel.load.devtree import add_verdict_record
@@ -161,9 +161,9 @@ def _prepare(
     if image.purgatory is not None:
         set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys)
         cost = tables_text(image)
-        if crash and config.check_way is Way.PURGATORY:
+        if crash:
             image.guard = make_guard(image, image.purgatory, config)
-        elif crash:
+        if crash and config.check_way is Way.TRANS_PGD:
             ways.make_map(image, state.ram, state.tables.fmt, *_map_pages(state, image))
         if cost is not None:
             state.say("purgatory_tables", cost)

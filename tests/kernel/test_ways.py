@@ -80,7 +80,7 @@ def test_only_what_is_written_before_the_hash_is_found_and_that_is_sooner_in_mac
         assert crash(way, dma("initrd+0x1000", b"\xff\xff", When.AFTER_CHECK)).outcome is Outcome.SILENT
 
 
-def test_the_digest_is_in_the_first_kernel_s_memory_and_damage_to_it_is_a_false_alarm() -> None:
+def test_the_digest_is_in_the_first_kernel_s_memory_and_one_over_it_finds_damage_there() -> None:
     kernel, image = loaded(Way.MACHINE_KEXEC)
     assert image.purgatory is None and image.segment("purgatory") is None
     digest = hashlib.sha256(b"".join(kernel.ram.read(one.mem, one.memsz) for one in image.segments)).digest()
@@ -89,11 +89,24 @@ def test_the_digest_is_in_the_first_kernel_s_memory_and_damage_to_it_is_a_false_
     kernel.inject(dma(at, bytes([digest[0] ^ 1])))
     end = kernel.panic()
     assert (end.outcome, end.damage) == (Outcome.DETECTED, [])
+    assert "struct kimage has been damaged" in end.reason
 
 
-def test_one_word_of_the_first_kernel_switches_its_check_off() -> None:
+@pytest.mark.parametrize("member", ["start", "nr_segments", "segment", "segment+16", "segment+24", "dtb_mem"])
+def test_what_the_first_kernel_finds_and_starts_the_image_by_is_looked_at_first(member: str) -> None:
     kernel, _ = loaded(Way.MACHINE_KEXEC)
-    kernel.inject(dma(kimage(kernel, "check_image"), bytes(8)))
+    name, _, more = member.partition("+")
+    layout = kernel.guest.vmlinux
+    storage = kernel.guest.phys("crash_kimage_storage")
+    at = kimage(kernel, name) if name == "dtb_mem" else storage + layout.offsetof("kimage", name)
+    kernel.inject(dma(at + int(more or 0), b"\xef\xbe\xad\xde"))
+    end = kernel.panic()
+    assert end.reason == "the first kernel gives kdump up: struct kimage has been damaged"
+
+
+def test_a_digest_of_zeros_is_none() -> None:
+    kernel, _ = loaded(Way.MACHINE_KEXEC)
+    kernel.inject(dma(kimage(kernel, "kimage_digest"), bytes(32)))
     kernel.inject(dma("initrd+0x1000", b"\xff\xff"))
     assert kernel.panic().outcome is Outcome.SILENT
 

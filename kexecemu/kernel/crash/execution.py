@@ -24,6 +24,7 @@ SYSRQ_MESSAGE = "sysrq triggered crash"
 REFUSALS = (
     "the purgatory has been damaged",
     "the crash image has been damaged",
+    "struct kimage has been damaged",
     "the early check has failed",
     "the purgatory has refused the crash image",
 )

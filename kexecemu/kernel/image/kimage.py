@@ -1,5 +1,7 @@
 """struct kimage, as far as a model needs it as an object."""
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
@@ -17,7 +19,7 @@ __all__ = [
     "KEXEC_ARCH_AARCH64",
 ]
 __all__ += ["KEXEC_FILE_NO_INITRAMFS", "KEXEC_FILE_ON_CRASH", "KEXEC_FILE_UNLOAD", "KEXEC_SEGMENT_MAX"]
-__all__ += ["PAGE_DIGESTS", "SEGMENT_NAMES", "Kimage", "PurgatoryGuard", "Segment"]
+__all__ += ["PAGE_DIGESTS", "SEGMENT_NAMES", "Kimage", "PurgatoryGuard", "Segment", "pack_segments"]
 
 KEXEC_FILE_UNLOAD = 1
 KEXEC_FILE_ON_CRASH = 2
@@ -35,6 +37,11 @@ SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGE
 
 # Flags in the low bits of a kimage_entry_t.
 IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8
+
+
+def pack_segments(segments: Sequence[Segment]) -> bytes:
+    """struct kexec_segment of each: buf (which is gone after the load), bufsz, mem, memsz."""
+    return b"".join(struct.pack("<4Q", 0, one.bufsz, one.mem, one.memsz) for one in segments)
 
 
 @shown()

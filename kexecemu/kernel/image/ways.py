@@ -6,13 +6,15 @@ for the relocation of an ordinary image (trans_pgd_idmap_page(), trans_pgd_creat
 guest's: fixtures/minikernel/image_check.c, fixtures/ways.
 """
 
+import hashlib
+import struct
 from collections.abc import Callable
 
 from kexecemu.errors import InputError
 from kexecemu.formats import elfrel
 from kexecemu.kernel.base.config import KernelConfig, Protection, Way
 from kexecemu.kernel.image.digests import calculate_digest
-from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.kimage import KEXEC_SEGMENT_MAX, Kimage, pack_segments
 from kexecemu.kernel.memory.linear_map import PAGE_KERNEL, PAGE_KERNEL_RO, PAGE_KERNEL_ROX, PROT_DEVICE
 from kexecemu.machine.memory.descriptors import PXN, TableFormat
 from kexecemu.machine.memory.mmu import PageTables
@@ -45,9 +47,15 @@ def check_way(config: KernelConfig, purgatory: elfrel.RelocatableObject | None) 
 
 
 def keep_digest(image: Kimage) -> None:
-    """For machine-kexec: the digest over all segments goes to struct kimage, in the first kernel's own memory."""
+    """For machine-kexec: the digest over all segments goes to struct kimage, in the first kernel's own memory.
+
+    And one over those of its members by which the image is found and started.
+    """
     image.digest, image.sha_regions = calculate_digest(image.segments)
-    image.arch_members = {"check_image": 1, "image_digest": image.digest}
+    own = struct.pack("<QQ", image.start, len(image.segments))
+    own += pack_segments(image.segments).ljust(KEXEC_SEGMENT_MAX * 32, b"\0")
+    own += struct.pack("<Q", image.dtb_mem) + image.digest
+    image.arch_members = {"image_digest": image.digest, "kimage_digest": hashlib.sha256(own).digest()}
 
 
 def make_map(

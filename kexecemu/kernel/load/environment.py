@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES, VMCOREINFO_NOTE_SIZE
-from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage, pack_segments
 from kexecemu.kernel.image.protection import protect_crashkres, protected_areas, unprotect_crashkres
 from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
@@ -135,10 +135,7 @@ def _write_kimage(
     members = {"head": image.head, "start": image.start, "nr_segments": len(image.segments)}
     for name, value in members.items():
         guest.write(storage, value, layout.offsetof("kimage", name))
-    for index, segment in enumerate(image.segments):
-        packed = struct.pack("<4Q", 0, segment.bufsz, segment.mem, segment.memsz)
-        at = guest.phys(storage) + layout.offsetof("kimage", "segment") + index * len(packed)
-        guest.ram.write(at, packed)
+    guest.ram.write(guest.phys(storage) + layout.offsetof("kimage", "segment"), pack_segments(image.segments))
     base = guest.phys(storage) + layout.offsetof("kimage", "arch")
     # Only kexec_file_load() knows which segment is the device tree.
     for name, content in {**arch, "dtb_mem": image.dtb_mem if image.file_mode else 0}.items():

@@ -52,6 +52,7 @@ def scenario(
     purgatory: str = "default",
     cpus: int = 2,
     syscall: str = "kexec_file_load",
+    way: str = "purgatory",
     **tables: object,
 ) -> Scenario:
     """A small machine with the image that ships, about 150 KiB."""
@@ -67,7 +68,7 @@ def scenario(
                 "purgatory": purgatory,
                 "config": config,
             },
-            "load": {"syscall": syscall},
+            "load": {"syscall": syscall, "way": way},
             **tables,
         },
         Scenario,
@@ -79,6 +80,9 @@ SCENARIOS: dict[str, Scenario] = {
     "no purgatory": scenario(purgatory="none"),
     "kexec-tools' purgatory": scenario(purgatory=KEXEC_TOOLS),
     "kexec_load": scenario(syscall="kexec_load"),
+    "machine-kexec": scenario(way="machine-kexec"),
+    "purgatory-trans-pgd": scenario(way="purgatory-trans-pgd"),
+    "purgatory-trans-pgd, pte": scenario(way="purgatory-trans-pgd", protection="pte"),
     "pte": scenario(protection="pte"),
     "readonly": scenario(protection="readonly"),
     "readonly, guard": scenario({"GUARD": "y"}, protection="readonly"),

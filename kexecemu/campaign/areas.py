@@ -23,8 +23,8 @@ _REGION, _FREE = "crashkernel", "crashkernel-free"
 class Kind(enum.StrEnum):
     """What becomes of an area's bytes."""
 
-    HASHED = "hashed"  # of a segment, and covered by the purgatory's digest
-    UNHASHED = "unhashed"  # of a segment, and not: there is no purgatory, or it leaves this part out
+    HASHED = "hashed"  # of a segment, and covered by the image's digest
+    UNHASHED = "unhashed"  # of a segment, and not: nobody hashes, or this part is left out
     PURGATORY = "purgatory"  # of the purgatory itself: code, table, digest, stack
     CONTROL = "control"  # of a control page, or of vmcoreinfo's copy, in the crash region but in no segment
     FREE = "free"  # of the crash region, in use by nothing before the capture kernel
@@ -57,7 +57,7 @@ class Places:
     def __init__(
         self, region: PhysRange, image: Kimage, banks: Sequence[PhysRange], *, checked: bool = True
     ) -> None:
-        """region is crashk_res, banks the RAM; checked says that a purgatory hashes image.sha_regions."""
+        """region is crashk_res, banks the RAM; checked says that sha_regions are hashed before it starts."""
         self.region = region
         self._image = image
         self._banks = sorted(banks)

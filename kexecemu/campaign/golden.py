@@ -106,9 +106,14 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
 
     # The first kernel runs at virtual addresses: hooks on memory see physical ones, and its code is not in the region.
     in_panic, jump, memory = stretch(When.AT_JUMP)
+    # What the MMU reads no hook sees: a map that the load has made is read from the jump on.
+    for page in image.table_pages:
+        in_panic.note_read(page.start, page.size, cpu.instructions)
     began = cpu.instructions
     early_check = written_by_early_check(kernel.ram, checker) if checker is not None else []
     in_check, entry, entry_memory = stretch(When.AFTER_CHECK)
+    for page in image.table_pages:
+        in_check.note_read(page.start, page.size, began)
     passed.hashing = passed.purgatory.instructions if passed.purgatory is not None else 0
     at_entry = replace(passed)
     with recorded(cpu, region) as in_capture:

@@ -153,5 +153,5 @@ def space_of(scenario: Scenario, kernel: KernelModel, image: Kimage) -> Space:
     assert kernel.crashk_res is not None
     if By.LATE_CPU in plan.writers and len(kernel.board.cpus) < 2:
         raise InputError("campaign.by: a late-cpu is a second one: this machine has one CPU")
-    places = Places(kernel.crashk_res, image, kernel.ram.banks, checked=image.purgatory is not None)
+    places = Places(kernel.crashk_res, image, kernel.ram.banks, checked=image.digest is not None)
     return Space(places.areas(plan.where), plan.models, plan.writers, plan.moments, places)

@@ -153,7 +153,9 @@ class Victim:
         """From where on a fault is run, and what is behind the crash there."""
         golden, when = self.golden, fault.when
         early = when is When.AFTER_LOAD
-        if not granted or (early and not self.at_rest(area)):
+        # By a map that the load has made the jump itself is fetched.
+        mapped = when is When.DURING_PANIC and any(page.overlaps(area) for page in self.image.table_pages)
+        if not granted or mapped or (early and not self.at_rest(area)):
             return golden.loaded, Passed(hashing=golden.passed.hashing)
         if when in (When.AFTER_CHECK, When.IN_CAPTURE):
             return golden.entry, replace(golden.passed)

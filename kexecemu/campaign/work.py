@@ -24,7 +24,7 @@ from kexecemu.campaign.summary import Summary
 from kexecemu.campaign.version import own_version
 from kexecemu.campaign.workers import Alone, StopRequest, Task, TaskRunner, Workers, local_pool, stoppable
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.config import KernelConfig, Way
 from kexecemu.scenario.schema import Scenario
 from kexecemu.shown import shown
 
@@ -249,5 +249,7 @@ class _Clock:
 
 def _purgatory(scenario: Scenario) -> str:
     purgatory = scenario.kernel.purgatory
+    if scenario.load.way != Way.PURGATORY.value:
+        return str(scenario.load.way)
     words = "default" if purgatory is True else str(purgatory or "none")
     return "kexec-tools" if scenario.load.syscall == "kexec_load" and words in ("default", "none") else words

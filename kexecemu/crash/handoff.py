@@ -98,14 +98,17 @@ def write_handoff(
     caches are off by SCTLR_EL2, and the firmware listens to SMC alone: only a device tree that says so leads there.
     alignment_checks sets SCTLR_ELx.A. cpu_model is QEMU's -cpu.
 
-    Raises InputError for a board that QEMU's virt cannot be, MachineError when the CPU is not at that moment, OSError
-    when a file cannot be written. Each file is replaced whole, state.json and the script last.
+    Raises InputError for a board that QEMU's virt cannot be, or an image that is entered with the MMU on, MachineError
+    when the CPU is not at that moment, OSError when a file cannot be written. Each file is replaced whole, state.json
+    and the script last.
     """
     if el not in (1, 2):
         raise InputError(f"handoff: the exception level is 1 or 2, not {el}")
     board = kernel.board
     check_board(board)
     cpu = board.boot_cpu
+    if cpu.pc == image.start and image.table_pages:
+        raise InputError("handoff: QEMU goes on with the MMU off, and way purgatory-trans-pgd leaves it on")
     if cpu.pc != image.start or cpu.sysreg("SCTLR_EL1") & 1:
         raise MachineError(f"handoff: cpu0 is at {cpu.pc:#x}, not at the image's entry with the MMU off")
     low = PhysRange.of(virt.RAM_BASE, min(LOW_SIZE, board.ram.size))

@@ -83,12 +83,21 @@ def _detected(facts: Facts) -> str:
         found = "the purgatory met an exception in its check and reported it"
     elif intact and (verdict is None or verdict.found == facts.image.digest):
         found = "the purgatory refused an intact image: what it compares with is not as loaded"
+    elif not facts.damage and any(one.changed and _in_its_map(facts, one) for one in facts.injections):
+        found = (
+            "the purgatory refused an intact image: the map by which it reads it is not as the load made it"
+        )
     if run.end is not PurgatoryEnd.KERNEL:
         return found
     if verdict is not None and VerdictFlags.REPAIRED in verdict.flags:
         where = describe_damage(verdict, facts.image)
         return f"{found}, mended it{f' ({where})' if where else ''}, and booted the capture kernel"
     return f"{found}, and booted the capture kernel all the same"
+
+
+def _in_its_map(facts: Facts, injection: Injection) -> bool:
+    area = PhysRange.of(injection.phys, len(injection.before))
+    return any(page.overlaps(area) for page in facts.image.table_pages)
 
 
 def _trapped(facts: Facts) -> str:

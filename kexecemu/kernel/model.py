@@ -22,7 +22,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
 from kexecemu.kernel.crash.stray_store import WRITERS, store
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
-from kexecemu.kernel.load import environment, syscalls
+from kexecemu.kernel.load import environment, ima, syscalls
 from kexecemu.kernel.load.files import OpenFile
 from kexecemu.kernel.load.syscalls import purgatory_object
 from kexecemu.machine.board import Board
@@ -209,6 +209,7 @@ class KernelModel(KernelState):
         if image is None:
             raise InputError("no image is loaded for a reboot: kexec_file_load() one with flags=0")
         self.say("reboot", "reboot by kexec")
+        ima.update_kexec_buffer(self, image)
         page = range(image.control_code_page, image.control_code_page + self.config.page_size)
         stop = self._execution.kexec(page)
         if stop.kind is CpuStopKind.LEFT:
@@ -233,7 +234,8 @@ class KernelModel(KernelState):
         """From where begin_crash() ended, up to the first instruction outside this kernel; see Execution."""
         stop = self._execution.finish_crash(stop)
         if stop.kind is CpuStopKind.LEFT:
-            self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
+            mmu = "on" if self.board.boot_cpu.sysreg("SCTLR_EL1") & 1 else "off"
+            self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU {mmu}", pc_phys=stop.pc)
         else:
             self._tell_refusal()
         return stop

@@ -57,7 +57,7 @@ HOW_WORDS: Final[Mapping[str, str]] = {
 }
 
 KIND_WORDS: Final[Mapping[str, str]] = {
-    "hashed": "covered by the purgatory's digest",
+    "hashed": "covered by the image's digest",
     "unhashed": "of a segment, but covered by no digest",
     "purgatory": "the purgatory's own code, tables, digest and stack",
     "control": "the kernel's own pages of the crash image, covered by no digest",

@@ -8,6 +8,7 @@ from kexecemu.campaign.version import own_version
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.verdict import Verdict, VerdictFlags, describe_damage
+from kexecemu.kernel.base.config import Way
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.ranges import PhysRange
@@ -43,6 +44,7 @@ def _made_by(kernel: Kernel | None) -> dict[str, Any]:
     return {
         "era": kernel.config.release.value if kernel is not None else None,
         "protection": kernel.config.way.value if kernel is not None else None,
+        "way": Way(kernel.config.check_way).value if kernel is not None else None,
         "version": own_version(),
         "schema": SCHEMA,
     }

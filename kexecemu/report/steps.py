@@ -97,7 +97,8 @@ def _panic_step(result: Result) -> tuple[str, str]:
         return "bad", "The crash path does not get out of the first kernel."
     others = len(result.end.timeline.of("cpu_off"))
     stopped = f"{_count(others, 'other CPU')} switched off, " if others else ""
-    return "good", f"Registers saved, {stopped}MMU off, jump to {jumps[0].facts['pc_phys']:#x}."
+    off = "" if result.image.table_pages else "MMU off, "
+    return "good", f"Registers saved, {stopped}{off}jump to {jumps[0].facts['pc_phys']:#x}."
 
 
 def _differing(verdict: Verdict) -> str:
@@ -111,7 +112,12 @@ def _differing(verdict: Verdict) -> str:
 def _purgatory_step(result: Result) -> tuple[str, str]:
     run, verdict = result.end.purgatory, result.end.verdict
     if result.image.segment("purgatory") is None:
-        return "quiet", "There is none: nothing is checked."
+        if result.image.digest is None:
+            return "quiet", "There is none: nothing is checked."
+        found = result.end.timeline.of("refused")
+        if found:
+            return "caught", f"There is none: the first kernel hashes, and gives up: {found[0].facts['why']}."
+        return "quiet", "There is none: the first kernel hashes before it jumps."
     if run is None:
         return "none", "Not reached."
     if run.end is PurgatoryEnd.KERNEL:

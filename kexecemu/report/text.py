@@ -9,7 +9,7 @@ from kexecemu.crash.dump import Dump
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
-from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.config import KernelConfig, Way
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.board import Board
@@ -57,6 +57,10 @@ def ram_and_cpus(board: Board) -> str:
 def purgatory_word(config: KernelConfig, syscall: str) -> str:
     """Which purgatory there is: "default", "none", a path, or kexec-tools' own."""
     purgatory = "default" if config.purgatory is True else str(config.purgatory or "none")
+    if config.check_way is Way.MACHINE_KEXEC:
+        return "none (machine_kexec() hashes)"
+    if config.check_way is Way.TRANS_PGD:
+        return f"{purgatory} (entered with the MMU on)"
     # User space brings its own, whatever the kernel has.
     return "kexec-tools'" if syscall == "kexec_load" and purgatory in ("default", "none") else purgatory
 

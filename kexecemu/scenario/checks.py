@@ -9,7 +9,7 @@ from kexecemu.kernel.base.config import KernelConfig, check_option
 from kexecemu.kernel.image.kimage import SEGMENT_NAMES
 from kexecemu.machine.board import check_numbers, parse_size
 from kexecemu.scenario.matrix import check_matrix
-from kexecemu.scenario.options import MODEL_ALONE, check_first
+from kexecemu.scenario.options import MODEL_ALONE, check_first, check_way
 from kexecemu.scenario.schema import Scenario
 from kexecemu.suggest import there_are
 
@@ -34,6 +34,7 @@ def checks_of(
     yield ("machine", "gic"), partial(check_numbers, 1, 2 if machine.gic is None else machine.gic)
     yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
+    yield ("load", "way"), partial(check_way, scenario.load.way, scenario.load.syscall)
     yield (), partial(check_matrix, scenario)
     if scenario.expect is not None:
         if scenario.expect.segment is not None:

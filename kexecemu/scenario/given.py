@@ -39,6 +39,7 @@ class SetupChanges(TypedDict, total=False):
     initrd_size: str | int | None
     append: str
     syscall: str | None
+    way: str
     capture: str
 
 

@@ -17,11 +17,11 @@ from typing import Any, Final, get_type_hints
 
 from kexecemu.data import PURGATORIES
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection, Way
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
-__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "given_options"]
+__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "check_way", "given_options"]
 
 
 def _option(table: str, default: Any, help: str, metavar: str = "", **more: Any) -> Any:
@@ -158,6 +158,15 @@ class Setup:
         words=("kexec_file_load", "kexec_load"),
         axis=True,
     )
+    way: str = _load(
+        "purgatory",
+        "Who checks the image before it starts: a purgatory with a map of its own, one that is entered with the MMU on "
+        "over a map made at the load (purgatory-trans-pgd), or the dying kernel (machine-kexec).",
+        "WAY",
+        words=tuple(one.value for one in Way),
+        only="model",
+        axis=True,
+    )
     capture: str = _load(
         "stub",
         "What is followed: the stub, which goes through the dump, or (linux) a real capture kernel to its end.",
@@ -204,6 +213,12 @@ def given_options(setup: Setup) -> dict[str, Any]:
     """The options whose values are not the defaults."""
     values = {name: getattr(setup, name) for name in OPTIONS}
     return {name: value for name, value in values.items() if value != OPTIONS[name].default}
+
+
+def check_way(way: str, syscall: str | None) -> None:
+    """InputError for a way of checking that means nothing to the system call."""
+    if way != Way.PURGATORY.value and syscall == "kexec_load":
+        raise InputError(f"load.way {way}: kexec_load brings a purgatory of user space's own")
 
 
 MODEL_ALONE: Final = "means nothing where the first kernel is a real one (kernel.linux)"

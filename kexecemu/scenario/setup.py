@@ -18,7 +18,7 @@ from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.options import Setup
+from kexecemu.scenario.options import Setup, check_way
 from kexecemu.scenario.padding import padded_initrd
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
@@ -121,8 +121,9 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     Raises InputError for files and options that cannot be used.
     """
     instance(setup, Setup, "setup")
+    check_way(setup.way, setup.syscall)
     taken = {name: getattr(setup, name) for name in ("protection", "purgatory", "rng_ready")}
-    config = KernelConfig(setup.era, options=setup.config, **taken)
+    config = KernelConfig(setup.era, options=setup.config, check_way=setup.way, **taken)
     if setup.linux is not None:
         raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)

@@ -46,12 +46,18 @@ def boot(
     purgatory: bool | str | Path | None = True,
     options: Mapping[str, str] | None = None,
     rng_ready: bool = False,
+    seeds: tuple[int, bytes] | None = None,
     dtb: bytes | None = None,
     seed: int = 0,
 ) -> KernelModel:
     """A booted first kernel."""
     config = KernelConfig(
-        era, protection=protection, purgatory=purgatory, options=options or {}, rng_ready=rng_ready
+        era,
+        protection=protection,
+        purgatory=purgatory,
+        options=options or {},
+        rng_ready=rng_ready or seeds is not None,
+        seeds=seeds,
     )
     return KernelModel.boot(Board(ram, cpus), config, cmdline=cmdline, dtb=dtb, seed=seed)
 

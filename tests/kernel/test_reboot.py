@@ -11,6 +11,7 @@ from kexecemu.crash.damage import find_damage
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.data import fixture_path
 from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel.base.config import Way
 from kexecemu.kernel.image.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
 from kexecemu.kernel.procfs import sysfs
 from kexecemu.machine.cpu.stop import CpuStopKind
@@ -19,8 +20,12 @@ STUB = fixture_path("guests/capture-Image").read_bytes()
 INITRD = fixture_path("guests/initrd.cpio").read_bytes()
 
 
-def loaded(era: str = "6.1", cpus: int = 1, initrd: bytes = INITRD, **options: str) -> tuple[Kernel, Kimage]:
-    kernel = Kernel.boot(Board("512M", cpus), KernelConfig(era, options=options), cmdline="crashkernel=64M")
+def loaded(
+    era: str = "6.1", cpus: int = 1, initrd: bytes = INITRD, way: Way = Way.PURGATORY, **options: str
+) -> tuple[Kernel, Kimage]:
+    protection = None if way is Way.PURGATORY else "none"
+    config = KernelConfig(era, options=options, check_way=way, protection=protection)
+    kernel = Kernel.boot(Board("512M", cpus), config, cmdline="crashkernel=64M")
     image = kernel.kexec_file_load(STUB, initrd, "console=ttyAMA0", flags=0)
     assert image is not None
     return kernel, image
@@ -87,6 +92,17 @@ def test_a_waiting_page_that_was_stamped_on_is_found_after_the_move() -> None:
     assert end.purgatory.end is PurgatoryEnd.MISMATCH
     assert end.kernel is None
     assert [str(one) for one in find_damage(kernel.ram, image, purgatory=False)] == ["initrd+0x1005, 1 byte"]
+
+
+@pytest.mark.parametrize("way", Way)
+def test_of_an_ordinary_image_only_a_purgatory_can_look_at_what_was_moved(way: Way) -> None:
+    kernel, image = loaded(way=way)
+    initrd = image.segment("initrd")
+    assert initrd is not None and not image.table_pages
+    kernel.board.dma.write(walk_list(kernel, image)[initrd.mem + 0x1000] + 5, b"\xee")
+    end = kernel.reboot_by_kexec()
+    assert (end.kernel is None) == (way is not Way.MACHINE_KEXEC)
+    assert ("digests do NOT match" in kernel.board.uart.text) == (way is not Way.MACHINE_KEXEC)
 
 
 def test_the_list_moves_every_page_once_from_outside_all_destinations() -> None:

@@ -112,7 +112,10 @@ def test_the_matrix_that_ships_tells_all_ways_of_protecting_apart() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[matrix]", "matrix: has no values; give some for era, protection, purgatory, syscall, capture"),
+        (
+            "[matrix]",
+            "matrix: has no values; give some for era, protection, purgatory, syscall, way, capture",
+        ),
         ("[matrix]\nera = ['6.1', '6.1']", "matrix.era: '6.1' is there twice"),
         ("[matrix]\nera = ['6.1']\n[[matrix.except]]\noutcome = 'silent'", "matrix.except[0]: names no cell"),
         (

@@ -68,6 +68,7 @@ EXAMPLES: Mapping[str, Any] = {
     "initrd_size": "16M",
     "append": "a b",
     "syscall": "kexec_load",
+    "way": "machine-kexec",
     "capture": "linux",
     "seed": 7,
 }

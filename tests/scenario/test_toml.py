@@ -61,7 +61,8 @@ FULL = Setup(
     config={"ZONE_DMA": "n", "CMA_SIZE_MBYTES": "16"},
     rng_ready=True,
     seed=7,
-    syscall="kexec_load",
+    syscall="kexec_file_load",
+    way="machine-kexec",
     capture="linux",
 )
 REAL = Setup(linux=Path("/there/Linux"), stuck_cpus=(1, 3), cpus=4, purgatory="kexec-tools")

@@ -12,8 +12,8 @@ from kexecemu.kernel.base.era import Era
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
-__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "OptionRow", "Protection", "check_option", "option_rows"]
-__all__ += ["split_options"]
+__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "OptionRow", "Protection", "Way", "check_option"]
+__all__ += ["option_rows", "split_options"]
 
 
 _Kind = TypeVar("_Kind", bound=enum.Enum)
@@ -28,6 +28,14 @@ class Protection(enum.Enum):
     BBML2 = "bbml2"
 
 
+class Way(enum.Enum):
+    """Who checks a loaded image before it is started, and over which map of memory; in no kernel yet."""
+
+    PURGATORY = "purgatory"
+    TRANS_PGD = "purgatory-trans-pgd"
+    MACHINE_KEXEC = "machine-kexec"
+
+
 # Kconfig names that change what the model does, with their defaults (arm64 defconfig unless said) and what they mean.
 _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
@@ -38,6 +46,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "n",
         "debug_pagealloc= is on unless said: base pages in the linear map",
     ),
+    "IMA_KEXEC": ("n", "IMA's measurement list goes to the next kernel, as the first segment of its image"),
     "KEXEC_FILE": ("y", "kexec_file_load() is there"),
     # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
     "KEXEC_PURGATORY_CHOSEN": (
@@ -176,6 +185,10 @@ class KernelConfig:
                 "core": that one without its options; else an object's path
     options     Kconfig names (with or without CONFIG_) to "y", "n", a number or a word
     rng_ready   the random number generator is initialised when a load builds its device tree
+    check_way   a Way or its name: a purgatory that makes a map of its own; one that is entered with the MMU on, over
+                a map that the load makes; or no purgatory, machine_kexec() hashes
+    seeds       what it gives then, where that is to be as in another run: /chosen's kaslr-seed (64 bits) and rng-seed
+                (128 bytes)
     """
 
     era: Era | str = Era.V6_4
@@ -183,6 +196,8 @@ class KernelConfig:
     purgatory: bool | str | Path | None = True
     options: Mapping[str, str] = field(default_factory=dict)
     rng_ready: bool = False
+    seeds: tuple[int, bytes] | None = None
+    check_way: Way | str = Way.PURGATORY
 
     def __post_init__(self) -> None:
         if not isinstance(self.era, Era):
@@ -190,9 +205,16 @@ class KernelConfig:
         if self.protection is not None and not isinstance(self.protection, Protection):
             way = _member(Protection, self.protection, "protection", "not known")
             object.__setattr__(self, "protection", way)
+        if not isinstance(self.check_way, Way):
+            object.__setattr__(self, "check_way", _member(Way, self.check_way, "way", "not known"))
         if self.purgatory is not None:
             instance(self.purgatory, (bool, str, Path), "purgatory")
         object.__setattr__(self, "options", _parse_options(instance(self.options, Mapping, "options")))
+        none = self.purgatory in (None, False, "none")
+        if self.check_way is Way.TRANS_PGD and none:
+            raise InputError("way purgatory-trans-pgd needs a purgatory")
+        if self.check_way is Way.MACHINE_KEXEC and not none and self.purgatory not in (True, "default"):
+            raise InputError(f"way machine-kexec has no purgatory, and so no use for {self.purgatory}")
 
     @property
     def changed(self) -> dict[str, str]:

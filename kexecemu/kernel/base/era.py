@@ -27,6 +27,8 @@ class Rules:
     counts_low_region          crash_get_memory_size() adds crashk_low_res (6.5)
     top_down_skips_last_page   locate_mem_hole_top_down() starts at end - size with an inclusive end
     text_alias_starts_at_text  the read-only alias of the kernel text in the linear map starts at _text, not at _stext
+    ima_in_crash_images        ima_add_kexec_buffer() adds its segment to crash images too
+    ima_filled_at_reboot       that segment is reserved at the load and filled at the reboot, and no digest covers it
     file_load_flags            KEXEC_FILE_FLAGS: UNLOAD 1, ON_CRASH 2, NO_INITRAMFS 4; 6.8 added DEBUG 8
     """
 
@@ -36,6 +38,8 @@ class Rules:
     counts_low_region: bool = False
     top_down_skips_last_page: bool = True
     text_alias_starts_at_text: bool = False
+    ima_in_crash_images: bool = True
+    ima_filled_at_reboot: bool = False
     file_load_flags: int = 0x7
 
 
@@ -68,6 +72,9 @@ class Era(enum.Enum):
             "counts_low_region": True,
             "top_down_skips_last_page": False,
             "text_alias_starts_at_text": True,
+            # Upstream since 6.16, and in the stable 6.12: so 6.12.117, and 7.3.
+            "ima_in_crash_images": False,
+            "ima_filled_at_reboot": True,
             "file_load_flags": 0xF,
         },
     )

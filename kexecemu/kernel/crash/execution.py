@@ -12,6 +12,7 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.crash.host_calls import host_functions
 from kexecemu.kernel.crash.stray_write import StrayPiece, in_stray_write, stray_pieces
 from kexecemu.kernel.image.purgatory_guard import early_check_limit
+from kexecemu.kernel.image.ways import check_limit
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.shown import shown
@@ -22,12 +23,15 @@ CALL_LIMIT = 50_000_000  # instructions of a stretch of the first kernel's code 
 SYSRQ_MESSAGE = "sysrq triggered crash"
 REFUSALS = (
     "the purgatory has been damaged",
+    "the crash image has been damaged",
+    "struct kimage has been damaged",
     "the early check has failed",
     "the purgatory has refused the crash image",
 )
 """What the guest's kdump_give_up() is called with."""
 _THREAD_SIZE = 16384
 _SOFT_RESTART_LIMIT = 1000
+_JUMP_SIZE = 24  # of cpu_jump_mmu_on(), in bytes
 _RELOCATION_LIMIT = 20_000_000_000  # instructions: 16 GiB of image
 
 
@@ -65,12 +69,14 @@ class Execution:
         self._state, self._board, self._guest = state, state.board, state.guest
         self._host = host_functions(state, self.run)
         self._restart_phys = state.guest.phys("cpu_soft_restart")
-        self._crash_ends = {self._restart_phys, state.guest.vmlinux.virt("panic_no_kexec")}
+        self._mmu_on_virt = state.guest.vmlinux.virt("cpu_jump_mmu_on")
+        self._last = {self._restart_phys, self._mmu_on_virt}
+        self._crash_ends = self._last | {state.guest.vmlinux.virt("panic_no_kexec")}
 
     @property
     def in_panic(self) -> bool:
-        """The boot CPU stands where the crash path is about to switch its MMU off."""
-        return self._board.boot_cpu.pc == self._restart_phys
+        """The boot CPU stands where the crash path is about to leave this kernel: to switch its MMU off, mostly."""
+        return self._board.boot_cpu.pc in self._last
 
     @property
     def at_crash_end(self) -> bool:
@@ -118,7 +124,9 @@ class Execution:
         cpu.set_x(30, guest.vmlinux.virt("host_return"))
         cpu.pc = guest.vmlinux.virt(function)
         returned, died = guest.vmlinux.virt("host_return"), guest.vmlinux.virt("make_task_dead")
-        stop = self.run(cpu, {returned, died, *until}, CALL_LIMIT + early_check_limit(self._state.image))
+        image = self._state.image
+        limit = CALL_LIMIT + early_check_limit(image) + check_limit(image)
+        stop = self.run(cpu, {returned, died, *until}, limit)
         if stop.kind is CpuStopKind.BREAKPOINT and stop.pc in (returned, died):
             self._switch_to(idle_task)
             put_back()
@@ -182,7 +190,8 @@ class Execution:
         """panic() up to the last moment with the MMU on: the other CPUs are stopped, everything is said.
 
         The stop is BREAKPOINT at cpu_soft_restart's physical address: machine_kexec() has called it through the
-        identity map, behind the guard's comparison where there is one. Every image gets there. Or it is BREAKPOINT at
+        identity map, behind the guard's comparison where there is one. Every image gets there, but for one with a
+        purgatory that is entered with the MMU on: that is cpu_jump_mmu_on(). Or it is BREAKPOINT at
         panic_no_kexec when no crash image is loaded, or when the kernel does not want to start it (see Kernel.refusal).
         DEADLINE, FAULT or IDLE mean that the crash path itself went wrong. A kernel that an oops has brought there
         already stays where it stands, whatever the message.
@@ -197,17 +206,20 @@ class Execution:
         return self.call("panic_on_request", why, task="task_bash", until=self._crash_ends)
 
     def finish_crash(self, stop: CpuStop) -> CpuStop:
-        """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off.
+        """From where begin_crash() ended with `stop` to the first instruction outside the kernel: LEFT, MMU off mostly.
 
         PC is the physical address that machine_kexec() jumps to, also where nothing can be fetched there. A crash that
         did not come to its last moment with the MMU on, or that a store then has led astray, is not continued: the stop
         says where the CPU stands. An exception in the last code is FAULT.
         """
-        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != self._restart_phys:
+        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc not in self._last:
             return stop
         cpu, guest = self._board.boot_cpu, self._guest
         if not self.in_panic:
             return CpuStop(CpuStopKind.BREAKPOINT, cpu.pc, 0)
+        if stop.pc == self._mmu_on_virt:
+            function = range(self._mmu_on_virt, self._mmu_on_virt + _JUMP_SIZE)
+            return cpu.run(within=function, limit=_SOFT_RESTART_LIMIT, deliver=False)
         # Over the last branch, to wherever it leads: only then is it known that it leads to the image's entry.
         idmap = range(guest.phys("__idmap_text_start"), guest.phys("__idmap_text_end"))
         return _jump(cpu, idmap, _SOFT_RESTART_LIMIT)

@@ -7,7 +7,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 
-from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Segment
+from kexecemu.kernel.image.kimage import COPY, IMA, PAGE_DIGESTS, Segment
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["PURGATORY_PAGE_SIZE", "calculate_digest", "described_segments", "hashed_segments"]
@@ -22,9 +22,10 @@ def hashed_segments(segments: Sequence[Segment]) -> list[Segment]:
     """The regions: what the digest covers, in kimage order.
 
     The purgatory is not among them, which could not contain its own digest, and the second copy is not, which is
-    there to be used only when the first one is damaged and then is judged by the first one's digest.
+    there to be used only when the first one is damaged and then is judged by the first one's digest. Nor is a list of
+    IMA's that is filled at the reboot only (check_ima_segment_index()).
     """
-    return [one for one in segments if one.name not in ("purgatory", COPY)]
+    return [one for one in segments if one.name not in ("purgatory", COPY) and (one.name != IMA or one.buf)]
 
 
 def described_segments(segments: Sequence[Segment]) -> list[Segment]:

@@ -1,5 +1,7 @@
 """struct kimage, as far as a model needs it as an object."""
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
@@ -7,9 +9,17 @@ from kexecemu.kernel.image.segment import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["COPY", "IND_DESTINATION", "IND_DONE", "IND_INDIRECTION", "IND_SOURCE", "KEXEC_ARCH_AARCH64"]
+__all__ = [
+    "COPY",
+    "IMA",
+    "IND_DESTINATION",
+    "IND_DONE",
+    "IND_INDIRECTION",
+    "IND_SOURCE",
+    "KEXEC_ARCH_AARCH64",
+]
 __all__ += ["KEXEC_FILE_NO_INITRAMFS", "KEXEC_FILE_ON_CRASH", "KEXEC_FILE_UNLOAD", "KEXEC_SEGMENT_MAX"]
-__all__ += ["PAGE_DIGESTS", "SEGMENT_NAMES", "Kimage", "PurgatoryGuard", "Segment"]
+__all__ += ["PAGE_DIGESTS", "SEGMENT_NAMES", "Kimage", "PurgatoryGuard", "Segment", "pack_segments"]
 
 KEXEC_FILE_UNLOAD = 1
 KEXEC_FILE_ON_CRASH = 2
@@ -20,11 +30,18 @@ KEXEC_SEGMENT_MAX = 16
 # Names of the two segments that only a purgatory has a use for: the SHA-256 of every page of the others, and all of
 # the others once more.
 PAGE_DIGESTS, COPY = "page-digests", "copy"
-SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY)
+# What IMA hands on to the next kernel, the first segment where there is one.
+IMA = "ima"
+SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, IMA)
 """All that there can be; which of them an image has is known when it is loaded."""
 
 # Flags in the low bits of a kimage_entry_t.
 IND_DESTINATION, IND_INDIRECTION, IND_DONE, IND_SOURCE = 1, 2, 4, 8
+
+
+def pack_segments(segments: Sequence[Segment]) -> bytes:
+    """struct kexec_segment of each: buf (which is gone after the load), bufsz, mem, memsz."""
+    return b"".join(struct.pack("<4Q", 0, one.bufsz, one.mem, one.memsz) for one in segments)
 
 
 @shown()
@@ -54,6 +71,9 @@ class Kimage:
     verdict_record is where the purgatory may write into the device tree: /chosen/linux,purgatory-verdict.
     purgatory is what was linked for this image, None without one. guard is what the first kernel knows of it, None
     where it knows of none: file_mode is False for an image that user space has made, whose parts the kernel ignores.
+    arch_members are members of struct kimage_arch by name, numbers or bytes. table_pages hold the map of a purgatory
+    that is entered with the MMU on.
+    ima_pages are the physical pages in which IMA's list waits for the reboot.
     vmcoreinfo is the text that the load found and copied. Nothing here changes once the image is published.
     """
 
@@ -74,6 +94,9 @@ class Kimage:
     purgatory: LoadedPurgatory | None = None
     file_mode: bool = True
     vmcoreinfo: bytes = b""
+    ima_pages: list[int] = field(default_factory=list)
+    arch_members: dict[str, int | bytes] = field(default_factory=dict)
+    table_pages: list[PhysRange] = field(default_factory=list)
 
     def segment(self, name: str) -> Segment | None:
         """The segment of that name, None if the image has none."""

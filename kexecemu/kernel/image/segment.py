@@ -13,9 +13,9 @@ __all__ = ["Segment"]
 class Segment:
     """One piece of a crash image: `buf` is loaded to physical `mem` and padded with zeros to `memsz` bytes.
 
-    name is the model's (kernel, elfcorehdr, initrd, dtb, copy, page-digests, purgatory); a real kernel has none. The
-    real one frees buf after the load; here it stays, so that what is in memory later can be compared with what was
-    loaded.
+    name is the model's (ima, kernel, elfcorehdr, initrd, dtb, copy, page-digests, purgatory); a real kernel has none.
+    The real one frees buf after the load; here it stays, so that what is in memory later can be compared with what
+    was loaded.
     """
 
     name: str

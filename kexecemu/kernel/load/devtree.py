@@ -20,6 +20,7 @@ FDT_EXTRA_SPACE = 0x1000
 RNG_SEED_SIZE = 128
 VERDICT_PROPERTY = "linux,purgatory-verdict"
 CHOSEN_RECORD_SIZE = 6 * 4 + 8 * 4 * 4  # struct purgatory_chosen_record: six cells, eight ranges of four
+_IMA_PROPERTY = "linux,ima-kexec-buffer"
 _PAGE_SIZE = 4096
 
 
@@ -34,13 +35,15 @@ def kexec_device_tree(
     crashk_low_res: PhysRange | None = None,
     kaslr_seed: int | None = None,
     rng_seed: bytes | None = None,
+    ima: tuple[int, int] | None = None,
 ) -> bytes:
     """The packed device tree for the next kernel, made from the running kernel's one.
 
     base_dtb is the running kernel's (initial_boot_params) and old_dtb_phys where it lies. initrd and
     elfcorehdr are (phys, size in bytes); elfcorehdr and crashk_res are given for a crash kernel, None
     otherwise. cmdline None deletes bootargs. kaslr_seed (64 bits) and rng_seed (RNG_SEED_SIZE bytes) are
-    given once the random number generator is initialised; None leaves them out, as the kernel does before.
+    given once the random number generator is initialised; None leaves them out, as the kernel does before. ima is
+    (phys, size in bytes) of the segment for IMA's measurement list.
     Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
     """
     try:
@@ -65,6 +68,9 @@ def kexec_device_tree(
             fdt.setprop(chosen, "rng-seed", rng_seed)
         fdt.setprop_empty(chosen, "linux,booted-from-kexec")
         _delete_ima_buffer(fdt, chosen)
+        if ima is not None:
+            fdt.appendprop_addrrange(0, chosen, _IMA_PROPERTY, *ima)
+            fdt.add_mem_rsv(*ima)
         # What a purgatory found before this kernel is no news about the next one.
         fdt.delprop(chosen, VERDICT_PROPERTY)
         fdt.pack()
@@ -158,12 +164,12 @@ def _set_crash_ranges(
 
 
 def _delete_ima_buffer(fdt: FdtEditor, chosen: int) -> None:
-    """Drop what an earlier kernel measured; the model loads no IMA buffer of its own."""
-    value = fdt.getprop(chosen, "linux,ima-kexec-buffer")
+    """Drop what an earlier kernel measured."""
+    value = fdt.getprop(chosen, _IMA_PROPERTY)
     if value is None:
         return
     split = 4 * fdt.address_cells(0)
     end = split + 4 * fdt.size_cells(0)
-    fdt.delprop(chosen, "linux,ima-kexec-buffer")
+    fdt.delprop(chosen, _IMA_PROPERTY)
     if len(value) >= end:
         _delete_reservation(fdt, _read_number(value[:split]), _read_number(value[split:end]))

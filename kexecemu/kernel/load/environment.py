@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES, VMCOREINFO_NOTE_SIZE
-from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.kimage import Kimage, pack_segments
 from kexecemu.kernel.image.protection import protect_crashkres, protected_areas, unprotect_crashkres
 from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
@@ -40,16 +40,19 @@ def elf_headers(state: KernelState) -> bytes:
 
 
 def next_device_tree(
-    state: KernelState, initrd: PhysRange | None, elfcorehdr: PhysRange | None, cmdline: str | None
+    state: KernelState,
+    initrd: PhysRange | None,
+    elfcorehdr: PhysRange | None,
+    cmdline: str | None,
+    ima: PhysRange | None = None,
 ) -> bytes:
     """of_kexec_alloc_and_setup_fdt() and fdt_pack() on this kernel's own device tree.
 
-    initrd is the exact range of its bytes, elfcorehdr None for an ordinary image; both physical.
+    initrd is the exact range of its bytes, elfcorehdr None for an ordinary image, ima where the list of
+    measurements will be, None without; all physical.
     """
     reservation = state.arch.reservation
-    random = state.random if state.config.rng_ready else None
-    for seed in ("kaslr-seed", "rng-seed") if random is None else ():
-        state.log(f'RNG is not initialised: omitting "{seed}" property')
+    kaslr_seed, rng_seed = _seeds(state)
     return kexec_device_tree(
         state.initial_boot_params,
         old_dtb_phys=state.dtb_phys,
@@ -58,9 +61,19 @@ def next_device_tree(
         elfcorehdr=(elfcorehdr.start, elfcorehdr.size) if elfcorehdr else None,
         crashk_res=reservation.crashk_res if elfcorehdr else None,
         crashk_low_res=reservation.crashk_low_res if elfcorehdr else None,
-        kaslr_seed=random.getrandbits(64) if random else None,
-        rng_seed=random.randbytes(RNG_SEED_SIZE) if random else None,
+        kaslr_seed=kaslr_seed,
+        rng_seed=rng_seed,
+        ima=(ima.start, ima.size) if ima else None,
     )
+
+
+def _seeds(state: KernelState) -> tuple[int, bytes] | tuple[None, None]:
+    """kaslr-seed and rng-seed, in the order in which they are drawn; neither before the generator is ready."""
+    if not state.config.rng_ready:
+        for seed in ("kaslr-seed", "rng-seed"):
+            state.log(f'RNG is not initialised: omitting "{seed}" property')
+        return None, None
+    return state.config.seeds or (state.random.getrandbits(64), state.random.randbytes(RNG_SEED_SIZE))
 
 
 def copy_vmcoreinfo(state: KernelState, safecopy: PhysRange) -> bytes:
@@ -100,7 +113,8 @@ def publish(state: KernelState, image: Kimage | None) -> None:
     guest.write("kdump_refusal", 0)
     safecopy = image.vmcoreinfo_safecopy if image is not None else 0
     guest.write("vmcoreinfo_data_safecopy", state.space.linear_virt(safecopy) if safecopy else 0)
-    arch = asdict(image.guard) if image is not None and image.guard is not None else {}
+    guard = asdict(image.guard) if image is not None and image.guard is not None else {}
+    arch = guard | image.arch_members if image is not None else {}
     _write_kimage(state, "kexec_crash_image", "crash_kimage_storage", image, arch)
 
 
@@ -121,10 +135,7 @@ def _write_kimage(
     members = {"head": image.head, "start": image.start, "nr_segments": len(image.segments)}
     for name, value in members.items():
         guest.write(storage, value, layout.offsetof("kimage", name))
-    for index, segment in enumerate(image.segments):
-        packed = struct.pack("<4Q", 0, segment.bufsz, segment.mem, segment.memsz)
-        at = guest.phys(storage) + layout.offsetof("kimage", "segment") + index * len(packed)
-        guest.ram.write(at, packed)
+    guest.ram.write(guest.phys(storage) + layout.offsetof("kimage", "segment"), pack_segments(image.segments))
     base = guest.phys(storage) + layout.offsetof("kimage", "arch")
     # Only kexec_file_load() knows which segment is the device tree.
     for name, content in {**arch, "dtb_mem": image.dtb_mem if image.file_mode else 0}.items():

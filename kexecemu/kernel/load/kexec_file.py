@@ -6,17 +6,21 @@ load() does to a running kernel what the system call does; what is arm64's own i
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOSYS, EPERM
+from functools import partial
 
 from kexecemu.errors import InputError, KexecError
+from kexecemu.kernel.base.config import Way
 from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.kimage import (
+    IMA,
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
     KEXEC_FILE_UNLOAD,
     Kimage,
 )
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
-from kexecemu.kernel.load import environment
+from kexecemu.kernel.load import environment, ima
 from kexecemu.kernel.load.devtree import add_verdict_record
 from kexecemu.kernel.load.files import FileOrBytes, kernel_read_file
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
@@ -135,13 +139,18 @@ def _prepare(
     crash = bool(flags & KEXEC_FILE_ON_CRASH)
     image = Kimage(control_page=crashk_res.start if crashk_res and crash else 0, crash=crash)
     config, obj = state.config, state.kexec.purgatory
+    ways.check_way(config, obj)
     if obj is not None:
         check_demands(obj, config)
         check_guard(config)
     chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
+    ima.add_kexec_buffer(state, image)
+    measured = image.segment(IMA)
 
     def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
-        tree = environment.next_device_tree(state, initrd_area, core, text)
+        tree = environment.next_device_tree(
+            state, initrd_area, core, text, measured.area if measured else None
+        )
         return add_verdict_record(tree) if chosen else tree
 
     headers = environment.elf_headers(state) if crash else None
@@ -154,9 +163,21 @@ def _prepare(
         cost = tables_text(image)
         if crash:
             image.guard = make_guard(image, image.purgatory, config)
+        if crash and config.check_way is Way.TRANS_PGD:
+            ways.make_map(image, state.ram, state.tables.fmt, *_map_pages(state, image))
         if cost is not None:
             state.say("purgatory_tables", cost)
+    elif crash and config.check_way is Way.MACHINE_KEXEC:
+        ways.keep_digest(image)
     return image
+
+
+def _map_pages(state: KernelState, image: Kimage) -> tuple[Callable[[], PhysRange], PhysRange | None]:
+    """Where tables of a load's own find pages, and the page of the console's registers."""
+    crashk_res, size = state.crashk_res, state.config.page_size
+    assert crashk_res is not None
+    uart = PhysRange.of(state.console_phys & -size, size) if state.console_phys else None
+    return partial(alloc_crash_control_pages, image, crashk_res, size, "page tables"), uart
 
 
 def _load_context(state: KernelState) -> LoadContext:

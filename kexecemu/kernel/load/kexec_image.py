@@ -11,7 +11,7 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
 from kexecemu.kernel.base.config import Era
-from kexecemu.kernel.image.digests import page_digests_size
+from kexecemu.kernel.image.digests import described_segments, page_digests_size
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load.kexec_core import add_buffer
@@ -84,8 +84,9 @@ class _Loader:
 
     def _add_tables(self, text_offset: int, buf_min: int) -> None:
         """Room for the segments that repeat or describe those before them: they are filled when these are final."""
-        sizes = [one.memsz for one in self.image.segments]
-        sizes[0] -= text_offset  # of the kernel, which place() is going to take off
+        # place() is going to take the offset off the kernel.
+        described = described_segments(self.image.segments)
+        sizes = [one.memsz - (text_offset if one.name == "kernel" else 0) for one in described]
         if self.context.copy:
             self.add(COPY, bytes(sum(sizes)), sum(sizes), 0, buf_min)
         if self.context.page_digests:

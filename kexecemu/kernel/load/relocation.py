@@ -13,7 +13,7 @@ from errno import ENOMEM
 from kexecemu.errors import KexecError
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.vmlinux import GuestKernel
-from kexecemu.kernel.image.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
+from kexecemu.kernel.image.kimage import IMA, IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE, Kimage
 from kexecemu.kernel.memory.linear_map import PAGE_KERNEL, PAGE_KERNEL_ROX
 from kexecemu.machine.memory.descriptors import TableFormat
 from kexecemu.machine.memory.mmu import PageTables
@@ -94,7 +94,8 @@ def load_normal_segments(
 ) -> ImagePages:
     """Copy every page of the image to a page that waits for the reboot, and write the list that says where it goes.
 
-    Sets image.head. Returns the source of further pages of the same kind. Raises KexecError(ENOMEM).
+    Sets image.head and image.ima_pages. Returns the source of further pages of the same kind. Raises
+    KexecError(ENOMEM).
     """
     pages = ImagePages(image, free_memory, page_size)
     image.control_code_page = pages.take("control_code_buffer")
@@ -105,6 +106,8 @@ def load_normal_segments(
         for at in range(0, segment.memsz, page_size):
             page = pages.take(f"segment {segment.name}")
             guest.ram.write(page, content[at : at + page_size])
+            if segment.name == IMA:
+                image.ima_pages.append(page)
             entries.add(page | IND_SOURCE)
     entries.terminate()
     image.head = entries.head

@@ -10,7 +10,7 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfrel import object_or_embedded
 from kexecemu.kernel.base.cmdline import to_bytes
-from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.config import KernelConfig, Way
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.image.purgatory import parse_purgatory
@@ -40,8 +40,10 @@ def purgatory_object(config: KernelConfig) -> elfrel.RelocatableObject | None:
     Raises InputError when its file cannot be read, KexecError(ENOEXEC) when it is no object for aarch64.
     """
     wanted = config.purgatory
-    if wanted in (None, False, "none"):
+    if wanted in (None, False, "none") or config.check_way is Way.MACHINE_KEXEC:
         return None
+    if config.check_way is Way.TRANS_PGD and wanted in (True, "default"):
+        return _read_purgatory(str(fixture_path("guests/mmu-on-purgatory.ro")))
     return _read_purgatory("default" if wanted is True else str(wanted))
 
 

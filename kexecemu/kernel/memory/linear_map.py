@@ -27,7 +27,8 @@ from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "LinearMapPlan", "MapPiece"]
+__all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "PROT_DEVICE"]
+__all__ += ["LinearMapPlan", "MapPiece"]
 __all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel"]
 __all__ += ["plan_linear_map"]
 
@@ -36,7 +37,7 @@ _TABLES_LIMIT = 512 << 20
 # Memory types as arm64 Linux numbers them in MAIR_EL1: normal, normal tagged, normal non-cacheable, nGnRnE, nGnRE.
 # Without MTE the tagged type is plain normal memory.
 MAIR_VALUE = 0x04_00_44_FF_FF
-_MT_NORMAL, _MT_NORMAL_TAGGED = 0, 1
+_MT_NORMAL, _MT_NORMAL_TAGGED, _MT_DEVICE_NGNRNE = 0, 1, 3
 
 _PROT = AF | SH_INNER | UXN | PXN
 # DBM is PTE_WRITE in the kernel's tables: writable and, without AP_RO, also written by hardware's leave.
@@ -44,6 +45,7 @@ PAGE_KERNEL = _PROT | DBM | ATTR_IDX(_MT_NORMAL)
 PAGE_KERNEL_TAGGED = _PROT | DBM | ATTR_IDX(_MT_NORMAL_TAGGED)
 PAGE_KERNEL_RO = _PROT | AP_RO | ATTR_IDX(_MT_NORMAL)
 PAGE_KERNEL_ROX = (_PROT & ~PXN) | AP_RO | ATTR_IDX(_MT_NORMAL)
+PROT_DEVICE = _PROT | DBM | ATTR_IDX(_MT_DEVICE_NGNRNE)
 
 
 def rodata_full(config: KernelConfig, cmdline: str) -> bool:

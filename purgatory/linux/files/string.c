@@ -3,6 +3,8 @@
  * What a compiler calls of its own accord, and lib/crypto by name, a byte at a
  * time: with the MMU off nothing wider may be unaligned.
  */
+#include <linux/compiler.h>
+
 #include "string.h"
 
 void *memcpy(void *to, const void *from, size_t len)
@@ -34,3 +36,6 @@ int memcmp(const void *a, const void *b, size_t len)
 			return *one - *other;
 	return 0;
 }
+
+void *__memcpy(void *to, const void *from, size_t len) __alias(memcpy);
+void *__memset(void *to, int value, size_t len) __alias(memset);

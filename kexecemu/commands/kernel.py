@@ -52,7 +52,8 @@ app = typer.Typer(
 )
 
 _WHERE = "both, qemu, or board: our own."
-_WRITE = "Write these bytes there by DMA after the load, as initrd+0x1000=deadbeef. Repeatable."
+_WRITE = "Write these bytes there after the load, as initrd+0x1000=deadbeef. Repeatable."
+_BY = "dma: behind every CPU's back; or cpu: a store through the kernel's linear map, which may fault. QEMU only."
 _EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
 
 
@@ -154,6 +155,7 @@ def boot(
 def stamp(
     kernel: KernelArgument,
     write: Annotated[list[str], option("--write", _WRITE, "TARGET=HEX")],
+    by: Annotated[str, option("--by", _BY, "WHO")] = "dma",
     expect: Annotated[str | None, option("--expect", _EXPECT, "REPLY")] = None,
     on: OnOption = "qemu",
     cpu: CpuOption = "max",
@@ -167,7 +169,7 @@ def stamp(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """The same as boot, with words written behind the kernel's back between load and panic.
+    """The same as boot, with words written astray between load and panic.
 
     A TARGET is a segment (kernel, initrd, dtb, elfcorehdr, purgatory), purgatory:SYMBOL, crashkernel,
     crashkernel-free or a physical address, with +OFFSET.
@@ -177,8 +179,10 @@ def stamp(
 
     if expect is not None and expect not in list(Reply):
         raise InputError(f"--expect: there is no reply {expect!r}{there_are(expect, list(Reply))}")
-    faults = [fault_given(text) for text in write]
+    faults = [fault_given(text, by) for text in write]
     machine = machine_given(on, cpu, el, cpus)
+    if by == "cpu" and machine is None:
+        raise InputError("--by cpu: a store by the kernel's own linear map is for QEMU")
     end = _tried(
         built_kernel(kernel, series, pages, config, compiler), machine, cpus, kaslr, faults, json, verbose
     )

@@ -26,17 +26,17 @@ BUILDING, BOOTING = "What is built", "The machine"
 
 _VERSION = "A version of Linux: 6.12 or 7.3."
 _KERNEL = "A version that has been built, or a folder with an Image: a build's, or make's O=."
-_SERIES = "purgatory (the default), protect, a folder with a series (*.toml), or none."
+_SERIES = "purgatory (the default), protect, folders with a series (*.toml), several with commas; or none."
 _PAGES = "Size of a page: 4k, 16k or 64k."
 _CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
 _COMPILER = "gcc or clang."
 _ON = "qemu, or board: our own."
 _EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
-_CPU = "max, neoverse-v1 or cortex-a57. QEMU only."
+_CPU = "max, neoverse-v1, cortex-a57, or neoverse-v3: max by another name. QEMU only."
 
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help=_VERSION)]
 KernelArgument = Annotated[str, typer.Argument(metavar="VERSION|DIR", help=_KERNEL)]
-SeriesOption = Annotated[str | None, option("--series", _SERIES, "NAME|DIR|none", BUILDING)]
+SeriesOption = Annotated[str | None, option("--series", _SERIES, "NAME,...|DIR|none", BUILDING)]
 PagesOption = Annotated[str, option("--pages", _PAGES, "SIZE", BUILDING)]
 ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", BUILDING)]
 CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
@@ -66,8 +66,8 @@ def plan_given(
     from kexecemu.kbuild.toolchain import Toolchain
 
     check_version(version)
-    folder = None if series == "none" else find_series(series)
-    return BuildPlan(version, folder, fragment(pages, config or ()), Toolchain(compiler))
+    folders = () if series == "none" else tuple(map(find_series, (series or "purgatory").split(",")))
+    return BuildPlan(version, folders, fragment(pages, config or ()), Toolchain(compiler))
 
 
 def built_kernel(
@@ -105,14 +105,16 @@ def machine_given(on: str, cpu: str, el: str, cpus: int) -> "QemuMachine | None"
     return None
 
 
-def fault_given(text: str) -> "Fault":
-    """TARGET=HEX."""
+def fault_given(text: str, by: str = "dma") -> "Fault":
+    """TARGET=HEX, written by DMA or by a CPU's store."""
     from kexecemu.stray.fault import By, Fault, parse_hex
 
     at, sign, digits = text.rpartition("=")
     if not sign or not at or not digits:
         raise InputError(f"--write {text!r} is not TARGET=HEX, as initrd+0x1000=deadbeef")
-    return Fault(at, write=parse_hex(digits, f"--write {text}"), by=By.DMA)
+    if by not in ("dma", "cpu"):
+        raise InputError(f"--by {by!r} is not one of dma, cpu")
+    return Fault(at, write=parse_hex(digits, f"--write {text}"), by=By(by))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def patches(
     if out is None and not check:
         raise InputError("nothing to do: give --out DIR, or --check")
     tarball = find_source(version, cache_folder())
-    made = make_patches(find_series(series), version, tarball, author)
+    made = make_patches(find_series(series or "purgatory"), version, tarball, author)
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -47,10 +47,10 @@ _SAME = {"KBUILD_BUILD_TIMESTAMP": "@0", "KBUILD_BUILD_USER": "kexecemu", "KBUIL
 @shown()
 @dataclass(frozen=True)
 class BuildPlan:
-    """What decides a build: a version of SOURCES, a folder with a series (None: none), options, the compiler."""
+    """What decides a build: a version of SOURCES, folders with series (none: as upstream), options, the compiler."""
 
     version: str
-    series: Path | None
+    series: tuple[Path, ...]
     options: Mapping[str, str]
     toolchain: Toolchain = field(default_factory=Toolchain)
 
@@ -83,14 +83,18 @@ class BuiltKernel:
         return built_in_purgatory(self.image.read_bytes())
 
 
-def series_digest(series: Path | None) -> str:
+def series_digest(series: tuple[Path, ...]) -> str:
     """SHA-256 over a series' steps, and over the purgatory's sources, which they take files from; "" without one."""
-    if series is None:
+    if not series:
         return ""
     ours = series_path().parent.parent
     sources = [one for one in sorted(ours.glob("*")) if one.suffix in _SOURCES]
     digest = hashlib.sha256()
-    for path in [*sorted(series.glob("*.toml")), *sources, *sorted((ours / "linux/files").glob("*"))]:
+    for path in [
+        *(path for one in series for path in sorted(one.glob("*.toml"))),
+        *sources,
+        *sorted((ours / "linux/files").glob("*")),
+    ]:
         data = path.read_bytes()
         digest.update(f"\0{path.name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
@@ -177,7 +181,7 @@ def _edited_tree(plan: BuildPlan, cache: Path, work: Path) -> list[str]:
         return list(map(str, json.loads(done.read_text())))
     shutil.rmtree(work, ignore_errors=True)
     unpack_source(find_source(plan.version, cache), work / "src")
-    steps = apply_series(plan.series, plan.version, work / "src") if plan.series is not None else []
+    steps = [step for one in plan.series for step in apply_series(one, plan.version, work / "src")]
     replace_file(done, json.dumps(steps).encode())
     return steps
 

@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kexecemu.crash.damage import Damage, find_damage
@@ -30,7 +30,14 @@ from kexecemu.formats.elf import PT_LOAD
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.kbuild.gdbstub import Registers
 from kexecemu.kbuild.qemu import Qemu, QemuMachine, find_qemu
-from kexecemu.kbuild.qemu_ends import PANIC_END, SAID, linux_end, place_of_pc, purgatory_end_of
+from kexecemu.kbuild.qemu_ends import (
+    PANIC_END,
+    SAID,
+    linux_end,
+    place_of_pc,
+    purgatory_end_of,
+    store_fault,
+)
 from kexecemu.kbuild.trial import (
     Loaded,
     Trial,
@@ -48,7 +55,7 @@ from kexecemu.linux.first_records import crash_kernel, split_records
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
-from kexecemu.stray.fault import Injection
+from kexecemu.stray.fault import By, Injection
 
 __all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "run_in_qemu"]
 
@@ -101,16 +108,22 @@ class _Run:
     def follow(self, written: WhatIsWritten) -> TrialEnd:
         loaded = self._load()
         image, gdb = loaded.image, self.qemu.gdb
+        stores = ""
         for fault in written(loaded):
             place = place_of(loaded, fault)
             before = loaded.ram.read(place.start, place.size)
-            loaded.ram.write(place.start, fault.data(before))
-            gdb.write_phys(place.start, fault.data(before))
-            self.injections.append(Injection(fault, place.start, before, fault.data(before)))
+            data = fault.data(before)
+            if fault.by is By.CPU:
+                escaped = "".join("\\%03o" % byte for byte in data)
+                stores += f"store {place.start:#x} {escaped}\n"
+            else:
+                loaded.ram.write(place.start, data)
+                gdb.write_phys(place.start, data)
+            self.injections.append(Injection(fault, place.start, before, data))
         gdb.set_breakpoint(image.start)
         printed = len(self.qemu.console)
         gdb.resume()
-        self.qemu.type(b"\n")
+        self.qemu.type(f"{stores}\n".encode())
         if not gdb.wait_for_stop(LIMIT_SECONDS) or gdb.registers().pc != image.start:
             return self._end(Outcome.HUNG, loaded, [], None, None, stood=self._last_line(printed))
         gdb.clear_breakpoint(image.start)
@@ -118,6 +131,7 @@ class _Run:
         entered = gdb.registers()
         loads = self._loads(loaded) if self.disk is not None else []
         self.qemu.copy_memory(loaded.region, loaded.ram)
+        self._look_at_stores(loaded.ram, self.qemu.console[printed:])
         damage = find_damage(loaded.ram, image, purgatory=True)
         purgatory, stood = None, ""
         if image.purgatory is not None:
@@ -132,6 +146,17 @@ class _Run:
         capture, dump = self._capture(image.kernel_entry, loads)
         outcome = self._outcome(loaded, damage, purgatory, capture, dump)
         return self._end(outcome, loaded, damage, purgatory, capture, el=entered.el, dump=dump)
+
+    def _look_at_stores(self, ram: Ram, console: str) -> None:
+        """What became of those that a CPU was to do: the kernel's own words say which of them was a fault."""
+        fault = store_fault(console)
+        for at, one in enumerate(self.injections):
+            if one.fault.by is By.CPU:
+                after = ram.read(one.phys, len(one.before))
+                refused = fault if after == one.before != one.after else None
+                self.injections[at] = replace(
+                    one, after=after, exception=refused, cpu=fault.cpu if fault else None
+                )
 
     def _outcome(
         self,

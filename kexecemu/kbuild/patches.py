@@ -21,6 +21,7 @@ EXCEPTIONS: Mapping[str, str] = {
     r"FILE_PATH_CHANGES": "arch/arm64 and tools/testing/selftests are in MAINTAINERS with all that is below them",
     r"CAMELCASE.*<(Elf_|Elf64_)": "types of linux/elf.h",
     r"CAMELCASE.*<(CurrentEL\w*|L\w+)>": "a system register of the architecture; labels of the assembler",
+    r"GIT_COMMIT_ID": "Debian's source has no history to look it up in",
     r"el\.h.*BIT_MACRO": "for the assembler, too, which knows no UL",
     r"el\.h.*SPACING.*around that ':'": "labels of macros for the assembler, read as C",
 }

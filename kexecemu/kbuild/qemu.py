@@ -21,7 +21,9 @@ from kexecemu.shown import shown
 
 __all__ = ["CPUS", "LEVELS", "Qemu", "QemuMachine", "find_qemu"]
 
-CPUS = ("max", "neoverse-v1", "cortex-a57")
+CPUS = ("max", "neoverse-v1", "cortex-a57", "neoverse-v3")
+# QEMU has none: max with its ID register, by which Linux 7.3 knows that it splits live blocks (BBML3).
+_QEMU_NAMES = {"neoverse-v3": "max,midr=0x410fd842"}
 LEVELS = ("el1", "el2", "vhe")
 """Where the kernel lives, and what of it: EL1 without EL2, EL1 with its hypervisor stub at EL2, EL2."""
 
@@ -61,7 +63,17 @@ class QemuMachine:
     def command(self, qemu: Path) -> list[str]:
         """The first words of the command line."""
         machine = "virt,gic-version=3" + (",virtualization=on" if self.el != "el1" else "")
-        words = [str(qemu), "-M", machine, "-cpu", self.cpu, "-smp", str(self.cpus), "-m", self.ram]
+        words = [
+            str(qemu),
+            "-M",
+            machine,
+            "-cpu",
+            _QEMU_NAMES.get(self.cpu, self.cpu),
+            "-smp",
+            str(self.cpus),
+            "-m",
+            self.ram,
+        ]
         return [*words, "-nic", "none", "-display", "none", "-monitor", "none", "-no-reboot", "-no-shutdown"]
 
 

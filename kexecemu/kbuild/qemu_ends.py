@@ -9,9 +9,11 @@ from kexecemu.kbuild.trial import Loaded
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE, WFI
 
 __all__ = ["PANIC_END", "SAID", "linux_end", "place_of_pc", "purgatory_end_of"]
+__all__ += ["store_fault"]
 
 PANIC_END = "---[ end Kernel panic"
 """The last line of a panic."""
@@ -19,6 +21,9 @@ PANIC_END = "---[ end Kernel panic"
 SAID = "kdump: end: "
 """How the last line of the capture kernel's init begins."""
 
+_FAULT = re.compile(r"Unable to handle kernel .*? at virtual address ([0-9a-f]+)")
+_FAULT_ESR = re.compile(r"ESR = 0x([0-9a-f]+)")
+_FAULT_CPU = re.compile(r"\] CPU: (\d+) ")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
 
@@ -39,6 +44,25 @@ def linux_end(console: str, *, panicked: bool) -> LinuxCapture:
         console=console,
         last_word=last.removeprefix(SAID),
         panic=panic[1].strip() if panic else "",
+    )
+
+
+def store_fault(console: str) -> GuestException | None:
+    """The fault at which a kernel died, by its own words (die_kernel_fault()): address, ESR and CPU; None for none."""
+    address = _FAULT.search(console)
+    if address is None:
+        return None
+    esr = _FAULT_ESR.search(console, address.end())
+    cpu = _FAULT_CPU.search(console, address.end())
+    return GuestException(
+        cpu=int(cpu[1]) if cpu else 0,
+        when=0,
+        kind="sync",
+        esr=int(esr[1], 16) if esr else 0,
+        far=int(address[1], 16),
+        pc=0,
+        el=1,
+        pstate=0,
     )
 
 

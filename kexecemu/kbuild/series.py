@@ -72,13 +72,10 @@ def series_path(name: str = "purgatory") -> Path:
     return purgatory_sources() / "linux" / name
 
 
-def find_series(series: str | None) -> Path:
-    """The folder of a series: one that ships, by its name (None: the purgatory), or any folder.
-
-    InputError where there is none.
-    """
-    shipped = series_path(series or "purgatory")
-    folder = shipped if series is None or ("/" not in series and shipped.is_dir()) else Path(series)
+def find_series(series: str) -> Path:
+    """The folder of a series: one that ships, by its name, or any folder. InputError where there is none."""
+    shipped = series_path(series)
+    folder = shipped if series and "/" not in series and shipped.is_dir() else Path(series)
     if not folder.is_dir():
         raise InputError(f"--series {series}: is no folder, nor the name of a series that ships")
     return folder
@@ -89,8 +86,10 @@ def read_series(series: Path, version: str) -> list[Step]:
     paths = sorted(series.glob("*.toml"))
     if not paths:
         raise InputError(f"{series}: no series: it has no *.toml")
-    steps = [_read(path) for path in paths]
-    return [step for step in steps if _is_for(version, step.versions)]
+    steps = [step for step in map(_read, paths) if _is_for(version, step.versions)]
+    if not steps:
+        raise InputError(f"{series.name}: no step of this series is for Linux {version}")
+    return steps
 
 
 def apply_series(series: Path, version: str, tree: Path) -> list[str]:

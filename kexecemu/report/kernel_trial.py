@@ -2,6 +2,7 @@
 
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.kbuild.trial import TrialEnd
+from kexecemu.stray.fault import Injection
 
 __all__ = ["trial_text"]
 
@@ -31,10 +32,7 @@ def trial_text(where: str, end: TrialEnd) -> str:
     """where says on which machine it was."""
     lines = [("kernel", f"Linux {end.release}, {where}")]
     lines += [("loaded", f"{one.name:<11}{one.area} ({one.bufsz:,} bytes)") for one in end.image.segments]
-    lines += [
-        ("stamped", f"{one.fault.at} ({one.phys:#x}): {one.before.hex()} -> {one.after.hex()}")
-        for one in end.injections
-    ]
+    lines += [("stamped", f"{one.fault.at} ({one.phys:#x}): {_written(one)}") for one in end.injections]
     lines += [("purgatory", _purgatory(end)), ("capture", _capture(end))]
     # The meanings speak of a dump that was taken: here it may have been looked at only.
     looked = end.capture is not None and end.capture.end is CaptureEnd.HEADERS
@@ -45,6 +43,12 @@ def trial_text(where: str, end: TrialEnd) -> str:
         shown.append(f"{'' if name == before else name:<11}{text}".rstrip())
         before = name
     return "\n".join(shown) + "\n"
+
+
+def _written(one: Injection) -> str:
+    if one.exception is not None:
+        return f"{one.before.hex()} as before: cpu{one.cpu}'s store was a fault, ESR {one.exception.esr:#x}"
+    return f"{one.before.hex()} -> {one.after.hex()}"
 
 
 def _purgatory(end: TrialEnd) -> str:

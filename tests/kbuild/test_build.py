@@ -79,7 +79,7 @@ def series(tmp_path: Path) -> Path:
 
 
 def plan(series: Path | None = None, **options: str) -> BuildPlan:
-    return BuildPlan("6.12", series, {**OPTIONS, **options})
+    return BuildPlan("6.12", (series,) if series else (), {**OPTIONS, **options})
 
 
 def test_what_is_built_is_the_source_with_the_series_applied(cache: Path, series: Path) -> None:
@@ -99,7 +99,7 @@ def test_what_is_built_is_the_source_with_the_series_applied(cache: Path, series
 
 
 def test_each_of_series_options_compiler_and_package_makes_another_kernel(cache: Path, series: Path) -> None:
-    plans = [plan(), plan(series), plan(NR_CPUS="4"), BuildPlan("6.12", None, OPTIONS, Toolchain("clang"))]
+    plans = [plan(), plan(series), plan(NR_CPUS="4"), BuildPlan("6.12", (), OPTIONS, Toolchain("clang"))]
     keys = [one.key(cache) for one in plans]
     (series / "01-second.toml").write_text(
         (series / "01-second.toml").read_text().replace("second;", "third;")

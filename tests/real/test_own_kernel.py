@@ -27,7 +27,7 @@ STRAY = bytes.fromhex("deadbeef")
 def built(version: str = "6.12") -> BuiltKernel:
     """The kernel with the series that ships; skips with the command that builds it."""
     try:
-        found = find_built(BuildPlan(version, series_path(), fragment()), cache_folder())
+        found = find_built(BuildPlan(version, (series_path(),), fragment()), cache_folder())
     except InputError as error:
         pytest.skip(f"no kernel of ours: {error}")
     if found is None:

@@ -3,7 +3,8 @@
 #
 # /kexec.conf has the words after "kexec", one in a line.
 #
-# kexecemu.wait=1         waits for a line on the console between load and crash, so that something can be done there
+# kexecemu.wait=1         waits for a line on the console between load and crash, so that something can be done there;
+#                         one that says "store" is done here
 # kexecemu.crash=0        powers off instead
 # kexecemu.records=WHERE  what a load leaves to be looked at: "console" shows it, "disk" writes it there as a tar
 # kexecemu.disk=DEVICE    which disk, /dev/vda unless told
@@ -89,7 +90,13 @@ fi
 say "crash kernel loaded"
 if [ "$(parameter wait 0)" = 1 ]; then
 	say "waiting for a line"
-	read -r line
+	# "store ADDRESS BYTES", as for printf: a store of this CPU's by the linear map, before the crash or as the crash.
+	while read -r word address bytes && [ "$word" = store ]; do
+		echo 1 >/proc/sys/kernel/panic_on_oops
+		say "store at $address"
+		printf "$bytes" | dd of=/dev/mem bs=1 seek=$((address)) conv=notrunc 2>/dev/null
+		say "stored"
+	done
 fi
 [ "$(parameter crash 1)" = 0 ] && power_off "end: loaded, no crash wanted"
 say "crash"

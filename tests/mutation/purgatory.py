@@ -26,9 +26,9 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -40,6 +40,7 @@ from tests.mutation.forks import Task, Told, worker
 from tests.mutation.mutants import ROOT, Mutant, equivalents, mutants
 
 REQUIRED = 0.95
+ENDS = ("killed", "lives", "equivalent", "same", "twin", "invalid")
 LIKELY = 40  # tests that killed most are tried first
 BUDGET = (
     12.0  # seconds of processor for one mutant, if it lives so long: about one set of parameters of each test
@@ -80,21 +81,14 @@ class Known:
         return list(dict.fromkeys(name for some in both for name, _ in some))[:LIKELY]
 
 
-def built(drawn: list[Mutant], builders: list[Builder]) -> Iterator[tuple[Mutant, Objects | None]]:
-    """Each with its objects, in order."""
-    free: SimpleQueue[Builder] = SimpleQueue()
-    for builder in builders:
-        free.put(builder)
+def share_of(counts: Counter[str]) -> float:
+    """Of those that matter: what is killed."""
+    return counts["killed"] / max(counts["killed"] + counts["lives"], 1)
 
-    def build(mutant: Mutant) -> Objects | None:
-        builder = free.get()
-        try:
-            return builder.build(mutant)
-        finally:
-            free.put(builder)
 
-    with ThreadPoolExecutor(len(builders)) as pool:
-        yield from zip(drawn, pool.map(build, drawn), strict=True)
+def told(counts: Counter[str]) -> str:
+    text = ", ".join(f"{counts[name]} {name}" for name in ENDS)
+    return f"{text} - {share_of(counts):.1%} of {counts['killed'] + counts['lives']} killed"
 
 
 class Run:
@@ -103,7 +97,7 @@ class Run:
     def __init__(self, jobs: int, folder: Path, known: Known, whole: bool) -> None:
         self.known, self.budget = known, 0.0 if whole else BUDGET
         self.times: dict[str, float] = {}
-        self.ends: list[multiprocessing.connection.Connection] = []
+        self.ends: list[Connection] = []
         context = multiprocessing.get_context("fork")
         for number in range(jobs):
             here, there = context.Pipe()
@@ -120,42 +114,62 @@ class Run:
             self.times = known["times"]
             return
         self.ends[0].send(Task(original.full, original.core, budget=self.budget))
-        told: Told = self.ends[0].recv()
-        if told.killer:
-            raise SystemExit(f"the original fails {told.killer} ({told.how})")
-        self.times = told.times
+        answer: Told = self.ends[0].recv()
+        if answer.killer:
+            raise SystemExit(f"the original fails {answer.killer} ({answer.how})")
+        self.times = answer.times
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"key": key, "times": told.times}))
-        print(f"{len(told.times)} tests, {sum(told.times.values()):.0f} seconds of processor", flush=True)
+        kept.write_text(json.dumps({"key": key, "times": answer.times}))
+        print(f"{len(answer.times)} tests, {sum(answer.times.values()):.0f} seconds of processor", flush=True)
 
-    def all(self, tasks: list[tuple[Mutant, Objects]]) -> dict[str, str | None]:
-        """Of each objects' name its killer, or None."""
-        waiting: SimpleQueue[tuple[Mutant, Objects]] = SimpleQueue()
-        for one in tasks:
+    def all(self, drawn: list[Mutant], builders: list[Builder]) -> tuple[Counter[str], list[Mutant]]:
+        """How many of them ended how, and those that live."""
+        excused = equivalents()
+        waiting: SimpleQueue[Mutant] = SimpleQueue()
+        for one in drawn:
             waiting.put(one)
-        ends: dict[str, str | None] = {}
+        counts: Counter[str] = Counter()
+        lives: list[Mutant] = []
+        original = builders[0].original.name
+        seen: dict[str, str] = {}
+        lock = threading.Lock()
 
-        def serve(end: multiprocessing.connection.Connection) -> None:
-            while True:
+        def serve(end: Connection, builder: Builder) -> None:
+            while not waiting.empty():
                 try:
-                    mutant, objects = waiting.get_nowait()
+                    mutant = waiting.get_nowait()
                 except Empty:
                     return
-                likely = self.known.likely(mutant.path)
-                end.send(Task(objects.full, objects.core, likely, self.budget, self.times))
-                told: Told = end.recv()
-                ends[objects.name] = told.killer
-                if told.killer:
-                    self.known.add(objects, mutant.path, told.killer)
-                else:
-                    print(f"lives: {mutant}", flush=True)
-                if not len(ends) % 25:
-                    print(f"{len(ends)} of {len(tasks)}", flush=True)
+                objects = builder.build(mutant)
+                name = objects.name if objects else ""
+                with lock:
+                    known = "invalid" if objects is None else "same" if name == original else seen.get(name)
+                    seen[name] = "twin"
+                    if known is None and mutant.key in excused:
+                        known = "equivalent"
+                killed = known is None and name in self.known.killers
+                if known is None and not killed and objects is not None:
+                    killed = self.is_killed(end, mutant, objects)
+                    if not killed:
+                        print(f"lives: {mutant}", flush=True)
+                        lives.append(mutant)
+                with lock:
+                    counts[known or ("killed" if killed else "lives")] += 1
+                    if not counts.total() % 25:
+                        print(f"{counts.total()} of {len(drawn)}: {told(counts)}", flush=True)
 
         with ThreadPoolExecutor(len(self.ends)) as pool:
-            for future in [pool.submit(serve, end) for end in self.ends]:
+            for future in [pool.submit(serve, *pair) for pair in zip(self.ends, builders, strict=True)]:
                 future.result()
-        return ends
+        return counts, lives
+
+    def is_killed(self, end: Connection, mutant: Mutant, objects: Objects) -> bool:
+        likely = self.known.likely(mutant.path)
+        end.send(Task(objects.full, objects.core, likely, self.budget, self.times))
+        answer: Told = end.recv()
+        if answer.killer:
+            self.known.add(objects, mutant.path, answer.killer)
+        return answer.killer is not None
 
     def close(self) -> None:
         for end in self.ends:
@@ -187,41 +201,17 @@ def main() -> int:
     if options.afresh:
         known.path.unlink(missing_ok=True)
     known.read()
-    excused = equivalents()
-    counts = dict.fromkeys(("killed", "lives", "equivalent", "same", "invalid", "twin"), 0)
-    tasks: dict[str, tuple[Mutant, Objects]] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         folder = Path(temporary)
         run = Run(options.jobs, folder, known, options.whole)
         builders = [Builder(folder / f"build{number}", cache / "built") for number in range(options.jobs)]
-        original = builders[0].original
-        for mutant, objects in built(drawn, builders):
-            if objects is None:
-                counts["invalid"] += 1
-            elif objects.name == original.name:
-                counts["same"] += 1
-            elif mutant.key in excused:
-                counts["equivalent"] += 1
-            elif objects.name in tasks:
-                counts["twin"] += 1
-            else:
-                tasks[objects.name] = mutant, objects
-        left = [one for name, one in tasks.items() if name not in known.killers]
-        print(f"{len(drawn)} drawn, {len(tasks)} to be told apart, {len(left)} to be tried", flush=True)
-        run.baseline(original, cache / "times.json")
-        ends = run.all(left)
+        run.baseline(builders[0].original, cache / "times.json")
+        counts, lives = run.all(drawn, builders)
         run.close()
-    lives = [tasks[name][0] for name, killer in ends.items() if killer is None]
-    counts["lives"] = len(lives)
-    counts["killed"] = len(tasks) - len(lives)
     if options.survivors:
         options.survivors.write_text("".join(f"{one.key}\n" for one in lives))
-    share = counts["killed"] / len(tasks) if tasks else 1.0
-    print(
-        ", ".join(f"{count} {name}" for name, count in counts.items()),
-        f"- {share:.1%} of {len(tasks)} killed",
-    )
-    return 0 if share >= REQUIRED else 1
+    print(told(counts))
+    return 0 if share_of(counts) >= REQUIRED else 1
 
 
 if __name__ == "__main__":

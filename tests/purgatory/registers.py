@@ -92,6 +92,9 @@ class Cpu:
     def at(self, symbol: str) -> int:
         return self.bench.loaded.symbols[symbol][0]
 
+    def get(self, symbol: str) -> bytes:
+        return bytes(self.uc.mem_read(*self.bench.loaded.symbols[symbol]))
+
     @property
     def suffix(self) -> str:
         """Of the names of the registers that rule here: with VHE those of EL1 mean those of EL2."""

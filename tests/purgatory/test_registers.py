@@ -92,6 +92,62 @@ def test_a_check_sets_what_it_depends_on_and_gives_it_back(
     assert [cpu.x(number) for number in range(4)] == [DTB, 0, 0, 0]
 
 
+def steps(cpu: Cpu) -> list[str]:
+    """System instructions in order, those by lines as one; without names of levels."""
+    names = [name.removesuffix(cpu.suffix) for name, _ in cpu.events if name not in ("store", "call")]
+    return [name for at, name in enumerate(names) if not name.startswith("dc ") or names[at - 1] != name]
+
+
+@pytest.mark.parametrize("sme", [False, True], ids=["", "sme"])
+def test_each_step_stands_where_the_architecture_wants_it(purgatory_ro: Path, el: El, sme: bool) -> None:
+    """The whole way of a good image; a barrier that is missing is seen on silicon only."""
+    cpu = cpu_of(purgatory_ro, el, sme=sme)
+    cpu.enter("purgatory_start")
+    fp = "cptr" if el is El.EL2 else "cpacr"
+    tlbi = "tlbi vmalle1" if el is El.EL1 else "tlbi alle2"
+    clean, nothing, drop = (["dmb sy", *line, "dsb sy"] for line in (["dc civac"], [], ["dc ivac"]))
+    assert steps(cpu) == [
+        "spsel 1", "sctlr", "vbar", "gcscr", "tcr2", "isb", *clean, "ic iallu", "dsb nsh", "isb",
+        fp, "isb", *(["smstop sm"] if sme else []),
+        *clean,  # where the tables will be
+        *clean, *nothing * 15,  # sixteen regions, one of them not empty
+        *drop, tlbi, "ic iallu", "dsb nsh", "mair", "tcr", "ttbr0", "isb", "sctlr", "isb",
+        *clean, "isb", "sctlr", "isb", "mair", "tcr", "ttbr0", "isb", tlbi, "dsb nsh", "isb", *clean,
+        fp, "isb",
+        "ic iallu", "dsb nsh", "vbar", "sctlr", "isb",
+    ]  # fmt: skip
+
+
+def test_the_map_is_as_wide_as_the_cpu_and_its_granule_allow(purgatory_ro: Path, el: El) -> None:
+    """48 bits are all that 4 KiB pages have; TGran4 says with 0 and 1 that there are such pages, with 15 that not."""
+    cpu = cpu_of(purgatory_ro, el)
+    cpu.go(cpu.at("purgatory_start"), cpu.at("caches_prepare"))
+    for granule in (0, 1, 2, 15):
+        for pa_range in range(8):
+            cpu.registers["mmfr0"] = pa_range | granule << 28 | 0xF << 24 | 0xF << 32
+            cpu.set_x(0, 0)
+            cpu.set_x(30, CALLER)
+            assert cpu.go(cpu.at("caches_prepare"), CALLER) == CALLER
+            (prepared,) = struct.unpack("<I", cpu.get("mmu_prepared"))
+            assert prepared == (granule <= 1)
+            if prepared:
+                tcr = struct.unpack("<4Q", cpu.get("new"))[1]
+                assert tcr >> (16 if el is El.EL2 else 32) & 7 == min(pa_range, 5)
+
+
+def test_what_is_hashed_can_only_be_read_meanwhile(purgatory_ro: Path, el: El) -> None:
+    cpu = cpu_of(purgatory_ro, el)
+    at = cpu.at("sha256_ce_blocks")
+    while cpu.enter("purgatory_start", at) != at or cpu.x(1) != SPOILT:
+        pass
+    table = cpu.registers["ttbr0" + cpu.suffix]
+    for level in range(4):
+        index = SPOILT >> 39 - 9 * level & 511
+        (entry,) = struct.unpack("<Q", cpu.uc.mem_read(table + 8 * index, 8))
+        table = entry & 0x0000FFFFFFFFF000
+    assert table == SPOILT and entry & 1 << 7
+
+
 def test_the_core_sets_and_gives_back_the_same_but_for_the_map_and_fp(el: El) -> None:
     for gcs in (False, True):
         cpu = cpu_of(CORE, el, gcs=gcs, tcr2=not gcs)
@@ -176,13 +232,9 @@ def test_the_instructions_are_used_where_they_are_and_where_registers_can_be_giv
         cpu.uc.reg_write(getattr(arm64, f"UC_ARM64_REG_Q{number}"), value)
     cpu.set_x(30, CALLER)
     cpu.go(cpu.at("purgatory_check" if early else "purgatory_start"), CALLER)
-    used = bool(struct.unpack_from("<I", record(cpu), 88)[0] & CRYPTO)
+    used = bool(struct.unpack_from("<I", cpu.get("purgatory_verdict"), 88)[0] & CRYPTO)
     assert used == (sha2 and not (early and (sve or sme)))
     assert [cpu.uc.reg_read(getattr(arm64, f"UC_ARM64_REG_Q{number}")) for number in range(32)] == vectors
-
-
-def record(cpu: Cpu) -> bytes:
-    return bytes(cpu.uc.mem_read(*cpu.bench.loaded.symbols["purgatory_verdict"]))
 
 
 # -- exceptions --------------------------------------------------------------------------------------------------------
@@ -201,7 +253,7 @@ def test_an_exception_of_any_kind_is_recorded_with_the_registers_of_its_level(
     before = len(cpu.events)
     cpu.uc.reg_write(arm64.UC_ARM64_REG_SP, 0xDEAD0)  # whatever it was that went wrong
     assert cpu.go(start + vector) == KERNEL_ENTRY
-    kept = record(cpu)
+    kept = cpu.get("purgatory_verdict")
     assert struct.unpack_from("<I", kept, 12)[0] == TRAPPED
     assert struct.unpack_from("<3Q", kept, 104) == tuple(
         found[name + suffix] for name in ("esr", "elr", "far")

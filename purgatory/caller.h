@@ -8,7 +8,7 @@
 #define CALLER_H
 
 /* What push_caller takes. */
-#define CALLER_SIZE	128
+#define CALLER_SIZE	144
 
 	.macro	caller_keeps_return_address
 	mov	x9, x30
@@ -26,6 +26,7 @@
 	.endm
 
 	.macro	push_caller
+	stp	x18, xzr, [sp, #-16]!	// its shadow call stack may be there
 	stp	x19, x20, [sp, #-16]!
 	stp	x21, x22, [sp, #-16]!
 	stp	x23, x24, [sp, #-16]!

@@ -43,7 +43,7 @@ trapped:
 #ifdef PURGATORY_EARLY
 	/*
 	 * The early check: a kernel that is still alive calls this, its MMU off
-	 * for the moment. x0 is 0 if all is well, 1 if not; x19 to x30, sp and
+	 * for the moment. x0 is 0 if all is well, 1 if not; x18 to x30, sp and
 	 * system registers come back as they were.
 	 */
 	.globl	purgatory_check
@@ -97,6 +97,7 @@ leave:
 	ldp	x23, x24, [sp], #16
 	ldp	x21, x22, [sp], #16
 	ldp	x19, x20, [sp], #16
+	ldr	x18, [sp], #16
 	mov	sp, x1
 	msr	spsel, x10
 	mov	sp, x11

@@ -125,7 +125,6 @@ def purgatory_target(options: Sequence[str], output: str, name: str = "purgatory
             *MMU_OFF_CFLAGS,
             "-mcmodel=tiny",  # ADR and LDR (literal) reach all of it: no ADRP (A53 erratum 843419), no GOT
             "-g0",  # no debug sections: they bring ABS32 and ABS64 relocations
-            "-ffixed-x18",  # a kernel that is alive may have its shadow call stack there
             "-fno-optimize-sibling-calls",  # a jump to another function is a fourth type of relocation, for nothing
             "-Os",  # less to read, and less to be stamped on; behind the -O2 above
             *macros,

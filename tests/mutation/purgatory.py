@@ -2,222 +2,216 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Do the tests notice? Faults put into the purgatory's C and assembly one by one, each built and tested.
 
-    python tests/mutation/purgatory.py [--count 40] [--seed 1] [--list] [--only FILE] [--jobs 2]
+    python tests/mutation/purgatory.py [--count 40] [--seed 1] [--list] [--only FILE] [--jobs 2] [--whole] [--afresh]
 
-A mutant that builds to the same bytes is no mutant. One that the tests fail on, or hang on, is killed. What is left is
-a hole in the tests, or equivalent: no run can tell it from the original. Those that were looked at stand in
-equivalent.txt with the reason. Exit status 1 if fewer than 95 % of the others are killed.
+A mutant that builds to the same bytes is no mutant, and one that builds to another's bytes is that one. One that the
+tests fail on, hang on or crash on is killed. What is left is a hole in the tests, or equivalent: no run can tell it
+from the original. Those that were looked at stand in equivalent.txt with the reason. Exit status 1 if fewer than 95 %
+of the others are killed.
 
-The rebuild byte for byte (test_build.py) is left out: it would notice anything, and say nothing about the tests.
+What was killed once is known from a file in the cache, so that a run that was stopped goes on where it was; what lives
+is tried again. The rebuild byte for byte (test_build.py) is left out: it would notice anything, and say nothing about
+the tests. So is all that needs QEMU.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import multiprocessing
 import os
 import random
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
-ROOT = Path(__file__).resolve().parents[2]
-EQUIVALENT = Path(__file__).with_name("equivalent.txt")
-# Quick ones and those that kill most first.
-TESTS = (
-    "test_object.py", "test_functions.py", "test_maintenance.py", "test_edges.py", "test_run.py", "test_policies.py",
-    "test_every_byte.py",
-)  # fmt: skip
-REAL = ("tests/real/test_hostile_state.py", "tests/purgatory/test_qemu.py")
-SECONDS = 900
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from kexecemu.fetch.cache import cache_folder
+from tests.mutation.builds import Builder, Objects
+from tests.mutation.forks import Task, Told, worker
+from tests.mutation.mutants import ROOT, Mutant, equivalents, mutants
+
 REQUIRED = 0.95
-
-C_OPERATORS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"(?<![<>=!-])<(?![<=])", ("<=", ">")),
-    (r"(?<![<>=!-])>(?![>=])", (">=", "<")),
-    (r"<=", ("<",)),
-    (r">=", (">",)),
-    (r"==", ("!=",)),
-    (r"!=", ("==",)),
-    (r"&&", ("||",)),
-    (r"\|\|", ("&&",)),
-    (r"(?<![&])&(?![&=\w(])", ("|",)),
-    (r"(?<!\|)\|(?![|=])", ("&",)),
-    (r"<<", (">>",)),
-    (r">>", ("<<",)),
-    (r"(?<![+])\+(?![+=])", ("-",)),
-    (r"(?<=[\w)] )-(?= )", ("+",)),
-    (r"\+=", ("-=",)),
-    (r"\|=", ("=", "&=")),
-    (r"!(?=[\w(*])", ("",)),
-    (r"(?<![\w.])\d+(?![\w.])", ("+1",)),
+ENDS = ("killed", "lives", "equivalent", "same", "twin", "invalid")
+LIKELY = 40  # tests that killed most are tried first
+BUDGET = (
+    12.0  # seconds of processor for one mutant, if it lives so long: about one set of parameters of each test
 )
-STATEMENT = re.compile(
-    r"^\t+(?!return|break|continue|goto|case|default|u\d+ |int |const |struct |static )[\w*(][^{}]*;\s*(?:/\*.*\*/)?$"
-)
-ASM_SWAPS = {"b.eq": "b.ne", "b.ne": "b.eq", "b.hs": "b.lo", "cbz": "cbnz", "cbnz": "cbz", "eq": "ne"}
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """A line of a source, and what it becomes."""
+@dataclass
+class Known:
+    """What earlier runs found out, one line of JSON each: what killed which objects."""
 
-    path: str  # from the checkout's top
-    number: int  # of the line, from 1
-    old: str
-    new: str
+    path: Path
+    killers: dict[str, str] = field(default_factory=dict)  # by Objects.name
+    by_source: dict[str, Counter[str]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __str__(self) -> str:
-        return f"{self.path}:{self.number}: {self.old.strip()}  ->  {self.new.strip() or '(nothing)'}"
+    def read(self) -> None:
+        if self.path.is_file():
+            for line in self.path.read_text().splitlines():
+                row = json.loads(line)
+                self._note(row["objects"], row["source"], row["killer"])
 
-    @property
-    def key(self) -> str:
-        """What equivalent.txt knows it by: without the line's number, which changes."""
-        return f"{Path(self.path).name} | {' '.join(self.old.split())} | {' '.join(self.new.split())}"
+    def _note(self, objects: str, source: str, killer: str) -> None:
+        self.killers[objects] = killer
+        for name in (source, ""):
+            self.by_source.setdefault(name, Counter())[killer] += 1
 
+    def add(self, objects: Objects, source: str, killer: str) -> None:
+        with self.lock:
+            self._note(objects.name, source, killer)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"objects": objects.name, "source": source, "killer": killer}) + "\n")
 
-def code_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines outside of comments and of the preprocessor's own, numbered."""
-    comment = False
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if comment or stripped.startswith("/*"):
-            comment = "*/" not in stripped
-        elif stripped and not stripped.startswith(("#", "//", "*")):
-            yield number, line
-
-
-def of_c(path: str, text: str) -> Iterator[Mutant]:
-    for number, line in code_lines(text):
-        body = re.split(r"\s*/\*|\s*//", line)[0]
-        if (
-            "__asm__" in body
-            or ("sizeof" in body and "=" not in body)
-            or re.match(r"\s*(extern|static const u32)", body)
-        ):
-            continue
-        quoted = [match.span() for match in re.finditer(r'"[^"]*"', body)]
-        for pattern, news in C_OPERATORS:
-            for match in re.finditer(pattern, body):
-                if any(start <= match.start() < end for start, end in quoted):
-                    continue
-                for new in news:
-                    changed = str(int(match[0]) + 1) if new == "+1" else new
-                    yield Mutant(path, number, line, body[: match.start()] + changed + body[match.end() :])
-        if STATEMENT.match(body):
-            yield Mutant(path, number, line, re.match(r"\t*", body)[0] + ";")  # type: ignore[index]
+    def likely(self, source: str) -> list[str]:
+        """Tests that killed most of the same source's, and then of all."""
+        with self.lock:
+            both = [self.by_source.get(name, Counter()).most_common(LIKELY) for name in (source, "")]
+        return list(dict.fromkeys(name for some in both for name, _ in some))[:LIKELY]
 
 
-def of_assembly(path: str, text: str) -> Iterator[Mutant]:
-    for number, line in code_lines(text):
-        body = line.split("//")[0].rstrip()
-        match = re.match(r"(\d+:)?\t(\w[\w.]*)(?:\t(.*))?$", body)
-        if match is None or body.lstrip().startswith("."):
-            continue
-        label, operation, operands = match[1] or "", match[2], match[3] or ""
-        yield Mutant(path, number, line, f"{label}\tnop")
-        if operation in ASM_SWAPS:
-            yield Mutant(path, number, line, f"{label}\t{ASM_SWAPS[operation]}\t{operands}")
-        number_in = re.search(r"#(\d+)\b", operands)
-        if number_in:
-            other = operands.replace(number_in[0], f"#{int(number_in[1]) ^ 16}", 1)
-            yield Mutant(path, number, line, f"{label}\t{operation}\t{other}")
+def share_of(counts: Counter[str]) -> float:
+    """Of those that matter: what is killed."""
+    return counts["killed"] / max(counts["killed"] + counts["lives"], 1)
 
 
-def mutants() -> list[Mutant]:
-    """All of them, in the order of the sources."""
-    found: list[Mutant] = []
-    for source in sorted((ROOT / "purgatory").glob("*.[cS]")):
-        path = str(source.relative_to(ROOT))
-        made = (of_c if source.suffix == ".c" else of_assembly)(path, source.read_text())
-        found += dict.fromkeys(one for one in made if one.old != one.new)
-    return found
+def told(counts: Counter[str]) -> str:
+    text = ", ".join(f"{counts[name]} {name}" for name in ENDS)
+    return f"{text} - {share_of(counts):.1%} of {counts['killed'] + counts['lives']} killed"
 
 
-def equivalents() -> set[str]:
-    if not EQUIVALENT.is_file():
-        return set()
-    rows = EQUIVALENT.read_text().splitlines()
-    return {" | ".join(row.split(" | ")[:3]) for row in rows if row and not row.startswith("#")}
+class Run:
+    """Workers that test objects, with what they share."""
+
+    def __init__(self, jobs: int, folder: Path, known: Known, whole: bool) -> None:
+        self.known, self.budget = known, 0.0 if whole else BUDGET
+        self.times: dict[str, float] = {}
+        self.ends: list[Connection] = []
+        context = multiprocessing.get_context("fork")
+        for number in range(jobs):
+            here, there = context.Pipe()
+            (own := folder / f"worker{number}").mkdir()
+            context.Process(target=worker, args=(there, own), daemon=True).start()
+            there.close()
+            self.ends.append(here)
+
+    def baseline(self, original: Objects, kept: Path) -> None:
+        """The tests pass on what is no mutant, and take so long: known already where nothing has changed."""
+        tests = b"".join(path.read_bytes() for path in sorted((ROOT / "tests/purgatory").glob("*.py")))
+        key = f"{hashlib.sha256(tests).hexdigest()[:32]} {original.name} {self.budget}"
+        if kept.is_file() and (known := json.loads(kept.read_text()))["key"] == key:
+            self.times = known["times"]
+            return
+        self.ends[0].send(Task(original.full, original.core, budget=self.budget))
+        answer: Told = self.ends[0].recv()
+        if answer.killer:
+            raise SystemExit(f"the original fails {answer.killer} ({answer.how})")
+        self.times = answer.times
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"key": key, "times": answer.times}))
+        print(f"{len(answer.times)} tests, {sum(answer.times.values()):.0f} seconds of processor", flush=True)
+
+    def all(self, drawn: list[Mutant], builders: list[Builder]) -> tuple[Counter[str], list[Mutant]]:
+        """How many of them ended how, and those that live."""
+        excused = equivalents()
+        waiting: SimpleQueue[Mutant] = SimpleQueue()
+        for one in drawn:
+            waiting.put(one)
+        counts: Counter[str] = Counter()
+        lives: list[Mutant] = []
+        original = builders[0].original.name
+        seen: dict[str, str] = {}
+        lock = threading.Lock()
+
+        def serve(end: Connection, builder: Builder) -> None:
+            while not waiting.empty():
+                try:
+                    mutant = waiting.get_nowait()
+                except Empty:
+                    return
+                objects = builder.build(mutant)
+                name = objects.name if objects else ""
+                with lock:
+                    known = "invalid" if objects is None else "same" if name == original else seen.get(name)
+                    seen[name] = "twin"
+                    if known is None and mutant.key in excused:
+                        known = "equivalent"
+                killed = known is None and name in self.known.killers
+                if known is None and not killed and objects is not None:
+                    killed = self.is_killed(end, mutant, objects)
+                    if not killed:
+                        print(f"lives: {mutant}", flush=True)
+                        lives.append(mutant)
+                with lock:
+                    counts[known or ("killed" if killed else "lives")] += 1
+                    if not counts.total() % 25:
+                        print(f"{counts.total()} of {len(drawn)}: {told(counts)}", flush=True)
+
+        with ThreadPoolExecutor(len(self.ends)) as pool:
+            for future in [pool.submit(serve, *pair) for pair in zip(self.ends, builders, strict=True)]:
+                future.result()
+        return counts, lives
+
+    def is_killed(self, end: Connection, mutant: Mutant, objects: Objects) -> bool:
+        likely = self.known.likely(mutant.path)
+        end.send(Task(objects.full, objects.core, likely, self.budget, self.times))
+        answer: Told = end.recv()
+        if answer.killer:
+            self.known.add(objects, mutant.path, answer.killer)
+        return answer.killer is not None
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.send(None)
 
 
-def build(folder: Path) -> bytes | None:
-    command = [sys.executable, "fixtures/build.py", "purgatory"]
-    if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
-        return None
-    return (folder / "purgatory" / "purgatory.ro").read_bytes()
-
-
-def verdict(mutant: Mutant, original: bytes) -> str:
-    """same, invalid, killed or lives."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as temporary:
-        folder = Path(temporary)
-        for name in ("purgatory", "fixtures", "kexecemu"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        source = folder / mutant.path
-        lines = source.read_text().splitlines()
-        lines[mutant.number - 1] = mutant.new
-        source.write_text("\n".join(lines) + "\n")
-        built = build(folder)
-        if built is None:
-            return "invalid"
-        if built == original:
-            return "same"
-        path = folder / "purgatory" / "purgatory.ro"
-        environment = {**os.environ, "KEXECEMU_TEST_PURGATORY": str(path), "KEXECEMU_HOSTILE_TRIES": "100"}
-        environment |= {
-            "KEXECEMU_HOSTILE_SECONDS": "20",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        quick = [f"tests/purgatory/{name}" for name in TESTS]
-        for chosen in (["-k", "not gcc", *quick], ["-m", "real", *REAL]):
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *chosen]
-            try:
-                done = subprocess.run(
-                    command, cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS, check=False
-                )
-            except subprocess.TimeoutExpired:
-                return "killed"
-            if done.returncode == 1:
-                return "killed"
-            if done.returncode not in (0, 5):
-                raise SystemExit(f"{mutant}\n{done.stdout.decode()[-2000:]}")
-        return "lives"
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=40, help="mutants to draw, 0 for all of them")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="those that have this in their line of equivalent.txt")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--list", action="store_true", help="print them, and try none")
+    parser.add_argument("--whole", action="store_true", help="all tests, not only a part, for what lives")
+    parser.add_argument("--afresh", action="store_true", help="forget what earlier runs found")
+    parser.add_argument("--survivors", type=Path, help="write there a line for each that lives")
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=40, help="mutants to draw, 0 for all of them")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="those of sources whose name has this in it")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--list", action="store_true", help="print them, and try none")
-    options = parser.parse_args()
-    every = [one for one in mutants() if options.only in one.path]
+    options = arguments()
+    every = [one for one in mutants() if options.only in one.key]
     drawn = random.Random(options.seed).sample(every, min(options.count or len(every), len(every)))
     if options.list:
         print(*drawn, f"{len(every)} in all", sep="\n")
         return 0
-    original = (ROOT / "purgatory" / "purgatory.ro").read_bytes()
-    known = equivalents()
-    counts = dict.fromkeys(("killed", "lives", "equivalent", "same", "invalid"), 0)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        told = {one: pool.submit(verdict, one, original) for one in drawn if one.key not in known}
-        for one in drawn:
-            end = told[one].result() if one in told else "equivalent"
-            counts[end] += 1
-            if end == "lives":
-                print(f"lives: {one}", flush=True)
-    meant = counts["killed"] + counts["lives"]
-    share = counts["killed"] / meant if meant else 1.0
-    print(", ".join(f"{count} {name}" for name, count in counts.items()), f"- {share:.1%} of {meant} killed")
-    return 0 if share >= REQUIRED else 1
+    cache = cache_folder() / "mutation"
+    known = Known(cache / "killed.jsonl")
+    if options.afresh:
+        known.path.unlink(missing_ok=True)
+    known.read()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
+        folder = Path(temporary)
+        run = Run(options.jobs, folder, known, options.whole)
+        builders = [Builder(folder / f"build{number}", cache / "built") for number in range(options.jobs)]
+        run.baseline(builders[0].original, cache / "times.json")
+        counts, lives = run.all(drawn, builders)
+        run.close()
+    if options.survivors:
+        options.survivors.write_text("".join(f"{one.key}\n" for one in lives))
+    print(told(counts))
+    return 0 if share_of(counts) >= REQUIRED else 1
 
 
 if __name__ == "__main__":

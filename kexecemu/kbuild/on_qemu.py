@@ -114,7 +114,7 @@ class _Run:
             before = loaded.ram.read(place.start, place.size)
             data = fault.data(before)
             if fault.by is By.CPU:
-                escaped = "".join("\\%03o" % byte for byte in data)
+                escaped = "".join(f"\\{byte:03o}" for byte in data)
                 stores += f"store {place.start:#x} {escaped}\n"
             else:
                 loaded.ram.write(place.start, data)

@@ -17,6 +17,7 @@ from kexecemu.guests.toolchain import (
     Toolchain,
     build_target,
 )
+from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
 __all__ = ["CORE", "OPTIONS", "PurgatoryOption", "build_purgatory", "chosen_options", "code_lines"]
@@ -31,6 +32,7 @@ _HEADERS = {"report.c": ("report.h",), "record.c": ("record.h",), "locate.c": ("
 _CALLERS = ("policy", "early")  # PURGATORY_CALLER in options.h
 
 
+@shown()
 @dataclass(frozen=True)
 class PurgatoryOption:
     """One option: what it is for, the sources it is compiled from, and the options it cannot be without."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kexecemu.errors import InputError
+from kexecemu.shown import shown
 
 __all__ = ["MMU_OFF_CFLAGS", "MMU_OFF_CLANG", "MMU_OFF_GCC", "ZIGLANG"]
 __all__ += ["BuildError", "Derived", "Link", "Target", "Toolchain", "build_target"]
@@ -21,6 +22,7 @@ __all__ += ["BuildError", "Derived", "Link", "Target", "Toolchain", "build_targe
 ZIGLANG = "0.17.1"
 
 
+@shown()
 @dataclass(frozen=True)
 class Link:
     """One run of the linker over a target's objects.
@@ -44,6 +46,7 @@ class Derived:
     make: Callable[[Path, Path], None]
 
 
+@shown()
 @dataclass(frozen=True)
 class Target:
     """One guest: sources (C and preprocessed assembly, relative to the top), how to compile, how to link.

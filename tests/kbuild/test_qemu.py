@@ -35,7 +35,7 @@ def test_the_level_is_the_machine_s_and_what_the_kernel_is_told(
 @pytest.mark.parametrize(
     ("cpu", "el", "said"),
     [
-        ("cortex-a72", "el1", "--cpu 'cortex-a72' is not one of max, neoverse-v1, cortex-a57"),
+        ("cortex-a72", "el1", "--cpu 'cortex-a72' is not one of max, neoverse-v1, cortex-a57, neoverse-v3"),
         ("max", "el3", "--el 'el3' is not one of el1, el2, vhe"),
         ("cortex-a57", "vhe", "--el vhe: a cortex-a57 has no VHE"),
     ],

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""The series in many configurations of the kernel, both compilers: does the purgatory build and link, without a word?
+
+    python tests/kbuild/configurations.py 7.3
+    python tests/kbuild/configurations.py 6.12 --compiler clang --only kasan,lto
+
+What is instrumented in a kernel must not be in a purgatory, which has no runtime for it: each configuration is
+configured whole, and built as far as the purgatory and the files that the series edits. A configuration that the
+compiler or the kernel has not is named, and is none. Exit status 1 for a warning, an error, an undefined symbol or a
+relocation that the loader does not know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+from kexecemu.fetch.cache import cache_folder
+from kexecemu.kbuild.options import fragment
+from kexecemu.kbuild.series import apply_series, find_series
+from kexecemu.kbuild.source import find_source, unpack_source
+
+# Name: what is asked for. A name without "=" is one that must have been taken.
+CONFIGURATIONS = {
+    "usual": "",
+    "core": "ARM64_KEXEC_PURGATORY_CACHES=n ARM64_KEXEC_PURGATORY_SHA2=n ARM64_KEXEC_PURGATORY_REPORT=n",
+    "off": "ARM64_KEXEC_PURGATORY=n",
+    "kexec_load alone": "KEXEC_FILE=n SUSPEND PM KEXEC",
+    "kasan": "KASAN KASAN_GENERIC UBSAN KCOV DEBUG_FS",
+    "gcov": "DEBUG_FS GCOV_KERNEL GCOV_PROFILE_ALL",
+    "ftrace": "FTRACE FUNCTION_TRACER DYNAMIC_FTRACE STACKPROTECTOR STACKPROTECTOR_STRONG FORTIFY_SOURCE",
+    "pac, bti": "ARM64_PTR_AUTH ARM64_PTR_AUTH_KERNEL ARM64_BTI ARM64_BTI_KERNEL",
+    "scs": "SHADOW_CALL_STACK",
+    "init": "INIT_STACK_ALL_PATTERN",
+    "lto": "LTO_CLANG_THIN LTO_NONE=n CFI_CLANG",
+    "16k": "ARM64_4K_PAGES=n ARM64_16K_PAGES",
+    "64k": "ARM64_4K_PAGES=n ARM64_64K_PAGES",
+    "big endian": "CPU_BIG_ENDIAN CPU_LITTLE_ENDIAN=n",
+}
+_FILES = ("machine_kexec.o", "machine_kexec_file.o", "kexec_image.o", "kexec_purgatory.o")
+_RELOCATIONS = {273, 274, 279, 280, 282, 283}  # those of kexec_purgatory.c
+
+
+class Tree:
+    """A source with the series applied, and make in it."""
+
+    def __init__(self, source: Path, compiler: str) -> None:
+        self.source = source
+        suffix = compiler.removeprefix("clang")
+        cross = "" if os.uname().machine == "aarch64" else "aarch64-linux-gnu-"
+        tools = f"LLVM={suffix or 1}" if compiler.startswith("clang") else f"CROSS_COMPILE={cross}"
+        self.words = ["make", "-s", "-C", str(source), "ARCH=arm64", tools]
+
+    def make(self, out: Path, *targets: str, **more: str) -> str:
+        """What it says; a line "failed" at its end where it did."""
+        command = [*self.words, f"O={out}", f"-j{os.cpu_count() or 1}", *targets]
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env={**os.environ, **more}
+        )
+        said = (done.stdout + done.stderr).strip()
+        return f"{said}\nfailed" if done.returncode else said
+
+    def configure(self, out: Path, wanted: dict[str, str]) -> list[str]:
+        """Which of the options asked for were not taken."""
+        out.mkdir(parents=True)
+        asked = out / "wanted"
+        asked.write_text("".join(f"CONFIG_{name}={value}\n" for name, value in wanted.items()))
+        said = self.make(out, "allnoconfig", KCONFIG_ALLCONFIG=str(asked))
+        if said.endswith("failed"):
+            raise SystemExit(f"{said}\nthe kernel cannot be configured")
+        config = (out / ".config").read_text()
+        return [one for one, value in wanted.items() if value == "y" and f"CONFIG_{one}=y\n" not in config]
+
+
+def relocations(obj: Path) -> set[int]:
+    """The types in it."""
+    with obj.open("rb") as file:
+        sections = ELFFile(file).iter_sections("SHT_RELA")
+        return {rela["r_info_type"] for section in sections for rela in section.iter_relocations()}
+
+
+def build(
+    tree: Tree, out: Path, wanted: dict[str, str], asked: dict[str, str], more: list[str]
+) -> tuple[bool, str]:
+    """Whether it is as it should be, and a word on it."""
+    missing = [one for one in tree.configure(out, wanted) if asked.get(one) == "y"]
+    if missing:
+        return True, f"not to be had here: {', '.join(missing)}"
+    config = (out / ".config").read_text()
+    there = "CONFIG_ARM64_KEXEC_PURGATORY=y" in config
+    files = _FILES if "CONFIG_KEXEC_FILE=y" in config else _FILES[:1]
+    targets = [f"arch/arm64/kernel/{file}" for file in files if there or file != "kexec_purgatory.o"]
+    ours = ["arch/arm64/purgatory/", "arch/arm64/kernel/kexec_purgatory.o"] if there else []
+    said = tree.make(out, *ours, *targets)
+    if more and ours:  # the kernel's own files have warnings of their own
+        said += tree.make(out, *more, *ours)
+    ours = [
+        line
+        for line in said.splitlines()
+        if re.search(r"warning|error|undefined|failed", line, re.IGNORECASE)
+    ]
+    if ours:
+        return False, ours[0]
+    if not there:
+        return True, "builds, without a purgatory"
+    types = relocations(out / "arch/arm64/purgatory/purgatory.ro")
+    if types - _RELOCATIONS:
+        return False, f"relocations {sorted(types - _RELOCATIONS)} that the loader does not know"
+    size = (out / "arch/arm64/purgatory/purgatory.ro").stat().st_size
+    return True, f"builds and links, {size:,} bytes, {len(types)} types of relocations"
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("version")
+    parser.add_argument("--compiler", default="gcc", help="gcc, clang, or clang-19 for that version of LLVM")
+    parser.add_argument("--only", default="", help="names of configurations, with commas")
+    parser.add_argument("--warnings", action="store_true", help="with W=1, and C=1 where there is sparse")
+    given = parser.parse_args()
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="kexecemu-configurations-") as name:
+        folder = Path(name)
+        unpack_source(find_source(given.version, cache_folder()), folder / "src")
+        apply_series(find_series("purgatory"), given.version, folder / "src")
+        tree = Tree(folder / "src", given.compiler)
+        more = ["W=1", "C=1"] if given.warnings else []
+        for number, (title, text) in enumerate(CONFIGURATIONS.items()):
+            if given.only and title not in given.only.split(","):
+                continue
+            asked = dict((*one.split("="), "y")[:2] for one in text.split())
+            good, word = build(tree, folder / f"out{number}", {**fragment(), **asked}, asked, more)
+            wrong += not good
+            print(
+                f"{given.version} {given.compiler:<9} {title:<17} {'' if good else 'WRONG: '}{word}",
+                flush=True,
+            )
+    print(f"{wrong} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,7 +23,6 @@ TESTS = (
     "test_parts.py", "test_object.py", "test_again.py", "test_functions.py", "test_registers.py", "test_core.py",
     "test_maintenance.py", "test_edges.py", "test_run.py", "test_policies.py",
 )  # fmt: skip
-GIB = 1 << 30
 QUICK = 0.04  # seconds of processor: all sets of parameters of such a test are tried at once
 SLOWEST = 600  # seconds by the clock: whatever happens, a run ends
 
@@ -112,7 +111,6 @@ class Loop:
     def child(self, items: list[pytest.Item], task: Task) -> None:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it ends the process, in the midst of emulation, too
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (GIB, GIB))  # one that never ends may fill memory meanwhile
         begun = time.process_time()
         for index, item in enumerate(items):
             now = time.process_time()

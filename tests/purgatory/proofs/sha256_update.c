@@ -3,8 +3,8 @@
  * For the model checker: sha256_update() takes every byte once, and in order.
  *
  * With USED bytes in the incomplete block, for all lengths up to three blocks
- * and any data: what goes on to sha256_blocks(), which is
- * replaced by the one below, and what stays in the incomplete block, is the old
+ * and any data: what goes on to sha256_blocks(), which is replaced by the one
+ * below, and what stays in the incomplete block, is the old
  * incomplete block and then the data. Nothing is said of the digest itself: the
  * tests compare that with others.
  */

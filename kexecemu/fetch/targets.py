@@ -98,27 +98,34 @@ def _one_layout(kept: Path) -> None:
 # glibc's loader is given everything by the script, so that none of the machine's own libraries is taken.
 _STARTER = """\
 #!/bin/sh
-# QEMU by its own loader and libraries: this machine's may be of another release.
+# {name} by its own loader and libraries: this machine's may be of another release.
 here=$(dirname "$(readlink -f "$0")")
-exec "$here/{loader}" --library-path "{libraries}" "$here/{program}" -L "$here/usr/share/qemu" "$@"
+exec "$here/{loader}" --library-path "{libraries}" "$here/usr/bin/{name}" {arguments}"$@"
 """
 
 
-def _starter(kept: Path) -> None:
+def _starter(kept: Path, name: str, arguments: str = "") -> None:
     """A script that starts the program wherever the cache lies, on a machine of any release."""
-    [program] = kept.glob("usr/bin/qemu-system-aarch64")
     loader = next(iter(sorted(kept.glob("**/ld-linux-*.so.*"))), None)
-    if loader is None:
-        raise FetchError("qemu: no loader among its packages")
-    folders = sorted({path.parent.relative_to(kept) for path in kept.glob("usr/lib/*-linux-gnu*/*.so*")})
+    if loader is None or not (kept / "usr/bin" / name).is_file():
+        raise FetchError(f"{name}: it or its loader is not among its packages")
+    folders = sorted({path.parent.relative_to(kept) for path in kept.glob("usr/lib/**/*.so*")})
     libraries = ":".join(f"$here/{folder}" for folder in folders)
-    loader, program = loader.relative_to(kept), program.relative_to(kept)
-    script = kept / "qemu-system-aarch64"
-    script.write_text(_STARTER.format(loader=loader, libraries=libraries, program=program))
+    script = kept / name
+    text = _STARTER.format(name=name, loader=loader.relative_to(kept), libraries=libraries, arguments=arguments)
+    script.write_text(text)
     script.chmod(0o755)
-    for name in ("bin", "sbin"):  # apt's packages of a merged /usr have no such links
-        if os.path.islink(kept / name):
-            (kept / name).unlink()
+    for link in ("bin", "sbin"):  # apt's packages of a merged /usr have no such links
+        if os.path.islink(kept / link):
+            (kept / link).unlink()
+
+
+_CHECKERS = ("cbmc", "goto-cc", "goto-instrument")
+
+
+def _checker_starters(kept: Path) -> None:
+    for name in _CHECKERS:
+        _starter(kept, name)
 
 
 TARGETS = {
@@ -166,7 +173,18 @@ TARGETS = {
         "qemu-system-aarch64",
         release="forky",
         native=True,
-        finish=_starter,
+        finish=lambda kept: _starter(kept, "qemu-system-aarch64", '-L "$here/usr/share/qemu" '),
+    ),
+    "cbmc": FetchTarget(
+        "the model checker CBMC for this machine, for proofs about the purgatory's C; nothing is installed",
+        lambda apt, folder: apt.download(
+            ["cbmc", "libc6", "libgcc-s1", "libstdc++6", "minisat", "zlib1g"], folder
+        ),
+        [*(f"usr/bin/{name}" for name in _CHECKERS), "usr/lib/*.so*", "usr/lib/*-linux-gnu*/*.so*", "**/ld-linux-*.so.*"],
+        "cbmc",
+        release="trixie",
+        native=True,
+        finish=_checker_starters,
     ),
 }
 USUAL = ("kernel", "busybox")

@@ -23,6 +23,7 @@ TESTS = (
     "test_parts.py", "test_object.py", "test_again.py", "test_functions.py", "test_registers.py", "test_core.py",
     "test_maintenance.py", "test_edges.py", "test_run.py", "test_policies.py",
 )  # fmt: skip
+QUICK = 0.04  # seconds of processor: all sets of parameters of such a test are tried at once
 SLOWEST = 600  # seconds by the clock: whatever happens, a run ends
 
 
@@ -117,7 +118,7 @@ class Loop:
                 break
             os.write(self.pipe, f"begin {item.nodeid}\n".encode())
             if task.times:
-                signal.setitimer(signal.ITIMER_PROF, 2 + 4 * task.times.get(item.nodeid, 1.0))
+                signal.setitimer(signal.ITIMER_PROF, 1 + 3 * task.times.get(item.nodeid, 1.0))
             following = items[index + 1] if index + 1 < len(items) else None
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             os.write(self.pipe, f"took {time.process_time() - now:.3f}\n".encode())
@@ -129,11 +130,15 @@ def in_order(items: list[pytest.Item], task: Task) -> list[pytest.Item]:
     by_name = {one.nodeid: one for one in items}
     likely = [by_name[name] for name in task.first if name in by_name]
     seen: dict[str, int] = {}
+    known: dict[str, float] = {}
+    for name, took in task.times.items():
+        known.setdefault(name.split("[")[0], took)
 
     def place(item: pytest.Item) -> tuple[int, float]:
         function = item.nodeid.split("[")[0]
         seen[function] = seen.get(function, -1) + 1
-        return seen[function], task.times.get(item.nodeid, 0.0)
+        took = task.times.get(item.nodeid, known.get(function, 1.0))
+        return (0 if took < QUICK else seen[function]), took
 
     rest = [one for one in items if one not in likely]
     places = {one: place(one) for one in rest}

@@ -8,10 +8,11 @@ import struct
 from pathlib import Path
 
 import pytest
-from unicorn import Uc
+from unicorn import UC_HOOK_INTR, Uc
+from unicorn import arm64_const as arm64
 
 from tests.purgatory.calls import SCRATCH, Functions
-from tests.purgatory.conftest import El
+from tests.purgatory.conftest import EXCP_HVC, EXCP_SMC, El
 from tests.purgatory.test_functions import regions_of
 from tests.purgatory.test_run import some_bytes
 
@@ -115,7 +116,7 @@ def test_the_copy_is_as_long_as_the_regions_that_are_not_the_table(functions: Fu
 RECORD = 6 * 4 + 8 * 16
 
 
-@pytest.mark.parametrize("ranges", [0, 1, 7, 8, 9, 16])
+@pytest.mark.parametrize("ranges", [9, 0, 1, 7, 8, 16])
 def test_the_next_kernel_is_told_in_cells_and_of_eight_ranges_at_most(
     functions: Functions, ranges: int
 ) -> None:
@@ -343,3 +344,23 @@ def test_the_first_line_counts_regions_and_bytes(console: Console) -> None:
             assert console.says("report_start").decode() == (
                 f"purgatory: checking {count} regions, {sum(lengths):#x} bytes{how}\r\n"
             )
+
+
+# -- firmware ----------------------------------------------------------------------------------------------------------
+
+
+def test_firmware_is_called_once_by_the_conduit_that_it_has(functions: Functions) -> None:
+    """With the function in x0 and nothing in the others; without a conduit it is as if firmware had refused."""
+    calls: list[tuple[int, list[int]]] = []
+
+    def on_call(uc: Uc, number: int, _data: object) -> None:
+        calls.append((number, [uc.reg_read(getattr(arm64, f"UC_ARM64_REG_X{one}")) for one in range(4)]))
+        uc.reg_write(arm64.UC_ARM64_REG_X0, 77)
+
+    handle = functions.uc.hook_add(UC_HOOK_INTR, on_call)
+    for conduit, number in ((0, None), (1, EXCP_HVC), (2, EXCP_SMC), (3, None)):
+        calls.clear()
+        answer = functions("psci_call", 0x84000009, conduit, 0xBAD2, 0xBAD3)
+        assert calls == ([(number, [0x84000009, 0, 0, 0])] if number else [])
+        assert answer & 0xFFFFFFFF == (77 if number else 0xFFFFFFFF)
+    functions.uc.hook_del(handle)

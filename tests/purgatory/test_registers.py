@@ -54,9 +54,9 @@ def at_entry(cpu: Cpu) -> list[Event]:
     ]
 
 
-@pytest.mark.parametrize("sme", [False, True], ids=["", "sme"])
-@pytest.mark.parametrize("tcr2", [False, True], ids=["", "tcr2"])
-@pytest.mark.parametrize("gcs", [False, True], ids=["", "gcs"])
+@pytest.mark.parametrize("sme", [True, False], ids=["sme", ""])
+@pytest.mark.parametrize("tcr2", [True, False], ids=["tcr2", ""])
+@pytest.mark.parametrize("gcs", [True, False], ids=["gcs", ""])
 def test_a_check_sets_what_it_depends_on_and_gives_it_back(
     purgatory_ro: Path, el: El, gcs: bool, tcr2: bool, sme: bool
 ) -> None:
@@ -98,7 +98,7 @@ def steps(cpu: Cpu) -> list[str]:
     return [name for at, name in enumerate(names) if not name.startswith("dc ") or names[at - 1] != name]
 
 
-@pytest.mark.parametrize("sme", [False, True], ids=["", "sme"])
+@pytest.mark.parametrize("sme", [True, False], ids=["sme", ""])
 def test_each_step_stands_where_the_architecture_wants_it(purgatory_ro: Path, el: El, sme: bool) -> None:
     """The whole way of a good image; a barrier that is missing is seen on silicon only."""
     cpu = cpu_of(purgatory_ro, el, sme=sme)

@@ -12,6 +12,7 @@ from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
 from kexecemu.files import replace_file
 from kexecemu.guests.purgatory import OPTIONS, build_purgatory, chosen_options, code_lines, files_of
+from kexecemu.guests.unifdef import without_options
 from kexecemu.kernel.image.purgatory import link_at, parse_purgatory
 from kexecemu.machine.virt import RAM_BASE
 from kexecemu.suggest import there_are
@@ -31,13 +32,17 @@ All but one, by gcc.
 
 
 def describe_build(options: tuple[str, ...], data: bytes) -> dict[str, Any]:
-    """What an object with these options is made of: sources, lines of code, sizes in bytes."""
+    """What an object with these options is made of: sources, lines of code, sizes in bytes.
+
+    Lines that are for other options do not count.
+    """
     files = files_of(options)
+    texts = {name: (purgatory_sources() / name).read_text() for name in files}
     linked = link_at(parse_purgatory(data), RAM_BASE)
     return {
         "options": list(options),
         "sources": list(files),
-        "code_lines": sum(code_lines((purgatory_sources() / name).read_text()) for name in files),
+        "code_lines": sum(map(code_lines, without_options(texts, set(options), kernel=False).values())),
         "object_bytes": len(data),
         "bufsz": len(linked.buf),
         "memsz": linked.segment.memsz,

@@ -16,7 +16,7 @@ from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
 from kexecemu.files import read_file, replacing
 from kexecemu.guests.purgatory import chosen_options, files_of
-from kexecemu.kbuild.unifdef import without_options
+from kexecemu.guests.unifdef import without_options
 
 __all__ = ["Edit", "NewFile", "Step", "apply_series", "apply_step", "find_series", "read_series"]
 __all__ += ["series_path"]

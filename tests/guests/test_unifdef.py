@@ -8,7 +8,7 @@ import pytest
 from kexecemu.data import purgatory_sources
 from kexecemu.guests.purgatory import OPTIONS, build_purgatory, chosen_options, files_of, purgatory_target
 from kexecemu.guests.toolchain import Toolchain, build_target
-from kexecemu.kbuild.unifdef import without_options
+from kexecemu.guests.unifdef import without_options
 
 
 def _sources(options: tuple[str, ...]) -> dict[str, str]:

@@ -112,7 +112,9 @@ def _starter(kept: Path, name: str, arguments: str = "") -> None:
     folders = sorted({path.parent.relative_to(kept) for path in kept.glob("usr/lib/**/*.so*")})
     libraries = ":".join(f"$here/{folder}" for folder in folders)
     script = kept / name
-    text = _STARTER.format(name=name, loader=loader.relative_to(kept), libraries=libraries, arguments=arguments)
+    text = _STARTER.format(
+        name=name, loader=loader.relative_to(kept), libraries=libraries, arguments=arguments
+    )
     script.write_text(text)
     script.chmod(0o755)
     for link in ("bin", "sbin"):  # apt's packages of a merged /usr have no such links
@@ -180,7 +182,12 @@ TARGETS = {
         lambda apt, folder: apt.download(
             ["cbmc", "libc6", "libgcc-s1", "libstdc++6", "minisat", "zlib1g"], folder
         ),
-        [*(f"usr/bin/{name}" for name in _CHECKERS), "usr/lib/*.so*", "usr/lib/*-linux-gnu*/*.so*", "**/ld-linux-*.so.*"],
+        [
+            *(f"usr/bin/{name}" for name in _CHECKERS),
+            "usr/lib/*.so*",
+            "usr/lib/*-linux-gnu*/*.so*",
+            "**/ld-linux-*.so.*",
+        ],
         "cbmc",
         release="trixie",
         native=True,

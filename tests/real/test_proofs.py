@@ -14,7 +14,9 @@ from tests.purgatory.conftest import TOP
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc, whose preprocessor CBMC uses, is not installed"),
+    pytest.mark.skipif(
+        shutil.which("gcc") is None, reason="gcc, whose preprocessor CBMC uses, is not installed"
+    ),
 ]
 
 PROOFS = TOP / "tests" / "purgatory" / "proofs"
@@ -40,7 +42,9 @@ def prove(cbmc: Path, *arguments: str) -> None:
 def test_regions_are_checked_and_walked_right_whatever_is_in_the_table(tools: Path, what: str) -> None:
     """Over all 64-bit starts and lengths, wherever the purgatory lies; each region once, in order, and no other."""
     source = str(PROOFS / "regions.c")
-    prove(tools / "cbmc", "-I", str(TOP / "purgatory"), source, "--function", f"prove_{what}", "--unwind", "33")
+    prove(
+        tools / "cbmc", "-I", str(TOP / "purgatory"), source, "--function", f"prove_{what}", "--unwind", "33"
+    )
 
 
 @pytest.mark.parametrize("used", range(8))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Do the tests notice? Faults put into the purgatory's C and assembly one by one, each built and tested.
 
-    python tests/mutation/purgatory.py [--count 40] [--seed 1] [--jobs 2] [--only TEXT] [--whole] [--afresh]
+    python tests/mutation/purgatory.py [--count 40] [--seed 1] [--jobs 2] [--only TEXT] [--budget 120] [--afresh]
     python tests/mutation/purgatory.py --by-hand
 
 A mutant that builds to the same bytes is no mutant, and one that builds to another's bytes is that one. One that the
@@ -93,8 +93,8 @@ def told(counts: Counter[str]) -> str:
 class Run:
     """Workers that test objects, with what they share."""
 
-    def __init__(self, jobs: int, folder: Path, known: Known, whole: bool) -> None:
-        self.known, self.budget = known, 0.0 if whole else BUDGET
+    def __init__(self, jobs: int, folder: Path, known: Known, budget: float) -> None:
+        self.known, self.budget = known, budget
         self.times: dict[str, float] = {}
         self.ends: list[Connection] = []
         context = multiprocessing.get_context("fork")
@@ -185,7 +185,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="those that have this in their line of equivalent.txt")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--list", action="store_true", help="print them, and try none")
-    parser.add_argument("--whole", action="store_true", help="all tests, not only a part, for what lives")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of processor for what lives")
     parser.add_argument("--afresh", action="store_true", help="forget what earlier runs found")
     parser.add_argument("--survivors", type=Path, help="write there a line for each that lives")
     return parser.parse_args()
@@ -207,7 +207,7 @@ def main() -> int:
     known.read()
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         folder = Path(temporary)
-        run = Run(options.jobs, folder, known, options.whole)
+        run = Run(options.jobs, folder, known, options.budget)
         builders = [Builder(folder / f"build{number}", cache / "built") for number in range(options.jobs)]
         run.baseline(builders[0].original, cache / "times.json")
         counts, lives = run.all(drawn, builders)

@@ -208,9 +208,12 @@ def test_the_last_page_of_a_region_may_be_a_part_of_one(case: Case, length: int)
 @pytest.mark.parametrize("start", [FIRST, FIRST + 4, FIRST + 3])
 def test_a_repair_is_aligned_whatever_copy_and_region_are(case: Case, start: int, copy: int) -> None:
     data = bytes_of("odd", PAGE + 5)
-    run = several(
-        case, [(start, data), (SECOND, bytes_of("next", 8))], {start + 2: b"\0\1\2"}, Policy.REPAIR, copy
-    )
+    parts = [(start, data), (SECOND, bytes_of("next", 8))]
+    damage = {
+        start + 2: b"\0\1\2",
+        start + PAGE + 4: bytes([data[-1] ^ 1]),
+    }  # in the last part of a page, too
+    run = several(case, parts, damage, Policy.REPAIR, copy)
     assert (run.pc, run.memory(start, len(data))) == (KERNEL_ENTRY, data)
     assert run.unaligned == [] and run.foreign == []
 

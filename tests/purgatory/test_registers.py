@@ -281,6 +281,7 @@ def test_exceptions_upon_exceptions_end(purgatory_ro: Path, el: El) -> None:
         assert cpu.go(cpu.at("purgatory_check" if early else "purgatory_start"), cpu.at("sha256_ce_blocks"))
         for _ in range(2):
             assert cpu.go(start, at) == at
+        assert cpu.get("console_stuck") != bytes(4)
         end = cpu.go(start, CALLER)
         assert end == (CALLER if early else cpu.at("purgatory_stop"))
         if early:

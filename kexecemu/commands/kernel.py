@@ -12,17 +12,21 @@ from kexecemu.commands.help import HelpfulGroup, add_command
 from kexecemu.commands.kernel_given import (
     BOOTING,
     BUILDING,
+    JUDGE_EXAMPLES,
+    ByOption,
     CompilerOption,
     ConfigOption,
     CpuOption,
     CpusOption,
     ElOption,
+    ExpectOption,
     KaslrOption,
     KernelArgument,
     OnOption,
     PagesOption,
     SeriesOption,
     VersionArgument,
+    WriteOption,
     built_kernel,
     counted,
     failed,
@@ -50,11 +54,6 @@ app = typer.Typer(
     epilog="kexecemu kernel build 6.12\nFrom Debian's source with the series that ships: some minutes, once.\n"
     "kexecemu kernel stamp 6.12 --write initrd+0x1000=deadbeef\nA word written by DMA, and a panic: what notices it?",
 )
-
-_WHERE = "both, qemu, or board: our own."
-_WRITE = "Write these bytes there after the load, as initrd+0x1000=deadbeef. Repeatable."
-_BY = "dma: behind every CPU's back; or cpu: a store through the kernel's linear map, which may fault. QEMU only."
-_EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
 
 
 def fetch(
@@ -154,9 +153,9 @@ def boot(
 
 def stamp(
     kernel: KernelArgument,
-    write: Annotated[list[str], option("--write", _WRITE, "TARGET=HEX")],
-    by: Annotated[str, option("--by", _BY, "WHO")] = "dma",
-    expect: Annotated[str | None, option("--expect", _EXPECT, "REPLY")] = None,
+    write: WriteOption,
+    by: ByOption = "dma",
+    expect: ExpectOption = None,
     on: OnOption = "qemu",
     cpu: CpuOption = "max",
     el: ElOption = "el1",
@@ -193,7 +192,7 @@ def stamp(
 
 def judge(
     kernel: KernelArgument,
-    on: Annotated[str, option("--on", _WHERE, "WHERE", BOOTING)] = "both",
+    on: Annotated[str, option("--on", "both, qemu, or board: our own.", "WHERE", BOOTING)] = "both",
     cpu: CpuOption = "max",
     el: ElOption = "el1",
     cpus: CpusOption = 1,
@@ -295,12 +294,6 @@ The address that the purgatory jumps to.
 add_command(app, "fetch", fetch, "Commands", _FETCH_EXAMPLES)
 add_command(app, "build", build, "Commands", _BUILD_EXAMPLES)
 add_command(app, "boot", boot, "Commands", _BOOT_EXAMPLES)
-_JUDGE_EXAMPLES = """\
-kexecemu kernel judge 6.12 -j 2
-On our board and in QEMU: some minutes.
-kexecemu kernel judge 6.12 --on qemu --cpu neoverse-v1 --el vhe --json
-Another machine; one JSON object.
-"""
 add_command(app, "stamp", stamp, "Commands", _STAMP_EXAMPLES)
-add_command(app, "judge", judge, "Commands", _JUDGE_EXAMPLES)
+add_command(app, "judge", judge, "Commands", JUDGE_EXAMPLES)
 add_command(app, "patches", patches, "Commands", EXAMPLES)

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from kexecemu.kbuild.qemu import QemuMachine
     from kexecemu.stray.fault import Fault
 
-__all__ = ["BOOTING", "BUILDING", "CompilerOption", "ConfigOption", "CpuOption", "CpusOption", "ElOption"]
+__all__ = [
+    "BOOTING",
+    "BUILDING",
+    "ByOption",
+    "CompilerOption",
+    "ConfigOption",
+    "CpuOption",
+    "CpusOption",
+    "ElOption",
+]
+__all__ += ["ExpectOption", "WriteOption"]
 __all__ += ["KaslrOption", "KernelArgument", "OnOption", "PagesOption", "SeriesOption", "VersionArgument"]
 __all__ += ["built_kernel", "counted", "failed", "fault_given", "machine_given", "plan_given"]
 
@@ -33,6 +43,16 @@ _COMPILER = "gcc or clang."
 _ON = "qemu, or board: our own."
 _EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
 _CPU = "max, neoverse-v1, cortex-a57, or neoverse-v3: max by another name. QEMU only."
+_WRITE = "Write these bytes there after the load, as initrd+0x1000=deadbeef. Repeatable."
+_BY = "dma: behind every CPU's back; or cpu: a store through the kernel's linear map, which may fault. QEMU only."
+_EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
+
+JUDGE_EXAMPLES = """\
+kexecemu kernel judge 6.12 -j 2
+On our board and in QEMU: some minutes.
+kexecemu kernel judge 6.12 --on qemu --cpu neoverse-v1 --el vhe --json
+Another machine; one JSON object.
+"""
 
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help=_VERSION)]
 KernelArgument = Annotated[str, typer.Argument(metavar="VERSION|DIR", help=_KERNEL)]
@@ -47,6 +67,9 @@ KaslrOption = Annotated[
     bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
 ]
 OnOption = Annotated[str, option("--on", _ON, "WHERE", BOOTING)]
+WriteOption = Annotated[list[str], option("--write", _WRITE, "TARGET=HEX")]
+ByOption = Annotated[str, option("--by", _BY, "WHO")]
+ExpectOption = Annotated[str | None, option("--expect", _EXPECT, "REPLY")]
 
 
 def failed(what: str, error: Exception) -> typer.Exit:

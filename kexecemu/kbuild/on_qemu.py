@@ -5,11 +5,10 @@ was loaded, and what the capture kernel's init says. QEMU counts no instructions
 that still moves, with no word, after PURGATORY_SECONDS.
 """
 
-import hashlib
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,11 +24,10 @@ from kexecemu.crash.stages import (
     itself_changed,
 )
 from kexecemu.crash.verdict import read_verdict
-from kexecemu.errors import FormatError, InputError
-from kexecemu.formats.elf import PT_LOAD
-from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.errors import InputError
 from kexecemu.kbuild.gdbstub import Registers
 from kexecemu.kbuild.qemu import Qemu, QemuMachine, find_qemu
+from kexecemu.kbuild.qemu_dump import MemoryHeld, dump_loads, true_dump
 from kexecemu.kbuild.qemu_ends import (
     PANIC_END,
     SAID,
@@ -55,7 +53,7 @@ from kexecemu.linux.first_records import crash_kernel, split_records
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
-from kexecemu.stray.fault import By, Injection
+from kexecemu.stray.fault import By, Fault, Injection
 
 __all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "run_in_qemu"]
 
@@ -67,6 +65,7 @@ PURGATORY_SECONDS = 30.0
 _LOOK_SECONDS = 0.4
 _LOOKS = 3  # in which a CPU that masks everything has not moved: it has stopped for good
 _LOOP_BYTES = 8
+_ESCAPED = "\\%03o"  # a byte, for printf
 Hear = Callable[[bytes], object]
 
 
@@ -108,18 +107,7 @@ class _Run:
     def follow(self, written: WhatIsWritten) -> TrialEnd:
         loaded = self._load()
         image, gdb = loaded.image, self.qemu.gdb
-        stores = ""
-        for fault in written(loaded):
-            place = place_of(loaded, fault)
-            before = loaded.ram.read(place.start, place.size)
-            data = fault.data(before)
-            if fault.by is By.CPU:
-                escaped = "".join(f"\\{byte:03o}" for byte in data)
-                stores += f"store {place.start:#x} {escaped}\n"
-            else:
-                loaded.ram.write(place.start, data)
-                gdb.write_phys(place.start, data)
-            self.injections.append(Injection(fault, place.start, before, data))
+        stores = self._write(loaded, written(loaded))
         gdb.set_breakpoint(image.start)
         printed = len(self.qemu.console)
         gdb.resume()
@@ -129,7 +117,7 @@ class _Run:
         gdb.clear_breakpoint(image.start)
         self.cpu = gdb.current_cpu()
         entered = gdb.registers()
-        loads = self._loads(loaded) if self.disk is not None else []
+        loads = dump_loads(self.qemu, image) if self.disk is not None else []
         self.qemu.copy_memory(loaded.region, loaded.ram)
         self._look_at_stores(loaded.ram, self.qemu.console[printed:])
         damage = find_damage(loaded.ram, image, purgatory=True)
@@ -146,6 +134,21 @@ class _Run:
         capture, dump = self._capture(image.kernel_entry, loads)
         outcome = self._outcome(loaded, damage, purgatory, capture, dump)
         return self._end(outcome, loaded, damage, purgatory, capture, el=entered.el, dump=dump)
+
+    def _write(self, loaded: Loaded, faults: Sequence[Fault]) -> str:
+        """Do what DMA does; returned is what init is to be told of what its CPU does (first.sh)."""
+        stores = ""
+        for fault in faults:
+            place = place_of(loaded, fault)
+            before = loaded.ram.read(place.start, place.size)
+            data = fault.data(before)
+            if fault.by is By.CPU:
+                stores += f"store {place.start:#x} {''.join(map(_ESCAPED.__mod__, data))}\n"
+            else:
+                loaded.ram.write(place.start, data)
+                self.qemu.gdb.write_phys(place.start, data)
+            self.injections.append(Injection(fault, place.start, before, data))
+        return stores
 
     def _look_at_stores(self, ram: Ram, console: str) -> None:
         """What became of those that a CPU was to do: the kernel's own words say which of them was a fault."""
@@ -275,21 +278,7 @@ class _Run:
 
     # -- the capture kernel ------------------------------------------------------------------------------------------
 
-    def _loads(self, loaded: Loaded) -> list[tuple[PhysRange, str]]:
-        """What a dump should have: areas of physical memory, and the SHA-256 of each as it is now."""
-        core = loaded.image.segment("elfcorehdr")
-        assert core is not None
-        headers = parse_core_header(bytes(core.buf)).program_headers
-        areas = [PhysRange.of(one.paddr, one.memsz) for one in headers if one.type == PT_LOAD]
-        path, found = self.qemu.folder / "area", []
-        for area in areas:
-            self.qemu.gdb.monitor(f'pmemsave {area.start:#x} {area.size:#x} "{path}"')
-            with open(path, "rb") as file:
-                found.append((area, hashlib.file_digest(file, "sha256").hexdigest()))
-            path.unlink()
-        return found
-
-    def _capture(self, entry: int, loads: list[tuple[PhysRange, str]]) -> tuple[CaptureRun, bool | None]:
+    def _capture(self, entry: int, loads: MemoryHeld) -> tuple[CaptureRun, bool | None]:
         """From the kernel's entry to the last word of its init; and whether its dump is a true one."""
         gdb, qemu = self.qemu.gdb, self.qemu
         registers = gdb.registers()
@@ -300,25 +289,5 @@ class _Run:
         said = qemu.console[printed:]
         linux = linux_end(said, panicked=hit == PANIC_END)
         kind = LINUX_ENDS[linux.end]
-        dump = self._true_dump(linux.last_word, loads) if kind is CaptureEnd.DONE else None
+        dump = true_dump(self.disk, linux.last_word, loads) if kind is CaptureEnd.DONE else None
         return CaptureRun(kind, registers.pc or entry, 0, None, linux=linux), dump
-
-    def _true_dump(self, said: str, loads: list[tuple[PhysRange, str]]) -> bool:
-        """The PT_LOADs of the core on the disk are what memory held when the image was entered."""
-        size = re.search(r", (\d+) bytes to ", said)
-        if self.disk is None or size is None:
-            return False
-        read = []
-        with open(self.disk, "rb") as file:
-            try:
-                headers = parse_core_header(file.read(1 << 16)).program_headers
-            except FormatError:
-                return False
-            for one in headers:
-                if one.type == PT_LOAD:
-                    file.seek(one.offset)
-                    digest = hashlib.sha256()
-                    for at in range(0, one.filesz, 1 << 22):
-                        digest.update(file.read(min(1 << 22, one.filesz - at)))
-                    read.append((PhysRange.of(one.paddr, one.filesz), digest.hexdigest()))
-        return bool(read) and read == loads

@@ -1,8 +1,8 @@
 """A real Linux as the first kernel: it boots, its own kexec-tools loads a crash kernel, it is harmed, and crashes.
 
-The board starts a real Image as QEMU's boot loader would, with the initramfs of linux/inits/first.sh. What that
-prints on the console marks the moments: there the machine is stopped, always at the same instruction, and faults are
-injected. Nothing here knows what Linux does in between; what came of it is read from the machine.
+The board starts a real Image as QEMU's boot loader would, with the initramfs of linux/inits/first.sh. What that prints
+marks the moments: there the machine is stopped, always at the same instruction, and faults are injected. What came of
+what Linux does in between is read from the machine.
 """
 
 import re
@@ -33,15 +33,13 @@ __all__ = ["FirstLinux"]
 
 BUDGET = 20_000_000_000
 _USUAL = 1_400_000_000
-
 _OFF = "first: end: "
 _PANIC_END = "---[ end Kernel panic"
 _STOPPED = (_OFF, _PANIC_END)
 _CRASHES = ("sysrq: Trigger a crash", "Unable to handle kernel", "Internal error: ")
 _BYE = "] Bye!"
 _KERNEL_PARTS = ("Kernel code", "Kernel data")
-_BLOCKS = 100_000
-"""From "Bye!" to the purgatory's first instruction are some thousand instructions."""
+_BLOCKS = 100_000  # from "Bye!" to the purgatory's first instruction are some thousand instructions
 
 
 @shown("setup", "crashk_res", "crashk_low_res", "board")

@@ -13,6 +13,7 @@ from kexecemu.formats.fdt_blob import FDT_MAGIC
 from kexecemu.formats.fdt_read import Fdt
 from kexecemu.formats.image import parse as parse_header
 from kexecemu.kernel.base.address_space import align_up
+from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load.devtree import elfcorehdr_area
 from kexecemu.linux.first_purgatory import find_purgatory, hashed_regions
 from kexecemu.linux.first_records import KexecSaid, SaidHeader, SaidSegment
@@ -63,27 +64,29 @@ def find_load(
     headers = [SaidHeader(one.type, one.paddr, one.vaddr, one.memsz) for one in loads]
     if purgatory is None:
         return KexecSaid(entry, segments, headers, {})
+    found = _purgatory(ram, region, purgatory, page_size)
+    order = [area.start for area in hashed_regions(found)]
+    # IMA's list of measurements: there is nothing else that it could be.
+    known = [one.mem for one in segments]
+    others = [one for one in hashed_regions(found) if one.start not in known]
+    segments += [segment("ima", one.start, one.size) for one in others]
+    segments.sort(key=lambda one: order.index(one.mem) if one.mem in order else len(order))
+    own = found.segment
+    segments.append(SaidSegment("purgatory", own.mem, own.memsz, own.bufsz))
+    symbols = {name: PhysRange.of(at, size) for name, (at, size) in found.symbol_table().items() if size}
+    return KexecSaid(found.entry, segments, headers, symbols)
+
+
+def _purgatory(ram: Ram, region: PhysRange, obj: RelocatableObject, page_size: int) -> LoadedPurgatory:
     try:
-        found = find_purgatory(ram, region, purgatory, page_size)
+        found = find_purgatory(ram, region, obj, page_size)
     except KexecError as error:
         raise MachineError(f"kexec_file_load: the purgatory in the Image: {error.reason}") from error
     if found is None:
         raise MachineError(
             f"kexec_file_load: the crash region {region} does not hold the purgatory of the Image"
         )
-    order = [area.start for area in hashed_regions(found)]
-    segments += [
-        segment(
-            "ima", one.start, one.size
-        )  # its list of measurements: there is nothing else that it could be
-        for one in hashed_regions(found)
-        if one.start not in [known.mem for known in segments]
-    ]
-    segments.sort(key=lambda one: order.index(one.mem) if one.mem in order else len(order))
-    own = found.segment
-    segments.append(SaidSegment("purgatory", own.mem, own.memsz, own.bufsz))
-    symbols = {name: PhysRange.of(at, size) for name, (at, size) in found.symbol_table().items() if size}
-    return KexecSaid(found.entry, segments, headers, symbols)
+    return found
 
 
 def _device_tree(memory: bytes, region: PhysRange, page_size: int) -> tuple[int, Fdt, PhysRange]:

@@ -214,7 +214,7 @@ class _Run:
             raise InputError("the kernel has reserved no crashkernel memory")
         ram = Ram([PhysRange.of(RAM_BASE, int(str(self.setup.ram).removesuffix("M")) << 20)])
         qemu.copy_memory(region, ram)
-        setup, page_size = self.setup, first_page_size(records)
+        setup, page_size = self.setup, first_page_size(self.setup.image)
         obj = built_in_purgatory(setup.image)
         said = find_load(ram, region, setup.crash_image, page_size, obj)
         files = {"kernel": setup.crash_image, "initrd": setup.crash_initrd}

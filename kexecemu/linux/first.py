@@ -94,7 +94,7 @@ class FirstLinux:
     @property
     def page_size(self) -> int:
         """Of the first kernel, in bytes."""
-        return first_page_size(self.records)
+        return first_page_size(self.setup.image)
 
     @property
     def kernel_area(self) -> PhysRange:

@@ -1,8 +1,7 @@
 """What a real first kernel starts with, how it gets into RAM (as by QEMU's boot loader), and who listens to it."""
 
 import random
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,10 +118,9 @@ def first_cmdline(setup: LinuxSetup) -> str:
     return f"{setup.cmdline} {_OURS}"
 
 
-def first_page_size(records: Mapping[str, str]) -> int:
-    """Of a first kernel that has left these records, in bytes."""
-    found = re.search(r"^PAGESIZE=(\d+)$", records.get("vmcoreinfo.txt", ""), re.MULTILINE)
-    return int(found[1]) if found else _PAGE
+def first_page_size(image: bytes) -> int:
+    """Of the kernel in an Image, in bytes, by its header: what it can leave of itself asks for /proc/kcore."""
+    return parse_header(image).page_size or _PAGE
 
 
 def _device_tree(board: Board, setup: LinuxSetup, initrd: PhysRange) -> bytes:

@@ -50,6 +50,7 @@ BY_CODE = {
     for name, (op0, op1, crn, crm, op2) in NAMES.items()
 }
 SPSEL = 3 << 14 | 0 << 11 | 4 << 7 | 2 << 3 | 0  # the engine has it, and stacks of its own with it
+NOP = 0xD503201F  # of compilers, between functions and in front of loops
 PLAIN = {
     0xD503427F: "smstop sm", 0xD508751F: "ic iallu", 0xD508871F: "tlbi vmalle1", 0xD50C871F: "tlbi alle2",
     0xD503379F: "dsb nsh", 0xD5033F9F: "dsb sy", 0xD5033FBF: "dmb sy", 0xD5033FDF: "isb", 0xD50041BF: "spsel 1",
@@ -119,7 +120,7 @@ class Cpu:
         if word >> 26 == 0b100101:
             self.events.append(("call", pc))
             return
-        if word >> 22 != 0b1101010100 or code == SPSEL:
+        if word >> 22 != 0b1101010100 or code == SPSEL or word == NOP:
             return
         if word in PLAIN:
             self.events.append((PLAIN[word], 0))

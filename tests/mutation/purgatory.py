@@ -44,7 +44,7 @@ REQUIRED = 0.95
 ENDS = ("killed", "lives", "equivalent", "same", "twin", "invalid")
 LIKELY = 6  # tests that killed most are tried first
 BUDGET = (
-    12.0  # seconds of processor for one mutant, if it lives so long: about one set of parameters of each test
+    120.0  # seconds of processor for one mutant, if it lives so long: several sets of parameters of each test
 )
 
 

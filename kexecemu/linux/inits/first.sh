@@ -90,12 +90,14 @@ fi
 say "crash kernel loaded"
 if [ "$(parameter wait 0)" = 1 ]; then
 	say "waiting for a line"
+	read -r line
 	# "store ADDRESS BYTES", as for printf: a store of this CPU's by the linear map, before the crash or as the crash.
-	while read -r word address bytes && [ "$word" = store ]; do
+	while [ "${line%% *}" = store ]; do
 		echo 1 >/proc/sys/kernel/panic_on_oops
-		say "store at $address"
-		printf "$bytes" | dd of=/dev/mem bs=1 seek=$((address)) conv=notrunc 2>/dev/null
-		say "stored"
+		set -- $line
+		say "store at $2"
+		printf "$3" | dd of=/dev/mem bs=1 seek=$(($2)) conv=notrunc 2>/dev/null
+		read -r line
 	done
 fi
 [ "$(parameter crash 1)" = 0 ] && power_off "end: loaded, no crash wanted"

@@ -161,10 +161,7 @@ def place_of(loaded: Loaded, fault: Fault) -> PhysRange:
         if found is not None:
             return found
         if base.startswith("purgatory:") and image.purgatory is not None:
-            name, symbols = base.removeprefix("purgatory:"), image.purgatory.symbol_table()
-            if name in symbols:
-                return PhysRange(symbols[name][0], image.purgatory.segment.area.end)
-            raise InputError(f"target {base}: the purgatory has no symbol {name}{there_are(name, symbols)}")
+            return image.purgatory.target(base)
         known = [*(one.name for one in image.segments), "crashkernel", "crashkernel-free"]
         raise InputError(f"target {base}: no such segment{there_are(base, known)}, and physical addresses")
 

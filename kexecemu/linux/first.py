@@ -190,7 +190,7 @@ class FirstLinux:
     def _symbol(self, base: str, name: str) -> PhysRange:
         """Of kexec-tools' purgatory what that happened to name; of one that the kernel has, all are known."""
         if isinstance(self.image.purgatory, FoundPurgatory):
-            return self.image.purgatory.target(base, name)
+            return self.image.purgatory.target(base)
         symbols = self.said.symbols
         if name in symbols:
             return symbols[name]

@@ -6,7 +6,7 @@ it into the crash region. The object tells its size, its entry and its symbols; 
 
 import struct
 
-from kexecemu.errors import BusError, FormatError, InputError
+from kexecemu.errors import BusError, FormatError
 from kexecemu.formats.elf import SHF_EXECINSTR, SHT_NOBITS, SHT_NULL
 from kexecemu.formats.elfrel import RelocatableObject, embedded_objects, parse
 from kexecemu.kernel.base.address_space import align_up
@@ -14,7 +14,6 @@ from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.image.segment import Segment
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.suggest import did_you_mean
 
 __all__ = ["FoundPurgatory", "built_in_purgatory", "find_purgatory", "hashed_regions"]
 
@@ -32,15 +31,6 @@ class FoundPurgatory(LoadedPurgatory):
         self.linked = bytes(self.buf)
         """As the object alone would have it, with no variable set."""
         self.buf = bytearray(segment.buf)
-
-    def target(self, base: str, name: str) -> PhysRange:
-        """From a symbol, of any linkage, to the segment's end; InputError that quotes the target `base` for none."""
-        symbols = self.symbol_table()
-        if name not in symbols:
-            raise InputError(
-                f"target {base}: the purgatory has no symbol {name}{did_you_mean(name, symbols)}"
-            )
-        return PhysRange(symbols[name][0], self.segment.area.end)
 
 
 def built_in_purgatory(image: bytes) -> RelocatableObject | None:

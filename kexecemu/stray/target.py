@@ -53,17 +53,9 @@ def _area(kernel: KernelModel, base: str) -> PhysRange:
     if found is not None:
         return found
     if base.startswith("purgatory:"):
-        name = base.removeprefix("purgatory:")
-        purgatory = image.purgatory
-        if purgatory is None:
+        if image.purgatory is None:
             raise InputError(f"target {base}: no purgatory is loaded")
-        # Local symbols too: a stray write does not ask for linkage.
-        symbols = purgatory.symbol_table()
-        symbol = symbols.get(name)
-        if symbol is None:
-            like = did_you_mean(name, symbols)
-            raise InputError(f"target {base}: the purgatory has no symbol {name}{like}")
-        return PhysRange(symbol[0], purgatory.segment.area.end)
+        return image.purgatory.target(base)
     known = [*(one.name for one in image.segments), "crashkernel", "crashkernel-free"]
     raise InputError(
         f"target {base}: no such segment or symbol{there_are(base, known)}, "

@@ -56,10 +56,9 @@ def test_what_is_read_of_it_is_what_the_model_loaded_digest_and_all() -> None:
     assert read.purgatory.symbol_table() == image.purgatory.symbol_table()
     assert read.purgatory.scratch() == image.purgatory.scratch()
     digest = read.purgatory.symbol_phys("purgatory_sha256_digest")
-    place = "purgatory:purgatory_sha256_digest"
-    assert read.purgatory.target(place, "purgatory_sha256_digest").start == digest
+    assert read.purgatory.target("purgatory:purgatory_sha256_digest").start == digest
     with pytest.raises(InputError, match="no symbol purgatory_digest"):
-        read.purgatory.target(place, "purgatory_digest")
+        read.purgatory.target("purgatory:purgatory_digest")
 
 
 def test_a_purgatory_that_is_not_in_memory_is_no_load() -> None:

@@ -8,13 +8,14 @@ A purgatory is a relocatable ELF object; the kernel is its linker. The order is 
 from collections.abc import Callable
 from errno import EINVAL, ENOEXEC, ENOMEM
 
-from kexecemu.errors import FormatError, KexecError
+from kexecemu.errors import FormatError, InputError, KexecError
 from kexecemu.formats import elfrel
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.image.relocate import relocate
 from kexecemu.kernel.image.segment import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["LoadedPurgatory", "link_at", "parse_purgatory"]
 
@@ -217,6 +218,14 @@ class LoadedPurgatory:
             reason = f"purgatory: symbol {name} does not exist"
             raise KexecError(EINVAL, "kexec_purgatory_get_symbol_addr", reason)
         return self._addresses[symbol.shndx] + symbol.value
+
+    def target(self, base: str) -> PhysRange:
+        """For purgatory:SYMBOL: from a symbol, of any linkage, to the segment's end; InputError for none."""
+        name, symbols = base.removeprefix("purgatory:"), self.symbol_table()
+        if name not in symbols:
+            like = did_you_mean(name, symbols)
+            raise InputError(f"target {base}: the purgatory has no symbol {name}{like}")
+        return PhysRange(symbols[name][0], self.segment.area.end)
 
     def symbol_table(self) -> dict[str, tuple[int, int]]:
         """All named symbols that were loaded, local ones too: name to (physical address, size in bytes)."""

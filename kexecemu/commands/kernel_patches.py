@@ -36,14 +36,16 @@ def patches(
     Exit status 1 if checkpatch says anything that is not among the exceptions with a reason.
     """
     from kexecemu.fetch.cache import cache_folder
-    from kexecemu.kbuild.patches import checkpatch, make_patches
+    from kexecemu.kbuild.patches import checkpatch, make_patches, source_files
     from kexecemu.kbuild.series import find_series
     from kexecemu.kbuild.source import find_source
 
     if out is None and not check:
         raise InputError("nothing to do: give --out DIR, or --check")
     tarball = find_source(version, cache_folder())
-    made = make_patches(find_series(series or "purgatory"), version, tarball, author)
+    folder = find_series(series or "purgatory")
+    source = source_files(folder, version, tarball, check=check)
+    made = make_patches(folder, version, source, author)
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def patches(
     if not check:
         return
     try:
-        complaints = checkpatch(made, tarball)
+        complaints = checkpatch(made, source)
     except BuildError as error:
         raise failed("patches", error) from error
     wrong = [one for one in complaints if not one.reason]

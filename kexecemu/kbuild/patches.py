@@ -13,7 +13,7 @@ from kexecemu.errors import BuildError, InputError
 from kexecemu.files import read_file
 from kexecemu.kbuild.series import Step, apply_step, read_series
 
-__all__ = ["EXCEPTIONS", "Complaint", "Patch", "checkpatch", "make_patches"]
+__all__ = ["EXCEPTIONS", "Complaint", "Patch", "checkpatch", "make_patches", "source_files"]
 
 _CHECKPATCH = ("scripts/checkpatch.pl", "scripts/spelling.txt", "scripts/const_structs.checkpatch")
 
@@ -44,18 +44,38 @@ class Complaint:
     reason: str
 
 
-def make_patches(series: Path, version: str, tarball: Path, author: str) -> list[Patch]:
+def source_files(series: Path, version: str, tarball: Path, *, check: bool) -> dict[str, bytes]:
+    """What of linux-source's archive a series edits, by path; with check, checkpatch.pl and what that reads, too.
+
+    Unpacking takes seconds, so it is done once for all. InputError for a series for another version, and for a file
+    that is not there.
+    """
+    steps = read_series(series, version)
+    ours = {new.path for step in steps for new in step.new}
+    missing = {edit.path for step in steps for edit in step.edit} - ours | set(_CHECKPATCH if check else ())
+    found = {}
+    with tarfile.open(tarball, "r|*") as archive:
+        for member in archive:
+            path = member.name.partition("/")[2]
+            content = archive.extractfile(member) if path in missing else None
+            if content is not None:
+                found[path] = content.read()
+                missing.remove(path)
+                if not missing:
+                    return found
+    raise InputError(f"{tarball.name}: has no {min(missing)}")
+
+
+def make_patches(series: Path, version: str, source: Mapping[str, bytes], author: str) -> list[Patch]:
     """The patches of a series for a version of Linux, in order, the cover letter first if it has one.
 
-    tarball is linux-source's; only files that are edited are taken out of it. author is a name and an address.
-    InputError for a series that does not fit.
+    source has the files that are edited. author is a name and an address. InputError for a series that does not fit.
     """
     steps = read_series(series, version)
     patches = []
     with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
         tree = Path(name)
-        ours = {new.path for step in steps for new in step.new}
-        _extract(tarball, tree, {edit.path for step in steps for edit in step.edit} - ours)
+        _lay(tree, {path: data for path, data in source.items() if path not in _CHECKPATCH})
         total = len(steps)
         before = _files(tree)
         whole: dict[str, str] = dict(before)
@@ -73,12 +93,12 @@ def make_patches(series: Path, version: str, tarball: Path, author: str) -> list
     return patches
 
 
-def checkpatch(patches: Sequence[Patch], tarball: Path) -> list[Complaint]:
-    """What the kernel's own checkpatch.pl --strict says of each; BuildError where it cannot be run (it is in Perl)."""
+def checkpatch(patches: Sequence[Patch], source: Mapping[str, bytes]) -> list[Complaint]:
+    """What the source's own checkpatch.pl --strict says of each; BuildError where it cannot be run (it is in Perl)."""
     complaints = []
     with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
         tree = Path(name)
-        _extract(tarball, tree, set(_CHECKPATCH))
+        _lay(tree, {path: source[path] for path in _CHECKPATCH})
         for patch in patches:
             if patch.name.startswith("0000"):
                 continue
@@ -111,22 +131,10 @@ def _reason(line: str) -> str:
     return next((why for pattern, why in EXCEPTIONS.items() if re.search(pattern, line)), "")
 
 
-def _extract(tarball: Path, tree: Path, paths: set[str]) -> None:
-    """Those files of the archive, whose own first folder is left out; it is read as far as the last of them."""
-    missing = set(paths)
-    with tarfile.open(tarball, "r|*") as archive:
-        for member in archive:
-            path = member.name.partition("/")[2]
-            if path not in missing:
-                continue
-            missing.remove(path)
-            content = archive.extractfile(member)
-            if content is not None:
-                (tree / path).parent.mkdir(parents=True, exist_ok=True)
-                (tree / path).write_bytes(content.read())
-            if not missing:
-                return
-    raise InputError(f"{tarball.name}: has no {min(missing)}")
+def _lay(tree: Path, files: Mapping[str, bytes]) -> None:
+    for path, data in files.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(data)
 
 
 def _files(tree: Path) -> dict[str, str]:

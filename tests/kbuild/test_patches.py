@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kexecemu.errors import InputError
-from kexecemu.kbuild.patches import Patch, checkpatch, make_patches
+from kexecemu.kbuild.patches import Patch, checkpatch, make_patches, source_files
 from kexecemu.kbuild.series import apply_series
 
 _AUTHOR = "A Tester <tester@example.org>"
@@ -45,7 +45,7 @@ def _series(tmp_path: Path) -> Path:
 
 def test_the_patches_give_what_the_series_gives(tmp_path: Path) -> None:
     series, tarball = _series(tmp_path), _tarball(tmp_path, {"Makefile": "all:\n", "kernel/a.c": _C})
-    made = make_patches(series, "6.12", tarball, _AUTHOR)
+    made = make_patches(series, "6.12", source_files(series, "6.12", tarball, check=False), _AUTHOR)
     assert [patch.name for patch in made] == [
         "0000-cover-letter.patch",
         "0001-arm64-one.patch",
@@ -66,7 +66,7 @@ def test_the_patches_give_what_the_series_gives(tmp_path: Path) -> None:
 
 
 def test_a_patch_says_what_and_why_and_who(tmp_path: Path) -> None:
-    cover, one, two = make_patches(_series(tmp_path), "6.12", _tarball(tmp_path, {"kernel/a.c": _C}), _AUTHOR)
+    cover, one, two = make_patches(_series(tmp_path), "6.12", {"kernel/a.c": _C.encode()}, _AUTHOR)
     assert one.text.startswith(
         f"From: {_AUTHOR}\nSubject: [PATCH 1/2] arm64: one\n\nWhy one.\n\nSigned-off-by: {_AUTHOR}"
     )
@@ -77,7 +77,7 @@ def test_a_patch_says_what_and_why_and_who(tmp_path: Path) -> None:
 
 def test_a_source_without_a_file_that_is_edited_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"linux-source-6.12.tar.xz: has no kernel/a.c"):
-        make_patches(_series(tmp_path), "6.12", _tarball(tmp_path, {"Makefile": "all:\n"}), _AUTHOR)
+        source_files(_series(tmp_path), "6.12", _tarball(tmp_path, {"Makefile": "all:\n"}), check=False)
 
 
 _SAYS = """\
@@ -96,9 +96,15 @@ exit 1;
 def test_what_checkpatch_says_stands_only_with_a_reason(tmp_path: Path) -> None:
     tarball = _tarball(
         tmp_path,
-        {"scripts/checkpatch.pl": _SAYS, "scripts/spelling.txt": "", "scripts/const_structs.checkpatch": ""},
+        {
+            "kernel/a.c": _C,
+            "scripts/checkpatch.pl": _SAYS,
+            "scripts/spelling.txt": "",
+            "scripts/const_structs.checkpatch": "",
+        },
     )
-    found = checkpatch([Patch("0001-a.patch", "+GOOD\n"), Patch("0002-b.patch", "+BAD\n")], tarball)
+    source = source_files(_series(tmp_path), "6.12", tarball, check=True)
+    found = checkpatch([Patch("0001-a.patch", "+GOOD\n"), Patch("0002-b.patch", "+BAD\n")], source)
     assert [(one.line.split(": ")[1], bool(one.reason)) for one in found] == [
         ("WARNING:FILE_PATH_CHANGES", True),
         ("ERROR:SPACING", False),

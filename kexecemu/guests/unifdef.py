@@ -7,7 +7,7 @@ compiles to the same object as the whole with the option off; a test holds it to
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from kexecemu.guests.purgatory import OPTIONS
@@ -55,7 +55,6 @@ class _Block:
     opening: str
     value: bool | None
     branches: list[list[str]] = field(default_factory=lambda: [[]])
-    closing: Sequence[str] = ()
 
 
 def _conditionals(text: str, known: _Known) -> str:
@@ -93,12 +92,11 @@ def _opened(word: str, rest: str, line: str, known: _Known) -> _Block:
     if word != "if":
         value = known.get(rest)
         return _Block(line, value if value is None or word == "ifdef" else not value)
-    value, short = _simplified(rest.replace("\\\n", " "), known)
-    if value is not None:
+    expression = " ".join(rest.replace("\\\n", " ").split())
+    value, short = _simplified(expression, known)
+    if value is not None or short == expression:
         return _Block(line, value)
     alone = re.fullmatch(r"(!?)defined\((\w+)\)", short)
-    if short == " ".join(rest.replace("\\\n", " ").split()):
-        return _Block(line, None)
     return _Block(f"#if{'n' if alone[1] else ''}def {alone[2]}\n" if alone else f"#if {short}\n", None)
 
 
@@ -113,7 +111,6 @@ def _resolved(block: _Block, closing: str) -> list[str]:
 
 def _simplified(expression: str, known: _Known) -> tuple[bool | None, str]:
     """Of defined(), !, && and ||, the latter two not mixed without parentheses: its value, or what is left of it."""
-    expression = " ".join(expression.split())
     for operator, decides in (("||", True), ("&&", False)):
         parts = _parts(expression, operator)
         if len(parts) == 1:

@@ -10,9 +10,7 @@ import typer
 
 from kexecemu.commands.help import HelpfulGroup, add_command
 from kexecemu.commands.kernel_given import (
-    BOOTING,
     BUILDING,
-    JUDGE_EXAMPLES,
     ByOption,
     CompilerOption,
     ConfigOption,
@@ -34,6 +32,7 @@ from kexecemu.commands.kernel_given import (
     machine_given,
     plan_given,
 )
+from kexecemu.commands.kernel_judge import JUDGE_EXAMPLES, judge
 from kexecemu.commands.kernel_patches import EXAMPLES, patches
 from kexecemu.commands.options import JsonOption, VerboseOption, from_one, option
 from kexecemu.commands.outputs import print_json
@@ -188,49 +187,6 @@ def stamp(
     if expect is not None and end.reply.value != expect:
         print(f"kexecemu: not as expected: {end.reply.value}, not {expect}", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def judge(
-    kernel: KernelArgument,
-    on: Annotated[str, option("--on", "both, qemu, or board: our own.", "WHERE", BOOTING)] = "both",
-    cpu: CpuOption = "max",
-    el: ElOption = "el1",
-    cpus: CpusOption = 1,
-    kaslr: KaslrOption = True,
-    jobs: Annotated[int, option("-j", "QEMUs at a time.", "N", BOOTING, parser=from_one)] = 1,
-    series: SeriesOption = None,
-    pages: PagesOption = "4k",
-    config: ConfigOption = None,
-    compiler: CompilerOption = "gcc",
-    json: JsonOption = False,
-) -> None:
-    """Every fault of purgatory check, and a dozen more, on the real kernel, beside what the model says of it.
-
-    Exit status 1 if an intact image does not capture, or anything is not as the model says.
-    """
-    from kexecemu.kbuild.judge import judge_kernel
-    from kexecemu.kbuild.qemu import QemuMachine
-    from kexecemu.kbuild.trial import Trial
-    from kexecemu.report.kernel_judge import judge_text
-
-    if on not in ("both", "qemu", "board"):
-        raise InputError(f"--on {on!r} is not one of both, qemu, board")
-    machine = None if on == "board" else QemuMachine(cpu, el, cpus)
-    if machine is None:
-        machine_given(on, cpu, el, cpus)
-    trial = Trial(built_kernel(kernel, series, pages, config, compiler), cpus=cpus, kaslr=kaslr)
-    try:
-        with counted("judging", "runs") as count:
-            judged = judge_kernel(trial, machine, board=on != "qemu", jobs=jobs, on_run=count)
-    except MachineError as error:
-        raise failed("judge", error) from error
-    good = not any(one.differs or one.wrong for one in judged)
-    if json:
-        rows = [one.as_object() for one in judged]
-        print_json({"kernel": str(trial.kernel.folder), "faults": rows, "as_the_model_says": good})
-    else:
-        sys.stdout.write(judge_text(judged))
-    raise typer.Exit(0 if good else 1)
 
 
 def _tried(

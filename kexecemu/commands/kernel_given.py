@@ -47,13 +47,6 @@ _WRITE = "Write these bytes there after the load, as initrd+0x1000=deadbeef. Rep
 _BY = "dma: behind every CPU's back; or cpu: a store through the kernel's linear map, which may fault. QEMU only."
 _EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
 
-JUDGE_EXAMPLES = """\
-kexecemu kernel judge 6.12 -j 2
-On our board and in QEMU: some minutes.
-kexecemu kernel judge 6.12 --on qemu --cpu neoverse-v1 --el vhe --json
-Another machine; one JSON object.
-"""
-
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help=_VERSION)]
 KernelArgument = Annotated[str, typer.Argument(metavar="VERSION|DIR", help=_KERNEL)]
 SeriesOption = Annotated[str | None, option("--series", _SERIES, "NAME,...|DIR|none", BUILDING)]

@@ -15,6 +15,7 @@ from kexecemu.kbuild.trial import Loaded, Trial
 from kexecemu.scenario.purgatory_bench import every_case, model_replies
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
+from kexecemu.suggest import there_are
 
 __all__ = ["PLACES", "Judged", "judge_kernel"]
 
@@ -73,12 +74,14 @@ def judge_kernel(
     *,
     board: bool,
     jobs: int = 1,
+    rows: Sequence[str] = (),
     on_run: OnRun = lambda: None,
 ) -> list[Judged]:
     """Try a kernel with every row: on our board, and in QEMU (None: not there) with so many at a time.
 
-    on_run is called after each run that is no model's. Raises InputError for a kernel without a purgatory, and where it
-    does not come as far as the load.
+    rows are words: a row is tried that has one of them in its name, all of them if there are none. on_run is called
+    after each run that is no model's. Raises InputError for a kernel without a purgatory, where it does not come as far
+    as the load, and for words that no row has.
     """
     path = trial.kernel.purgatory
     obj = trial.kernel.built_in()
@@ -89,8 +92,13 @@ def judge_kernel(
             f"{trial.kernel.folder}: the model needs purgatory.ro, which is not beside the Image"
         )
     model = model_replies(path, obj)
+    for word in rows:
+        if not any(word in name for name in model):
+            raise InputError(f"--row {word!r}: no row has that in its name{there_are(word, list(model))}")
     found: dict[str, dict[str, list[Reply]]] = {
-        name: {"model": replies} for name, (replies, _) in model.items()
+        name: {"model": replies}
+        for name, (replies, _) in model.items()
+        if not rows or any(word in name for word in rows)
     }
     captured: dict[str, bool] = {}
     if board:
@@ -113,8 +121,9 @@ def _on_board(
     trial: Trial, found: dict[str, dict[str, list[Reply]]], captured: dict[str, bool], on_run: OnRun
 ) -> None:
     with board_runs(trial) as runs:
-        for name, case in _cases(runs.loaded).items():
-            replies = found[name]["board"] = []
+        cases = _cases(runs.loaded)
+        for name, places in found.items():
+            case, replies = cases[name], places.setdefault("board", [])
             for faults in case.runs:
                 intact = name == UNTOUCHED
                 end = runs.run(lambda loaded, faults=faults: faults, linux=intact)  # type: ignore[misc]

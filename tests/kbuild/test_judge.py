@@ -45,6 +45,18 @@ def test_a_kernel_without_a_purgatory_and_one_without_its_object_are_not_judged(
             judge_kernel(Trial(read_built(tmp_path)), None, board=True)
 
 
+def test_rows_are_chosen_by_words_in_their_names(tmp_path: Path) -> None:
+    (tmp_path / "Image").write_bytes(b"MZ" + purgatory_path().read_bytes())
+    (tmp_path / "purgatory.ro").write_bytes(purgatory_path().read_bytes())
+    trial = Trial(read_built(tmp_path))
+    judged = judge_kernel(trial, None, board=False, rows=["nothing", "digest, zeros"])
+    assert [one.case for one in judged] == [UNTOUCHED, "stored digest, zeros", "its own digest, zeros"]
+    with pytest.raises(
+        InputError, match=r"--row 'initramfs': no row has .*; there are nothing, kernel, first"
+    ):
+        judge_kernel(trial, None, board=False, rows=["nothing", "initramfs"])
+
+
 def test_the_table_names_what_differs_and_what_does_not_apply() -> None:
     rows = [
         Judged(UNTOUCHED, {"model": [Reply.BOOTS], "qemu": [Reply.BOOTS]}),

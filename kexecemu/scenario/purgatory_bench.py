@@ -21,7 +21,15 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 
-__all__ = ["Check", "OnCase", "check_purgatory", "every_case", "instructions_per_byte", "model_replies"]
+__all__ = [
+    "Check",
+    "Modelled",
+    "OnCase",
+    "check_purgatory",
+    "every_case",
+    "instructions_per_byte",
+    "model_replies",
+]
 
 _INITRD = 0x4000
 _LARGER_INITRD = 0x24000
@@ -102,13 +110,15 @@ class _Bench:
         assert image is not None and image.purgatory is not None
         return kernel, image, image.purgatory
 
-    def reply(self, faults: Sequence[Fault]) -> Reply:
-        """Inject, panic, follow to the end."""
+    def reply(self, faults: Sequence[Fault]) -> tuple[Reply, int | None]:
+        """Inject, panic, follow to the end; and the address of the purgatory's last abort, if it has one."""
         kernel, _, _ = self.load()
         for fault in faults:
             kernel.inject(fault)
         end = kernel.panic()
-        return judge_reply(bool(faults), end.outcome, end.damage, end.purgatory, end.capture)
+        abort = end.purgatory.fault if end.purgatory is not None else None
+        reply = judge_reply(bool(faults), end.outcome, end.damage, end.purgatory, end.capture)
+        return reply, abort.far if abort is not None and abort.has_far else None
 
     def measure(self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS) -> tuple[int, int, int] | None:
         """Instructions of a run that finds nothing, bytes hashed, and SP at its end; None if it does not boot."""
@@ -173,10 +183,18 @@ def _stack_top(loaded: LoadedPurgatory, sp: int | None) -> int | None:
     return sp if sp is not None and area.start + 64 <= sp <= area.end else None
 
 
-def model_replies(
-    path: Path, obj: RelocatableObject, progress: OnCase = lambda: None
-) -> dict[str, tuple[list[Reply], str]]:
-    """What the model says of each row of every_case(), for a purgatory that kexec_file_load takes; and why it is empty.
+@shown()
+@dataclass(frozen=True)
+class Modelled:
+    """What the model says of a row's runs, where each aborted (physical) or None, and why there is no run."""
+
+    replies: list[Reply]
+    aborted: list[int | None]
+    absent: str
+
+
+def model_replies(path: Path, obj: RelocatableObject, progress: OnCase = lambda: None) -> dict[str, Modelled]:
+    """What the model says of each row of every_case(), for a purgatory that kexec_file_load takes.
 
     Raises KexecError when the load is refused.
     """
@@ -184,7 +202,8 @@ def model_replies(
     kernel, image, loaded = bench.load()
     found = {}
     for case in every_case(kernel.ram, image, obj, loaded):
-        found[case.name] = [bench.reply(faults) for faults in case.runs], case.absent
+        ends = [bench.reply(faults) for faults in case.runs]
+        found[case.name] = Modelled([reply for reply, _ in ends], [at for _, at in ends], case.absent)
         progress()
     return found
 
@@ -223,7 +242,7 @@ def check_purgatory(
     for case in cases(kernel.ram, image, obj, loaded, interface, stack_top):
         found = replies.setdefault(case.name, [])
         for faults in case.runs:
-            found.append(bench.reply(faults))
+            found.append(bench.reply(faults)[0])
             progress()
         if case.absent:
             absent[case.name] = case.absent

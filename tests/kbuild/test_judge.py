@@ -26,6 +26,22 @@ def test_a_row_differs_where_any_run_does_in_that_order() -> None:
     assert row.as_object()["qemu"] == row.as_object()["model"] == {"caught": 1, "missed": 1}
 
 
+def test_what_aborts_where_qemu_has_flash_is_not_compared_with_it_but_with_the_board() -> None:
+    row = Judged(CODE, {"model": [GOOD, BAD], "board": [GOOD, GOOD], "qemu": [GOOD, GOOD]}, in_flash=[1])
+    assert row.differs == ["board"]
+    row = Judged(CODE, {"model": [GOOD, BAD], "qemu": [BAD, GOOD]}, in_flash=[1])
+    assert row.differs == ["qemu"]
+    row = Judged(CODE, {"model": [GOOD, BAD], "qemu": [GOOD, GOOD]}, in_flash=[1])
+    assert row.differs == []
+    assert judge_text([row]).splitlines()[-5:] == [
+        "",
+        "Not compared with QEMU, whose virt has flash where they abort in the model:",
+        "  purgatory's code, 32 bits: 1 run",
+        "",
+        "1 row, 2 runs: all are as the model says",
+    ]
+
+
 def test_an_intact_image_must_boot_with_a_true_dump() -> None:
     boots = {name: [Reply.BOOTS] for name in ("model", "board", "qemu")}
     assert Judged(UNTOUCHED, boots, captured={"board": True, "qemu": True}).wrong == []
@@ -93,9 +109,18 @@ def test_thirty_faults_and_an_intact_image_each_in_a_row_of_its_own() -> None:
     assert [one.name for one in every if one.absent] == []
 
 
+def test_the_model_says_where_a_run_aborts() -> None:
+    found = model_replies(purgatory_path(), parse(purgatory_path().read_bytes()))
+    assert found[UNTOUCHED].aborted == [None]
+    aborts = found[CODE].aborted
+    assert len(aborts) == 32 and any(at is not None for at in aborts)
+    told = {found[CODE].replies[run] for run, at in enumerate(aborts) if at is not None}
+    assert told <= {Reply.TRAPPED, Reply.TRAP_REPORTED}
+
+
 def test_the_shipped_purgatory_catches_all_of_the_segments_and_of_what_the_loader_sets() -> None:
     found = model_replies(purgatory_path(), parse(purgatory_path().read_bytes()))
-    more = {name: replies for name, (replies, _) in list(found.items())[19:]}
+    more = {name: one.replies for name, one in list(found.items())[19:]}
     # Zeros in place of its own digest say that there is none: then nothing of the purgatory itself is checked.
     assert more.pop("its own digest, zeros") == [Reply.HARMLESS]
     assert set(map(tuple, more.values())) == {(Reply.CAUGHT,)} and len(more) == 11

@@ -175,6 +175,8 @@ def registers(
         for number, name in enumerate(NAMES)
         if name.endswith(("_el1", "_el2"))
     }
+    if "cptr_el2" in both:
+        both["cptr_el2"] |= 1 << 12 | 1 << 10  # TSM, TFP: what is to be cleared is set
     found = {
         **both,
         "currentel": LEVELS[el],

@@ -218,6 +218,21 @@ def test_a_repair_is_aligned_whatever_copy_and_region_are(case: Case, start: int
     assert run.unaligned == [] and run.foreign == []
 
 
+def test_a_repair_goes_by_words_where_it_can_and_is_counted_once(case: Case) -> None:
+    sizes: list[int] = []
+
+    def hook(_uc: Uc, _access: int, _phys: int, size: int, _value: int, _data: object) -> None:
+        sizes.append(size)
+
+    def watch(uc: Uc) -> None:
+        uc.hook_add(UC_HOOK_MEM_WRITE, hook, begin=SECOND, end=SECOND + 0x2FFF)
+
+    run = case.run(Policy.REPAIR, STAMP, before=watch)
+    assert (run.pc, run.verdict.flags & REPAIRED) == (KERNEL_ENTRY, REPAIRED)
+    assert sizes == [8] * (PAGE // 8)
+    assert run.verdict.bytes_hashed == sum(size for _, size in case.regions)
+
+
 @pytest.mark.parametrize("pages", [16, 17])
 def test_the_record_has_sixteen_ranges_and_stays_within_itself(case: Case, pages: int) -> None:
     """Every second page is damaged; the count goes on, the list does not."""

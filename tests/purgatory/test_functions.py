@@ -283,8 +283,31 @@ def test_what_lies_above_48_bits_is_read_without_the_mmu(functions: Functions) -
     assert functions("caches_prepare", 0) == 0
     regions_of(functions, [(0x50000000, PAGE)], copy=1 << 48)
     assert functions("caches_prepare", 0) == 0
+    regions_of(functions, [((1 << 48) - PAGE, PAGE + 1)])
+    assert functions("caches_prepare", 0) == 0
     regions_of(functions, [((1 << 48) - PAGE, PAGE)], copy=0x60000000)
     assert functions("caches_prepare", 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "tables"),
+    [
+        (0x50000000, PAGE, 1),
+        (0x50000000, 2 << 20, 0),
+        (0x80000000, GIB, 0),
+        (0x80000000 - PAGE, GIB + PAGE, 1),
+        (1 << 39, 1 << 39, 1),  # there is no block of 512 GiB
+    ],
+)
+def test_a_block_is_as_large_as_4k_granules_have_it(
+    functions: Functions, start: int, size: int, tables: int
+) -> None:
+    """The tables that a region takes beside the four for ourselves, of which it shares what lies in the same GiB."""
+    regions_of(functions, [(start, size)])
+    assert functions("caches_prepare", 0) == 1
+    assert struct.unpack("<Q", functions.get("tables_used"))[0] == 4 + tables
+    top = struct.unpack("<512Q", functions.uc.mem_read(struct.unpack("<4Q", functions.get("new"))[2], PAGE))
+    assert {entry & (VALID | TABLE) for entry in top} == {0, VALID | TABLE}
 
 
 def test_the_scratch_memory_is_large_enough() -> None:

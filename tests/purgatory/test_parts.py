@@ -102,6 +102,18 @@ def test_the_table_is_the_region_that_starts_where_the_loader_says(functions: Fu
                 assert functions("page_digests_usable") == usable, (table, known, damaged)
 
 
+def test_what_lies_behind_the_regions_is_none(functions: Functions) -> None:
+    regions_of(functions, [(0x50000000 + PAGE * i, PAGE) for i in range(16)])
+    start, size = functions.loaded.symbols["purgatory_sha_regions"]
+    functions.uc.mem_write(start + size, struct.pack("<QQ", SCRATCH, PAGE))
+    functions.set("purgatory_page_digests", struct.pack("<Q", SCRATCH))
+    functions.set("purgatory_region_digests", bytes(512))
+    functions.set("purgatory_verdict", bytes(len(functions.get("purgatory_verdict"))))
+    assert functions("page_digests_usable") == 0
+    functions("locate", 1 << 16)
+    assert functions.get("purgatory_verdict")[92:96] == bytes(4)
+
+
 def test_the_copy_is_as_long_as_the_regions_that_are_not_the_table(functions: Functions) -> None:
     regions = [(0x50000000 + 0x100000 * i, 1000 + i) for i in range(16)]
     for table, copy in ((None, 1 << 30), (0, 1 << 30), (15, 8), (7, 0)):

@@ -19,6 +19,7 @@ __all__ = ["GdbStub", "Registers"]
 _PACKET = re.compile(rb"\$([^#]*)#[0-9a-fA-F]{2}", re.DOTALL)
 _RUN = re.compile(rb"(.)\*(.)", re.DOTALL)
 _CORE = struct.Struct("<33QI")
+_THREAD = re.compile(r"T..(?:.*;)?thread:(?:p[0-9a-f]+\.)?([0-9a-f]+);")
 _SYSTEM = re.compile(r'<reg name="(\w+)"[^>]* regnum="(\d+)"')
 _PIECE = 1000  # bytes in one packet
 _LIMIT_SECONDS = 60
@@ -57,6 +58,7 @@ class GdbStub:
         self._socket.connect(str(path))
         self._read, self._idle = b"", idle
         self._system: dict[str, int] | None = None
+        self._stopped = 0
         self.ask("?")
 
     def close(self) -> None:
@@ -128,9 +130,8 @@ class GdbStub:
         return text
 
     def current_cpu(self) -> int:
-        """The number of the CPU that has stopped."""
-        thread = self.ask("qC").removeprefix("QC")
-        return int(thread.rpartition(".")[2].lstrip("p") or "1", 16) - 1
+        """The number of the CPU that the last stop was reported of. (QEMU answers qC with the first of all.)"""
+        return self._stopped
 
     def set_breakpoint(self, address: int) -> None:
         """At an address as the CPU fetches it."""
@@ -183,4 +184,7 @@ class GdbStub:
         self._read = self._read[match.end() :]
         self._socket.sendall(b"+")
         # A byte, "*", and a character that says how often it comes again.
-        return _RUN.sub(lambda run: run[1] * (run[2][0] - 28), match[1]).decode("latin-1")
+        packet = _RUN.sub(lambda run: run[1] * (run[2][0] - 28), match[1]).decode("latin-1")
+        if (thread := _THREAD.match(packet)) is not None:
+            self._stopped = int(thread[1], 16) - 1
+        return packet

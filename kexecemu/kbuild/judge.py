@@ -9,7 +9,7 @@ from typing import Any
 from kexecemu.crash.purgatory_check import UNTOUCHED, Case, Reply
 from kexecemu.errors import InputError
 from kexecemu.kbuild.on_board import board_runs
-from kexecemu.kbuild.on_qemu import run_in_qemu
+from kexecemu.kbuild.on_qemu import QemuRuns, qemu_runs, run_in_qemu
 from kexecemu.kbuild.qemu import QemuMachine
 from kexecemu.kbuild.trial import Loaded, Trial
 from kexecemu.scenario.purgatory_bench import every_case, model_replies
@@ -159,25 +159,29 @@ def _in_qemu(
     jobs: int,
     on_run: OnRun,
 ) -> None:
-    def run(name: str, number: int) -> Reply:
-        def written(loaded: Loaded) -> Sequence[Fault]:
-            return _cases(loaded)[name].runs[number]
-
-        intact = name == UNTOUCHED
-        end = run_in_qemu(replace(trial, dump=intact), machine, written)
-        if intact:
-            captured["qemu"] = end.captured
+    def intact() -> Reply:
+        """With a disk for the dump, which a state that goes to a file has not."""
+        end = run_in_qemu(trial, machine, lambda loaded: [])
+        captured["qemu"] = end.captured
         on_run()
         return end.reply
 
-    with ThreadPoolExecutor(jobs) as pool:
+    def run(runs: QemuRuns, faults: Sequence[Fault]) -> Reply:
+        reply = runs.run(lambda loaded: faults).reply
+        on_run()
+        return reply
+
+    with qemu_runs(replace(trial, dump=False), machine) as runs, ThreadPoolExecutor(jobs) as pool:
+        cases = _cases(runs.loaded)
         waiting = {
-            name: [pool.submit(run, name, number) for number in range(len(replies["model"]))]
-            for name, replies in found.items()
+            name: [pool.submit(intact)]
+            if name == UNTOUCHED
+            else [pool.submit(run, runs, faults) for faults in cases[name].runs]
+            for name in found
         }
         try:
-            for name, runs in waiting.items():
-                found[name]["qemu"] = [one.result() for one in runs]
+            for name, replies in waiting.items():
+                found[name]["qemu"] = [one.result() for one in replies]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

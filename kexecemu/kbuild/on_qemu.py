@@ -1,4 +1,4 @@
-"""Trials in QEMU: a boot for each, memory written behind the CPUs' backs, and breakpoints where images are entered.
+"""Trials in QEMU: memory written behind the CPUs' backs, and breakpoints where images are entered.
 
 What came of one is read from the machine: where its CPU stands, the record that a purgatory leaves, memory beside what
 was loaded, and what the capture kernel's init says. QEMU counts no instructions, so one thing is by the clock: a CPU
@@ -8,7 +8,8 @@ that still moves, with no word, after PURGATORY_SECONDS.
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,9 +25,8 @@ from kexecemu.crash.stages import (
     itself_changed,
 )
 from kexecemu.crash.verdict import read_verdict
-from kexecemu.errors import InputError
 from kexecemu.kbuild.gdbstub import Registers
-from kexecemu.kbuild.qemu import Qemu, QemuMachine, find_qemu
+from kexecemu.kbuild.qemu import Qemu, QemuMachine, restored_words
 from kexecemu.kbuild.qemu_dump import MemoryHeld, dump_loads, true_dump
 from kexecemu.kbuild.qemu_ends import (
     PANIC_END,
@@ -36,6 +36,7 @@ from kexecemu.kbuild.qemu_ends import (
     purgatory_end_of,
     store_fault,
 )
+from kexecemu.kbuild.qemu_load import LIMIT_SECONDS, boot_command, last_line, loaded_in
 from kexecemu.kbuild.trial import (
     Loaded,
     Trial,
@@ -45,20 +46,11 @@ from kexecemu.kbuild.trial import (
     setup_of,
     trial_end,
 )
-from kexecemu.linux.first_boot import WAITING, LinuxSetup, first_cmdline, first_initrd, first_page_size
-from kexecemu.linux.first_found import find_load
-from kexecemu.linux.first_load import read_load
-from kexecemu.linux.first_purgatory import built_in_purgatory
-from kexecemu.linux.first_records import crash_kernel, split_records
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.virt import RAM_BASE
 from kexecemu.stray.fault import By, Fault, Injection
 
-__all__ = ["LIMIT_SECONDS", "PURGATORY_SECONDS", "run_in_qemu"]
+__all__ = ["PURGATORY_SECONDS", "QemuRuns", "qemu_runs", "run_in_qemu"]
 
-LIMIT_SECONDS = 120.0
-"""For the boot, and for the capture kernel. A boot takes some seconds."""
 PURGATORY_SECONDS = 30.0
 """For the purgatory, which takes a second where it has no caches and no SHA-2 instructions."""
 
@@ -79,13 +71,7 @@ def run_in_qemu(
     setup = setup_of(trial)
     with tempfile.TemporaryDirectory(prefix="kexecemu-trial-") as name:
         folder = Path(name)
-        # A kernel in somebody's own tree may be built anew meanwhile: QEMU gets the one that was read.
-        (folder / "Image").write_bytes(setup.image)
-        (folder / "initrd").write_bytes(first_initrd(setup))
-        command = machine.command(find_qemu())
-        command += ["-kernel", str(folder / "Image"), "-initrd", str(folder / "initrd")]
-        words = [first_cmdline(setup), machine.words]
-        command += ["-append", " ".join(word for word in words if word)]
+        command = boot_command(setup, machine, folder)
         disk = folder / "dump" if trial.dump else None
         if disk is not None:
             with open(disk, "wb") as file:
@@ -93,27 +79,63 @@ def run_in_qemu(
             command += ["-drive", f"file={disk},format=raw,if=none,id=dump"]
             command += ["-device", "virtio-blk-device,drive=dump"]
         with Qemu(command, hear or (lambda data: None)) as qemu:
-            return _Run(qemu, setup, disk).follow(written)
+            return _Run(qemu, loaded_in(qemu, setup), disk).follow(written)
+
+
+class QemuRuns:
+    """As many crashes as one likes of one boot: each begins with the machine as it was when the image was loaded.
+
+    None has a disk for its dump. loaded is not to be changed.
+    """
+
+    def __init__(self, trial: Trial, machine: QemuMachine, folder: Path) -> None:
+        """InputError where the kernel does not come as far as the load. What is kept goes to the folder."""
+        setup = setup_of(trial)
+        self._command = boot_command(setup, machine, folder)
+        self._state = folder / "state"
+        with Qemu(self._command) as qemu:
+            self.loaded = loaded_in(qemu, setup)
+            qemu.save_state(self._state)
+            self._console = qemu.console
+
+    def run(self, written: WhatIsWritten) -> TrialEnd:
+        """One crash, with what is written astray after the load. Several may run at a time, in threads."""
+        region = self.loaded.region
+        ram = Ram(self.loaded.ram.banks)
+        ram.write(region.start, self.loaded.ram.read(region.start, region.size))
+        with Qemu([*self._command, *restored_words(self._state)]) as qemu:
+            qemu.wait_for_state()
+            return _Run(qemu, replace(self.loaded, ram=ram), None, self._console).follow(written)
+
+
+@contextmanager
+def qemu_runs(trial: Trial, machine: QemuMachine) -> Iterator[QemuRuns]:
+    """A kernel that is up in QEMU with its crash kernel loaded, kept in a folder that goes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="kexecemu-trial-") as name:
+        yield QemuRuns(trial, machine, Path(name))
 
 
 @dataclass
 class _Run:
     qemu: Qemu
-    setup: LinuxSetup
+    loaded: Loaded
     disk: Path | None
+    before: str = ""  # on the console, before this QEMU was started
     injections: list[Injection] = field(default_factory=list)
     cpu: int | None = None  # the one that crashed
 
     def follow(self, written: WhatIsWritten) -> TrialEnd:
-        loaded = self._load()
-        image, gdb = loaded.image, self.qemu.gdb
+        loaded, gdb = self.loaded, self.qemu.gdb
+        image = loaded.image
         stores = self._write(loaded, written(loaded))
         gdb.set_breakpoint(image.start)
         printed = len(self.qemu.console)
         gdb.resume()
         self.qemu.type(f"{stores}\n".encode())
         if not gdb.wait_for_stop(LIMIT_SECONDS) or gdb.registers().pc != image.start:
-            return self._end(Outcome.HUNG, loaded, [], None, None, stood=self._last_line(printed))
+            return self._end(
+                Outcome.HUNG, loaded, [], None, None, stood=last_line(self.qemu.console[printed:])
+            )
         gdb.clear_breakpoint(image.start)
         self.cpu = gdb.current_cpu()
         entered = gdb.registers()
@@ -185,7 +207,7 @@ class _Run:
         dump: bool | None = None,
         stood: str = "",
     ) -> TrialEnd:
-        console = self.qemu.console
+        console = self.before + self.qemu.console
         found = re.search(r"^first: Linux (\S+) is up", console, re.MULTILINE)
         return trial_end(
             outcome,
@@ -200,31 +222,6 @@ class _Run:
             dump=dump,
             stood=stood,
         )
-
-    def _load(self) -> Loaded:
-        """Boot, until the crash kernel is loaded and init waits for a line; the machine is stopped then."""
-        qemu = self.qemu
-        hit = qemu.wait_for((f"{WAITING}\n", "first: end: ", PANIC_END), LIMIT_SECONDS)
-        if hit is None or WAITING not in hit:
-            why = qemu.trouble if qemu.ended else self._last_line(0)
-            raise InputError(f"the kernel has loaded no crash kernel: {why or 'it said nothing'}")
-        records = split_records(qemu.console)
-        region, _ = crash_kernel(records.get("iomem.txt", ""))
-        if region is None:
-            raise InputError("the kernel has reserved no crashkernel memory")
-        ram = Ram([PhysRange.of(RAM_BASE, int(str(self.setup.ram).removesuffix("M")) << 20)])
-        qemu.copy_memory(region, ram)
-        setup, page_size = self.setup, first_page_size(self.setup.image)
-        obj = built_in_purgatory(setup.image)
-        said = find_load(ram, region, setup.crash_image, page_size, obj)
-        files = {"kernel": setup.crash_image, "initrd": setup.crash_initrd}
-        checks = obj is not None
-        image = read_load(ram, said, files, region, page_size=page_size, checks=checks, built_in=obj)
-        return Loaded(ram, region, image, obj)
-
-    def _last_line(self, start: int) -> str:
-        lines = [line for line in self.qemu.console[start:].splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
 
     # -- the purgatory ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["CPUS", "LEVELS", "Qemu", "QemuMachine", "find_qemu"]
+__all__ = ["CPUS", "LEVELS", "Qemu", "QemuMachine", "find_qemu", "restored_words"]
 
 CPUS = ("max", "neoverse-v1", "cortex-a57", "neoverse-v3")
 # QEMU has none: max with its ID register, by which Linux 7.3 knows that it splits live blocks (BBML3).
@@ -29,6 +30,7 @@ LEVELS = ("el1", "el2", "vhe")
 
 _WITHOUT_VHE = ("cortex-a57",)
 _CONNECT_SECONDS = 20
+_STATE_SECONDS = 60  # to save or restore some hundred megabytes
 
 
 @shown()
@@ -83,6 +85,11 @@ def find_qemu() -> Path:
     if found is None:
         raise InputError("there is no qemu-system-aarch64: run kexecemu fetch qemu")
     return Path(found)
+
+
+def restored_words(path: Path) -> list[str]:
+    """More words for a command line, to go on from what save_state() has written; see wait_for_state()."""
+    return ["-S", "-incoming", f"exec:cat {shlex.quote(str(path))}"]
 
 
 class Qemu:
@@ -181,3 +188,20 @@ class Qemu:
             raise MachineError(f"QEMU does not save its memory at {area}: {said.strip()}")
         ram.write(area.start, path.read_bytes())
         path.unlink()
+
+    def save_state(self, path: Path) -> None:
+        """The stopped machine into a file. It does not go on afterwards. MachineError where QEMU cannot."""
+        said = self.gdb.monitor(f'migrate -d "exec:cat > {shlex.quote(str(path))}"')
+        end = time.monotonic() + _STATE_SECONDS
+        while "completed" not in (told := self.gdb.monitor("info migrate")):
+            if "failed" in told or said.startswith("Error") or time.monotonic() > end:
+                raise MachineError(f"QEMU does not save its state: {' '.join((said + told).split())}")
+            time.sleep(0.02)
+
+    def wait_for_state(self) -> None:
+        """Until what restored_words() names is here; the machine is stopped then."""
+        end = time.monotonic() + _STATE_SECONDS
+        while "inmigrate" in (said := self.gdb.monitor("info status")):
+            if time.monotonic() > end:
+                raise MachineError(f"QEMU does not restore its state: {said.strip()}")
+            time.sleep(0.02)

@@ -27,6 +27,7 @@ class Stub:
 
     def __init__(self, path: Path, answer: Answer) -> None:
         self.heard: list[str] = []
+        self.stop = "T02thread:01;"
         self._answer = answer
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -41,7 +42,7 @@ class Stub:
             data += piece
             if b"\x03" in data:
                 data = data.replace(b"\x03", b"")
-                connection.sendall(self.packet("T02thread:01;"))
+                connection.sendall(self.packet(self.stop))
             while match := re.search(rb"\$([^#]*)#(..)", data):
                 data = data[match.end() :]
                 assert int(match[2], 16) == sum(match[1]) & 0xFF
@@ -112,11 +113,26 @@ def test_the_monitor_s_words_come_in_pieces_and_a_late_report_of_a_stop_is_none(
 
 
 def test_a_stop_is_waited_for_and_made(started: Callable[[Answer], tuple[GdbStub, Stub]]) -> None:
-    gdb, _ = started(lambda packet: ["QCp01.03"] if packet == "qC" else [])
+    gdb, _ = started(lambda packet: [])
     gdb.resume()
     assert gdb.wait_for_stop(0.1) is False
     gdb.interrupt()
-    assert gdb.current_cpu() == 2
+    assert gdb.current_cpu() == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "cpu"),
+    [("T02thread:03;", 2), ("T05thread:p01.03;", 2), ("T05hw:;thread:p01.0b;core:1;", 10), ("S05", 0)],
+)
+def test_the_cpu_that_has_stopped_is_the_one_that_the_stop_names(
+    started: Callable[[Answer], tuple[GdbStub, Stub]], stop: str, cpu: int
+) -> None:
+    """Not the one of qC: QEMU answers that with the first of all."""
+    gdb, stub = started(lambda packet: ["QCp01.02"] if packet == "qC" else [])
+    stub.stop = stop
+    gdb.resume()
+    gdb.interrupt()
+    assert gdb.current_cpu() == cpu
 
 
 def test_a_system_register_is_found_by_its_name_and_one_that_there_is_not_is_none(

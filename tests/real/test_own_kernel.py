@@ -11,7 +11,7 @@ from kexecemu.errors import InputError
 from kexecemu.fetch.cache import cache_folder
 from kexecemu.kbuild.build import BuildPlan, BuiltKernel, find_built
 from kexecemu.kbuild.on_board import BoardRuns, board_runs
-from kexecemu.kbuild.on_qemu import run_in_qemu
+from kexecemu.kbuild.on_qemu import qemu_runs, run_in_qemu
 from kexecemu.kbuild.options import fragment
 from kexecemu.kbuild.qemu import QemuMachine
 from kexecemu.kbuild.series import series_path
@@ -72,6 +72,23 @@ def test_a_stamped_word_is_refused_in_qemu(place: str, cpu: str, el: str) -> Non
     assert (end.reply.value, end.outcome.value) == ("caught", "detected"), end.as_object()
     assert [(one.segment, one.length) for one in end.damage] == [(place.partition("+")[0], 4)]
     assert end.capture is None
+
+
+@pytest.mark.parametrize(
+    ("cpu", "el", "cpus"), [("max", "el1", 1), ("neoverse-v1", "vhe", 4), ("cortex-a57", "el2", 2)]
+)
+def test_a_saved_state_goes_on_as_a_boot_does(cpu: str, el: str, cpus: int) -> None:
+    """Whichever CPU it is that crashes; again and again."""
+    machine, trial = QemuMachine(cpu, el, cpus), Trial(built(), cpus=cpus, dump=False)
+    places: Sequence[tuple[str, ...]] = [
+        (), ("initrd+0x1000",), ("purgatory:purgatory_kernel_entry",), ("crashkernel-free",), ()
+    ]  # fmt: skip
+    with qemu_runs(trial, machine) as runs:
+        found = [runs.run(dma(*one)) for one in places]
+        assert [one.reply.value for one in found] == ["boots", "caught", "caught", "harmless", "boots"]
+        assert {one.image.start for one in found} == {runs.loaded.image.start}
+        assert {one.release for one in found} == {found[0].release} != {""}
+    assert found[0].captured and run_in_qemu(trial, machine, dma("initrd+0x1000")).outcome == found[1].outcome
 
 
 def test_what_nobody_needs_harms_nobody() -> None:

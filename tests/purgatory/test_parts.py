@@ -102,15 +102,20 @@ def test_the_table_is_the_region_that_starts_where_the_loader_says(functions: Fu
                 assert functions("page_digests_usable") == usable, (table, known, damaged)
 
 
-def test_what_lies_behind_the_regions_is_none(functions: Functions) -> None:
-    regions_of(functions, [(0x50000000 + PAGE * i, PAGE) for i in range(16)])
-    start, size = functions.loaded.symbols["purgatory_sha_regions"]
-    functions.uc.mem_write(start + size, struct.pack("<QQ", SCRATCH, PAGE))
-    functions.set("purgatory_page_digests", struct.pack("<Q", SCRATCH))
-    functions.set("purgatory_region_digests", bytes(512))
+@pytest.mark.parametrize("table", [SCRATCH, 0])
+def test_what_lies_behind_the_regions_is_none(functions: Functions, table: int) -> None:
+    regions_of(functions, [(0x40000000, 0)] * 16)
+    functions.set("purgatory_page_digests", struct.pack("<Q", table))
+    functions.set("purgatory_region_digests", bytes([1] * 512))
     functions.set("purgatory_verdict", bytes(len(functions.get("purgatory_verdict"))))
+    # As if there were a seventeenth, with a digest.
+    for symbol, value in (
+        ("purgatory_sha_regions", struct.pack("<QQ", SCRATCH, PAGE)),
+        ("purgatory_region_digests", bytes([1] * 32)),
+    ):
+        functions.uc.mem_write(sum(functions.loaded.symbols[symbol]), value)
     assert functions("page_digests_usable") == 0
-    functions("locate", 1 << 16)
+    functions("locate", 1)
     assert functions.get("purgatory_verdict")[92:96] == bytes(4)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
-from unicorn import Uc
+from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc
+from unicorn import arm64_const as arm64
 
 from kexecemu.guests.purgatory import code_lines
 from tests.purgatory.conftest import (
@@ -18,6 +19,7 @@ from tests.purgatory.conftest import (
     KERNEL_ENTRY,
     PURGATORY,
     RAM,
+    RAM_SIZE,
     TOP,
     Bench,
     El,
@@ -128,6 +130,19 @@ def test_an_exception_stops_elsewhere(el: El) -> None:
     where, run = enter(el, before=stamp, symbols={"purgatory_self_digest": bytes(32)})
     assert where == "exception"
     assert run.sctlr & 0x1005 == 0
+
+
+def test_where_it_stops_it_stays_whatever_wakes_the_cpu() -> None:
+    """A masked interrupt ends a WFI, and what comes then is the same WFI: at the stop, and at each of four vectors."""
+    loaded = load(CORE, PURGATORY)
+    uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
+    uc.mem_map(RAM, RAM_SIZE)
+    uc.mem_write(PURGATORY, loaded.image)
+    vectors = loaded.symbols["purgatory_exception"][0]
+    for at in (loaded.symbols["purgatory_stop"][0], *range(vectors, vectors + 0x200, 0x80)):
+        assert bytes(uc.mem_read(at, 4)) == struct.pack("<I", 0xD503207F), hex(at)  # wfi
+        uc.emu_start(at + 4, 0, count=1)
+        assert uc.reg_read(arm64.UC_ARM64_REG_PC) == at
 
 
 def test_it_is_small_and_has_nothing_in_bss() -> None:

@@ -289,6 +289,14 @@ def test_what_lies_above_48_bits_is_read_without_the_mmu(functions: Functions) -
     assert functions("caches_prepare", 0) == 1
 
 
+def test_what_is_in_the_map_already_is_not_mapped_again(functions: Functions) -> None:
+    """As a block or as a page, whichever comes first: attributes would be those of one of them."""
+    block, page = (0x50000000, 2 << 20), (0x50001000, PAGE)
+    for regions in ([block, page], [page, block], [page, page], [(0x80000000, GIB), (0x80000000, PAGE)]):
+        regions_of(functions, regions)
+        assert functions("caches_prepare", 0) == 0
+
+
 @pytest.mark.parametrize(
     ("start", "size", "tables"),
     [

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kexecemu.commands import options
-from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
+from kexecemu.commands.outputs import (
+    Written,
+    check_folder,
+    check_outputs,
+    input_files,
+    print_json,
+    print_written,
+)
 from kexecemu.commands.run import located
 from kexecemu.errors import InputError
 from kexecemu.scenario.given import command_words
@@ -62,10 +69,12 @@ def campaign_command(
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""
     from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
+    from kexecemu.scenario.runner import scenario_setup
     from kexecemu.scenario.toml import changed_scenario
 
     path, parsed = changed_scenario(scenario, changes)
-    _check_outputs(out, html, rows)
+    inputs = input_files(scenario_setup(parsed, path.parent), path)
+    _check_outputs(out, html, rows, inputs)
     with located(path, parsed), _executor(executor) as make, _bar() as progress:
         planned = plan_campaign(
             parsed,
@@ -93,10 +102,13 @@ def campaign_command(
     _deliver(summary, json, out, html, rows)
 
 
-def _check_outputs(out: Path, html: Path | None, rows: Path | None) -> None:
+def _check_outputs(out: Path, html: Path | None, rows: Path | None, inputs: Mapping[str, Path]) -> None:
     """Say at once that something cannot be written, and not when the work is done."""
-    check_folder("--out", out)
-    check_outputs({"--html": html, "--rows": rows})
+    from kexecemu.campaign.database import FILE
+
+    files = {"--html": html, "--rows": rows}
+    check_outputs(files, inputs)
+    check_folder("--out", out, [FILE, f"{FILE}-*"], {**inputs, **files})
     if rows is not None:
         from kexecemu.report.campaign_rows import check_rows
 
@@ -131,26 +143,28 @@ def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: P
     from kexecemu.report.campaign_rows import write_rows
     from kexecemu.report.campaign_words import disagreement_text
 
-    files = [out / FILE, *write("--html", html, lambda: render_campaign(summary))]
+    written = Written()
+    written.files.append(out / FILE)
+    written.write("--html", html, lambda: render_campaign(summary))
     if rows is not None:
-        with writing("--rows", rows):
+        with written.writing("--rows", rows):
             write_rows(rows, out)
-        files.append(rows)
+            written.files.append(rows)
     if json:
         from kexecemu.report.campaign_json import campaign_object
 
-        print_json(campaign_object(summary), files)
+        print_json(campaign_object(summary), written.files)
     else:
         from kexecemu.report.campaign_text import print_campaign
         from kexecemu.report.terminal import account
 
         print_campaign(account(), summary)
-        print_written(files)
+        print_written(written.files)
     for one in summary.disagreements:
         decided, run = disagreement_text(one)
         ends = f"{one.fault} was decided {decided}, but ends {run}"
         print(f"kexecemu: audit: {ends}: nothing here can be believed", file=sys.stderr)
-    raise typer.Exit(1 if summary.disagreements else 0)
+    written.exit(1 if summary.disagreements else 0)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from kexecemu.commands.outputs import (
     print_written,
 )
 from kexecemu.commands.run import located
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
 from kexecemu.scenario.given import command_words
 
@@ -163,7 +164,7 @@ def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: P
     for one in summary.disagreements:
         decided, run = disagreement_text(one)
         ends = f"{one.fault} was decided {decided}, but ends {run}"
-        print(f"kexecemu: audit: {ends}: nothing here can be believed", file=sys.stderr)
+        say_line(f"audit: {ends}: nothing here can be believed")
     written.exit(1 if summary.disagreements else 0)
 
 

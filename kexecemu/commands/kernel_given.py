@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kexecemu.commands.options import from_one, option
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ ExpectOption = Annotated[str | None, option("--expect", _EXPECT, "REPLY")]
 
 def failed(what: str, error: Exception) -> typer.Exit:
     """The one line on stderr, and exit status 1."""
-    print(f"kexecemu: kernel {what}: {' '.join(str(error).split())}", file=sys.stderr)
+    say_line(f"kernel {what}: {error}")
     return typer.Exit(1)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
 from kexecemu.files import file_identity, hindrance, is_shared, replace_file
 from kexecemu.folders import folder_hindrance
@@ -114,7 +115,7 @@ class Written:
     def exit(self, status: int = 0) -> NoReturn:
         """End the command: with a line for each file that is not there, and then with status 2."""
         for line in self.failed:
-            print(f"kexecemu: {line}", file=sys.stderr)
+            say_line(line)
         raise typer.Exit(_BAD_INPUT if self.failed else status)
 
 

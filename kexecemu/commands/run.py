@@ -22,6 +22,7 @@ from kexecemu.commands.outputs import (
     print_json,
     print_written,
 )
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import FormatError, InputError, KexecError
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _write_dump(result: Result, outputs: Outputs) -> Path | None:
             return outputs.vmcore
     except FormatError as error:
         # The run's result stands: that there is no dump is part of it.
-        print(f"kexecemu: no dump was written: {error}", file=sys.stderr)
+        say_line(f"no dump was written: {error}")
     return None
 
 

@@ -12,7 +12,7 @@ import typer
 
 from kexecemu.commands.options import from_one, option
 from kexecemu.commands.streams import say_line
-from kexecemu.errors import InputError
+from kexecemu.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from kexecemu.kbuild.build import BuildPlan, BuiltKernel
@@ -67,9 +67,9 @@ ExpectOption = Annotated[str | None, option("--expect", _EXPECT, "REPLY")]
 
 
 def failed(what: str, error: Exception) -> typer.Exit:
-    """The one line on stderr, and exit status 1."""
+    """The one line on stderr, and exit status 1; 2 where it is the machine, and nothing came of it."""
     say_line(f"kernel {what}: {error}")
-    return typer.Exit(1)
+    return typer.Exit(2 if isinstance(error, MachineError) else 1)
 
 
 def plan_given(

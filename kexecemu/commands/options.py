@@ -14,9 +14,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from kexecemu.arguments import too_long
 from kexecemu.commands import complete
 from kexecemu.kernel.base.config import split_options
 from kexecemu.scenario.options import OPTIONS, Setup
+from kexecemu.shown import brief
 
 __all__ = [
     "ExpectOption",
@@ -43,12 +45,14 @@ __all__ = [
 def whole_number(text: str, least: int | None = None, most: int | None = None) -> int:
     """A decimal number in its bounds, for typer's parser; anything else is a wrong use of the option before it."""
     if not re.fullmatch(r"-?[0-9]+", str(text).strip(), re.ASCII):
-        raise typer.BadParameter(f"{text!r} is not a whole number")
-    number = int(text)
-    if least is not None and (number < least or (most is not None and number > most)):
+        raise typer.BadParameter(f"{brief(text, room=60)} is not a whole number")
+    if wrong := too_long(str(text).strip()):
+        raise typer.BadParameter(wrong)
+    value = int(text)
+    if least is not None and (value < least or (most is not None and value > most)):
         upto = "on" if most is None else f"to {most:#x}"
-        raise typer.BadParameter(f"a number from {least} {upto}, not {number}")
-    return number
+        raise typer.BadParameter(f"a number from {least} {upto}, not {value}")
+    return value
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -80,13 +80,20 @@ def number(digits: str, what: str, base: int = 10) -> int:
 def toml_table(text: str) -> dict[str, Any]:
     """The keys of a TOML file's text; InputError for anything that is none, or that nobody reads to its end."""
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(str(error)) from error
     except RecursionError as error:
         raise InputError("arrays or tables in each other, too deep") from error
     except ValueError as error:  # of digits: beyond 4,300 Python reads none
         raise InputError("a number that is too long, or a date that is none") from error
+    left: list[Any] = [table]
+    while left:
+        one = left.pop()
+        if isinstance(one, int) and one.bit_length() > _MOST_DIGITS * 4:
+            raise InputError("a number that is too long")
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return table
 
 
 def path(value: Any, what: str) -> Path:

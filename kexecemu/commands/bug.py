@@ -30,7 +30,8 @@ def host_reason(error: BaseException) -> str | None:
     """Why the machine that this runs on cannot do it, in words; None where the error is another one."""
     if isinstance(error, MemoryError):
         return "this machine has not enough memory for it"
-    if isinstance(error, OSError) and (error.errno in _HOST or "No usable temporary" in str(error)):
+    # With a name it is about a file: one that a user has named, or that is in nobody's way but theirs.
+    if isinstance(error, OSError) and (error.errno in _HOST or error.filename is not None):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return None

@@ -25,7 +25,9 @@ def folder_hindrance(path: str | os.PathLike[str]) -> str:
     what = "" if above == folder else f"{_as_given(above, Path(path))} "
     if not above.is_dir():
         return f"{what}is not a folder"
-    return "" if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {what}".rstrip()
+    return (
+        "" if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {what or 'it'}".rstrip()
+    )
 
 
 def _as_given(above: Path, path: Path) -> Path:

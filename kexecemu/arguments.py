@@ -86,7 +86,7 @@ def toml_table(text: str) -> dict[str, Any]:
     except RecursionError as error:
         raise InputError("arrays or tables in each other, too deep") from error
     except ValueError as error:  # of digits: beyond 4,300 Python reads none
-        raise InputError("a number that is too long, or a date that is none") from error
+        raise InputError("a number that is too long") from error
     left: list[Any] = [table]
     while left:
         one = left.pop()

@@ -48,14 +48,14 @@ def report_bug(error: BaseException) -> int:
 
 
 def _saved(text: str) -> str:
-    from kexecemu.campaign.version import own_version
-
-    words = " ".join(map(repr, sys.argv))
-    told = f"kexecemu {own_version()}, Python {sys.version}\n{words}\n\n{text}"
     try:
+        from kexecemu.campaign.version import own_version
+
+        words = " ".join(map(repr, sys.argv))
+        told = f"kexecemu {own_version()}, Python {sys.version}\n{words}\n\n{text}"
         fd, path = tempfile.mkstemp(prefix="kexecemu-bug-", suffix=".txt")
         with open(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(told)
-    except OSError as error:
-        return f" (its traceback could not be saved: {error.strerror or error}; KEXECEMU_DEBUG=1 prints it)"
+    except Exception as error:  # whatever is wrong here, a user is told of the bug
+        return f" (its traceback could not be saved: {error}; KEXECEMU_DEBUG=1 prints it)"
     return f" with {path}, which has the traceback"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -42,6 +43,7 @@ Go on with one that was stopped, and write a row for each fault.
 """
 
 _INTERRUPTED = 130
+_ADDRESS = re.compile(r"(?:[a-z]+://)?(?:[^\s:/\[\]]+|\[[0-9a-fA-F:.%]+\]):[0-9]{1,5}/?", re.ASCII)
 _SEED = "Seed of the sample; the machine has the scenario's."
 _EXECUTOR = "local, or dask://HOST:PORT for the cluster of that scheduler."
 _WORKERS = "Local processes (default: one a CPU)."
@@ -58,7 +60,7 @@ def campaign_command(
     resume: Annotated[bool, options.option("--resume", "Go on with what is in the folder.")] = False,
     executor: Annotated[str, options.option("--executor", _EXECUTOR, "WHERE")] = "local",
     workers: Annotated[
-        int | None, options.option("--workers", _WORKERS, "N", parser=options.from_one)
+        int | None, options.option("--workers", _WORKERS, "N", parser=options.processes)
     ] = None,
     audit: Annotated[
         int,
@@ -126,10 +128,10 @@ def _cpus() -> int:
 @contextmanager
 def _executor(words: str) -> Iterator[Callable[[], Executor] | None]:
     """What --executor asks for; None for processes of this machine."""
-    kind, colon, address = words.partition("://")
+    kind, _, address = words.partition("://")
     if words == "local":
         yield None
-    elif kind == "dask" and colon and address:
+    elif kind == "dask" and _ADDRESS.fullmatch(address):
         from kexecemu.campaign.cluster import dask_workers
 
         with dask_workers(address) as (make, _):

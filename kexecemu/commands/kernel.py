@@ -34,7 +34,7 @@ from kexecemu.commands.kernel_given import (
 )
 from kexecemu.commands.kernel_judge import JUDGE_EXAMPLES, judge
 from kexecemu.commands.kernel_patches import EXAMPLES, patches
-from kexecemu.commands.options import JsonOption, VerboseOption, from_one, option
+from kexecemu.commands.options import JsonOption, VerboseOption, option, processes
 from kexecemu.commands.outputs import print_json
 from kexecemu.commands.streams import say_line
 from kexecemu.errors import BuildError, FetchError, InputError, MachineError
@@ -86,7 +86,7 @@ def build(
     compiler: CompilerOption = "gcc",
     jobs: Annotated[
         int | None,
-        option("-j", "Jobs at a time (default: one for each CPU).", "N", BUILDING, parser=from_one),
+        option("-j", "Jobs at a time (default: one for each CPU).", "N", BUILDING, parser=processes),
     ] = None,
     keep: Annotated[
         bool, option("--keep", "Keep source and objects, 2 GB, beside the kernel.", None, BUILDING)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kexecemu.commands.options import from_one, option
+from kexecemu.commands.options import option, processes
 from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError, MachineError
 
@@ -56,7 +56,7 @@ ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", B
 CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
 CpuOption = Annotated[str, option("--cpu", _CPU, "NAME", BOOTING)]
 ElOption = Annotated[str, option("--el", _EL, "LEVEL", BOOTING)]
-CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=from_one)]
+CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=processes)]
 KaslrOption = Annotated[
     bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
 ]

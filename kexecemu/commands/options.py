@@ -35,6 +35,7 @@ __all__ = [
     "from_zero",
     "option",
     "output",
+    "processes",
     "seed_number",
     "takes_changes",
     "takes_setup",
@@ -50,7 +51,7 @@ def whole_number(text: str, least: int | None = None, most: int | None = None) -
         raise typer.BadParameter(wrong)
     value = int(text)
     if least is not None and (value < least or (most is not None and value > most)):
-        upto = "on" if most is None else f"to {most:#x}"
+        upto = "on" if most is None else f"to {most}" if most < 1 << 32 else f"to {most:#x}"
         raise typer.BadParameter(f"a number from {least} {upto}, not {value}")
     return value
 
@@ -62,6 +63,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 from_one = partial(whole_number, least=1)
 from_zero = partial(whole_number, least=0)
+processes = partial(whole_number, least=1, most=1024)
 seed_number = partial(whole_number, least=0, most=(1 << 64) - 1)
 
 

@@ -101,7 +101,7 @@ def path(value: Any, what: str) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise InputError(f"{what}: a path is wanted, not {_kind(value)}")
     if "\0" in os.fspath(value):
-        raise InputError(f"{what}: {brief(str(value), room=60)}: a NUL in its name")
+        raise InputError(f"{what}: {brief(str(value), room=60)}: embedded null byte")
     return Path(value)
 
 

@@ -93,22 +93,24 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
         except KeyboardInterrupt:
             status = _INTERRUPTED
-        except (Exception, SystemExit) as error:
+        except SystemExit as end:
+            # typer's answer to a pipe that breaks, which is not stdout's: that has an error of its own.
+            if not isinstance(end.__context__, OSError):
+                raise
+            return _status_of(end.__context__)
+        except Exception as error:
             return _status_of(error)
         if status == _INTERRUPTED:
             say_line("interrupted")
         return status if isinstance(status, int) else _AS_EXPECTED
 
 
-def _status_of(error: BaseException) -> int:
+def _status_of(error: Exception) -> int:
     """What an error is to the shell, told in one line."""
     if isinstance(error, StdoutError) and error.unread:
         return UNREAD
     if isinstance(error, StdoutError):
         return _refuse(f"stdout: {error}")
-    if isinstance(error, SystemExit):
-        # typer's answer to a pipe that breaks, which is not stdout's: that has an error of its own.
-        error = error.__context__ or error
     if isinstance(error, KexecemuError):
         return _refuse(str(error))
     # Wrong usage: typer carries click's exceptions, of its own or of the library, depending on its version.

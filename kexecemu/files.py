@@ -42,7 +42,7 @@ def named(path: str | os.PathLike[str]) -> str:
     """The path as a string; OSError for one that no system call takes."""
     name = os.fspath(path)
     if "\0" in name:
-        raise OSError(errno.EINVAL, "a NUL in its name", name)
+        raise OSError(errno.EINVAL, "embedded null byte", name)
     return name
 
 

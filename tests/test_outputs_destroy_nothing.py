@@ -197,7 +197,7 @@ def test_a_name_that_is_longer_or_none_is_refused(tmp_path: Path, refused: Calla
     assert "File name too long" in refused("schema", "--out", tmp_path / ("x" * 256))
     for words in (("schema", "--out"), ("load", "--dump-segments")):
         assert "null byte" in refused(*words, f"{tmp_path}/a\0b")
-    assert hindrance("a\0b") == folder_hindrance("a\0b") == "a NUL in its name"
+    assert hindrance("a\0b") == folder_hindrance("a\0b") == "embedded null byte"
     assert "File name too long" in refused("load", "--dump-segments", tmp_path / ("x" * 256) / "y")
 
 

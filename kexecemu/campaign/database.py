@@ -126,6 +126,8 @@ def _copied(path: Path, fd: int) -> sqlite3.Connection:
 def connect(file: Path, path: Path | None = None) -> _Database:
     """The file, open for this process alone; InputError where it cannot be. path is what it is called to users."""
     path = path or file
+    if file.exists() and not file.is_file():
+        raise InputError(f"{path}: is no regular file")  # some never end
     connection = _open(file, path)
     try:
         with plainly(path):

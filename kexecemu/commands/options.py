@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+_MOST_PROCESSES = 1024
+
+
 def whole_number(text: str, least: int | None = None, most: int | None = None) -> int:
     """A decimal number in its bounds, for typer's parser; anything else is a wrong use of the option before it."""
     if not re.fullmatch(r"-?[0-9]+", str(text).strip(), re.ASCII):
@@ -51,7 +54,7 @@ def whole_number(text: str, least: int | None = None, most: int | None = None) -
         raise typer.BadParameter(wrong)
     value = int(text)
     if least is not None and (value < least or (most is not None and value > most)):
-        upto = "on" if most is None else f"to {most}" if most < 1 << 32 else f"to {most:#x}"
+        upto = "on" if most is None else f"to {most:#x}"
         raise typer.BadParameter(f"a number from {least} {upto}, not {value}")
     return value
 
@@ -63,7 +66,16 @@ def numbers(text: str) -> tuple[int, ...]:
 
 from_one = partial(whole_number, least=1)
 from_zero = partial(whole_number, least=0)
-processes = partial(whole_number, least=1, most=1024)
+
+
+def processes(text: str) -> int:
+    """How many processes: more than a machine has is a wrong number."""
+    value = from_one(text)
+    if value > _MOST_PROCESSES:
+        raise typer.BadParameter(f"{value} are more than the {_MOST_PROCESSES} that are allowed")
+    return value
+
+
 seed_number = partial(whole_number, least=0, most=(1 << 64) - 1)
 
 

@@ -247,3 +247,10 @@ def test_looking_at_a_store_changes_nothing(whole: Path) -> None:
     with Store.read(path.parent) as store, Store.read(path.parent) as again:
         assert [*store.rows()] == [*again.rows()]
     assert (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes()) == before
+
+
+def test_what_is_no_file_under_a_store_s_name_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(InputError, match="is no regular file"):
+        run_campaign(planned(), tmp_path, audit=0)
+    discard_engine()

@@ -114,7 +114,7 @@ def check_option(name: str, value: str) -> str:
             )
     elif KNOWN_OPTIONS[short].isdigit():
         if not re.fullmatch(r"[0-9]{1,9}", value):
-            raise InputError(f"config option {name} takes a number of 1 to 9 digits, not {value!r}")
+            raise InputError(f"config option {name} takes a number, not {value!r}")
     elif value not in ("y", "n"):
         raise InputError(f"config option {name} is y or n, not {value!r}")
     return short

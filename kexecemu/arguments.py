@@ -2,6 +2,7 @@
 
 import enum
 import os
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,8 +10,20 @@ from kexecemu.errors import InputError
 from kexecemu.files import read_file
 from kexecemu.shown import brief
 
-__all__ = ["buffer", "contents", "instance", "integer", "member", "path", "text"]
+__all__ = [
+    "buffer",
+    "contents",
+    "instance",
+    "integer",
+    "member",
+    "number",
+    "path",
+    "text",
+    "toml_table",
+    "too_long",
+]
 
+_MOST_DIGITS = 64
 _Member = TypeVar("_Member", bound=enum.Enum)
 _Kind = TypeVar("_Kind")
 
@@ -32,9 +45,8 @@ def contents(value: Any, what: str) -> bytes:
     try:
         return read_file(file)
     except OSError as error:
-        raise InputError(f"{what} {file}: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in its name
-        raise InputError(f"{what} {str(file)!r}: {error}") from error
+        named = repr(str(file)) if "\0" in str(file) else file
+        raise InputError(f"{what} {named}: {error.strerror or error}") from error
 
 
 def buffer(value: Any, what: str) -> bytes:
@@ -53,10 +65,43 @@ def integer(value: Any, what: str, least: int | None = None) -> int:
     return value
 
 
+def too_long(digits: str) -> str:
+    """Why digits are no number here, in words; "" where they are."""
+    return f"a number of {len(digits):,} digits" if len(digits) > _MOST_DIGITS else ""
+
+
+def number(digits: str, what: str, base: int = 10) -> int:
+    """The value of digits; InputError for more of them than a number here can have (beyond 4,300 Python has none)."""
+    if wrong := too_long(digits):
+        raise InputError(f"{what}: {wrong}")
+    return int(digits, base)
+
+
+def toml_table(text: str) -> dict[str, Any]:
+    """The keys of a TOML file's text; InputError for anything that is none, or that nobody reads to its end."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(str(error)) from error
+    except RecursionError as error:
+        raise InputError("arrays or tables in each other, too deep") from error
+    except ValueError as error:  # of digits: beyond 4,300 Python reads none
+        raise InputError("a number that is too long") from error
+    left: list[Any] = [table]
+    while left:
+        one = left.pop()
+        if isinstance(one, int) and one.bit_length() > _MOST_DIGITS * 4:
+            raise InputError("a number that is too long")
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return table
+
+
 def path(value: Any, what: str) -> Path:
     """A path, of a file that need not be there."""
     if not isinstance(value, str | os.PathLike):
         raise InputError(f"{what}: a path is wanted, not {_kind(value)}")
+    if "\0" in os.fspath(value):
+        raise InputError(f"{what}: {brief(str(value), room=60)}: embedded null byte")
     return Path(value)
 
 

@@ -3,7 +3,8 @@
 A command is a function in a file of its own below kexecemu/commands; here it gets its name and the heading that it has
 in --help. The options that several commands share are in commands/options.py.
 
-Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stderr.
+Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stderr, 70 a bug of ours with one line that
+says where its traceback is, 130 after Ctrl-C, 141 where nobody reads stdout any more.
 """
 
 import sys
@@ -28,9 +29,11 @@ from kexecemu.commands import (
     verify_image,
 )
 from kexecemu.commands import list as listing
+from kexecemu.commands.bug import host_reason, report_bug
 from kexecemu.commands.help import HelpfulGroup, add_command, usage_text
 from kexecemu.commands.options import option
-from kexecemu.errors import InputError, KexecemuError, KexecError
+from kexecemu.commands.streams import UNREAD, StdoutError, own_streams, say_line
+from kexecemu.errors import KexecemuError
 
 __all__ = ["app", "main"]
 
@@ -83,34 +86,43 @@ def _start(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
+    with own_streams(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say_line(str(message))
+        try:
             status = app(arguments, prog_name="kexecemu", standalone_mode=False)
-    except (InputError, KexecError) as error:
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            status = _INTERRUPTED
+        except SystemExit as end:
+            # typer's answer to a pipe that breaks, which is not stdout's: that has an error of its own.
+            if not isinstance(end.__context__, OSError):
+                raise
+            return _status_of(end.__context__)
+        except Exception as error:
+            return _status_of(error)
+        if status == _INTERRUPTED:
+            say_line("interrupted")
+        return status if isinstance(status, int) else _AS_EXPECTED
+
+
+def _status_of(error: Exception) -> int:
+    """What an error is to the shell, told in one line."""
+    if isinstance(error, StdoutError) and error.unread:
+        return UNREAD
+    if isinstance(error, StdoutError):
+        return _refuse(f"stdout: {error}")
+    if isinstance(error, KexecemuError):
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        status = _INTERRUPTED
-    except KexecemuError:
-        raise
-    except Exception as error:
-        # Wrong usage: typer carries click's exceptions, of its own or of the library, depending on its version.
-        if not hasattr(error, "format_message"):
-            raise
+    # Wrong usage: typer carries click's exceptions, of its own or of the library, depending on its version.
+    if hasattr(error, "format_message"):
         return _refuse(usage_text(error))
-    if status == _INTERRUPTED:
-        print("kexecemu: interrupted", file=sys.stderr)
-    return status if isinstance(status, int) else _AS_EXPECTED
-
-
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    """Say in one line what does not stop anything."""
-    print(f"kexecemu: {message}", file=sys.stderr)
+    reason = host_reason(error)
+    return _refuse(reason) if reason is not None else report_bug(error)
 
 
 def _refuse(reason: str) -> int:
     """Say in one line what cannot be used."""
-    print(f"kexecemu: {' '.join(reason.split())}", file=sys.stderr)
+    say_line(reason)
     return _BAD_INPUT
 
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import FormatError
 from kexecemu.failure import KnownEnd
 from kexecemu.files import replace_file
+from kexecemu.folders import replacing_folder
 from kexecemu.linux.first import FirstLinux
 from kexecemu.report.again import Again
 from kexecemu.scenario.runner import Result
@@ -110,11 +112,11 @@ def keep(
     test: str,
     dump: bool,
 ) -> dict[str, Path]:
-    """Write what there is of a test's crash; what a former run has left goes. OSError if that cannot be.
+    """Write what there is of a test's crash; what a former run has left goes. OSError if that
+    cannot be: then nothing is written.
 
     Gives the files that were written, by the keys of FILES.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     writers: dict[str, Callable[[Path], object]] = {
         "console": lambda path: replace_file(path, end.console.encode()),
         "timeline": lambda path: replace_file(path, end.timeline.as_jsonl().encode()),
@@ -133,13 +135,9 @@ def keep(
     if dump and end.vmcore is not None:
         writers["vmcore"] = end.vmcore.write
     written = {}
-    for what, name in FILES.items():
-        path = folder / name
-        path.unlink(missing_ok=True)
-        if what in writers:
-            try:
-                writers[what](path)
-            except FormatError:
-                continue  # no dump: the account of the crash says why
-            written[what] = path
-    return written
+    with replacing_folder(folder, without=FILES.values()) as new:
+        for what, write in writers.items():
+            with suppress(FormatError):  # no dump: the account of the crash says why
+                write(new / FILES[what])
+                written[what] = folder / FILES[what]
+    return {what: written[what] for what in FILES if what in written}

@@ -1,14 +1,20 @@
 """The SQLite file of a campaign: what makes one, opens it for one process alone, and says what it is."""
 
+import fcntl
+import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kexecemu.campaign.header import Header
+from kexecemu.campaign.store_check import check_header, check_results, check_tables
 from kexecemu.errors import InputError
 
-__all__ = ["FILE", "connect", "create", "is_empty", "plainly", "read_header"]
+__all__ = ["FILE", "connect", "connect_to_read", "create", "is_empty", "plainly", "read_header"]
 
 FILE = "campaign.sqlite"
 _FORMAT = 2  # PRAGMA user_version; 1 did not say what became of the dumps
@@ -25,12 +31,104 @@ _TABLES = {
 }
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """The file, open for this process alone; InputError where it cannot be."""
+class _Database(sqlite3.Connection):
+    """A connection whose errors are InputErrors, whoever meets them, and that may have a folder of its own."""
+
+    path = Path()
+    folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def cursor(self, *_: Any) -> Any:
+        return super().cursor(_Rows)
+
+    def execute(self, *words: Any) -> Any:
+        return self.cursor().execute(*words)
+
+    def executemany(self, *words: Any) -> Any:
+        return self.cursor().executemany(*words)
+
+    def close(self) -> None:
+        super().close()
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+class _Rows(sqlite3.Cursor):
+    def execute(self, *words: Any) -> Any:
+        with plainly(self.connection.path):  # type: ignore[attr-defined]
+            return super().execute(*words)
+
+    def executemany(self, *words: Any) -> Any:
+        with plainly(self.connection.path):  # type: ignore[attr-defined]
+            return super().executemany(*words)
+
+    def fetchone(self) -> Any:
+        return next(self, None)
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            with plainly(self.connection.path):  # type: ignore[attr-defined]
+                raise error
+
+
+def _open(name: str | Path, path: Path, *, uri: bool = False) -> _Database:
+    """A connection to a file by its name, which is called `path` to users."""
+    with plainly(path):
+        given: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "uri": uri}
+        connection: _Database = sqlite3.connect(name, timeout=1.0, factory=_Database, **given)
+    connection.path = path
+    return connection
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """The file, to look at: nothing is changed in it, unless a process that was killed has left it to be put right.
+
+    Where that cannot be done in place, in a folder that nobody may write to, it is done in a copy.
+    """
     try:
-        connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise InputError(f"{path}: {error}") from error
+        with open(path, "rb") as file:
+            left = file.read(20)[18:] == b"\2\2"  # in WAL mode
+            left |= any(path.with_name(f"{path.name}-{end}").exists() for end in ("wal", "journal"))
+            if left and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+                return connect(path)
+            if left:
+                return _copied(path, file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    connection = _open(f"{path.absolute().as_uri()}?mode=ro", path, uri=True)
+    try:
+        _check_is_ours(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _copied(path: Path, fd: int) -> sqlite3.Connection:
+    try:
+        # Where SQLite has its shared lock: taken while a campaign writes.
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 510, 0x40000002)
+    except BlockingIOError:
+        raise InputError(f"{path}: another process uses it") from None
+    folder = tempfile.TemporaryDirectory(prefix="kexecemu-store-")
+    try:
+        for one in path.parent.glob(f"{path.name}*"):
+            shutil.copyfile(one, Path(folder.name, one.name))
+        connection = connect(Path(folder.name, path.name), path)
+    except BaseException:
+        folder.cleanup()
+        raise
+    connection.folder = folder
+    return connection
+
+
+def connect(file: Path, path: Path | None = None) -> _Database:
+    """The file, open for this process alone; InputError where it cannot be. path is what it is called to users."""
+    path = path or file
+    if file.exists() and not file.is_file():
+        raise InputError(f"{path}: is no regular file")  # some never end
+    connection = _open(file, path)
     try:
         with plainly(path):
             # In this order: with an exclusive lock from the start there is no shared memory.
@@ -52,7 +150,9 @@ def plainly(path: Path) -> Iterator[None]:
     """SQLite's errors as InputError in words."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is damaged: {error}") from error
+    except (sqlite3.Error, OverflowError) as error:
         text = str(error)
         if "locked" in text:
             text = "another process uses it"
@@ -77,6 +177,7 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     if form != _FORMAT:
         old = ", in which nothing is said of dumps: run that campaign again" if form == 1 else ""
         raise InputError(f"{path}: has format {form}{old}; this kexecemu reads format {_FORMAT}")
+    check_tables(connection, _TABLES, path)
 
 
 def create(connection: sqlite3.Connection, header: Header, anew: bool = False) -> None:
@@ -100,4 +201,10 @@ def read_header(connection: sqlite3.Connection, path: Path) -> Header:
     """What campaign it is; InputError where it does not say."""
     if is_empty(connection):
         raise InputError(f"{path}: no campaign there (it was not even begun)")
-    return Header.from_items(connection.execute("SELECT key, value FROM header"))
+    try:
+        header = Header.from_items(connection.execute("SELECT key, value FROM header"))
+    except (ValueError, RecursionError) as error:  # no JSON, or none of a header
+        raise InputError(f"{path}: is damaged: its header: {str(error)[:200]}") from error
+    check_header(header, path)
+    check_results(connection, header, path)
+    return header

@@ -87,7 +87,10 @@ class FaultDecider:
 
     def _config_hash(self, scenario: Scenario, seed: int) -> str:
         """Of everything that a result depends on: the scenario, the seed, and the image's bytes at their places."""
-        digest = hashlib.sha256(msgspec.json.encode(scenario))
+        try:
+            digest = hashlib.sha256(msgspec.json.encode(scenario))
+        except UnicodeEncodeError as error:
+            raise InputError(f"a campaign's options are text: {error.object!r} is no UTF-8") from error
         digest.update(f" seed {seed} start {self.image.start:#x}".encode())
         for segment in self.image.segments:
             digest.update(f" {segment.name} {segment.mem:#x} {segment.memsz:#x} ".encode())

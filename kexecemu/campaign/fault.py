@@ -6,10 +6,11 @@ import enum
 import re
 from dataclasses import dataclass
 
+from kexecemu.arguments import number
 from kexecemu.crash.dump import Dump
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.shown import shown
+from kexecemu.shown import brief, shown
 from kexecemu.stray.fault import NUMBERED, WHEN_WORD, By, Fault, When, when_word
 from kexecemu.suggest import did_you_mean
 
@@ -62,8 +63,15 @@ class CampaignFault:
         if (match["step"] is not None) != (moment in NUMBERED):
             how = "with" if match["step"] is None else "without"
             raise InputError(f"{token!r} is no fault: {moment.value} goes {how} a number")
-        by, variant, offset = By(match["by"]), int(match["variant"], 16), int(match["offset"], 16)
-        at = int(match["step"] or 0)
+        what = f"{brief(token, room=100)} is no fault"
+        by, variant, offset = (
+            By(match["by"]),
+            number(match["variant"], what, 16),
+            number(match["offset"], what, 16),
+        )
+        at = number(match["step"] or "0", what)
+        if at > NUMBERED.get(moment, 0):
+            raise InputError(f"{token!r} is no fault: {moment.value} goes to {NUMBERED[moment]}")
         fault = cls(by, match["model"], variant, match["base"], offset, moment, at)
         if fault.id != token:
             raise InputError(f"{token!r} is no fault: it is written {fault.id}")

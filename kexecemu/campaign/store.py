@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from kexecemu.campaign.database import FILE, connect, create, is_empty, plainly, read_header
+from kexecemu.campaign.database import FILE, connect, connect_to_read, create, is_empty, plainly, read_header
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.header import Header
 from kexecemu.errors import InputError
+from kexecemu.files import file_identity
 from kexecemu.shown import shown
 
 __all__ = ["Audit", "Counted", "Store", "StoredRow"]
@@ -84,6 +85,7 @@ class Store:
         self.path = path
         self.header = header
         self.db = connection
+        self._identity = file_identity(path)
 
     @classmethod
     def begin(cls, folder: Path, header: Header, resume: bool = False) -> Store:
@@ -128,7 +130,7 @@ class Store:
         path = folder / FILE
         if not path.is_file():
             raise InputError(f"{folder}: no campaign there (no {FILE})")
-        connection = connect(path)
+        connection = connect_to_read(path)
         try:
             with plainly(path):
                 return cls(path, connection, read_header(connection, path))
@@ -140,7 +142,7 @@ class Store:
         """Leave one file that stands for itself, without a log beside it."""
         try:
             self.db.execute("PRAGMA journal_mode=DELETE")
-        except sqlite3.Error:
+        except (sqlite3.Error, InputError):
             pass  # the log is kept then, and taken up by whoever opens the file next
         finally:
             self.db.close()
@@ -150,6 +152,11 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def check_in_place(self) -> None:
+        """InputError where the file is no longer what the folder has under its name: it was deleted meanwhile."""
+        if file_identity(self.path) != self._identity:
+            raise InputError(f"{self.path}: was deleted or replaced while it was written")
 
     def pending(self) -> list[int]:
         """The chunks that are not done, in order."""
@@ -201,6 +208,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        self.check_in_place()
         with plainly(self.path):
             self.db.execute("BEGIN IMMEDIATE")
             try:

@@ -161,6 +161,7 @@ def run_campaign(
                 _audit(campaign, store, runner, stop, audit, progress)
             finally:
                 runner.close()
+            store.check_in_place()
             return summarise(store)
     finally:
         discard_engine()

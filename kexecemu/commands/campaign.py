@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -15,8 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kexecemu.commands import options
-from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
+from kexecemu.commands.outputs import (
+    Written,
+    check_folder,
+    check_outputs,
+    input_files,
+    print_json,
+    print_written,
+)
 from kexecemu.commands.run import located
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
 from kexecemu.scenario.given import command_words
 
@@ -34,6 +43,7 @@ Go on with one that was stopped, and write a row for each fault.
 """
 
 _INTERRUPTED = 130
+_ADDRESS = re.compile(r"(?:[a-z]+://)?(?:[^\s:/\[\]]+|\[[0-9a-fA-F:.%]+\]):[0-9]{1,5}/?", re.ASCII)
 _SEED = "Seed of the sample; the machine has the scenario's."
 _EXECUTOR = "local, or dask://HOST:PORT for the cluster of that scheduler."
 _WORKERS = "Local processes (default: one a CPU)."
@@ -50,7 +60,7 @@ def campaign_command(
     resume: Annotated[bool, options.option("--resume", "Go on with what is in the folder.")] = False,
     executor: Annotated[str, options.option("--executor", _EXECUTOR, "WHERE")] = "local",
     workers: Annotated[
-        int | None, options.option("--workers", _WORKERS, "N", parser=options.from_one)
+        int | None, options.option("--workers", _WORKERS, "N", parser=options.processes)
     ] = None,
     audit: Annotated[
         int,
@@ -62,10 +72,12 @@ def campaign_command(
 ) -> None:
     """Try many faults against one load: what came of them, with exact intervals; 1 if the audit finds an error."""
     from kexecemu.campaign.work import Interrupted, plan_campaign, run_campaign
+    from kexecemu.scenario.runner import scenario_setup
     from kexecemu.scenario.toml import changed_scenario
 
     path, parsed = changed_scenario(scenario, changes)
-    _check_outputs(out, html, rows)
+    inputs = input_files(scenario_setup(parsed, path.parent), path)
+    _check_outputs(out, html, rows, inputs)
     with located(path, parsed), _executor(executor) as make, _bar() as progress:
         planned = plan_campaign(
             parsed,
@@ -93,10 +105,13 @@ def campaign_command(
     _deliver(summary, json, out, html, rows)
 
 
-def _check_outputs(out: Path, html: Path | None, rows: Path | None) -> None:
+def _check_outputs(out: Path, html: Path | None, rows: Path | None, inputs: Mapping[str, Path]) -> None:
     """Say at once that something cannot be written, and not when the work is done."""
-    check_folder("--out", out)
-    check_outputs({"--html": html, "--rows": rows})
+    from kexecemu.campaign.database import FILE
+
+    files = {"--html": html, "--rows": rows}
+    check_outputs(files, inputs)
+    check_folder("--out", out, [FILE, f"{FILE}-*"], {**inputs, **files})
     if rows is not None:
         from kexecemu.report.campaign_rows import check_rows
 
@@ -113,10 +128,10 @@ def _cpus() -> int:
 @contextmanager
 def _executor(words: str) -> Iterator[Callable[[], Executor] | None]:
     """What --executor asks for; None for processes of this machine."""
-    kind, colon, address = words.partition("://")
+    kind, _, address = words.partition("://")
     if words == "local":
         yield None
-    elif kind == "dask" and colon and address:
+    elif kind == "dask" and _ADDRESS.fullmatch(address):
         from kexecemu.campaign.cluster import dask_workers
 
         with dask_workers(address) as (make, _):
@@ -131,26 +146,28 @@ def _deliver(summary: Summary, json: bool, out: Path, html: Path | None, rows: P
     from kexecemu.report.campaign_rows import write_rows
     from kexecemu.report.campaign_words import disagreement_text
 
-    files = [out / FILE, *write("--html", html, lambda: render_campaign(summary))]
+    written = Written()
+    written.files.append(out / FILE)
+    written.write("--html", html, lambda: render_campaign(summary))
     if rows is not None:
-        with writing("--rows", rows):
+        with written.writing("--rows", rows):
             write_rows(rows, out)
-        files.append(rows)
+            written.files.append(rows)
     if json:
         from kexecemu.report.campaign_json import campaign_object
 
-        print_json(campaign_object(summary), files)
+        print_json(campaign_object(summary), written.files)
     else:
         from kexecemu.report.campaign_text import print_campaign
         from kexecemu.report.terminal import account
 
         print_campaign(account(), summary)
-        print_written(files)
+        print_written(written.files)
     for one in summary.disagreements:
         decided, run = disagreement_text(one)
         ends = f"{one.fault} was decided {decided}, but ends {run}"
-        print(f"kexecemu: audit: {ends}: nothing here can be believed", file=sys.stderr)
-    raise typer.Exit(1 if summary.disagreements else 0)
+        say_line(f"audit: {ends}: nothing here can be believed")
+    written.exit(1 if summary.disagreements else 0)
 
 
 @contextmanager

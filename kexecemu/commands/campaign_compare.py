@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kexecemu.commands.options import HtmlOption, JsonOption
-from kexecemu.commands.outputs import check_outputs, print_json, print_written, write
+from kexecemu.commands.outputs import Written, check_outputs, print_json, print_written
 
 if TYPE_CHECKING:
     from kexecemu.campaign.compare import Comparison
@@ -33,16 +33,20 @@ def compare_command(
 ) -> None:
     """What each of two campaigns catches that the other does not, fault by fault."""
     from kexecemu.campaign.compare import compare
+    from kexecemu.campaign.database import FILE
     from kexecemu.report.campaign_html import render_comparison
 
-    check_outputs({"--html": html})
+    stores = {"a campaign's results": first / FILE, "the other campaign's results": second / FILE}
+    check_outputs({"--html": html}, stores)
     comparison = compare(first, second)
-    files = write("--html", html, lambda: render_comparison(comparison))
+    written = Written()
+    written.write("--html", html, lambda: render_comparison(comparison))
     if json:
-        print_json(_comparison_object(comparison), files)
+        print_json(_comparison_object(comparison), written.files)
     else:
         _print_comparison(comparison)
-        print_written(files)
+        print_written(written.files)
+    written.exit()
 
 
 def _comparison_object(comparison: Comparison) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 from kexecemu.arguments import contents
 from kexecemu.commands.options import JsonOption, VerboseOption, flag, option
 from kexecemu.commands.outputs import print_json
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
 
 __all__ = ["EXAMPLES", "compare_linux_command"]
@@ -70,5 +71,5 @@ def _config(path: Path, release: str) -> str:
                 return contents(candidate, "configuration").decode()
             except UnicodeDecodeError as error:
                 raise InputError(f"configuration {candidate}: {error}") from error
-    print(f"kexecemu: no config-{release} beside {path}: the model has its usual options", file=sys.stderr)
+    say_line(f"no config-{release} beside {path}: the model has its usual options")
     return ""

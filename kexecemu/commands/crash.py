@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from kexecemu.commands import options
-from kexecemu.commands.outputs import check_folder
 from kexecemu.errors import InputError
 from kexecemu.scenario.options import Setup
 
@@ -51,8 +50,7 @@ def crash_command(
     faults = [_fault(text, By.CPU) for text in write or []] + [_fault(text, By.DMA) for text in dma or []]
     wanted = parse_expect(expect) if expect else None
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
-    outputs.check()
-    check_folder("--handoff", handoff)
+    outputs.check(setup)
     with outputs.running(setup.linux is not None) as asked:
         result = crash(_NAME, setup, faults, expect=wanted, **asked)
     deliver(result, None, outputs)

@@ -1,6 +1,5 @@
 """kexecemu fetch: real kernels and tools from Debian, into a cache, for scenarios and tests that want them."""
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from kexecemu.commands import complete
 from kexecemu.commands.options import option
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import FetchError, InputError
 from kexecemu.suggest import there_are
 
@@ -57,7 +57,7 @@ def fetch_command(
     try:
         fetch(wanted, folder, partial(print, flush=True), mirror)
     except FetchError as error:
-        print(f"kexecemu: fetch: {' '.join(str(error).split())}", file=sys.stderr)
+        say_line(f"fetch: {error}")
         raise typer.Exit(1) from error
     except OSError as error:
         raise InputError(f"fetch: {error.filename or folder}: {error.strerror or error}") from error

@@ -34,8 +34,9 @@ from kexecemu.commands.kernel_given import (
 )
 from kexecemu.commands.kernel_judge import JUDGE_EXAMPLES, judge
 from kexecemu.commands.kernel_patches import EXAMPLES, patches
-from kexecemu.commands.options import JsonOption, VerboseOption, from_one, option
+from kexecemu.commands.options import JsonOption, VerboseOption, option, processes
 from kexecemu.commands.outputs import print_json
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import BuildError, FetchError, InputError, MachineError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def build(
     compiler: CompilerOption = "gcc",
     jobs: Annotated[
         int | None,
-        option("-j", "Jobs at a time (default: one for each CPU).", "N", BUILDING, parser=from_one),
+        option("-j", "Jobs at a time (default: one for each CPU).", "N", BUILDING, parser=processes),
     ] = None,
     keep: Annotated[
         bool, option("--keep", "Keep source and objects, 2 GB, beside the kernel.", None, BUILDING)
@@ -185,7 +186,7 @@ def stamp(
         built_kernel(kernel, series, pages, config, compiler), machine, cpus, kaslr, faults, json, verbose
     )
     if expect is not None and end.reply.value != expect:
-        print(f"kexecemu: not as expected: {end.reply.value}, not {expect}", file=sys.stderr)
+        say_line(f"not as expected: {end.reply.value}, not {expect}")
         raise typer.Exit(1)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kexecemu.commands.options import from_one, option
-from kexecemu.errors import InputError
+from kexecemu.commands.options import option, processes
+from kexecemu.commands.streams import say_line
+from kexecemu.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from kexecemu.kbuild.build import BuildPlan, BuiltKernel
@@ -55,7 +56,7 @@ ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", B
 CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
 CpuOption = Annotated[str, option("--cpu", _CPU, "NAME", BOOTING)]
 ElOption = Annotated[str, option("--el", _EL, "LEVEL", BOOTING)]
-CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=from_one)]
+CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=processes)]
 KaslrOption = Annotated[
     bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
 ]
@@ -66,9 +67,9 @@ ExpectOption = Annotated[str | None, option("--expect", _EXPECT, "REPLY")]
 
 
 def failed(what: str, error: Exception) -> typer.Exit:
-    """The one line on stderr, and exit status 1."""
-    print(f"kexecemu: kernel {what}: {' '.join(str(error).split())}", file=sys.stderr)
-    return typer.Exit(1)
+    """The one line on stderr, and exit status 1; 2 where it is the machine, and nothing came of it."""
+    say_line(f"kernel {what}: {error}")
+    return typer.Exit(2 if isinstance(error, MachineError) else 1)
 
 
 def plan_given(

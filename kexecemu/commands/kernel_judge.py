@@ -21,7 +21,7 @@ from kexecemu.commands.kernel_given import (
     failed,
     machine_given,
 )
-from kexecemu.commands.options import JsonOption, from_one, option
+from kexecemu.commands.options import JsonOption, option, processes
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError, MachineError
 
@@ -44,7 +44,7 @@ def judge(
     el: ElOption = "el1",
     cpus: CpusOption = 1,
     kaslr: KaslrOption = True,
-    jobs: Annotated[int, option("-j", "QEMUs at a time.", "N", BOOTING, parser=from_one)] = 1,
+    jobs: Annotated[int, option("-j", "QEMUs at a time.", "N", BOOTING, parser=processes)] = 1,
     row: Annotated[
         list[str] | None, option("--row", "Rows with this in their name alone. Repeatable.", "TEXT")
     ] = None,

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from kexecemu.commands.kernel_given import SeriesOption, VersionArgument, failed
 from kexecemu.commands.options import option
+from kexecemu.commands.outputs import Written, check_folder
 from kexecemu.errors import BuildError, InputError
 from kexecemu.files import replace_file
+from kexecemu.folders import replacing_folder
 
 __all__ = ["EXAMPLES", "patches"]
 
@@ -42,20 +42,20 @@ def patches(
 
     if out is None and not check:
         raise InputError("nothing to do: give --out DIR, or --check")
+    check_folder("--out", out)
+    written = Written()
     tarball = find_source(version, cache_folder())
     folder = find_series(series or "purgatory")
     source = source_files(folder, version, tarball, check=check)
     made = make_patches(folder, version, source, author)
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            for patch in made:
-                replace_file(out / patch.name, patch.text.encode())
-        except OSError as error:
-            raise InputError(f"{error.filename or out}: {error.strerror or error}") from error
-        print(f"{len(made)} files in {out}")
+        with written.writing("--out", out):
+            with replacing_folder(out) as new:
+                for patch in made:
+                    replace_file(new / patch.name, patch.text.encode())
+            print(f"{len(made)} files in {out}")
     if not check:
-        return
+        written.exit()
     try:
         complaints = checkpatch(made, source)
     except BuildError as error:
@@ -67,5 +67,4 @@ def patches(
     for one in wrong:
         print(one.line)
     print(f"checkpatch --strict: {len(wrong)} to mend, {len(complaints) - len(wrong)} that stand")
-    if wrong:
-        raise typer.Exit(1)
+    written.exit(1 if wrong else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,7 @@ _LOADED = "A segment, protected as after a load; repeatable."
 
 _RAM_LIMIT = 1 << 48
 _HOST_PAGE = 4096
+_BYTES = re.compile(r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19})([KMGTPEkmgtpe]?)")
 _BEFORE, _AFTER = "6.1", "6.4"
 
 
@@ -84,8 +86,11 @@ def _number(text: str, what: str) -> int:
     """A number as the kernel reads it: decimal, hex or octal, with a suffix; InputError for anything else."""
     from kexecemu.kernel.base.cmdline import memparse
 
-    value, rest = memparse(text.strip())
-    if rest or not text.strip()[:1].isdigit():
+    match = _BYTES.fullmatch(text.strip())
+    digits, unit = match.groups() if match else ("", "")
+    value, rest = memparse(digits + unit)
+    # What has more than 64 bits would wrap around.
+    if not match or rest or value // memparse(f"1{unit}")[0] != memparse(digits)[0]:
         example = "write for example 1G, 768M or 0x40000000"
         raise InputError(f"{what}: {text!r} is not a number of bytes ({example})")
     return value

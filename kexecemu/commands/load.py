@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from kexecemu.commands.options import JsonOption, output, takes_setup
-from kexecemu.commands.outputs import check_folder, print_json, print_written, writing
+from kexecemu.commands.outputs import Written, check_folder, input_files, print_json, print_written
 from kexecemu.scenario.options import Setup
 
 __all__ = ["EXAMPLES", "load_command"]
@@ -27,24 +27,27 @@ def load_command(
 ) -> None:
     """Load a crash image, print where everything lies, and stop."""
     from kexecemu.files import replace_file
+    from kexecemu.folders import replacing_folder
     from kexecemu.scenario.setup import prepare
 
-    check_folder("--dump-segments", dump_segments)
+    check_folder("--dump-segments", dump_segments, ["*.bin"], input_files(setup))
     kernel, image = prepare(setup)
-    files: list[Path] = []
+    written = Written()
     if dump_segments is not None:
-        with writing("--dump-segments", dump_segments):
-            dump_segments.mkdir(parents=True, exist_ok=True)
-            for segment in image.segments:
-                files.append(dump_segments / f"{segment.name}.bin")
-                replace_file(files[-1], kernel.ram.read(segment.mem, segment.memsz))
+        with written.writing("--dump-segments", dump_segments):
+            with replacing_folder(dump_segments) as folder:
+                for segment in image.segments:
+                    data = kernel.ram.read(segment.mem, segment.memsz)
+                    replace_file(folder / f"{segment.name}.bin", data)
+            written.files += [dump_segments / f"{segment.name}.bin" for segment in image.segments]
     if json:
         from kexecemu.report.json import load_object
 
-        print_json(load_object(kernel, image, setup.seed), files)
+        print_json(load_object(kernel, image, setup.seed), written.files)
     else:
         from kexecemu.report.terminal import account
         from kexecemu.report.text import print_layout
 
         print_layout(account(), kernel, image)
-        print_written(files)
+        print_written(written.files)
+    written.exit()

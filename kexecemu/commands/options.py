@@ -14,9 +14,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from kexecemu.arguments import too_long
 from kexecemu.commands import complete
 from kexecemu.kernel.base.config import split_options
 from kexecemu.scenario.options import OPTIONS, Setup
+from kexecemu.shown import brief
 
 __all__ = [
     "ExpectOption",
@@ -33,6 +35,7 @@ __all__ = [
     "from_zero",
     "option",
     "output",
+    "processes",
     "seed_number",
     "takes_changes",
     "takes_setup",
@@ -40,15 +43,20 @@ __all__ = [
 ]
 
 
+_MOST_PROCESSES = 1024
+
+
 def whole_number(text: str, least: int | None = None, most: int | None = None) -> int:
     """A decimal number in its bounds, for typer's parser; anything else is a wrong use of the option before it."""
     if not re.fullmatch(r"-?[0-9]+", str(text).strip(), re.ASCII):
-        raise typer.BadParameter(f"{text!r} is not a whole number")
-    number = int(text)
-    if least is not None and (number < least or (most is not None and number > most)):
+        raise typer.BadParameter(f"{brief(text, room=60)} is not a whole number")
+    if wrong := too_long(str(text).strip()):
+        raise typer.BadParameter(wrong)
+    value = int(text)
+    if least is not None and (value < least or (most is not None and value > most)):
         upto = "on" if most is None else f"to {most:#x}"
-        raise typer.BadParameter(f"a number from {least} {upto}, not {number}")
-    return number
+        raise typer.BadParameter(f"a number from {least} {upto}, not {value}")
+    return value
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -58,6 +66,16 @@ def numbers(text: str) -> tuple[int, ...]:
 
 from_one = partial(whole_number, least=1)
 from_zero = partial(whole_number, least=0)
+
+
+def processes(text: str) -> int:
+    """How many processes: more than a machine has is a wrong number."""
+    value = from_one(text)
+    if value > _MOST_PROCESSES:
+        raise typer.BadParameter(f"{value} are more than the {_MOST_PROCESSES} that are allowed")
+    return value
+
+
 seed_number = partial(whole_number, least=0, most=(1 << 64) - 1)
 
 

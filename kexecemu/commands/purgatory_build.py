@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 from kexecemu.commands import complete
 from kexecemu.commands.options import JsonOption, option
-from kexecemu.commands.outputs import check_outputs, print_json, print_written, writing
+from kexecemu.commands.outputs import Written, check_outputs, print_json, print_written
 from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
-from kexecemu.files import replace_file
 from kexecemu.guests.purgatory import OPTIONS, build_purgatory, chosen_options, code_lines, files_of
 from kexecemu.guests.unifdef import without_options
 from kexecemu.kernel.image.purgatory import link_at, parse_purgatory
@@ -90,13 +89,14 @@ def build(
     check_outputs({"--out": out})
     data = build_purgatory(options, _COMPILERS[compiler])
     found = describe_build(options, data)
-    with writing("--out", out):
-        replace_file(out, data)
+    written = Written()
+    written.write("--out", out, lambda: data)
     if json:
-        print_json({"compiler": compiler, **found}, [out])
-        return
-    sys.stdout.write(_text(compiler, found))
-    print_written([out])
+        print_json({"compiler": compiler, **found}, written.files)
+    else:
+        sys.stdout.write(_text(compiler, found))
+        print_written(written.files)
+    written.exit()
 
 
 def _names(given: Iterable[str] | None) -> list[str] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kexecemu.commands.outputs import print_json
+from kexecemu.commands.streams import say_line
 from kexecemu.crash.purgatory_check import CODE, RUNS, UNTOUCHED, Reply
 from kexecemu.errors import InputError
 from kexecemu.scenario.purgatory_bench import Check, OnCase
@@ -70,7 +71,7 @@ def print_checks(checks: Sequence[Check], json: bool, required: Sequence[str] = 
     for one, found in zip(checks, rows, strict=True):
         wrong += [f"{word}: {one.name}: {', '.join(where)}" for word, where in found.items() if where]
     if wrong:
-        print(f"kexecemu: not as required: {'; '.join(wrong)}", file=sys.stderr)
+        say_line(f"not as required: {'; '.join(wrong)}")
     return not wrong
 
 

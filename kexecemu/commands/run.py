@@ -7,19 +7,28 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kexecemu.commands import options
-from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
+from kexecemu.commands.outputs import (
+    Written,
+    check_folder,
+    check_outputs,
+    input_files,
+    print_json,
+    print_written,
+)
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import FormatError, InputError, KexecError
 
 if TYPE_CHECKING:
     from kexecemu.crash.handoff import Handoff
     from kexecemu.crash.kernel import Kernel
+    from kexecemu.scenario.options import Setup
     from kexecemu.scenario.runner import Result
     from kexecemu.scenario.schema import Scenario
 
@@ -53,15 +62,22 @@ class Outputs:
     verbose: bool = False
     hashing: bool = False
     taken: Handoff | None = None
+    written: Written = field(default_factory=Written)
 
     @property
     def files(self) -> dict[str, Path | None]:
         """What is to be written, by the option that asked for it."""
         return {f"--{name}": getattr(self, name) for name in ("timeline", "html", "vmcore", "handoff")}
 
-    def check(self) -> None:
-        """InputError for what cannot be written."""
-        check_outputs({option: path for option, path in self.files.items() if option != "--handoff"})
+    def check(self, setup: Setup, scenario: Path | None = None) -> None:
+        """InputError for what cannot be written, or is one of the files that decide the load."""
+        inputs = input_files(setup, scenario)
+        files = {option: path for option, path in self.files.items() if option != "--handoff"}
+        check_outputs(files, inputs)
+        if self.handoff is not None:
+            from kexecemu.crash.handoff import FILES
+
+            check_folder("--handoff", self.handoff, FILES, {**inputs, **files})
 
     @contextmanager
     def running(self, linux: bool) -> Iterator[dict[str, Any]]:
@@ -88,7 +104,7 @@ class Outputs:
         from kexecemu.crash.handoff import write_handoff
 
         assert self.handoff is not None and kernel.image is not None
-        with writing("--handoff", self.handoff):
+        with self.written.writing("--handoff", self.handoff):
             self.taken = write_handoff(self.handoff, kernel, kernel.image)
 
 
@@ -112,18 +128,17 @@ def run_command(
     from kexecemu.commands.run_matrix import chosen_scenario, run_matrix_command
     from kexecemu.scenario.expectation import parse_expect
     from kexecemu.scenario.read import find_scenario
-    from kexecemu.scenario.runner import run_scenario
+    from kexecemu.scenario.runner import run_scenario, scenario_setup
 
     path = find_scenario(scenario)
     parsed, cells = chosen_scenario(path, cell, parse_expect(expect) if expect else None)
     with located(path, parsed):
         plan_of(parsed)  # a campaign over it is another command's, but that there can be one is not
     outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
-    outputs.check()
     if len(cells) > 1:
         good = run_matrix_command(parsed.name, cells, path, seed, outputs)
         raise typer.Exit(0 if good else 1)
-    check_folder("--handoff", handoff)
+    outputs.check(scenario_setup(parsed, path.parent, seed), path)
     faults = [table.fault() for table in parsed.fault] if handoff is not None else []
     outputs.hashing = any(fault.when_word == _SAME_AS_JUMP for fault in faults)
     for fault in faults:
@@ -166,30 +181,29 @@ def _key_of(words: str, scenario: Scenario) -> tuple[str | int, ...] | None:
     return None
 
 
-def _write_outputs(result: Result, outputs: Outputs) -> tuple[list[Path], Path | None]:
-    """Write timeline and dump, as far as there is one: all files that were written, and the dump among them."""
-    dump = None
-    files = write("--timeline", outputs.timeline, result.end.timeline.as_jsonl)
-    if outputs.vmcore is not None and result.end.vmcore is not None:
-        try:
-            with writing("--vmcore", outputs.vmcore):
-                result.end.vmcore.write(outputs.vmcore)
-        except FormatError as error:
-            # The run's result stands: that there is no dump is part of it.
-            print(f"kexecemu: no dump was written: {error}", file=sys.stderr)
-        else:
-            dump = outputs.vmcore
-            files.append(dump)
-    return files, dump
+def _write_dump(result: Result, outputs: Outputs) -> Path | None:
+    """Write the dump, as far as there is one: its path if it was written."""
+    if outputs.vmcore is None or result.end.vmcore is None:
+        return None
+    try:
+        with outputs.written.writing("--vmcore", outputs.vmcore):
+            result.end.vmcore.write(outputs.vmcore)
+            outputs.written.files.append(outputs.vmcore)
+            return outputs.vmcore
+    except FormatError as error:
+        # The run's result stands: that there is no dump is part of it.
+        say_line(f"no dump was written: {error}")
+    return None
 
 
 def deliver(result: Result, scenario: str | None, outputs: Outputs) -> None:
     """Write what was asked for, give the account, and exit. scenario is how it was named, None without one."""
     from kexecemu.report.html import render
 
-    files, dump = _write_outputs(result, outputs)
-    files += write("--html", outputs.html, lambda: render(result))
-    taken = outputs.taken
+    written, files, taken = outputs.written, outputs.written.files, outputs.taken
+    written.write("--timeline", outputs.timeline, result.end.timeline.as_jsonl)
+    dump = _write_dump(result, outputs)
+    written.write("--html", outputs.html, lambda: render(result))
     if taken is not None:
         files += taken.files
     if outputs.json:
@@ -207,12 +221,12 @@ def deliver(result: Result, scenario: str | None, outputs: Outputs) -> None:
         from kexecemu.report.text import print_result
 
         print_result(account(), result)
-        if outputs.vmcore is not None and dump is None:
+        if outputs.vmcore is not None and result.end.vmcore is None:
             print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
         print_written(files)
         if taken is not None:
             print(f"handoff      QEMU goes on from the jump: {taken.script}")
             print(shlex.join(taken.command))
-    if outputs.handoff is not None and taken is None:
+    if outputs.handoff is not None and taken is None and not written.failed:
         print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)
-    raise typer.Exit(0 if result.as_expected else 1)
+    written.exit(0 if result.as_expected else 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from kexecemu.commands.options import option
-from kexecemu.commands.outputs import check_outputs, print_written, write
+from kexecemu.commands.outputs import Written, check_outputs, print_written
 
 __all__ = ["EXAMPLES", "scenario_schema", "schema_command"]
 
@@ -28,7 +28,10 @@ def schema_command(out: Annotated[Path | None, option("--out", "Write it to FILE
         sys.stdout.write(text)
         return
     check_outputs({"--out": out})
-    print_written(write("--out", out, lambda: text))
+    written = Written()
+    written.write("--out", out, lambda: text)
+    print_written(written.files)
+    written.exit()
 
 
 def scenario_schema() -> dict[str, Any]:

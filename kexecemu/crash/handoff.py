@@ -15,11 +15,12 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kexecemu.crash.handoff_code import FLASH_LOW, FLASH_START, LOW_SIZE, start_code
 from kexecemu.errors import InputError, MachineError
 from kexecemu.files import replace_file, replacing
+from kexecemu.folders import replacing_folder
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine import virt
@@ -28,7 +29,10 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
-__all__ = ["Handoff", "check_board", "write_handoff"]
+__all__ = ["FILES", "Handoff", "check_board", "write_handoff"]
+
+FILES: Final = ("ram-*.bin", "low.bin", "start.bin", "state.json", "run-qemu.sh")
+"""Patterns of what is written."""
 
 _VERSION = 1
 _QEMU = "qemu-system-aarch64"
@@ -99,8 +103,7 @@ def write_handoff(
     alignment_checks sets SCTLR_ELx.A. cpu_model is QEMU's -cpu.
 
     Raises InputError for a board that QEMU's virt cannot be, or an image that is entered with the MMU on, MachineError
-    when the CPU is not at that moment, OSError when a file cannot be written. Each file is replaced whole, state.json
-    and the script last.
+    when the CPU is not at that moment, OSError when a file cannot be written: then none of them is.
     """
     if el not in (1, 2):
         raise InputError(f"handoff: the exception level is 1 or 2, not {el}")
@@ -112,22 +115,20 @@ def write_handoff(
     if cpu.pc != image.start or cpu.sysreg("SCTLR_EL1") & 1:
         raise MachineError(f"handoff: cpu0 is at {cpu.pc:#x}, not at the image's entry with the MMU off")
     low = PhysRange.of(virt.RAM_BASE, min(LOW_SIZE, board.ram.size))
-    folder.mkdir(parents=True, exist_ok=True)
-    pieces, copied = _write_memory(folder, board.ram, low)
-    places = {"low_phys": low.start, "copied": copied, "cleared": low.size}
-    code = start_code(cpu.registers(), el=el, alignment_checks=alignment_checks, **places)
-    replace_file(folder / "start.bin", code)
-    pieces.append(_Piece("start.bin", FLASH_START, len(code), hashlib.sha256(code).hexdigest()))
-    words = _command(board, pieces, el, cpu_model)
-    state = _state(kernel, image, pieces, el, alignment_checks, words)
-    replace_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+    with replacing_folder(folder) as new:
+        pieces, copied = _write_memory(new, board.ram, low)
+        places = {"low_phys": low.start, "copied": copied, "cleared": low.size}
+        code = start_code(cpu.registers(), el=el, alignment_checks=alignment_checks, **places)
+        replace_file(new / "start.bin", code)
+        pieces.append(_Piece("start.bin", FLASH_START, len(code), hashlib.sha256(code).hexdigest()))
+        words = _command(board, pieces, el, cpu_model)
+        state = _state(kernel, image, pieces, el, alignment_checks, words)
+        replace_file(new / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+        script = _SCRIPT.read_text(encoding="utf-8").replace("@COMMAND@", shlex.join(words))
+        replace_file(new / "run-qemu.sh", script.encode(), executable=True)
     names = [*(piece.name for piece in pieces), "state.json", "run-qemu.sh"]
     files = tuple(folder / name for name in names)
-    handoff = Handoff(folder, el, _command(board, pieces, el, cpu_model, folder), files)
-    script = _SCRIPT.read_text(encoding="utf-8").replace("@COMMAND@", shlex.join(words))
-    replace_file(handoff.script, script.encode())
-    handoff.script.chmod(0o755)
-    return handoff
+    return Handoff(folder, el, _command(board, pieces, el, cpu_model, folder), files)
 
 
 def _write_memory(folder: Path, ram: Ram, low: PhysRange) -> tuple[list[_Piece], int]:

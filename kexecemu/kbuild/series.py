@@ -6,12 +6,12 @@ one commit, in the order of their names; `versions` makes a file or an edit one 
 """
 
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from kexecemu.arguments import toml_table
 from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
 from kexecemu.files import read_file, replacing
@@ -118,8 +118,8 @@ def apply_step(step: Step, version: str, tree: Path) -> None:
 
 def _read(path: Path) -> Step:
     try:
-        return msgspec.convert(tomllib.loads(read_file(path).decode()), Step)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        return msgspec.convert(toml_table(read_file(path).decode()), Step)
+    except (OSError, InputError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise InputError(f"{path}: {error}") from error
 
 

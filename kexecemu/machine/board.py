@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Self
 
-from kexecemu.arguments import instance, integer
+from kexecemu.arguments import instance, integer, number
 from kexecemu.errors import InputError
 from kexecemu.machine import virt
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
@@ -19,7 +19,7 @@ from kexecemu.machine.memory.ram import HOST_PAGE, DmaMaster, Ram
 from kexecemu.machine.psci import Psci
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Timeline
-from kexecemu.shown import shown
+from kexecemu.shown import brief, shown
 
 __all__ = ["Board", "parse_size"]
 
@@ -31,7 +31,7 @@ def _unconnected(level: bool) -> None:
     """An interrupt line that leads nowhere."""
 
 
-_SIZE = re.compile(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", re.IGNORECASE | re.ASCII)
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -40,10 +40,10 @@ def parse_size(size: str | int) -> int:
     if isinstance(size, int) and not isinstance(size, bool):
         value = size
     elif isinstance(size, str) and (match := _SIZE.fullmatch(size)):
-        number = match[1]
-        value = int(number, 16 if number[:2] in ("0x", "0X") else 10) * _SUFFIXES[(match[2] or "").upper()]
+        base = 16 if match[1][:2] in ("0x", "0X") else 10
+        value = number(match[1], "not a size", base) * _SUFFIXES[(match[2] or "").upper()]
     else:
-        raise InputError(f"not a size: {size!r} (write for example 1G, 768M or 0x40000000)")
+        raise InputError(f"not a size: {brief(size, room=60)} (write for example 1G, 768M or 0x40000000)")
     if value <= 0:
         raise InputError(f"not a size: {size!r} is not more than zero")
     return value

@@ -18,7 +18,7 @@ __all__ = ["FETCHED", "Option"]
 def _purgatory(value: Any, what: str) -> str:
     if value is None or isinstance(value, bool):
         return "default" if value else "none"
-    return str(instance(value, (bool, str, Path), what))
+    return str(path(instance(value, (bool, str, Path), what), what))
 
 
 # The types of options: what stands in a scenario file in their place, and what checks a value given to Setup.

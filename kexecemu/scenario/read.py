@@ -1,12 +1,10 @@
 """From a path or a name to a checked Scenario."""
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from kexecemu.arguments import instance
+from kexecemu.arguments import instance, toml_table
 from kexecemu.data import fixture_path, shipped_scenarios
 from kexecemu.errors import InputError
 from kexecemu.files import read_file
@@ -16,6 +14,8 @@ from kexecemu.scenario.toml_lines import at_line, validation_text
 from kexecemu.suggest import did_you_mean
 
 __all__ = ["find_scenario", "read_scenario"]
+
+_LARGEST = 16 << 20  # bytes of text
 
 
 def find_scenario(name: str | Path) -> Path:
@@ -36,11 +36,11 @@ def read_scenario(path: str | Path) -> Scenario:
     """Read and check a scenario file, or one that ships, by its name. Raises InputError that names file and key."""
     path = path if isinstance(path, Path) else find_scenario(path)
     try:
-        text = read_file(path).decode()
-        data: dict[str, Any] = tomllib.loads(text)
+        text = read_file(path, _LARGEST).decode()
+        data = toml_table(text)
     except OSError as error:
         raise InputError(f"scenario {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (InputError, UnicodeDecodeError) as error:
         raise InputError(f"scenario {path}: {error}") from error
     try:
         scenario = msgspec.convert(data, Scenario)

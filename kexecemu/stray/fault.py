@@ -9,10 +9,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from kexecemu.arguments import buffer, integer, member, text
+from kexecemu.arguments import buffer, integer, member, number, text
 from kexecemu.errors import InputError
 from kexecemu.machine.cpu.exceptions import GuestException
-from kexecemu.shown import shown
+from kexecemu.shown import brief, shown
 from kexecemu.stray.models import find_model
 from kexecemu.suggest import did_you_mean
 
@@ -47,7 +47,7 @@ NUMBERED = {When.WHILE_HASHING: 256, When.IN_CAPTURE: 10**9}
 """The moments with a number, and how far it goes."""
 
 _ALIVE = (When.DURING_LOAD, When.AFTER_LOAD, When.BEFORE_PANIC)
-WHEN_WORD = r"(?P<moment>[a-z-]+?)(?:-(?P<step>\d+))?\Z"
+WHEN_WORD = r"(?P<moment>[a-z-]+?)(?:-(?P<step>[0-9]+))?\Z"
 """A moment as it is written: its word, and its number where it has one."""
 
 
@@ -86,9 +86,9 @@ def parse_when(
         return when, 0
     if match["step"] is None:
         hashing = when is When.WHILE_HASHING
-        number = "256ths, as in hashing-128" if hashing else f"instructions, as in {word}-1000"
-        raise InputError(f"{what}: {word!r} needs its number of {number}")
-    step = int(match["step"])
+        counted = "256ths, as in hashing-128" if hashing else f"instructions, as in {word}-1000"
+        raise InputError(f"{what}: {word!r} needs its number of {counted}")
+    step = number(match["step"], f"{what}: {brief(word, room=60)}")
     if step > NUMBERED[when]:
         raise InputError(f"{what}: {word!r} is too far: {when.value} goes to {NUMBERED[when]}")
     return when, step
@@ -149,7 +149,7 @@ class Fault:
         what = f"fault at {self.at}"
         when: Any = self.when
         step = self.step
-        if isinstance(when, str) and re.search(r"-\d+\Z", when):
+        if isinstance(when, str) and re.search(r"-[0-9]+\Z", when):
             when, step = parse_when(when, f"{what}: when")
         object.__setattr__(self, "when", member(when, When, f"{what}: when"))
         object.__setattr__(self, "step", integer(step, f"{what}: step"))

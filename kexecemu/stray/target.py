@@ -11,6 +11,7 @@ crashkernel-free+0x1000                  from the start of its largest part that
 import re
 from collections.abc import Callable
 
+from kexecemu.arguments import number
 from kexecemu.errors import InputError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
@@ -21,8 +22,10 @@ from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = ["area_of", "resolve", "resolve_by"]
 
-_TARGET = re.compile(r"(?P<base>[A-Za-z_][\w:.-]*?)(?P<offset>[+](?:0[xX][0-9a-fA-F]+|\d+))?\Z")
-_NUMBER = re.compile(r"(?:0[xX][0-9a-fA-F]+|\d+)\Z")
+# A decimal number has no zeros in front: to some they would make it an octal one.
+_DIGITS = r"0[xX][0-9a-fA-F]+|0|[1-9][0-9]*"
+_TARGET = re.compile(rf"(?P<base>[A-Za-z_][\w:.-]*?)(?:[+](?P<offset>{_DIGITS}))?\Z", re.ASCII)
+_NUMBER = re.compile(rf"(?:{_DIGITS})\Z")
 
 
 def area_of(region: PhysRange, image: Kimage, base: str) -> PhysRange | None:
@@ -79,9 +82,13 @@ def resolve_by(ram: Ram, area_of: Callable[[str], PhysRange], fault: Fault) -> P
     return PhysRange(phys, min(phys + fault.length, bank.end))
 
 
+def _value(digits: str) -> int:
+    return number(digits, "target", 16 if digits[:2] in ("0x", "0X") else 10)
+
+
 def _first_byte(ram: Ram, area_of: Callable[[str], PhysRange], target: str, length: int) -> int:
     if _NUMBER.match(target):
-        phys = int(target, 0)
+        phys = _value(target)
         if not any(bank.covers(PhysRange.of(phys, length)) for bank in ram.banks):
             raise InputError(f"target {target}: no RAM at physical {phys:#x}")
         return phys
@@ -89,7 +96,7 @@ def _first_byte(ram: Ram, area_of: Callable[[str], PhysRange], target: str, leng
     if not match:
         raise InputError(f"target {target!r} is neither NAME, NAME+OFFSET nor a physical address")
     area = area_of(match["base"])
-    offset = int(match["offset"] or "0", 0)
+    offset = _value(match["offset"] or "0")
     if offset + length > area.size:
         raise InputError(
             f"target {target}: {length} byte{'s' if length != 1 else ''} at offset {offset:#x} do not fit in the "

@@ -121,6 +121,8 @@ def test_the_worst_are_in_order_and_the_first_of_the_sample(tmp_path: Path) -> N
 def test_a_campaign_that_is_not_finished_has_no_summary(tmp_path: Path) -> None:
     _, rows = campaign(tmp_path)
     with Store.read(tmp_path) as store:
+        header = store.header
+    with Store.begin(tmp_path, header, resume=True) as store:
         store.db.execute("DELETE FROM result WHERE position = ?", (rows[-1].position,))
         with pytest.raises(InputError, match="1 of 900 faults are still to be done"):
             summarise(store)

@@ -16,6 +16,7 @@ __all__ += ["parse_crashkernel_option", "strtobool", "to_bytes"]
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 _SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _U64 = (1 << 64) - 1
+_BLOCK = 1000
 _RAM_ROUNDING = 128 << 20
 _NAME = "crashkernel="
 
@@ -42,7 +43,14 @@ def memparse(text: str) -> tuple[int, str]:
     value, rest = 0, text[len(digits) :]
     if digits:
         hexadecimal = digits[:2] in ("0x", "0X")
-        value = int(digits, 16 if hexadecimal else 8 if digits[0] == "0" else 10)
+        # As many digits as there are, modulo 2^64; Python itself reads no more than 4,300.
+        if hexadecimal or digits[0] == "0":
+            value = int(digits, 16 if hexadecimal else 8)
+        else:
+            value = int(digits[:_BLOCK])
+            for at in range(_BLOCK, len(digits), _BLOCK):
+                block = digits[at : at + _BLOCK]
+                value = (value * 10 ** len(block) + int(block)) & _U64
     if rest and (shift := _SHIFTS.get(rest[0].lower())) is not None:
         value, rest = value << shift, rest[1:]
     return value & _U64, rest

@@ -1,6 +1,7 @@
 """Which kernel the model is: its era, its build options and the way it protects a loaded crash image."""
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,7 @@ def check_option(name: str, value: str) -> str:
                 f"config option {name} is one of {', '.join(_CHOICES[short])}, not {value!r}{like}"
             )
     elif KNOWN_OPTIONS[short].isdigit():
-        if not (value.isascii() and value.isdigit()):
+        if not re.fullmatch(r"[0-9]{1,9}", value):
             raise InputError(f"config option {name} takes a number, not {value!r}")
     elif value not in ("y", "n"):
         raise InputError(f"config option {name} is y or n, not {value!r}")

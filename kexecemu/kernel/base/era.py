@@ -104,7 +104,7 @@ class Era(enum.Enum):
     @classmethod
     def of_release(cls, release: str) -> Era:
         """The era that a kernel belongs to by what uname -r says of it; InputError for what is no release."""
-        found = re.match(r"(\d+)\.(\d+)", release)
+        found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})(?![0-9])", release)
         if found is None:
             raise InputError(f"{release!r} is no release of Linux")
         version = int(found[1]), int(found[2])

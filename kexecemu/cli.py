@@ -31,6 +31,7 @@ from kexecemu.commands import list as listing
 from kexecemu.commands.help import HelpfulGroup, add_command, usage_text
 from kexecemu.commands.options import option
 from kexecemu.errors import InputError, KexecemuError, KexecError
+from kexecemu.visible import visible, visible_streams
 
 __all__ = ["app", "main"]
 
@@ -82,7 +83,12 @@ def _start(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status. What it prints is all visible: no text of others is obeyed."""
+    with visible_streams():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -110,7 +116,7 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 def _refuse(reason: str) -> int:
     """Say in one line what cannot be used."""
-    print(f"kexecemu: {' '.join(reason.split())}", file=sys.stderr)
+    print(f"kexecemu: {' '.join(visible(reason).split())}", file=sys.stderr)
     return _BAD_INPUT
 
 

@@ -12,6 +12,7 @@ import typer
 
 from kexecemu.commands.options import from_one, option
 from kexecemu.errors import InputError
+from kexecemu.visible import unguarded
 
 if TYPE_CHECKING:
     from kexecemu.kbuild.build import BuildPlan, BuiltKernel
@@ -139,8 +140,9 @@ def counted(what: str, of: str) -> Iterator[Callable[[], None]]:
     if not sys.stderr.isatty():
         yield lambda: None
         return
+    terminal = unguarded(sys.stderr)
     numbers = itertools.count(1)
     try:
-        yield lambda: print(f"\r{what}: {next(numbers)} {of}", end="", file=sys.stderr, flush=True)
+        yield lambda: print(f"\r{what}: {next(numbers)} {of}", end="", file=terminal, flush=True)
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print("\r\x1b[K", end="", file=terminal, flush=True)

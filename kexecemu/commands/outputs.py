@@ -1,6 +1,5 @@
 """The files that a command is asked to write: refused before any work is done, written whole, and named at the end."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from kexecemu.errors import InputError
 from kexecemu.files import replace_file
+from kexecemu.visible import json_text, visible_line
 
 __all__ = ["check_folder", "check_outputs", "print_json", "print_written", "write", "writing"]
 
@@ -74,10 +74,10 @@ def write(option: str, path: Path | None, make: Callable[[], str]) -> list[Path]
 def print_json(value: Mapping[str, Any], files: Sequence[Path] | None = None) -> None:
     """One JSON object, indented; with the key files for a command that writes some."""
     more = {} if files is None else {"files": [str(path) for path in files]}
-    sys.stdout.write(json.dumps({**value, **more}, indent=2) + "\n")
+    sys.stdout.write(json_text({**value, **more}, indent=2) + "\n")
 
 
 def print_written(files: Sequence[Path]) -> None:
     """Name every file that was written, at the end of the account for people."""
     for path in files:
-        print(f"written      {path}")
+        print(f"written      {visible_line(str(path))}")

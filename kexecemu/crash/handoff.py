@@ -10,7 +10,6 @@ start of RAM and refuses files there: what ours has in that place lies in the fl
 """
 
 import hashlib
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
+from kexecemu.visible import json_text
 
 __all__ = ["Handoff", "check_board", "write_handoff"]
 
@@ -120,7 +120,7 @@ def write_handoff(
     pieces.append(_Piece("start.bin", FLASH_START, len(code), hashlib.sha256(code).hexdigest()))
     words = _command(board, pieces, el, cpu_model)
     state = _state(kernel, image, pieces, el, alignment_checks, words)
-    replace_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+    replace_file(folder / "state.json", (json_text(state, indent=2) + "\n").encode())
     names = [*(piece.name for piece in pieces), "state.json", "run-qemu.sh"]
     files = tuple(folder / name for name in names)
     handoff = Handoff(folder, el, _command(board, pieces, el, cpu_model, folder), files)

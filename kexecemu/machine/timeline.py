@@ -4,11 +4,11 @@ Time is the number of instructions that all CPUs have retired; nothing else exis
 the same timeline, byte for byte.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.shown import shown
+from kexecemu.visible import json_text
 
 __all__ = ["Event", "Timeline"]
 
@@ -78,4 +78,4 @@ class Timeline:
 
     def as_jsonl(self) -> str:
         """The whole timeline, one JSON object a line."""
-        return "".join(json.dumps(event.as_object()) + "\n" for event in self._events)
+        return "".join(json_text(event.as_object()) + "\n" for event in self._events)

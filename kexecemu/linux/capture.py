@@ -219,6 +219,7 @@ def linux_stage(
         crashed = []  # a damaged header: nothing that could be compared
     system = System(board)
     begin, printed = board.time, len(board.uart.text)
+    board.work.allow(begin, budget)
     tell = None if progress is None else lambda time: progress(time - begin)
     end: SystemEnd | None = None
     with _watched(board, system) as console:

@@ -167,6 +167,7 @@ class FirstLinux:
         self.marks.wanted, self.marks.hit = marks, None
         begin = self.board.time
         tell = None if progress is None else lambda time: progress(time - begin, max(time - begin, _USUAL))
+        self.board.work.allow(begin, BUDGET)
         end = self.system.run(BUDGET, progress=tell)
         self.marks.wanted = ()
         if end.kind is not SystemEndKind.STOPPED:

@@ -48,7 +48,8 @@ LINES = (
       for a in HEX for n in NUMBERS),
     *(f"sym: x info: 1 other: 1 shndx: 1 value: 0 size: {a}\nsym: x value: {a} addr: 0" for a in HEX),
     "first: record iomem.txt", "first: end of iomem.txt", "first: record ", "first: end of ",
-    "first: end: kexec failed", "first: Linux x is up", "kdump: Linux x is up", "Kernel panic - not syncing: ", "kdump: end: no /proc/vmcore",
+    "first: end: kexec failed", "first: Linux x is up",
+    "kdump: Linux x is up", "Kernel panic - not syncing: ", "kdump: end: no /proc/vmcore",
 )  # fmt: skip
 
 READERS: dict[str, Callable[[str], object]] = {

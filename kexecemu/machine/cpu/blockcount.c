@@ -52,6 +52,10 @@ typedef unsigned int u32;
 
 #define ESR_IL		(1u << 25)
 
+/* What the host's work costs a guest, in instructions; work.py says what for. */
+#define WORK_EXCEPTION		500
+#define WORK_MAINTENANCE	5000
+
 /*
  * The engine sees a store to code that it has translated only through a mapping
  * that is executable; Linux patches itself, and loads programs, through others.
@@ -135,6 +139,7 @@ struct blockcount {
 	 * registers that the engine lacks: what is undefined at EL1 may be an access to one.
 	 */
 	u64 id_aa64pfr0;
+	u64 work;		/* what the host has done for this CPU, in instructions */
 	u64 filter[FILTER_BITS / 64];	/* bit (address / 4) % FILTER_BITS of each stop */
 };
 
@@ -169,6 +174,13 @@ static void stop(void *uc, struct blockcount *bc, u32 why)
 	if (bc->why == WHY_NOTHING)
 		bc->why = why;
 	bc->emu_stop(uc);
+}
+
+/* The owner reckons anew whether work and time are used up where the deadline is. */
+static void charge(struct blockcount *bc, u64 cost)
+{
+	bc->work += cost;
+	bc->deadline -= bc->deadline < cost ? bc->deadline : cost;
 }
 
 static u64 get(void *uc, const struct blockcount *bc, int reg)
@@ -319,6 +331,7 @@ void blockcount_interrupt(void *uc, u32 number, struct blockcount *bc)
 	}
 	bc->entered = bc->total;
 	bc->exceptions++;
+	charge(bc, WORK_EXCEPTION);
 	enter(uc, bc, pc, number);
 }
 
@@ -372,6 +385,7 @@ static void invalidate(struct blockcount *bc, const struct cp_reg *cp)
 	u64 page = cp->val >> PAGE_SHIFT << PAGE_SHIFT;
 
 	bc->maintenance |= MAINTAINED_CODE;
+	charge(bc, WORK_MAINTENANCE);
 	if (cp->op1 != 3) {
 		bc->stale |= STALE_ALL;
 		return;
@@ -405,8 +419,11 @@ u32 blockcount_sys(void *uc, int reg, const struct cp_reg *cp, struct blockcount
 	(void)uc, (void)reg;
 	if (cp->crn == 7 && (cp->crm == 1 || cp->crm == 5))
 		invalidate(bc, cp);
-	else if (cp->crn == 8 && cp->crm == 3)
+	if (cp->crn != 8)
+		return 0;
+	if (cp->crm == 3)
 		bc->maintenance |= MAINTAINED_TLB;
+	charge(bc, WORK_EXCEPTION);
 	return 0;
 }
 

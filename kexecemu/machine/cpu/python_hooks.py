@@ -16,6 +16,7 @@ from unicorn.unicorn_py3.unicorn import Uc
 from kexecemu.machine.cpu import blockcount
 from kexecemu.machine.cpu.blockcount import BlockCount, BlockStop
 from kexecemu.machine.cpu.exceptions import Pstate
+from kexecemu.machine.cpu.work import EXCEPTION, MAINTENANCE, charge
 
 __all__ = ["PythonHooks"]
 
@@ -121,13 +122,16 @@ class PythonHooks:
     def _on_sys(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
         if named.crn == 7 and named.crm in (1, 5):
             self._invalidate(named)
-        elif named.crn == 8 and named.crm == 3:
-            self._state.maintenance |= blockcount.TLB
+        elif named.crn == 8:
+            if named.crm == 3:
+                self._state.maintenance |= blockcount.TLB
+            charge(self._state, EXCEPTION)
         return 0
 
     def _invalidate(self, named: CpReg) -> None:
         state = self._state
         state.maintenance |= blockcount.CODE
+        charge(state, MAINTENANCE)
         if named.op1 != 3:
             state.stale |= blockcount.STALE_ALL
             return

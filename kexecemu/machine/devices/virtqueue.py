@@ -45,6 +45,16 @@ class Chain(NamedTuple):
     writable: list[tuple[int, int]]
     """(phys, length in bytes) of each part."""
 
+    @property
+    def parts(self) -> int:
+        """How many buffers it has."""
+        return len(self.readable) + len(self.writable)
+
+    @property
+    def bytes(self) -> int:
+        """The length of all of them."""
+        return sum(one.nbytes for one in self.readable) + sum(length for _, length in self.writable)
+
 
 class Virtqueue:
     """The rings at three physical addresses; what was negotiated is in `features`."""

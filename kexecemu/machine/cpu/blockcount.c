@@ -176,9 +176,14 @@ static void stop(void *uc, struct blockcount *bc, u32 why)
 	bc->emu_stop(uc);
 }
 
-/* The owner reckons anew whether work and time are used up where the deadline is. */
+/*
+ * The owner reckons anew whether work and time are used up where the deadline is.
+ * What a block does that has come to its end already leaves no trace here either.
+ */
 static void charge(struct blockcount *bc, u64 cost)
 {
+	if (bc->stale & DOOMED)
+		return;
 	bc->work += cost;
 	bc->deadline -= bc->deadline < cost ? bc->deadline : cost;
 }
@@ -317,6 +322,11 @@ void blockcount_interrupt(void *uc, u32 number, struct blockcount *bc)
 	}
 
 	pc = get(uc, bc, REG_PC);
+	if (number == EXCP_PREFETCH && pc & 3) {
+		/* That a PC is misaligned comes before what can be fetched from it. */
+		stop(uc, bc, WHY_MISALIGNED);
+		return;
+	}
 	into = pc - bc->block;
 	if (bc->total - (into < bc->block_size ? (bc->block_size - into) / 4 : 0) == bc->entered) {
 		stop(uc, bc, WHY_INTERRUPT);
@@ -346,7 +356,7 @@ static u64 ticks(void *uc, const struct blockcount *bc)
 /*
  * UC_HOOK_INSN for MRS: CNTPCT_EL0 and CNTVCT_EL0 count instructions. Unicorn's
  * own read the host's clock, and no two runs would be the same. Its timers are
- * none. ID_AA64PFR0_EL1 says what the board has. Everything else is left to
+ * none, and read it too: without a system they are off. ID_AA64PFR0_EL1 says what the board has. Everything else is left to
  * Unicorn (returns 0).
  */
 u32 blockcount_mrs(void *uc, int reg, const struct cp_reg *cp, struct blockcount *bc)
@@ -358,8 +368,8 @@ u32 blockcount_mrs(void *uc, int reg, const struct cp_reg *cp, struct blockcount
 
 	if (cp->crn == 14 && cp->op1 == 3 && cp->crm == 0 && (cp->op2 == 1 || cp->op2 == 2))
 		value = ticks(uc, bc);
-	else if (cp->crn == 14 && cp->op1 == 3 && (cp->crm == 2 || cp->crm == 3) && cp->op2 <= 2 && bc->system)
-		value = bc->timer(cp->crm, cp->op2, 0, 0);
+	else if (cp->crn == 14 && cp->op1 == 3 && (cp->crm == 2 || cp->crm == 3) && cp->op2 <= 2)
+		value = bc->system ? bc->timer(cp->crm, cp->op2, 0, 0) : 0;
 	else if (bc->id_aa64pfr0 && !cp->op1 && !cp->crn && cp->crm == 4 && !cp->op2)
 		value = bc->id_aa64pfr0;
 	else

@@ -120,6 +120,8 @@ class SystemCpu(Cpu):
         if self._stepper is None:
             super().charge(cost)
             return
+        if self._engine.aborting:
+            return  # what is left of a block that has come to its end, and leaves no trace
         self._engine.counter.state.work += cost
         self._stepper.shorten(max(self._work_end() - self._elsewhere, 0))
 

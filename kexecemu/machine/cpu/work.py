@@ -10,7 +10,7 @@ they are constants, so that a run ends at the same instruction on every host, ho
 from collections.abc import Callable
 from typing import Final
 
-from kexecemu.machine.cpu.blockcount import NO_DEADLINE, BlockCount
+from kexecemu.machine.cpu.blockcount import DOOMED, NO_DEADLINE, BlockCount
 from kexecemu.shown import shown
 
 __all__ = ["ACCESS", "EXCEPTION", "EXIT", "MAINTENANCE", "TIMER", "HostWork", "charge"]
@@ -29,6 +29,8 @@ MAINTENANCE: Final = 5_000
 
 def charge(state: BlockCount, cost: int) -> None:
     """Work for one CPU. Whoever runs it reckons anew what is left where its deadline is."""
+    if state.stale & DOOMED:
+        return  # what runs has come to its end already, and leaves no trace
     state.work += cost
     state.deadline = max(state.deadline - cost, 0)
 

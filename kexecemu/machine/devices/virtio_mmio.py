@@ -10,7 +10,14 @@ from typing import Final, Protocol
 from kexecemu.errors import InputError
 from kexecemu.machine import virt
 from kexecemu.machine.cpu.work import ACCESS, HostWork
-from kexecemu.machine.devices.virtqueue import RING_EVENT_IDX, RING_INDIRECT_DESC, Chain, RingError, Virtqueue
+from kexecemu.machine.devices.virtqueue import (
+    RING_EVENT_IDX,
+    RING_INDIRECT_DESC,
+    TABLE_MAX,
+    Chain,
+    RingError,
+    Virtqueue,
+)
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.virt import VIRTIO_SLOT_SIZE
 from kexecemu.shown import shown
@@ -237,6 +244,7 @@ class VirtioMmio:
                 rings.push(chain, self.device.serve(self._ram, index, chain, self._features))
         except RingError as error:
             broken = error
+            self._work.take(ACCESS * TABLE_MAX)  # it was looked for in a table of whatever length
         if rings.publish():  # also what was well before the trouble
             self._set_interrupts(self._interrupt_status | INT_VRING)
         if broken is not None:

@@ -247,10 +247,10 @@ static __attribute__((noinline)) void consider_block(void *uc, u64 virt, u32 siz
 {
 	if (bc->total >= bc->deadline)
 		stop(uc, bc, WHY_DEADLINE);
-	else if (virt & 3)
-		stop(uc, bc, WHY_MISALIGNED);
 	else if (bc->irq && !bc->first && !(pstate(uc, bc) & PSTATE_I))
 		stop(uc, bc, WHY_IRQ);
+	else if (virt & 3)
+		stop(uc, bc, WHY_MISALIGNED);
 	else if (bc->stale)
 		stop(uc, bc, WHY_STALE);
 	else

@@ -163,7 +163,8 @@ class CpuEngine:
         self.uc.mmio_map(device.phys.start, device.phys.size, load, None, store, None)
 
     def _on_unmapped(self, uc: Uc, access: int, phys: int, size: int, value: int, _: object) -> bool:
-        self.unmapped_phys = phys
+        if not self.aborting:
+            self.unmapped_phys = phys
         if access == const.UC_MEM_WRITE_UNMAPPED and self.between_blocks and not self.aborting:
             self._abort()
         return False

@@ -87,10 +87,10 @@ class PythonHooks:
         state = self._state
         if state.total >= state.deadline:
             self._stop(BlockStop.DEADLINE)
-        elif virt & 3:
-            self._stop(BlockStop.MISALIGNED)
         elif state.irq and not state.first and not uc.reg_read(uc64.UC_ARM64_REG_PSTATE) & Pstate.I:
             self._stop(BlockStop.IRQ)
+        elif virt & 3:
+            self._stop(BlockStop.MISALIGNED)
         elif state.stale:
             self._stop(BlockStop.STALE)
         else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from kexecemu.machine.cpu.abort import is_fetch
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
 from kexecemu.machine.cpu.counting import CountingStepper
 from kexecemu.machine.cpu.cpu import EXCP_SMC, EXCP_UDEF, Cpu
 from kexecemu.machine.cpu.engine_internals import internals_of
-from kexecemu.machine.cpu.exceptions import GuestException, Pstate
+from kexecemu.machine.cpu.exceptions import EC_PC_ALIGNMENT, ESR_IL, GuestException, Pstate
 from kexecemu.machine.cpu.generic_timer import GenericTimer
 from kexecemu.machine.cpu.stepper import BlockStepper, StepEnd, Stepper
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
@@ -188,6 +189,12 @@ class SystemCpu(Cpu):
             return super()._makes_progress(fault)
         counter = self._engine.counter
         return bool(counter.state.entered != counter.total)
+
+    def _external_abort(self, error: int) -> GuestException:
+        # That PC is misaligned comes first; what begins there has not been counted in any form.
+        if self._stepper is not None and is_fetch(error) and self.pc & 3:
+            return self._record("sync", EC_PC_ALIGNMENT << 26 | ESR_IL, self.pc)
+        return super()._external_abort(error)
 
     def _take(self, fault: GuestException, deliver: bool) -> bool:
         taken = super()._take(fault, deliver)

@@ -30,14 +30,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from machine import system_guest as g
+from machine import system_guest as g  # noqa: E402
 
-from kexecemu.errors import KexecemuError
-from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.sysregs import SYSREGS
-from kexecemu.machine.devices.disk import Disk
-from kexecemu.machine.devices.virtio_block import VirtioBlock
-from kexecemu.machine.system import System
+from kexecemu.errors import KexecemuError  # noqa: E402
+from kexecemu.machine.board import Board  # noqa: E402
+from kexecemu.machine.cpu.sysregs import SYSREGS  # noqa: E402
+from kexecemu.machine.devices.disk import Disk  # noqa: E402
+from kexecemu.machine.devices.virtio_block import VirtioBlock  # noqa: E402
+from kexecemu.machine.system import System  # noqa: E402
 
 RAM = 4 << 20
 END = 0x40000000 + RAM
@@ -47,19 +47,70 @@ BOUND = 2_000_000
 
 _VIRTIO = 0x0A000000 + 31 * 0x200
 _PLACES = (
-    (g.STACK, g.STACK + 0x1000, g.STACK + 1, g.LOG, END - 8, END - 4, END - 2, END - 1, END, END - 0x1000 + 2)
-    + (g.CODE, g.CODE + 2, g.CODE + 0xFFE, g.CODE + 0x1000, g.VECTORS, g.VECTORS + 0x200)
-    + (0x09000000, 0x09000018, 0x09010000, g.GICD, g.GICD + 0x100, g.GICC, g.GICC + 0xC, 0x0A000000)
-    + tuple(_VIRTIO + offset for offset in (0, 0x20, 0x30, 0x38, 0x44, 0x50, 0x70, 0x80, 0x90, 0xA0))
-    + (0, 4, 0x1000, 0x20000000, 0x3FFFFFFC, 1 << 40, 1 << 48, (1 << 64) - 4, 0xFFFF000000000000)
+    *(
+        g.STACK,
+        g.STACK + 0x1000,
+        g.STACK + 1,
+        g.LOG,
+        END - 8,
+        END - 4,
+        END - 2,
+        END - 1,
+        END,
+        END - 0x1000 + 2,
+    ),
+    *(g.CODE, g.CODE + 2, g.CODE + 0xFFE, g.CODE + 0x1000, g.VECTORS, g.VECTORS + 0x200),
+    *(0x09000000, 0x09000018, 0x09010000, g.GICD, g.GICD + 0x100, g.GICC, g.GICC + 0xC, 0x0A000000),
+    *(_VIRTIO + offset for offset in (0, 0x20, 0x30, 0x38, 0x44, 0x50, 0x70, 0x80, 0x90, 0xA0)),
+    *(0, 4, 0x1000, 0x20000000, 0x3FFFFFFC, 1 << 40, 1 << 48, (1 << 64) - 4, 0xFFFF000000000000),
 )
-_VALUES = (0, 1, 2, 3, 4, 0xF, 0x80, 0x100, 0xFF, 256, 0x84000000, 0x84000001, 0xC4000003, 0x80000000, (1 << 64) - 1)
+_VALUES = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    0xF,
+    0x80,
+    0x100,
+    0xFF,
+    256,
+    0x84000000,
+    0x84000001,
+    0xC4000003,
+    0x80000000,
+    (1 << 64) - 1,
+)
 _CALLS = (g.HVC, g.SMC, g.svc(), g.svc(9), g.brk(), g.UDF, 0xD4400000, g.HVC | 5 << 5)
-_PLAIN = (g.NOP, g.ISB, g.DSB, g.ERET, g.DAIFSET_I, g.DAIFCLR_I, g.WFI, 0xD503205F, g.RET, 0xD50340FF, 0xD50340BF)
-_MAINTAINED = (g.IALLU, g.IALLUIS, g.TLBI, g.TLBI_IS, 0xD5088720, 0xD5088360, 0xD50B7520, 0xD50B7E20, 0xD50B7420)
+_OTHER_ACCESSES = (0xA9400000, 0xA9000000, 0x3D800000, 0x3DC00000, 0xF8008400, 0xC85F7C00)
+_PLAIN = (
+    g.NOP,
+    g.ISB,
+    g.DSB,
+    g.ERET,
+    g.DAIFSET_I,
+    g.DAIFCLR_I,
+    g.WFI,
+    0xD503205F,
+    g.RET,
+    0xD50340FF,
+    0xD50340BF,
+)
+_MAINTAINED = (
+    g.IALLU,
+    g.IALLUIS,
+    g.TLBI,
+    g.TLBI_IS,
+    0xD5088720,
+    0xD5088360,
+    0xD50B7520,
+    0xD50B7E20,
+    0xD50B7420,
+)
 _TIMERS = (g.CNTV_TVAL, g.CNTV_CTL, g.CNTV_CVAL, g.CNTP_TVAL, g.CNTP_CTL, g.CNTP_CVAL, g.CNTPCT, g.CNTVCT)
 _SYSTEM = tuple(
-    0xD5100000 | op0 - 2 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 for op0, op1, crn, crm, op2 in SYSREGS.values()
+    0xD5100000 | op0 - 2 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5
+    for op0, op1, crn, crm, op2 in SYSREGS.values()
 )
 
 
@@ -82,11 +133,19 @@ def _instruction(chance: random.Random) -> list[int]:
         size, load = chance.randrange(4), chance.randrange(2)
         return [0x39000000 | size << 30 | load << 22 | chance.randrange(8) << 10 | other << 5 | one]
     if kind < 0.34:  # pairs, exclusives, vectors, post-indexed
-        return [chance.choice((0xA9400000, 0xA9000000, 0x3D800000, 0x3DC00000, 0xF8008400, 0xC85F7C00)) | other << 5 | one]
+        return [
+            chance.choice((0xA9400000, 0xA9000000, 0x3D800000, 0x3DC00000, 0xF8008400, 0xC85F7C00))
+            | other << 5
+            | one
+        ]
     if kind < 0.46:
         return g.mov(one, chance.choice(_PLACES if chance.random() < 0.5 else _VALUES))
     if kind < 0.56:
-        return [chance.choice((g.add(one, other, chance.randrange(4096)), g.sub(one, other, 4), g.add_reg(one, other, 3)))]
+        return [
+            chance.choice(
+                (g.add(one, other, chance.randrange(4096)), g.sub(one, other, 4), g.add_reg(one, other, 3))
+            )
+        ]
     if kind < 0.68:
         far = chance.randint(-8, 12)
         return [chance.choice((g.b(far), g.cbz(one, far), g.cbnz(one, far), g.bl(far), g.br(one), g.br(30)))]

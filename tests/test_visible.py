@@ -201,6 +201,7 @@ CHANNELS: dict[str, Callable[[str], str]] = {
     "names of files": lambda text: _printed(lambda: print_written([Path(text.replace("\0", "") or ".")])),
     "a failed test": lambda text: failure_text(_result(text).end, [text], text),
     "a failure": lambda text: str(KexecemuFailure([text], more=[text])),
+    "a repr": lambda text: repr(_result(text)) + repr(_result(text).end.timeline) + repr(_result(text).end),
     "events": lambda text: events_text(list(_result(text).end.timeline)),
     "the console as it is printed": _heard,
     "a wrong command": lambda text: _command("x" + text),

@@ -84,8 +84,12 @@ class System:
     def run(self, limit: int | None = None, *, progress: OnProgress | None = None) -> SystemEnd:
         """Run until the machine ends, or for `limit` instructions of board time; progress(time) now and then.
 
-        It also ends (BUDGET) where time and the host's work come to what board.work.allowed says.
+        It also ends (BUDGET) where time and the host's work come to what board.work.allowed says; see HostWork.
         """
+        with self.board.work.bounded(self.board.time, limit):
+            return self._run(limit, progress)
+
+    def _run(self, limit: int | None, progress: OnProgress | None) -> SystemEnd:
         board = self.board
         limit_end = None if limit is None else board.time + limit
         while True:

@@ -96,6 +96,19 @@ def test_the_prices_are_those_of_the_compiled_hooks():
     assert found == {"EXCEPTION": work.EXCEPTION, "MAINTENANCE": work.MAINTENANCE}
 
 
+def test_a_limit_alone_bounds_the_work_too(monkeypatch):
+    monkeypatch.setattr(work, "FREE", 100_000)
+    monkeypatch.setattr(cpu_module, "FREE", 100_000)
+    code, handler, _ = LOOPS["hvc"]
+    with board_with(code, handler) as board:
+        assert System(board).run(50_000).kind is SystemEndKind.BUDGET
+        assert 150_000 <= board.time + board.work.spent < 200_000
+        assert board.work.allowed is None
+    with board_with(code, handler) as board:
+        stop = board.boot_cpu.run(limit=50_000)
+        assert 150_000 <= stop.instructions + board.boot_cpu.work < 200_000
+
+
 def test_a_snapshot_puts_the_work_back():
     code, handler, _ = LOOPS["hvc"]
     with board_with(code, handler) as board:

@@ -20,7 +20,7 @@ from kexecemu.machine.cpu.counter import BlockCounter
 from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestException, Pstate, Recursion
 from kexecemu.machine.cpu.registers import Registers
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
-from kexecemu.machine.cpu.work import EXIT
+from kexecemu.machine.cpu.work import EXIT, FREE
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
@@ -169,7 +169,7 @@ class Cpu(Registers):
         within: a block that starts outside it, the first one too, is not executed (LEFT). A branch to where nothing
             can be fetched is a fault first, and leaves at the vector.
         limit: no block is started once so many instructions have retired in this run (DEADLINE).
-        budget: nor once these, and what the host has done for them, are so many.
+        budget: nor once these, and what the host has done for them, are so many; with a limit alone, see work.FREE.
         deliver: exceptions enter the guest's own vectors; with False the first one ends the run (FAULT), with PC at
             the return address and no exception register changed. One that cannot be delivered, or that comes again
             and again without progress, ends the run either way.
@@ -186,6 +186,8 @@ class Cpu(Registers):
         self._recursion.entered_at = -1  # the host may have put PC anywhere since the last run
         begin = counter.total
         end = NO_DEADLINE if limit is None else begin + limit
+        if budget is None and limit is not None:
+            budget = limit + FREE
         all_used = NO_DEADLINE if budget is None else begin + self.work + budget
         while True:
             self._see_foreign_writes()

@@ -7,13 +7,14 @@ bounds instructions and work together. The prices are about what the host would 
 they are constants, so that a run ends at the same instruction on every host, however its CPUs count.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from kexecemu.machine.cpu.blockcount import DOOMED, NO_DEADLINE, BlockCount
 from kexecemu.shown import shown
 
-__all__ = ["ACCESS", "EXCEPTION", "EXIT", "MAINTENANCE", "TIMER", "HostWork", "charge"]
+__all__ = ["ACCESS", "EXCEPTION", "EXIT", "FREE", "MAINTENANCE", "TIMER", "HostWork", "charge"]
 
 EXIT: Final = 20_000
 """A call to firmware, an external abort, a branch to nothing, and any exception that run() delivers."""
@@ -23,6 +24,8 @@ TIMER: Final = 5_000
 """A write of a timer's register."""
 ACCESS: Final = 1_000
 """A load or store of a device's register; one descriptor of a virtio request. A byte that a device moves is 1."""
+FREE: Final = 2_000_000_000
+"""The work that a run may cause which has a limit of instructions, and no bound of both: some seconds of the host's."""
 MAINTENANCE: Final = 5_000
 """An IC of code that has changed: what was translated from it is dropped."""
 
@@ -60,6 +63,18 @@ class HostWork:
     def allow(self, time: int, budget: int) -> None:
         """Let runs go on for so many instructions from the board's time on, work and all."""
         self.allowed = time + self.spent + budget
+
+    @contextmanager
+    def bounded(self, time: int, limit: int | None) -> Iterator[None]:
+        """While it lasts there is a bound even where none was set, if there is a limit of instructions."""
+        if self.allowed is not None or limit is None:
+            yield
+            return
+        self.allow(time, limit + FREE)
+        try:
+            yield
+        finally:
+            self.allowed = None
 
     def take(self, cost: int) -> bool:
         """Charge a device's request before it is done; False for one that must not be done, which ends the run."""

@@ -180,26 +180,35 @@ def run(number: int, *, native: bool) -> State:
     chance = random.Random(number)
     code = program(chance)
     system, deliver, gic = chance.random() < 0.6, chance.random() < 0.7, chance.choice((2, 2, 3))
+    cpus = 2 if system and number % 7 == 3 else 1
+    if cpus > 1:
+        own = g.flat(g.mov(28, g.LOG), g.mov(29, g.GICC), g.mov(9, g.VECTORS), g.VBAR | 9)
+        code = [*own, *g.flat(g.mov(0, 0xC4000003), g.mov(1, 1), g.mov(2, g.CODE), g.HVC), *code]
     begin = time.process_time()
-    with g.form(native), Board("4M", gic=gic) as board, Disk(1 << 16) as disk:
+    with g.form(native), Board("4M", cpus, gic=gic) as board, Disk(1 << 16) as disk:
         board.attach(31, VirtioBlock(disk, "fuzz"))
         for offset, handler in g.vectors().items():
             g.put(board, g.VECTORS + offset, handler)
         g.put(board, g.CODE, code)
-        cpu = board.boot_cpu
-        cpu.reset(g.CODE)
-        for name, value in (("VBAR_EL1", g.VECTORS), ("CPACR_EL1", 3 << 20)):
-            cpu.set_sysreg(name, value)
-        cpu.set_x(28, g.LOG)
-        cpu.set_x(29, g.GICC)
+        board.boot_cpu.reset(g.CODE)
+        for cpu in reversed(board.cpus):
+            for name, value in (("VBAR_EL1", g.VECTORS), ("CPACR_EL1", 3 << 20)):
+                cpu.set_sysreg(name, value)
+            cpu.set_x(28, g.LOG)
+            cpu.set_x(29, g.GICC)
         if system:
             board.work.allow(board.time, BOUND)
             end = str(System(board).run(LIMIT))
         else:
             stop = cpu.run(limit=LIMIT, budget=BOUND, deliver=deliver)
             end = f"{stop.kind} at {stop.pc:#x} after {stop.instructions}: {stop.power} {stop.fault}"
-        registers = cpu.registers()
-        del registers["CNTKCTL_EL1"]  # what the engine sees of it is not what the guest does
+        # What the engine sees of CNTKCTL_EL1 is not what the guest does.
+        registers = {
+            f"{name} of cpu{cpu.index}": value
+            for cpu in board.cpus
+            for name, value in cpu.registers().items()
+            if name != "CNTKCTL_EL1"
+        }
         ram = hashlib.sha256(board.ram.view(0x40000000, RAM)).hexdigest()
         console = bytes(board.uart.output)
         return State(end, board.time, board.work.spent, registers, ram, console, time.process_time() - begin)

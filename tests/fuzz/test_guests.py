@@ -37,9 +37,9 @@ def test_a_sample_is_alike_in_both_engines():
 
 def test_what_differs_is_told():
     one = guests.run(1, native=True)
-    registers = one.registers | {"x5": one.registers["x5"] ^ 1}
+    registers = one.registers | {"x5 of cpu0": one.registers["x5 of cpu0"] ^ 1}
     other = replace(one, registers=registers, time=one.time + 1)
-    assert [word.split(":")[0] for word in guests.differences(one, other)] == ["time", "x5"]
+    assert [word.split(":")[0] for word in guests.differences(one, other)] == ["time", "x5 of cpu0"]
     assert guests.differences(one, replace(one, seconds=9.0)) == []
 
 

@@ -34,6 +34,7 @@ from kexecemu.commands.help import HelpfulGroup, add_command, usage_text
 from kexecemu.commands.options import option
 from kexecemu.commands.streams import UNREAD, StdoutError, own_streams, say_line
 from kexecemu.errors import KexecemuError
+from kexecemu.visible import visible_streams
 
 __all__ = ["app", "main"]
 
@@ -85,8 +86,8 @@ def _start(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    with own_streams(), warnings.catch_warnings():
+    """Run the command line; returns the exit status. What it prints is all visible: no text of others is obeyed."""
+    with own_streams(), visible_streams(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say_line(str(message))
         try:
             status = app(arguments, prog_name="kexecemu", standalone_mode=False)

@@ -10,6 +10,7 @@ from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.timeline import Event
 from kexecemu.report.again import Again
 from kexecemu.scenario.schema import Expect
+from kexecemu.visible import visible, visible_line
 
 __all__ = ["KexecemuFailure", "KnownEnd", "again_line", "events_text", "failure_text"]
 
@@ -41,7 +42,7 @@ class KexecemuFailure(AssertionError):
 
     def __str__(self) -> str:
         if self.end is None:
-            return "\n".join([*self.wrong, *self.more])
+            return visible("\n".join([*self.wrong, *self.more]))
         return failure_text(self.end, self.wrong, self.again)
 
 
@@ -69,7 +70,7 @@ def failure_text(end: End, wrong: Sequence[str], again: str | None = None) -> st
         lines.append(f"damage: and {len(end.damage) - 8} more")
     if again:
         lines += ["", f"again: {again}"]
-    return "\n".join(lines)
+    return visible("\n".join(lines))
 
 
 def events_text(events: Sequence[Event]) -> str:
@@ -77,5 +78,5 @@ def events_text(events: Sequence[Event]) -> str:
     instance(events, Sequence, "events")
     shown = events[-_EVENTS:]
     title = "timeline" if len(shown) == len(events) else f"the last {len(shown)} of {len(events)} events"
-    lines = [f"{event.when:>14,}  {event.kind:<14} {event.text}" for event in shown]
+    lines = [visible_line(f"{event.when:>14,}  {event.kind:<14} {event.text}") for event in shown]
     return "\n".join([f"{title}, time in instructions:", *lines])

@@ -21,6 +21,7 @@ from kexecemu.linux.first import FirstLinux
 from kexecemu.report.again import Again
 from kexecemu.scenario.runner import Result
 from kexecemu.scenario.schema import Expect
+from kexecemu.visible import visible
 
 __all__ = ["FILES", "again_in", "chosen_folder", "folder_of", "keep", "note_end", "shown"]
 
@@ -118,7 +119,7 @@ def keep(
     Gives the files that were written, by the keys of FILES.
     """
     writers: dict[str, Callable[[Path], object]] = {
-        "console": lambda path: replace_file(path, end.console.encode()),
+        "console": lambda path: replace_file(path, visible(end.console).encode()),
         "timeline": lambda path: replace_file(path, end.timeline.as_jsonl().encode()),
     }
     again = end.again if isinstance(end, KnownEnd) else None

@@ -24,6 +24,7 @@ from kexecemu.pytest_artefacts import again_in, chosen_folder, folder_of, keep, 
 from kexecemu.pytest_scenarios import ScenarioItem
 from kexecemu.scenario.runner import mismatches_of
 from kexecemu.scenario.schema import Expect
+from kexecemu.visible import visible
 
 __all__ = ["Compared", "Failure", "compare"]
 
@@ -201,6 +202,12 @@ class Failure:
                 texts.append(self._keep(folder, end, expect, wrong, report))
         _add(report, "\n".join(texts))
 
+    def make_visible(self, report: pytest.TestReport) -> None:
+        """In the report of a test that crashes kernels what their guests said is shown, and not obeyed."""
+        if self._crashes or self._item.get_closest_marker("kexecemu"):
+            report.longrepr = _shown_in(report.longrepr)
+            report.sections = _shown_in(report.sections)
+
     def _keep(
         self, folder: Path, end: End, expect: Expect | None, wrong: list[str], report: pytest.TestReport
     ) -> str:
@@ -216,6 +223,18 @@ class Failure:
         self._item.user_properties += told
         report.user_properties += told
         return f"kept in {shown(folder, config)}: {', '.join(path.name for path in kept.values())}"
+
+
+def _shown_in(value: Any) -> Any:
+    """The parts of pytest's rendering of a failure, with their texts made visible in place."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_shown_in, value))
+    if type(value).__module__.startswith("_pytest."):
+        for name, one in vars(value).items():
+            setattr(value, name, _shown_in(one))
+    return value
 
 
 def _add(report: pytest.TestReport, text: str) -> None:

@@ -86,11 +86,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if token is not None:
         from kexecemu.campaign.fault import CampaignFault
         from kexecemu.errors import InputError
+        from kexecemu.visible import visible
 
         try:
             CampaignFault.parse(token)
         except InputError as error:
-            raise pytest.UsageError(f"--kexecemu-replay: {error}") from None
+            raise pytest.UsageError(visible(f"--kexecemu-replay: {error}")) from None
 
 
 # -- scenario files --------------------------------------------------------------------------------------------------
@@ -166,6 +167,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         failure.tell(report)
+        failure.make_visible(report)
     item.config.stash[_COMPARED] = None
     return report
 
@@ -253,11 +255,12 @@ def _replayed(scenario: str | Path, token: str, changes: dict[str, Any]) -> Summ
     from kexecemu.errors import InputError
     from kexecemu.scenario.toml import changed_scenario
     from kexecemu.testing import campaign, events_text
+    from kexecemu.visible import visible
 
     try:
         summary = campaign(scenario, only=token, **changes)
     except InputError as error:
-        pytest.skip(f"--kexecemu-replay: {error}")
+        pytest.skip(visible(f"--kexecemu-replay: {error}"))
     path, parsed = changed_scenario(scenario, changes)
     with closing(FaultDecider(parsed, path.parent)) as engine:
         again = replay_in(engine, CampaignFault.parse(token), trace=False, culprit=False)

@@ -18,6 +18,7 @@ from kexecemu.scenario.matrix import cells_of
 from kexecemu.scenario.read import read_scenario
 from kexecemu.scenario.runner import Result, run_scenario
 from kexecemu.scenario.schema import Scenario
+from kexecemu.visible import visible, visible_line
 
 __all__ = ["ScenarioFile", "ScenarioItem"]
 
@@ -31,11 +32,11 @@ class ScenarioFile(pytest.File):
             scenario = read_scenario(self.path)
             plan_of(scenario)  # a campaign over it is another test's, but that there can be one is not
         except InputError as error:
-            raise self.CollectError(str(error)) from None
+            raise self.CollectError(visible(str(error))) from None
         # A name is a sentence for people. What a node id cannot hold goes.
-        name = " ".join(scenario.name.replace("::", ":").split()) or self.path.stem
+        name = " ".join(visible(scenario.name).replace("::", ":").split()) or self.path.stem
         for cell in cells_of(scenario):
-            full = f"{name}[{cell.name}]" if cell.name else name
+            full = f"{name}[{visible_line(cell.name)}]" if cell.name else name
             yield ScenarioItem.from_parent(self, name=full, scenario=cell.scenario, cell=cell.name)
 
 
@@ -78,16 +79,16 @@ class ScenarioItem(pytest.Item):
             if load.capture == "linux" and load.initrd is None:
                 fetched_initrd(fetched_kernel(capture))
         except NotFetched as error:
-            pytest.skip(str(error))
+            pytest.skip(visible(str(error)))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **keywords: Any) -> Any:
         """What was not as expected, or cannot be run: text alone. A traceback is for what is our own fault."""
         if isinstance(excinfo.value, KexecemuFailure):
             return str(excinfo.value)
         if isinstance(excinfo.value, InputError | KexecError):
-            return f"{self.path.name}: {excinfo.value}"
+            return visible(f"{self.path.name}: {excinfo.value}")
         return super().repr_failure(excinfo, *args, **keywords)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """The heading of a failure: the file and the scenario's sentence."""
-        return self.path, None, f"{self.path.name}: {self.name}"
+        return self.path, None, visible_line(f"{self.path.name}: {self.name}")

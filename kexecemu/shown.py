@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from kexecemu.errors import KexecemuError
+from kexecemu.visible import visible
 
 __all__ = ["brief", "shown"]
 
@@ -39,7 +40,7 @@ def shown(*names: str, **told: Callable[[Any], object]) -> Callable[[_Class], _C
 
     def decorate(cls: _Class) -> _Class:
         def show(self: object) -> str:
-            return _table(_name(self), _values(self, names, told))
+            return visible(_table(_name(self), _values(self, names, told)))
 
         show.__name__, show.__qualname__ = "__repr__", f"{cls.__qualname__}.__repr__"
         changed: Any = cls

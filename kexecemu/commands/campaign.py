@@ -176,9 +176,10 @@ def _bar() -> Iterator[CampaignProgress | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+
+    from kexecemu.report.terminal import console_on
 
     columns = (
         TextColumn("{task.description}"),
@@ -188,7 +189,7 @@ def _bar() -> Iterator[CampaignProgress | None]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[outcomes]}"),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=console_on(sys.stderr), transient=True) as bar:
         bar.add_task("the undisturbed run", total=None, rate="", outcomes="")
         begun: dict[str, tuple[float, int, Any]] = {}
 

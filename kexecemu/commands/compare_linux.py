@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from kexecemu.arguments import contents
-from kexecemu.commands.options import JsonOption, VerboseOption, flag, option
+from kexecemu.commands.options import JsonOption, RawConsoleOption, VerboseOption, flag, hearing, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
+from kexecemu.visible import lines_text
 
 __all__ = ["EXAMPLES", "compare_linux_command"]
 
@@ -37,28 +38,34 @@ def compare_linux_command(
     every: Annotated[bool, option("--all", "Print equal lines too.")] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
+    raw_console: RawConsoleOption = False,
 ) -> None:
     """Boot a real kernel and the model of it alike, load by kexec-tools, compare: exit 1 if something differs."""
     from kexecemu.linux.fetched import fetched_kernel
     from kexecemu.linux.first import FirstLinux
+    from kexecemu.linux.first_records import believed
     from kexecemu.linux.rows import Same
     from kexecemu.report.linux_rows import print_rows, rows_object
-    from kexecemu.report.progress import live_console, progress_bar
+    from kexecemu.report.progress import progress_bar
     from kexecemu.scenario.linux_compare import boot_model, compare, config_options
     from kexecemu.scenario.linux_setup import linux_setup
     from kexecemu.scenario.options import Setup
 
     path = fetched_kernel(kernel)
     setup = replace(linux_setup(Setup(linux=path, ram=ram, cpus=cpus, seed=seed)), cmdline=cmdline)
-    with progress_bar(verbose, ["the real kernel is running"]) as progress:
-        linux = FirstLinux(setup, live_console if verbose else None)
+    console = hearing(verbose, raw_console)
+    with progress_bar(console is not None, ["the real kernel is running"]) as progress:
+        linux = FirstLinux(setup, console)
         linux.load(progress)
     model = boot_model(linux, config_options(_config(path, linux.release)))
-    rows = compare(linux, model)
+    with believed():
+        rows = compare(linux, model)
     if json:
         print_json(rows_object(linux.release, rows))
     else:
-        sys.stdout.write(f"Linux {linux.release} beside the model of era {model.config.release.value}\n")
+        sys.stdout.write(
+            lines_text([f"Linux {linux.release} beside the model of era {model.config.release.value}"])
+        )
         sys.stdout.write(print_rows(rows, every))
     raise typer.Exit(1 if any(row.same is Same.DIFFERENT for row in rows) else 0)
 

@@ -40,6 +40,7 @@ def crash_command(
     vmcore: options.VmcoreOption = None,
     handoff: options.HandoffOption = None,
     verbose: options.VerboseOption = False,
+    raw_console: options.RawConsoleOption = False,
 ) -> None:
     """Load a crash image, write astray, panic, and say what came of it."""
     from kexecemu.commands.run import Outputs, deliver
@@ -49,7 +50,7 @@ def crash_command(
 
     faults = [_fault(text, By.CPU) for text in write or []] + [_fault(text, By.DMA) for text in dma or []]
     wanted = parse_expect(expect) if expect else None
-    outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
+    outputs = Outputs(json, timeline, html, vmcore, handoff, verbose, raw_console)
     outputs.check(setup)
     with outputs.running(setup.linux is not None) as asked:
         result = crash(_NAME, setup, faults, expect=wanted, **asked)

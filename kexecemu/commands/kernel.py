@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +35,7 @@ from kexecemu.commands.kernel_given import (
 )
 from kexecemu.commands.kernel_judge import JUDGE_EXAMPLES, judge
 from kexecemu.commands.kernel_patches import EXAMPLES, patches
-from kexecemu.commands.options import JsonOption, VerboseOption, option, processes
+from kexecemu.commands.options import JsonOption, RawConsoleOption, VerboseOption, hearing, option, processes
 from kexecemu.commands.outputs import print_json
 from kexecemu.commands.streams import say_line
 from kexecemu.errors import BuildError, FetchError, InputError, MachineError
@@ -142,12 +143,12 @@ def boot(
     compiler: CompilerOption = "gcc",
     json: JsonOption = False,
     verbose: VerboseOption = False,
+    raw_console: RawConsoleOption = False,
 ) -> None:
     """Boot, load once more by kexec_file_load, panic, say what came of it: exit status 1 without a true dump."""
     machine = machine_given(on, cpu, el, cpus)
-    end = _tried(
-        built_kernel(kernel, series, pages, config, compiler), machine, cpus, kaslr, [], json, verbose
-    )
+    built = built_kernel(kernel, series, pages, config, compiler)
+    end = _tried(built, machine, cpus, kaslr, [], json, hearing(verbose, raw_console))
     raise typer.Exit(0 if end.captured and end.reply.value == "boots" else 1)
 
 
@@ -167,6 +168,7 @@ def stamp(
     compiler: CompilerOption = "gcc",
     json: JsonOption = False,
     verbose: VerboseOption = False,
+    raw_console: RawConsoleOption = False,
 ) -> None:
     """The same as boot, with words written astray between load and panic.
 
@@ -182,9 +184,8 @@ def stamp(
     machine = machine_given(on, cpu, el, cpus)
     if by == "cpu" and machine is None:
         raise InputError("--by cpu: a store by the kernel's own linear map is for QEMU")
-    end = _tried(
-        built_kernel(kernel, series, pages, config, compiler), machine, cpus, kaslr, faults, json, verbose
-    )
+    built = built_kernel(kernel, series, pages, config, compiler)
+    end = _tried(built, machine, cpus, kaslr, faults, json, hearing(verbose, raw_console))
     if expect is not None and end.reply.value != expect:
         say_line(f"not as expected: {end.reply.value}, not {expect}")
         raise typer.Exit(1)
@@ -197,20 +198,22 @@ def _tried(
     kaslr: bool,
     faults: "list[Fault]",
     json: bool,
-    verbose: bool,
+    hear: Callable[[bytes], None] | None,
 ) -> "TrialEnd":
     """One crash, told."""
     from kexecemu.kbuild.on_board import board_runs
     from kexecemu.kbuild.on_qemu import run_in_qemu
     from kexecemu.kbuild.trial import Trial
     from kexecemu.report.kernel_trial import trial_text
-    from kexecemu.report.progress import LINUX_PARTS, live_console, progress_bar
+    from kexecemu.report.progress import LINUX_PARTS, progress_bar
 
     trial = Trial(built, cpus=cpus, kaslr=kaslr)
-    hear = live_console if verbose else None
     try:
         if machine is None:
-            with progress_bar(verbose, LINUX_PARTS) as progress, board_runs(trial, hear, progress) as runs:
+            with (
+                progress_bar(hear is not None, LINUX_PARTS) as progress,
+                board_runs(trial, hear, progress) as runs,
+            ):
                 end = runs.run(lambda loaded: faults)
         else:
             end = run_in_qemu(trial, machine, lambda loaded: faults, hear)

@@ -13,6 +13,7 @@ import typer
 from kexecemu.commands.options import option, processes
 from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError, MachineError
+from kexecemu.visible import unguarded
 
 if TYPE_CHECKING:
     from kexecemu.kbuild.build import BuildPlan, BuiltKernel
@@ -140,8 +141,9 @@ def counted(what: str, of: str) -> Iterator[Callable[[], None]]:
     if not sys.stderr.isatty():
         yield lambda: None
         return
+    terminal = unguarded(sys.stderr)
     numbers = itertools.count(1)
     try:
-        yield lambda: print(f"\r{what}: {next(numbers)} {of}", end="", file=sys.stderr, flush=True)
+        yield lambda: print(f"\r{what}: {next(numbers)} {of}", end="", file=terminal, flush=True)
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print("\r\x1b[K", end="", file=terminal, flush=True)

@@ -14,6 +14,7 @@ from kexecemu.kernel.base.config import KernelConfig, split_options
 from kexecemu.kernel.image.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
+from kexecemu.visible import lines_text
 
 if TYPE_CHECKING:
     from kexecemu.kernel.linear_survey import LinearMapSurvey
@@ -193,7 +194,7 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
     before, after = sides[_BEFORE].price, sides[_AFTER].price
     columns = {"this kernel": asked.price, f"before ({_BEFORE})": before, f"after ({_AFTER})": after}
     lines += ["", *_table(columns), "", _saving(sides), _METHODS[asked.method]]
-    return "\n".join(lines) + "\n"
+    return lines_text(lines)
 
 
 _METHODS = {

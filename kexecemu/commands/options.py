@@ -19,12 +19,14 @@ from kexecemu.commands import complete
 from kexecemu.kernel.base.config import split_options
 from kexecemu.scenario.options import OPTIONS, Setup
 from kexecemu.shown import brief
+from kexecemu.visible import listener
 
 __all__ = [
     "ExpectOption",
     "HandoffOption",
     "HtmlOption",
     "JsonOption",
+    "RawConsoleOption",
     "ScenarioArgument",
     "SeedOption",
     "TimelineOption",
@@ -33,6 +35,7 @@ __all__ = [
     "flag",
     "from_one",
     "from_zero",
+    "hearing",
     "option",
     "output",
     "processes",
@@ -142,8 +145,17 @@ _EXPECT = "The outcome to expect, or another key of [expect] as KEY=VALUE; repea
 ExpectOption = Annotated[
     list[str] | None, option("--expect", _EXPECT, "OUTCOME|KEY=VALUE", autocompletion=complete.outcomes)
 ]
-_VERBOSE = "Show the console as it is printed (on stderr)."
+_VERBOSE = "Show the console as it is printed (on stderr), its control codes as escapes."
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help=_VERBOSE)]
+RawConsoleOption = Annotated[
+    bool, option("--raw-console", "As -v, byte for byte: the terminal obeys the guest.")
+]
+
+
+def hearing(verbose: bool, raw: bool) -> Callable[[bytes], None] | None:
+    """Who hears the console live, as -v and --raw-console say; None for nobody."""
+    return listener(raw) if verbose or raw else None
+
 
 _Command = Callable[..., None]
 

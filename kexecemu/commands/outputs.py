@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
 from kexecemu.files import file_identity, hindrance, is_shared, replace_file
 from kexecemu.folders import folder_hindrance
+from kexecemu.visible import json_text, visible_line
 
 if TYPE_CHECKING:
     from kexecemu.scenario.options import Setup
@@ -122,10 +122,10 @@ class Written:
 def print_json(value: Mapping[str, Any], files: Sequence[Path] | None = None) -> None:
     """One JSON object, indented; with the key files for a command that writes some."""
     more = {} if files is None else {"files": [str(path) for path in files]}
-    sys.stdout.write(json.dumps({**value, **more}, indent=2) + "\n")
+    sys.stdout.write(json_text({**value, **more}, indent=2) + "\n")
 
 
 def print_written(files: Sequence[Path]) -> None:
     """Name every file that was written, at the end of the account for people."""
     for path in files:
-        print(f"written      {path}")
+        print(f"written      {visible_line(str(path))}")

@@ -20,6 +20,7 @@ from kexecemu.kernel.base.config import split_options
 from kexecemu.kernel.image.purgatory import link_at, parse_purgatory
 from kexecemu.kernel.image.relocate import SUPPORTED_TYPES
 from kexecemu.machine.virt import RAM_BASE
+from kexecemu.visible import lines_text
 
 __all__ = ["app", "describe_purgatory"]
 
@@ -210,7 +211,7 @@ def _text(file: Path, found: dict[str, Any]) -> str:
         lines.append(f"entry         at offset {found['entry_offset']:#x}")
     else:
         lines.append(f"does not link {found['links']}")
-    return "\n".join(lines) + "\n"
+    return lines_text(lines)
 
 
 _INFO_EXAMPLES = """\

@@ -15,6 +15,7 @@ from kexecemu.guests.unifdef import without_options
 from kexecemu.kernel.image.purgatory import link_at, parse_purgatory
 from kexecemu.machine.virt import RAM_BASE
 from kexecemu.suggest import there_are
+from kexecemu.visible import lines_text
 
 __all__ = ["BUILD_EXAMPLES", "build", "describe_build"]
 
@@ -115,4 +116,4 @@ def _text(compiler: str, found: dict[str, Any]) -> str:
         f"object       {found['object_bytes']:,} bytes",
         f"loaded       {found['bufsz']:,} bytes, {found['memsz']:,} in memory",
     ]
-    return "\n".join(lines) + "\n"
+    return lines_text(lines)

@@ -10,6 +10,7 @@ from kexecemu.commands.streams import say_line
 from kexecemu.crash.purgatory_check import CODE, RUNS, UNTOUCHED, Reply
 from kexecemu.errors import InputError
 from kexecemu.scenario.purgatory_bench import Check, OnCase
+from kexecemu.visible import lines_text
 
 __all__ = ["REQUIREMENTS", "parse_requirements", "print_checks", "progress_of", "unmet"]
 
@@ -66,7 +67,7 @@ def print_checks(checks: Sequence[Check], json: bool, required: Sequence[str] = 
         ]
         print_json({"purgatories": told})
     else:
-        sys.stdout.write("\n".join(_table(checks)) + "\n")
+        sys.stdout.write(lines_text(_table(checks)))
     wrong = []
     for one, found in zip(checks, rows, strict=True):
         wrong += [f"{word}: {one.name}: {', '.join(where)}" for word, where in found.items() if where]
@@ -141,9 +142,10 @@ def progress_of(purgatories: int) -> Iterator[OnCase]:
     if not sys.stderr.isatty():
         yield lambda: None
         return
-    from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    from kexecemu.report.terminal import console_on
+
+    with Bar(console=console_on(sys.stderr), transient=True) as bar:
         task = bar.add_task("faults", total=RUNS * purgatories)
         yield lambda: bar.advance(task)

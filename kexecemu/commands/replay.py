@@ -13,6 +13,7 @@ from kexecemu.commands.options import JsonOption, ScenarioArgument, option, take
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
 from kexecemu.suggest import did_you_mean
+from kexecemu.visible import visible_line
 
 if TYPE_CHECKING:
     from kexecemu.campaign.replay import Replay
@@ -89,14 +90,15 @@ def _print(found: Replay) -> None:
 
     concluded = found.concluded
     print(f"fault        {found.fault.id}")
-    print(f"where        {concluded.segment or found.fault.base}, physical {concluded.phys:#x}\n")
+    where = visible_line(concluded.segment or found.fault.base)
+    print(f"where        {where}, physical {concluded.phys:#x}\n")
     print_events(account(), found.events)
     if found.trace:
         heading = ["instructions  who ran"] * (len(found.trace) > 1)
-        print("", *heading, *found.trace, sep="\n")
+        print("", *heading, *map(visible_line, found.trace), sep="\n")
     for one in found.culprits:
-        print(f"culprit      at {one.when:,}: {one}")
+        print(f"culprit      at {one.when:,}: {visible_line(str(one))}")
     print(f"\noutcome      {found.outcome}")
-    print(f"dump         {found.dump_reason}")
+    print(f"dump         {visible_line(found.dump_reason)}")
     how = f"{concluded.outcome}, dump {concluded.dump}, found by {concluded.how.value}"
     print(f"campaign     {how}" if found.agrees else f"campaign     {how}: that is WRONG")

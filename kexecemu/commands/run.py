@@ -24,6 +24,7 @@ from kexecemu.commands.outputs import (
 )
 from kexecemu.commands.streams import say_line
 from kexecemu.errors import FormatError, InputError, KexecError
+from kexecemu.visible import visible_line
 
 if TYPE_CHECKING:
     from kexecemu.crash.handoff import Handoff
@@ -60,6 +61,7 @@ class Outputs:
     vmcore: Path | None = None
     handoff: Path | None = None
     verbose: bool = False
+    raw_console: bool = False
     hashing: bool = False
     taken: Handoff | None = None
     written: Written = field(default_factory=Written)
@@ -85,16 +87,17 @@ class Outputs:
 
         --handoff writes the machine down at the jump.
         """
-        from kexecemu.report.progress import LINUX_PARTS, PARTS, live_console, progress_bar
+        from kexecemu.report.progress import LINUX_PARTS, PARTS, progress_bar
         from kexecemu.stray.fault import When
 
+        console = options.hearing(self.verbose, self.raw_console)
         acts = {}
         if self.handoff is not None:
             acts[When.AT_JUMP, 0] = self._take_at_jump
             if self.hashing:
                 acts[When.WHILE_HASHING, 0] = self._take
-        with progress_bar(self.verbose, LINUX_PARTS if linux else PARTS) as progress:
-            yield {"progress": progress, "acts": acts, "console": live_console if self.verbose else None}
+        with progress_bar(console is not None, LINUX_PARTS if linux else PARTS) as progress:
+            yield {"progress": progress, "acts": acts, "console": console}
 
     def _take_at_jump(self, kernel: Kernel) -> None:
         if not self.hashing or kernel.image is None or kernel.image.purgatory is None:
@@ -117,6 +120,7 @@ def run_command(
     vmcore: options.VmcoreOption = None,
     handoff: options.HandoffOption = None,
     verbose: options.VerboseOption = False,
+    raw_console: options.RawConsoleOption = False,
     cell: Annotated[
         str | None,
         options.option("--cell", "Cells of its [matrix], as era=6.1,protection=pte.", "KEY=VALUE,..."),
@@ -134,7 +138,7 @@ def run_command(
     parsed, cells = chosen_scenario(path, cell, parse_expect(expect) if expect else None)
     with located(path, parsed):
         plan_of(parsed)  # a campaign over it is another command's, but that there can be one is not
-    outputs = Outputs(json, timeline, html, vmcore, handoff, verbose)
+    outputs = Outputs(json, timeline, html, vmcore, handoff, verbose, raw_console)
     if len(cells) > 1:
         good = run_matrix_command(parsed.name, cells, path, seed, outputs)
         raise typer.Exit(0 if good else 1)
@@ -225,7 +229,7 @@ def deliver(result: Result, scenario: str | None, outputs: Outputs) -> None:
             print("no dump was written: no capture kernel got far enough to take one", file=sys.stderr)
         print_written(files)
         if taken is not None:
-            print(f"handoff      QEMU goes on from the jump: {taken.script}")
+            print(f"handoff      QEMU goes on from the jump: {visible_line(str(taken.script))}")
             print(shlex.join(taken.command))
     if outputs.handoff is not None and taken is None and not written.failed:
         print("no handoff was written: the first kernel did not get to the image's entry", file=sys.stderr)

@@ -13,6 +13,7 @@ from kexecemu.errors import InputError, KexecError
 from kexecemu.scenario.matrix import Cell, choose_cells
 from kexecemu.scenario.read import read_scenario
 from kexecemu.scenario.schema import Expect, Scenario
+from kexecemu.visible import visible_line
 
 if TYPE_CHECKING:
     from kexecemu.commands.run import Outputs
@@ -49,9 +50,9 @@ def run_matrix_command(
     objects: list[dict[str, Any]] = []
     good = 0
     if not outputs.json:
-        print(name)
+        print(visible_line(name))
     for cell in cells:
-        result = _run(cell, path, seed, outputs.verbose)
+        result = _run(cell, path, seed, outputs)
         good += result.as_expected
         if outputs.json:
             objects.append({"cell": dict(cell.values), **result_object(result, None, str(path))})
@@ -65,17 +66,21 @@ def run_matrix_command(
     return good == len(cells)
 
 
-def _run(cell: Cell, path: Path, seed: int | None, verbose: bool) -> Result:
-    from kexecemu.report.progress import live_console
+def _run(cell: Cell, path: Path, seed: int | None, outputs: Outputs) -> Result:
+    from kexecemu.commands.options import hearing
     from kexecemu.scenario.runner import run_scenario
 
+    console = hearing(outputs.verbose, outputs.raw_console)
     try:
-        return run_scenario(cell.scenario, path.parent, seed=seed, console=live_console if verbose else None)
+        return run_scenario(cell.scenario, path.parent, seed=seed, console=console)
     except (InputError, KexecError) as error:
         raise InputError(f"cell {cell.name}: {error}") from error
 
 
 def _print_cell(cell: Cell, result: Result, width: int) -> None:
-    print(f"{cell.name:<{width}}  {result.end.outcome.value:<9} dump {result.end.dump.value}", flush=True)
+    print(
+        f"{visible_line(cell.name):<{width}}  {result.end.outcome.value:<9} dump {result.end.dump.value}",
+        flush=True,
+    )
     for mismatch in result.mismatches:
-        print(f"{'':<{width}}  unexpected: {mismatch}")
+        print(f"{'':<{width}}  unexpected: {visible_line(mismatch)}")

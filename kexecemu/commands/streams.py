@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from kexecemu.visible import visible
+
 __all__ = ["UNREAD", "StdoutError", "own_streams", "say_line"]
 
 UNREAD = 141
@@ -94,6 +96,6 @@ def own_streams() -> Iterator[None]:
 
 def say_line(text: str) -> None:
     """One line on stderr with our name, whatever is in it; a word that no line has room for is shortened."""
-    line = " ".join(text.split())
+    line = " ".join(visible(text).split())
     line = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: f"{word[0][:60]}...{word[0][-20:]}", line)
     print(f"kexecemu: {line}", file=sys.stderr)

@@ -16,7 +16,7 @@ from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, Purgator
 from kexecemu.crash.vmcore import Vmcore
 from kexecemu.errors import FormatError, MachineError
 from kexecemu.formats.elf import EHDR_SIZE, PT_LOAD, PT_NOTE, ProgramHeader
-from kexecemu.formats.elfcore import LoadRange, VmcoreLayout, parse_core_header
+from kexecemu.formats.elfcore import LoadRange, VmcoreLayout
 from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.linux.capture import DiskVmcore
@@ -30,7 +30,6 @@ __all__ = ["ONLY_FOR_THE_PURGATORY", "CrashedMemory", "Dump", "judge_dump", "tak
 ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
 """Segments that no capture kernel ever looks at: damage there harms nobody after the check."""
 
-_HEAD = 1 << 16  # bytes of a core within which its program headers are
 _NOTE_PADDING = 4096  # what a descriptor may have lost with the zeros at its end
 _NOT_RUN = "the capture kernel was not run past its first instruction"
 
@@ -186,8 +185,7 @@ def _shown(layout: VmcoreLayout) -> _Shown:
 
 def _read_back(dump: DiskVmcore) -> _Shown:
     try:
-        head = dump.disk.read(0, min(_HEAD, dump.size))
-        headers = parse_core_header(head).program_headers
+        head, headers = dump.headers()
         notes = b"".join(
             dump.disk.read(one.offset, one.filesz) for one in headers if one.type == PT_NOTE and one.filesz
         )

@@ -10,7 +10,6 @@ start of RAM and refuses files there: what ours has in that place lies in the fl
 """
 
 import hashlib
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
+from kexecemu.visible import json_text
 
 __all__ = ["FILES", "Handoff", "check_board", "write_handoff"]
 
@@ -123,7 +123,7 @@ def write_handoff(
         pieces.append(_Piece("start.bin", FLASH_START, len(code), hashlib.sha256(code).hexdigest()))
         words = _command(board, pieces, el, cpu_model)
         state = _state(kernel, image, pieces, el, alignment_checks, words)
-        replace_file(new / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+        replace_file(new / "state.json", (json_text(state, indent=2) + "\n").encode())
         script = _SCRIPT.read_text(encoding="utf-8").replace("@COMMAND@", shlex.join(words))
         replace_file(new / "run-qemu.sh", script.encode(), executable=True)
     names = [*(piece.name for piece in pieces), "state.json", "run-qemu.sh"]

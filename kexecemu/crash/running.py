@@ -113,21 +113,25 @@ def _run(
 ) -> Generator[int, None, tuple[CpuStop, int]]:
     """Run to each step, which is given with its number of instructions, and on until something ends it.
 
-    used counts on, up to the budget of instructions; tell hears it after each slice. A CPU in an endless loop is let
-    go after a slice, and after `look` instructions.
+    used counts on, up to the budget of instructions, the host's work for them included; tell hears it after each slice.
+    A CPU in an endless loop is let go after a slice, and after `look` instructions.
     """
+    all_used = cpu.work + budget
+
+    def run(limit: int) -> CpuStop:
+        return cpu.run(within=within, limit=limit, budget=max(all_used - cpu.work - used, 0), deliver=deliver)
+
     for step, instructions in targets:
         if instructions > used:
-            stop = cpu.run(within=within, limit=instructions - used, deliver=deliver)
+            stop = run(instructions - used)
             used += stop.instructions
             if stop.kind is not CpuStopKind.DEADLINE:
                 return stop, used
         yield step
     while True:
-        left = look - used if used < look else budget - used
-        stop = cpu.run(within=within, limit=min(_SLICE, left), deliver=deliver)
+        stop = run(min(_SLICE, look - used if used < look else budget - used))
         used += stop.instructions
-        if stop.kind is not CpuStopKind.DEADLINE or used >= budget or cpu.spins():
+        if stop.kind is not CpuStopKind.DEADLINE or used >= all_used - cpu.work or cpu.spins():
             return stop, used
         if tell is not None:
             tell(used)

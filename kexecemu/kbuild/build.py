@@ -25,6 +25,7 @@ from kexecemu.kbuild.source import find_source, package_of, unpack_source
 from kexecemu.kbuild.toolchain import Toolchain
 from kexecemu.linux.first_purgatory import built_in_purgatory
 from kexecemu.shown import shown
+from kexecemu.visible import json_text
 
 __all__ = ["BuildPlan", "BuiltKernel", "build_kernel", "find_built", "read_built"]
 
@@ -258,6 +259,6 @@ def _keep(work: Path, folder: Path, told: Mapping[str, object]) -> None:
             shutil.copy(work / "out" / path, kept / name)
     if not (kept / "Image").is_file():
         raise BuildError(f"make has left no {_IMAGE} (see {work / 'make.log'})")
-    (kept / "BUILD.json").write_text(json.dumps(told, indent=2) + "\n")
+    (kept / "BUILD.json").write_text(json_text(told, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     kept.rename(folder)

@@ -16,6 +16,7 @@ from typing import Self
 from kexecemu.errors import InputError, MachineError
 from kexecemu.fetch.cache import cached
 from kexecemu.kbuild.gdbstub import GdbStub
+from kexecemu.machine.devices.pl011 import CONSOLE_LIMIT, kept_of
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -147,11 +148,14 @@ class Qemu:
         """Take what is printed, and wait for that no longer than so many seconds."""
         pipe = self._process.stdout
         assert pipe is not None
-        while select.select([pipe], [], [], seconds)[0]:
+        # No more at once than a console keeps: one that floods must not keep us from looking at the time.
+        for _ in range(CONSOLE_LIMIT >> 16):
+            if not select.select([pipe], [], [], seconds)[0]:
+                return
             piece = os.read(pipe.fileno(), 1 << 16)
             if not piece:
                 return
-            self._output += piece
+            self._output += kept_of(len(self._output), piece)
             self._hear(piece)
             seconds = 0
 

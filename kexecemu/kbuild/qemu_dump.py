@@ -35,8 +35,7 @@ def dump_loads(qemu: Qemu, image: Kimage) -> MemoryHeld:
 
 def true_dump(disk: Path | None, said: str, loads: MemoryHeld) -> bool:
     """The PT_LOADs of the core on the disk are what memory held; said is the capture kernel's last word."""
-    size = re.search(r", (\d+) bytes to ", said)
-    if disk is None or size is None:
+    if disk is None or not re.search(r", [0-9]+ bytes to ", said):
         return False
     read = []
     with open(disk, "rb") as file:
@@ -44,6 +43,8 @@ def true_dump(disk: Path | None, said: str, loads: MemoryHeld) -> bool:
             headers = parse_core_header(file.read(1 << 16)).program_headers
         except FormatError:
             return False
+        if any(one.offset + one.filesz > disk.stat().st_size for one in headers):
+            return False  # whatever a guest has written there
         for one in headers:
             if one.type == PT_LOAD:
                 file.seek(one.offset)

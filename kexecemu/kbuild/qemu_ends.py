@@ -21,9 +21,9 @@ PANIC_END = "---[ end Kernel panic"
 SAID = "kdump: end: "
 """How the last line of the capture kernel's init begins."""
 
-_FAULT = re.compile(r"Unable to handle kernel .*? at virtual address ([0-9a-f]+)")
-_FAULT_ESR = re.compile(r"ESR = 0x([0-9a-f]+)")
-_FAULT_CPU = re.compile(r"\] CPU: (\d+) ")
+_FAULT = re.compile(r"Unable to handle kernel .{0,80}? at virtual address ([0-9a-f]{1,16})\b")
+_FAULT_ESR = re.compile(r"ESR = 0x([0-9a-f]{1,16})\b")
+_FAULT_CPU = re.compile(r"\] CPU: ([0-9]{1,6}) ")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kexecemu.errors import BusError, FormatError, MachineError
-from kexecemu.formats.elf import PT_LOAD
+from kexecemu.formats.elf import PT_LOAD, ProgramHeader
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
 from kexecemu.machine.board import Board
@@ -35,11 +35,14 @@ BUDGET = 20_000_000_000
 """Instructions of a boot that copies a dump: some ten times what Debian's take for 768 MiB."""
 
 _CHUNK = 4 << 20
+_HEAD = 1 << 16  # bytes of a core within which its program headers are
 _SECTOR = 512
 _PANIC = b"Kernel panic - not syncing"
 _PANIC_END = b"---[ end Kernel panic"  # not printed with panic=SECONDS
 _RESTART = b"reboot: Restarting system"  # asked for by a program
 _END = "kdump: end: "  # how the line begins that says what came of the dump
+_SIZE = re.compile(r", ([0-9]{1,19}) bytes to ")
+_RELEASE = re.compile(r"kdump: Linux (\S+) is up")
 _PANIC_TEXT = re.compile(r"(?<!end )Kernel panic - not syncing: (.*)")
 
 
@@ -82,9 +85,21 @@ class DiskVmcore:
         self.disk.copy_to(path, self.size)
         return self.size
 
+    def headers(self) -> tuple[bytes, Sequence[ProgramHeader]]:
+        """The dump's first bytes and its program headers; FormatError if it is no core, or one that is cut off.
+
+        What the disk holds is whatever a guest wrote there: no more is read of it than there is.
+        """
+        head = self.disk.read(0, min(_HEAD, self.size))
+        headers = parse_core_header(head).program_headers
+        named = sum(one.filesz for one in headers)
+        if named > self.size:
+            raise FormatError(f"the dump on the disk is cut off ({named:#x} bytes in one of {self.size:#x})")
+        return head, headers
+
     def loads(self) -> list[LoadDigest]:
         """The dump's PT_LOADs with the digests of what was read; FormatError if it is no core."""
-        headers = parse_core_header(self.disk.read(0, min(1 << 16, self.size))).program_headers
+        _, headers = self.headers()
         read = self.disk.read
         return [
             LoadDigest(PhysRange.of(one.paddr, one.filesz), _sha256(read, one.offset, one.filesz))
@@ -151,19 +166,18 @@ class _Console(ConsoleLines):
 
     def __init__(self, stop: Callable[[], None]) -> None:
         super().__init__(self._hear)
-        self.said: list[str] = []
+        self.last = ""
+        """What init has said last; empty if it has said nothing."""
+        self.release = ""
         self.panicked = False  # to the end
         self.panics = self.restarts = False
         self._stop = stop
 
-    @property
-    def last(self) -> str:
-        """What init has said last; empty if it has said nothing."""
-        return self.said[-1] if self.said else ""
-
     def _hear(self, line: bytes) -> None:
         if line.startswith(b"kdump: "):
-            self.said.append(line.decode(errors="replace").rstrip("\r"))
+            self.last = line.decode(errors="replace").rstrip("\r")
+            if not self.release and (up := _RELEASE.match(self.last)):
+                self.release = up[1]
         elif _PANIC_END in line:
             self.panicked = True
             self._stop()
@@ -205,6 +219,7 @@ def linux_stage(
         crashed = []  # a damaged header: nothing that could be compared
     system = System(board)
     begin, printed = board.time, len(board.uart.text)
+    board.work.allow(begin, budget)
     tell = None if progress is None else lambda time: progress(time - begin)
     end: SystemEnd | None = None
     with _watched(board, system) as console:
@@ -235,11 +250,10 @@ def _account(
         read = vmcore.loads() if vmcore is not None else []
     except (FormatError, MachineError):
         read = []
-    release = next((m[1] for line in console.said if (m := re.match(r"kdump: Linux (\S+) is up", line))), "")
     panics = _PANIC_TEXT.findall(said) if kind is LinuxEnd.PANIC else []
     panic = panics[-1].strip() if panics else ""
     word = console.last.removeprefix(_END) if console.last.startswith(_END) else ""
-    return LinuxCapture(kind, where, instructions, release, said, vmcore, read, crashed, word, panic)
+    return LinuxCapture(kind, where, instructions, console.release, said, vmcore, read, crashed, word, panic)
 
 
 def _where(end: SystemEnd, said: str) -> str:
@@ -262,5 +276,6 @@ def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
 
 
 def _dump(disk: Disk, console: _Console) -> DiskVmcore | None:
-    match = re.search(r", (\d+) bytes to ", console.last)
-    return DiskVmcore(disk, int(match[1])) if match else None
+    """The dump that init says is on the disk; None for one of which the disk cannot hold so much."""
+    match = _SIZE.search(console.last)
+    return DiskVmcore(disk, int(match[1])) if match and int(match[1]) <= disk.size else None

@@ -15,7 +15,15 @@ from kexecemu.linux.first_boot import WAITING, ConsoleWatch, LinuxSetup, boot_li
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_purgatory import FoundPurgatory, built_in_purgatory
-from kexecemu.linux.first_records import KexecSaid, crash_kernel, iomem, parse_kexec, split_records
+from kexecemu.linux.first_records import (
+    KexecSaid,
+    believed,
+    crash_kernel,
+    iomem,
+    last_words,
+    parse_kexec,
+    split_records,
+)
 from kexecemu.linux.first_store import GuestKernelMap, hang, store
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.exceptions import GuestException
@@ -122,9 +130,17 @@ class FirstLinux:
         end = self.run_to((WAITING, *_STOPPED), progress)
         console = self.board.uart.text
         if self.marks.hit != WAITING:
-            raise InputError(
-                f"the first Linux has loaded no crash kernel: {self._last_words(console)} ({end})"
-            )
+            raise InputError(f"the first Linux has loaded no crash kernel: {last_words(console)} ({end})")
+        with believed():
+            image = self._read_load(console)
+        self.stands_at = end.cpu
+        call = self.setup.syscall
+        unchecked = "--no-checks: no digest" if call == "kexec_load" else "no purgatory and so no digest"
+        tell_image(self.board.timeline, image, call, by=f"{call} by kexec-tools", unchecked=unchecked)
+        return image
+
+    def _read_load(self, console: str) -> Kimage:
+        """What memory has of the load, and the records on the console say."""
         self.records = split_records(console)
         self.crashk_res, self.crashk_low_res = crash_kernel(self.records.get("iomem.txt", ""))
         if self.crashk_res is None:
@@ -141,9 +157,6 @@ class FirstLinux:
             self.ram, said, files, self.crashk_res, page_size=self.page_size, checks=checks, built_in=built_in
         )
         self._loaded = image, said, GuestKernelMap(said, self.records["iomem.txt"])
-        self.stands_at = end.cpu
-        unchecked = "--no-checks: no digest" if call == "kexec_load" else "no purgatory and so no digest"
-        tell_image(self.board.timeline, image, call, by=f"{call} by kexec-tools", unchecked=unchecked)
         return image
 
     def run_to(self, marks: tuple[str, ...], progress: Progress | None = None) -> SystemEnd:
@@ -154,24 +167,12 @@ class FirstLinux:
         self.marks.wanted, self.marks.hit = marks, None
         begin = self.board.time
         tell = None if progress is None else lambda time: progress(time - begin, max(time - begin, _USUAL))
+        self.board.work.allow(begin, BUDGET)
         end = self.system.run(BUDGET, progress=tell)
         self.marks.wanted = ()
         if end.kind is not SystemEndKind.STOPPED:
             self.marks.hit = None
         return end
-
-    @staticmethod
-    def _last_words(console: str) -> str:
-        """Why there is no load, in the words of whoever had the last: the kernel, kexec or init."""
-        lines = [line for line in console.splitlines() if line.strip()]
-        panic = [line for line in lines if "Kernel panic" in line]
-        if panic or not lines:
-            return (panic or ["it said nothing"])[-1]
-        if not lines[-1].startswith(f"{_OFF}kexec failed"):
-            return lines[-1]
-        up = max(number for number, line in enumerate(lines) if line.startswith("first: Linux "))
-        refused = [line for line in lines[:up] if "crashkernel" in line and "command line" not in line]
-        return "; ".join([*refused[-1:], *lines[up + 1 :][-4:]])
 
     # -- faults --------------------------------------------------------------------------------------------------
 

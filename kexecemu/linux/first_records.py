@@ -5,26 +5,40 @@ and "first: end of NAME". `kexec -d` says where it put every segment, and which 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kexecemu.errors import InputError
+from kexecemu.errors import InputError, KexecError, MachineError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["KexecSaid", "SaidHeader", "SaidSegment", "crash_kernel", "iomem", "parse_kexec", "split_records"]
+__all__ = [
+    "KexecSaid",
+    "SaidHeader",
+    "SaidSegment",
+    "believed",
+    "crash_kernel",
+    "iomem",
+    "last_words",
+    "parse_kexec",
+]
+__all__ += ["split_records"]
 
-_RECORD = re.compile(r"^first: record (\S+)\n(.*?)^first: end of \1\n", re.MULTILINE | re.DOTALL)
+_BEGIN, _END = "first: record ", "first: end of "
+# A number that a guest says is one of 64 bits, or it says nothing.
+_HEX = r"([0-9a-f]{1,16})(?![0-9a-f])"
 _KERNEL_LINE = re.compile(r"^\[ *\d+\.\d{6}\] .*\n", re.MULTILINE)
-_CALL = re.compile(r"kexec_load: entry = (0x[0-9a-f]+) flags = (?:0x)?([0-9a-f]+)\s+nr_segments = (\d+)")
-_HEADER = re.compile(
-    r"^(.*?)(?:Elf|ELF)? ?[Hh]eader: p_type = (\d+), p_offset = 0x([0-9a-f]+) p_paddr = 0x([0-9a-f]+) "
-    r"p_vaddr = 0x([0-9a-f]+) p_filesz = 0x[0-9a-f]+ p_memsz = 0x([0-9a-f]+)",
-    re.MULTILINE,
+_CALL = re.compile(
+    rf"kexec_load: entry = 0x{_HEX} flags = (?:0x)?{_HEX}\s+nr_segments = ([0-9]{{1,2}})(?![0-9])"
 )
-_SYMBOL = re.compile(r"^sym: *(\S+) info: \S+ other: \S+ shndx: \S+ value: [0-9a-f]+ size: ([0-9a-f]+)$")
-_VALUE = re.compile(r"^sym: *(\S+) value: ([0-9a-f]+) addr: ")
-_IOMEM = re.compile(r"^( *)([0-9a-f]+)-([0-9a-f]+) : (.*)$")
+_HEADER = re.compile(
+    rf"[Hh]eader: p_type = ([0-9]{{1,10}}), p_offset = 0x{_HEX} p_paddr = 0x{_HEX} "
+    rf"p_vaddr = 0x{_HEX} p_filesz = 0x{_HEX} p_memsz = 0x{_HEX}"
+)
+_SYMBOL = re.compile(rf"^sym: *(\S+) info: \S+ other: \S+ shndx: \S+ value: {_HEX} size: {_HEX}$")
+_VALUE = re.compile(rf"^sym: *(\S+) value: {_HEX} addr: ")
+_IOMEM = re.compile(rf"^( *){_HEX}-{_HEX} : (.*)$")
 
 
 @shown()
@@ -68,8 +82,42 @@ def split_records(console: str) -> dict[str, str]:
 
     dmesg.txt is made of such lines, and is kept whole.
     """
-    records = _RECORD.findall(console)
-    return {name: text if name == "dmesg.txt" else _KERNEL_LINE.sub("", text) for name, text in records}
+    records: dict[str, str] = {}
+    name, lines = "", list[str]()
+    for line in console.split("\n"):
+        if line.startswith(_BEGIN):
+            name, lines = line.removeprefix(_BEGIN), []
+        elif name and line == _END + name:
+            text = "".join(f"{one}\n" for one in lines)
+            records[name] = text if name == "dmesg.txt" else _KERNEL_LINE.sub("", text)
+            name = ""
+        elif name:
+            lines.append(line)
+    return records
+
+
+@contextmanager
+def believed() -> Iterator[None]:
+    """Reading what a first Linux says of its load: what memory does not agree with is an InputError, in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (MachineError, KexecError, ValueError, LookupError) as error:
+        raise InputError(f"the first Linux has loaded no crash kernel as it says: {error}") from error
+
+
+def last_words(console: str) -> str:
+    """Why there is no load, in the words of whoever had the last: the kernel, kexec or init."""
+    lines = [line for line in console.splitlines() if line.strip()]
+    panic = [line for line in lines if "Kernel panic" in line]
+    if panic or not lines:
+        return (panic or ["it said nothing"])[-1]
+    if not lines[-1].startswith("first: end: kexec failed"):
+        return lines[-1]
+    up = max((number for number, line in enumerate(lines) if line.startswith("first: Linux ")), default=-1)
+    refused = [line for line in lines[:up] if "crashkernel" in line and "command line" not in line]
+    return "; ".join([*refused[-1:], *lines[up + 1 :][-4:]])
 
 
 def parse_kexec(text: str) -> KexecSaid:
@@ -84,7 +132,7 @@ def parse_kexec(text: str) -> KexecSaid:
         entry,
         [SaidSegment(names[mem], mem, memsz, bufsz) for mem, memsz, bufsz in rows],
         [
-            SaidHeader(int(found[2]), int(found[4], 16), int(found[5], 16), int(found[6], 16))
+            SaidHeader(int(found[1]), int(found[3], 16), int(found[4], 16), int(found[6], 16))
             for found in _HEADER.finditer(text)
         ],
         _symbols(text),
@@ -95,7 +143,7 @@ def _segment_row(text: str, number: int) -> tuple[int, int, int]:
     """(mem, memsz, bufsz) of segment[number]."""
     values = []
     for key in ("mem", "memsz", "bufsz"):
-        found = re.search(rf"segment\[{number}\]\.{key} *= (0x[0-9a-f]+)", text)
+        found = re.search(rf"segment\[{number}\]\.{key} *= 0x{_HEX}", text)
         if found is None:
             raise InputError(f"kexec did not say segment[{number}].{key}")
         values.append(int(found[1], 16))
@@ -105,14 +153,14 @@ def _segment_row(text: str, number: int) -> tuple[int, int, int]:
 def _names(text: str, entry: int, rows: Sequence[tuple[int, int, int]]) -> dict[int, str]:
     """Names by physical address: each is said somewhere, but the purgatory's, which is where the entry is."""
     said = {
-        "kernel": r"kernel_segment: +([0-9a-f]+)",
-        "elfcorehdr": r"elfcorehdr 0x([0-9a-f]+)-",
-        "initrd": r"initrd: +base ([0-9a-f]+),",
-        "dtb": r"dtb: +base ([0-9a-f]+),",
+        "kernel": rf"kernel_segment: +{_HEX}",
+        "elfcorehdr": rf"elfcorehdr 0x{_HEX}-",
+        "initrd": rf"initrd: +base {_HEX},",
+        "dtb": rf"dtb: +base {_HEX},",
     }
     names = {int(found[1], 16): name for name, pattern in said.items() if (found := re.search(pattern, text))}
     # The kernel's segment begins text_offset behind the place that is said.
-    offset = re.search(r"text_offset: +([0-9a-f]+)", text)
+    offset = re.search(rf"text_offset: +{_HEX}", text)
     if offset is not None and int(offset[1], 16):
         names = {at + int(offset[1], 16) * (name == "kernel"): name for at, name in names.items()}
     for mem, memsz, _ in rows:
@@ -130,18 +178,18 @@ def _symbols(text: str) -> dict[str, PhysRange]:
     size, name = 0, ""
     for line in text.splitlines():
         if match := _SYMBOL.match(line):
-            name, size = match[1], int(match[2], 16)
+            name, size = match[1], int(match[3], 16)
         elif (match := _VALUE.match(line)) and match[1] == name and size:
             found.setdefault(name, PhysRange.of(int(match[2], 16), size))
     return found
 
 
 def iomem(text: str) -> list[tuple[int, PhysRange, str]]:
-    """/proc/iomem as (depth, physical range, name), in its order."""
+    """/proc/iomem as (depth, physical range, name), in its order; a line with no such range is none."""
     return [
-        (len(found[1]) // 2, PhysRange(int(found[2], 16), int(found[3], 16) + 1), found[4])
+        (len(found[1]) // 2, PhysRange(start, last + 1), found[4])
         for line in text.splitlines()
-        if (found := _IOMEM.match(line))
+        if (found := _IOMEM.match(line)) and (start := int(found[2], 16)) <= (last := int(found[3], 16))
     ]
 
 

@@ -34,7 +34,12 @@ class GuestKernelMap:
     """
 
     def __init__(self, said: KexecSaid, resources: str) -> None:
-        self._text, *self._linear = [header for header in said.headers if header.type == PT_LOAD]
+        loads = [header for header in said.headers if header.type == PT_LOAD]
+        if len(loads) < 2:
+            raise InputError(
+                f"kexec said {len(loads)} loads of the core: the kernel's text and RAM are two at least"
+            )
+        self._text, *self._linear = loads
         self._code = next((area for _, area, name in iomem(resources) if name == "Kernel code"), None)
 
     def linear_virt(self, cpu: SystemCpu, phys: int) -> int:

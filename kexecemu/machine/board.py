@@ -9,6 +9,7 @@ from kexecemu.errors import InputError
 from kexecemu.machine import virt
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.system_cpu import Line, SystemCpu
+from kexecemu.machine.cpu.work import HostWork
 from kexecemu.machine.devices.gic import Gic2
 from kexecemu.machine.devices.gic3 import CpuInterface3, Gic3
 from kexecemu.machine.devices.pl011 import Pl011
@@ -114,7 +115,9 @@ class Board:
             if bank.end > PHYS_LIMIT:
                 raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
         self.ram = Ram(banks)
-        self.virtio = VirtioBus(self.ram)
+        self.work = HostWork(lambda: sum(cpu.work for cpu in self.cpus))
+        """What the host has done for the guest, and how much it will do."""
+        self.virtio = VirtioBus(self.ram, self.work)
         self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(virt.RTC_SPI))
         missing = virt.ABSENT + (virt.ABSENT_GICV3 if gic == 3 else ())
         self._absent = [AbsentDevice(phys, value) for phys, value in missing] if absent else []
@@ -163,6 +166,7 @@ class Board:
             hypercall=lambda cpu: self._psci.call(cpu),
             physical=physical,
             virtual=virtual,
+            work_end=lambda: self.work.end,
             gic_registers=registers,
         )
 

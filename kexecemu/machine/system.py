@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from kexecemu.machine.board import Board
-from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK, NO_DEADLINE
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.shown import shown
@@ -82,16 +82,25 @@ class System:
         self._turn_end: int | None = None
 
     def run(self, limit: int | None = None, *, progress: OnProgress | None = None) -> SystemEnd:
-        """Run until the machine ends, or for `limit` instructions of board time; progress(time) now and then."""
+        """Run until the machine ends, or for `limit` instructions of board time; progress(time) now and then.
+
+        It also ends (BUDGET) where time and the host's work come to what board.work.allowed says; see HostWork.
+        """
+        with self.board.work.bounded(self.board.time, limit):
+            return self._run(limit, progress)
+
+    def _run(self, limit: int | None, progress: OnProgress | None) -> SystemEnd:
         board = self.board
-        end = None if limit is None else board.time + limit
+        limit_end = None if limit is None else board.time + limit
         while True:
+            end = self._bound(limit_end)
             while self._round:
                 cpu = self._round[0]
                 if cpu.powered and (cpu.index not in self._waiting or self._woken(cpu)):
                     self._awake = True
                     stop = self._turn(cpu, end)
                     self._tell_others(cpu)
+                    end = self._bound(limit_end)
                     kind = self._ended(stop, end) or self._stuck(cpu, stop)
                     if kind is not None:
                         return SystemEnd(kind, cpu.index, stop, board.time)
@@ -107,6 +116,13 @@ class System:
             self._round = self._powered()
             self._length = self._slice_of(len(board.cpus))
             self._awake = False
+
+    def _bound(self, limit_end: int | None) -> int | None:
+        """The time at which the run ends: the limit's, or where time and work have used up what is allowed."""
+        work_end = self.board.work.end
+        if work_end == NO_DEADLINE:
+            return limit_end
+        return work_end if limit_end is None else min(limit_end, work_end)
 
     def _powered(self) -> list[SystemCpu]:
         return [cpu for cpu in self.board.cpus if cpu.powered]
@@ -143,6 +159,8 @@ class System:
             if stop.kind is CpuStopKind.IDLE:
                 self._waiting.add(cpu.index)
             if stop.kind is not CpuStopKind.DEADLINE or board.time >= until or self._stop_requested:
+                break
+            if board.time >= board.work.end:
                 break
         if stop.kind is not CpuStopKind.DEADLINE or board.time >= self._turn_end:
             self._turn_end = None
@@ -194,7 +212,7 @@ class System:
             return False
         wake = min(expiries) * INSTRUCTIONS_PER_TICK
         if end is not None and wake >= end:
-            board.idle += end - board.time
+            board.idle += max(end - board.time, 0)
             return False
         board.idle += wake - board.time
         return True

@@ -4,11 +4,11 @@ Time is the number of instructions that all CPUs have retired; nothing else exis
 the same timeline, byte for byte.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.shown import shown
+from kexecemu.visible import json_text, visible_line
 
 __all__ = ["Event", "Timeline"]
 
@@ -61,7 +61,9 @@ class Timeline:
             f", the last {_SHOWN}" if last != self._events else ""
         )
         rows = (
-            f"{one.when:>14,}  {one.kind:<14} {one.text[:_WIDE]}{'...' * (len(one.text) > _WIDE)}"
+            visible_line(
+                f"{one.when:>14,}  {one.kind:<14} {one.text[:_WIDE]}{'...' * (len(one.text) > _WIDE)}"
+            )
             for one in last
         )
         return "\n".join([title + ("; when is in instructions:" if last else ""), *rows])
@@ -78,4 +80,4 @@ class Timeline:
 
     def as_jsonl(self) -> str:
         """The whole timeline, one JSON object a line."""
-        return "".join(json.dumps(event.as_object()) + "\n" for event in self._events)
+        return "".join(json_text(event.as_object()) + "\n" for event in self._events)

@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.errors import InputError
 from kexecemu.files import replacing
+from kexecemu.visible import json_text, visible_line
 
 __all__ = ["COLUMNS", "check_rows", "write_rows"]
 
@@ -36,13 +36,13 @@ def _values(row: StoredRow) -> list[str | int]:
 def _lines(rows: Iterator[StoredRow], form: str) -> Iterator[str]:
     if form == ".jsonl":
         for row in rows:
-            yield json.dumps(dict(zip(COLUMNS, _values(row), strict=True))) + "\n"
+            yield json_text(dict(zip(COLUMNS, _values(row), strict=True))) + "\n"
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow(_values(row))
+        writer.writerow([visible_line(one) if isinstance(one, str) else one for one in _values(row)])
         yield text.getvalue()
         text.seek(0)
         text.truncate()

@@ -22,16 +22,13 @@ from kexecemu.stray.fault import Injection
 
 __all__ = ["render"]
 
-# A guest's console may hold anything; HTML may not. Control characters are shown by their pictures.
-_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-
 
 def render(result: Result) -> str:
     """The report of a run as one HTML document. The same run gives the same text."""
     kernel, model, end = result.kernel, result.model, result.end
     booted = end.timeline.of("booted")
     tone = "bad" if end.outcome is Outcome.ERROR else tone_of(end.outcome)
-    document = render_page(
+    return render_page(
         "run.html",
         result=result,
         end=end,
@@ -56,7 +53,6 @@ def render(result: Result) -> str:
         rows=_rows(result),
         event_tone=partial(_event_tone, tone),
     )
-    return document.translate(_VISIBLE)
 
 
 def _event_tone(outcome_tone: str, event: Event) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from kexecemu.crash.purgatory_check import Reply
 from kexecemu.kbuild.judge import PLACES, Judged
+from kexecemu.visible import lines_text
 
 __all__ = ["judge_text"]
 
@@ -49,7 +50,7 @@ def judge_text(judged: Sequence[Judged]) -> str:
         f"{_many(len(judged), 'row')}, {_many(runs, 'run')}: {said}"
         + (", an intact image does not capture" if wrong else ""),
     ]
-    return "\n".join(lines) + "\n"
+    return lines_text(lines)
 
 
 def _many(count: int, word: str) -> str:

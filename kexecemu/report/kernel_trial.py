@@ -3,6 +3,7 @@
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.kbuild.trial import TrialEnd
 from kexecemu.stray.fault import Injection
+from kexecemu.visible import lines_text
 
 __all__ = ["trial_text"]
 
@@ -42,7 +43,7 @@ def trial_text(where: str, end: TrialEnd) -> str:
     for name, text in lines:
         shown.append(f"{'' if name == before else name:<11}{text}".rstrip())
         before = name
-    return "\n".join(shown) + "\n"
+    return lines_text(shown)
 
 
 def _written(one: Injection) -> str:

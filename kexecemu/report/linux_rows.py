@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from kexecemu.linux.rows import FactRow, Same
+from kexecemu.visible import lines_text
 
 __all__ = ["print_rows", "rows_object"]
 
@@ -41,7 +42,7 @@ def print_rows(rows: list[FactRow], every: bool) -> str:
             lines.append(f"    {'':{wide}}  model {_cut(row.model)}{f'  ({row.why})' if row.why else ''}")
     total = Counter(row.same for row in rows)
     lines += ["", ", ".join(f"{total[same]} {same.value}" for same in Same)]
-    return "\n".join(lines) + "\n"
+    return lines_text(lines)
 
 
 def _cut(text: str) -> str:

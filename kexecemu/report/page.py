@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kexecemu.report.campaign_words import interval_text, share_text
 from kexecemu.report.picture import size_text
+from kexecemu.visible import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -35,5 +36,5 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """The document that a template makes of values."""
-    return _environment().get_template(template).render(**values)
+    """The document that a template makes of values, with nothing in it that is not to be seen."""
+    return visible(_environment().get_template(template).render(**values))

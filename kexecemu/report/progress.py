@@ -1,4 +1,4 @@
-"""What long runs show while they last: a progress bar, and the console as it is printed."""
+"""What long runs show while they last: a progress bar."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -7,14 +7,7 @@ from contextlib import contextmanager
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.stray.first import Progress
 
-__all__ = ["LINUX_PARTS", "PARTS", "live_console", "progress_bar"]
-
-
-def live_console(data: bytes) -> None:
-    """Pass a piece of the guest's console on to stderr, byte for byte; stdout is for the account of the run."""
-    sys.stderr.buffer.write(data)
-    if b"\n" in data:
-        sys.stderr.buffer.flush()
+__all__ = ["LINUX_PARTS", "PARTS", "progress_bar"]
 
 
 PARTS = ("the purgatory is hashing", "the capture kernel is running")
@@ -31,9 +24,10 @@ def progress_bar(quiet: bool = False, parts: Sequence[str] = PARTS) -> Iterator[
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
+
+    from kexecemu.report.terminal import console_on
 
     with Bar(
         TextColumn("{task.description}"),
@@ -41,7 +35,7 @@ def progress_bar(quiet: bool = False, parts: Sequence[str] = PARTS) -> Iterator[
         TaskProgressColumn(),
         TextColumn("{task.fields[millions]:,} M instructions, {task.fields[guest]:.2f} s of guest time"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console_on(sys.stderr),
         transient=True,
     ) as bar:
         words, last = iter(parts), 0

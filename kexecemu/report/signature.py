@@ -7,6 +7,7 @@ from kexecemu.errors import FormatError, KexecError
 from kexecemu.formats import authenticode, cms, pe
 from kexecemu.formats.cms import SignedData
 from kexecemu.kernel.signature.signature import VerifiedImage, signature_message
+from kexecemu.visible import lines_text
 
 __all__ = ["signature_object", "signature_text"]
 
@@ -80,4 +81,4 @@ def signature_text(found: dict[str, Any]) -> str:
     labels = {"signer": "signer", "issuer": "issuer", "signing_time": "signed at"}
     labels |= {"digest_algorithm": "digest", "pe_digest": "PE digest", "trusted_by": "trusted by"}
     lines = [f"{label + ':':<12}{found[key]}" for key, label in labels.items() if found[key] is not None]
-    return "\n".join([verdict, *lines]) + "\n"
+    return lines_text([verdict, *lines])

@@ -2,14 +2,19 @@
 
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.text import Text
 
-__all__ = ["Cell", "account", "line_breaks", "print_table", "say", "say_labelled"]
+from kexecemu.visible import unguarded, visible, visible_line
+
+__all__ = ["Cell", "account", "console_on", "line_breaks", "print_table", "say", "say_labelled"]
 
 # With fewer columns than these for it, what is folded does not go on under its own column but further to the left.
 _NARROWEST = 20
@@ -19,10 +24,24 @@ Cell = tuple[str, str]
 """Text and style."""
 
 
-def account() -> Console:
-    """A console on stdout. It writes no control codes where that is no terminal, or where NO_COLOR is set."""
+class _VisibleConsole(Console):
+    """rich's, whose control codes are its own alone: text is made visible on its way out, whatever it came in."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The pieces of anything that is printed."""
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(visible(one.text), one.style)
+
+
+def console_on(stream: TextIO) -> Console:
+    """A console on stdout or stderr. It writes no colours where that is no terminal, or where NO_COLOR is set."""
     plain = bool(os.environ.get("NO_COLOR"))
-    return Console(color_system=None if plain else "auto", highlight=False)
+    return _VisibleConsole(file=unguarded(stream), color_system=None if plain else "auto", highlight=False)
+
+
+def account() -> Console:
+    """A console on stdout, for the account of what was done."""
+    return console_on(sys.stdout)
 
 
 def _width(console: Console) -> int | None:
@@ -42,7 +61,7 @@ def line_breaks(text: str, width: int) -> list[int]:
 
 
 def say(console: Console, head: str | Text = "", body: str | Text = "", *, folded: bool = True) -> None:
-    """One line, in rich's markup. On a terminal that is too narrow for it, body goes on under its own column.
+    """One line, in rich's markup, whatever it holds. Where a terminal is too narrow, body goes on under its own column.
 
     Words are never cut: addresses are copied from here. Not folded, for a command, it stays one line in any case.
     """
@@ -70,7 +89,8 @@ def say_labelled(console: Console, text: str = "", *, folded: bool = True) -> No
 
 
 def _text(marked: str | Text) -> Text:
-    return marked if isinstance(marked, Text) else Text.from_markup(marked)
+    # Before it is measured and folded. Markup is ASCII, so that none of it is lost, and an escape brings none.
+    return marked if isinstance(marked, Text) else Text.from_markup(visible_line(marked))
 
 
 def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
@@ -79,6 +99,7 @@ def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     rich's own tables cut cells off where the terminal is narrow, and a number that is cut off is a wrong one. A last
     column without a heading is words, which are folded.
     """
+    rows = [[(visible_line(text), style) for text, style in row] for row in rows]
     columns = zip(headings, *([text for text, _ in row] for row in rows), strict=True)
     widths = [max(map(len, column)) for column in columns]
     words = len(headings) > 1 and not headings[-1]

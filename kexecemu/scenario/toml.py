@@ -13,6 +13,7 @@ from kexecemu.scenario.options import Setup, given_options
 from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.scenario.schema import Crash, Expect, FaultTable, Scenario
 from kexecemu.stray.fault import Fault
+from kexecemu.visible import visible_string
 
 __all__ = ["changed", "changed_scenario", "given_keys", "scenario_of", "scenario_toml"]
 
@@ -57,7 +58,7 @@ def _value(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(map(_value, value)) + "]"
     # A basic string, a number and a truth value are the same in JSON; only DEL may stand bare there and not here.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return visible_string(json.dumps(value, ensure_ascii=False))
 
 
 def _name(key: str) -> str:

@@ -63,6 +63,7 @@ def test_a_header_that_is_not_aligned_is_none(ram):
 # -- searching -------------------------------------------------------------------------------------------------
 
 COUNTERS = ("cntpct_el0", "cntvct_el0")
+TLBI = ("vmalle1", "vae1", "aside1", "vaae1", "vale1", "vaale1")
 TIMERS = tuple(f"cnt{which}_{register}_el0" for which in "pv" for register in ("tval", "ctl", "cval"))
 
 
@@ -73,7 +74,7 @@ def kind_by_capstone(instruction: capstone.CsInsn) -> int | None:
         return UC_ARM64_INS_MRS
     if name == "msr" and operands[0] in (*TIMERS, "cntkctl_el1", "sctlr_el1"):
         return UC_ARM64_INS_MSR
-    if name == "ic":
+    if name == "ic" or (name == "tlbi" and operands[0].removesuffix("is") in TLBI):
         return UC_ARM64_INS_SYS
     return None
 
@@ -103,8 +104,8 @@ def test_of_all_system_instructions_those_are_found_that_capstone_says_matter(ra
                 if "sctlr_el1" in instruction.op_str:
                     expected[virt - VIRT + TEXT] = kind  # the MMU goes off where both addresses are the same
     found = dict(sites(ram, Image(TEXT, VIRT, size)))
-    # CNTKCTL twice, SCTLR at two places, ID_AA64PFR0, IC
-    assert len(expected) == len((*COUNTERS, *TIMERS, *TIMERS)) + 3 + 1 + 1 + 3
+    # CNTKCTL twice, SCTLR at two places, ID_AA64PFR0, IC, TLBI
+    assert len(expected) == len((*COUNTERS, *TIMERS, *TIMERS)) + 3 + 1 + 1 + 3 + 12
     assert found == expected
 
 

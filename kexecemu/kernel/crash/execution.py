@@ -86,12 +86,14 @@ class Execution:
     def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> CpuStop:
         """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
 
-        until are virtual addresses (block starts) that end the run; limit is in instructions.
+        until are virtual addresses (block starts) that end the run; limit is in instructions, and the host's work for
+        them comes out of it as well.
         """
         stops = [*self._host, *until]
-        left = limit
+        left, worked = limit, cpu.work
         while True:
-            stop = cpu.run(stops=stops, limit=left)
+            budget = None if left is None else max(left + worked - cpu.work, 0)
+            stop = cpu.run(stops=stops, limit=left, budget=budget)
             if left is not None:
                 left = max(left - stop.instructions, 0)
             if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc in until:

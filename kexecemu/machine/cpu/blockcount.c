@@ -52,6 +52,10 @@ typedef unsigned int u32;
 
 #define ESR_IL		(1u << 25)
 
+/* What the host's work costs a guest, in instructions; work.py says what for. */
+#define WORK_EXCEPTION		500
+#define WORK_MAINTENANCE	5000
+
 /*
  * The engine sees a store to code that it has translated only through a mapping
  * that is executable; Linux patches itself, and loads programs, through others.
@@ -135,6 +139,7 @@ struct blockcount {
 	 * registers that the engine lacks: what is undefined at EL1 may be an access to one.
 	 */
 	u64 id_aa64pfr0;
+	u64 work;		/* what the host has done for this CPU, in instructions */
 	u64 filter[FILTER_BITS / 64];	/* bit (address / 4) % FILTER_BITS of each stop */
 };
 
@@ -169,6 +174,18 @@ static void stop(void *uc, struct blockcount *bc, u32 why)
 	if (bc->why == WHY_NOTHING)
 		bc->why = why;
 	bc->emu_stop(uc);
+}
+
+/*
+ * The owner reckons anew whether work and time are used up where the deadline is.
+ * What a block does that has come to its end already leaves no trace here either.
+ */
+static void charge(struct blockcount *bc, u64 cost)
+{
+	if (bc->stale & DOOMED)
+		return;
+	bc->work += cost;
+	bc->deadline -= bc->deadline < cost ? bc->deadline : cost;
 }
 
 static u64 get(void *uc, const struct blockcount *bc, int reg)
@@ -230,10 +247,10 @@ static __attribute__((noinline)) void consider_block(void *uc, u64 virt, u32 siz
 {
 	if (bc->total >= bc->deadline)
 		stop(uc, bc, WHY_DEADLINE);
-	else if (virt & 3)
-		stop(uc, bc, WHY_MISALIGNED);
 	else if (bc->irq && !bc->first && !(pstate(uc, bc) & PSTATE_I))
 		stop(uc, bc, WHY_IRQ);
+	else if (virt & 3)
+		stop(uc, bc, WHY_MISALIGNED);
 	else if (bc->stale)
 		stop(uc, bc, WHY_STALE);
 	else
@@ -305,6 +322,11 @@ void blockcount_interrupt(void *uc, u32 number, struct blockcount *bc)
 	}
 
 	pc = get(uc, bc, REG_PC);
+	if (number == EXCP_PREFETCH && pc & 3) {
+		/* That a PC is misaligned comes before what can be fetched from it. */
+		stop(uc, bc, WHY_MISALIGNED);
+		return;
+	}
 	into = pc - bc->block;
 	if (bc->total - (into < bc->block_size ? (bc->block_size - into) / 4 : 0) == bc->entered) {
 		stop(uc, bc, WHY_INTERRUPT);
@@ -319,6 +341,7 @@ void blockcount_interrupt(void *uc, u32 number, struct blockcount *bc)
 	}
 	bc->entered = bc->total;
 	bc->exceptions++;
+	charge(bc, WORK_EXCEPTION);
 	enter(uc, bc, pc, number);
 }
 
@@ -333,7 +356,7 @@ static u64 ticks(void *uc, const struct blockcount *bc)
 /*
  * UC_HOOK_INSN for MRS: CNTPCT_EL0 and CNTVCT_EL0 count instructions. Unicorn's
  * own read the host's clock, and no two runs would be the same. Its timers are
- * none. ID_AA64PFR0_EL1 says what the board has. Everything else is left to
+ * none, and read it too: without a system they are off. ID_AA64PFR0_EL1 says what the board has. Everything else is left to
  * Unicorn (returns 0).
  */
 u32 blockcount_mrs(void *uc, int reg, const struct cp_reg *cp, struct blockcount *bc)
@@ -345,8 +368,8 @@ u32 blockcount_mrs(void *uc, int reg, const struct cp_reg *cp, struct blockcount
 
 	if (cp->crn == 14 && cp->op1 == 3 && cp->crm == 0 && (cp->op2 == 1 || cp->op2 == 2))
 		value = ticks(uc, bc);
-	else if (cp->crn == 14 && cp->op1 == 3 && (cp->crm == 2 || cp->crm == 3) && cp->op2 <= 2 && bc->system)
-		value = bc->timer(cp->crm, cp->op2, 0, 0);
+	else if (cp->crn == 14 && cp->op1 == 3 && (cp->crm == 2 || cp->crm == 3) && cp->op2 <= 2)
+		value = bc->system ? bc->timer(cp->crm, cp->op2, 0, 0) : 0;
 	else if (bc->id_aa64pfr0 && !cp->op1 && !cp->crn && cp->crm == 4 && !cp->op2)
 		value = bc->id_aa64pfr0;
 	else
@@ -372,6 +395,7 @@ static void invalidate(struct blockcount *bc, const struct cp_reg *cp)
 	u64 page = cp->val >> PAGE_SHIFT << PAGE_SHIFT;
 
 	bc->maintenance |= MAINTAINED_CODE;
+	charge(bc, WORK_MAINTENANCE);
 	if (cp->op1 != 3) {
 		bc->stale |= STALE_ALL;
 		return;
@@ -405,8 +429,11 @@ u32 blockcount_sys(void *uc, int reg, const struct cp_reg *cp, struct blockcount
 	(void)uc, (void)reg;
 	if (cp->crn == 7 && (cp->crm == 1 || cp->crm == 5))
 		invalidate(bc, cp);
-	else if (cp->crn == 8 && cp->crm == 3)
+	if (cp->crn != 8)
+		return 0;
+	if (cp->crm == 3)
 		bc->maintenance |= MAINTAINED_TLB;
+	charge(bc, WORK_EXCEPTION);
 	return 0;
 }
 

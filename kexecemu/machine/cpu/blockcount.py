@@ -59,7 +59,7 @@ class BlockCount(ctypes.Structure):
         ("marks", ctypes.c_void_p),
         *_each(ctypes.c_uint64, "entered exceptions"),
         *_each(ctypes.c_void_p, "reg_read reg_write_batch context_save context exception timer"),
-        ("id_aa64pfr0", ctypes.c_uint64),
+        *_each(ctypes.c_uint64, "id_aa64pfr0 work"),
         ("filter", ctypes.c_uint64 * (FILTER_BITS // 64)),
     )
 

@@ -9,10 +9,15 @@ unmask it is left to the engine, which takes it just there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from unicorn.arm64_const import UC_ARM64_REG_PC, UC_ARM64_REG_PSTATE
-from unicorn.unicorn_const import UC_ERR_FETCH_PROT, UC_ERR_FETCH_UNMAPPED, UC_HOOK_INTR
+from unicorn.unicorn_const import (
+    UC_ERR_FETCH_PROT,
+    UC_ERR_FETCH_UNMAPPED,
+    UC_HOOK_EDGE_GENERATED,
+    UC_HOOK_INTR,
+)
 from unicorn.unicorn_py3.unicorn import Uc
 
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
@@ -58,13 +63,16 @@ class CountingStepper:
         self._code = GuestCode(owner)
         self._stale = StaleCode(engine, self._code)
         self._pc = self._pstate = 0  # where the engine has stopped last
+        self._astray: int | None = None  # the misaligned address that a block would begin at
         self.error = 0
         self._state.entered = NO_DEADLINE
         self._inside.variant.value = 0
         engine.on_abort = self._on_abort
+        engine.between_blocks = True  # DC ZVA goes on behind what it has no place for, in any code
         assert engine.counter.python is not None
         engine.counter.python.unhook()
         self._uc.hook_add(UC_HOOK_INTR, self._on_interrupt)
+        self._uc.hook_add(UC_HOOK_EDGE_GENERATED, self._on_translated)
         self._hooks = SystemHooks(engine, owner, self, self._code, self._stale)
 
     @property
@@ -161,12 +169,17 @@ class CountingStepper:
         A sprint is faster, and goes on to the end of the block that it is in when its count or a cut ends it.
         """
         state = self._state
+        state.block_size = 0
+        if self._pc & 3:
+            state.why = BlockStop.MISALIGNED  # of a single instruction there the engine makes something
+            return StepEnd.EVENT
         self._select(sprint)
         self._at_boundary = False
-        state.block_size = 0
         goal = state.total + count
         while state.total < goal:
             done = self._run_engine(goal - state.total)
+            if self._astray is not None:
+                return self._misaligned()
             if self.error:
                 # What could not be loaded or stored has not retired; what could not be fetched was not counted.
                 if self.error not in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
@@ -218,7 +231,7 @@ class CountingStepper:
         """Choose the translations that stop between blocks only, or those that stop anywhere."""
         if sprint is not self._sprinting:
             self._sprinting = sprint
-            self._inside.between_blocks.value = self._engine.between_blocks = sprint
+            self._inside.between_blocks.value = sprint
             self._inside.variant.value = sprint
 
     def _ends_block_behind(self, pc: int, counted: int, done: int) -> bool:
@@ -247,6 +260,19 @@ class CountingStepper:
         self._state.interrupt = number
         self._state.why = BlockStop.INTERRUPT
         uc.emu_stop()
+
+    def _on_translated(self, uc: Uc, block: Any, _before: object, _: object) -> None:
+        """A block that has never run is about to: from a misaligned PC the engine would run something."""
+        if block.pc & 3 and not self._engine.aborting:
+            self._astray = int(block.pc)
+            uc.emu_stop()
+
+    def _misaligned(self) -> StepEnd:
+        """It did not begin, and is forgotten, so that it is translated anew each time."""
+        self._astray = None
+        self._state.why = BlockStop.MISALIGNED
+        self._engine.flush_code()
+        return StepEnd.EVENT
 
     def _on_abort(self) -> None:
         self._aborting_count = self._done.value

@@ -20,6 +20,7 @@ from kexecemu.machine.cpu.counter import BlockCounter
 from kexecemu.machine.cpu.exceptions import ExceptionKind, GuestException, Pstate, Recursion
 from kexecemu.machine.cpu.registers import Registers
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
+from kexecemu.machine.cpu.work import EXIT, FREE
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
@@ -32,6 +33,7 @@ SLICE: Final = 50_000_000
 # Unicorn's exception numbers (QEMU's EXCP_*).
 EXCP_UDEF, EXCP_SWI, EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT, EXCP_HVC, EXCP_SMC = 1, 2, 3, 4, 11, 13
 
+_MOST_EXCEPTIONS: Final = 1 << 16
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
 
 _ENDS: Final = {
@@ -49,7 +51,7 @@ class CpuState:
     context: UcContext
     powered: bool
     exceptions: int
-    counts: tuple[int, int, int]
+    counts: tuple[int, int, int, int]
     recursion: Recursion
 
 
@@ -81,7 +83,7 @@ class Cpu(Registers):
         super().__init__(index, ram, devices)
         self.powered = False
         self.exceptions: list[GuestException] = []
-        """Every exception taken or reported, in order; supervisor calls that were delivered are left out."""
+        """Every exception taken or reported, in order, without supervisor calls; of a flood the first, and the last."""
         self._clock = clock
         self._hypercall = hypercall
         self._seen_generation = -1
@@ -118,7 +120,7 @@ class Cpu(Registers):
             self._engine.save(),
             self.powered,
             len(self.exceptions),
-            (counter.total, counter.block, counter.block_size),
+            (counter.total, counter.block, counter.block_size, counter.work),
             copy(self._recursion),
         )
 
@@ -133,7 +135,7 @@ class Cpu(Registers):
         self.powered = state.powered
         del self.exceptions[state.exceptions :]
         counter = self._engine.counter.state
-        counter.total, counter.block, counter.block_size = state.counts
+        counter.total, counter.block, counter.block_size, counter.work = state.counts
         self._recursion = copy(state.recursion)
 
     @property
@@ -156,6 +158,7 @@ class Cpu(Registers):
         stops: Collection[int] = (),
         within: range | None = None,
         limit: int | None = None,
+        budget: int | None = None,
         deliver: bool = True,
     ) -> CpuStop:
         """Run until something exact ends it. See CpuStopKind; all addresses are virtual.
@@ -166,6 +169,7 @@ class Cpu(Registers):
         within: a block that starts outside it, the first one too, is not executed (LEFT). A branch to where nothing
             can be fetched is a fault first, and leaves at the vector.
         limit: no block is started once so many instructions have retired in this run (DEADLINE).
+        budget: nor once these, and what the host has done for them, are so many; with a limit alone, see work.FREE.
         deliver: exceptions enter the guest's own vectors; with False the first one ends the run (FAULT), with PC at
             the return address and no exception register changed. One that cannot be delivered, or that comes again
             and again without progress, ends the run either way.
@@ -182,15 +186,18 @@ class Cpu(Registers):
         self._recursion.entered_at = -1  # the host may have put PC anywhere since the last run
         begin = counter.total
         end = NO_DEADLINE if limit is None else begin + limit
+        if budget is None and limit is not None:
+            budget = limit + FREE
+        all_used = NO_DEADLINE if budget is None else begin + self.work + budget
         while True:
             self._see_foreign_writes()
-            counter.start(min(end, counter.total + SLICE))
+            counter.start(min(end, max(all_used - self.work, 0), counter.total + SLICE))
             error = self._engine.run()
             why = counter.why
             if not error and why in _ENDS:
                 return CpuStop(_ENDS[why], self.pc, counter.total - begin)
             if not error and why is BlockStop.DEADLINE:
-                if counter.total >= end:
+                if counter.total >= min(end, all_used - self.work):
                     return CpuStop(CpuStopKind.DEADLINE, self.pc, counter.total - begin)
                 continue
             # A block at the vector or behind a mended fault is not the first of this run any more.
@@ -203,13 +210,19 @@ class Cpu(Registers):
         """An error, a call to firmware or an exception, in a run since `begin`; None if it goes on."""
         counter = self._engine.counter
         if not error and counter.why is BlockStop.INTERRUPT and counter.state.interrupt == EXCP_HVC:
+            self.charge(EXIT)
             power = self._call_firmware()
             if power is None:
                 return None
             return CpuStop(CpuStopKind.POWER, self.pc, counter.total - begin, power=power)
+        self.charge(self._price(error))
         if self._take(self._external_abort(error) if error else self._event(), deliver):
             return None
         return CpuStop(CpuStopKind.FAULT, self.pc, counter.total - begin, self.exceptions[-1])
+
+    def _price(self, error: int) -> int:
+        """What it costs the host to serve what a stretch has ended with."""
+        return EXIT
 
     def deliver_irq(self) -> bool:
         """Take an interrupt now if PSTATE.I allows it; False, and nothing changed, when it is masked."""
@@ -274,6 +287,7 @@ class Cpu(Registers):
         if not delivered:
             fault = replace(fault, delivered=False)
         if not (delivered and fault.ec == exceptions.EC_SVC64):
+            del self.exceptions[_MOST_EXCEPTIONS - 1 :]
             self.exceptions.append(fault)
         if delivered:
             self.enter_exception("sync", fault.esr, fault.far if fault.has_far else None)

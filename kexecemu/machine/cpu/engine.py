@@ -78,6 +78,10 @@ def _context_address(context: UcContext) -> int:
     return address
 
 
+def _nothing() -> None:
+    """Nobody wants to hear of it."""
+
+
 @functools.cache
 def syndrome_offset() -> int:
     """Where a saved context keeps the last syndrome; found by running a BRK whose syndrome is known."""
@@ -126,6 +130,8 @@ class CpuEngine:
         """The physical address of the last access to nothing."""
         self.between_blocks = False
         """Set where code is translated that stops between blocks only, see Internals."""
+        self.on_access: Callable[[], object] = _nothing
+        """Called behind each load and store of a device's register."""
         self.on_abort: Callable[[], object] | None = None
         """Called when the rest of a block is aborted, see _abort()."""
         self.aborting = False
@@ -146,15 +152,19 @@ class CpuEngine:
     def _map_device(self, device: MmioDevice) -> None:
         # The callbacks must not stop the engine: the store would run again. They only touch the device.
         def load(uc: Uc, offset: int, size: int, _: object) -> int:
-            return device.read(offset, size)
+            value = device.read(offset, size)
+            self.on_access()
+            return value
 
         def store(uc: Uc, offset: int, size: int, value: int, _: object) -> None:
             device.write(offset, size, value)
+            self.on_access()
 
         self.uc.mmio_map(device.phys.start, device.phys.size, load, None, store, None)
 
     def _on_unmapped(self, uc: Uc, access: int, phys: int, size: int, value: int, _: object) -> bool:
-        self.unmapped_phys = phys
+        if not self.aborting:
+            self.unmapped_phys = phys
         if access == const.UC_MEM_WRITE_UNMAPPED and self.between_blocks and not self.aborting:
             self._abort()
         return False

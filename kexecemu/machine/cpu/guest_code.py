@@ -18,6 +18,7 @@ from kexecemu.machine.cpu.blockcount import LINE_SIZE
 from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.stepper import ends_block
 from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _ALIGN: Final = 64 << 10  # of the image in memory, with the largest pages
 _LARGEST: Final = 128 << 20  # no kernel is: module space is not more
 
 _MSR_SCTLR: Final = 0xD5181000
+_TLBI: Final = (0, 1, 2, 3, 5, 7)  # op2 of VMALLE1, VAE1, ASIDE1, VAAE1, VALE1, VAALE1
 
 # The three upper bytes of an instruction word, and what the whole word without its register must be.
 _SOUGHT: Final = (
@@ -54,6 +56,8 @@ _SOUGHT: Final = (
     (b"\x71\x08\xd5", (0xD5087100,), UC_ARM64_INS_SYS),  # IC IALLUIS
     (b"\x75\x08\xd5", (0xD5087500,), UC_ARM64_INS_SYS),  # IC IALLU
     (b"\x75\x0b\xd5", (0xD50B7520,), UC_ARM64_INS_SYS),  # IC IVAU
+    (b"\x83\x08\xd5", tuple(0xD5088300 | op2 << 5 for op2 in _TLBI), UC_ARM64_INS_SYS),  # of all CPUs
+    (b"\x87\x08\xd5", tuple(0xD5088700 | op2 << 5 for op2 in _TLBI), UC_ARM64_INS_SYS),  # of this one
 )
 
 
@@ -77,7 +81,10 @@ def find_image(ram: Ram, virt: int, phys: int) -> Image | None:
             return None
         if header[_MAGIC_OFFSET : _MAGIC_OFFSET + 4] == _MAGIC:
             size = int.from_bytes(header[_IMAGE_SIZE_OFFSET : _IMAGE_SIZE_OFFSET + 8], "little")
-            if phys >= text_phys + size:
+            # A header says what it likes: a kernel is in RAM as a whole, and holds the address that it was found by.
+            if phys >= text_phys + size or not any(
+                bank.covers(PhysRange.of(text_phys, size)) for bank in ram.banks
+            ):
                 return None
             return Image(text_phys, virt - (phys - text_phys), size)
     return None

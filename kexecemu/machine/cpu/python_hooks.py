@@ -16,10 +16,12 @@ from unicorn.unicorn_py3.unicorn import Uc
 from kexecemu.machine.cpu import blockcount
 from kexecemu.machine.cpu.blockcount import BlockCount, BlockStop
 from kexecemu.machine.cpu.exceptions import Pstate
+from kexecemu.machine.cpu.work import EXCEPTION, MAINTENANCE, charge
 
 __all__ = ["PythonHooks"]
 
 _PAGE = 0x1000
+_PREFETCH = 3  # QEMU's EXCP_PREFETCH_ABORT
 
 
 class PythonHooks:
@@ -85,10 +87,10 @@ class PythonHooks:
         state = self._state
         if state.total >= state.deadline:
             self._stop(BlockStop.DEADLINE)
-        elif virt & 3:
-            self._stop(BlockStop.MISALIGNED)
         elif state.irq and not state.first and not uc.reg_read(uc64.UC_ARM64_REG_PSTATE) & Pstate.I:
             self._stop(BlockStop.IRQ)
+        elif virt & 3:
+            self._stop(BlockStop.MISALIGNED)
         elif state.stale:
             self._stop(BlockStop.STALE)
         else:
@@ -96,15 +98,17 @@ class PythonHooks:
 
     def _on_interrupt(self, uc: Uc, number: int, _: object) -> None:
         self._state.interrupt = number
-        self._stop(BlockStop.INTERRUPT)
+        misaligned = self._timer is not None and number == _PREFETCH and uc.reg_read(uc64.UC_ARM64_REG_PC) & 3
+        self._stop(BlockStop.MISALIGNED if misaligned else BlockStop.INTERRUPT)
 
     def _on_mrs(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
         state = self._state
         key = (named.op0, named.op1, named.crn, named.crm)
         if key == (3, 3, 14, 0) and named.op2 in (1, 2):
             value = state.ticks(uc.reg_read(uc64.UC_ARM64_REG_PC))
-        elif self._timer is not None and _is_timer(named):
-            value = self._timer(named.crm, named.op2, 0, 0)
+        elif _is_timer(named):
+            # Without a system there are no timers; the engine's own would read the host's clock.
+            value = self._timer(named.crm, named.op2, 0, 0) if self._timer is not None else 0
         elif key == (3, 0, 0, 4) and not named.op2 and state.id_aa64pfr0:
             value = state.id_aa64pfr0
         else:
@@ -121,13 +125,16 @@ class PythonHooks:
     def _on_sys(self, uc: Uc, register: int, named: CpReg, _: object) -> int:
         if named.crn == 7 and named.crm in (1, 5):
             self._invalidate(named)
-        elif named.crn == 8 and named.crm == 3:
-            self._state.maintenance |= blockcount.TLB
+        elif named.crn == 8:
+            if named.crm == 3:
+                self._state.maintenance |= blockcount.TLB
+            charge(self._state, EXCEPTION)
         return 0
 
     def _invalidate(self, named: CpReg) -> None:
         state = self._state
         state.maintenance |= blockcount.CODE
+        charge(state, MAINTENANCE)
         if named.op1 != 3:
             state.stale |= blockcount.STALE_ALL
             return

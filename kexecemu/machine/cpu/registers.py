@@ -9,6 +9,7 @@ from kexecemu.machine import virt
 from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.exceptions import ExceptionKind, Pstate
 from kexecemu.machine.cpu.sysregs import SYSREGS, TRANSLATION
+from kexecemu.machine.cpu.work import ACCESS, charge
 from kexecemu.machine.memory.descriptors import Granule, TableFormat
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
@@ -47,7 +48,20 @@ class Registers:
             if self.ram.closed:
                 raise InputError("the board is closed: its CPUs are gone")
             self._created = CpuEngine(self.ram, self._devices)
+            self._created.on_access = self._on_access
         return self._created
+
+    @property
+    def work(self) -> int:
+        """What the host has done for this CPU beside running its instructions, in instructions: see work.py."""
+        return int(self._engine.counter.state.work) if self._created is not None else 0
+
+    def charge(self, cost: int) -> None:
+        """More of that; a run that has a budget ends for it at the next block."""
+        charge(self._engine.counter.state, cost)
+
+    def _on_access(self) -> None:
+        self.charge(ACCESS)
 
     def close(self) -> None:
         """Let go of the engine; its registers are lost, and a later use starts a new one."""
@@ -175,8 +189,8 @@ class Registers:
         return None if walk is None else walk.phys
 
     def word_at(self, virt: int) -> int | None:
-        """The instruction at a virtual address; None where nothing can be fetched."""
-        phys = self.code_phys(virt)
+        """The instruction at a virtual address; None where nothing can be fetched, as from a misaligned one."""
+        phys = None if virt & 3 else self.code_phys(virt)
         return None if phys is None else self.ram.read_u32(phys)
 
     def code_phys(self, virt: int) -> int | None:

@@ -205,7 +205,7 @@ class BlockStepper:
         # ctypes would print whatever is raised here and go on.
         try:
             if not write:
-                return self._owner.timer.read(int(crm), int(op2))
+                return self._owner.read_timer(int(crm), int(op2))
             self._owner.write_timer(int(crm), int(op2), int(value))
         except BaseException as error:
             self._raised = error

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from kexecemu.machine.cpu.abort import is_fetch
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
 from kexecemu.machine.cpu.counting import CountingStepper
-from kexecemu.machine.cpu.cpu import EXCP_UDEF, Cpu
+from kexecemu.machine.cpu.cpu import EXCP_SMC, EXCP_UDEF, Cpu
 from kexecemu.machine.cpu.engine_internals import internals_of
-from kexecemu.machine.cpu.exceptions import GuestException, Pstate
+from kexecemu.machine.cpu.exceptions import EC_PC_ALIGNMENT, ESR_IL, GuestException, Pstate
 from kexecemu.machine.cpu.generic_timer import GenericTimer
 from kexecemu.machine.cpu.stepper import BlockStepper, StepEnd, Stepper
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
+from kexecemu.machine.cpu.work import EXCEPTION, EXIT, TIMER
 from kexecemu.machine.memory.mmio import MmioDevice
 from kexecemu.machine.memory.ram import Ram
 
@@ -48,14 +50,17 @@ class SystemCpu(Cpu):
         hypercall: Callable[[Cpu], str | None],
         physical: Line,
         virtual: Line,
+        work_end: Callable[[], int] = lambda: NO_DEADLINE,
         gic_registers: CpuInterface3 | None = None,
     ) -> None:
+        """work_end() is HostWork.end of its board."""
         super().__init__(index, ram, devices, clock=clock, hypercall=hypercall)
         self.timer = GenericTimer(self._ticks, physical, virtual)
         self.irq = False
         self._gic_registers = gic_registers
         self._stepper: Stepper | None = None
         self._elsewhere = 0
+        self._work_end = work_end
 
     def set_irq(self, level: bool) -> None:
         """The interrupt controller's signal; it may come while any CPU of the board runs."""
@@ -111,9 +116,40 @@ class SystemCpu(Cpu):
             self._stepper.set_irq(self.irq)
         return self._stepper
 
+    def charge(self, cost: int) -> None:
+        """See Cpu; an operating system's run ends at the next boundary where the board's allowance is used up."""
+        if self._stepper is None:
+            super().charge(cost)
+            return
+        if self._engine.aborting:
+            return  # what is left of a block that has come to its end, and leaves no trace
+        self._engine.counter.state.work += cost
+        self._stepper.shorten(max(self._work_end() - self._elsewhere, 0))
+
+    def _price(self, error: int) -> int:
+        """What blockcount.c serves by itself is cheap, however this CPU counts."""
+        state = self._engine.counter.state
+        if self._stepper is None or error or self._engine.counter.why is BlockStop.MISALIGNED:
+            return EXIT
+        if state.interrupt == EXCP_SMC or (
+            state.interrupt == EXCP_UDEF and state.id_aa64pfr0 and self._at_el1
+        ):
+            return EXIT
+        return EXCEPTION
+
+    @property
+    def _at_el1(self) -> bool:
+        return bool(self.pstate & Pstate.EL_MASK)
+
+    def read_timer(self, crm: int, op2: int) -> int:
+        """The guest reads a timer's register."""
+        self.charge(EXCEPTION)
+        return self.timer.read(crm, op2)
+
     def write_timer(self, crm: int, op2: int, value: int) -> None:
         """The guest writes a timer's register; a run under way must not miss what that sets."""
         self.timer.write(crm, op2, value)
+        self.charge(TIMER)
         if self._stepper is not None:
             self._stepper.shorten(self._next_expiry() - self._elsewhere)
 
@@ -137,7 +173,7 @@ class SystemCpu(Cpu):
                 self._engine.flush_code()
                 self._seen_generation = self.ram.generation
             self.timer.update()  # an event may have come when a timer had just expired
-            deadline = min(until, self._next_expiry())
+            deadline = min(until, self._next_expiry(), self._work_end())
             halt = stepper.run(deadline - self._elsewhere)
             if halt in _ENDS:
                 return CpuStop(_ENDS[halt], self.pc, counter.total - begin)
@@ -153,6 +189,12 @@ class SystemCpu(Cpu):
             return super()._makes_progress(fault)
         counter = self._engine.counter
         return bool(counter.state.entered != counter.total)
+
+    def _external_abort(self, error: int) -> GuestException:
+        # That PC is misaligned comes first; what begins there has not been counted in any form.
+        if self._stepper is not None and is_fetch(error) and self.pc & 3:
+            return self._record("sync", EC_PC_ALIGNMENT << 26 | ESR_IL, self.pc)
+        return super()._external_abort(error)
 
     def _take(self, fault: GuestException, deliver: bool) -> bool:
         taken = super()._take(fault, deliver)
@@ -191,6 +233,7 @@ class SystemCpu(Cpu):
             return False
         counter.uncount_from(pc)
         counter.state.total += 1
+        self.charge(EXIT)
         self.pc = pc + 4
         return True
 

@@ -18,6 +18,7 @@ from unicorn.unicorn_py3.arch.arm64 import UcRegCP64
 from kexecemu.machine.cpu.blockcount import CODE, INSTRUCTIONS_PER_TICK
 from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.guest_code import GuestCode, StaleCode, find_image, sites
+from kexecemu.machine.cpu.work import EXCEPTION, MAINTENANCE
 
 __all__ = ["EL0PCTEN", "EL0VCTEN", "SystemHooks"]
 
@@ -100,7 +101,7 @@ class SystemHooks:
         elif named.crm == 0 and named.op2:
             value = (self._engine.counter.state.elsewhere + self._stretch.now) // INSTRUCTIONS_PER_TICK
         elif named.crm in (2, 3):
-            value = self._owner.timer.read(named.crm, named.op2)
+            value = self._owner.read_timer(named.crm, named.op2)
         else:
             return 0
         if register != uc64.UC_ARM64_REG_XZR:
@@ -127,8 +128,13 @@ class SystemHooks:
         return 0
 
     def _on_sys(self, register: int, named: UcRegCP64) -> int:
-        if named.crn != 7 or named.crm not in (1, 5) or self._engine.aborting:
+        if self._engine.aborting:
+            return 0
+        if named.crn == 8:
+            self._owner.charge(EXCEPTION)
+        if named.crn != 7 or named.crm not in (1, 5):
             return 0  # not IC
+        self._owner.charge(MAINTENANCE)
         self._engine.counter.state.maintenance |= CODE
         if named.op1 != 3:
             self._stale.everything()

@@ -13,7 +13,7 @@ from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["ConsoleLines", "Pl011"]
+__all__ = ["CONSOLE_LIMIT", "ConsoleLines", "Pl011", "kept_of"]
 
 DR = 0x000
 FR = 0x018
@@ -38,6 +38,11 @@ IDENTITY = bytes((0x11, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
 # values.
 STORED = {0x024: 0, 0x028: 0, LCR_H: 0, 0x030: 0x300, 0x034: 0x12, IMSC: 0, 0x048: 0}
 
+CONSOLE_LIMIT = 16 << 20
+"""Bytes of a console that are kept: some hundred times what a boot prints."""
+_FULL = f"\n[kexecemu: the console has printed {CONSOLE_LIMIT >> 20} MiB, and what follows is not kept]\n".encode()
+
+_LINE_LIMIT = 64 << 10
 _LINE_END = re.compile(r"\r\n|\n\r")
 
 
@@ -53,7 +58,7 @@ class Pl011:
         self.base_phys = base_phys
         self.phys = PhysRange.of(base_phys, virt.UART.size)
         self.output = bytearray()
-        """All bytes sent so far."""
+        """All bytes sent so far, up to CONSOLE_LIMIT."""
         self.listeners: list[Callable[[bytes], object]] = []
         self._registers = dict(STORED)
         self._received: deque[int] = deque()
@@ -71,8 +76,11 @@ class Pl011:
         return _LINE_END.sub("\n", self.output.decode("utf-8", errors="replace"))
 
     def transmit(self, data: bytes) -> None:
-        """Send bytes: what a store to DR does, for those who write to the console from the host."""
-        self.output += data
+        """Send bytes: what a store to DR does, for those who write to the console from the host.
+
+        Listeners hear all of it. Of a flood no more than CONSOLE_LIMIT bytes are kept, and a line that says so.
+        """
+        self.output += kept_of(len(self.output), data)
         for listener in self.listeners:
             listener(data)
 
@@ -141,8 +149,16 @@ class Pl011:
                 self._drive()
 
 
+def kept_of(length: int, data: bytes) -> bytes:
+    """What is kept of data behind so many bytes of a console: all, or what has room and a line that says so."""
+    room = CONSOLE_LIMIT - length
+    if len(data) <= room:
+        return data
+    return data[:room] + _FULL if room >= 0 else b""
+
+
 class ConsoleLines:
-    """A listener of a UART that calls on_line(line) at each line feed, with all that came before it.
+    """A listener of a UART that calls on_line(line) at each line feed, with the first 64 KiB of what came before it.
 
     Called while a CPU runs, as every listener.
     """
@@ -154,7 +170,7 @@ class ConsoleLines:
     def __call__(self, data: bytes) -> None:
         *lines, rest = data.split(b"\n")
         for end in lines:
-            line = bytes(self._line) + end
+            line = (bytes(self._line) + end)[:_LINE_LIMIT]
             self._line.clear()
             self._on_line(line)
-        self._line += rest
+        self._line += rest[: _LINE_LIMIT - len(self._line)]

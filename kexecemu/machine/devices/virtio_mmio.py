@@ -9,7 +9,15 @@ from typing import Final, Protocol
 
 from kexecemu.errors import InputError
 from kexecemu.machine import virt
-from kexecemu.machine.devices.virtqueue import RING_EVENT_IDX, RING_INDIRECT_DESC, Chain, RingError, Virtqueue
+from kexecemu.machine.cpu.work import ACCESS, HostWork
+from kexecemu.machine.devices.virtqueue import (
+    RING_EVENT_IDX,
+    RING_INDIRECT_DESC,
+    TABLE_MAX,
+    Chain,
+    RingError,
+    Virtqueue,
+)
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.virt import VIRTIO_SLOT_SIZE
 from kexecemu.shown import shown
@@ -108,9 +116,10 @@ class VirtioMmio:
     irq is called with the level of the interrupt line whenever that changes.
     """
 
-    def __init__(self, ram: Ram, device: VirtioDevice, irq: Callable[[bool], object]) -> None:
+    def __init__(self, ram: Ram, device: VirtioDevice, irq: Callable[[bool], object], work: HostWork) -> None:
         self.device: Final = device
         self._ram = ram
+        self._work = work
         self._irq = irq
         self._offered = device.features | RING_INDIRECT_DESC | RING_EVENT_IDX | VERSION_1
         self._interrupt_status = 0
@@ -230,9 +239,12 @@ class VirtioMmio:
         broken: RingError | None = None
         try:
             for chain in rings.chains():
+                if not self._work.take(ACCESS * chain.parts + chain.bytes):
+                    break  # nobody runs this guest any further
                 rings.push(chain, self.device.serve(self._ram, index, chain, self._features))
         except RingError as error:
             broken = error
+            self._work.take(ACCESS * TABLE_MAX)  # it was looked for in a table of whatever length
         if rings.publish():  # also what was well before the trouble
             self._set_interrupts(self._interrupt_status | INT_VRING)
         if broken is not None:
@@ -259,8 +271,9 @@ class VirtioBus:
 
     phys = virt.VIRTIO
 
-    def __init__(self, ram: Ram) -> None:
+    def __init__(self, ram: Ram, work: HostWork | None = None) -> None:
         self._ram = ram
+        self._work = work or HostWork(lambda: 0)
         self.slots: list[VirtioMmio | None] = [None] * virt.VIRTIO_SLOTS
         """The transports by slot; None where there is no device."""
 
@@ -270,7 +283,7 @@ class VirtioBus:
             raise InputError(f"there is no virtio slot {slot}, only 0 to {len(self.slots) - 1}")
         if self.slots[slot] is not None:
             raise InputError(f"virtio slot {slot} is taken")
-        transport = self.slots[slot] = VirtioMmio(self._ram, device, irq)
+        transport = self.slots[slot] = VirtioMmio(self._ram, device, irq, self._work)
         return transport
 
     def read(self, offset: int, size: int) -> int:

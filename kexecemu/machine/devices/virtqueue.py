@@ -13,7 +13,7 @@ from kexecemu.errors import BusError
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 
-__all__ = ["RING_EVENT_IDX", "RING_INDIRECT_DESC", "Chain", "RingError", "Virtqueue"]
+__all__ = ["RING_EVENT_IDX", "RING_INDIRECT_DESC", "TABLE_MAX", "Chain", "RingError", "Virtqueue"]
 
 RING_INDIRECT_DESC = 1 << 28
 RING_EVENT_IDX = 1 << 29
@@ -26,7 +26,7 @@ _U16 = struct.Struct("<H")
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4  # VIRTQ_DESC_F_
 _NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_
 
-_TABLE_MAX = 32768
+TABLE_MAX = 32768
 """Entries of an indirect table: no queue is larger, and a longer one could only loop."""
 
 _CHAIN_BYTES = 1 << 32
@@ -45,6 +45,16 @@ class Chain(NamedTuple):
     writable: list[tuple[int, int]]
     """(phys, length in bytes) of each part."""
 
+    @property
+    def parts(self) -> int:
+        """How many buffers it has."""
+        return len(self.readable) + len(self.writable)
+
+    @property
+    def bytes(self) -> int:
+        """The length of all of them."""
+        return sum(one.nbytes for one in self.readable) + sum(length for _, length in self.writable)
+
 
 class Virtqueue:
     """The rings at three physical addresses; what was negotiated is in `features`."""
@@ -53,7 +63,7 @@ class Virtqueue:
         self, ram: Ram, size: int, desc_phys: int, avail_phys: int, used_phys: int, features: int
     ) -> None:
         """RingError if the rings are not in RAM, not aligned, or of a size that is no power of 2."""
-        if not 0 < size <= _TABLE_MAX or size & size - 1:
+        if not 0 < size <= TABLE_MAX or size & size - 1:
             raise RingError(f"a queue of {size} descriptors")
         if desc_phys % 16 or avail_phys % 2 or used_phys % 4:
             raise RingError(f"rings not aligned: {desc_phys:#x}, {avail_phys:#x}, {used_phys:#x}")
@@ -128,7 +138,7 @@ class Virtqueue:
             if flags & _INDIRECT:
                 if indirect or flags & _NEXT or not self._may_indirect:
                     raise RingError("an indirect table where none may be")
-                if not length or length % 16 or length > 16 * _TABLE_MAX:
+                if not length or length % 16 or length > 16 * TABLE_MAX:
                     raise RingError(f"an indirect table of {length} bytes")
                 table, entries, indirect = self._slice(phys, length), length // 16, True
                 index = seen = 0

@@ -11,12 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kernel_parsers import build, compare
+from kernel_parsers import build, compare, flips
 
 from kexecemu.errors import KexecemuError
-from kexecemu.fetch.cache import cache_folder, cached, fetch_targets
+from kexecemu.fetch.cache import cache_folder, cached, fetch_targets, fetched
+from kexecemu.formats import x509
 from kexecemu.formats.algorithms import RELEASES
-from kexecemu.kernel.signature.signature import signature_message
+from kexecemu.kernel.signature.keyring import Keyring
+from kexecemu.kernel.signature.signature import signature_message, verify_pefile_signature
 
 
 def _debian() -> list[bytes]:
@@ -37,6 +39,18 @@ def _compared(release: str, count: int, seed: int) -> Iterator[tuple[str, compar
         yield "decoder", compare.compare_decoder(kernel, grammars, compare.decoder_mutants(seed), count)
 
 
+def _flipped(count: int, seed: int) -> int:
+    """Flips of Debian's signed kernel; how many are not refused."""
+    data, authority = fetched("kernel").read_bytes(), fetched("shim").read_bytes()
+    keyring = Keyring.of("debian", [x509.parse(authority)])
+    verify_pefile_signature(data, keyring)
+    found = flips.accepted(data, keyring, flips.chosen_flips(data, seed, count))
+    print(f"Debian's kernel: {count} flips of what is signed, {len(found)} not refused")
+    for flip in found[:10]:
+        print(f"    bit {flip.mask:#04x} of byte {flip.offset:#x}")
+    return len(found)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """0 if nothing differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel_parsers", description=__doc__)
@@ -44,10 +58,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--linux", choices=[*RELEASES], action="append", help="repeatable (default: all that are fetched)")
     parser.add_argument("--fetch", action="store_true", help="fetch Debian's linux-source-6.1, and stop")
+    parser.add_argument("--flips", type=int, help="flip that many bits of Debian's signed kernel instead")
     given = parser.parse_args(words)
     if given.fetch:
         fetch_targets({"linux-source-6.1": build.SOURCE_6_1}, cache_folder(), print)
         return 0
+    if given.flips:
+        return 1 if _flipped(given.flips, given.seed) else 0
     differences = 0
     for release in given.linux or RELEASES:
         try:

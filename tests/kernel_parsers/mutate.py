@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from signing import oid
@@ -184,9 +184,12 @@ def mutated(chosen: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-# ---- what is changed
-
-
-def odd_identifiers() -> list[bytes]:
-    """Identifiers to be sure of: every one that a release knows, and one that none does."""
-    return [*_OIDS, oid("1.3.6.1.4.1.311.2.1.123")[2:]]
+def with_other_identifiers(data: bytes) -> Iterator[bytes]:
+    """Each identifier in turn as every one that a release knows, and as one that none does."""
+    roots = tree(data)
+    places = [one for root in roots for one in root.walk() if one.tag == 0x06]
+    for place in places:
+        was = place.data
+        for place.data in (*_OIDS, oid("1.3.6.1.4.1.311.2.1.123")[2:]):
+            yield b"".join(root.encoded() for root in roots)
+        place.data = was

@@ -4,6 +4,7 @@ From the tables in pkcs7_parser.c, x509_cert_parser.c, mscode_parser.c and linux
 parser knows an algorithm does not mean that the kernel was built with it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,9 +12,16 @@ from kexecemu.errors import InputError
 from kexecemu.formats import grammars, oid
 from kexecemu.formats.asn1 import Grammar
 from kexecemu.shown import shown
-from kexecemu.suggest import there_are
 
-__all__ = ["LINUX_6_1", "LINUX_6_12", "LINUX_7_3", "RELEASES", "Algorithms", "SignatureAlgorithm", "algorithms_of"]
+__all__ = [
+    "LINUX_6_1",
+    "LINUX_6_12",
+    "LINUX_7_3",
+    "RELEASES",
+    "Algorithms",
+    "SignatureAlgorithm",
+    "algorithms_of",
+]
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,9 @@ def _named(*tables: Mapping[str, str]) -> dict[bytes, str]:
 
 
 def _signatures(*tables: Mapping[tuple[str, str], str]) -> dict[bytes, SignatureAlgorithm]:
-    return {oid.encode(dotted): SignatureAlgorithm(*pair) for table in tables for pair, dotted in table.items()}
+    return {
+        oid.encode(dotted): SignatureAlgorithm(*pair) for table in tables for pair, dotted in table.items()
+    }
 
 
 def _keys(*tables: Mapping[tuple[str, str], str]) -> dict[bytes, str]:
@@ -145,7 +155,9 @@ def _linux_6_1() -> Algorithms:
     registered = _registered(f"{_OTHERS} {_MD2_MD3}", digests, signer_keys, signatures, public_keys, curves)
     content = _by_oid(_MD, _SHA)
     rest = (False, grammars.X509_AKID_6_1)
-    return Algorithms("6.1", registered, digests, signer_keys, signatures, public_keys, curves, content, *rest)
+    return Algorithms(
+        "6.1", registered, digests, signer_keys, signatures, public_keys, curves, content, *rest
+    )
 
 
 def _since_6_12(release: str, more: Mapping[tuple[str, str], str]) -> Algorithms:
@@ -157,7 +169,9 @@ def _since_6_12(release: str, more: Mapping[tuple[str, str], str]) -> Algorithms
     registered = _registered(f"{_OTHERS} {_NEGOEX}", digests, signer_keys, signatures, public_keys, curves)
     content = _by_oid({name: _SHA[name] for name in ("sha1", "sha256", "sha384", "sha512")}, _SHA3)
     rest = (True, grammars.X509_AKID)
-    return Algorithms(release, registered, digests, signer_keys, signatures, public_keys, curves, content, *rest)
+    return Algorithms(
+        release, registered, digests, signer_keys, signatures, public_keys, curves, content, *rest
+    )
 
 
 LINUX_6_1 = _linux_6_1()
@@ -166,9 +180,14 @@ LINUX_7_3 = _since_6_12("7.3", _ML_DSA)
 RELEASES: Mapping[str, Algorithms] = {one.release: one for one in (LINUX_6_1, LINUX_6_12, LINUX_7_3)}
 """By release: those that the parsers have been held against."""
 
+# From when on: SHA-3 came in 6.7, ML-DSA in 7.0. What 6.4 to 6.6 check of key usage beyond 6.1 is not told apart.
+_SINCE = {(0, 0): LINUX_6_1, (6, 7): LINUX_6_12, (7, 0): LINUX_7_3}
+
 
 def algorithms_of(release: str) -> Algorithms:
-    """What the parsers of a release know. InputError, with those that there are, for another one."""
-    if release not in RELEASES:
-        raise InputError(f"no parsers of Linux {release!r} are known{there_are(release, RELEASES)}")
-    return RELEASES[release]
+    """What the parsers of a release know, as 6.12: those of the newest that is known and not newer. InputError."""
+    found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", release, re.ASCII)
+    if found is None:
+        raise InputError(f"{release!r} is no release of Linux, as 6.12")
+    version = int(found[1]), int(found[2])
+    return _SINCE[max(since for since in _SINCE if since <= version)]

@@ -132,7 +132,7 @@ class _Compiler:
     def compile(self, root: Part) -> tuple[Op, ...]:
         self._render(root)
         self._ops.append(Op("complete"))
-        starts = []
+        starts: list[int] = []
         while len(starts) < len(self._subroutines):
             part = self._subroutines[len(starts)]
             starts.append(len(self._ops))

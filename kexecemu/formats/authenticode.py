@@ -7,7 +7,7 @@ are skipped over. That digest itself is made by kexecemu.formats.pe.
 from dataclasses import dataclass
 
 from kexecemu.formats import ber, grammars, oid
-from kexecemu.formats.algorithms import LINUX_6_12, Algorithms
+from kexecemu.formats.algorithms import LINUX_6_1, Algorithms
 from kexecemu.formats.ber import Asn1Error, BerFault, Element
 from kexecemu.shown import shown
 
@@ -26,7 +26,7 @@ class IndirectData:
     digest: bytes
 
 
-def parse(data: bytes, algorithms: Algorithms = LINUX_6_12) -> IndirectData:
+def parse(data: bytes, algorithms: Algorithms = LINUX_6_1) -> IndirectData:
     """Read the content of an Authenticode message, tag and length included: mscode_parse().
 
     Asn1Error (a FormatError) if it is none: a digest algorithm that Linux's registry does not know is malformed, one

@@ -93,7 +93,9 @@ class _Decoder:
         self._dp = 0
         self._datalen = len(data)  # where the innermost value of definite length ends
         self._matched = self._last_matched = False
-        self._open: list[tuple[int, int, int | None]] = []  # header, content, datalen outside; None: indefinite
+        self._open: list[
+            tuple[int, int, int | None]
+        ] = []  # header, content, datalen outside; None: indefinite
         self._jumps: list[int] = []
         self._last = Element(0, data, 0, 0, 0)
 

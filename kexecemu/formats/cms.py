@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kexecemu.formats import asn1, ber, grammars, oid, x509
-from kexecemu.formats.algorithms import LINUX_6_12, Algorithms, SignatureAlgorithm
+from kexecemu.formats.algorithms import LINUX_6_1, Algorithms, SignatureAlgorithm
 from kexecemu.formats.ber import Asn1Error, BerFault, Element
 from kexecemu.formats.x509 import Certificate
 from kexecemu.formats.x509_values import decode_time
@@ -59,7 +59,7 @@ class SignedData:
 
 def parse(
     data: bytes,
-    algorithms: Algorithms = LINUX_6_12,
+    algorithms: Algorithms = LINUX_6_1,
     on_certificate: Callable[[Certificate], None] = lambda certificate: None,
 ) -> SignedData:
     """Read a whole message: pkcs7_parse_message(). Bytes behind it are ignored, as there.

@@ -93,9 +93,7 @@ def _x509() -> Part:
         prim(BIT_STRING).as_(2).optional(),
         explicit(3, of(extension)).optional(),
     )
-    return seq(
-        signed.and_("x509_note_tbs_certificate"), algorithm, prim(BIT_STRING, "x509_note_signature")
-    )
+    return seq(signed.and_("x509_note_tbs_certificate"), algorithm, prim(BIT_STRING, "x509_note_signature"))
 
 
 def _directory_name() -> Part:

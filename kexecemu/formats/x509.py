@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cryptography import x509
 
 from kexecemu.formats import asn1, ber, grammars, oid
-from kexecemu.formats.algorithms import LINUX_6_12, Algorithms, SignatureAlgorithm
+from kexecemu.formats.algorithms import LINUX_6_1, Algorithms, SignatureAlgorithm
 from kexecemu.formats.ber import Asn1Error, BerFault, Element
 from kexecemu.formats.x509_values import NameSegments, decode_time, written
 from kexecemu.shown import shown
@@ -91,7 +91,7 @@ class Certificate:
             return self.subject_text, self.issuer_text
 
 
-def parse(data: bytes, algorithms: Algorithms = LINUX_6_12, behind: bytes = b"") -> Certificate:
+def parse(data: bytes, algorithms: Algorithms = LINUX_6_1, behind: bytes = b"") -> Certificate:
     """Read one certificate, in BER: x509_cert_parse(), but for its own signature, if it signed itself.
 
     behind is what the kernel, which counts two octets too many, reads behind the last one of a certificate of
@@ -239,9 +239,7 @@ def _check_basic_constraints(content: bytes) -> None:
 
 
 def _unsupported(what: str, identifier: bytes) -> Asn1Error:
-    return Asn1Error(
-        f"certificate: {what} {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED
-    )
+    return Asn1Error(f"certificate: {what} {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED)
 
 
 def _bit_string(value: Element, what: str) -> bytes:

@@ -42,7 +42,9 @@ ANY = Grammar("any", any_("got"))
 OCTETS = Grammar("octets", prim(OCTET_STRING, "got"))
 PAIR = Grammar("pair", seq(prim(INTEGER, "number"), any_("rest").optional(), act="whole"))
 LIST = Grammar("list", of(prim(INTEGER, "number"), SET, act="whole"))
-ONE_OF = Grammar("one", seq(choice(prim(INTEGER, "number"), prim(OCTET_STRING, "octets")), prim(0x05, "null")))
+ONE_OF = Grammar(
+    "one", seq(choice(prim(INTEGER, "number"), prim(OCTET_STRING, "octets")), prim(0x05, "null"))
+)
 NESTED = Grammar("nested", seq(explicit(0, prim(INTEGER, "inner")).optional(), prim(INTEGER, "number")))
 
 
@@ -60,7 +62,10 @@ def test_what_was_written_is_read(content: bytes, size: int) -> None:
 def test_where_a_constructed_value_is_expected_its_primitive_form_will_do() -> None:
     assert decoded(PAIR, b"\x10\x03\x02\x01\x07") == [("number", b"\x07"), ("whole", b"\x02\x01\x07")]
     assert decoded(LIST, b"\x11\x03\x02\x01\x07") == [("number", b"\x07"), ("whole", b"\x02\x01\x07")]
-    assert decoded(NESTED, b"\x30\x08\x80\x03\x02\x01\x05\x02\x01\x07") == [("inner", b"\x05"), ("number", b"\x07")]
+    assert decoded(NESTED, b"\x30\x08\x80\x03\x02\x01\x05\x02\x01\x07") == [
+        ("inner", b"\x05"),
+        ("number", b"\x07"),
+    ]
     refused(PAIR, b"\x10\x80\x02\x01\x07\0\0", "a primitive value of indefinite length")
 
 
@@ -93,7 +98,9 @@ def test_an_optional_any_takes_the_end_of_contents_for_itself() -> None:
 
 def test_a_set_of_has_at_least_one_element() -> None:
     refused(LIST, b"\x31\x00", "cut off inside a header")
-    assert [value for name, value in decoded(LIST, b"\x31\x06\x02\x01\x07\x02\x01\x08") if name == "number"] == [
+    assert [
+        value for name, value in decoded(LIST, b"\x31\x06\x02\x01\x07\x02\x01\x08") if name == "number"
+    ] == [
         b"\x07",
         b"\x08",
     ]

@@ -21,7 +21,7 @@ from signing import CA, EC_SIGNER, SIGNER, STRANGER, der_of, good, pe_image, sig
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import x509
-from kexecemu.formats.algorithms import LINUX_6_1
+from kexecemu.formats.algorithms import LINUX_6_12
 from kexecemu.kernel.load.kexec_image import image_probe
 from kexecemu.kernel.signature.keyring import Keyring
 from kexecemu.kernel.signature.public_key import CURVE_ORDERS, CryptoModules
@@ -121,8 +121,11 @@ def test_a_signed_image_is_verified() -> None:
 
 @pytest.mark.parametrize("digest", ["sha1", "sha224", "sha256", "sha384", "sha512"])
 def test_every_digest_algorithm_that_linux_has_is_verified(digest: str) -> None:
-    crypto = CryptoModules(algorithms=LINUX_6_1)
-    assert verify(signed(pe_image(), digest=digest), crypto=crypto).digest_algorithm == digest
+    assert verify(signed(pe_image(), digest=digest)).digest_algorithm == digest
+
+
+def test_6_12_does_not_take_sha224() -> None:
+    refused(signed(pe_image(), digest="sha224"), ENOPKG, crypto=CryptoModules(algorithms=LINUX_6_12))
 
 
 def test_an_ecdsa_signature_is_verified() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kernel_parsers import build, compare, flips
-
 from kexecemu.errors import KexecemuError
 from kexecemu.fetch.cache import cache_folder, cached, fetch_targets, fetched
 from kexecemu.formats import x509
@@ -54,9 +53,13 @@ def _flipped(count: int, seed: int) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     """0 if nothing differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernel_parsers", description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000, help="messages for the parsers, and as many for the decoder")
+    parser.add_argument(
+        "--count", type=int, default=20_000, help="messages for the parsers, and as many for the decoder"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--linux", choices=[*RELEASES], action="append", help="repeatable (default: all that are fetched)")
+    parser.add_argument(
+        "--linux", choices=[*RELEASES], action="append", help="repeatable (default: all that are fetched)"
+    )
     parser.add_argument("--fetch", action="store_true", help="fetch Debian's linux-source-6.1, and stop")
     parser.add_argument("--flips", type=int, help="flip that many bits of Debian's signed kernel instead")
     given = parser.parse_args(words)
@@ -69,10 +72,14 @@ def main(words: Sequence[str] | None = None) -> int:
     for release in given.linux or RELEASES:
         try:
             for what, result in _compared(release, given.count, given.seed):
-                said = ", ".join(f"{errorcode.get(one, 'read')} {count}" for one, count in sorted(result.said.items()))
+                said = ", ".join(
+                    f"{errorcode.get(one, 'read')} {count}" for one, count in sorted(result.said.items())
+                )
                 if what == "decoder":
                     said = f"taken {result.said[0]}, refused {result.said[1]}"
-                print(f"{release} {what}: {result.compared} compared ({said}), {len(result.differences)} differences")
+                print(
+                    f"{release} {what}: {result.compared} compared ({said}), {len(result.differences)} differences"
+                )
                 for line in result.differences[:10]:
                     print(f"    {line}")
                 differences += len(result.differences)

@@ -66,7 +66,9 @@ def tarball_of(release: str, cache: Path) -> Path:
         return find_source(release, cache)
     found = SOURCE_6_1.find(cache / "linux-source-6.1")
     if found is None:
-        raise InputError("linux-source-6.1 is not fetched yet: python -m tests.kernel_parsers --fetch --linux 6.1")
+        raise InputError(
+            "linux-source-6.1 is not fetched yet: python -m tests.kernel_parsers --fetch --linux 6.1"
+        )
     return found
 
 
@@ -103,7 +105,9 @@ def build(source: Path, folder: Path) -> KernelParsers:
         grammar = source / (_KEYS if number < 4 else "crypto") / f"{name}.asn1"
         _run(compiler, grammar, folder / f"{name}.asn1.c", folder / f"{name}.asn1.h")
         tables[name] = (folder / f"{name}.asn1.c").read_text()
-        for action in re.findall(r"^extern int (\w+)\(", (folder / f"{name}.asn1.h").read_text(), re.MULTILINE):
+        for action in re.findall(
+            r"^extern int (\w+)\(", (folder / f"{name}.asn1.h").read_text(), re.MULTILINE
+        ):
             actions.setdefault(action, len(actions))
     _run("perl", source / "lib/build_OID_registry", source / "include/linux/oid_registry.h",
          folder / "oid_registry_data.c")  # fmt: skip
@@ -111,7 +115,16 @@ def build(source: Path, folder: Path) -> KernelParsers:
     lines = [f"ACTION({name}, {number}, {int(name != _VALUELESS)})\n" for name, number in actions.items()]
     (folder / "actions.h").write_text("".join(lines))
     (folder / "grammars.h").write_text("".join(f"GRAMMAR({name})\n" for name in GRAMMARS))
-    flags = ["gcc", "-O2", "-w", "-std=gnu11", "-fno-strict-aliasing", *include, "-include", HERE / "shim/shim.h"]
+    flags = [
+        "gcc",
+        "-O2",
+        "-w",
+        "-std=gnu11",
+        "-fno-strict-aliasing",
+        *include,
+        "-include",
+        HERE / "shim/shim.h",
+    ]
     decoder, registry = source / "lib/asn1_decoder.c", source / "lib/oid_registry.c"
     read = [source / _KEYS / name for name in _PARSERS]
     has_tag = int("value - hdrlen;\n\tsinfo->authattrs_len" in read[0].read_text())

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from kernel_parsers import corpus, findings
 from kernel_parsers.build import KernelParsers
 from kernel_parsers.mutate import mutated
-
 from kexecemu.formats.algorithms import Algorithms
 from kexecemu.formats.asn1 import Grammar
 

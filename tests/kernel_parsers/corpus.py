@@ -118,14 +118,24 @@ def messages() -> list[bytes]:
 
 def contents() -> list[bytes]:
     """What Authenticode signs."""
-    return [signing.indirect_data(bytes(size), name) for size, name in ((32, "sha256"), (20, "sha1"), (64, "sha512"))]
+    return [
+        signing.indirect_data(bytes(size), name)
+        for size, name in ((32, "sha256"), (20, "sha1"), (64, "sha512"))
+    ]
 
 
 def values() -> list[tuple[int, bytes]]:
     """For the decoder alone: the number of a grammar (build.GRAMMARS), and bytes that fit it."""
-    akid = der(SEQUENCE, der(0x80, b"key"), der(0xA1, der(0x82, b"ca"), der(0xA4, signing.CA.subject.public_bytes()),
-               der(0xA0, oid("1.2.3"), der(0xA0, b"\x05\x00")), der(0xA3, b"\x05\x00"),
-               der(0xA5, der(0xA0, b"\x05\x00"), der(0xA1, b"\x05\x00")), der(0x87, bytes(4))), der(0x82, b"\x10"))  # fmt: skip
+    null = b"\x05\x00"
+    names = [
+        der(0x82, b"ca"),
+        der(0xA4, signing.CA.subject.public_bytes()),
+        der(0xA0, oid("1.2.3"), der(0xA0, null)),
+        der(0xA3, null),
+        der(0xA5, der(0xA0, null), der(0xA1, null)),
+        der(0x87, bytes(4)),
+    ]
+    akid = der(SEQUENCE, der(0x80, b"key"), der(0xA1, *names), der(0x82, b"\x10"))
     key = der(SEQUENCE, der(INTEGER, b"\0" + bytes(range(200, 232))), der(INTEGER, b"\x01\0\x01"))
     pair = der(SEQUENCE, der(INTEGER, bytes(range(1, 33))), der(INTEGER, bytes(range(2, 34))))
     return [

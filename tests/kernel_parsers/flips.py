@@ -22,7 +22,9 @@ class Flip:
 
     def of(self, data: bytes) -> bytes:
         """The file with that bit inverted."""
-        return b"".join((data[: self.offset], bytes([data[self.offset] ^ self.mask]), data[self.offset + 1 :]))
+        return b"".join(
+            (data[: self.offset], bytes([data[self.offset] ^ self.mask]), data[self.offset + 1 :])
+        )
 
 
 def covered_by_digest(data: bytes) -> list[tuple[int, int]]:

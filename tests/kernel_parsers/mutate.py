@@ -76,7 +76,9 @@ def _set(chosen: random.Random, data: bytearray) -> None:
 
 def _insert(chosen: random.Random, data: bytearray) -> None:
     at = chosen.randrange(len(data) + 1)
-    data[at:at] = chosen.choice((b"\0\0", b"\0", b"\x30\x80", b"\x05\x00", chosen.randbytes(chosen.randint(1, 4))))
+    data[at:at] = chosen.choice(
+        (b"\0\0", b"\0", b"\x30\x80", b"\x05\x00", chosen.randbytes(chosen.randint(1, 4)))
+    )
 
 
 def _delete(chosen: random.Random, data: bytearray) -> None:
@@ -88,7 +90,15 @@ def _truncate(chosen: random.Random, data: bytearray) -> None:
     del data[chosen.randrange(len(data)) :]
 
 
-_BYTES: Sequence[Callable[[random.Random, bytearray], None]] = (_flip, _flip, _flip, _set, _insert, _delete, _truncate)
+_BYTES: Sequence[Callable[[random.Random, bytearray], None]] = (
+    _flip,
+    _flip,
+    _flip,
+    _set,
+    _insert,
+    _delete,
+    _truncate,
+)
 
 
 # ---- of tags, lengths and elements
@@ -99,7 +109,9 @@ _TAGS = (0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x16, 0x17, 0x18, 0x30, 0x31, 0x10,
 
 
 def _tag(chosen: random.Random, node: Node, others: list[Node]) -> None:
-    node.tag = chosen.choice((node.tag ^ 0x20, node.tag ^ 0x20, chosen.choice(_TAGS), node.tag ^ 1 << chosen.randrange(8)))
+    node.tag = chosen.choice(
+        (node.tag ^ 0x20, node.tag ^ 0x20, chosen.choice(_TAGS), node.tag ^ 1 << chosen.randrange(8))
+    )
 
 
 def _form(chosen: random.Random, node: Node, others: list[Node]) -> None:
@@ -142,7 +154,11 @@ def _empty(chosen: random.Random, node: Node, others: list[Node]) -> None:
 
 def _wrap(chosen: random.Random, node: Node, others: list[Node]) -> None:
     inner = Node(node.tag, node.inside, node.data, node.form)
-    node.tag, node.inside, node.form = chosen.choice((0x30, 0x31, 0xA0, 0xA1, 0xA2, 0xA3, 0xA4)), [inner], "short"
+    node.tag, node.inside, node.form = (
+        chosen.choice((0x30, 0x31, 0xA0, 0xA1, 0xA2, 0xA3, 0xA4)),
+        [inner],
+        "short",
+    )
 
 
 def _content(chosen: random.Random, node: Node, others: list[Node]) -> None:
@@ -154,16 +170,22 @@ def _content(chosen: random.Random, node: Node, others: list[Node]) -> None:
         year = chosen.choice((b"", b"19", b"20", b"21"))
         digits = [b"%02d" % chosen.choice((0, 1, 2, 12, 13, 23, 24, 28, 29, 30, 31, 32, 49, 50, 59, 60, 61, 69, 70, 99))
                   for _ in range(6)]  # fmt: skip
-        node.data, node.tag = year + b"".join(digits) + chosen.choice((b"Z", b"Z", b"z", b"")), 0x18 if year else 0x17
+        node.data, node.tag = (
+            year + b"".join(digits) + chosen.choice((b"Z", b"Z", b"z", b"")),
+            0x18 if year else 0x17,
+        )
     elif node.tag == 0x02 and chosen.random() < 0.5:
         node.data = chosen.choice((b"\x01", b"\x03", b"\x02", b"\x00\x01", b""))
     else:
-        node.data = chosen.choice((node.data[1:], node.data[:-1], b"\0" + node.data, chosen.randbytes(3), b"\xff"))
+        node.data = chosen.choice(
+            (node.data[1:], node.data[:-1], b"\0" + node.data, chosen.randbytes(3), b"\xff")
+        )
 
 
 _OF_ELEMENTS: Sequence[Callable[[random.Random, Node, list[Node]], None]] = (
-    _tag, _tag, _form, _form, _all_indefinite, _swap, _drop, _repeat, _graft, _empty, _wrap, _content, _content, _content,
-)  # fmt: skip
+    *(_tag, _tag, _form, _form, _all_indefinite, _swap, _drop, _repeat, _graft, _empty, _wrap),
+    *(_content, _content, _content),
+)
 
 
 def mutated(chosen: random.Random, data: bytes) -> bytes:

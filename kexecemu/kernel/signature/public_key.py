@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import ber, grammars
-from kexecemu.formats.algorithms import LINUX_6_12, Algorithms, SignatureAlgorithm
+from kexecemu.formats.algorithms import LINUX_6_1, Algorithms, SignatureAlgorithm
 from kexecemu.formats.asn1 import Grammar
 from kexecemu.formats.ber import Asn1Error, Element
 from kexecemu.formats.x509 import PublicKey
@@ -51,7 +51,7 @@ class CryptoModules:
 
     hashes: Set[str] = frozenset({"sha1", "sha224", "sha256", "sha384", "sha512"})
     ecdsa: bool = True
-    algorithms: Algorithms = LINUX_6_12
+    algorithms: Algorithms = LINUX_6_1
 
     def digest(self, algorithm: str, *pieces: bytes) -> bytes:
         """A digest. KexecError(ENOPKG) for an algorithm that is not built in."""

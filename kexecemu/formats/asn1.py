@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from kexecemu.shown import shown
+
 __all__ = ["Grammar", "Op", "Part", "any_", "choice", "context", "explicit", "of", "prim", "seq"]
 
 BOOLEAN = 0x01
@@ -49,6 +51,7 @@ class Op(NamedTuple):
     any: bool = False
 
 
+@shown("kind", "tag")
 @dataclass(frozen=True, eq=False)
 class Part:
     """A piece of a grammar; the functions below make them, optional() and as_() change them.

@@ -93,9 +93,21 @@ def test_an_authority_may_be_named_by_issuer_and_serial_number() -> None:
         None, [reference.DNSName("ca"), reference.DirectoryName(signing.CA.subject)], 0x1000
     )
     made = signing.certificate("s", "signer", "kexecemu test CA", "ca", serial=5, akid=akid)
-    read = x509.parse(signing.der_of(made))
+    read = x509.parse(signing.der_of(made), LINUX_6_12)
     assert read.authority_skid is None
     assert read.authority_id == x509.parse(signing.der_of(signing.CA)).id
+
+
+def test_6_1_reads_no_name_but_an_x500_name_in_an_authority_key_identifier() -> None:
+    # Its grammar has all tags of GeneralName explicit, as only that of directoryName is.
+    for name, ok in ((reference.DirectoryName(signing.CA.subject), True), (reference.DNSName("ca"), False)):
+        akid = reference.AuthorityKeyIdentifier(None, [name], 0x1000)
+        made = signing.certificate("s", "signer", "kexecemu test CA", "ca", serial=5, akid=akid)
+        if ok:
+            assert x509.parse(signing.der_of(made)).authority_id == x509.parse(signing.der_of(signing.CA)).id
+            continue
+        with pytest.raises(Asn1Error, match="authorityKeyIdentifier: tag 0x16 expected"):
+            x509.parse(signing.der_of(made))
 
 
 def test_a_serial_number_without_an_issuer_names_no_authority() -> None:
@@ -151,7 +163,7 @@ def test_what_a_key_may_be_used_for_must_be_well_formed_but_not_to_6_1(
         made.add_extension(extension, critical=True).sign(signing.private_key("ca"), signing.HASHES["sha256"])
     )
     assert x509.parse(data).serial == b"\x05"
-    with pytest.raises(Asn1Error, match="malformed|neither empty nor a CA's") as error:
+    with pytest.raises(Asn1Error, match=r"malformed|neither empty nor a CA's") as error:
         x509.parse(data, LINUX_6_12)
     assert error.value.fault is BerFault.MALFORMED
 

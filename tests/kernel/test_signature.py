@@ -124,6 +124,14 @@ def test_every_digest_algorithm_that_linux_has_is_verified(digest: str) -> None:
     assert verify(signed(pe_image(), digest=digest)).digest_algorithm == digest
 
 
+def test_sha3_is_verified_by_a_kernel_that_has_it_and_whose_parsers_know_it() -> None:
+    image = signed(pe_image(), digest="sha3-256")
+    crypto = CryptoModules(CryptoModules().hashes | {"sha3-256"}, algorithms=LINUX_6_12)
+    assert verify(image, crypto=crypto).digest_algorithm == "sha3-256"
+    refused(image, ENOPKG, crypto=CryptoModules(algorithms=LINUX_6_12))
+    refused(image, ENOPKG)
+
+
 def test_6_12_does_not_take_sha224() -> None:
     refused(signed(pe_image(), digest="sha224"), ENOPKG, crypto=CryptoModules(algorithms=LINUX_6_12))
 

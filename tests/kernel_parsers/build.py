@@ -50,7 +50,7 @@ class KernelParsers:
 
 
 _6_1 = "usr/src/linux-source-6.1.tar.xz"
-# Nothing of kexecemu builds 6.1, so that `kexecemu kernel fetch` does not know it; its parsers are compared all the same.
+# `kexecemu kernel fetch` does not know 6.1, which nothing of kexecemu builds; its parsers are compared all the same.
 SOURCE_6_1 = FetchTarget(
     "Linux 6.1 as bookworm builds it",
     lambda apt, folder: apt.download(["linux-source-6.1"], folder),

@@ -31,6 +31,9 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "sha256": hashes.SHA256(),
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
+    "sha3-256": hashes.SHA3_256(),
+    "sha3-384": hashes.SHA3_384(),
+    "sha3-512": hashes.SHA3_512(),
 }
 _RSA_KEY_BITS = (512, 1024, 1536, 2048, 3072, 4096)
 CURVE_ORDERS = {
@@ -59,7 +62,7 @@ class CryptoModules:
             raise KexecError(
                 ENOPKG, "crypto_alloc_shash", f"digest algorithm {algorithm} is not in this kernel"
             )
-        sum_ = hashlib.new(algorithm)
+        sum_ = hashlib.new(algorithm.replace("-", "_"))
         for piece in pieces:
             sum_.update(piece)
         return sum_.digest()
@@ -192,4 +195,7 @@ _DIGEST_INFO = {
     "sha256": bytes.fromhex("3031300d060960864801650304020105000420"),
     "sha384": bytes.fromhex("3041300d060960864801650304020205000430"),
     "sha512": bytes.fromhex("3051300d060960864801650304020305000440"),
+    "sha3-256": bytes.fromhex("3031300d060960864801650304020805000420"),
+    "sha3-384": bytes.fromhex("3041300d060960864801650304020905000430"),
+    "sha3-512": bytes.fromhex("3051300d060960864801650304020a05000440"),
 }

@@ -14,13 +14,13 @@ import typer
 
 from kexecemu.commands.options import JsonOption, option
 from kexecemu.commands.outputs import print_json
-from kexecemu.errors import FormatError, InputError, KexecError
+from kexecemu.errors import InputError, KexecError
 from kexecemu.files import read_file
 from kexecemu.kernel.base.config import split_options
 
 if TYPE_CHECKING:
-    from kexecemu.formats.algorithms import Algorithms
     from kexecemu.formats.x509 import Certificate
+    from kexecemu.kernel.signature.public_key import CryptoModules
     from kexecemu.kernel.signature.signature import VerifiedImage
 
 __all__ = ["EXAMPLES", "verify_image_command"]
@@ -74,7 +74,7 @@ def verify_image_command(
     if config is not None or cmdline is not None or secure_boot:
         policy = policy_of(split_options(config or []), cmdline or "", secure_boot=secure_boot)
     data = _read_image(image)
-    keyring = Keyring.of("--ca", [one for path in ca for one in _read_certificates(path, crypto.algorithms)])
+    keyring = Keyring.of("--ca", [one for path in ca for one in _read_certificates(path, crypto)])
     if policy is not None:
         policy = replace(policy, keyrings=SystemKeyrings(keyring), crypto=crypto)
     verified: VerifiedImage | None = None
@@ -106,8 +106,8 @@ def _read_image(path: Path) -> bytes:
     return data
 
 
-def _read_certificates(path: Path, algorithms: Algorithms) -> Sequence[Certificate]:
-    from kexecemu.formats import x509
+def _read_certificates(path: Path, crypto: CryptoModules) -> Sequence[Certificate]:
+    from kexecemu.kernel.signature.pkcs7 import x509_key_preparse
 
     data = _read(path)
     if len(data) > _MAX_CERTIFICATES:
@@ -120,13 +120,13 @@ def _read_certificates(path: Path, algorithms: Algorithms) -> Sequence[Certifica
             raise InputError(f"{path}: no certificate in PEM ({error})") from error
         if not ders:
             raise InputError(f"{path}: no certificate in PEM (no block of that name)")
-    found, refusal = [], None
+    found, refusal = [], ""
     for der in ders:
         try:
-            found.append(x509.parse(der, algorithms))
-        except FormatError as error:
+            found.append(x509_key_preparse(der, crypto))
+        except KexecError as error:
             # load_certificate_list() goes on to the next one as well ("Problem loading in-kernel X.509 certificate").
-            refusal = error
+            refusal = error.reason
     if not found:
         raise InputError(f"{path}: no certificate that a kernel reads ({refusal})")
     return found

@@ -174,6 +174,19 @@ def test_a_certificate_that_a_kernel_cannot_read_does_not_spoil_the_others_of_a_
     assert command(files / "signed", files / "mixed.pem") == 0
 
 
+def test_a_certificate_that_did_not_sign_itself_as_it_says_is_not_trusted(files: Path) -> None:
+    # x509_check_for_self_signed(), when the key is loaded: -129, and it never gets into the keyring.
+    damaged = signing.flip(signing.der_of(signing.CA), -1)
+    (files / "damaged.der").write_bytes(damaged)
+    with pytest.raises(
+        InputError, match=r"no certificate that a kernel reads \(the RSA value was not made by this key"
+    ):
+        verify_image_command(files / "signed", [files / "damaged.der"])
+    # Whoever else signed a certificate is not asked: it may be trusted as it is.
+    (files / "signer.der").write_bytes(signing.flip(signing.der_of(signing.SIGNER), -1))
+    assert command(files / "signed", files / "signer.der") == 0
+
+
 def policy(
     capsys: pytest.CaptureFixture[str], image: Path, certificate: Path, *config: str, **options: Any
 ) -> tuple[int, dict[str, Any]]:

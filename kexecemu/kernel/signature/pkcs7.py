@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from errno import EBADMSG, EINVAL, EKEYREJECTED, EMSGSIZE, ENOPKG
 
 from kexecemu.errors import KexecError
-from kexecemu.formats import cms, oid
+from kexecemu.formats import cms, oid, x509
 from kexecemu.formats.ber import Asn1Error, BerFault
 from kexecemu.formats.cms import SignedData, SignerInfo
 from kexecemu.formats.x509 import Certificate
@@ -22,6 +22,7 @@ from kexecemu.kernel.signature.public_key import CryptoModules, Signature, publi
 from kexecemu.shown import shown
 
 __all__ = ["ASN1_ERRNOS", "MessageCertificate", "MessageSigner", "Pkcs7Message", "parse_message"]
+__all__ += ["x509_key_preparse"]
 
 ASN1_ERRNOS = {
     BerFault.MALFORMED: EBADMSG,
@@ -72,6 +73,19 @@ class MessageCertificate:
             return False
         public_key_verify_signature(certificate.public_key, self.signature, crypto)
         return True
+
+
+def x509_key_preparse(data: bytes, crypto: CryptoModules) -> Certificate:
+    """x509_key_preparse(): a certificate on its way into a keyring, which must not be self-signed and badly so.
+
+    Raises KexecError as x509_cert_parse() does.
+    """
+    try:
+        certificate = x509.parse(data, crypto.algorithms)
+    except Asn1Error as error:
+        raise KexecError(ASN1_ERRNOS[error.fault], "x509_cert_parse", str(error)) from error
+    MessageCertificate(certificate, crypto, Blacklist())
+    return certificate
 
 
 @shown()

@@ -43,7 +43,7 @@ def _flipped(count: int, seed: int) -> int:
     data, authority = fetched("kernel").read_bytes(), fetched("shim").read_bytes()
     keyring = Keyring.of("debian", [x509.parse(authority)])
     verify_pefile_signature(data, keyring)
-    found = flips.accepted(data, keyring, flips.chosen_flips(data, seed, count))
+    found = flips.accepted_of_many(data, keyring, flips.chosen_flips(data, seed, count))
     print(f"Debian's kernel: {count} flips of what is signed, {len(found)} not refused")
     for flip in found[:10]:
         print(f"    bit {flip.mask:#04x} of byte {flip.offset:#x}")

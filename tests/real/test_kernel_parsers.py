@@ -16,7 +16,7 @@ from kernel_parsers.build import KernelParsers
 
 from kexecemu.errors import InputError
 from kexecemu.fetch.cache import cache_folder
-from kexecemu.formats import oid, x509
+from kexecemu.formats import oid, pe, x509
 from kexecemu.formats.algorithms import LINUX_6_12, RELEASES, Algorithms
 from kexecemu.kernel.signature.keyring import Keyring
 from kexecemu.kernel.signature.signature import signature_message, verify_pefile_signature
@@ -123,9 +123,18 @@ def test_every_flipped_bit_of_debians_message_is_told_the_same(
 
 
 def test_flips_of_what_debian_signed_are_refused(debian_kernel: Path, fetched: Callable[[str], Path]) -> None:
-    # Twenty thousand over all of it take a quarter of an hour: python -m tests.kernel_parsers --flips 20000
+    # Twenty thousand over all of it take some minutes: python -m tests.kernel_parsers --flips 20000
     data = debian_kernel.read_bytes()
     keyring = Keyring.of("debian", [x509.parse(fetched("shim").read_bytes())])
     verify_pefile_signature(data, keyring)
     assert flips.accepted(data, keyring, flips.chosen_flips(data, 1, 100)) == []
     assert flips.accepted(data, keyring, flips.message_flips(data, 1, 400)) == []
+
+
+def test_a_flips_digest_is_that_of_the_flipped_file(debian_kernel: Path) -> None:
+    data = debian_kernel.read_bytes()
+    digests = flips.Digests(data)
+    known = [(digests.of(flip), flip) for flip in flips.chosen_flips(data, 2, 12)]
+    compared = [(found, pe.digest(pe.parse(flip.of(data)), "sha256")) for found, flip in known if found]
+    assert len(compared) > 8
+    assert all(found == wanted for found, wanted in compared)

@@ -8,7 +8,7 @@ primitive form will do, but not the other way round; a SET OF or SEQUENCE OF has
 of its alternatives may be skipped; an optional ANY at the end of a value of indefinite length takes its
 end-of-contents octets for itself.
 
-The same source serves 6.1, 6.12 and 7.3. tests/kernel_parsers.py compares this with it, compiled.
+The same source serves 6.1, 6.12 and 7.3. tests/real/test_kernel_parsers.py compares this with it, compiled.
 """
 
 from __future__ import annotations

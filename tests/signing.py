@@ -33,6 +33,7 @@ HASHES: dict[str, hashes.HashAlgorithm] = {
     "sha256": hashes.SHA256(),
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
+    "sha3-256": hashes.SHA3_256(),
 }
 
 
@@ -284,7 +285,7 @@ def pe_image(parts: Sequence[Part] = PARTS, *, headers: int = 0x180, reverse_hea
 def authenticode_digest(image: bytes, digest: str = "sha256") -> bytes:
     """The digest of an image of pe_image() that is not signed yet: all but two fields of the headers."""
     rest = image[CHECKSUM_OFFSET + 4 : CERTIFICATE_ENTRY] + image[CERTIFICATE_ENTRY + 8 :]
-    return hashlib.new(digest, image[:CHECKSUM_OFFSET] + rest).digest()
+    return hashlib.new(digest.replace("-", "_"), image[:CHECKSUM_OFFSET] + rest).digest()
 
 
 def attach(image: bytes, message: bytes, *, revision: int = 0x200, kind: int = 2) -> bytes:
@@ -333,7 +334,9 @@ def attributes(
     """The usual signed attributes about a content."""
     found = [
         attribute("contentType", oid(OIDS[content_type])),
-        attribute("messageDigest", der(OCTETS, hashlib.new(digest, content_of(content)).digest())),
+        attribute(
+            "messageDigest", der(OCTETS, hashlib.new(digest.replace("-", "_"), content_of(content)).digest())
+        ),
     ]
     if signed_at is not None:
         found.append(attribute("signingTime", utc_time(signed_at)))

@@ -6,8 +6,9 @@ are skipped over. That digest itself is made by kexecemu.formats.pe.
 
 from dataclasses import dataclass
 
-from kexecemu.formats import ber, oid
-from kexecemu.formats.ber import BerFault, Reader
+from kexecemu.formats import ber, grammars, oid
+from kexecemu.formats.algorithms import LINUX_6_1, Algorithms
+from kexecemu.formats.ber import Asn1Error, BerFault, Element
 from kexecemu.shown import shown
 
 __all__ = ["IndirectData", "parse"]
@@ -25,28 +26,36 @@ class IndirectData:
     digest: bytes
 
 
-def parse(data: bytes) -> IndirectData:
-    """Read the content of an Authenticode message, tag and length included. Asn1Error (a FormatError) if it is none.
+def parse(data: bytes, algorithms: Algorithms = LINUX_6_1) -> IndirectData:
+    """Read the content of an Authenticode message, tag and length included: mscode_parse().
 
-    A digest algorithm that Linux's registry does not know is malformed, one that is known and none is unsupported.
+    Asn1Error (a FormatError) if it is none: a digest algorithm that Linux's registry does not know is malformed, one
+    that is known and none is unsupported.
     """
-    outer = Reader(data, "Authenticode").enter(ber.SEQUENCE, "SpcIndirectDataContent")
-    kind = outer.enter(ber.SEQUENCE, "SpcAttributeTypeAndOptionalValue")
-    content_type = kind.take(ber.OBJECT_IDENTIFIER).content
-    if content_type not in _CONTENT_TYPES:
-        raise kind.fail(f"content type {oid.dotted(content_type)} is no PE image")
-    kind.any()
-    kind.finish()
-    info = outer.enter(ber.SEQUENCE, "DigestInfo")
-    algorithm = info.enter(ber.SEQUENCE, "digestAlgorithm")
-    hash_oid = algorithm.take(ber.OBJECT_IDENTIFIER).content
-    if hash_oid not in oid.HASHES:
-        fault = BerFault.UNSUPPORTED if oid.is_registered(hash_oid) else BerFault.MALFORMED
-        raise algorithm.fail(f"{oid.dotted(hash_oid)} is no digest algorithm that is supported", fault)
-    if not algorithm.at_end:
-        algorithm.any()
-    algorithm.finish()
-    digest = info.take(ber.OCTET_STRING).content
-    info.finish()
-    outer.finish()
-    return IndirectData(oid.HASHES[hash_oid], digest)
+    context = _ParseContext(algorithms)
+    ber.decode(grammars.MSCODE, context, data)
+    return IndirectData(context.algorithm, context.digest)
+
+
+class _ParseContext:
+    """What the decoder's actions, here its methods, have noted."""
+
+    def __init__(self, algorithms: Algorithms) -> None:
+        self._algorithms = algorithms
+        self.algorithm = ""
+        self.digest = b""
+
+    def mscode_note_content_type(self, value: Element) -> None:
+        if value.content not in _CONTENT_TYPES:
+            raise Asn1Error(f"Authenticode: content type {oid.dotted(value.content)} is no PE image")
+
+    def mscode_note_digest_algo(self, value: Element) -> None:
+        found, known = value.content, self._algorithms
+        if found not in known.content_digests:
+            fault = BerFault.UNSUPPORTED if found in known.registered else BerFault.MALFORMED
+            text = f"Authenticode: {oid.dotted(found)} is no digest algorithm that is supported"
+            raise Asn1Error(text, fault)
+        self.algorithm = known.content_digests[found]
+
+    def mscode_note_digest(self, value: Element) -> None:
+        self.digest = value.content

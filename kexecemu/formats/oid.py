@@ -1,11 +1,10 @@
-"""The object identifiers that matter in a signature, as Linux's registry (lib/oid_registry.c) knows them.
+"""Object identifiers: how they are encoded, and those that matter in a signature (lib/oid_registry.c).
 
 An identifier is kept as its encoded bytes and compared as such: two encodings of one number are two identifiers.
+Which algorithms a kernel knows depends on its release: kexecemu.formats.algorithms.
 """
 
-from collections.abc import Mapping
-
-__all__ = ["dotted", "encode", "is_registered"]
+__all__ = ["dotted", "encode"]
 
 
 def encode(text: str) -> bytes:
@@ -35,7 +34,6 @@ def dotted(identifier: bytes) -> str:
     return ".".join(map(str, (first, arcs[0] - 40 * first, *arcs[1:])))
 
 
-RSA_ENCRYPTION = encode("1.2.840.113549.1.1.1")
 EC_PUBLIC_KEY = encode("1.2.840.10045.2.1")
 
 DATA = encode("1.2.840.113549.1.7.1")
@@ -56,48 +54,6 @@ MS_INDIVIDUAL_SP_KEY_PURPOSE = encode("1.3.6.1.4.1.311.2.1.21")
 COMMON_NAME = encode("2.5.4.3")
 ORGANIZATION_NAME = encode("2.5.4.10")
 SUBJECT_KEY_IDENTIFIER = encode("2.5.29.14")
+KEY_USAGE = encode("2.5.29.15")
+BASIC_CONSTRAINTS = encode("2.5.29.19")
 AUTHORITY_KEY_IDENTIFIER = encode("2.5.29.35")
-
-# Digest algorithms, by the names that hashlib and the kernel share.
-HASHES: Mapping[bytes, str] = {
-    encode("1.2.840.113549.2.4"): "md4",
-    encode("1.2.840.113549.2.5"): "md5",
-    encode("1.3.14.3.2.26"): "sha1",
-    encode("2.16.840.1.101.3.4.2.1"): "sha256",
-    encode("2.16.840.1.101.3.4.2.2"): "sha384",
-    encode("2.16.840.1.101.3.4.2.3"): "sha512",
-    encode("2.16.840.1.101.3.4.2.4"): "sha224",
-}
-
-# A digest and RSA, a digest and ECDSA, as certificates name them. md2 and md5 with RSA have numbers, but no support.
-RSA_SIGNATURES: Mapping[bytes, str] = {
-    encode("1.2.840.113549.1.1.3"): "md4",
-    encode("1.2.840.113549.1.1.5"): "sha1",
-    encode("1.2.840.113549.1.1.11"): "sha256",
-    encode("1.2.840.113549.1.1.12"): "sha384",
-    encode("1.2.840.113549.1.1.13"): "sha512",
-    encode("1.2.840.113549.1.1.14"): "sha224",
-}
-ECDSA_SIGNATURES: Mapping[bytes, str] = {
-    encode("1.2.840.10045.4.1"): "sha1",
-    encode("1.2.840.10045.4.3.1"): "sha224",
-    encode("1.2.840.10045.4.3.2"): "sha256",
-    encode("1.2.840.10045.4.3.3"): "sha384",
-    encode("1.2.840.10045.4.3.4"): "sha512",
-}
-CURVES: Mapping[bytes, str] = {
-    encode("1.2.840.10045.3.1.1"): "ecdsa-nist-p192",
-    encode("1.2.840.10045.3.1.7"): "ecdsa-nist-p256",
-    encode("1.3.132.0.34"): "ecdsa-nist-p384",
-}
-
-# All that have a name here, and three that have none.
-_REGISTERED = {named for named in globals().values() if isinstance(named, bytes)}
-_REGISTERED |= {encode("1.2.840.113549.1.1.2"), encode("1.2.840.113549.2.2")}  # md2WithRSAEncryption, md2
-_REGISTERED |= {encode("1.2.156.10197.1.401")}  # sm3
-
-
-def is_registered(identifier: bytes) -> bool:
-    """The kernel's registry has it. Of that list, those are here that could turn up where an algorithm belongs."""
-    tables = (_REGISTERED, HASHES, RSA_SIGNATURES, ECDSA_SIGNATURES, CURVES)
-    return any(identifier in table for table in tables)

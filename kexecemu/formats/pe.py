@@ -204,8 +204,8 @@ def _canonical(section: Section) -> tuple[int, int, bytes, int, int]:
 
 
 def digest(pe: PeFile, algorithm: str) -> bytes:
-    """The Authenticode digest, with an algorithm that hashlib has. FormatError as digest_ranges()."""
-    sum_ = hashlib.new(algorithm)
+    """The Authenticode digest, with an algorithm that hashlib has, by the kernel's name. Raises as digest_ranges()."""
+    sum_ = hashlib.new(algorithm.replace("-", "_"))
     view = memoryview(pe.data)
     for start, end in digest_ranges(pe):
         sum_.update(view[start:end])

@@ -4,36 +4,31 @@ cryptography's parser is not used for this: it refuses certificates that Linux t
 looks keys up are made of a certificate's raw bytes. Loading the public key, and the names that people read, are
 cryptography's part.
 
-What Linux 6.1 does not look at is not looked at here either: key usage, basic constraints, policies, and today's date.
+What Linux does not look at is not looked at here either: policies, unknown critical extensions, and today's date; key
+usage and basic constraints must be well-formed since 6.4, and that is all.
 """
 
-import calendar
 import warnings
 from dataclasses import dataclass, field
 
 from cryptography import x509
 
-from kexecemu.formats import ber, oid
-from kexecemu.formats.ber import Asn1Error, BerFault, Element, Reader
+from kexecemu.formats import asn1, ber, grammars, oid
+from kexecemu.formats.algorithms import LINUX_6_1, Algorithms, SignatureAlgorithm
+from kexecemu.formats.ber import Asn1Error, BerFault, Element
+from kexecemu.formats.x509_values import NameSegments, decode_time, written
 from kexecemu.shown import shown
 
-__all__ = ["Certificate", "PublicKey", "SignatureAlgorithm", "decode_time", "parse", "take_name"]
-
-_MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-
-
-@dataclass(frozen=True)
-class SignatureAlgorithm:
-    """How something is signed: "rsa" or "ecdsa", with a digest of this name."""
-
-    key: str
-    hash: str
+__all__ = ["Certificate", "PublicKey", "parse"]
 
 
 @shown()
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key: "rsa" or the kernel's name of an elliptic curve, the key itself, and its SubjectPublicKeyInfo."""
+    """A public key: "rsa" or the kernel's name of its kind, the key itself, and both as SubjectPublicKeyInfo in DER.
+
+    The latter is written anew, of what the kernel takes out of the certificate's.
+    """
 
     algorithm: str
     key: bytes
@@ -96,175 +91,160 @@ class Certificate:
             return self.subject_text, self.issuer_text
 
 
-def parse(data: bytes) -> Certificate:
-    """Read one certificate, in BER. Asn1Error (a FormatError) for any other bytes, its fault as Linux would have it."""
-    outer = Reader(data, "certificate").enter(ber.SEQUENCE, "certificate")
-    signed_part = outer.take(ber.SEQUENCE)
-    tbs = Reader(signed_part.content, "certificate")
-    if version := tbs.optional(ber.context(0)):
-        Reader(version.content, "certificate version").take(ber.INTEGER)
-    serial = tbs.take(ber.INTEGER).content
-    algorithm_oid, _ = tbs.algorithm("certificate's signature algorithm")
-    algorithm = _signature_algorithm(algorithm_oid)
-    issuer, issuer_text = take_name(tbs, "issuer")
-    validity = tbs.enter(ber.SEQUENCE, "validity")
-    not_before, not_after = decode_time(validity.any()), decode_time(validity.any())
-    validity.finish()
-    subject, subject_text = take_name(tbs, "subject")
-    public_key = _public_key(tbs.take(ber.SEQUENCE))
-    tbs.optional(ber.context(1, constructed=False))
-    tbs.optional(ber.context(2, constructed=False))
-    key_names = _extensions(tbs.optional(ber.context(3)))
-    tbs.finish()
-    outer_oid, _ = outer.algorithm("certificate's signature algorithm")
-    signature = outer.take(ber.BIT_STRING)
-    if outer_oid != algorithm_oid:
-        raise outer.fail("two signature algorithms that differ", BerFault.UNEXPECTED)
-    outer.finish()
-    return Certificate(
-        encoded=data,
-        signed_part=signed_part.encoded,
-        serial=serial,
-        issuer=issuer,
-        subject=subject,
-        not_before=not_before,
-        not_after=not_after,
-        algorithm=algorithm,
-        signature=_bit_string(signature, "certificate's signature"),
-        public_key=public_key,
-        issuer_text=issuer_text,
-        subject_text=subject_text,
-        **key_names,
-    )
+def parse(data: bytes, algorithms: Algorithms = LINUX_6_1, behind: bytes = b"") -> Certificate:
+    """Read one certificate, in BER: x509_cert_parse(), but for its own signature, if it signed itself.
 
-
-def _signature_algorithm(identifier: bytes) -> SignatureAlgorithm:
-    for key, signatures in (("rsa", oid.RSA_SIGNATURES), ("ecdsa", oid.ECDSA_SIGNATURES)):
-        if identifier in signatures:
-            return SignatureAlgorithm(key, signatures[identifier])
-    raise Asn1Error(
-        f"certificate: signature algorithm {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED
-    )
-
-
-def _public_key(info: Element) -> PublicKey:
-    reader = Reader(info.content, "public key")
-    identifier, parameters = reader.algorithm("public key algorithm")
-    value = reader.take(ber.BIT_STRING)
-    if identifier == oid.RSA_ENCRYPTION:
-        algorithm = "rsa"
-    elif identifier == oid.EC_PUBLIC_KEY:
-        curve = Reader(parameters.encoded if parameters else b"", "curve").take(ber.OBJECT_IDENTIFIER).content
-        if curve not in oid.CURVES:
-            raise reader.fail(f"curve {oid.dotted(curve)} is not supported", BerFault.UNSUPPORTED)
-        algorithm = oid.CURVES[curve]
-    else:
-        raise reader.fail(f"algorithm {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED)
-    reader.finish()
-    return PublicKey(algorithm, _bit_string(value, "public key"), info.encoded)
-
-
-def _bit_string(element: Element, what: str) -> bytes:
-    """The bytes of a BIT STRING, which must have no unused bits."""
-    if element.content[:1] != b"\0":
-        raise Asn1Error(f"{what}: not whole bytes")
-    return element.content[1:]
-
-
-def _extensions(element: Element | None) -> dict[str, bytes | None]:
-    """The two extensions that name keys, as Certificate has them; all others are skipped, critical or not."""
-    skid = authority = None
-    if element is not None:
-        outer = Reader(element.content, "extensions")
-        extensions = outer.enter(ber.SEQUENCE, "extensions")
-        outer.finish()
-        while not extensions.at_end:
-            extension = extensions.enter(ber.SEQUENCE, "extension")
-            identifier = extension.take(ber.OBJECT_IDENTIFIER).content
-            extension.optional(ber.BOOLEAN)
-            value = extension.take(ber.OCTET_STRING).content
-            extension.finish()
-            if identifier == oid.SUBJECT_KEY_IDENTIFIER:
-                # One octet of length only, and no second one of its kind, as x509_process_extension() has it.
-                malformed = len(value) < 3 or (value[0], value[1]) != (ber.OCTET_STRING, len(value) - 2)
-                if skid is not None or malformed:
-                    raise Asn1Error("subjectKeyIdentifier: malformed or repeated")
-                skid = value[2:]
-            elif identifier == oid.AUTHORITY_KEY_IDENTIFIER:
-                authority = value
-    authority_id, authority_skid = (None, None) if authority is None else _authority(authority)
-    return {"skid": skid, "authority_id": authority_id, "authority_skid": authority_skid}
-
-
-def _authority(value: bytes) -> tuple[bytes | None, bytes | None]:
-    """authority_id and authority_skid."""
-    what = "authorityKeyIdentifier"
-    reader = Reader(value, what).enter(ber.SEQUENCE, what)
-    skid = reader.optional(ber.context(0, constructed=False))
-    names = reader.optional(ber.context(1))
-    issuer = _directory_name(names) if names else None
-    serial = reader.optional(ber.context(2, constructed=False))
-    reader.finish()
-    # A serial number without an issuer names nothing.
-    return serial.content + issuer if issuer and serial else None, skid.content if skid else None
-
-
-def _directory_name(names: Element) -> bytes | None:
-    """The last X.500 name among GeneralNames: its content octets."""
-    reader = Reader(names.content, "authorityCertIssuer")
-    issuer = None
-    while not reader.at_end:
-        if name := reader.optional(ber.context(4)):
-            issuer, _ = take_name(Reader(name.content, "directoryName"), "directoryName")
-        else:
-            reader.any()
-    return issuer
-
-
-def take_name(reader: Reader, what: str) -> tuple[bytes, str]:
-    """An X.500 name: its content octets, and the short text that x509_fabricate_name() makes of it.
-
-    Organization and common name, unless the latter begins with the former; else an email address; else nothing.
-    Asn1Error if it is no name.
+    behind is what the kernel, which counts two octets too many, reads behind the last one of a certificate of
+    indefinite length in a message. Asn1Error (a FormatError) for any other bytes, its fault as Linux would have it.
     """
-    content = reader.take(ber.SEQUENCE).content
-    names = Reader(content, what)
-    found: dict[bytes, str] = {}
-    while not names.at_end:
-        relative = names.enter(ber.SET, what)
-        while not relative.at_end:
-            assertion = relative.enter(ber.SEQUENCE, what)
-            identifier = assertion.take(ber.OBJECT_IDENTIFIER).content
-            found[identifier] = assertion.any().content.decode("utf-8", "replace")
-            assertion.finish()
-    common, organization = found.get(oid.COMMON_NAME, ""), found.get(oid.ORGANIZATION_NAME, "")
-    if common and organization:
-        alike = common.startswith(organization) or (
-            len(common) >= 7 and len(organization) >= 7 and common[:7] == organization[:7]
+    context = _ParseContext(algorithms)
+    ber.decode(grammars.X509, context, data + behind)
+    if context.authority is not None:
+        ber.decode(algorithms.authority, context, context.authority)
+    return context.certificate(data)
+
+
+class _ParseContext:
+    """struct x509_parse_context: what the decoder's actions, here its methods, have noted."""
+
+    def __init__(self, algorithms: Algorithms) -> None:
+        self._algorithms = algorithms
+        self._last_oid = b""
+        self._names = NameSegments()
+        self._noted: dict[str, bytes] = {}
+        self._times: dict[str, int] = {}
+        self._texts: dict[str, str] = {}
+        self._signature_oid = b""
+        self._parameters = b""
+        self._key: PublicKey | None = None
+        self._akid_issuer: bytes | None = None
+        self.authority: bytes | None = None
+
+    def certificate(self, data: bytes) -> Certificate:
+        """What was read; the grammar has let nothing through that lacks something."""
+        noted, key = self._noted, self._key
+        assert key is not None
+        return Certificate(
+            encoded=data,
+            signed_part=noted["signed part"],
+            serial=noted["serial"],
+            issuer=noted["issuer"],
+            subject=noted["subject"],
+            not_before=self._times["not before"],
+            not_after=self._times["not after"],
+            algorithm=self._algorithms.signatures[self._signature_oid],
+            signature=noted["signature"],
+            public_key=key,
+            issuer_text=self._texts["issuer"],
+            subject_text=self._texts["subject"],
+            skid=noted.get("skid"),
+            authority_id=noted.get("authority id"),
+            authority_skid=noted.get("authority skid"),
         )
-        return content, common if alike else f"{organization}: {common}"
-    return content, common or organization or found.get(oid.EMAIL_ADDRESS, "")
+
+    def x509_note_oid(self, value: Element) -> None:
+        self._last_oid = value.content
+
+    def x509_note_tbs_certificate(self, value: Element) -> None:
+        self._noted["signed part"] = value.encoded
+
+    def x509_note_serial(self, value: Element) -> None:
+        self._noted["serial"] = value.content
+
+    def x509_note_sig_algo(self, value: Element) -> None:
+        if self._last_oid not in self._algorithms.signatures:
+            raise _unsupported("signature algorithm", self._last_oid)
+        self._signature_oid = self._last_oid
+
+    def x509_note_signature(self, value: Element) -> None:
+        if self._last_oid != self._signature_oid:
+            raise Asn1Error("certificate: two signature algorithms that differ", BerFault.UNEXPECTED)
+        self._noted["signature"] = _bit_string(value, "certificate's signature")
+
+    def x509_extract_name_segment(self, value: Element) -> None:
+        self._names.note(self._last_oid, value.content)
+
+    def x509_note_issuer(self, value: Element) -> None:
+        self._noted["issuer"], self._texts["issuer"] = value.content, self._names.fabricate()
+
+    def x509_note_subject(self, value: Element) -> None:
+        self._noted["subject"], self._texts["subject"] = value.content, self._names.fabricate()
+
+    def x509_note_not_before(self, value: Element) -> None:
+        self._times["not before"] = decode_time(value.tag, value.content)
+
+    def x509_note_not_after(self, value: Element) -> None:
+        self._times["not after"] = decode_time(value.tag, value.content)
+
+    def x509_note_params(self, value: Element) -> None:
+        # An AlgorithmIdentifier comes three times; that of the key comes between the subject and the key.
+        if "subject" in self._noted and self._key is None:
+            self._parameters = value.encoded
+
+    def x509_extract_key_data(self, value: Element) -> None:
+        known, parameters = self._algorithms, b"\x05\x00"
+        if self._last_oid in known.public_keys:
+            algorithm = known.public_keys[self._last_oid]
+        elif self._last_oid == oid.EC_PUBLIC_KEY:
+            algorithm, parameters = self._curve(), self._parameters
+        else:
+            raise _unsupported("public key algorithm", self._last_oid)
+        key = _bit_string(value, "public key")
+        kind = written(asn1.OBJECT_IDENTIFIER, self._last_oid) + parameters
+        info = written(asn1.SEQUENCE, kind) + written(asn1.BIT_STRING, b"\0" + key)
+        self._key = PublicKey(algorithm, key, written(asn1.SEQUENCE, info))
+
+    def _curve(self) -> str:
+        """parse_OID(): the parameters must be an identifier with one octet of length."""
+        given = self._parameters
+        if len(given) < 3 or (given[0], given[1]) != (asn1.OBJECT_IDENTIFIER, len(given) - 2):
+            raise Asn1Error("public key: its curve is not named")
+        if given[2:] not in self._algorithms.curves:
+            raise _unsupported("curve", given[2:])
+        return self._algorithms.curves[given[2:]]
+
+    def x509_process_extension(self, value: Element) -> None:
+        content = value.content
+        if self._last_oid == oid.SUBJECT_KEY_IDENTIFIER:
+            # One octet of length only, and no second one of its kind.
+            malformed = len(content) < 3 or (content[0], content[1]) != (asn1.OCTET_STRING, len(content) - 2)
+            if "skid" in self._noted or malformed:
+                raise Asn1Error("subjectKeyIdentifier: malformed or repeated")
+            self._noted["skid"] = content[2:]
+        elif self._last_oid == oid.AUTHORITY_KEY_IDENTIFIER:
+            self.authority = content
+        elif self._algorithms.reads_usage and self._last_oid == oid.KEY_USAGE:
+            if len(content) < 4 or content[0] != asn1.BIT_STRING or content[2] >= 8:
+                raise Asn1Error("keyUsage: malformed")
+        elif self._algorithms.reads_usage and self._last_oid == oid.BASIC_CONSTRAINTS:
+            _check_basic_constraints(content)
+
+    def x509_akid_note_kid(self, value: Element) -> None:
+        self._noted["authority skid"] = value.content
+
+    def x509_akid_note_name(self, value: Element) -> None:
+        self._akid_issuer = value.content  # the last of several
+
+    def x509_akid_note_serial(self, value: Element) -> None:
+        if self._akid_issuer is not None:  # a serial number without an issuer names nothing
+            self._noted["authority id"] = value.content + self._akid_issuer
 
 
-def decode_time(element: Element) -> int:
-    """x509_decode_time(): seconds since 1970 of a UTCTime or a GeneralizedTime, both to the second and in UTC.
+def _check_basic_constraints(content: bytes) -> None:
+    """Empty, or true as DER writes it; what follows is not looked at."""
+    if len(content) < 2 or (content[0], content[1]) != (asn1.SEQUENCE, len(content) - 2):
+        raise Asn1Error("basicConstraints: malformed")
+    if content[1] and content[2:5] != bytes([asn1.BOOLEAN, 1, 0xFF]):
+        raise Asn1Error("basicConstraints: neither empty nor a CA's")
 
-    Asn1Error for anything else, and for a GeneralizedTime in the years that UTCTime can tell.
-    """
-    lengths = {ber.UTC_TIME: 13, ber.GENERALIZED_TIME: 15}
-    text = element.content
-    if lengths.get(element.tag) != len(text) or text[-1:] != b"Z" or not text[:-1].isdigit():
-        raise Asn1Error(f"time: {text[:16]!r} is none that Linux reads")
-    year = int(text[:-11])
-    if element.tag == ber.UTC_TIME:
-        year += 1900 if year >= 50 else 2000
-    elif 1950 <= year <= 2049:
-        raise Asn1Error(f"time: year {year} in a GeneralizedTime")
-    month, day, hour, minute, second = (
-        int(text[at : at + 2]) for at in range(len(text) - 11, len(text) - 1, 2)
-    )
-    days = _MONTH_DAYS[month - 1] + (month == 2 and calendar.isleap(year)) if 1 <= month <= 12 else 0
-    # 24:00:00 is tomorrow's midnight, and a leap second is a second.
-    if year < 1970 or not 1 <= day <= days or hour > 24 or minute > 59 or second > 60:
-        raise Asn1Error(f"time: {text!r} is none")
-    return calendar.timegm((year, month, day, hour, minute, second))
+
+def _unsupported(what: str, identifier: bytes) -> Asn1Error:
+    return Asn1Error(f"certificate: {what} {oid.dotted(identifier)} is not supported", BerFault.UNSUPPORTED)
+
+
+def _bit_string(value: Element, what: str) -> bytes:
+    """The bytes of a BIT STRING, which must have no unused bits."""
+    content = value.content
+    if content[:1] != b"\0":
+        raise Asn1Error(f"{what}: not whole bytes")
+    return content[1:]

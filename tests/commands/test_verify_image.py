@@ -172,3 +172,100 @@ def test_a_certificate_that_a_kernel_cannot_read_does_not_spoil_the_others_of_a_
     with pytest.raises(InputError, match="no certificate"):
         verify_image_command(files / "signed", [files / "alone.pem"])
     assert command(files / "signed", files / "mixed.pem") == 0
+
+
+def test_a_certificate_that_did_not_sign_itself_as_it_says_is_not_trusted(files: Path) -> None:
+    # x509_check_for_self_signed(), when the key is loaded: -129, and it never gets into the keyring.
+    damaged = signing.flip(signing.der_of(signing.CA), -1)
+    (files / "damaged.der").write_bytes(damaged)
+    with pytest.raises(
+        InputError, match=r"no certificate that a kernel reads \(the RSA value was not made by this key"
+    ):
+        verify_image_command(files / "signed", [files / "damaged.der"])
+    # Whoever else signed a certificate is not asked: it may be trusted as it is.
+    (files / "signer.der").write_bytes(signing.flip(signing.der_of(signing.SIGNER), -1))
+    assert command(files / "signed", files / "signer.der") == 0
+
+
+def policy(
+    capsys: pytest.CaptureFixture[str], image: Path, certificate: Path, *config: str, **options: Any
+) -> tuple[int, dict[str, Any]]:
+    """The exit status, and what --json says of the policy."""
+    with pytest.raises(typer.Exit) as exit_:
+        verify_image_command(image, [certificate], True, config=list(config) or None, **options)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)["policy"]
+    return exit_.value.exit_code, found
+
+
+# Under what, then what becomes of an image with a good signature, and the errno for one without any.
+POLICIES: list[tuple[list[str], dict[str, Any], str | None]] = [
+    (["KEXEC_SIG=y"], {}, None),
+    (["KEXEC_SIG=n"], {"cmdline": "lockdown=confidentiality"}, None),
+    (["CONFIG_KEXEC_SIG_FORCE=y"], {}, "ENODATA"),
+    (["IMA_ARCH_POLICY=y"], {}, None),
+    (["IMA_ARCH_POLICY=y"], {"secure_boot": True}, "ENODATA"),
+    ([], {"secure_boot": True}, None),
+    ([], {"cmdline": "quiet lockdown=integrity"}, "EPERM"),
+    ([], {"cmdline": "lockdown=confidentiality lockdown=integrity"}, "EPERM"),
+    ([], {"cmdline": "lockdown=integrity ima_policy=tcb|secure_boot"}, None),
+    ([], {"cmdline": "lockdown=integrity ima_policy=secure_boot ima_appraise=log"}, "EPERM"),
+    ([], {"cmdline": "lockdown=integrity ima_policy=secure_boot ima_appraise=enforce"}, None),
+    (["IMA_APPRAISE_REQUIRE_KEXEC_SIGS=y"], {"cmdline": "lockdown=integrity"}, None),
+    (["IMA_APPRAISE_REQUIRE_KEXEC_SIGS=y"], {"cmdline": "lockdown=integrity ima_appraise=off"}, "EPERM"),
+    (["KEXEC_SIG_FORCE=y"], {"cmdline": "lockdown=integrity"}, "ENODATA"),
+]
+
+
+@pytest.mark.parametrize(("config", "options", "errno"), POLICIES)
+def test_a_policy_decides_what_becomes_of_an_image(
+    files: Path,
+    config: list[str],
+    options: dict[str, Any],
+    errno: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, found = policy(capsys, files / "unsigned", files / "ca.pem", *config, **options)
+    assert (status, found["loaded"]) == ((0, True) if errno is None else (1, False))
+    assert (found["error"] or {}).get("errno") == errno
+    status, found = policy(capsys, files / "signed", files / "ca.pem", *config, **options)
+    assert (status, found["loaded"], found["log"]) == (0, True, [])
+
+
+def test_a_loader_that_cannot_verify_refuses_even_a_good_image_where_that_is_enforced(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, found = policy(
+        capsys, files / "signed", files / "ca.pem", "KEXEC_IMAGE_VERIFY_SIG=n", "KEXEC_SIG_FORCE=y"
+    )
+    assert (status, found["error"]["errno"]) == (1, "EKEYREJECTED")
+
+
+def test_without_a_policy_there_is_none_in_the_object(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "policy" not in report(capsys, files / "unsigned", files / "ca.pem")
+
+
+def test_the_text_says_what_the_load_did_and_its_log(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        verify_image_command(files / "unsigned", [files / "ca.pem"], cmdline="lockdown=integrity")
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "kexec_file_load: refused: EPERM from kimage_validate_signature",
+        "    Lockdown: kexec: kexec of unsigned images is restricted; see man kernel_lockdown.7",
+    ]
+    with pytest.raises(typer.Exit):
+        verify_image_command(files / "unsigned", [files / "ca.pem"], cmdline="ima_policy=secure_boot")
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "kexec_file_load: loaded",
+        "    kexec_file: kernel signature verification failed (-61).",
+        "    IMA appraises the file by its security.ima as well, which is not looked at here",
+    ]
+
+
+@pytest.mark.parametrize(("era", "status"), [("6.1", 0), ("6.6", 0), ("6.12", 1), ("7.3", 1), ("8.0", 1)])
+def test_an_era_has_its_own_parsers(files: Path, era: str, status: int) -> None:
+    # SHA-224 of an image: to Authenticode as 6.1 reads it, not any more once SHA-3 had come.
+    (files / "sha224").write_bytes(signing.signed(signing.pe_image(), digest="sha224"))
+    with pytest.raises(typer.Exit) as exit_:
+        verify_image_command(files / "sha224", [files / "ca.pem"], era=era)
+    assert exit_.value.exit_code == status

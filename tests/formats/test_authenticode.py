@@ -10,6 +10,7 @@ from signing import NULL, OCTETS, OIDS, SEQUENCE, der, oid
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import authenticode
+from kexecemu.formats.algorithms import LINUX_6_1, LINUX_6_12
 from kexecemu.formats.ber import Asn1Error, BerFault
 
 DIGEST = bytes(range(32))
@@ -24,6 +25,18 @@ def test_the_digest_and_its_algorithm_are_read(name: str) -> None:
 def test_the_content_type_of_an_old_pesign_is_taken_too() -> None:
     data = signing.indirect_data(DIGEST, kind="msIndividualSPKeyPurpose")
     assert authenticode.parse(data).digest == DIGEST
+
+
+def test_6_12_took_sha3_for_sha224() -> None:
+    found = authenticode.parse(signing.indirect_data(DIGEST, "sha3-256"), LINUX_6_12)
+    assert found.algorithm == "sha3-256"
+    for name, algorithms, fault in (
+        ("sha224", LINUX_6_12, BerFault.UNSUPPORTED),
+        ("sha3-256", LINUX_6_1, BerFault.MALFORMED),
+    ):
+        with pytest.raises(Asn1Error) as error:
+            authenticode.parse(signing.indirect_data(DIGEST, name), algorithms)
+        assert error.value.fault is fault
 
 
 @pytest.mark.parametrize("kind", ["unknown", "data"])

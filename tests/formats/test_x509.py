@@ -15,8 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kexecemu.errors import FormatError
-from kexecemu.formats import ber, oid, x509
-from kexecemu.formats.ber import Asn1Error, BerFault, Element, Reader
+from kexecemu.formats import asn1, oid, x509
+from kexecemu.formats.algorithms import LINUX_6_12
+from kexecemu.formats.ber import Asn1Error, BerFault
+from kexecemu.formats.x509_values import NameSegments, decode_time, written
 
 MADE = {
     "ca": signing.CA,
@@ -34,8 +36,8 @@ MADE = {
 
 def compare(read: x509.Certificate, wanted: reference.Certificate) -> None:
     assert int.from_bytes(read.serial, "big", signed=True) == wanted.serial_number
-    assert read.issuer == Reader(wanted.issuer.public_bytes(), "").take(ber.SEQUENCE).content
-    assert read.subject == Reader(wanted.subject.public_bytes(), "").take(ber.SEQUENCE).content
+    assert read.issuer == signing.content_of(wanted.issuer.public_bytes())
+    assert read.subject == signing.content_of(wanted.subject.public_bytes())
     assert read.not_before == wanted.not_valid_before_utc.timestamp()
     assert read.not_after == wanted.not_valid_after_utc.timestamp()
     assert read.signed_part == wanted.tbs_certificate_bytes
@@ -71,7 +73,7 @@ def test_this_machines_certificates_read_as_cryptography_reads_them() -> None:
         try:
             read = x509.parse(signing.der_of(wanted))
         except Asn1Error as error:
-            # Linux has no Ed25519, no P-521 and no RSA-PSS, and holds years to the right kind of time [RFC 5280,
+            # Linux 6.1 has no Ed25519, no P-521 and no RSA-PSS, and holds years to the right kind of time [RFC 5280,
             # 4.1.2.5], which cryptography does not; all others must have been read.
             assert error.fault is BerFault.UNSUPPORTED or "GeneralizedTime" in str(error)
             continue
@@ -91,9 +93,21 @@ def test_an_authority_may_be_named_by_issuer_and_serial_number() -> None:
         None, [reference.DNSName("ca"), reference.DirectoryName(signing.CA.subject)], 0x1000
     )
     made = signing.certificate("s", "signer", "kexecemu test CA", "ca", serial=5, akid=akid)
-    read = x509.parse(signing.der_of(made))
+    read = x509.parse(signing.der_of(made), LINUX_6_12)
     assert read.authority_skid is None
     assert read.authority_id == x509.parse(signing.der_of(signing.CA)).id
+
+
+def test_6_1_reads_no_name_but_an_x500_name_in_an_authority_key_identifier() -> None:
+    # Its grammar has all tags of GeneralName explicit, as only that of directoryName is.
+    for name, ok in ((reference.DirectoryName(signing.CA.subject), True), (reference.DNSName("ca"), False)):
+        akid = reference.AuthorityKeyIdentifier(None, [name], 0x1000)
+        made = signing.certificate("s", "signer", "kexecemu test CA", "ca", serial=5, akid=akid)
+        if ok:
+            assert x509.parse(signing.der_of(made)).authority_id == x509.parse(signing.der_of(signing.CA)).id
+            continue
+        with pytest.raises(Asn1Error, match="authorityKeyIdentifier: tag 0x16 expected"):
+            x509.parse(signing.der_of(made))
 
 
 def test_a_serial_number_without_an_issuer_names_no_authority() -> None:
@@ -125,6 +139,35 @@ def test_a_subject_key_identifier_must_be_one_octet_string() -> None:
             x509.parse(signing.patch(data, at, header))
 
 
+@pytest.mark.parametrize(
+    ("identifier", "content"),
+    [
+        ("2.5.29.15", b"\x03\x02\x05"),
+        ("2.5.29.15", b"\x04\x02\x05\xa0"),
+        ("2.5.29.15", b"\x03\x02\x08\xa0"),
+        ("2.5.29.19", b"\x30"),
+        ("2.5.29.19", b"\x10\x00"),
+        ("2.5.29.19", b"\x30\x01"),
+        ("2.5.29.19", b"\x30\x03\x01\x01\x01"),
+    ],
+)
+def test_what_a_key_may_be_used_for_must_be_well_formed_but_not_to_6_1(
+    identifier: str, content: bytes
+) -> None:
+    extension = reference.UnrecognizedExtension(reference.ObjectIdentifier(identifier), content)
+    made = reference.CertificateBuilder(
+        signing.name("ca"), signing.name("s"), signing.private_key("signer").public_key(), 5
+    )
+    made = made.not_valid_before(signing.NOT_BEFORE).not_valid_after(signing.NOT_AFTER)
+    data = signing.der_of(
+        made.add_extension(extension, critical=True).sign(signing.private_key("ca"), signing.HASHES["sha256"])
+    )
+    assert x509.parse(data).serial == b"\x05"
+    with pytest.raises(Asn1Error, match=r"malformed|neither empty nor a CA's") as error:
+        x509.parse(data, LINUX_6_12)
+    assert error.value.fault is BerFault.MALFORMED
+
+
 def test_the_key_is_described_as_in_the_kernels_log() -> None:
     # 6.1.192: "Loaded X.509 cert 'kexecemu test CA: d21e...'", a name and the subjectKeyIdentifier.
     read = x509.parse(signing.der_of(signing.CA))
@@ -154,42 +197,42 @@ def test_two_signature_algorithms_must_agree() -> None:
 @pytest.mark.parametrize(
     ("tag", "text", "wanted"),
     [
-        (ber.UTC_TIME, b"261124123059Z", datetime(2026, 11, 24, 12, 30, 59, tzinfo=UTC)),
-        (ber.UTC_TIME, b"700101000000Z", datetime(1970, 1, 1, tzinfo=UTC)),
-        (ber.UTC_TIME, b"491231235959Z", datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC)),
-        (ber.UTC_TIME, b"000229000000Z", datetime(2000, 2, 29, tzinfo=UTC)),
-        (ber.GENERALIZED_TIME, b"20500101000000Z", datetime(2050, 1, 1, tzinfo=UTC)),
-        (ber.GENERALIZED_TIME, b"99991231235959Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
-        (ber.UTC_TIME, b"261231240000Z", datetime(2027, 1, 1, tzinfo=UTC)),
-        (ber.UTC_TIME, b"161231235960Z", datetime(2017, 1, 1, tzinfo=UTC)),
+        (asn1.UTC_TIME, b"261124123059Z", datetime(2026, 11, 24, 12, 30, 59, tzinfo=UTC)),
+        (asn1.UTC_TIME, b"700101000000Z", datetime(1970, 1, 1, tzinfo=UTC)),
+        (asn1.UTC_TIME, b"491231235959Z", datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (asn1.UTC_TIME, b"000229000000Z", datetime(2000, 2, 29, tzinfo=UTC)),
+        (asn1.GENERALIZED_TIME, b"20500101000000Z", datetime(2050, 1, 1, tzinfo=UTC)),
+        (asn1.GENERALIZED_TIME, b"99991231235959Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (asn1.UTC_TIME, b"261231240000Z", datetime(2027, 1, 1, tzinfo=UTC)),
+        (asn1.UTC_TIME, b"161231235960Z", datetime(2017, 1, 1, tzinfo=UTC)),
     ],
 )
 def test_times_are_seconds_since_1970(tag: int, text: bytes, wanted: datetime) -> None:
-    assert x509.decode_time(Element(tag, b"", text, b"")) == calendar.timegm(wanted.timetuple())
+    assert decode_time(tag, text) == calendar.timegm(wanted.timetuple())
 
 
 @pytest.mark.parametrize(
     ("tag", "text"),
     [
-        (ber.UTC_TIME, b"2611241230Z"),
-        (ber.UTC_TIME, b"261124123059+"),
-        (ber.UTC_TIME, b"26112412305 Z"),
-        (ber.UTC_TIME, b"260229000000Z"),
-        (ber.UTC_TIME, b"261324000000Z"),
-        (ber.UTC_TIME, b"260024000000Z"),
-        (ber.UTC_TIME, b"261100000000Z"),
-        (ber.UTC_TIME, b"261124250000Z"),
-        (ber.UTC_TIME, b"261124006000Z"),
-        (ber.UTC_TIME, b"261124000061Z"),
-        (ber.UTC_TIME, b"500101000000Z"),
-        (ber.GENERALIZED_TIME, b"20261124123059Z"),
-        (ber.GENERALIZED_TIME, b"21000229000000Z"),
-        (ber.OCTET_STRING, b"261124123059Z"),
+        (asn1.UTC_TIME, b"2611241230Z"),
+        (asn1.UTC_TIME, b"261124123059+"),
+        (asn1.UTC_TIME, b"26112412305 Z"),
+        (asn1.UTC_TIME, b"260229000000Z"),
+        (asn1.UTC_TIME, b"261324000000Z"),
+        (asn1.UTC_TIME, b"260024000000Z"),
+        (asn1.UTC_TIME, b"261100000000Z"),
+        (asn1.UTC_TIME, b"261124250000Z"),
+        (asn1.UTC_TIME, b"261124006000Z"),
+        (asn1.UTC_TIME, b"261124000061Z"),
+        (asn1.UTC_TIME, b"500101000000Z"),
+        (asn1.GENERALIZED_TIME, b"20261124123059Z"),
+        (asn1.GENERALIZED_TIME, b"21000229000000Z"),
+        (asn1.OCTET_STRING, b"261124123059Z"),
     ],
 )
 def test_times_that_linux_does_not_read_are_malformed(tag: int, text: bytes) -> None:
     with pytest.raises(Asn1Error) as error:
-        x509.decode_time(Element(tag, b"", text, b""))
+        decode_time(tag, text)
     assert error.value.fault is BerFault.MALFORMED
 
 
@@ -206,12 +249,11 @@ def test_times_that_linux_does_not_read_are_malformed(tag: int, text: bytes) -> 
     ],
 )
 def test_names_are_shortened_as_the_kernel_does(found: dict[str, str], text: str) -> None:
-    content = b"".join(
-        signing.der(0x31, signing.der(0x30, signing.oid(kind), signing.der(0x0C, value.encode())))
-        for kind, value in found.items()
-    )
-    name = Reader(signing.der(0x30, content), "name")
-    assert x509.take_name(name, "name") == (content, text)
+    segments = NameSegments()
+    for kind, value in found.items():
+        segments.note(oid.encode(kind), value.encode())
+    assert segments.fabricate() == text
+    assert segments.fabricate() == ""
 
 
 @given(st.binary(max_size=200))
@@ -247,5 +289,5 @@ def test_identifiers_are_encoded_as_cryptography_does_and_back(
         wanted = signing.oid(text)
     except ValueError:  # cryptography has a limit of its own
         return
-    assert oid.encode(text) == Reader(wanted, "").take(ber.OBJECT_IDENTIFIER).content
+    assert written(asn1.OBJECT_IDENTIFIER, oid.encode(text)) == wanted
     assert oid.dotted(oid.encode(text)) == text

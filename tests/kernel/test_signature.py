@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import signing
 from cryptography import x509 as reference
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 from signing import CA, EC_SIGNER, SIGNER, STRANGER, der_of, good, pe_image, signed
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import x509
+from kexecemu.formats.algorithms import LINUX_6_12
 from kexecemu.kernel.load.kexec_image import image_probe
 from kexecemu.kernel.signature.keyring import Keyring
-from kexecemu.kernel.signature.public_key import CryptoModules
+from kexecemu.kernel.signature.public_key import CURVE_ORDERS, CryptoModules
 from kexecemu.kernel.signature.signature import VerifiedImage, verify_pefile_signature
 
 ENOTSUPP = 524
@@ -121,6 +122,18 @@ def test_a_signed_image_is_verified() -> None:
 @pytest.mark.parametrize("digest", ["sha1", "sha224", "sha256", "sha384", "sha512"])
 def test_every_digest_algorithm_that_linux_has_is_verified(digest: str) -> None:
     assert verify(signed(pe_image(), digest=digest)).digest_algorithm == digest
+
+
+def test_sha3_is_verified_by_a_kernel_that_has_it_and_whose_parsers_know_it() -> None:
+    image = signed(pe_image(), digest="sha3-256")
+    crypto = CryptoModules(CryptoModules().hashes | {"sha3-256"}, algorithms=LINUX_6_12)
+    assert verify(image, crypto=crypto).digest_algorithm == "sha3-256"
+    refused(image, ENOPKG, crypto=CryptoModules(algorithms=LINUX_6_12))
+    refused(image, ENOPKG)
+
+
+def test_6_12_does_not_take_sha224() -> None:
+    refused(signed(pe_image(), digest="sha224"), ENOPKG, crypto=CryptoModules(algorithms=LINUX_6_12))
 
 
 def test_an_ecdsa_signature_is_verified() -> None:
@@ -269,9 +282,10 @@ def test_every_flipped_bit_in_the_signed_parts_is_refused() -> None:
                 continue
             accepted.append(offset)
     assert not protected.intersection(accepted)
-    # What is accepted: the checksum, parameters and lists of algorithms that nobody reads, padding.
+    # What is accepted: the checksum, parameters and lists of algorithms that nobody reads, padding; and 0x10 where a
+    # SEQUENCE, 0x11 where a SET is expected.
     assert set(range(signing.CHECKSUM_OFFSET, signing.CHECKSUM_OFFSET + 4)) <= set(accepted)
-    assert len(set(accepted)) < 40
+    assert len(set(accepted)) <= 40
 
 
 @given(st.integers(0, (1 << 20) * 8 - 1))
@@ -533,13 +547,32 @@ def ec_image(value: Callable[[bytes], bytes]) -> bytes:
     return signing.attach(pe_image(), whole)
 
 
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda one: one.name)
+def test_a_curves_order_is_the_first_number_that_is_no_private_key(curve: ec.EllipticCurve) -> None:
+    order = CURVE_ORDERS[curve.key_size]
+    ec.derive_private_key(order - 1, curve)
+    with pytest.raises(ValueError):
+        ec.derive_private_key(order, curve)
+
+
 def test_an_ecdsa_value_gives_the_errno_of_the_step_that_it_fails() -> None:
     verify(ec_image(lambda old: old))
     refused(ec_image(lambda old: signing.flip(old, -1)), EKEYREJECTED)
     refused(ec_image(lambda _: b"no integers"), EBADMSG)
     zero, one = signing.der(0x02, b"\0"), signing.der(0x02, b"\1")
     refused(ec_image(lambda _: signing.der(0x30, zero, one)), EBADMSG)
-    refused(ec_image(lambda _: signing.der(0x30, one, signing.der(0x02, b"\1" + bytes(32)))), EBADMSG)
+    for order, errno in ((CURVE_ORDERS[256], EBADMSG), (CURVE_ORDERS[256] - 1, EKEYREJECTED)):
+        octets = signing.der(0x02, b"\0" + order.to_bytes(32, "big"))
+        refused(ec_image(lambda _, octets=octets: signing.der(0x30, one, octets)), errno)
+    refused(ec_image(lambda _: signing.der(0x30, one, signing.der(0x02, b"\1" + bytes(32)))), EINVAL)
+    refused(ec_image(lambda _: signing.der(0x30, one, signing.der(0x02))), EINVAL)
+
+
+def test_an_ecdsa_value_may_be_in_all_that_the_decoder_takes_for_a_sequence() -> None:
+    verify(ec_image(lambda old: b"\x10" + old[1:]))
+    verify(ec_image(lambda old: b"\x30\x81" + old[1:]))
+    verify(ec_image(lambda old: b"\x30\x80" + old[2:] + b"\0\0"))
+    refused(ec_image(lambda old: b"\x10\x80" + old[2:] + b"\0\0"), EBADMSG)
 
 
 def test_a_key_of_another_kind_than_the_signature_is_rejected() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
-from errno import EKEYREJECTED, ENOKEY
+from errno import EINVAL, EKEYREJECTED, ENOKEY
 
 from kexecemu.errors import KexecError
 from kexecemu.formats.x509 import Certificate
@@ -53,12 +53,16 @@ class Keyring:
         """find_asymmetric_key(): the first key that has the first of the given names as one of its own.
 
         With both names given, the second must be the found key's subjectKeyIdentifier. Raises KexecError: ENOKEY
-        there is none, EKEYREJECTED the second name differs. At least one name must be given.
+        there is none, EKEYREJECTED the second name differs, EINVAL a name of no bytes. At least one name must be given.
         """
         step = "find_asymmetric_key"
         wanted = id_0 if id_0 is not None else id_1
         if wanted is None:
             raise ValueError("a key is looked up by a name")
+        if not wanted:
+            raise KexecError(
+                EINVAL, "asymmetric_key_hex_to_key_id", "a key is looked up by a name of no bytes"
+            )
         key = next((key for key in self if wanted in key.ids), None)
         if key is None:
             raise KexecError(ENOKEY, step, f"no key {wanted.hex()} in {self.name}")

@@ -13,20 +13,16 @@ from dataclasses import dataclass
 from errno import EBADMSG, EINVAL, EKEYREJECTED, EMSGSIZE, ENOPKG
 
 from kexecemu.errors import KexecError
-from kexecemu.formats import cms, oid
+from kexecemu.formats import cms, oid, x509
 from kexecemu.formats.ber import Asn1Error, BerFault
 from kexecemu.formats.cms import SignedData, SignerInfo
 from kexecemu.formats.x509 import Certificate
 from kexecemu.kernel.signature.keyring import Blacklist
-from kexecemu.kernel.signature.public_key import (
-    CryptoModules,
-    Signature,
-    is_of_kind,
-    public_key_verify_signature,
-)
+from kexecemu.kernel.signature.public_key import CryptoModules, Signature, public_key_verify_signature
 from kexecemu.shown import shown
 
 __all__ = ["ASN1_ERRNOS", "MessageCertificate", "MessageSigner", "Pkcs7Message", "parse_message"]
+__all__ += ["x509_key_preparse"]
 
 ASN1_ERRNOS = {
     BerFault.MALFORMED: EBADMSG,
@@ -51,6 +47,8 @@ class MessageCertificate:
         self.seen = False
         self.signer: MessageCertificate | None = None
         self.signature: Signature | None = None
+        if certificate.algorithm.hash == "none":  # ML-DSA digests for itself
+            self.signature = Signature(certificate.algorithm, certificate.signed_part, certificate.signature)
         with suppress(KexecError):
             digest = crypto.digest(certificate.algorithm.hash, certificate.signed_part)
             self.signature = Signature(certificate.algorithm, digest, certificate.signature)
@@ -71,12 +69,23 @@ class MessageCertificate:
                 return False
             if by_skid != by_id and authority_id is not None and authority_skid is not None:
                 raise KexecError(EKEYREJECTED, step, "the certificate's authority is itself by one name only")
-        if not is_of_kind(certificate.public_key, certificate.algorithm):
-            raise KexecError(EKEYREJECTED, step, "the certificate cannot have been signed with its own key")
         if self.signature is None:
             return False
         public_key_verify_signature(certificate.public_key, self.signature, crypto)
         return True
+
+
+def x509_key_preparse(data: bytes, crypto: CryptoModules) -> Certificate:
+    """x509_key_preparse(): a certificate on its way into a keyring, which must not be self-signed and badly so.
+
+    Raises KexecError as x509_cert_parse() does.
+    """
+    try:
+        certificate = x509.parse(data, crypto.algorithms)
+    except Asn1Error as error:
+        raise KexecError(ASN1_ERRNOS[error.fault], "x509_cert_parse", str(error)) from error
+    MessageCertificate(certificate, crypto, Blacklist())
+    return certificate
 
 
 @shown()
@@ -100,21 +109,29 @@ def parse_message(message: bytes, crypto: CryptoModules, blacklist: Blacklist) -
     step = "pkcs7_parse_message"
     if len(message) > _MAX_MESSAGE:
         raise KexecError(EMSGSIZE, step, f"a message of {len(message)} bytes")
+    checked: list[MessageCertificate] = []
     try:
-        parsed = cms.parse(message)
+        parsed = cms.parse(
+            message,
+            crypto.algorithms,
+            lambda certificate: checked.append(MessageCertificate(certificate, crypto, blacklist)),
+        )
     except Asn1Error as error:
         raise KexecError(ASN1_ERRNOS[error.fault], step, str(error)) from error
-    return Pkcs7Message(parsed, crypto, blacklist)
+    # Revocation lists come later, and their certificates are dropped.
+    return Pkcs7Message(parsed, crypto, checked[: len(parsed.certificates)])
 
 
 @shown("certificates", "signers")
 class Pkcs7Message:
     """One message on its way through verification."""
 
-    def __init__(self, parsed: SignedData, crypto: CryptoModules, blacklist: Blacklist) -> None:
+    def __init__(
+        self, parsed: SignedData, crypto: CryptoModules, certificates: Sequence[MessageCertificate]
+    ) -> None:
         self.parsed = parsed
         self._crypto = crypto
-        self.certificates = [MessageCertificate(one, crypto, blacklist) for one in parsed.certificates]
+        self.certificates = certificates
         self.signers = [MessageSigner(info) for info in parsed.signers]
 
     @property

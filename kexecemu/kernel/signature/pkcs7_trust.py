@@ -85,8 +85,10 @@ def _climb(signer: MessageSigner, keyring: Keyring) -> tuple[Key, Signature | No
                     raise
     # As a last resort, a trusted key that is the signer's own, for a message without its certificate.
     try:
-        return keyring.find_asymmetric_key(signer.info.signer_id), signature
+        return keyring.find_asymmetric_key(signer.info.signer_id), signer.signature
     except KexecError as error:
+        if error.errno != ENOKEY:
+            raise
         raise KexecError(ENOKEY, _STEP, _why_no_key(last, keyring)) from error
 
 

@@ -1,6 +1,6 @@
 """Is a kernel image signed by somebody whom this kernel trusts? In the kernel's order, with the kernel's errnos.
 
-Follows crypto/asymmetric_keys/verify_pefile.c, mscode_parser.c and certs/system_keyring.c of Linux 6.1. Two of its
+Follows crypto/asymmetric_keys/verify_pefile.c, mscode_parser.c and certs/system_keyring.c. Two of its
 properties surprise and are kept: whether the signer is trusted is asked before the image is digested, so an image
 that is both foreign and tampered with gives ENOKEY; and a signature that is damaged gives EINVAL, because the RSA code
 says so before any comparison is made.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kexecemu.arguments import contents, instance
 from kexecemu.errors import FormatError, KexecError
-from kexecemu.formats import authenticode, ber, pe
+from kexecemu.formats import asn1, authenticode, pe
 from kexecemu.formats.authenticode import IndirectData
 from kexecemu.formats.ber import Asn1Error
 from kexecemu.formats.pe import CertificateTable, PeFile
@@ -74,7 +74,7 @@ def verify_pefile_signature(
     file, table = _parse_binary(image)
     message = _strip_sig_wrapper(file, table)
     content, pkcs7, key = verify_pkcs7_signature(message, keyring, blacklist or Blacklist(), crypto)
-    signed = _mscode_parse(content)
+    signed = _mscode_parse(content, crypto)
     digest = _digest_pe(file, signed, crypto)
     signers, when = tuple(pkcs7.signer_certificates), pkcs7.parsed.signers[0].signing_time
     return VerifiedImage(signed.algorithm, digest, signers, when, key, keyring.name)
@@ -160,7 +160,7 @@ def _strip_sig_wrapper(file: PeFile, table: CertificateTable) -> bytes:
 
 def _message_length(head: bytes, size: int) -> int | None:
     """How long the sequence is that begins so, in `size` bytes; more than these for no sequence, None for too long."""
-    if head[0] != ber.SEQUENCE:
+    if head[0] != asn1.SEQUENCE:
         return size + 1
     if head[1] < 0x80:
         return head[1] + 2
@@ -171,10 +171,10 @@ def _message_length(head: bytes, size: int) -> int | None:
     return int.from_bytes(head[2:4], "big") + 4 if head[1] == 0x82 else None
 
 
-def _mscode_parse(content: bytes) -> IndirectData:
+def _mscode_parse(content: bytes, crypto: CryptoModules) -> IndirectData:
     """mscode_parse()."""
     try:
-        return authenticode.parse(content)
+        return authenticode.parse(content, crypto.algorithms)
     except Asn1Error as error:
         raise KexecError(ASN1_ERRNOS[error.fault], "mscode_parse", str(error)) from error
 

@@ -3,7 +3,8 @@
 A command is a function in a file of its own below kexecemu/commands; here it gets its name and the heading that it has
 in --help. The options that several commands share are in commands/options.py.
 
-Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stderr.
+Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stderr; 130 after Ctrl-C, 71 where a
+campaign cannot keep its processes alive.
 """
 
 import sys
@@ -30,11 +31,12 @@ from kexecemu.commands import (
 from kexecemu.commands import list as listing
 from kexecemu.commands.help import HelpfulGroup, add_command, usage_text
 from kexecemu.commands.options import option
-from kexecemu.errors import InputError, KexecemuError, KexecError
+from kexecemu.errors import InputError, KexecemuError, KexecError, WorkersDied
+from kexecemu.interrupt import INTERRUPTED, Stopped
 
 __all__ = ["app", "main"]
 
-_AS_EXPECTED, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
+_AS_EXPECTED, _BAD_INPUT, _NO_WORKERS = 0, 2, 71  # the last is EX_OSERR of sysexits.h
 
 app = typer.Typer(
     cls=HelpfulGroup,
@@ -90,7 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, KexecError) as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
-        status = _INTERRUPTED
+        status = INTERRUPTED
+    except Stopped as stopped:
+        return _refuse(f"interrupted: {stopped}", INTERRUPTED)
+    except WorkersDied as error:
+        return _refuse(str(error), _NO_WORKERS)
     except KexecemuError:
         raise
     except Exception as error:
@@ -98,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _refuse(usage_text(error))
-    if status == _INTERRUPTED:
+    if status == INTERRUPTED:
         print("kexecemu: interrupted", file=sys.stderr)
     return status if isinstance(status, int) else _AS_EXPECTED
 
@@ -108,10 +114,10 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
     print(f"kexecemu: {message}", file=sys.stderr)
 
 
-def _refuse(reason: str) -> int:
-    """Say in one line what cannot be used."""
+def _refuse(reason: str, status: int = _BAD_INPUT) -> int:
+    """Say in one line why there is no result."""
     print(f"kexecemu: {' '.join(reason.split())}", file=sys.stderr)
-    return _BAD_INPUT
+    return status
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from kexecemu.interrupt import undoing
+
 __all__ = ["read_file", "replace_file", "replacing"]
 
 # What a shell hands over as `<(command)` or a pipe: somebody writes there, and it ends.
@@ -32,9 +34,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, target)
+        with undoing(lambda: temporary.unlink(missing_ok=True)):
+            with open(temporary, "wb") as file:
+                yield file
+            os.replace(temporary, target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename == str(temporary):

@@ -18,6 +18,7 @@ from kexecemu.commands import options
 from kexecemu.commands.outputs import check_folder, check_outputs, print_json, print_written, write, writing
 from kexecemu.commands.run import located
 from kexecemu.errors import InputError
+from kexecemu.interrupt import Stopped
 from kexecemu.scenario.given import command_words
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ kexecemu campaign mine.toml --faults 9000 --seed 1 --out big --resume --rows r.c
 Go on with one that was stopped, and write a row for each fault.
 """
 
-_INTERRUPTED = 130
 _SEED = "Seed of the sample; the machine has the scenario's."
 _EXECUTOR = "local, or dask://HOST:PORT for the cluster of that scheduler."
 _WORKERS = "Local processes (default: one a CPU)."
@@ -88,8 +88,7 @@ def campaign_command(
             )
         except Interrupted as stopped:
             again = [one for one in sys.argv[1:] if one != "--resume"]
-            print(f"{stopped}; go on with: kexecemu {shlex.join([*again, '--resume'])}", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from None
+            raise Stopped(f"{stopped}; go on with: kexecemu {shlex.join([*again, '--resume'])}") from None
     _deliver(summary, json, out, html, rows)
 
 

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from kexecemu.interrupt import guarded, leave
+from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
 
 __all__ = ["main"]
 
@@ -19,12 +19,18 @@ def main() -> int:
     try:
         with guarded():
             if hears:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, on_ctrl_c)
             try:
-                return command_line()
+                status = command_line()
             finally:
                 if hears:
                     signal.signal(signal.SIGINT, _at_once)
+            if status == INTERRUPTED:
+                # Python's own end may wait for threads, and ends by the signal whatever status it is given where
+                # KeyboardInterrupt came out of an exec(), of which dataclasses has some.
+                sys.stdout.flush()
+                leave(b"")
+            return status
     except KeyboardInterrupt:
         leave()
 

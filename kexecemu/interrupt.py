@@ -15,9 +15,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from types import CodeType, FrameType
+from typing import Any, NoReturn, TypeVar
 
-__all__ = ["INTERRUPTED", "Stopped", "again_in", "guarded", "leave", "patience", "undoing"]
+__all__ = [
+    "INTERRUPTED",
+    "Stopped",
+    "again_in",
+    "guarded",
+    "leave",
+    "on_ctrl_c",
+    "patience",
+    "runs_guest",
+    "undoing",
+]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells count: 128 and SIGINT's number."""
@@ -27,12 +38,41 @@ class Stopped(Exception):
     """A command was ended by Ctrl-C, and has more to say of it than that."""
 
 
+_Method = TypeVar("_Method", bound=Any)
 _LINE = b"kexecemu: interrupted\n"
 _patience: tuple[float, ...] = (0.7,)
 """Seconds that the main thread has after the first Ctrl-C, the second, ...; the last for all after it."""
 
 _undo: dict[int, Callable[[], object]] = {}
 """What is to be done when the process is ended from here, the newest first."""
+
+
+_guests: dict[CodeType, Callable[[Any], object]] = {}
+"""Methods that run guest code, and what has one raise KeyboardInterrupt as soon as it is back."""
+
+
+def runs_guest(stop: Callable[[Any], object]) -> Callable[[_Method], _Method]:
+    """Mark a method in which the engine calls back into Python; stop(self) ends it by KeyboardInterrupt.
+
+    An exception that Ctrl-C raises at the entry of a function that C has called goes nowhere: it is printed, and the
+    guest runs on.
+    """
+
+    def mark(method: _Method) -> _Method:
+        _guests[method.__code__] = stop
+        return method
+
+    return mark
+
+
+def on_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """The handler that raises KeyboardInterrupt, as Python's own does, but never where C would swallow it."""
+    inner = frame
+    while inner is not None and inner.f_code not in _guests:
+        inner = inner.f_back
+    if inner is None or inner is frame:
+        raise KeyboardInterrupt
+    _guests[inner.f_code](inner.f_locals["self"])
 
 
 @contextmanager
@@ -57,13 +97,13 @@ def patience(*seconds: float) -> Iterator[None]:
         _patience = before
 
 
-def leave() -> NoReturn:
-    """End the process at once after Ctrl-C, with one line."""
+def leave(line: bytes = _LINE) -> NoReturn:
+    """End the process at once after Ctrl-C, with a line of its own if there was none yet."""
     for key in sorted(_undo, reverse=True):
         with suppress(OSError, KeyError):
             _undo[key]()
     with suppress(OSError):
-        os.write(2, _LINE)
+        os.write(2, line)
     os._exit(INTERRUPTED)
 
 

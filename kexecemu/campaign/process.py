@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.job import CampaignConfig, run_chunk
@@ -95,6 +95,7 @@ def _results(data: bytes) -> list[Decided]:
 @contextmanager
 def _unheard() -> Iterator[None]:
     """What begins here never hears of Ctrl-C, which a terminal sends to it as well: that is the campaign's to hear."""
+    resource_tracker.ensure_running()  # multiprocessing's own; starting it unblocks the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

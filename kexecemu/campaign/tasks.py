@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from kexecemu.interrupt import again_in, patience
+from kexecemu.interrupt import again_in, on_ctrl_c, patience
 from kexecemu.shown import shown
 
 __all__ = ["GRACE", "SECONDS", "Queue", "StopRequest", "Task", "stoppable"]
@@ -93,7 +93,8 @@ def stoppable() -> Iterator[StopRequest]:
         if over:
             return  # the one that comes by itself, too late
         if stop.asked:
-            raise KeyboardInterrupt
+            on_ctrl_c(number, frame)
+            return
         stop.asked = True
         # A fault may take longer than anybody waits; what was decided before it is kept all the same.
         cancel.append(again_in(GRACE))
@@ -103,7 +104,7 @@ def stoppable() -> Iterator[StopRequest]:
         return
     before = signal.signal(signal.SIGINT, ask)
     try:
-        with patience(GRACE + 0.5, 0.4):
+        with patience(GRACE + 0.5, 0.3):
             yield stop
     finally:
         over = True

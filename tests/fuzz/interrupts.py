@@ -24,7 +24,10 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kills import MARK, processes
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fuzz.kills import MARK, processes  # noqa: E402
 
 FIRST = 0.12
 """Seconds that Python itself takes to start: before it runs a line of ours nobody can say anything about Ctrl-C."""
@@ -77,7 +80,7 @@ def start(words: str, folder: Path, mark: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", *program],
         cwd=folder,
-        env={**os.environ, MARK: mark},
+        env={**os.environ, "PYTHONPATH": str(ROOT), MARK: mark},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

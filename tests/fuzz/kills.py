@@ -33,9 +33,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kexecemu.campaign.database import FILE
-from kexecemu.campaign.store import Store
-from kexecemu.errors import InputError
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from kexecemu.campaign.database import FILE  # noqa: E402
+from kexecemu.campaign.store import Store  # noqa: E402
+from kexecemu.errors import InputError  # noqa: E402
 
 MARK = "KEXECEMU_KILLS"
 WAYS = ("kill", "kill", "kill", "worker", "ctrl-c", "ctrl-c twice")
@@ -96,7 +99,7 @@ class Case:
                 str(out),
                 "--resume",
             ],
-            env={**os.environ, MARK: mark},
+            env={**os.environ, "PYTHONPATH": str(ROOT), MARK: mark},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

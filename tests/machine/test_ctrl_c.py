@@ -1,4 +1,4 @@
-"""Ctrl-C while a guest runs: heard in straight code and in a device's, and never swallowed by the engine between them."""
+"""Ctrl-C while a guest runs: heard in straight code and in a device's, and never swallowed between them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def pressed_soon() -> Iterator[None]:
 
 @pytest.mark.parametrize("program", ["straight code", "a device's code"])
 def test_ctrl_c_ends_a_run_whatever_the_guest_does(guest, a64, capsys, pressed_soon, program):
-    words = [ENDLESS] if program == "straight code" else [*a64.mov(1, guest.board.uart.base_phys), *READ_FOR_EVER]
+    words = (
+        [ENDLESS] if program == "straight code" else [*a64.mov(1, guest.board.uart.base_phys), *READ_FOR_EVER]
+    )
     for _ in range(20):
         guest.start(words)
         signal.setitimer(signal.ITIMER_REAL, 0.03)

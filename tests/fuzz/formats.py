@@ -156,26 +156,50 @@ def _x509_seeds() -> list[bytes]:
 
 
 def _device_tree() -> Callable[[bytes], object]:
+    from kexecemu.formats.fdt_edit import FdtEditor
     from kexecemu.formats.fdt_read import Fdt
+    from kexecemu.kernel.boot import firmware
+
+    asked = (firmware.memory_ranges, firmware.initrd_range, firmware.cpu_affinities, firmware.gic_version)
 
     def run(data: bytes) -> None:
         tree = Fdt(data)
-        tree.mem_reservations()
+        _refusable(tree.mem_reservations)
+        for ask in (*asked, firmware.console_phys):
+            _refusable(ask, tree)
+        _refusable(firmware.set_bootargs, data, "crashkernel=256M console=ttyAMA0")
+        editor = FdtEditor(data, len(data) + 512)
+        chosen = tree.path_offset("/chosen") or 0
+        _refusable(editor.delprop, chosen, "bootargs")
+        _refusable(editor.appendprop_addrrange, 0, chosen, "linux,usable-memory-range", 0x40000000, 4096)
+        _refusable(editor.add_subnode, 0, "new")
+        _refusable(editor.add_mem_rsv, 0x40000000, 4096)
+        _refusable(editor.pack)
         for node in tree.nodes():
             for one in tree.properties(node.offset):
                 for get in (tree.get_u32, tree.get_u64, tree.get_cells, tree.get_strings):
                     _refusable(get, node.offset, one.name)
             _refusable(tree.address_cells, node.offset)
-        for path in ("/chosen", "/memory@40000000", "/psci"):
-            _refusable(tree.path_offset, path)
 
     return run
 
 
 def _tree_seeds() -> list[bytes]:
-    return _packed(
-        "linux-6.1.192/main.dtb.gz", "linux-6.1.192/kaslr-capture.dtb.gz", "purgatory-runs/clean.dtb.gz"
+    from kexecemu.formats.fdt import build, cells, reg64
+
+    memory = {"device_type": "memory", "reg": reg64(0x40000000, 1 << 30)}
+    root = {
+        "#address-cells": cells(2),
+        "#size-cells": cells(2),
+        "memory@40000000": memory,
+        "chosen": {"bootargs": "x"},
+    }
+    names = (
+        "capture/capture-6.1.192.dtb.gz",
+        "purgatory-runs/board-initrd.dtb.gz",
+        "purgatory-runs/612.dtb.gz",
     )
+    return [build(root, mem_reservations=[(0x40000000, 4096)]), *_packed(*names)]
 
 
 def _et_rel() -> Callable[[bytes], object]:

@@ -45,7 +45,7 @@ _ODD = (
     "9" * 20, "9" * 400, "9" * 4301, "0" * 4301, "f" * 400, "0x" + "f" * 5000, "[" * 3000, "{a=" * 300, "A" * 300,
 )  # fmt: skip
 _WORDS = (
-    "0 -0 -1 + 0x 0X 0b1 0o7 1_0 1e9 1e999 nan inf 18446744073709551615 18446744073709551616 K M G T P E @ : , - = . .. "
+    "0 -0 -1 + 0x 0X 0b1 0o7 1_0 1e999 nan inf 18446744073709551615 18446744073709551616 K M G T P E @ : , - = . .. "
     '/ // %s %n {} { " \' """ \\ # [[ ]] crashkernel= hashing- hashing-999999 after-load initrd+ kernel purgatory:'
 )
 _TEXTS = (*_ODD, *_WORDS.split(" "))

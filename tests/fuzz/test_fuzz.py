@@ -53,7 +53,9 @@ def test_every_file_of_the_corpus_is_some_format_s() -> None:
 def test_nothing_but_kexecemu_s_errors_comes_of_mutated_inputs(name: str, tmp_path: Path) -> None:
     tally = attack(name, 20261129, HEAVY_INPUTS if FORMATS[name].heavy else INPUTS, 0.0, tmp_path)
     assert tally.clean, row(tally) + f" {tally.outside} {tally.hangs}"
-    assert tally.peak < 256 << 20
+    assert (
+        tally.peak < 300 << 20
+    )  # 256 MiB is what a purgatory may ask for, in kexecemu/kernel/image/purgatory.py
 
 
 def test_inputs_are_the_same_for_a_seed_and_a_number_and_no_others() -> None:

@@ -1,7 +1,7 @@
 """Programs of others, which end with us: QEMU, make and its compilers, apt.
 
-Each is the first of a process group of its own, so that a terminal's Ctrl-C does not reach it beside us, and so that it
-can be killed with all that it has started. If we are killed ourselves a shell that waits for our end does that.
+Each has a process group of its own, so that a terminal's Ctrl-C does not reach it beside us, and so that it can be
+killed with all that it has started. First of the group is a shell that waits for our end, and then does that.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kexecemu.interrupt import undoing
 
 __all__ = ["child", "run_child"]
 
-# Reads the end of a pipe that we hold, and nothing else.
-_AFTER_US = 'read -r _; kill -KILL -- "-$1"'
+# Reads the end of a pipe that we hold, and nothing else; then it kills its group.
+_AFTER_US = ["sh", "-c", "read -r _; kill -s KILL 0"]
 
 
 @contextmanager
@@ -27,42 +27,32 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
 
     Raises OSError where it cannot be started.
     """
-    with _started(command, options) as process, undoing(lambda: _kill(process)):
+    nowhere = subprocess.DEVNULL
+    with (
+        subprocess.Popen(
+            _AFTER_US, process_group=0, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere
+        ) as first,
+        undoing(lambda: _kill(first)),
+    ):
         try:
-            yield process
+            process = subprocess.Popen(command, process_group=first.pid, **options)
+            try:
+                yield process
+            finally:
+                _kill(first)
+                for pipe in (process.stdin, process.stdout, process.stderr):
+                    if pipe is not None:
+                        with suppress(OSError):  # what it was to be told yet
+                            pipe.close()
+                process.wait()
         finally:
-            _kill(process)
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe is not None:
-                    with suppress(OSError):  # what it was to be told yet
-                        pipe.close()
-            process.wait()
+            _kill(first)
 
 
-@contextmanager
-def _started(command: Sequence[str], options: dict[str, Any]) -> Iterator[subprocess.Popen[Any]]:
-    process = subprocess.Popen(command, process_group=0, **options)
-    pipe = subprocess.PIPE
-    ours = ["sh", "-c", _AFTER_US, "sh", str(process.pid)]
-    try:
-        after = subprocess.Popen(
-            ours, process_group=0, stdin=pipe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-    except BaseException:
-        _kill(process)
-        process.wait()
-        raise
-    try:
-        yield process
-    finally:
-        after.kill()
-        after.communicate()
-
-
-def _kill(process: subprocess.Popen[Any]) -> None:
-    """The whole group. Its number is not given to others while anybody of it is left."""
+def _kill(first: subprocess.Popen[Any]) -> None:
+    """The whole group. Its number is not given to others before we have waited for the first one."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(first.pid, signal.SIGKILL)
 
 
 def run_child(

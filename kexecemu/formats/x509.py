@@ -92,7 +92,9 @@ class Certificate:
                 warnings.simplefilter("ignore")  # it warns of certificates that are odd and readable
                 read = x509.load_der_x509_certificate(self.encoded)
                 return read.subject.rfc4514_string(), read.issuer.rfc4514_string()
-        except Exception:  # a version or a name that Linux does not look at: ValueError, TypeError, InvalidVersion ...
+        except (
+            Exception
+        ):  # a version or a name that Linux does not look at: ValueError, TypeError, InvalidVersion ...
             return self.subject_text, self.issuer_text
 
 

@@ -27,7 +27,7 @@ DER: tuple[Once, ...] = (bytes_once, der_once, der_once)
 
 @dataclass(frozen=True)
 class Format:
-    """seeds gives good inputs; make what takes one. heavy: one takes a millisecond, so that a million is a night."""
+    """seeds gives good inputs; make what takes one. heavy: one takes milliseconds, so that a million is a night."""
 
     seeds: Callable[[], list[bytes]]
     make: Callable[[], Callable[[bytes], object]]

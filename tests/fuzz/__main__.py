@@ -5,11 +5,11 @@
 
 Each format's inputs are its corpus (everything that ever failed, in tests/fuzz/corpus) and then what a mutator makes of
 good ones: an input depends on the format, the seed and its number alone. Of formats that take milliseconds an input
-there are a tenth as many. Counted are inputs, kinds of exceptions that
-are not kexecemu's own (kexecemu.errors), inputs that take longer than two seconds of a processor, and the memory that a
-format's process takes at its peak above what it had before the first input. Bad inputs are left in the folder of
---found, to be looked at and put into the corpus. --write puts the table into docs/figures.md. --guided has atheris
-look for inputs by coverage, one format at a time, until it is stopped or has found something.
+there are a tenth as many. Counted are inputs, kinds of exceptions that are not kexecemu's own (kexecemu.errors), inputs
+that take longer than two seconds of a processor, and the memory that a format's process takes at its peak above what it
+had before the first input. Bad inputs are left in the folder of --found, to be looked at and put into the corpus.
+--write puts the table into docs/figures.md. --guided has atheris look for inputs by coverage, one format at a time,
+until it is stopped or has found something.
 
 Exit status 1 where anything was found.
 """

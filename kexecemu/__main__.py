@@ -1,7 +1,43 @@
-"""python -m kexecemu"""
+"""The program: python -m kexecemu, and what is installed as kexecemu."""
 
+import signal
 import sys
 
-from kexecemu.cli import main
+from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
 
-sys.exit(main())
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command line; returns the exit status. Ctrl-C ends it in one line from the first import on."""
+    hears = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if hears:
+        # Nothing is open yet, and an exception in the middle of an import may be swallowed or dressed up there.
+        signal.signal(signal.SIGINT, _at_once)
+    from kexecemu.cli import main as command_line
+
+    try:
+        with guarded():
+            if hears:
+                signal.signal(signal.SIGINT, on_ctrl_c)
+            try:
+                status = command_line()
+            finally:
+                if hears:
+                    signal.signal(signal.SIGINT, _at_once)
+            if status == INTERRUPTED:
+                # Python's own end may wait for threads, and ends by the signal whatever status it is given where
+                # KeyboardInterrupt came out of an exec(), of which dataclasses has some.
+                sys.stdout.flush()
+                leave(b"")
+            return status
+    except KeyboardInterrupt:
+        leave()
+
+
+def _at_once(*_: object) -> None:
+    leave()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,8 @@ A command is a function in a file of its own below kexecemu/commands; here it ge
 in --help. The options that several commands share are in commands/options.py.
 
 Exit status: 0 as expected, 1 not as expected, 2 bad input with one line on stderr, 70 a bug of ours with one line that
-says where its traceback is, 130 after Ctrl-C, 141 where nobody reads stdout any more.
+says where its traceback is, 71 where a campaign cannot keep its processes alive, 130 after Ctrl-C, 141 where nobody
+reads stdout any more.
 """
 
 import sys
@@ -33,12 +34,13 @@ from kexecemu.commands.bug import host_reason, report_bug
 from kexecemu.commands.help import HelpfulGroup, add_command, usage_text
 from kexecemu.commands.options import option
 from kexecemu.commands.streams import UNREAD, StdoutError, own_streams, say_line
-from kexecemu.errors import KexecemuError
+from kexecemu.errors import KexecemuError, WorkersDied
+from kexecemu.interrupt import INTERRUPTED, Stopped
 from kexecemu.visible import visible_streams
 
 __all__ = ["app", "main"]
 
-_AS_EXPECTED, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
+_AS_EXPECTED, _BAD_INPUT, _NO_WORKERS = 0, 2, 71  # the last is EX_OSERR of sysexits.h
 
 app = typer.Typer(
     cls=HelpfulGroup,
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             status = app(arguments, prog_name="kexecemu", standalone_mode=False)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            status = _INTERRUPTED
+            status = INTERRUPTED
         except SystemExit as end:
             # typer's answer to a pipe that breaks, which is not stdout's: that has an error of its own.
             if not isinstance(end.__context__, OSError):
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _status_of(end.__context__)
         except Exception as error:
             return _status_of(error)
-        if status == _INTERRUPTED:
+        if status == INTERRUPTED:
             say_line("interrupted")
         return status if isinstance(status, int) else _AS_EXPECTED
 
@@ -112,6 +114,10 @@ def _status_of(error: Exception) -> int:
         return UNREAD
     if isinstance(error, StdoutError):
         return _refuse(f"stdout: {error}")
+    if isinstance(error, Stopped):
+        return _refuse(f"interrupted: {error}", INTERRUPTED)
+    if isinstance(error, WorkersDied):
+        return _refuse(str(error), _NO_WORKERS)
     if isinstance(error, KexecemuError):
         return _refuse(str(error))
     # Wrong usage: typer carries click's exceptions, of its own or of the library, depending on its version.
@@ -121,10 +127,10 @@ def _status_of(error: Exception) -> int:
     return _refuse(reason) if reason is not None else report_bug(error)
 
 
-def _refuse(reason: str) -> int:
-    """Say in one line what cannot be used."""
+def _refuse(reason: str, status: int = _BAD_INPUT) -> int:
+    """Say in one line why there is no result."""
     say_line(reason)
-    return _BAD_INPUT
+    return status
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ __all__ = [
     "KexecemuError",
     "MachineError",
     "NotFetched",
+    "WorkersDied",
 ]
 
 
@@ -49,6 +50,10 @@ class BuildError(KexecemuError):
 
 class MachineError(KexecemuError):
     """The emulated machine was asked for something that it cannot do, or the engine under it failed."""
+
+
+class WorkersDied(KexecemuError):
+    """A campaign cannot go on: processes of this machine are killed before they have tried a single fault."""
 
 
 class BusError(MachineError):

@@ -15,6 +15,8 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Final
 
+from kexecemu.interrupt import undoing
+
 __all__ = [
     "LARGEST",
     "OURS",
@@ -197,7 +199,7 @@ def name_as_given(error: OSError, name: str) -> None:
 def _writing_beside(name: str, found: os.stat_result | None, executable: bool) -> Iterator[BinaryIO]:
     fd, temporary = _temporary(os.path.dirname(name), 0o777 if executable else 0o666)
     try:
-        with open(fd, "w+b") as file:
+        with undoing(lambda: os.unlink(temporary)), open(fd, "w+b") as file:
             if found is not None:
                 _keep_permissions(fd, found, executable)
             yield file

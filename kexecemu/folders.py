@@ -6,9 +6,11 @@ import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from kexecemu.files import OURS, name_as_given, named
+from kexecemu.interrupt import undoing
 
 __all__ = ["folder_hindrance", "replacing_folder"]
 
@@ -52,7 +54,8 @@ def replacing_folder(path: str | os.PathLike[str], without: Collection[str] = ()
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = _scratch_folder(target if target.is_dir() else target.parent)
-        yield scratch
+        with undoing(partial(shutil.rmtree, scratch, ignore_errors=True)):
+            yield scratch
         if target.is_dir():
             _move_in(scratch, target, without)
             shutil.rmtree(scratch, ignore_errors=True)

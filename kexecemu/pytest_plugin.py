@@ -30,10 +30,13 @@ imported here before a test asks for it.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,6 +79,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse an id that is none, before anything is collected."""
+    if threading.current_thread() is threading.main_thread():
+        before = signal.getsignal(signal.SIGINT)
+        if before is signal.default_int_handler:
+            from kexecemu.interrupt import on_ctrl_c
+
+            # Python's own, but for Ctrl-C in the middle of a run.
+            signal.signal(signal.SIGINT, on_ctrl_c)
+            config.add_cleanup(partial(signal.signal, signal.SIGINT, before))  # type: ignore[arg-type]
     config.addinivalue_line(
         "markers",
         "kexecemu(**options): a test that crashes a kernel. kexecemu_run, kexecemu_kernel and kexecemu_board take the "

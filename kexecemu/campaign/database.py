@@ -17,12 +17,15 @@ from kexecemu.errors import InputError
 __all__ = ["FILE", "connect", "connect_to_read", "create", "is_empty", "plainly", "read_header"]
 
 FILE = "campaign.sqlite"
-_FORMAT = 2  # PRAGMA user_version; 1 did not say what became of the dumps
+_FORMAT = (
+    3  # PRAGMA user_version; 1 did not say what became of the dumps, 2 was cut into chunks of a fixed size
+)
+_READABLE = (2, _FORMAT)
 _APPLICATION = 0x6B657865  # PRAGMA application_id: "kexe"
 
 _TABLES = {
     "header": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
-    "chunk": "number INTEGER PRIMARY KEY, done INTEGER NOT NULL",
+    "begun": "first INTEGER PRIMARY KEY, faults INTEGER NOT NULL",
     "result": "position INTEGER PRIMARY KEY, fault TEXT NOT NULL, stratum INTEGER NOT NULL, outcome TEXT NOT NULL, "
     "how TEXT NOT NULL, segment TEXT NOT NULL, phys INTEGER NOT NULL, detail TEXT NOT NULL, dump TEXT NOT NULL, "
     "dump_reason TEXT NOT NULL, reported INTEGER NOT NULL",
@@ -174,7 +177,7 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     form = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != _APPLICATION:
         raise InputError(f"{path}: is no campaign, but some other SQLite file")
-    if form != _FORMAT:
+    if form not in _READABLE:
         old = ", in which nothing is said of dumps: run that campaign again" if form == 1 else ""
         raise InputError(f"{path}: has format {form}{old}; this kexecemu reads format {_FORMAT}")
     check_tables(connection, _TABLES, path)
@@ -184,8 +187,8 @@ def create(connection: sqlite3.Connection, header: Header, anew: bool = False) -
     """Write the tables and the header; with anew in place of those that are there."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for name in _TABLES if anew else ():
-            connection.execute(f"DROP TABLE {name}")
+        for name in (*_TABLES, "chunk") if anew else ():
+            connection.execute(f"DROP TABLE IF EXISTS {name}")
         for name, columns in _TABLES.items():
             connection.execute(f"CREATE TABLE {name} ({columns})")
         connection.executemany("INSERT INTO header VALUES (?, ?)", header.as_items())

@@ -13,7 +13,7 @@ from kexecemu.shown import shown
 
 __all__ = ["Header"]
 
-_IDENTITY = "version protection purgatory seed faults sampler population chunk config_hash"
+_IDENTITY = "version protection purgatory seed faults sampler population config_hash"
 
 
 @shown()
@@ -21,7 +21,7 @@ _IDENTITY = "version protection purgatory seed faults sampler population chunk c
 class Header:
     """What a campaign is. Two with the same identity have the same table when they are done.
 
-    chunk is how many faults are one transaction. strata are those of the fault space in order: where, kind, model, by,
+    strata are those of the fault space in order: where, kind, model, by,
     moment, size; areas its places: name, phys start, phys end, kind. scenario is how the user named it, options
     what they gave to change it, source its text, name its sentence: they are for people.
     """
@@ -34,7 +34,6 @@ class Header:
     faults: int
     population: int
     sampler: str
-    chunk: int
     name: str = ""
     options: str = ""
     scenario: str = ""
@@ -54,15 +53,6 @@ class Header:
     def stratified(self) -> bool:
         """Whether the strata were drawn from each for itself, so that faults stand for different parts of the whole."""
         return self.sampler.endswith("stratified")
-
-    @property
-    def chunks(self) -> int:
-        """How many chunks there are; the last one may be shorter."""
-        return -(-self.faults // self.chunk)
-
-    def positions(self, chunk: int) -> range:
-        """The positions in the sample that a chunk covers."""
-        return range(chunk * self.chunk, min(self.faults, (chunk + 1) * self.chunk))
 
     def as_items(self) -> list[tuple[str, str]]:
         """The fields as keys and JSON, to be stored."""

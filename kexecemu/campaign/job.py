@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,15 +54,24 @@ _turn = threading.Lock()
 _kept: tuple[CampaignConfig, FaultDecider] | None = None
 
 
-def run_chunk(config: CampaignConfig, indices: Sequence[int], audit: bool) -> list[Decided]:
+def run_chunk(
+    config: CampaignConfig,
+    indices: Sequence[int],
+    audit: bool,
+    seconds: float = inf,
+    results: list[Decided] | None = None,
+) -> list[Decided]:
     """What comes of the faults with these numbers of the space; with audit by running each to its end.
 
-    An exception on the way is that fault's outcome, error. Raises MachineError, in words that can be sent between
-    processes, when there is no engine to be had here or it is not the campaign's.
+    After so many seconds it comes back with those that are done, at least one. results is filled on the way, for who
+    wants to have them when the work is interrupted. An exception on the way is that fault's outcome, error. Raises
+    MachineError, in words that can be sent between processes, when there is no engine to be had here or it is not the
+    campaign's.
     """
+    results = [] if results is None else results
     with _turn:
-        results = []
         _engine(config)  # though there be no faults: then it is asked whether there is one
+        end = time.monotonic() + seconds
         for index in indices:
             engine = _engine(config)
             fault = engine.space.fault(index)
@@ -71,7 +82,9 @@ def run_chunk(config: CampaignConfig, indices: Sequence[int], audit: bool) -> li
                 if not isinstance(error, InputError):
                     # Whatever state it left the machine in, the next fault must not see it.
                     _forget()
-        return results
+            if time.monotonic() >= end:
+                break
+    return results
 
 
 def error_of(space: Space, fault: CampaignFault, detail: str) -> Decided:

@@ -1,9 +1,9 @@
 """Where a campaign's results are kept: one SQLite file, which is right after kill -9 at any moment.
 
-The sample is cut into chunks. A chunk's results and the mark that it is done are one transaction, so a campaign that
-was killed has every chunk whole or not at all, and none twice. The file is in WAL mode with an exclusive lock: commits
-are cheap, no shared memory is used (so a network file system will do), and a second process that wants to write to the
-same campaign is told. Nothing is promised about a power cut but that the file stays a consistent one.
+Results are stored some at a time, as they come back, each time in one transaction. What is left to do is what has no
+result, so a campaign that was killed has each result once or not at all. The file is in WAL mode with an exclusive
+lock: commits are cheap, no shared memory is used (so a network file system will do), and a second process that wants to
+write to the same campaign is told. Nothing is promised about a power cut but that the file stays a consistent one.
 """
 
 from __future__ import annotations
@@ -158,39 +158,48 @@ class Store:
         if file_identity(self.path) != self._identity:
             raise InputError(f"{self.path}: was deleted or replaced while it was written")
 
-    def pending(self) -> list[int]:
-        """The chunks that are not done, in order."""
-        done = {number for (number,) in self.db.execute("SELECT number FROM chunk WHERE done = 1")}
-        return [number for number in range(self.header.chunks) if number not in done]
+    def pending(self) -> list[range]:
+        """The positions that have no result, in order."""
+        gaps, at = [], 0
+        for (position,) in self.db.execute("SELECT position FROM result ORDER BY position"):
+            if position > at:
+                gaps.append(range(at, position))
+            at = position + 1
+        return [*gaps, range(at, self.header.faults)] if at < self.header.faults else gaps
 
-    def begun(self) -> list[int]:
-        """The chunks that were begun in a process that did not live to finish them."""
-        query = "SELECT number FROM chunk WHERE done = 0 ORDER BY number"
-        return [number for (number,) in self.db.execute(query)]
+    def begun(self) -> list[range]:
+        """The positions that were begun in a process that did not live to finish them."""
+        return [
+            range(first, first + faults)
+            for first, faults in self.db.execute("SELECT * FROM begun ORDER BY first")
+        ]
 
-    def mark_begun(self, chunk: int) -> None:
-        """Say that a chunk is begun in the process that also holds the store: it may take both along."""
+    def mark_begun(self, positions: range) -> None:
+        """Say that these alone are begun in the process that also holds the store: they may take both along."""
         with self._transaction():
-            self.db.execute("INSERT OR IGNORE INTO chunk VALUES (?, 0)", (chunk,))
+            self.db.execute("DELETE FROM begun")
+            self.db.execute("INSERT INTO begun VALUES (?, ?)", (positions.start, len(positions)))
 
-    def add_chunk(
-        self, chunk: int, results: Sequence[Decided], strata: Sequence[int], seconds: float = 0.0
+    def add_results(
+        self,
+        first: int,
+        results: Sequence[Decided],
+        strata: Sequence[int],
+        seconds: float = 0.0,
+        begun: int = 0,
     ) -> None:
-        """All results of a chunk, in the order of the sample, and its mark. A chunk that is done already is left alone.
+        """The results from one position on, all or none of them. One that is there already is left alone.
 
-        seconds is the host's time since the last one. Raises ValueError when the number of results is another.
+        seconds is the host's time since the last ones. So many behind them stay begun.
         """
-        positions = self.header.positions(chunk)
-        if len(results) != len(positions) or len(strata) != len(positions):
-            raise ValueError(f"chunk {chunk} has {len(positions)} faults, not {len(results)}")
         with self._transaction():
-            update = "ON CONFLICT (number) DO UPDATE SET done = 1 WHERE done = 0"
-            marked = self.db.execute(f"INSERT INTO chunk VALUES (?, 1) {update}", (chunk,))
-            if marked.rowcount == 0:
-                return
-            rows = zip(positions, strata, results, strict=True)
+            rows = [_row(at, *row) for at, row in enumerate(zip(strata, results, strict=True), first)]
             columns = ", ".join("?" * len(StoredRow._fields))
-            self.db.executemany(f"INSERT INTO result VALUES ({columns})", (_row(*row) for row in rows))
+            conflict = "ON CONFLICT (position) DO NOTHING"
+            self.db.executemany(f"INSERT INTO result VALUES ({columns}) {conflict}", rows)
+            self.db.execute("DELETE FROM begun WHERE first = ?", (first,))
+            if begun:
+                self.db.execute("INSERT INTO begun VALUES (?, ?)", (first + len(results), begun))
             self._tick("decide", seconds)
 
     def add_audits(self, audits: Iterable[tuple[int, Decided]], seconds: float = 0.0) -> None:

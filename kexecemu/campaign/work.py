@@ -1,4 +1,4 @@
-"""A campaign from its plan to its summary: chunks of the sample go to whoever does the work, results to the store."""
+"""A campaign from its plan to its summary: the sample goes to whoever does the work, results to the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,9 @@ from kexecemu.campaign.sampling import SAMPLER, sample_stratified, sample_unifor
 from kexecemu.campaign.space import Space
 from kexecemu.campaign.store import Store
 from kexecemu.campaign.summary import Summary
+from kexecemu.campaign.tasks import Queue, StopRequest, Task, stoppable
 from kexecemu.campaign.version import own_version
-from kexecemu.campaign.workers import Alone, StopRequest, Task, TaskRunner, Workers, local_pool, stoppable
+from kexecemu.campaign.workers import Alone, Elsewhere, LocalWorkers, TaskRunner
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig, Way
 from kexecemu.scenario.schema import Scenario
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "Campaign", "CampaignProgress", "Interrupted", "plan_campaign", "run_campaign"]
 
 CHUNK = 2000
-"""Faults that are decided and stored together. Fixed, so that a campaign can go on with other workers."""
+"""Faults that are decided and stored together, if that takes no longer than a task may: see tasks.py."""
 
 # Hears "faults" or "audit", how many are done, of how many, and the count of each outcome so far.
 CampaignProgress = Callable[[str, int, int, Mapping[str, int]], object]
@@ -54,12 +54,16 @@ class Interrupted(KeyboardInterrupt):
 @shown()
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign that is ready to run. sample holds numbers of the space, in the order in which they are tried."""
+    """A campaign that is ready to run. sample holds numbers of the space, in the order in which they are tried.
+
+    chunk is how many faults are decided and stored together at most; nothing that is found depends on it.
+    """
 
     config: CampaignConfig
     header: Header
     space: Space
     sample: Sequence[int]
+    chunk: int = CHUNK
 
     def strata(self, positions: range) -> list[int]:
         """The numbers of the strata that these positions of the sample are in."""
@@ -97,17 +101,17 @@ def plan_campaign(
         else:
             sample = sample_uniform(space, faults, seed)
         told = {"scenario": named, "options": options, "source": source}
-        header = _header(scenario, machine, told, seed, faults, chunk)
+        header = _header(scenario, machine, told, seed, faults)
     except BaseException:
         machine.close()
         raise
     config = CampaignConfig(scenario, folder, header.version, header.config_hash, engine)
     keep_engine(config, machine)
-    return Campaign(config, header, space, sample)
+    return Campaign(config, header, space, sample, chunk)
 
 
 def _header(
-    scenario: Scenario, machine: FaultDecider, told: Mapping[str, str], seed: int, faults: int, chunk: int
+    scenario: Scenario, machine: FaultDecider, told: Mapping[str, str], seed: int, faults: int
 ) -> Header:
     space = machine.space
     return Header(
@@ -126,7 +130,6 @@ def _header(
         ),
         seed=seed,
         faults=faults,
-        chunk=chunk,
         **told,
     )
 
@@ -145,11 +148,12 @@ def run_campaign(
 
     executor is any of concurrent.futures' kind, or makes one: a made one is shut down, and replaced when it breaks.
     Without one it is this process, or `workers` processes of this machine. The results are the same whoever does the
-    work. Where it is this process alone, a fault that kills it takes the campaign along; resumed, that chunk is done by
-    other processes, and the fault recorded as an error.
+    work. Where it is this process alone, a fault that kills it takes the campaign along; resumed, what had been begun
+    is done by other processes, and the fault recorded as an error.
 
     Raises InputError when the folder holds results and resume was not asked for, or another campaign's; Interrupted
-    after Ctrl-C; MachineError when workers cannot do the work. What has come back is stored in any case.
+    after Ctrl-C; WorkersDied when workers of this machine cannot be kept alive, MachineError when they have another
+    machine. What has come back is stored in any case.
     """
     if audit < 0 or workers < 1:
         raise InputError("a campaign has at least one worker and no fewer than zero audits")
@@ -159,9 +163,13 @@ def run_campaign(
             try:
                 _decide(campaign, store, runner, stop, progress)
                 _audit(campaign, store, runner, stop, audit, progress)
+            except KeyboardInterrupt:
+                stop.asked = True
             finally:
                 runner.close()
             store.check_in_place()
+            if stop.asked:
+                raise Interrupted(store.count(), campaign.header.faults)
             return summarise(store)
     finally:
         discard_engine()
@@ -172,11 +180,11 @@ def _runner(
 ) -> TaskRunner:
     if executor is None and workers == 1:
         begin = store.mark_begun
-        return Alone(campaign.config, campaign.space, lambda one: None if one.audit else begin(one.number))
+        return Alone(campaign.config, campaign.space, lambda one: None if one.audit else begin(one.positions))
     discard_engine()  # the workers have their own
     if executor is None:
-        return Workers(campaign.config, campaign.space, partial(local_pool, workers), 2 * workers)
-    return Workers(campaign.config, campaign.space, executor, max(_WIDTH, 2 * workers))
+        return LocalWorkers(campaign.config, campaign.space, workers)
+    return Elsewhere(campaign.config, campaign.space, executor, max(_WIDTH, 2 * workers))
 
 
 def _decide(
@@ -188,12 +196,8 @@ def _decide(
         outcomes[row.outcome] += row.faults
     clock = _Clock()
 
-    def task(chunk: int) -> Task:
-        positions = header.positions(chunk)
-        return Task(chunk, sample[positions.start : positions.stop])
-
-    def take(chunk: int, results: Sequence[Decided]) -> None:
-        store.add_chunk(chunk, results, campaign.strata(header.positions(chunk)), clock.lap())
+    def take(positions: range, results: Sequence[Decided], begun: int = 0) -> None:
+        store.add_results(positions.start, results, campaign.strata(positions), clock.lap(), begun)
         outcomes.update(str(one.outcome) for one in results)
         tell()
 
@@ -203,13 +207,13 @@ def _decide(
 
     tell()
     # What was begun by a process that is dead may have killed it.
-    for chunk in store.begun():
-        if not stop.asked:
-            take(chunk, runner.one_by_one(task(chunk)))
-    for done, results in runner.results(map(task, store.pending()), stop):
-        take(done.number, results)
+    for begun in store.begun():
+        for done, results in runner.one_by_one(Task(begun, sample[begun.start : begun.stop]), stop):
+            take(done.positions, results, begun.stop - done.positions.stop)
     if stop.asked:
-        raise Interrupted(store.count(), header.faults)
+        return
+    for done, results in runner.results(Queue(store.pending(), sample, campaign.chunk), stop):
+        take(done.positions, results)
 
 
 def _audit(
@@ -220,19 +224,19 @@ def _audit(
     faults: int,
     progress: CampaignProgress | None,
 ) -> None:
+    if stop.asked:
+        return
     done = {one.position for one in store.audits()}
     chosen = choose(store, faults)
     left = [position for position in chosen if position not in done]
-    tasks = [Task(position, [campaign.sample[position]], audit=True) for position in left]
+    queue = Queue([range(one, one + 1) for one in left], campaign.sample, 1, audit=True)
     agreed = Counter[str]()
     clock = _Clock()
-    for number, (task, results) in enumerate(runner.results(tasks, stop), 1):
-        store.add_audits([(task.number, results[0])], clock.lap())
+    for number, (task, results) in enumerate(runner.results(queue, stop), 1):
+        store.add_audits([(task.positions.start, results[0])], clock.lap())
         agreed[str(results[0].outcome)] += 1
         if progress is not None:
-            progress("audit", len(chosen) - len(tasks) + number, len(chosen), agreed)
-    if stop.asked:
-        raise Interrupted(store.count(), campaign.header.faults)
+            progress("audit", len(chosen) - len(left) + number, len(chosen), agreed)
 
 
 class _Clock:

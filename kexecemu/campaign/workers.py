@@ -1,166 +1,111 @@
 """Who does the work of a campaign: this process, local ones, or any executor; and what is done when a worker dies."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import connection
-from types import FrameType
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 
 from kexecemu.campaign.fault import Decided
 from kexecemu.campaign.job import CampaignConfig, error_of, run_chunk
+from kexecemu.campaign.process import WorkerProcess, ready
 from kexecemu.campaign.space import Space
-from kexecemu.errors import MachineError
+from kexecemu.campaign.tasks import GRACE, SECONDS, Queue, StopRequest, Task
+from kexecemu.errors import WorkersDied
 from kexecemu.shown import shown
 
-__all__ = ["Alone", "StopRequest", "Task", "TaskRunner", "Workers", "local_pool", "stoppable"]
+__all__ = ["Alone", "Elsewhere", "LocalWorkers", "TaskRunner"]
 
-_POLL = 0.5  # seconds after which Ctrl-C is noticed at the latest
-
-
-@shown()
-@dataclass(frozen=True)
-class Task:
-    """Some faults to be decided, or with audit to be run to their ends. number is the caller's own."""
-
-    number: int
-    indices: Sequence[int]
-    audit: bool = False
-
+_POLL = 0.1  # seconds after which Ctrl-C is noticed at the latest
 
 Result = tuple[Task, list[Decided]]
-
-
-class StopRequest:
-    """Whether Ctrl-C was pressed: what is under way is finished then, and nothing new begun."""
-
-    asked = False
-
-
-@contextmanager
-def stoppable() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C into a request to stop; a second one is KeyboardInterrupt as ever.
-
-    In another thread than the main one Python delivers no Ctrl-C, and nothing is turned into anything.
-    """
-    stop = StopRequest()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _live_and_die_with_the_parent() -> None:
-    """In a worker: Ctrl-C is the parent's to hear, and a parent that was killed takes its workers along.
-
-    They would wait for ever for what it sends: each holds the other end of that pipe open itself.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_after(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
-
-
-def local_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes of this machine. They begin as new ones: a fork would take the engine's threads and locks along."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_live_and_die_with_the_parent)
+"""What is done of a task, with its results: as many as it has positions."""
 
 
 @shown("space")
 class TaskRunner:
-    """Gives results for tasks, in any order; every task once."""
+    """Gives results for what is in a queue, in any order, everything once."""
 
     def __init__(self, config: CampaignConfig, space: Space) -> None:
         self.config = config
         self.space = space
 
-    def results(self, tasks: Iterable[Task], stop: StopRequest) -> Iterator[Result]:
+    def results(self, queue: Queue, stop: StopRequest) -> Iterator[Result]:
         """The results as they come; after a request to stop those that are under way, and no more."""
         raise NotImplementedError
 
     def close(self) -> None:
         """Let go of the workers."""
 
-    def one_by_one(self, task: Task) -> list[Decided]:
-        """The results of a task that was lost with the process that had it, or may have killed it.
+    def one_by_one(self, task: Task, stop: StopRequest) -> Iterator[Result]:
+        """The results of a task that was lost with the process that had it, or may have killed it, from its beginning.
 
         A process of its own tries it again; when that dies too, others do one fault at a time, and a fault whose
-        process dies twice is recorded as an error. Raises MachineError when a process dies before it has done
+        process dies twice is recorded as an error. Raises WorkersDied when a process dies before it has done
         anything, for then it is not the faults that kill.
         """
-        lonely = _Lonely(self.config, task.audit)
+        lonely = _Lonely(self.config)
+        done, alone, deaths = 0, False, 0
         try:
-            whole = lonely.try_(task.indices)
-            if whole is not None:
-                return whole
-            results = []
-            for index in task.indices:
-                one = lonely.try_([index]) or lonely.try_([index])
-                if one is None:
-                    fault = self.space.fault(index)
-                    one = [error_of(self.space, fault, "the process that tried it died, twice")]
-                results += one
-            return results
+            while done < len(task.positions) and not stop.asked:
+                part = task.part(done, done + 1 if alone else len(task.positions))
+                results = lonely.try_(part, stop)
+                if results is None and not alone:
+                    alone = True
+                    continue
+                if results is None:
+                    deaths += 1
+                    if deaths < 2:
+                        continue
+                    fault = self.space.fault(part.indices[0])
+                    results = [error_of(self.space, fault, "the process that tried it died, twice")]
+                deaths = 0
+                yield part.part(0, len(results)), results
+                done += len(results)
+        except _Late:
+            pass
         finally:
             lonely.close()
 
 
+class _Late(Exception):
+    """After a request to stop a worker has not come back in time."""
+
+
 class _Lonely:
-    """A pool of one process, which is replaced when it dies."""
+    """One worker, which is replaced when it dies."""
 
-    def __init__(self, config: CampaignConfig, audit: bool) -> None:
+    def __init__(self, config: CampaignConfig) -> None:
         self.config = config
-        self.audit = audit
-        self.pool: ProcessPoolExecutor | None = None
+        self.worker: WorkerProcess | None = None
 
-    def try_(self, indices: Sequence[int]) -> list[Decided] | None:
+    def try_(self, task: Task, stop: StopRequest) -> list[Decided] | None:
         """The results, or None when the process died."""
-        if self.pool is None:
-            self.pool = local_pool(1)
-            try:
-                self.pool.submit(run_chunk, self.config, [], False).result()
-            except BrokenExecutor:
-                raise MachineError("a worker process dies before it has done anything") from None
-        try:
-            return self.pool.submit(run_chunk, self.config, indices, self.audit).result()
-        except BrokenExecutor:
-            self.close()
-            return None
+        if self.worker is None:
+            self.worker = WorkerProcess(self.config)
+            if self._ask(task.part(0, 0), stop) is None:
+                raise WorkersDied("a worker process dies before it has done anything")
+        return self._ask(task, stop)
+
+    def _ask(self, task: Task, stop: StopRequest) -> list[Decided] | None:
+        assert self.worker is not None
+        self.worker.give(task)
+        late: float | None = None
+        while not self.worker.wait(_POLL):
+            if stop.asked:
+                late = late or time.monotonic() + GRACE
+                if time.monotonic() >= late:
+                    raise _Late
+        results = self.worker.receive()
+        if results is not None:
+            return results()
+        self.close()
+        return None
 
     def close(self) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
-            self.pool = None
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
 
 
 class Alone(TaskRunner):
@@ -172,17 +117,75 @@ class Alone(TaskRunner):
         super().__init__(config, space)
         self.before = before
 
-    def results(self, tasks: Iterable[Task], stop: StopRequest) -> Iterator[Result]:
-        """One task after the other."""
-        for task in tasks:
-            if stop.asked:
-                return
+    def results(self, queue: Queue, stop: StopRequest) -> Iterator[Result]:
+        """One task after the other; when one is interrupted, what had been done of it."""
+        while queue and not stop.asked:
+            task = queue.take()
             if self.before is not None:
                 self.before(task)
-            yield task, run_chunk(self.config, task.indices, task.audit)
+            results: list[Decided] = []
+            try:
+                run_chunk(self.config, task.indices, task.audit, SECONDS, results)
+            except KeyboardInterrupt:
+                if results:
+                    yield task.part(0, len(results)), results
+                raise
+            yield queue.came_back(task, len(results)), results
 
 
-class Workers(TaskRunner):
+class LocalWorkers(TaskRunner):
+    """Processes of this machine, so many of them. One that dies is replaced, and what it had is tried apart."""
+
+    def __init__(self, config: CampaignConfig, space: Space, count: int) -> None:
+        super().__init__(config, space)
+        self.count = count
+        self.workers: list[WorkerProcess] = []
+
+    def results(self, queue: Queue, stop: StopRequest) -> Iterator[Result]:
+        """As they come; a task that was lost with its worker comes when the others have come back."""
+        lost: list[Task] = []
+        late: float | None = None
+        while True:
+            if stop.asked:
+                late = late or time.monotonic() + GRACE
+            elif not lost:
+                self._give(queue)
+            busy = [one for one in self.workers if one.task is not None]
+            if not busy and lost and not stop.asked:
+                yield from self.one_by_one(lost.pop(0), stop)
+            elif not busy or (late is not None and time.monotonic() >= late):
+                return
+            for worker in ready(busy, _POLL):
+                task, results = worker.task, worker.receive()
+                assert task is not None
+                if results is None:
+                    self.workers.remove(worker)
+                    worker.close()
+                    lost.append(task)
+                    continue
+                if not stop.asked and not lost:
+                    self._give(queue)
+                found = results()
+                yield queue.came_back(task, len(found)), found
+
+    def _give(self, queue: Queue) -> None:
+        """A task to each worker that has none, and a worker for each task that has none."""
+        for worker in self.workers:
+            if queue and worker.task is None:
+                worker.give(queue.take())
+        while queue and len(self.workers) < self.count:
+            worker = WorkerProcess(self.config)
+            self.workers.append(worker)
+            worker.give(queue.take())
+
+    def close(self) -> None:
+        """End them, whatever they do: there is nobody to take it."""
+        for worker in self.workers:
+            worker.close()
+        self.workers.clear()
+
+
+class Elsewhere(TaskRunner):
     """An executor's workers. make gives an executor, and another one when that is broken, to be shut down afterwards.
 
     Where an executor is given instead it stays its owner's, and what it does not do any more is done by processes of
@@ -197,19 +200,19 @@ class Workers(TaskRunner):
         self.width = width
         self.executor: Executor | None = None
 
-    def results(self, tasks: Iterable[Task], stop: StopRequest) -> Iterator[Result]:
+    def results(self, queue: Queue, stop: StopRequest) -> Iterator[Result]:
         """As they come; a task that was lost with its worker comes last."""
-        waiting = deque(tasks)
         flying: dict[Future[list[Decided]], Task] = {}
         lost: list[Task] = []
-        while waiting or flying or lost:
+        late: float | None = None
+        while (queue or flying or lost) and (late is None or (flying and time.monotonic() < late)):
             if stop.asked:
-                waiting.clear()
+                late = late or time.monotonic() + GRACE
                 lost.clear()
                 for future in flying:
                     future.cancel()
-            while waiting and not lost and len(flying) < self.width:
-                task = waiting.popleft()
+            while queue and not lost and len(flying) < self.width and not stop.asked:
+                task = queue.take()
                 try:
                     flying[self._submit(task)] = task
                 except BrokenExecutor:
@@ -219,26 +222,23 @@ class Workers(TaskRunner):
                 task = flying.pop(future)
                 result = _result(future)
                 if result is not None:
-                    yield task, result
+                    yield queue.came_back(task, len(result)), result
                 elif not stop.asked:
                     lost.append(task)
             if lost and not flying:
                 self.close()
-                for task in lost:
-                    if stop.asked:
-                        break
-                    yield task, self.one_by_one(task)
-                lost.clear()
+                while lost and not stop.asked:
+                    yield from self.one_by_one(lost.pop(), stop)
 
     def _submit(self, task: Task) -> Future[list[Decided]]:
         if self.executor is None:
             self.executor = self.make if isinstance(self.make, Executor) else self.make()
-        return self.executor.submit(run_chunk, self.config, task.indices, task.audit)
+        return self.executor.submit(run_chunk, self.config, task.indices, task.audit, SECONDS)
 
     def close(self) -> None:
-        """Shut down what was made here."""
+        """Shut down what was made here; what is under way there is nobody's any more."""
         if self.executor is not None and self.executor is not self.make:
-            self.executor.shutdown(wait=True)
+            self.executor.shutdown(wait=False, cancel_futures=True)
         self.executor = None
 
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from kexecemu.commands import options
 from kexecemu.commands.outputs import (
     Written,
@@ -27,6 +25,7 @@ from kexecemu.commands.outputs import (
 from kexecemu.commands.run import located
 from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
+from kexecemu.interrupt import Stopped
 from kexecemu.scenario.given import command_words
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ kexecemu campaign mine.toml --faults 9000 --seed 1 --out big --resume --rows r.c
 Go on with one that was stopped, and write a row for each fault.
 """
 
-_INTERRUPTED = 130
 _ADDRESS = re.compile(r"(?:[a-z]+://)?(?:[^\s:/\[\]]+|\[[0-9a-fA-F:.%]+\]):[0-9]{1,5}/?", re.ASCII)
 _SEED = "Seed of the sample; the machine has the scenario's."
 _EXECUTOR = "local, or dask://HOST:PORT for the cluster of that scheduler."
@@ -100,8 +98,7 @@ def campaign_command(
             )
         except Interrupted as stopped:
             again = [one for one in sys.argv[1:] if one != "--resume"]
-            print(f"{stopped}; go on with: kexecemu {shlex.join([*again, '--resume'])}", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from None
+            raise Stopped(f"{stopped}; go on with: kexecemu {shlex.join([*again, '--resume'])}") from None
     _deliver(summary, json, out, html, rows)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from kexecemu.children import run_child
 from kexecemu.errors import FetchError
 
 __all__ = ["Apt", "Archive", "run_program"]
@@ -182,12 +183,10 @@ def _complaint(stderr: str) -> str:
 def run_program(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run one of Debian's tools, its words in English; FetchError when it gets nowhere."""
     try:
-        return subprocess.run(
+        return run_child(
             command,
             cwd=cwd,
             env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
             text=True,
             errors="replace",
             timeout=_TIMEOUT_SECONDS,

@@ -7,12 +7,12 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kexecemu.children import run_child
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
@@ -168,10 +168,10 @@ class Toolchain:
             self._ld = [f"{prefix}ld", "-m", "aarch64linux", "--no-warn-rwx-segments"]
 
     def _run(self, command: list[str]) -> str:
-        done = subprocess.run(command, cwd=self.top, env=self.environment, text=True, capture_output=True)
+        done = run_child(command, cwd=self.top, env=self.environment, text=True)
         if done.returncode:
             raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        return done.stdout
+        return str(done.stdout)
 
     def compile(self, target: Target, source: str, output: Path) -> None:
         """Compile or assemble `source`, relative to the top, into the object `output`."""

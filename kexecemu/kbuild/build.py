@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kexecemu.children import child
 from kexecemu.errors import BuildError, InputError
 from kexecemu.files import replace_file
 from kexecemu.formats.elfrel import RelocatableObject
@@ -225,23 +226,18 @@ def _make(
     environment = {**os.environ, **_SAME, **(more or {}), "LC_ALL": "C"}
     count = 0
     lines: deque[str] = deque(maxlen=200)
-    with open(work / "make.log", "a", buffering=1) as log:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace",
-        )  # fmt: skip
+    with open(work / "make.log", "a", buffering=1) as log, child(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace",
+    ) as process:  # fmt: skip
         assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                log.write(line)
-                lines.append(line.strip())
-                if _OBJECT.match(line):
-                    count += 1
-                    on_object()
-            status = process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        for line in process.stdout:
+            log.write(line)
+            lines.append(line.strip())
+            if _OBJECT.match(line):
+                count += 1
+                on_object()
+        status = process.wait()
     if status:
         errors = [line for pattern in (_ERROR, _MAKE_ERROR) for line in lines if pattern.search(line)]
         said = errors[0] if errors else lines[-1] if lines else ""

@@ -2,13 +2,13 @@
 
 import difflib
 import re
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kexecemu.children import run_child
 from kexecemu.errors import BuildError, InputError
 from kexecemu.files import read_file
 from kexecemu.kbuild.series import Step, apply_step, read_series
@@ -119,7 +119,7 @@ def _complaints(tree: Path, name: str) -> Iterator[str]:
         name,
     ]
     try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
+        done = run_child(command, cwd=tree, text=True, timeout=120)
     except OSError as error:
         raise BuildError(f"perl: {error.strerror}") from error
     if done.returncode and "total:" not in done.stdout:

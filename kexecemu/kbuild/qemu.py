@@ -8,13 +8,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kexecemu.children import child
 from kexecemu.errors import InputError, MachineError
 from kexecemu.fetch.cache import cached
+from kexecemu.interrupt import undoing
 from kexecemu.kbuild.gdbstub import GdbStub
 from kexecemu.machine.devices.pl011 import CONSOLE_LIMIT, kept_of
 from kexecemu.machine.memory.ram import Ram
@@ -103,12 +106,16 @@ class Qemu:
         stub = f"unix:{self.folder / 'gdb'},server=on,wait=off"
         self._hear, self._output = hear, b""
         self._gdb: GdbStub | None = None
+        self._running = ExitStack()
         with open(self.folder / "errors", "wb") as errors:
-            self._process = subprocess.Popen(
-                [*command, "-serial", "stdio", "-gdb", stub],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
+            self._running.enter_context(undoing(self._folder.cleanup))
+            self._process = self._running.enter_context(
+                child(
+                    [*command, "-serial", "stdio", "-gdb", stub],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                )
             )
 
     def __enter__(self) -> Self:
@@ -117,8 +124,7 @@ class Qemu:
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         if self._gdb is not None:
             self._gdb.close()
-        self._process.kill()
-        self._process.communicate()
+        self._running.close()
         self._folder.cleanup()
 
     @property

@@ -1,4 +1,4 @@
-"""The store: chunks whole or not at all, none twice; one process at a time; campaigns that are not mixed."""
+"""The store: results all or none of a time, none twice; one process at a time; campaigns that are not mixed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ HEADER = Header(
     faults=25,
     population=10**6,
     sampler="shuffle uniform",
-    chunk=10,
     name="a campaign",
     scenario="here.toml",
     source="schema = 1\n",
@@ -44,18 +43,16 @@ def decided(position: int, outcome: str = "detected") -> Decided:
     )
 
 
+CHUNKS = [range(10), range(10, 20), range(20, 25)]
+
+
 def chunk(number: int) -> list[Decided]:
-    return [decided(position) for position in HEADER.positions(number)]
+    return [decided(position) for position in CHUNKS[number]]
 
 
 def add(store: Store, number: int, results: Sequence[Decided] | None = None) -> None:
     found = chunk(number) if results is None else results
-    store.add_chunk(number, found, [0] * len(found), 0.5)
-
-
-def test_chunks_cover_the_sample_and_the_last_may_be_shorter() -> None:
-    assert HEADER.chunks == 3
-    assert [position for number in range(3) for position in HEADER.positions(number)] == list(range(25))
+    store.add_results(CHUNKS[number].start, found, [0] * len(found), 0.5)
 
 
 def test_what_was_stored_is_there_again(tmp_path: Path) -> None:
@@ -93,20 +90,33 @@ def test_a_folder_holds_one_file_when_the_store_is_closed(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["campaign.sqlite"]
 
 
-def test_a_chunk_that_comes_twice_counts_once(tmp_path: Path) -> None:
+def test_a_result_that_comes_twice_counts_once(tmp_path: Path) -> None:
     with Store.begin(tmp_path, HEADER) as store:
         add(store, 1)
-        add(store, 1, [decided(position, "silent") for position in HEADER.positions(1)])
-        assert store.count() == 10
-        assert {row.outcome for row in store.rows()} == {"detected"}
-        assert store.seconds("decide") == 0.5
+        add(store, 1, [decided(position, "silent") for position in range(10, 22)])
+        assert store.count() == 12
+        assert [row.outcome for row in store.rows()] == ["detected"] * 10 + ["silent"] * 2
 
 
-def test_a_chunk_with_results_missing_is_a_mistake_of_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", [[25], [1] * 25, [3, 7, 1, 14], [24, 1]])
+def test_the_table_does_not_depend_on_how_the_sample_was_cut(tmp_path: Path, cuts: list[int]) -> None:
+    with Store.begin(tmp_path / "whole", HEADER) as store:
+        store.add_results(0, [decided(one) for one in range(25)], [0] * 25)
+        whole = store.table_sha256()
+    with Store.begin(tmp_path / "cut", HEADER) as store:
+        first = 0
+        for size in cuts:
+            assert store.pending() == [range(first, 25)]
+            store.add_results(first, [decided(first + one) for one in range(size)], [0] * size)
+            first += size
+        assert store.pending() == [] and store.table_sha256() == whole
+
+
+def test_what_is_pending_is_what_has_no_result(tmp_path: Path) -> None:
     with Store.begin(tmp_path, HEADER) as store:
-        with pytest.raises(ValueError, match="has 10 faults, not 9"):
-            add(store, 0, chunk(0)[:9])
-        assert store.count() == 0 and store.pending() == [0, 1, 2]
+        for first, size in ((20, 1), (3, 4), (0, 1), (7, 1)):
+            store.add_results(first, [decided(first + one) for one in range(size)], [0] * size)
+        assert store.pending() == [range(1, 3), range(8, 20), range(21, 25)]
 
 
 def test_a_chunk_that_cannot_be_stored_whole_is_not_stored(tmp_path: Path) -> None:
@@ -115,21 +125,22 @@ def test_a_chunk_that_cannot_be_stored_whole_is_not_stored(tmp_path: Path) -> No
     with Store.begin(tmp_path, HEADER) as store:
         with pytest.raises(InputError):
             add(store, 0, bad)
-        assert store.count() == 0 and store.pending() == [0, 1, 2]
+        assert store.count() == 0 and store.pending() == [range(25)]
         add(store, 0)
         assert store.count() == 10
 
 
-def test_a_chunk_that_was_begun_is_pending_until_it_is_done(tmp_path: Path) -> None:
+def test_what_was_begun_is_pending_until_it_is_done(tmp_path: Path) -> None:
     with Store.begin(tmp_path, HEADER) as store:
-        store.mark_begun(1)
+        store.mark_begun(range(3))
+        store.mark_begun(range(10, 20))
     with Store.begin(tmp_path, HEADER, resume=True) as store:
-        assert store.begun() == [1]
-        assert store.pending() == [0, 1, 2]
-        add(store, 1)
-        assert store.begun() == [] and store.pending() == [0, 2]
-        store.mark_begun(1)
-        assert store.pending() == [0, 2]
+        assert store.begun() == [range(10, 20)]
+        assert store.pending() == [range(25)]
+        store.add_results(10, chunk(1)[:4], [0] * 4, begun=6)
+        assert store.begun() == [range(14, 20)]
+        store.add_results(14, chunk(1)[4:], [0] * 6)
+        assert store.begun() == [] and store.pending() == [range(10), range(20, 25)]
 
 
 def test_results_that_are_there_are_refused_without_resume(tmp_path: Path) -> None:
@@ -138,12 +149,12 @@ def test_results_that_are_there_are_refused_without_resume(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"there are 10 results of a campaign already.*--resume"):
         Store.begin(tmp_path, HEADER)
     with Store.begin(tmp_path, HEADER, resume=True) as store:
-        assert store.count() == 10 and store.pending() == [1, 2]
+        assert store.count() == 10 and store.pending() == [range(10, 25)]
 
 
 def test_a_campaign_without_results_stands_in_nobodys_way(tmp_path: Path) -> None:
     with Store.begin(tmp_path, HEADER) as store:
-        store.mark_begun(0)
+        store.mark_begun(range(10))
     other = replace(HEADER, seed=8)
     with Store.begin(tmp_path, other) as store:
         assert store.header == other and store.begun() == []
@@ -187,12 +198,9 @@ def test_the_table_has_one_digest_that_no_clock_and_no_order_change(tmp_path: Pa
     ):
         with Store.begin(tmp_path / name, HEADER) as store:
             for number in order:
-                store.add_chunk(
-                    number,
-                    [decided(one, outcome) for one in HEADER.positions(number)],
-                    [0] * len(chunk(number)),
-                    number,
-                )
+                positions = CHUNKS[number]
+                results = [decided(one, outcome) for one in positions]
+                store.add_results(positions.start, results, [0] * len(results), number)
             digests.append(store.table_sha256())
     assert digests[0] == digests[1] != digests[2]
 
@@ -200,7 +208,7 @@ def test_the_table_has_one_digest_that_no_clock_and_no_order_change(tmp_path: Pa
 def test_hits_are_counted_by_cell(tmp_path: Path) -> None:
     with Store.begin(tmp_path, HEADER) as store:
         add(store, 0)
-        add(store, 1, [decided(position, "silent") for position in HEADER.positions(1)])
+        add(store, 1, [decided(position, "silent") for position in CHUNKS[1]])
         assert store.hits(0x1000, 0x1000 + 20, 4) == [
             (0, "detected", 5),
             (1, "detected", 5),
@@ -266,7 +274,7 @@ def test_a_campaign_from_before_there_were_dumps_is_refused_in_words(
 ) -> None:
     with Store.begin(tmp_path, HEADER) as store:
         store.db.execute("PRAGMA user_version = 1")
-    said = "has format 1, in which nothing is said of dumps: run that campaign again; this kexecemu reads format 2"
+    said = "has format 1, in which nothing is said of dumps: run that campaign again; this kexecemu reads format 3"
     with pytest.raises(InputError, match=said):
         open_(tmp_path)
 

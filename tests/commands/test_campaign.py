@@ -326,10 +326,21 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(scenario: Path, tmp_path: P
     assert process.returncode == 130
     assert said == ""
     assert "faults are stored; go on with: kexecemu campaign" in error and "--resume" in error
-    assert "Traceback" not in error
+    assert error.startswith("kexecemu: interrupted: ") and error.count("\n") == 1
     with Store.read(out) as store:
         assert 0 < store.count() < 200_000
         assert f"{store.count():,} of 200,000" in error
+
+
+def test_workers_that_cannot_be_kept_alive_are_one_line_and_a_status_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "die.toml"
+    scenario.write_text(f'schema = 1\nname = "die={os.getpid()}"\n')
+    monkeypatch.setattr(work, "plan_campaign", partial(work.plan_campaign, engine=fake_engine.make))
+    words = ["--faults", 300, "--seed", 1, "--out", tmp_path / "out", "--workers", 2]
+    assert campaign(scenario, *words) == 71
+    assert capsys.readouterr().err == "kexecemu: a worker process dies before it has done anything\n"
 
 
 def test_no_engine_is_kept_when_a_campaign_is_over(scenario: Path, tmp_path: Path) -> None:

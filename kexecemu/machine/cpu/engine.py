@@ -21,6 +21,7 @@ from unicorn.unicorn_py3.arch.arm64 import UcAArch64, UcRegCP64
 from unicorn.unicorn_py3.unicorn import Uc, UcContext, uclib
 
 from kexecemu.errors import MachineError
+from kexecemu.interrupt import runs_guest
 from kexecemu.machine.cpu.counter import BlockCounter
 from kexecemu.machine.cpu.sysregs import SYSREGS
 from kexecemu.machine.memory.mmio import MmioDevice
@@ -203,6 +204,12 @@ class CpuEngine:
         uclib.uc_reg_read_batch(self._handle, _WHERE, self._where_pointers, 2)
         return self._where[0], self._where[1] & 0xFFFFFFFF
 
+    def _interrupt(self) -> None:
+        """Ctrl-C while Python code runs that the engine has called."""
+        self.uc._hook_exception = KeyboardInterrupt()  # type: ignore[assignment]
+        self.uc.emu_stop()
+
+    @runs_guest(_interrupt)
     def run(self, count: int = 0) -> int:
         """Run from PC until something ends it (counter, exception, WFI, error); the Unicorn error number, or 0.
 

@@ -1,0 +1,137 @@
+"""A worker of this machine: a process with one machine to try faults on, that does one task after the other.
+
+It has one pipe to the campaign, whose other end nobody else holds. So whichever of the two dies, by whatever signal and
+in the middle of whatever message, the other one reads the end of the pipe at once: the campaign knows which task is
+lost, and a worker is never left behind. (ProcessPoolExecutor shares one pipe for all results, and holds its writing end
+itself: it waits for ever for the rest of a message whose writer was killed.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, resource_tracker
+
+from kexecemu.campaign.fault import Decided
+from kexecemu.campaign.job import CampaignConfig, run_chunk
+from kexecemu.campaign.tasks import SECONDS, Task
+from kexecemu.errors import MachineError
+
+__all__ = ["WorkerProcess", "ready"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerProcess:
+    """A worker and the task that it has: a new process, since a fork would take threads and locks along."""
+
+    def __init__(self, config: CampaignConfig) -> None:
+        self.task: Task | None = None
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, config, os.getpid()), daemon=True)
+        with _unheard():
+            self._process.start()
+        # Held by the worker alone from here on.
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number."""
+        return self._process.pid
+
+    def give(self, task: Task) -> None:
+        """Have a task done. One that is dead has lost it, which receive() says."""
+        self.task = task
+        with suppress(OSError):
+            self._pipe.send((list(task.indices), task.audit))
+
+    def wait(self, seconds: float) -> bool:
+        """Whether receive() would give something now, or within so many seconds."""
+        return bool(ready([self], seconds))
+
+    def receive(self) -> Callable[[], list[Decided]] | None:
+        """What gives the results of the task, of its beginning at least; None when the process died.
+
+        That raises what the worker did. Reading is one thing and making objects of it another, so that a worker can
+        have its next task in between.
+        """
+        self.task = None
+        try:
+            data = self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            return None
+        return lambda: _results(data)
+
+    def close(self) -> None:
+        """End the process in the middle of whatever it does: it holds nothing that could be half-written."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+
+
+def ready(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess]:
+    """Those that have something to receive or are dead, after no more than so many seconds."""
+    found = connection.wait([one._pipe for one in workers], timeout=seconds)
+    return [one for one in workers if one._pipe in found]
+
+
+def _results(data: bytes) -> list[Decided]:
+    found: list[Decided] | Exception = pickle.loads(data)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What begins here never hears of Ctrl-C, which a terminal sends to it as well: that is the campaign's to hear."""
+    resource_tracker.ensure_running()  # multiprocessing's own; starting it unblocks the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(pipe: connection.Connection, config: CampaignConfig, parent: int) -> None:
+    """The worker: tasks in, results out, until the other end is gone."""
+    _die_with(parent)
+    try:
+        while True:
+            indices, audit = pipe.recv()
+            answer: list[Decided] | Exception
+            try:
+                answer = run_chunk(config, indices, audit, SECONDS)
+            except Exception as error:
+                answer = (
+                    error
+                    if isinstance(error, MachineError)
+                    else MachineError(f"{type(error).__name__}: {error}")
+                )
+            pipe.send(answer)
+    except (EOFError, OSError):
+        pass
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent ends, even in the middle of a long task; at once if it has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # Where the kernel does not tell of a parent's death, and where it died before it was asked to.
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -17,10 +17,8 @@ from kexecemu.errors import InputError
 __all__ = ["FILE", "connect", "connect_to_read", "create", "is_empty", "plainly", "read_header"]
 
 FILE = "campaign.sqlite"
-_FORMAT = (
-    3  # PRAGMA user_version; 1 did not say what became of the dumps, 2 was cut into chunks of a fixed size
-)
-_READABLE = (2, _FORMAT)
+# PRAGMA user_version; 1 did not say what became of the dumps, 2 was cut into chunks of a fixed size.
+_FORMAT, _IN_CHUNKS = 3, 2
 _APPLICATION = 0x6B657865  # PRAGMA application_id: "kexe"
 
 _TABLES = {
@@ -32,6 +30,7 @@ _TABLES = {
     "audit": "position INTEGER PRIMARY KEY, outcome TEXT NOT NULL, detail TEXT NOT NULL, dump TEXT NOT NULL",
     "clock": "what TEXT PRIMARY KEY, seconds REAL NOT NULL",
 }
+_CHUNKS = {"chunk": "number INTEGER PRIMARY KEY, done INTEGER NOT NULL"}
 
 
 class _Database(sqlite3.Connection):
@@ -177,17 +176,20 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     form = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != _APPLICATION:
         raise InputError(f"{path}: is no campaign, but some other SQLite file")
-    if form not in _READABLE:
+    if form not in (_IN_CHUNKS, _FORMAT):
         old = ", in which nothing is said of dumps: run that campaign again" if form == 1 else ""
         raise InputError(f"{path}: has format {form}{old}; this kexecemu reads format {_FORMAT}")
-    check_tables(connection, _TABLES, path)
+    tables = _TABLES
+    if form == _IN_CHUNKS:
+        tables = _CHUNKS | {name: columns for name, columns in _TABLES.items() if name != "begun"}
+    check_tables(connection, tables, path)
 
 
 def create(connection: sqlite3.Connection, header: Header, anew: bool = False) -> None:
     """Write the tables and the header; with anew in place of those that are there."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for name in (*_TABLES, "chunk") if anew else ():
+        for name in (*_TABLES, *_CHUNKS) if anew else ():
             connection.execute(f"DROP TABLE IF EXISTS {name}")
         for name, columns in _TABLES.items():
             connection.execute(f"CREATE TABLE {name} ({columns})")
@@ -209,5 +211,6 @@ def read_header(connection: sqlite3.Connection, path: Path) -> Header:
     except (ValueError, RecursionError) as error:  # no JSON, or none of a header
         raise InputError(f"{path}: is damaged: its header: {str(error)[:200]}") from error
     check_header(header, path)
-    check_results(connection, header, path)
+    form = connection.execute("PRAGMA user_version").fetchone()[0]
+    check_results(connection, header, path, begun=form == _FORMAT)
     return header

@@ -46,7 +46,6 @@ def check_header(header: Header, path: Path) -> None:
     sizes = [row[-1] for row in header.strata]
     wrong = [
         not 1 <= header.faults <= header.population < _MOST,
-        header.chunk < 1,
         header.seed < 0,
         min(sizes, default=0) < 0 or sum(sizes) != header.population,
         any(not 0 <= start < end <= _PHYS_LIMIT for _, start, end, _ in header.areas),
@@ -55,17 +54,14 @@ def check_header(header: Header, path: Path) -> None:
         raise InputError(f"{path}: is damaged: its header makes no campaign")
 
 
-def check_results(connection: sqlite3.Connection, header: Header, path: Path) -> None:
-    """InputError where a result is none that a campaign with this header has."""
+def check_results(connection: sqlite3.Connection, header: Header, path: Path, *, begun: bool) -> None:
+    """InputError where a result is none that a campaign with this header has. begun: there is a table of that name."""
     for table, rule in _rules(header):
+        if table == "begun" and not begun:
+            continue
         row = connection.execute(f"SELECT 1 FROM {table} WHERE NOT ({rule}) LIMIT 1").fetchone()
         if row is not None:
             raise InputError(f"{path}: is damaged: {table}s that no campaign has")
-    done = connection.execute("SELECT number FROM chunk WHERE done = 1")
-    promised = sum(len(header.positions(number)) for (number,) in done)
-    (there,) = connection.execute("SELECT count(*) FROM result").fetchone()
-    if there != promised:
-        raise InputError(f"{path}: is damaged: {there:,} results of {promised:,}")
     for stratum, drawn in connection.execute("SELECT stratum, count(*) FROM result GROUP BY stratum"):
         if drawn > header.strata[stratum][-1]:
             raise InputError(f"{path}: is damaged: more results of a stratum than there are faults in it")
@@ -73,7 +69,7 @@ def check_results(connection: sqlite3.Connection, header: Header, path: Path) ->
 
 def _rules(header: Header) -> Iterator[tuple[str, str]]:
     """Conditions in SQL that hold for each row of a table."""
-    yield "chunk", f"done IN (0, 1) AND number BETWEEN 0 AND {header.chunks - 1}"
+    yield "begun", f"first >= 0 AND faults > 0 AND first <= {header.faults} - faults"
     yield "result", f"position BETWEEN 0 AND {header.faults - 1}"
     yield "result", f"stratum BETWEEN 0 AND {len(header.strata) - 1}"
     yield "result", f"outcome {_one_of(Outcome)} AND how {_one_of(How)} AND dump {_one_of(Dump)}"

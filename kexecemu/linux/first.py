@@ -124,8 +124,7 @@ class FirstLinux:
     def load(self, progress: Progress | None = None) -> Kimage:
         """Run until the crash kernel is loaded and init waits; returns what is loaded, checked against memory.
 
-        The machine stands at the last byte that init sent. Raises InputError when it does not come that far, with the
-        last thing that it said.
+        The machine stands at the last byte that init sent. InputError with its last words if it does not get there.
         """
         end = self.run_to((WAITING, *_STOPPED), progress)
         console = self.board.uart.text

@@ -84,7 +84,7 @@ def rewrite(chance: random.Random, path: Path) -> None:
     """Values of rows: of a wrong type, beyond every bound, of another column."""
     connection = sqlite3.connect(path)
     for _ in range(chance.choice((1, 1, 2))):
-        table = chance.choice(("header", "chunk", "result", "audit", "clock"))
+        table = chance.choice(("header", "begun", "result", "audit", "clock"))
         names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
         name, value = chance.choice(names), chance.choice(VALUES)
         if table == "header":
@@ -105,7 +105,7 @@ def rewrite(chance: random.Random, path: Path) -> None:
 
 def reform(chance: random.Random, path: Path) -> None:
     """Tables: gone, renamed, of other columns, views in their place; other SQLite files with our mark."""
-    table = chance.choice(("header", "chunk", "result", "audit", "clock"))
+    table = chance.choice(("header", "begun", "result", "audit", "clock"))
     word = "".join(chance.choices(string.ascii_lowercase, k=4))
     statements = chance.choice(
         (
@@ -114,7 +114,7 @@ def reform(chance: random.Random, path: Path) -> None:
             (f"ALTER TABLE {table} ADD COLUMN {word} TEXT",),
             (f"ALTER TABLE {table} RENAME TO {word}", f"CREATE VIEW {table} AS SELECT * FROM {word}"),
             (f"CREATE TABLE {word} (a)",),
-            (f"CREATE TRIGGER {word} AFTER INSERT ON chunk BEGIN DELETE FROM result; END",),
+            (f"CREATE TRIGGER {word} AFTER INSERT ON begun BEGIN DELETE FROM result; END",),
             (
                 f"CREATE TABLE copy AS SELECT * FROM {table}",
                 f"DROP TABLE {table}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kexecemu.cli import main
-from kexecemu.files import read_file
+from kexecemu.files import LARGEST, read_file
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,36 @@ def test_what_a_shell_has_opened_already_is_read(tmp_path: Path) -> None:
 def test_a_device_that_never_ends_is_refused() -> None:
     with pytest.raises(OSError, match="is no regular file"):
         read_file("/dev/zero")
+
+
+def test_a_pipe_that_does_not_end_is_read_to_its_bound(tmp_path: Path) -> None:
+    endless = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
+    assert endless.stdout is not None
+    with endless, pytest.raises(OSError, match="is larger than 100,000 bytes"):
+        try:
+            read_file(f"/dev/fd/{endless.stdout.fileno()}", 100_000)
+        finally:
+            endless.kill()
+
+
+def test_a_file_is_read_up_to_its_bound_and_no_further(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 1000)
+    assert read_file(file, 1000) == b"x" * 1000
+    with pytest.raises(OSError, match="is larger than 999 bytes"):
+        read_file(file, 999)
+    os.truncate(file, LARGEST + 1)  # none of it is read
+    with pytest.raises(OSError, match=r"is larger than 4,294,967,296 bytes"):
+        read_file(file)
+
+
+def test_a_device_is_none_to_read_whatever_opened_it(tmp_path: Path) -> None:
+    with open("/dev/zero", "rb") as zero, pytest.raises(OSError, match="is no regular file"):
+        read_file(f"/dev/fd/{zero.fileno()}")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="is no regular file"):
+        read_file(tmp_path / "link")
+
+
+def test_a_file_whose_size_nobody_knows_is_read_to_its_end() -> None:
+    assert read_file("/proc/self/status").startswith(b"Name:")

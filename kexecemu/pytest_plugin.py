@@ -38,6 +38,7 @@ from contextlib import ExitStack, closing
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -77,15 +78,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _on_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """As Python's own, but for Ctrl-C in the middle of a run: the engine loads what knows about that."""
+    interrupt = sys.modules.get("kexecemu.interrupt")
+    if interrupt is None:
+        raise KeyboardInterrupt
+    interrupt.on_ctrl_c(number, frame)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse an id that is none, before anything is collected."""
     if threading.current_thread() is threading.main_thread():
         before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:
-            from kexecemu.interrupt import on_ctrl_c
-
-            # Python's own, but for Ctrl-C in the middle of a run.
-            signal.signal(signal.SIGINT, on_ctrl_c)
+            signal.signal(signal.SIGINT, _on_ctrl_c)
             config.add_cleanup(partial(signal.signal, signal.SIGINT, before))  # type: ignore[arg-type]
     config.addinivalue_line(
         "markers",

@@ -374,3 +374,24 @@ def test_an_installation_registers_the_plugin_by_itself(pytester, tmp_path):
     assert "1 passed" in done.stdout
     assert "plugins: " in done.stdout
     assert "kexecemu-0" in done.stdout
+
+
+def test_ctrl_c_in_a_device_s_code_ends_a_session(pytester, inner):
+    pytester.makepyfile("""
+        import signal
+        import kexecemu.pytest_plugin
+        from kexecemu.machine.board import Board
+
+        def test_a_guest_that_reads_a_register_for_ever():
+            handler = signal.getsignal(signal.SIGINT)  # not Python's where we are a shell's job in the background
+            signal.signal(signal.SIGALRM, handler if callable(handler) else kexecemu.pytest_plugin._on_ctrl_c)
+            board = Board(ram="16M")
+            board.ram.write(0x40000000, bytes.fromhex("221840b9 ffffff17"))  # ldr w2, [x1, #0x18]; b .-4
+            board.boot_cpu.reset(0x40000000)
+            board.boot_cpu.set_x(1, board.uart.base_phys)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            board.boot_cpu.run(limit=1_000_000_000)
+    """)
+    found = inner("-q")
+    assert found.ret == pytest.ExitCode.INTERRUPTED
+    found.stdout.no_fnmatch_line("*ignored*")

@@ -105,8 +105,12 @@ def _one(run: Callable[[bytes], object], data: bytes, tally: Tally, found: Path)
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "kexecemu" in Path(frame.filename).parts] or frames
         kind = f"{type(error).__name__} in {Path(ours[-1].filename).name}:{ours[-1].lineno}: {str(error)[:100]!r}"
-        if kind.partition(": ")[0] not in {one.partition(": ")[0] for one in tally.outside}:
+        if _place(kind) not in set(map(_place, tally.outside)):
             tally.outside[kind] = _keep(tally.name, data, found)
+
+
+def _place(kind: str) -> str:
+    return kind.partition(": ")[0]
 
 
 def _keep(name: str, data: bytes, found: Path) -> str:
@@ -130,7 +134,10 @@ def fuzz(names: list[str], seed: int, wanted: int, seconds: float, jobs: int, fo
                 one = part.result()
                 whole.inputs += one.inputs
                 whole.hangs += one.hangs
-                whole.outside = {**one.outside, **whole.outside}
+                known = set(map(_place, whole.outside))
+                whole.outside |= {
+                    kind: path for kind, path in one.outside.items() if _place(kind) not in known
+                }
                 whole.peak = max(whole.peak, one.peak)
         tallies.append(whole)
         print(row(whole), flush=True)

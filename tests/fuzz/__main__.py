@@ -17,6 +17,7 @@ Exit status 1 where anything was found.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from contextlib import suppress
@@ -72,7 +73,7 @@ def main() -> int:
         sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
         from measured_block import replace_block
 
-        replace_block("fuzz", markdown(tallies, given.seed))
+        replace_block("fuzz", markdown(tallies, shlex.join(sys.argv[1:])))
     return 0 if all(one.clean for one in tallies) else 1
 
 

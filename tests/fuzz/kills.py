@@ -9,7 +9,7 @@ of the campaign, kill -9 of one of its workers, Ctrl-C as a terminal sends it (t
 
     lock     the store is opened at once: nobody holds it
     orphans  after 2 s there is no process left that the campaign had started
-    stored   no result that was stored is gone, and the last were stored no longer than 2 s before the kill
+    stored   no result that was stored is gone, the column says how old the last were when it was killed
     Ctrl-C   status 130, one line and an end within 2 s, after the second one within 0.5 s
     worker   the campaign itself comes to its end, with status 0
     table    resumed, and killed again and again, it has the table of a campaign that nobody disturbed
@@ -130,6 +130,7 @@ class Case:
     def kill(self, way: str, moment: float) -> None:
         """One kill, and everything that has to hold after it."""
         before, mark = self.stored(), uuid.uuid4().hex
+        started = time.time()
         process = self.start(mark, self.out)
         try:
             process.wait(moment)
@@ -142,7 +143,8 @@ class Case:
         workers = [pid for pid in processes(mark) if is_worker(pid)] if way == "worker" else []
         if way == "kill":
             process.kill()
-            if log.exists() and before < self.faults:
+            # A log from before this start says nothing of it.
+            if log.exists() and before < self.faults and log.stat().st_mtime > started:
                 self.latest = max(self.latest, time.time() - log.stat().st_mtime)
         elif workers:
             os.kill(workers[int(moment * 1000) % len(workers)], signal.SIGKILL)

@@ -155,11 +155,11 @@ def row(tally: Tally) -> str:
     return f"{tally.name:<12} {counts}  {tally.peak / (1 << 20):>7.0f} MiB"
 
 
-def markdown(tallies: list[Tally], seed: int) -> str:
-    """The table for the page."""
+def markdown(tallies: list[Tally], words: str) -> str:
+    """The table for the page, with the options that it was made with."""
     lines = ["| format | inputs | outside exceptions | hangs | peak memory |", "|---|---:|---:|---:|---:|"]
     lines += [
         f"| {one.name} | {one.inputs:,} | {len(one.outside)} | {len(one.hangs)} | {one.peak / (1 << 20):.0f} MiB |"
         for one in tallies
     ]
-    return "\n".join([*lines, "", f"`python -m tests.fuzz --seed {seed} --write`"]) + "\n"
+    return "\n".join([*lines, "", f"`python -m tests.fuzz {words}`"]) + "\n"

@@ -15,7 +15,9 @@ def main() -> int:
         # Nothing is open yet, and an exception in the middle of an import may be swallowed or dressed up there.
         signal.signal(signal.SIGINT, _at_once)
     from kexecemu.cli import main as command_line
+    from kexecemu.commands.streams import open_closed
 
+    open_closed()  # before anything else is opened, and gets one of their numbers
     try:
         with guarded():
             if hears:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from kexecemu.visible import visible
 
-__all__ = ["UNREAD", "StdoutError", "own_streams", "say_line"]
+__all__ = ["UNREAD", "StdoutError", "open_closed", "own_streams", "say_line"]
 
 UNREAD = 141
 """The exit status where nobody reads stdout any more: 128 and the number of SIGPIPE."""
@@ -65,7 +65,7 @@ def _own(stream: TextIO | None, number: int) -> TextIO:
     )
 
 
-def _open_closed() -> None:
+def open_closed() -> None:
     """A file that is opened must not get the number of a stream that is closed, and with it what is printed there."""
     for number in (0, 1, 2):
         try:
@@ -79,7 +79,7 @@ def _open_closed() -> None:
 def own_streams() -> Iterator[None]:
     """stdout and stderr of this process, unless somebody has put others into their places."""
     before = sys.stdout, sys.stderr
-    _open_closed()
+    open_closed()
     try:
         for name, number in (("stdout", 1), ("stderr", 2)):
             stream, original = getattr(sys, name), getattr(sys, f"__{name}__")

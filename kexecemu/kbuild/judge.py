@@ -12,6 +12,7 @@ from kexecemu.kbuild.on_board import board_runs
 from kexecemu.kbuild.on_qemu import QemuRuns, qemu_runs, run_in_qemu
 from kexecemu.kbuild.qemu import QemuMachine
 from kexecemu.kbuild.trial import Loaded, Trial
+from kexecemu.machine.virt import FLASH
 from kexecemu.scenario.purgatory_bench import every_case, model_replies
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
@@ -20,9 +21,6 @@ from kexecemu.suggest import there_are
 __all__ = ["PLACES", "Judged", "judge_kernel"]
 
 PLACES = ("model", "board", "qemu")
-
-# Of QEMU's virt: it reads as zeros and takes stores, and the model has nothing there.
-_FLASH = range(0x8000000)
 
 OnRun = Callable[[], None]
 
@@ -123,10 +121,15 @@ def judge_kernel(
             replies,
             model[name].absent,
             captured if name == UNTOUCHED else {},
-            [number for number, at in enumerate(model[name].aborted) if at in _FLASH],
+            _in_flash(model[name].aborted),
         )
         for name, replies in found.items()
     ]
+
+
+def _in_flash(aborted: Sequence[int | None]) -> list[int]:
+    """Which runs abort where QEMU's virt has flash, which reads as zeros and takes stores, and the model nothing."""
+    return [number for number, at in enumerate(aborted) if at is not None and at in FLASH]
 
 
 def _cases(loaded: Loaded) -> dict[str, Case]:

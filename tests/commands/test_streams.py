@@ -85,7 +85,7 @@ def test_what_an_encoding_does_not_have_is_written_as_an_escape(encoding: str, t
 def test_a_name_that_is_no_text_is_told_by_its_bytes(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/\xff\xfe.toml"
     done = subprocess.run([sys.executable, "-m", "kexecemu", "run", name], capture_output=True, check=False)
-    assert done.returncode == 2 and b"\\udcff\\udcfe.toml: No such file" in done.stderr
+    assert done.returncode == 2 and b"\\xff\\xfe.toml: No such file" in done.stderr
 
 
 # -- our own errors ----------------------------------------------------------------------------------------------------

@@ -18,14 +18,6 @@ from kexecemu.errors import FormatError, KexecemuError
 ROOT = Path(__file__).resolve().parents[2]
 INPUTS = 3000
 HEAVY_INPUTS = 800
-# Numbers of 4301 digits and damaged stores are mended by other work; these marks go with it, or fail.
-MENDED_ELSEWHERE = ("toml", "crashkernel", "targets", "fault-ids", "store")
-
-
-def tried(*names: str) -> list[object]:
-    """Formats as parameters."""
-    later = pytest.mark.xfail(strict=True, reason="mended elsewhere")
-    return [pytest.param(name, marks=later) if name in MENDED_ELSEWHERE else name for name in names]
 
 
 def taken(name: str) -> int:
@@ -45,7 +37,7 @@ def test_good_inputs_are_taken(name: str) -> None:
     assert taken(name) > 0, "a harness that refuses everything tries nothing"
 
 
-@pytest.mark.parametrize("name", tried(*(name for name in FORMATS if corpus(name))))
+@pytest.mark.parametrize("name", [name for name in FORMATS if corpus(name)])
 def test_what_failed_once_does_not_fail_again(name: str, tmp_path: Path) -> None:
     tally = attack(name, 1, 0, 0.0, tmp_path)
     assert tally.inputs == len(corpus(name))
@@ -57,7 +49,7 @@ def test_every_file_of_the_corpus_is_some_format_s() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tried(*FORMATS))
+@pytest.mark.parametrize("name", FORMATS)
 def test_nothing_but_kexecemu_s_errors_comes_of_mutated_inputs(name: str, tmp_path: Path) -> None:
     tally = attack(name, 20261129, HEAVY_INPUTS if FORMATS[name].heavy else INPUTS, 0.0, tmp_path)
     assert tally.clean, row(tally) + f" {tally.outside} {tally.hangs}"

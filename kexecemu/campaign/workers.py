@@ -238,7 +238,7 @@ class Elsewhere(TaskRunner):
     def close(self) -> None:
         """Shut down what was made here; what is under way there is nobody's any more."""
         if self.executor is not None and self.executor is not self.make:
-            self.executor.shutdown(wait=False, cancel_futures=True)
+            self.executor.shutdown(wait=False)
         self.executor = None
 
 

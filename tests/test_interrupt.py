@@ -107,11 +107,10 @@ def test_ctrl_c_during_an_import_is_one_line(tmp_path: Path, name: str, words: l
 def test_a_command_that_is_interrupted_in_python_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kexecemu.scenario.read.read_scenario", interrupted)
-    monkeypatch.setattr("kexecemu.scenario.toml.read_scenario", interrupted)
+    monkeypatch.setattr("kexecemu.crash.kernel.Kernel.boot", interrupted)
     assert main(["run", "golden"]) == 130
     assert capsys.readouterr().err == LINE
 

@@ -11,10 +11,11 @@ Names are loaded when they are first used, so that importing the package costs n
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's, without an import in which Ctrl-C would find nobody
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from kexecemu.crash.dump import Dump
     from kexecemu.crash.end import End

@@ -1,9 +1,8 @@
 """The program: python -m kexecemu, and what is installed as kexecemu."""
 
+import os
 import signal
 import sys
-
-from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
 
 __all__ = ["main"]
 
@@ -14,6 +13,10 @@ def main() -> int:
     if hears:
         # Nothing is open yet, and an exception in the middle of an import may be swallowed or dressed up there.
         signal.signal(signal.SIGINT, _at_once)
+    from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
+
+    if hears:
+        signal.signal(signal.SIGINT, lambda *_: leave())
     from kexecemu.cli import main as command_line
     from kexecemu.commands.streams import open_closed
 
@@ -26,7 +29,7 @@ def main() -> int:
                 status = command_line()
             finally:
                 if hears:
-                    signal.signal(signal.SIGINT, _at_once)
+                    signal.signal(signal.SIGINT, lambda *_: leave())
             if status == INTERRUPTED:
                 # Python's own end may wait for threads, and ends by the signal whatever status it is given where
                 # KeyboardInterrupt came out of an exec(), of which dataclasses has some.
@@ -38,7 +41,8 @@ def main() -> int:
 
 
 def _at_once(*_: object) -> None:
-    leave()
+    os.write(2, b"kexecemu: interrupted\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":

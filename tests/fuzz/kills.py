@@ -168,7 +168,11 @@ class Case:
 
     def look(self, way: str, status: int, said: list[str], took: float) -> None:
         """The end of the campaign's own process."""
-        if way.startswith("ctrl-c") and said and said[0].startswith("Fatal Python error: init_"):
+        if (
+            way.startswith("ctrl-c")
+            and len(said) > 1
+            and not any(str(ROOT / "kexecemu") in line for line in said)
+        ):
             return  # Python itself was not up yet, and says so in its own words
         wanted = {"kill": (-signal.SIGKILL,), "nothing": (0,), "worker": (0,)}.get(way, (130, 0))
         if status not in wanted or len(said) != (status == 130):

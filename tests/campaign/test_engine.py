@@ -13,6 +13,7 @@ from stray_faults import Marksman, fault, scenario, start
 from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.hit import cut
+from kexecemu.campaign.plan import can_write
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Injection, When
@@ -268,6 +269,65 @@ def test_a_branch_to_where_a_mismatch_stops_is_no_refusal_for_either() -> None:
     offset = checker.symbol_phys("purgatory") + 0x20 + 1 - segment.mem
     try:
         assert both(engine, f"dma.bit-flip.0.purgatory+{offset:x}.after-load").outcome == "hung"
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["late check", "early check"])
+@pytest.mark.parametrize("protection", ["none", "pte"])
+def test_who_writes_and_when_decides_whatever_is_known_of_the_bytes(protection: str, early: bool) -> None:
+    """Every writer at both moments into hashed bytes, as the first and as one of many of its kind.
+
+    That damage to a segment is found is run once: neither a refused store nor one into memory that is not hashed may
+    be taken for it, whoever came before.
+    """
+    one = scenario({"EARLY_CHECK": "y"} if early else {}, protection=protection)
+    engine = start(one)
+    stores = ("cpu", "late-cpu")
+    base = "dma.bit-flip.3.initrd+1000"
+    try:
+        for order in ("first", "known"):
+            for by in (*stores, "alias", "dma"):
+                for moment in ("after-load", "during-panic"):
+                    if not can_write(By(by), When(moment)):
+                        continue
+                    if order == "first":
+                        engine._known.clear()  # as in a campaign that begins with this fault
+                    for at in (0x1008, 0x1010):
+                        found = both(engine, f"{by}.bit-flip.3.initrd+{at:x}.{moment}").outcome
+                        if by not in stores or protection == "none":
+                            assert found == "detected", (by, moment, order)
+                        else:
+                            assert found in ("prevented", "hung"), (by, moment, order)
+            for moment in ("after-load", "during-panic"):
+                assert both(engine, f"{base}.{moment}").outcome == "detected"
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("moment", ["after-load", "during-panic", "after-check"])
+@pytest.mark.parametrize("options", [{}, {"EARLY_CHECK": "y"}], ids=["late check", "early check"])
+def test_what_the_crash_path_writes_itself_is_concluded_as_it_is_run(
+    options: dict[str, str], moment: str
+) -> None:
+    """Control pages and vmcoreinfo's copy: not hashed, so never checked; and not the same at each moment."""
+    engine = start(scenario(options))
+    pages = [*(one.start for one in engine.image.control_pages), engine.image.vmcoreinfo_safecopy]
+    try:
+        assert len(pages) > 1
+        for page in pages:
+            for distance in (0, 8, 0x7F8, 0xFFF):
+                # Each value that memory may hold there at one moment, and a bit that is none of them.
+                held = {
+                    int.from_bytes(engine.golden.held(PhysRange.of(page + distance, 1), at_entry=at_entry))
+                    for at_entry in (False, True)
+                }
+                phys = PhysRange.of(page + distance, 1)
+                held |= {engine.victim.base_memory(phys)[0], engine.victim.unloaded_memory(phys)[0]}
+                offset = offset_of(engine, page + distance)
+                for model, variants in (("byte", sorted(held)), ("bit-flip", [0, 7])):
+                    for variant in variants:
+                        both(engine, f"dma.{model}.{variant:x}.crashkernel+{offset:x}.{moment}")
     finally:
         engine.close()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -307,29 +309,49 @@ def test_who_writes_and_when_decides_whatever_is_known_of_the_bytes(protection: 
 
 @pytest.mark.parametrize("moment", ["after-load", "during-panic", "after-check"])
 @pytest.mark.parametrize("options", [{}, {"EARLY_CHECK": "y"}], ids=["late check", "early check"])
-def test_what_the_crash_path_writes_itself_is_concluded_as_it_is_run(
-    options: dict[str, str], moment: str
-) -> None:
-    """Control pages and vmcoreinfo's copy: not hashed, so never checked; and not the same at each moment."""
+def test_the_same_value_is_that_of_the_moment(options: dict[str, str], moment: str) -> None:
+    """Control pages, vmcoreinfo's copy and the purgatory are written on the way: not hashed, so never checked either.
+
+    Of each the first and the last byte, and those that a moment has otherwise than the one before it.
+    """
     engine = start(scenario(options))
-    pages = [*(one.start for one in engine.image.control_pages), engine.image.vmcoreinfo_safecopy]
+    golden, purgatory = engine.golden, engine.image.segment("purgatory")
+    assert purgatory is not None
+    copy = PhysRange.of(engine.image.vmcoreinfo_safecopy, 4096)
+    seen: Counter[str] = Counter()
     try:
-        assert len(pages) > 1
-        for page in pages:
-            for distance in (0, 8, 0x7F8, 0xFFF):
-                # Each value that memory may hold there at one moment, and a bit that is none of them.
-                held = {
-                    int.from_bytes(engine.golden.held(PhysRange.of(page + distance, 1), at_entry=at_entry))
-                    for at_entry in (False, True)
-                }
-                phys = PhysRange.of(page + distance, 1)
-                held |= {engine.victim.base_memory(phys)[0], engine.victim.unloaded_memory(phys)[0]}
-                offset = offset_of(engine, page + distance)
-                for model, variants in (("byte", sorted(held)), ("bit-flip", [0, 7])):
-                    for variant in variants:
-                        both(engine, f"dma.{model}.{variant:x}.crashkernel+{offset:x}.{moment}")
+        for area in (*engine.image.control_pages, copy, purgatory.area):
+            held = [engine.victim.unloaded_memory(area), engine.victim.base_memory(area)]
+            held += [golden.held(area), golden.held(area, at_entry=True)]
+            places = {0, area.size - 1}
+            for number, (one, other) in enumerate(pairwise(held)):
+                changed = [at for at in range(area.size) if one[at] != other[at]]
+                seen[f"{area is copy} {number}"] += len(changed)
+                places.update(changed[:1] + changed[-1:] if number else [])
+            for at in sorted(places):
+                offset = offset_of(engine, area.start) + at
+                for value in sorted({one[at] for one in held}):
+                    both(engine, f"dma.byte.{value:x}.crashkernel+{offset:x}.{moment}")
+        # Some of it does change after the load, and on the way through the check.
+        assert seen["True 1"] and seen["False 2"]
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("by", ["cpu", "late-cpu"])
+def test_a_store_at_either_edge_of_a_hashed_segment_is_refused_like_one_inside(
+    pte: FaultDecider, by: str
+) -> None:
+    """Its first and last bytes, and those over an edge of a page in it, with what damage leads to known before."""
+    hashed = [one for one in pte.image.segments if pte._hash.place_of(one.area) is not None]
+    assert {"kernel", "initrd"} <= {one.name for one in hashed}
+    for segment in hashed:
+        pte.decide(fault(f"dma.bit-flip.3.{segment.name}+10.during-panic"))
+        for model, size in (("bit-flip", 1), ("word64", 8)):
+            over = [0x1000 - size // 2] if segment.memsz > 0x1000 else []
+            for offset in (0, segment.memsz - size, *over):
+                decided = both(pte, f"{by}.{model}.3.{segment.name}+{offset:x}.during-panic")
+                assert decided.outcome in ("prevented", "hung"), decided.fault.id
 
 
 def decisions(engine: FaultDecider, faults: list[CampaignFault]) -> list[Decided]:

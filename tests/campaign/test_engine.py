@@ -338,6 +338,27 @@ def test_the_same_value_is_that_of_the_moment(options: dict[str, str], moment: s
         engine.close()
 
 
+@pytest.mark.parametrize("policy", ["stop", "boot", "repair"])
+def test_what_becomes_of_the_dump_behind_an_objection_depends_on_the_byte(policy: str) -> None:
+    """The last byte of a segment, which nobody reads, and its first ones, in either order."""
+    options = {"POLICY": policy} | ({"COPY": "y"} if policy == "repair" else {})
+    dumps = set()
+    for forward in (True, False):
+        engine = start(scenario(options))
+        try:
+            for name in ("kernel", "elfcorehdr", "initrd"):
+                segment = engine.image.segment(name)
+                assert segment is not None
+                offsets = [segment.memsz - 1, 0, 2, 4, 0x18, 0x38]
+                for offset in offsets if forward else reversed(offsets):
+                    decided = both(engine, f"dma.bit-flip.1.{name}+{offset:x}.after-load")
+                    assert decided.outcome == "detected"
+                    dumps.add(decided.dump)
+        finally:
+            engine.close()
+    assert dumps == {"stop": {"none"}, "boot": {"none", "true", "wrong"}, "repair": {"true"}}[policy]
+
+
 @pytest.mark.parametrize("by", ["cpu", "late-cpu"])
 def test_a_store_at_either_edge_of_a_hashed_segment_is_refused_like_one_inside(
     pte: FaultDecider, by: str

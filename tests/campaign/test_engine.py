@@ -331,7 +331,9 @@ def test_the_same_value_is_that_of_the_moment(options: dict[str, str], moment: s
             for at in sorted(places):
                 offset = offset_of(engine, area.start) + at
                 for value in sorted({one[at] for one in held}):
-                    both(engine, f"dma.byte.{value:x}.crashkernel+{offset:x}.{moment}")
+                    decided = both(engine, f"dma.byte.{value:x}.crashkernel+{offset:x}.{moment}")
+                    (injection,) = engine.victim.end.injections
+                    assert decided.how is not How.SAME_VALUE or not injection.changed, decided.fault.id
         # Some of it does change after the load, and on the way through the check.
         assert seen["True 1"] and seen["False 2"]
     finally:

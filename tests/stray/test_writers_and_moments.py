@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from kexecemu import By, InputError, When
+from kexecemu import Board, By, InputError, When
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import (
     NUMBERED,
     Fault,
@@ -15,6 +18,7 @@ from kexecemu.stray.fault import (
     parse_when,
     when_word,
 )
+from kexecemu.stray.inject import inject
 
 # The moments of each, in the order of the crash.
 WRITERS = {
@@ -42,6 +46,25 @@ def test_a_moment_is_read_as_it_is_written_with_its_number_up_to_the_limit(when:
     for word in [*wrong, f"{when.value}-", f"{when.value}--1", f"x{when.value}", f"{when.value}\n", ""]:
         with pytest.raises(InputError, match=r"^here: "):
             parse_when(word, "here")
+
+
+@pytest.mark.parametrize("when", When)
+def test_a_fault_takes_a_number_where_its_moment_has_one_up_to_the_limit(when: When) -> None:
+    most = NUMBERED.get(when, 0)
+    for step in {0, most}:
+        assert Fault("initrd", b"\1", by=By.DMA, when=when, step=step).step == step
+    for step in (-1, most + 1):
+        with pytest.raises(InputError):
+            Fault("initrd", b"\1", by=By.DMA, when=when, step=step)
+
+
+@pytest.mark.parametrize("width", range(-1, 18))
+def test_a_store_is_as_wide_as_one_of_the_cpus(width: int) -> None:
+    if width in (1, 2, 4, 8):
+        assert Fault("initrd", bytes(16), width=width).width == width
+    else:
+        with pytest.raises(InputError):
+            Fault("initrd", bytes(16), width=width)
 
 
 def test_a_moment_that_is_not_among_those_that_can_be_is_refused_with_these() -> None:
@@ -83,3 +106,26 @@ def test_eight_bytes_are_shown_in_full_and_the_first_eight_of_more(length: int, 
     assert f"DMA writes {end} at initrd" in account(
         Injection(Fault("initrd", data, by=By.DMA), 0, data, data), data
     )
+
+
+@pytest.mark.parametrize("dying", [False, True])
+@pytest.mark.parametrize("by", By)
+def test_a_dying_kernel_s_own_cpus_store_nothing_and_others_do(by: By, dying: bool) -> None:
+    board = Board("16M")
+    injections: list[Injection] = []
+    stored: list[int] = []
+
+    def store(phys: int, data: bytes, width: int, *, by: By) -> None:
+        stored.append(phys)
+        board.ram.write(phys, data)
+
+    first = SimpleNamespace(board=board, dying=dying, injections=injections, storing=lambda _: 0, store=store)
+    area = PhysRange.of(0x40001000, 1)
+    fault = Fault("0x40001000", b"\1", by=by, when=When.DURING_PANIC)
+    found = inject(first, fault, area)  # type: ignore[arg-type]
+    happens = not dying or by in (By.DMA, By.LATE_CPU)
+    assert found.changed is happens and board.ram.read(area.start, 1) == bytes([happens])
+    assert injections == [found] and bool(stored) is (happens and by is not By.DMA)
+    (event,) = board.timeline.of("fault")
+    assert ("no CPU stores any more" in event.text) is not happens
+    board.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -13,6 +15,7 @@ from stray_faults import Marksman, fault, scenario, start
 from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.hit import cut
+from kexecemu.campaign.plan import can_write
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Injection, When
@@ -270,6 +273,108 @@ def test_a_branch_to_where_a_mismatch_stops_is_no_refusal_for_either() -> None:
         assert both(engine, f"dma.bit-flip.0.purgatory+{offset:x}.after-load").outcome == "hung"
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["late check", "early check"])
+@pytest.mark.parametrize("protection", ["none", "pte"])
+def test_who_writes_and_when_decides_whatever_is_known_of_the_bytes(protection: str, early: bool) -> None:
+    """Every writer at both moments into hashed bytes, as the first and as one of many of its kind.
+
+    That damage to a segment is found is run once: neither a refused store nor one into memory that is not hashed may
+    be taken for it, whoever came before.
+    """
+    one = scenario({"EARLY_CHECK": "y"} if early else {}, protection=protection)
+    engine = start(one)
+    stores = ("cpu", "late-cpu")
+    base = "dma.bit-flip.3.initrd+1000"
+    try:
+        for order in ("first", "known"):
+            for by in (*stores, "alias", "dma"):
+                for moment in ("after-load", "during-panic"):
+                    if not can_write(By(by), When(moment)):
+                        continue
+                    if order == "first":
+                        engine._known.clear()  # as in a campaign that begins with this fault
+                    for at in (0x1008, 0x1010):
+                        found = both(engine, f"{by}.bit-flip.3.initrd+{at:x}.{moment}").outcome
+                        if by not in stores or protection == "none":
+                            assert found == "detected", (by, moment, order)
+                        else:
+                            assert found in ("prevented", "hung"), (by, moment, order)
+            for moment in ("after-load", "during-panic"):
+                assert both(engine, f"{base}.{moment}").outcome == "detected"
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("moment", ["after-load", "during-panic", "after-check"])
+@pytest.mark.parametrize("options", [{}, {"EARLY_CHECK": "y"}], ids=["late check", "early check"])
+def test_the_same_value_is_that_of_the_moment(options: dict[str, str], moment: str) -> None:
+    """Control pages, vmcoreinfo's copy and the purgatory are written on the way: not hashed, so never checked either.
+
+    Of each the first and the last byte, and those that a moment has otherwise than the one before it.
+    """
+    engine = start(scenario(options))
+    golden, purgatory = engine.golden, engine.image.segment("purgatory")
+    assert purgatory is not None
+    copy = PhysRange.of(engine.image.vmcoreinfo_safecopy, 4096)
+    seen: Counter[str] = Counter()
+    try:
+        for area in (*engine.image.control_pages, copy, purgatory.area):
+            held = [engine.victim.unloaded_memory(area), engine.victim.base_memory(area)]
+            held += [golden.held(area), golden.held(area, at_entry=True)]
+            places = {0, area.size - 1}
+            for number, (one, other) in enumerate(pairwise(held)):
+                changed = [at for at in range(area.size) if one[at] != other[at]]
+                seen[f"{area is copy} {number}"] += len(changed)
+                places.update(changed[:1] + changed[-1:] if number else [])
+            for at in sorted(places):
+                offset = offset_of(engine, area.start) + at
+                for value in sorted({one[at] for one in held}):
+                    decided = both(engine, f"dma.byte.{value:x}.crashkernel+{offset:x}.{moment}")
+                    (injection,) = engine.victim.end.injections
+                    assert decided.how is not How.SAME_VALUE or not injection.changed, decided.fault.id
+        # Some of it does change after the load, and on the way through the check.
+        assert seen["True 1"] and seen["False 2"]
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("policy", ["stop", "boot", "repair"])
+def test_what_becomes_of_the_dump_behind_an_objection_depends_on_the_byte(policy: str) -> None:
+    """The last byte of a segment, which nobody reads, and its first ones, in either order."""
+    options = {"POLICY": policy} | ({"COPY": "y"} if policy == "repair" else {})
+    dumps = set()
+    for forward in (True, False):
+        engine = start(scenario(options))
+        try:
+            for name in ("kernel", "elfcorehdr", "initrd"):
+                segment = engine.image.segment(name)
+                assert segment is not None
+                offsets = [segment.memsz - 1, 0, 2, 4, 0x18, 0x38]
+                for offset in offsets if forward else reversed(offsets):
+                    decided = both(engine, f"dma.bit-flip.1.{name}+{offset:x}.after-load")
+                    assert decided.outcome == "detected"
+                    dumps.add(decided.dump)
+        finally:
+            engine.close()
+    assert dumps == {"stop": {"none"}, "boot": {"none", "true", "wrong"}, "repair": {"true"}}[policy]
+
+
+@pytest.mark.parametrize("by", ["cpu", "late-cpu"])
+def test_a_store_at_either_edge_of_a_hashed_segment_is_refused_like_one_inside(
+    pte: FaultDecider, by: str
+) -> None:
+    """Its first and last bytes, and those over an edge of a page in it, with what damage leads to known before."""
+    hashed = [one for one in pte.image.segments if pte._hash.place_of(one.area) is not None]
+    assert {"kernel", "initrd"} <= {one.name for one in hashed}
+    for segment in hashed:
+        pte.decide(fault(f"dma.bit-flip.3.{segment.name}+10.during-panic"))
+        for model, size in (("bit-flip", 1), ("word64", 8)):
+            over = [0x1000 - size // 2] if segment.memsz > 0x1000 else []
+            for offset in (0, segment.memsz - size, *over):
+                decided = both(pte, f"{by}.{model}.3.{segment.name}+{offset:x}.during-panic")
+                assert decided.outcome in ("prevented", "hung"), decided.fault.id
 
 
 def decisions(engine: FaultDecider, faults: list[CampaignFault]) -> list[Decided]:

@@ -93,6 +93,39 @@ def test_every_field_is_read_from_where_the_header_puts_it() -> None:
     )
 
 
+NO_FLAGS = VerdictFlags(0)
+
+
+def verdict_of(state: VerdictState, damaged: int = 0, flags: VerdictFlags = NO_FLAGS) -> Verdict:
+    return Verdict(state, 0, b"", b"", flags, damaged)
+
+
+@pytest.mark.parametrize("state", VerdictState)
+def test_digests_were_compared_in_a_state_that_says_so_unless_the_check_ended_before(
+    state: VerdictState,
+) -> None:
+    as_far = state in (VerdictState.MATCH, VerdictState.MISMATCH)
+    for regions in (0, 1, 1 << 15, 0xFFFF):
+        assert verdict_of(state, regions).compared is as_far
+        for early in (Damaged.PURGATORY, Damaged.DTB_POINTER, Damaged.PURGATORY | Damaged.DTB_POINTER):
+            assert not verdict_of(state, regions | early).compared
+
+
+@pytest.mark.parametrize("state", VerdictState)
+def test_a_verdict_objects_by_its_state_or_by_having_repaired(state: VerdictState) -> None:
+    wrong = state in (VerdictState.MISMATCH, VerdictState.TRAPPED)
+    for flag in [NO_FLAGS, *VerdictFlags]:
+        for damaged in (0, 1, 1 << 15, Damaged.PURGATORY, Damaged.DTB_POINTER):
+            assert verdict_of(state, damaged, flag).objects is (wrong or flag is VerdictFlags.REPAIRED)
+
+
+@pytest.mark.parametrize("regions", [[], [0], [15], [0, 15], [3, 4], list(range(16))])
+def test_regions_are_told_by_bits_0_to_15_and_what_is_besides_by_none_of_them(regions: list[int]) -> None:
+    bits = sum(1 << one for one in regions)
+    for more in (0, Damaged.PURGATORY, Damaged.DTB_POINTER, 0xFFFC0000):
+        assert verdict_of(VerdictState.MISMATCH, bits | more).damaged_regions == regions
+
+
 def test_a_record_of_the_first_version_is_read_and_has_nothing_of_the_second(tmp_path: Path) -> None:
     path = tmp_path / "purgatory.ro"
     path.write_bytes(gzip.decompress(SMALL.read_bytes()))

@@ -28,7 +28,6 @@ import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -38,56 +37,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from kexecemu.fetch.cache import cache_folder
 from tests.mutation.builds import Builder, Objects
 from tests.mutation.forks import Task, Told, worker
+from tests.mutation.known import Known, share_of, told
 from tests.mutation.mutants import ROOT, Mutant, by_hand, equivalents, mutants
 
 REQUIRED = 0.95
-ENDS = ("killed", "lives", "equivalent", "same", "twin", "invalid")
 LIKELY = 6  # tests that killed most are tried first
 BUDGET = (
     120.0  # seconds of processor for one mutant, if it lives so long: several sets of parameters of each test
 )
-
-
-@dataclass
-class Known:
-    """What earlier runs found out, one line of JSON each: what killed which objects."""
-
-    path: Path
-    killers: dict[str, str] = field(default_factory=dict)  # by Objects.name
-    by_source: dict[str, Counter[str]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def read(self) -> None:
-        if self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                row = json.loads(line)
-                self._note(row["objects"], row["source"], row["killer"])
-
-    def _note(self, objects: str, source: str, killer: str) -> None:
-        self.killers[objects] = killer
-        self.by_source.setdefault(source, Counter())[killer] += 1
-
-    def add(self, objects: Objects, source: str, killer: str) -> None:
-        with self.lock:
-            self._note(objects.name, source, killer)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"objects": objects.name, "source": source, "killer": killer}) + "\n")
-
-    def likely(self, source: str) -> list[str]:
-        """Tests that killed most of the same source's."""
-        with self.lock:
-            return [name for name, _ in self.by_source.get(source, Counter()).most_common(LIKELY)]
-
-
-def share_of(counts: Counter[str]) -> float:
-    """Of those that matter: what is killed."""
-    return counts["killed"] / max(counts["killed"] + counts["lives"], 1)
-
-
-def told(counts: Counter[str]) -> str:
-    text = ", ".join(f"{counts[name]} {name}" for name in ENDS)
-    return f"{text} - {share_of(counts):.1%} of {counts['killed'] + counts['lives']} killed"
 
 
 class Run:
@@ -163,11 +120,11 @@ class Run:
         return counts, lives
 
     def is_killed(self, end: Connection, mutant: Mutant, objects: Objects) -> bool:
-        likely = self.known.likely(mutant.path)
+        likely = self.known.likely(mutant.path, LIKELY)
         end.send(Task(objects.full, objects.core, likely, self.budget, self.times))
         answer: Told = end.recv()
         if answer.killer:
-            self.known.add(objects, mutant.path, answer.killer)
+            self.known.add(objects.name, mutant.path, answer.killer)
         return answer.killer is not None
 
     def close(self) -> None:

@@ -94,11 +94,14 @@ def built_kernel(
     """The kernel that was built so, or the one in a folder; InputError with the command that builds it."""
     from kexecemu.fetch.cache import cache_folder
     from kexecemu.kbuild.build import find_built, read_built
+    from kexecemu.kbuild.source import SOURCES
 
     if os.sep in kernel:
         if not Path(kernel).is_dir():
             raise InputError(f"{kernel}: is no folder")
         return read_built(Path(kernel))
+    if kernel not in SOURCES and Path(kernel).is_dir():
+        raise InputError(f"there is no source of Linux {kernel!r}; the folder of that name is ./{kernel}")
     found = find_built(plan_given(kernel, series, pages, config, compiler), cache_folder())
     if found is None:
         words = [f"--series {series}"] if series else []

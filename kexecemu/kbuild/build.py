@@ -120,9 +120,7 @@ def find_built(plan: BuildPlan, cache: Path) -> BuiltKernel | None:
 
 def read_built(folder: Path) -> BuiltKernel:
     """The kernel in a folder: one of the cache, or one that make was given as O=. InputError for another one."""
-    told: dict[str, object] = {}
-    if (folder / "BUILD.json").is_file():
-        told = json.loads((folder / "BUILD.json").read_text())
+    told = _told(folder / "BUILD.json") if (folder / "BUILD.json").is_file() else {}
     image = next((one for one in (folder / "Image", folder / _IMAGE) if one.is_file()), None)
     if image is None:
         raise InputError(f"{folder}: no built kernel: it has neither Image nor {_IMAGE}")
@@ -132,6 +130,16 @@ def read_built(folder: Path) -> BuiltKernel:
     return BuiltKernel(
         folder, image, purgatory, steps=tuple(steps) if isinstance(steps, list) else (), **words
     )
+
+
+def _told(path: Path) -> dict[str, object]:
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged: {str(error)[:200]}") from error
+    if not isinstance(told, dict):
+        raise InputError(f"{path}: is damaged: no object of JSON")
+    return told
 
 
 def build_kernel(
@@ -179,8 +187,8 @@ def _lock(path: Path) -> Iterator[None]:
 def _edited_tree(plan: BuildPlan, cache: Path, work: Path) -> list[str]:
     """The source with the series applied, in work/src; what an interruption has left is used if it is whole."""
     done = work / "STEPS.json"
-    if done.is_file():
-        return list(map(str, json.loads(done.read_text())))
+    with contextlib.suppress(OSError, ValueError):
+        return list(map(str, json.loads(done.read_bytes())))
     shutil.rmtree(work, ignore_errors=True)
     unpack_source(find_source(plan.version, cache), work / "src")
     steps = [step for one in plan.series for step in apply_series(one, plan.version, work / "src")]
@@ -201,7 +209,7 @@ def _configure(plan: BuildPlan, work: Path) -> None:
     _make(plan, work, ["olddefconfig"], 1)
     wrong = not_taken(plan.options, (out / ".config").read_text())
     if wrong:
-        (out / ".config").unlink()
+        shutil.rmtree(work, ignore_errors=True)  # with other options it is another build
         raise InputError(f"Linux {plan.version} does not take {', '.join(wrong)}")
 
 

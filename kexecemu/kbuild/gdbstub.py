@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from kexecemu.errors import MachineError
@@ -151,7 +152,7 @@ class GdbStub:
 
     def interrupt(self) -> None:
         """Stop a machine that runs."""
-        self._socket.sendall(b"\x03")
+        self._say(b"\x03")
         if self._receive(_LIMIT_SECONDS) is None:
             raise MachineError("QEMU does not stop")
 
@@ -162,7 +163,13 @@ class GdbStub:
 
     def _send(self, packet: str) -> None:
         data = packet.encode()
-        self._socket.sendall(b"$%s#%02x" % (data, sum(data) & 0xFF))
+        self._say(b"$%s#%02x" % (data, sum(data) & 0xFF))
+
+    def _say(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise MachineError(f"QEMU has ended: {error.strerror}") from error
 
     def _receive(self, seconds: float) -> str | None:
         """The next packet; None where none comes in time, or QEMU has ended."""
@@ -182,7 +189,8 @@ class GdbStub:
                 return None
             self._read += piece
         self._read = self._read[match.end() :]
-        self._socket.sendall(b"+")
+        with suppress(OSError):  # who ends behind his last answer
+            self._socket.sendall(b"+")
         # A byte, "*", and a character that says how often it comes again.
         packet = _RUN.sub(lambda run: run[1] * (run[2][0] - 28), match[1]).decode("latin-1")
         if (thread := _THREAD.match(packet)) is not None:

@@ -16,6 +16,7 @@ PAGES: Mapping[str, str] = {"4k": "ARM64_4K_PAGES", "16k": "ARM64_16K_PAGES", "6
 
 # A line of a .config: it sets an option, or says that it is off.
 _SET = re.compile(r"^CONFIG_(\w+)=(.*)$")
+_VALUE = re.compile(r'[ynm]|-?\d+|0[xX][0-9a-fA-F]+|"[^"\\]*"', re.ASCII)
 _UNSET = re.compile(r"^# CONFIG_(\w+) is not set$")
 
 # By what it is for; all are set to y.
@@ -46,10 +47,12 @@ def parse_lines(lines: Iterable[str]) -> dict[str, str]:
         match = _SET.match("CONFIG_" + line.strip().removeprefix("CONFIG_"))
         if off is not None:
             found[off[1]] = "n"
-        elif match is not None and match[2]:
+        elif match is not None and _VALUE.fullmatch(match[2]):
             found[match[1]] = match[2]
         else:
-            raise InputError(f"--config {line!r} is no line of a kernel's configuration: as KASAN=y")
+            raise InputError(
+                f'--config {line!r} is no line of a kernel\'s configuration: as KASAN=y, NR_CPUS=8, CMDLINE="nokaslr"'
+            )
     return found
 
 

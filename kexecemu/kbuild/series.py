@@ -138,13 +138,21 @@ def _lay_purgatory(options: Sequence[str], folder: Path) -> None:
             file.write(text.encode())
 
 
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder; InputError for a path that leads out of it, by itself or by a link."""
+    path = folder / name
+    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{name}: leads out of the tree")
+    return path
+
+
 def _create(new: NewFile, tree: Path) -> None:
-    path = tree / new.path
+    path, source = _inside(tree, new.path), _inside(purgatory_sources(), new.source)
     if path.exists():
         raise InputError(f"{new.path}: there already")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        data = read_file(purgatory_sources() / new.source)
+        data = read_file(source)
     except OSError as error:
         raise InputError(f"{new.source}: {error.strerror}") from error
     with replacing(path) as file:
@@ -153,7 +161,7 @@ def _create(new: NewFile, tree: Path) -> None:
 
 
 def _edit(edit: Edit, tree: Path) -> None:
-    path = tree / edit.path
+    path = _inside(tree, edit.path)
     try:
         lines = read_file(path).decode().splitlines(keepends=True)
     except OSError as error:
@@ -188,5 +196,8 @@ def _place(edit: Edit, lines: Sequence[str]) -> tuple[int, int]:
 
 
 def _fitting(pattern: str, lines: Sequence[str], first: int) -> Iterator[int]:
-    fits = re.compile(pattern)
+    try:
+        fits = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{pattern!r} is no pattern: {error}") from error
     return (at for at in range(first, len(lines)) if fits.search(lines[at].rstrip("\n")))

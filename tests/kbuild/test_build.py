@@ -155,6 +155,9 @@ def test_a_tree_that_was_not_edited_to_the_end_is_made_anew(cache: Path, series:
 def test_an_option_that_the_kernel_does_not_take_is_named(cache: Path) -> None:
     with pytest.raises(InputError, match=r"Linux 6\.12 does not take STUCK=n \(is y\)"):
         build_kernel(plan(STUCK="n"), cache, 1)
+    assert not [one for one in kernels_folder(cache).iterdir() if one.is_dir()], (
+        "its tree is of no use to another"
+    )
 
 
 def test_without_a_source_the_command_that_fetches_it_is_told(tmp_path: Path) -> None:
@@ -201,6 +204,14 @@ def test_a_folder_of_make_s_is_a_built_kernel_too_and_an_empty_one_is_none(tmp_p
     assert built.image == tmp_path / "out/arch/arm64/boot/Image"
     assert built.purgatory == tmp_path / "out/arch/arm64/purgatory/purgatory.ro"
     with pytest.raises(InputError, match="no built kernel: it has neither Image nor arch/arm64/boot/Image"):
+        read_built(tmp_path)
+
+
+@pytest.mark.parametrize("told", [b"{bad", b"[1]", b"\xff\xfe", b"[" * 100_000, b""])
+def test_a_damaged_account_of_a_build_is_one_line(tmp_path: Path, told: bytes) -> None:
+    (tmp_path / "Image").write_bytes(b"")
+    (tmp_path / "BUILD.json").write_bytes(told)
+    with pytest.raises(InputError, match=r"BUILD\.json: is damaged: "):
         read_built(tmp_path)
 
 

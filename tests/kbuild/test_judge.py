@@ -68,7 +68,7 @@ def test_rows_are_chosen_by_words_in_their_names(tmp_path: Path) -> None:
     judged = judge_kernel(trial, None, board=False, rows=["nothing", "digest, zeros"])
     assert [one.case for one in judged] == [UNTOUCHED, "stored digest, zeros", "its own digest, zeros"]
     with pytest.raises(
-        InputError, match=r"--row 'initramfs': no row has .*; there are nothing, kernel, first"
+        InputError, match=r"--row 'initramfs': no row has .*; there are 'nothing', 'kernel, first"
     ):
         judge_kernel(trial, None, board=False, rows=["nothing", "initramfs"])
 

@@ -9,11 +9,26 @@ from kexecemu.kbuild.options import fragment, fragment_text, not_taken, parse_li
 
 
 def test_lines_are_taken_as_a_configuration_has_them_with_the_prefix_and_without() -> None:
+    assert parse_lines(["A=m", "A2=-1", "A3=0x1f"]) == {"A": "m", "A2": "-1", "A3": "0x1f"}
     lines = ["KASAN=y", "CONFIG_KCOV=n", "# CONFIG_SMP is not set", ' CMDLINE="a=b c" ']
     assert parse_lines(lines) == {"KASAN": "y", "KCOV": "n", "SMP": "n", "CMDLINE": '"a=b c"'}
 
 
-@pytest.mark.parametrize("line", ["KASAN", "KASAN=", "=y", "# a comment", "KA-SAN=y"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "KASAN",
+        "KASAN=",
+        "=y",
+        "# a comment",
+        "KA-SAN=y",
+        "KASAN=yes",
+        'A="x',
+        'A="x"y"',
+        "A=$(shell true)",
+        "A=y\nB=y",
+    ],
+)
 def test_what_is_no_such_line_is_refused(line: str) -> None:
     with pytest.raises(InputError, match="is no line of a kernel's configuration"):
         parse_lines([line])

@@ -27,6 +27,7 @@ def _tree(tmp_path: Path) -> Path:
     tree = tmp_path / "tree"
     (tree / "kernel").mkdir(parents=True)
     (tree / "kernel/load.c").write_text(_C)
+    (tree / "out").symlink_to(tmp_path)
     return tree
 
 
@@ -73,6 +74,12 @@ def test_an_edit_puts_our_lines_where_its_pattern_fits(tmp_path: Path, place: st
         ('[[new]]\npath = "kernel/load.c"\nsource = "entry.S"\n', "kernel/load.c: there already"),
         ('[[new]]\npath = "kernel/new.c"\nsource = "none.S"\n', "none.S: No such file or directory"),
         ('[[edit]]\npath = "kernel/load.c"\nline = "x"\n', "unknown field `line`"),
+        ('[[new]]\npath = "../new.c"\nsource = "entry.S"\n', "../new.c: leads out of the tree"),
+        ('[[new]]\npath = "/tmp/new.c"\nsource = "entry.S"\n', "/tmp/new.c: leads out of the tree"),
+        ('[[new]]\npath = "new.c"\nsource = "../setup.cfg"\n', "../setup.cfg: leads out of the tree"),
+        ('[[new]]\npath = "out/new.c"\nsource = "entry.S"\n', "out/new.c: leads out of the tree"),
+        ('[[edit]]\npath = "out/load.c"\nlines = "x"\n', "out/load.c: leads out of the tree"),
+        (_edit("before = '('"), "'(' is no pattern: missing )"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path, edits: str, complaint: str) -> None:

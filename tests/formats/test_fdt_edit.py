@@ -59,6 +59,9 @@ _operations: st.SearchStrategy[Operation] = st.one_of(
 )
 
 
+_BAD_VALUE = -15  # FDT_ERR_BADVALUE
+
+
 def _apply(editor: FdtEditor, oracle: object, operation: Operation) -> None:
     """Do the same in both; they must agree on success and on every byte of the buffer."""
     function, args = operation
@@ -74,6 +77,8 @@ def _apply(editor: FdtEditor, oracle: object, operation: Operation) -> None:
         else:
             ours.append(arg)
     result = oracle.call(function, *ours)  # type: ignore[attr-defined]
+    if function == "appendprop_addrrange" and ours[3] == 0 and result == _BAD_VALUE:
+        return  # Debian 12's libfdt reckons UINT32_MAX + 1 in 32 bits; the kernel's does not any more
     try:
         done = getattr(editor, function)(*ours)
     except (FormatError, IndexError):

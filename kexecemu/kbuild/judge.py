@@ -104,7 +104,9 @@ def judge_kernel(
     model = model_replies(path, obj)
     for word in rows:
         if not any(word in name for name in model):
-            raise InputError(f"--row {word!r}: no row has that in its name{there_are(word, map(repr, model))}")
+            raise InputError(
+                f"--row {word!r}: no row has that in its name{there_are(word, map(repr, model))}"
+            )
     found: dict[str, dict[str, list[Reply]]] = {
         name: {"model": one.replies}
         for name, one in model.items()

@@ -16,7 +16,6 @@ from kexecemu.machine.virt import FLASH
 from kexecemu.scenario.purgatory_bench import every_case, model_replies
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
-from kexecemu.suggest import there_are
 
 __all__ = ["PLACES", "Judged", "judge_kernel"]
 
@@ -101,17 +100,8 @@ def judge_kernel(
         raise InputError(
             f"{trial.kernel.folder}: the model needs purgatory.ro, which is not beside the Image"
         )
-    model = model_replies(path, obj)
-    for word in rows:
-        if not any(word in name for name in model):
-            raise InputError(
-                f"--row {word!r}: no row has that in its name{there_are(word, map(repr, model))}"
-            )
-    found: dict[str, dict[str, list[Reply]]] = {
-        name: {"model": one.replies}
-        for name, one in model.items()
-        if not rows or any(word in name for word in rows)
-    }
+    model = model_replies(path, obj, rows)
+    found: dict[str, dict[str, list[Reply]]] = {name: {"model": one.replies} for name, one in model.items()}
     captured: dict[str, bool] = {}
     if board:
         _on_board(trial, found, captured, on_run)

@@ -11,6 +11,7 @@ from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply, more
 from kexecemu.crash.running import run_purgatory
 from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
+from kexecemu.errors import InputError
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.image.kimage import Kimage
@@ -20,6 +21,7 @@ from kexecemu.machine.cpu.access import AccessChecker, Violation
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
+from kexecemu.suggest import there_are
 
 __all__ = [
     "Check",
@@ -193,18 +195,25 @@ class Modelled:
     absent: str
 
 
-def model_replies(path: Path, obj: RelocatableObject, progress: OnCase = lambda: None) -> dict[str, Modelled]:
+def model_replies(path: Path, obj: RelocatableObject, rows: Sequence[str] = ()) -> dict[str, Modelled]:
     """What the model says of each row of every_case(), for a purgatory that kexec_file_load takes.
 
-    Raises KexecError when the load is refused.
+    rows are words: a row is run that has one of them in its name, all of them if there are none. Raises KexecError when
+    the load is refused, InputError for a word that no row has.
     """
     bench = _Bench(path, obj, "kernel", _NO_OPTIONS)
     kernel, image, loaded = bench.load()
+    every = every_case(kernel.ram, image, obj, loaded)
+    for word in rows:
+        if not any(word in case.name for case in every):
+            names = [repr(case.name) for case in every]
+            raise InputError(f"--row {word!r}: no row has that in its name{there_are(word, names)}")
     found = {}
-    for case in every_case(kernel.ram, image, obj, loaded):
+    for case in every:
+        if rows and not any(word in case.name for word in rows):
+            continue
         ends = [bench.reply(faults) for faults in case.runs]
         found[case.name] = Modelled([reply for reply, _ in ends], [at for _, at in ends], case.absent)
-        progress()
     return found
 
 

@@ -50,12 +50,15 @@ def intact(built: BuiltKernel, machine: QemuMachine) -> str:
     return f"{end.outcome.value}, {end.reply.value}, dump {end.dump}, {end.stood}"
 
 
-def stamped(built: BuiltKernel, machine: QemuMachine, jobs: int) -> tuple[int, list[str]]:
-    """How many words were stamped on, and which did not end as the model says."""
-    assert built.purgatory is not None
+def words_of(built: BuiltKernel) -> list[str]:
+    """The rows with a word each."""
     obj = built.built_in()
-    assert obj is not None
-    rows = [name for name in model_replies(built.purgatory, obj) if name != CODE]
+    assert built.purgatory is not None and obj is not None
+    return [name for name in model_replies(built.purgatory, obj) if name != CODE]
+
+
+def stamped(built: BuiltKernel, machine: QemuMachine, rows: list[str], jobs: int) -> tuple[int, list[str]]:
+    """How many words were stamped on, and which did not end as the model says."""
     judged = judge_kernel(Trial(built, cpus=machine.cpus), machine, board=False, jobs=jobs, rows=rows)
     judged = [one for one in judged if one.case not in (CODE, UNTOUCHED) and one.replies["model"]]
     bad = [f"{one.case}: {[r.value for r in one.replies['qemu']]}" for one in judged if one.differs]
@@ -89,10 +92,10 @@ def main() -> int:
                 failed += bool(wrong)
         if options.intact:
             continue
-        turns = itertools.cycle(numbers)
+        turns, rows = itertools.cycle(numbers), words_of(built)
         for machine in machines([1], pages):
             machine = QemuMachine(machine.cpu, machine.el, next(turns))
-            count, bad = stamped(built, machine, options.jobs)
+            count, bad = stamped(built, machine, rows, options.jobs)
             print(
                 f"{version} {pages} {machine.text}: {count} words, {len(bad)} not as the model says",
                 flush=True,

@@ -13,12 +13,9 @@ def main() -> int:
     if hears:
         # Nothing is open yet, and an exception in the middle of an import may be swallowed or dressed up there.
         signal.signal(signal.SIGINT, _at_once)
-    from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
-
-    if hears:
-        signal.signal(signal.SIGINT, lambda *_: leave())
     from kexecemu.cli import main as command_line
     from kexecemu.commands.streams import open_closed
+    from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
 
     open_closed()  # before anything else is opened, and gets one of their numbers
     try:
@@ -29,7 +26,7 @@ def main() -> int:
                 status = command_line()
             finally:
                 if hears:
-                    signal.signal(signal.SIGINT, lambda *_: leave())
+                    signal.signal(signal.SIGINT, _at_once)
             if status == INTERRUPTED:
                 # Python's own end may wait for threads, and ends by the signal whatever status it is given where
                 # KeyboardInterrupt came out of an exec(), of which dataclasses has some.
@@ -41,6 +38,7 @@ def main() -> int:
 
 
 def _at_once(*_: object) -> None:
+    """What leave() does where nothing is to be undone, and before it can be imported."""
     os.write(2, b"kexecemu: interrupted\n")
     os._exit(130)
 

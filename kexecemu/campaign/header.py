@@ -21,9 +21,9 @@ _IDENTITY = "version protection purgatory seed faults sampler population config_
 class Header:
     """What a campaign is. Two with the same identity have the same table when they are done.
 
-    strata are those of the fault space in order: where, kind, model, by,
-    moment, size; areas its places: name, phys start, phys end, kind. scenario is how the user named it, options
-    what they gave to change it, source its text, name its sentence: they are for people.
+    strata are those of the fault space in order: where, kind, model, by, moment, size; areas its places: name, phys
+    start, phys end, kind. scenario is how the user named it, options what they gave to change it, source its text,
+    name its sentence: they are for people.
     """
 
     version: str

@@ -10,7 +10,7 @@ from kexecemu.linux.first_boot import WAITING, LinuxSetup, first_cmdline, first_
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_purgatory import built_in_purgatory
-from kexecemu.linux.first_records import crash_kernel, split_records
+from kexecemu.linux.first_records import crash_kernel, last_words, split_records
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
@@ -38,8 +38,8 @@ def loaded_in(qemu: Qemu, setup: LinuxSetup) -> Loaded:
     """
     hit = qemu.wait_for((f"{WAITING}\n", "first: end: ", PANIC_END), LIMIT_SECONDS)
     if hit is None or WAITING not in hit:
-        why = qemu.trouble if qemu.ended else last_line(qemu.console)
-        raise InputError(f"the kernel has loaded no crash kernel: {why or 'it said nothing'}")
+        why = qemu.trouble if qemu.ended else ""
+        raise InputError(f"the kernel has loaded no crash kernel: {why or last_words(qemu.console)}")
     records = split_records(qemu.console)
     region, _ = crash_kernel(records.get("iomem.txt", ""))
     if region is None:

@@ -10,7 +10,7 @@ from kexecemu.linux.first_boot import WAITING, LinuxSetup, first_cmdline, first_
 from kexecemu.linux.first_found import find_load
 from kexecemu.linux.first_load import read_load
 from kexecemu.linux.first_purgatory import built_in_purgatory
-from kexecemu.linux.first_records import crash_kernel, last_words, split_records
+from kexecemu.linux.first_records import believed, crash_kernel, last_words, split_records
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
@@ -40,18 +40,18 @@ def loaded_in(qemu: Qemu, setup: LinuxSetup) -> Loaded:
     if hit is None or WAITING not in hit:
         why = qemu.trouble if qemu.ended else ""
         raise InputError(f"the kernel has loaded no crash kernel: {why or last_words(qemu.console)}")
-    records = split_records(qemu.console)
-    region, _ = crash_kernel(records.get("iomem.txt", ""))
-    if region is None:
-        raise InputError("the kernel has reserved no crashkernel memory")
-    ram = Ram([PhysRange.of(RAM_BASE, int(str(setup.ram).removesuffix("M")) << 20)])
+    with believed():
+        region, _ = crash_kernel(split_records(qemu.console).get("iomem.txt", ""))
+        if region is None:
+            raise InputError("the kernel has reserved no crashkernel memory")
+        ram = Ram([PhysRange.of(RAM_BASE, int(str(setup.ram).removesuffix("M")) << 20)])
     qemu.copy_memory(region, ram)
-    page_size = first_page_size(setup.image)
-    obj = built_in_purgatory(setup.image)
-    said = find_load(ram, region, setup.crash_image, page_size, obj)
-    files = {"kernel": setup.crash_image, "initrd": setup.crash_initrd}
-    checks = obj is not None
-    image = read_load(ram, said, files, region, page_size=page_size, checks=checks, built_in=obj)
+    with believed():
+        page_size, obj = first_page_size(setup.image), built_in_purgatory(setup.image)
+        said = find_load(ram, region, setup.crash_image, page_size, obj)
+        files = {"kernel": setup.crash_image, "initrd": setup.crash_initrd}
+        checks = obj is not None
+        image = read_load(ram, said, files, region, page_size=page_size, checks=checks, built_in=obj)
     return Loaded(ram, region, image, obj)
 
 

@@ -39,7 +39,7 @@
 
 	/* With PURGATORY_POLICY_RETURN it has jumped here, not called. */
 	.macro	caller_gets_answer
-	cmp	x0, #2			// RETURN_TO_CALLER
+	cmp	x0, #RETURN_TO_CALLER
 	b.ne	.Lstop
 	mov	x0, #1
 	b	leave

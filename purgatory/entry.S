@@ -11,12 +11,11 @@
 
 /* On the stack, from sp on: VBAR, SCTLR; device tree, SP of this EL; and a caller's state. */
 #define FRAME_DTB	16
-#define FRAME_SIZE	(32 + CALLER_SIZE)
-
 #ifdef PURGATORY_CALLER
 #include "caller.h"
+#define FRAME_SIZE	(32 + CALLER_SIZE)
 #else
-#define CALLER_SIZE	0
+#define FRAME_SIZE	32
 
 	.macro	caller_keeps_return_address
 	.endm

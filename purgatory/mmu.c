@@ -11,7 +11,9 @@
 #include "el.h"
 #include "options.h"
 
+#ifndef __KERNEL__
 __kexec_purgatory u64 purgatory_no_mmu;
+#endif
 
 #define PTE_VALID		BIT(0)
 #define PTE_TABLE		BIT(1)	/* at the last level: a page */
@@ -137,7 +139,11 @@ static int build_map(int writable)
 	u64 *top;
 	int i;
 
-	if (purgatory_no_mmu || granule_4k > 1)
+#ifndef __KERNEL__
+	if (purgatory_no_mmu)
+		return 0;
+#endif
+	if (granule_4k > 1)
 		return 0;
 	if (at_plain_el2()) {
 		normal |= PTE_AP1;

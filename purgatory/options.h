@@ -30,6 +30,7 @@
 
 #if defined(PURGATORY_POLICY) || defined(PURGATORY_EARLY)
 #define PURGATORY_CALLER	1	/* somebody waits for an answer: caller.h */
+#define RETURN_TO_CALLER	2	/* and gets it: beside START_KERNEL and STOP */
 #endif
 #if defined(PURGATORY_CALLER) || defined(PURGATORY_REPORT) || defined(PURGATORY_RECORD)
 #define PURGATORY_TRAP		1	/* an exception does more than stop: trap.S, trap.c */
@@ -52,8 +53,10 @@
 #endif
 
 #ifdef PURGATORY_CACHES
-/* Not 0: leave MMU and caches off. */
+#ifndef __KERNEL__
+/* Not 0: leave MMU and caches off. In Linux that is Kconfig's to say. */
 extern u64 purgatory_no_mmu;
+#endif
 
 /* Build the identity map; if it cannot be done, caches_on() does nothing. */
 void caches_prepare(int writable);
@@ -88,8 +91,10 @@ static inline void caches_begin(void) { }
 #endif
 
 #ifdef PURGATORY_SHA2
-/* Not 0: do without the SHA-2 instructions. */
+#ifndef __KERNEL__
+/* Not 0: do without the SHA-2 instructions. In Linux that is Kconfig's to say. */
 extern u64 purgatory_no_crypto;
+#endif
 
 /* They may be used in between, where the CPU has them. */
 void sha2_begin(void);

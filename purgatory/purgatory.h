@@ -60,7 +60,7 @@ extern u8 purgatory_self_digest[SHA256_DIGEST_SIZE];
 #define PURGATORY_DTB		BIT(17)	/* x0 is not purgatory_dtb */
 
 /* What entry.S does with an answer. */
-enum { START_KERNEL = 0, STOP = 1, RETURN_TO_CALLER = 2 };
+enum { START_KERNEL = 0, STOP = 1 };
 
 /* entry.S: a page of its own begins at purgatory_data where there is a map */
 extern const u8 purgatory_start[], purgatory_data[], purgatory_data_end[], purgatory_end[];

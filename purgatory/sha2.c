@@ -9,7 +9,9 @@
 #include "sha256-k.h"
 #endif
 
+#ifndef __KERNEL__
 __kexec_purgatory u64 purgatory_no_crypto;
+#endif
 
 u32 sha2_in_use __purgatory_data;
 
@@ -22,7 +24,11 @@ void sha2_begin(void)
 	u64 sha2 = sysreg_read(id_aa64isar0_el1) >> 12 & 0xf;
 
 	sha2_in_use = 0;
-	if (purgatory_no_crypto || !sha2)
+#ifndef __KERNEL__
+	if (purgatory_no_crypto)
+		return;
+#endif
+	if (!sha2)
 		return;
 #ifdef PURGATORY_EARLY
 	/* Only 128 bits of their vectors would come back, and no streaming mode. */

@@ -13,6 +13,7 @@ from kexecemu.commands.help import HelpfulGroup, add_command
 from kexecemu.commands.kernel_given import (
     BUILDING,
     ByOption,
+    CmdlineOption,
     CompilerOption,
     ConfigOption,
     CpuOption,
@@ -137,6 +138,7 @@ def boot(
     el: ElOption = "el1",
     cpus: CpusOption = 1,
     kaslr: KaslrOption = True,
+    cmdline: CmdlineOption = "",
     series: SeriesOption = None,
     pages: PagesOption = "4k",
     config: ConfigOption = None,
@@ -148,7 +150,7 @@ def boot(
     """Boot, load once more by kexec_file_load, panic, say what came of it: exit status 1 without a true dump."""
     machine = machine_given(on, cpu, el, cpus)
     built = built_kernel(kernel, series, pages, config, compiler)
-    end = _tried(built, machine, cpus, kaslr, [], json, hearing(verbose, raw_console))
+    end = _tried(built, machine, cpus, kaslr, cmdline, [], json, hearing(verbose, raw_console))
     raise typer.Exit(0 if end.captured and end.reply.value == "boots" else 1)
 
 
@@ -162,6 +164,7 @@ def stamp(
     el: ElOption = "el1",
     cpus: CpusOption = 1,
     kaslr: KaslrOption = True,
+    cmdline: CmdlineOption = "",
     series: SeriesOption = None,
     pages: PagesOption = "4k",
     config: ConfigOption = None,
@@ -185,7 +188,7 @@ def stamp(
     if by == "cpu" and machine is None:
         raise InputError("--by cpu: a store by the kernel's own linear map is for QEMU")
     built = built_kernel(kernel, series, pages, config, compiler)
-    end = _tried(built, machine, cpus, kaslr, faults, json, hearing(verbose, raw_console))
+    end = _tried(built, machine, cpus, kaslr, cmdline, faults, json, hearing(verbose, raw_console))
     if expect is not None and end.reply.value != expect:
         say_line(f"not as expected: {end.reply.value}, not {expect}")
         raise typer.Exit(1)
@@ -196,6 +199,7 @@ def _tried(
     machine: "QemuMachine | None",
     cpus: int,
     kaslr: bool,
+    cmdline: str,
     faults: "list[Fault]",
     json: bool,
     hear: Callable[[bytes], None] | None,
@@ -207,7 +211,7 @@ def _tried(
     from kexecemu.report.kernel_trial import trial_text
     from kexecemu.report.progress import LINUX_PARTS, progress_bar
 
-    trial = Trial(built, cpus=cpus, kaslr=kaslr)
+    trial = Trial(built, cpus=cpus, kaslr=kaslr, words=cmdline)
     try:
         if machine is None:
             with (

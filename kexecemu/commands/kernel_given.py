@@ -24,6 +24,7 @@ __all__ = [
     "BOOTING",
     "BUILDING",
     "ByOption",
+    "CmdlineOption",
     "CompilerOption",
     "ConfigOption",
     "CpuOption",
@@ -43,6 +44,7 @@ _PAGES = "Size of a page: 4k, 16k or 64k."
 _CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
 _COMPILER = "gcc or clang."
 _ON = "qemu, or board: our own."
+_CMDLINE = "Words for the first kernel's command line, as rodata=noalias."
 _EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
 _CPU = "max, neoverse-v1, cortex-a57, or neoverse-v3: max by another name. QEMU only."
 _WRITE = "Write these bytes there after the load, as initrd+0x1000=deadbeef. Repeatable."
@@ -61,6 +63,7 @@ CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, pa
 KaslrOption = Annotated[
     bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
 ]
+CmdlineOption = Annotated[str, option("--cmdline", _CMDLINE, "TEXT", BOOTING)]
 OnOption = Annotated[str, option("--on", _ON, "WHERE", BOOTING)]
 WriteOption = Annotated[list[str], option("--write", _WRITE, "TARGET=HEX")]
 ByOption = Annotated[str, option("--by", _BY, "WHO")]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from kexecemu.commands.kernel_given import SeriesOption, VersionArgument, failed
+from kexecemu.commands.kernel_given import SeriesOption, VersionArgument, counted, failed
 from kexecemu.commands.options import option
 from kexecemu.commands.outputs import Written, check_folder
 from kexecemu.errors import BuildError, InputError
@@ -57,7 +57,8 @@ def patches(
     if not check:
         written.exit()
     try:
-        complaints = checkpatch(made, source)
+        with counted("checkpatch", f"of {len(made)}") as each:
+            complaints = checkpatch(made, source, each)
     except BuildError as error:
         raise failed("patches", error) from error
     wrong = [one for one in complaints if not one.reason]

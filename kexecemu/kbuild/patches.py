@@ -4,7 +4,7 @@ import difflib
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,13 +88,20 @@ def make_patches(series: Path, version: str, source: Mapping[str, bytes], author
     if cover.is_file():
         subject, _, body = cover.read_text().partition("\n\n")
         listed = "\n".join(f"  {step.subject}" for step in steps)
-        text = f"{_head(author, f'[PATCH 0/{total}] {subject}')}{body.rstrip()}\n\n{listed}\n\n{_stat(whole, after)}\n"
+        base = f"For Linux {version}, as Debian's linux-source has it."
+        head = _head(author, f"[PATCH 0/{total}] {subject}")
+        text = f"{head}{body.rstrip()}\n\n{base}\n\n{listed}\n\n{_stat(whole, after)}\n"
         patches.insert(0, Patch("0000-cover-letter.patch", text))
     return patches
 
 
-def checkpatch(patches: Sequence[Patch], source: Mapping[str, bytes]) -> list[Complaint]:
-    """What the source's own checkpatch.pl --strict says of each; BuildError where it cannot be run (it is in Perl)."""
+def checkpatch(
+    patches: Sequence[Patch], source: Mapping[str, bytes], each: Callable[[], None] = lambda: None
+) -> list[Complaint]:
+    """What the source's own checkpatch.pl --strict says of each; BuildError where it cannot be run (it is in Perl).
+
+    each is called before a patch: they take seconds.
+    """
     complaints = []
     with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
         tree = Path(name)
@@ -102,6 +109,7 @@ def checkpatch(patches: Sequence[Patch], source: Mapping[str, bytes]) -> list[Co
         for patch in patches:
             if patch.name.startswith("0000"):
                 continue
+            each()
             (tree / patch.name).write_text(patch.text)
             complaints += [Complaint(line, _reason(line)) for line in _complaints(tree, patch.name)]
     return complaints

@@ -31,7 +31,6 @@ from kexecemu.suggest import there_are
 __all__ = ["Loaded", "Trial", "TrialEnd", "WhatIsWritten", "place_of", "setup_of", "trial_end"]
 
 _RAM, _CRASHKERNEL = "512M", "192M"
-_UART = "0x9000000"
 
 
 @shown()
@@ -131,7 +130,6 @@ def setup_of(trial: Trial) -> LinuxSetup:
     programs = fetched_programs()
     words = [
         f"crashkernel={_CRASHKERNEL}",
-        f"purgatory_uart={_UART}",
         trial.words,
         "" if trial.kaslr else "nokaslr",
     ]

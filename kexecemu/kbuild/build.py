@@ -21,7 +21,7 @@ from kexecemu.errors import BuildError, InputError
 from kexecemu.files import replace_file
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kbuild.options import fragment_text, not_taken, with_defaults
-from kexecemu.kbuild.series import apply_series, series_path
+from kexecemu.kbuild.series import apply_series, read_step, series_path
 from kexecemu.kbuild.source import find_source, package_of, unpack_source
 from kexecemu.kbuild.toolchain import Toolchain
 from kexecemu.linux.first_purgatory import built_in_purgatory
@@ -86,17 +86,20 @@ class BuiltKernel:
 
 
 def series_digest(series: tuple[Path, ...]) -> str:
-    """SHA-256 over a series' steps, and over the purgatory's sources, which they take files from; "" without one."""
+    """SHA-256 over a series' steps, and over the purgatory's sources, which they take files from; "" without one.
+
+    InputError for a step that is none.
+    """
     if not series:
         return ""
     ours = series_path().parent.parent
+    steps = [path for one in series for path in sorted(one.glob("*.toml"))]
     sources = [one for one in sorted(ours.glob("*")) if one.suffix in _SOURCES]
+    sources += sorted((ours / "linux/files").glob("*"))
+    named = {ours / new.source for path in steps for new in read_step(path).new}
+    sources += sorted(path for path in named.difference(sources) if path.is_file())
     digest = hashlib.sha256()
-    for path in [
-        *(path for one in series for path in sorted(one.glob("*.toml"))),
-        *sources,
-        *sorted((ours / "linux/files").glob("*")),
-    ]:
+    for path in [*steps, *sources]:
         data = path.read_bytes()
         digest.update(f"\0{path.name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 The remote serial protocol is in GDB's manual (appendix E); physical memory is QEMU's extension Qqemu.PhyMemMode.
 """
 
+import os
 import re
 import select
 import socket
@@ -56,7 +57,12 @@ class GdbStub:
 
     def __init__(self, path: Path, idle: Callable[[], object] = lambda: None) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
+        # A socket's path has room for about 100 characters.
+        folder = os.open(path.parent, os.O_PATH)
+        try:
+            self._socket.connect(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
         self._read, self._idle = b"", idle
         self._system: dict[str, int] | None = None
         self._stopped = 0

@@ -76,7 +76,8 @@ def run_in_qemu(
         if disk is not None:
             with open(disk, "wb") as file:
                 file.truncate(1 << 30)
-            command += ["-drive", f"file={disk},format=raw,if=none,id=dump"]
+            path = str(disk).replace(",", ",,")
+            command += ["-drive", f"file={path},format=raw,if=none,id=dump"]
             command += ["-device", "virtio-blk-device,drive=dump"]
         with Qemu(command, hear or (lambda data: None)) as qemu:
             return _Run(qemu, loaded_in(qemu, setup), disk).follow(written)

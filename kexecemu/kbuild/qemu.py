@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,7 +88,7 @@ def find_qemu() -> Path:
     found = cached("qemu") or shutil.which("qemu-system-aarch64")
     if found is None:
         raise InputError("there is no qemu-system-aarch64: run kexecemu fetch qemu")
-    return Path(found)
+    return Path(found).absolute()
 
 
 def restored_words(path: Path) -> list[str]:
@@ -100,10 +100,8 @@ class Qemu:
     """A running QEMU. console is what it has printed so far; hear() gets each piece of that."""
 
     def __init__(self, command: Sequence[str], hear: Callable[[bytes], object] = lambda data: None) -> None:
-        # A socket's path has room for about 100 characters.
         self._folder = tempfile.TemporaryDirectory(prefix="kexecemu-qemu-")
         self.folder = Path(self._folder.name)
-        stub = f"unix:{self.folder / 'gdb'},server=on,wait=off"
         self._hear, self._output = hear, b""
         self._gdb: GdbStub | None = None
         self._running = ExitStack()
@@ -111,7 +109,9 @@ class Qemu:
             self._running.enter_context(undoing(self._folder.cleanup))
             self._process = self._running.enter_context(
                 child(
-                    [*command, "-serial", "stdio", "-gdb", stub],
+                    # It lives in that folder, since its words for files take neither every character nor a long path.
+                    [*command, "-serial", "stdio", "-gdb", "unix:gdb,server=on,wait=off"],
+                    cwd=self.folder,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
@@ -190,23 +190,30 @@ class Qemu:
                 time.sleep(0.05)
         return self._gdb
 
-    def copy_memory(self, area: PhysRange, ram: Ram) -> None:
-        """Physical memory of the stopped machine into the same place of a RAM of ours."""
+    @contextmanager
+    def saved_memory(self, area: PhysRange) -> Iterator[Path]:
+        """Physical memory of the stopped machine, in a file that goes afterwards. MachineError where it is not."""
         path = self.folder / "memory"
-        said = self.gdb.monitor(f'pmemsave {area.start:#x} {area.size:#x} "{path}"')
+        said = self.gdb.monitor(f"pmemsave {area.start:#x} {area.size:#x} {path.name}")
         if not path.exists() or path.stat().st_size != area.size:
             raise MachineError(f"QEMU does not save its memory at {area}: {said.strip()}")
-        ram.write(area.start, path.read_bytes())
+        yield path
         path.unlink()
+
+    def copy_memory(self, area: PhysRange, ram: Ram) -> None:
+        """Physical memory of the stopped machine into the same place of a RAM of ours."""
+        with self.saved_memory(area) as path:
+            ram.write(area.start, path.read_bytes())
 
     def save_state(self, path: Path) -> None:
         """The stopped machine into a file. It does not go on afterwards. MachineError where QEMU cannot."""
-        said = self.gdb.monitor(f'migrate -d "exec:cat > {shlex.quote(str(path))}"')
+        said = self.gdb.monitor('migrate -d "exec:cat > state"')
         end = time.monotonic() + _STATE_SECONDS
         while "completed" not in (told := self.gdb.monitor("info migrate")):
             if "failed" in told or said.startswith("Error") or time.monotonic() > end:
                 raise MachineError(f"QEMU does not save its state: {' '.join((said + told).split())}")
             time.sleep(0.02)
+        shutil.move(self.folder / "state", path)
 
     def wait_for_state(self) -> None:
         """Until what restored_words() names is here; the machine is stopped then."""

@@ -24,12 +24,10 @@ def dump_loads(qemu: Qemu, image: Kimage) -> MemoryHeld:
     assert core is not None
     headers = parse_core_header(bytes(core.buf)).program_headers
     areas = [PhysRange.of(one.paddr, one.memsz) for one in headers if one.type == PT_LOAD]
-    path, found = qemu.folder / "area", []
+    found = []
     for area in areas:
-        qemu.gdb.monitor(f'pmemsave {area.start:#x} {area.size:#x} "{path}"')
-        with open(path, "rb") as file:
+        with qemu.saved_memory(area) as path, open(path, "rb") as file:
             found.append((area, hashlib.file_digest(file, "sha256").hexdigest()))
-        path.unlink()
     return found
 
 

@@ -19,7 +19,7 @@ from kexecemu.guests.purgatory import chosen_options, files_of
 from kexecemu.guests.unifdef import without_options
 
 __all__ = ["Edit", "NewFile", "Step", "apply_series", "apply_step", "find_series", "read_series"]
-__all__ += ["series_path"]
+__all__ += ["read_step", "series_path"]
 
 
 class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +86,7 @@ def read_series(series: Path, version: str) -> list[Step]:
     paths = sorted(series.glob("*.toml"))
     if not paths:
         raise InputError(f"{series}: no series: it has no *.toml")
-    steps = [step for step in map(_read, paths) if _is_for(version, step.versions)]
+    steps = [step for step in map(read_step, paths) if _is_for(version, step.versions)]
     if not steps:
         raise InputError(f"{series.name}: no step of this series is for Linux {version}")
     return steps
@@ -116,7 +116,8 @@ def apply_step(step: Step, version: str, tree: Path) -> None:
             _edit(edit, tree)
 
 
-def _read(path: Path) -> Step:
+def read_step(path: Path) -> Step:
+    """One file of a series; InputError for one that is none."""
     try:
         return msgspec.convert(toml_table(read_file(path).decode()), Step)
     except (OSError, InputError, UnicodeDecodeError, msgspec.ValidationError) as error:

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from kexecemu.errors import BuildError, InputError
-from kexecemu.kbuild.build import BuildPlan, build_kernel, find_built, kernels_folder, read_built, work_folder
+from kexecemu.kbuild.build import (
+    BuildPlan,
+    build_kernel,
+    find_built,
+    kernels_folder,
+    read_built,
+    series_digest,
+    work_folder,
+)
 from kexecemu.kbuild.source import find_source
 from kexecemu.kbuild.toolchain import Toolchain
 
@@ -109,6 +117,20 @@ def test_each_of_series_options_compiler_and_package_makes_another_kernel(cache:
     keys.append(plan().key(cache))
     assert len(set(keys)) == len(keys)
     assert all(key.startswith("6.12-") for key in keys)
+
+
+def test_a_file_that_a_step_takes_makes_another_kernel_wherever_it_is(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kexecemu.kbuild.build.series_path", lambda: tmp_path / "linux/purgatory")
+    step = series / "02-taken.toml"
+    step.write_text('subject = "a: b"\nbody = "c"\n[[new]]\npath = "taken"\nsource = "more/taken.txt"\n')
+    missing = series_digest((series,))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/taken.txt").write_text("one")
+    one = series_digest((series,))
+    (tmp_path / "more/taken.txt").write_text("two")
+    assert len({missing, one, series_digest((series,))}) == 3
 
 
 def test_what_is_there_is_not_built_again(

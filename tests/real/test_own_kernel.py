@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def test_a_saved_state_goes_on_as_a_boot_does(cpu: str, el: str, cpus: int) -> N
         assert {one.image.start for one in found} == {runs.loaded.image.start}
         assert {one.release for one in found} == {found[0].release} != {""}
     assert found[0].captured and run_in_qemu(trial, machine, dma("initrd+0x1000")).outcome == found[1].outcome
+
+
+def test_any_folder_will_do_for_what_is_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's own words for files know commas, quotes and backslashes; a socket's path ends at 107 characters."""
+    folder = tmp_path / ", ' \" \\ %s $x" / ("long" * 30)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert run_in_qemu(Trial(built()), QemuMachine(), dma()).dump
+    with qemu_runs(Trial(built(), dump=False), QemuMachine()) as runs:
+        assert runs.run(dma("initrd+0x1000")).outcome.value == "detected"
+    assert not list(folder.iterdir())
 
 
 def test_what_nobody_needs_harms_nobody() -> None:

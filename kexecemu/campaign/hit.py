@@ -89,7 +89,7 @@ class Hits:
     def is_checked_early(self, area: PhysRange) -> bool:
         """It is hashed, and all that the crash path does with it is to have it hashed, by the purgatory, early."""
         golden, purgatory = self._golden, self._victim.image.segment("purgatory")
-        if purgatory is None or not golden.early_check or self.hash.place_of(area) is None:
+        if purgatory is None or self.hash.place_of(area) is None:
             return False
         began = golden.in_panic.first_read(purgatory.area)
         return golden.in_panic.of(area) is First.READ and 0 <= began < golden.in_panic.first_read(area)

@@ -14,7 +14,7 @@ from stray_faults import Marksman, fault, scenario, start
 
 from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.fault import CampaignFault, Decided, How
-from kexecemu.campaign.hit import cut
+from kexecemu.campaign.hit import Hits, cut
 from kexecemu.campaign.plan import can_write
 from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
@@ -307,7 +307,7 @@ def test_who_writes_and_when_decides_whatever_is_known_of_the_bytes(protection: 
         engine.close()
 
 
-@pytest.mark.parametrize("moment", ["after-load", "during-panic", "after-check"])
+@pytest.mark.parametrize("moment", ["after-load", "during-panic", "after-check", "capture-1000"])
 @pytest.mark.parametrize("options", [{}, {"EARLY_CHECK": "y"}], ids=["late check", "early check"])
 def test_the_same_value_is_that_of_the_moment(options: dict[str, str], moment: str) -> None:
     """Control pages, vmcoreinfo's copy and the purgatory are written on the way: not hashed, so never checked either.
@@ -315,6 +315,8 @@ def test_the_same_value_is_that_of_the_moment(options: dict[str, str], moment: s
     Of each the first and the last byte, and those that a moment has otherwise than the one before it.
     """
     engine = start(scenario(options))
+    assert engine.space.places is not None
+    hits = Hits(engine.victim, engine.space.places)
     golden, purgatory = engine.golden, engine.image.segment("purgatory")
     assert purgatory is not None
     copy = PhysRange.of(engine.image.vmcoreinfo_safecopy, 4096)
@@ -334,6 +336,8 @@ def test_the_same_value_is_that_of_the_moment(options: dict[str, str], moment: s
                     decided = both(engine, f"dma.byte.{value:x}.crashkernel+{offset:x}.{moment}")
                     (injection,) = engine.victim.end.injections
                     assert decided.how is not How.SAME_VALUE or not injection.changed, decided.fault.id
+                    hit = hits.of(decided.fault)
+                    assert not hits.is_known(hit) or hit.before == injection.before, decided.fault.id
         # Some of it does change after the load, and on the way through the check.
         assert seen["True 1"] and seen["False 2"]
     finally:

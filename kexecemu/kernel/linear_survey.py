@@ -125,7 +125,8 @@ def _survey(
     page = config.page_size
     memstart = memstart_addr(banks[0].start, page)
     space = AddressSpace(memstart, load_vmlinux().virt("_text"), layout.text, layout.end - layout.text)
-    memblock = arm64_memblock_init(dtb, dtb_phys, cmdline, space, layout, config)
+    said: list[str] = []
+    memblock, dynamic = arm64_memblock_init(dtb, dtb_phys, cmdline, space, layout, config, said.append)
     fmt = TableFormat(granule_of(page), space.va_bits)
 
     def alloc_tables(count: int) -> None:
@@ -135,8 +136,9 @@ def _survey(
     # The root is static in the kernel image. Nothing of the image is in RAM here, so its first page of text will do.
     tables = PageTables(ram, fmt, layout.stext, lambda: alloc_table(memblock, page))
     counted = CountedTables(fmt, alloc_tables)
-    said: list[str] = []
-    arch = setup_memory(memblock, cmdline, config, space, layout, tables if build else counted, said.append)
+    arch = setup_memory(
+        memblock, cmdline, config, space, layout, tables if build else counted, dtb, dynamic, said.append
+    )
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only the reservation is of interest here.
     messages = tuple(line for line in said if "crashkernel" in line)

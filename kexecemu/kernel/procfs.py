@@ -48,14 +48,15 @@ def _system_ram(state: KernelState) -> list[_Resource]:
     for area in subtract(memblock.memory, memblock.nomap):
         region = _Resource(area, "System RAM")
         region.children = [_Resource(part, name) for part, name in fixed if area.covers(part)]
-        taken = [child.area for child in region.children]
+        regions.append(region)
+    regions += [_Resource(area, "reserved") for area in memblock.nomap_memory()]
+    for region in regions:
+        area, taken = region.area, [child.area for child in region.children]
         for reserved in memblock.reserved:
             whole = PhysRange(reserved.start // page * page, -(-reserved.end // page) * page)
             if whole.overlaps(area):
                 inside = PhysRange(max(whole.start, area.start), min(whole.end, area.end))
                 region.children += [_Resource(part, "reserved") for part in subtract([inside], taken)]
-        regions.append(region)
-    regions += [_Resource(area, "reserved") for area in memblock.nomap]
     return regions
 
 

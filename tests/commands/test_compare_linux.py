@@ -28,13 +28,15 @@ def vmcoreinfo(version: str) -> str:
     ("release", "era"),
     [
         ("6.1.0-56-cloud-arm64", Era.V6_1),
-        ("6.3.13", Era.V6_1),
+        ("6.3.13", Era.V6_2),
         ("5.10.0", Era.V6_1),
         ("6.4-rc1", Era.V6_4),
-        ("6.6.99", Era.V6_4),
-        ("6.7.0", Era.V6_12),
+        ("6.6.99", Era.V6_6),
+        ("6.11.0", Era.V6_7),
         ("6.12.118+deb13-cloud-arm64", Era.V6_12),
-        ("7.0", Era.V6_12),
+        ("6.19", Era.V6_18),
+        ("7.2.13", Era.V7_0),
+        ("7.3.4+deb13-cloud-arm64", Era.V7_3),
     ],
 )
 def test_the_era_is_the_releases(release: str, era: Era) -> None:

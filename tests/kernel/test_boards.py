@@ -217,19 +217,3 @@ def test_a_memory_node_that_promises_more_ram_than_there_is_is_no_traceback() ->
     dtb = virt_device_tree([PhysRange.of(GIB, GIB)], 1, UART)
     with pytest.raises((InputError, MachineError)):
         boot(ram=[BANK], dtb=dtb)
-
-
-def test_a_reserved_memory_node_is_kept_out_of_the_crash_region_and_no_map_out_of_the_map() -> None:
-    editor = FdtEditor(virt_device_tree([BANK], 1, UART), 8192)
-    parent = editor.add_subnode(0, "reserved-memory")
-    editor.setprop(parent, "#address-cells", cells(2))
-    editor.setprop(parent, "#size-cells", cells(2))
-    node = editor.add_subnode(parent, "firmware@4a000000")
-    editor.setprop(node, "reg", cells(0, 0x4A000000, 0, 0x4000000))
-    editor.setprop(node, "no-map", b"")
-    editor.pack()
-    kernel = boot(cmdline="crashkernel=64M", ram=[BANK], dtb=bytes(editor.data))
-    firmware = PhysRange.of(0x4A000000, 0x4000000)
-    assert kernel.crashk_res is None or not kernel.crashk_res.overlaps(firmware)
-    assert kernel.tables.walk(kernel.space.linear_virt(0x4A001000)).phys is None
-    assert kernel.tables.walk(kernel.space.linear_virt(0x49FFF000)).phys == 0x49FFF000

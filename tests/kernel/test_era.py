@@ -15,14 +15,17 @@ import pytest
 
 import kexecemu
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.era import Era, Rules
+from kexecemu.kernel.base.era import CHANGES, Era, Rules
 
 PACKAGE = Path(kexecemu.__file__).parent
 
 # What somebody writes who adds an era, and what they want to know of it then.
-ENTRY = """    V9_9 = ("9.9", (9, 9), "a kernel to come", {"file_load_flags": 0x1F})
+ENTRY = """    V9_9 = ("9.9", "a kernel to come")
 
-    since: tuple[int, int]
+    meaning: str
+"""
+CHANGE = """    Change((9, 9), "file_load_flags", 0x1F, "a commit"),
+)
 """
 PROBE = """
 import dataclasses, json
@@ -30,7 +33,7 @@ from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.data import fixture_path
 from kexecemu.kernel.base.era import Era
 
-assert Era.of_release("9.9.1-rc1") is max(Era) is Era("9.9") and Era.of_release("9.8.12") is sorted(Era)[-2]
+assert Era.of_release("9.9-rc1") is max(Era) is Era("9.9") and Era.of_release("9.8.12") is sorted(Era)[-2]
 with Board("256M") as board:
     kernel = Kernel.boot(board, KernelConfig("9.9"), cmdline="crashkernel=64M")
     image = kernel.kexec_file_load(fixture_path("guests/capture-Image"), b"initrd", "quiet", 2 | 0x10)
@@ -53,10 +56,20 @@ def test_the_oldest_era_is_the_rules_own_defaults_and_a_change_stays_in_force() 
     assert Era.V6_4.rules.file_load_flags == Rules().file_load_flags != Era.V6_12.rules.file_load_flags
 
 
-def test_no_entry_repeats_what_the_one_before_it_says() -> None:
-    for before, era in pairwise(Era):
-        inherited = asdict(before.rules)
-        assert era.changed and all(inherited[name] != value for name, value in era.changed.items())
+def test_every_change_is_one_and_they_stand_in_order() -> None:
+    now = asdict(Rules())
+    for one in CHANGES:
+        assert now[one.rule] != one.value and one.source, one
+        now[one.rule] = one.value
+    assert [one.since for one in CHANGES] == sorted(one.since for one in CHANGES)
+    assert now == asdict(max(Era).rules)
+    assert all(before.rules != era.rules for before, era in pairwise(Era) if era is not Era.V6_6)
+
+
+@pytest.mark.parametrize("release", ["7.4.0", "8.0-rc1", "7.10"])
+def test_a_release_that_is_newer_than_all_eras_is_none_of_them(release: str) -> None:
+    with pytest.raises(InputError, match=f"Linux {release} is newer than the newest that is known here, 7.3"):
+        Era.of_release(release)
 
 
 def test_what_is_no_release_belongs_to_no_era() -> None:
@@ -70,8 +83,9 @@ def test_a_new_era_is_one_entry_and_inherits_what_it_does_not_mention(tmp_path: 
         (tmp_path / folder).symlink_to(PACKAGE.parent / folder)
     table = tmp_path / "kexecemu" / "kernel" / "base" / "era.py"
     text = table.read_text()
-    assert text.count("    since: tuple[int, int]\n") == 1
-    table.write_text(text.replace("    since: tuple[int, int]\n", ENTRY))
+    assert text.count("    meaning: str\n") == 1 and text.count("),\n)\n") == 1
+    text = text.replace("    meaning: str\n", ENTRY).replace("),\n)\n", f"),\n{CHANGE}")
+    table.write_text(text)
     done = subprocess.run(
         [sys.executable, "-c", PROBE],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -82,7 +96,8 @@ def test_a_new_era_is_one_entry_and_inherits_what_it_does_not_mention(tmp_path: 
     assert done.returncode == 0, done.stderr
 
     rules, places, outcome = json.loads(done.stdout)
-    assert rules == {**asdict(max(Era).rules), "file_load_flags": 0x1F}
+    inherited = json.loads(json.dumps(asdict(max(Era).rules)))
+    assert rules == {**inherited, "file_load_flags": 0x1F}
     assert outcome == "captured"
     with kexecemu.Board("256M") as board:
         config = kexecemu.KernelConfig(max(Era))

@@ -10,10 +10,11 @@ import pytest
 from kernel_bench import GIB, IMAGE, INITRD, MIB, boot
 
 from kexecemu.errors import InputError
+from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.mm_init import zone_sizes
 from kexecemu.kernel.memory.memblock import Memblock
-from kexecemu.kernel.memory.sparsemem import alloc_memory_map
+from kexecemu.kernel.memory.sparsemem import sparse_init
 from kexecemu.kernel.memory.zones import arm64_dma_phys_limit
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.ranges import PhysRange
@@ -159,12 +160,16 @@ def test_where_no_piece_is_large_enough_the_map_is_allocated_section_by_section(
     for one in free:
         memblock.free(one)
     # The highest first; the last section finds none and is left out.
-    assert alloc_memory_map(memblock, 4096) == {
+    config = KernelConfig("6.4")
+    small = PhysRange.of(GIB + 256 * MIB, 512 << 10)  # for mem_section[], tables and the like
+    memblock.free(small)
+    space = AddressSpace(GIB, 0xFFFF800008000000, GIB, 32 * MIB)
+    assert sparse_init(memblock, space, config).memory_map == {
         8: GIB + 128 * MIB,
         9: GIB + 64 * MIB,
         10: GIB + 16 * MIB,
     }
-    assert memblock.free_ranges() == []
+    assert all(small.covers(one) for one in memblock.free_ranges())
 
 
 def test_the_page_tables_of_the_map_are_no_part_of_the_linear_map_s_count() -> None:
@@ -175,17 +180,24 @@ def test_the_page_tables_of_the_map_are_no_part_of_the_linear_map_s_count() -> N
     assert region is not None and not region.start <= table < region.end
 
 
-def test_without_room_for_its_page_tables_the_boot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    allocate = Memblock.phys_alloc_range
+@pytest.mark.parametrize("what", ["mem_section[]", "tables"])
+def test_without_room_for_what_leads_to_the_map_the_boot_is_refused(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate, mapped = Memblock.phys_alloc_range, []
 
     def full(self: Memblock, size: int, align: int, start: int = 0, end: int = 0) -> int:
-        # Nothing is left once the crash region is reserved.
-        taken = any(area.size >= 128 * MIB for area in self.reserved)
-        return 0 if taken else allocate(self, size, align, start, end)
+        if (size, align) == (4096, 64) and what == "mem_section[]":
+            return 0
+        if mapped and align == 4096:
+            return 0
+        phys = allocate(self, size, align, start, end)
+        mapped.extend([phys] if align == 2 * MIB else [])
+        return phys
 
     monkeypatch.setattr(Memblock, "phys_alloc_range", full)
     with pytest.raises(InputError, match="its own memory map"):
-        boot()
+        boot(cmdline="crashkernel=128M rodata=on")
 
 
 # -- zones and totals --------------------------------------------------------------------------------------------------

@@ -84,13 +84,13 @@ class CrashkernelOption:
     error: int = 0
 
 
-def _last_option(cmdline: str, suffix: str | None) -> str | None:
-    """get_last_crashkernel(): the last option with this suffix; without one, the last that has neither."""
+def _last_option(cmdline: str, suffix: str | None, suffixes: tuple[str, ...]) -> str | None:
+    """get_last_crashkernel(): the last option with this suffix; without one, the last that has none."""
     found = None
     at = cmdline.find(_NAME)
     while at >= 0:
         word = cmdline[at:].split(" ", 1)[0]
-        matches = word.endswith(suffix) if suffix else not word.endswith((",high", ",low"))
+        matches = word.endswith(suffix) if suffix else not word.endswith(suffixes)
         if matches:
             found = cmdline[at + len(_NAME) :]
         at = cmdline.find(_NAME, at + 1)
@@ -153,14 +153,19 @@ def _parse_plain(text: str, suffix: str) -> CrashkernelOption:
 
 
 def parse_crashkernel_option(
-    cmdline: str, system_ram: int, suffix: str | None = None, warn: Warn = lambda text: None
+    cmdline: str,
+    system_ram: int,
+    suffix: str | None = None,
+    warn: Warn = lambda text: None,
+    *,
+    suffixes: tuple[str, ...] = (",high", ",low"),
 ) -> CrashkernelOption:
     """__parse_crashkernel(): read the last crashkernel= option of the kind that `suffix` (",high", ",low") names.
 
-    system_ram is in bytes. error is ENOENT when there is no such option, EINVAL when it cannot be read; warn gets
-    the kernel's warning.
+    system_ram is in bytes, suffixes are what the kernel knows. error is ENOENT when there is no such option, EINVAL
+    when it cannot be read; warn gets the kernel's warning.
     """
-    text = _last_option(cmdline, suffix)
+    text = _last_option(cmdline, suffix, suffixes)
     if text is None:
         return CrashkernelOption(error=ENOENT)
     try:

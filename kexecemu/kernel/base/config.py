@@ -47,6 +47,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "n",
         "debug_pagealloc= is on unless said: base pages in the linear map",
     ),
+    "HUGETLB_PAGE": ("y", "huge pages, and so CMA areas that begin and end with one"),
     "IMA_KEXEC": ("n", "IMA's measurement list goes to the next kernel, as the first segment of its image"),
     "KEXEC_FILE": ("y", "kexec_file_load() is there"),
     # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
@@ -66,6 +67,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "100",
         "milliseconds between guarded allocations; 0: off at boot, a late pool needs base pages all over",
     ),
+    "NUMA": ("y", "nodes, and so memory for what is known of each"),
     "PANIC_ON_OOPS": ("n", "an oops panics"),
     "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
     "ZONE_DMA": ("y", "the zone of what the narrowest DMA master reaches"),

@@ -6,7 +6,7 @@ though managed pages are counted), and contents of struct page, which are zero: 
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kexecemu.errors import InputError
@@ -18,6 +18,7 @@ from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.kernel.memory.sparsemem import (
     STRUCT_PAGE_SIZE,
     MemoryMap,
+    SparseMemory,
     section_size_bits,
     sections_per_root,
     vmemmap_base,
@@ -56,13 +57,13 @@ class Zone:
 def mm_init(guest: GuestKernel, arch: ArchSetup, config: KernelConfig, fmt: TableFormat) -> None:
     """Map and publish the memory map, then zones and totals, in guest memory; swapper_pg_dir is live.
 
-    The pages that this takes come from memblock when the rest of setup_arch() has taken its own: a real kernel takes
-    them on the way. Raises InputError when there are none.
+    Raises InputError where RAM is too small for the tables of the map.
     """
     memblock, page = arch.memblock, config.page_size
+    pages = list(arch.sparse.table_pages)
 
     def alloc_page() -> int:
-        phys = memblock.phys_alloc_range(page, page)
+        phys = pages.pop(0) if pages else memblock.phys_alloc_range(page, page)
         if not phys:
             raise InputError("RAM is too small for its own memory map")
         guest.ram.fill(phys, page)
@@ -70,8 +71,8 @@ def mm_init(guest: GuestKernel, arch: ArchSetup, config: KernelConfig, fmt: Tabl
 
     # A builder of its own: the kernel's other one counts what the linear map needs.
     tables = PageTables(guest.ram, fmt, guest.phys("swapper_pg_dir"), alloc_page)
-    _vmemmap_populate(guest, arch.memory_map, tables)
-    _sparse_init(guest, arch.memory_map, page, alloc_page)
+    _vmemmap_populate(guest, arch.sparse.memory_map, tables)
+    _publish_sections(guest, arch.sparse, page)
     zones = zone_sizes(config, memblock, arch.dma_phys_limit)
     _free_area_init(guest, zones, memblock, page)
     guest.write("max_pfn", memblock.end_of_dram // page)
@@ -120,9 +121,9 @@ def _vmemmap_populate(guest: GuestKernel, memory_map: MemoryMap, tables: PageTab
             virt, phys = virt + step, phys + step
 
 
-def _sparse_init(guest: GuestKernel, memory_map: MemoryMap, page: int, alloc_page: Callable[[], int]) -> None:
+def _publish_sections(guest: GuestKernel, sparse: SparseMemory, page: int) -> None:
     """mem_section[][]: for each section with memory where its struct pages are, less its first pfn, and flags."""
-    per_root = sections_per_root(page)
+    memory_map, per_root = sparse.memory_map, sections_per_root(page)
     size = guest.vmlinux.sizeof("mem_section")
     encoded = vmemmap_base(guest.space, page) | _SECTION_FLAGS
     roots_phys = guest.space.virt_to_phys(guest.read("mem_section"))
@@ -131,7 +132,7 @@ def _sparse_init(guest: GuestKernel, memory_map: MemoryMap, page: int, alloc_pag
         pointer_phys = roots_phys + 8 * root
         # sparse_index_alloc(). The one for the lowest addresses is in the image, made for pages of 4 KiB.
         if not guest.ram.read_u64(pointer_phys) or page != 4096:
-            guest.ram.write_u64(pointer_phys, guest.space.linear_virt(alloc_page()))
+            guest.ram.write_u64(pointer_phys, guest.space.linear_virt(sparse.roots[root]))
         entries = bytearray(per_root * size)
         for index in range(per_root):
             if root * per_root + index in memory_map:

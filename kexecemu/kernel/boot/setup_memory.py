@@ -5,14 +5,18 @@ and the CMA area, then the (late) reservation. Everything that is allocated on t
 the kernel's order, because that decides where a late crashkernel reservation comes to lie.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.fdt_blob import MemReserve
 from kexecemu.kernel.base.address_space import AddressSpace, align_up
 from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges, reg_ranges
+from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
+from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges
+from kexecemu.kernel.boot.reserved_memory import ReservedMem, fdt_scan_reserved_mem, save_reg_nodes
 from kexecemu.kernel.memory.crashkernel import CrashReservation, Print, reserve_crashkernel
 from kexecemu.kernel.memory.linear_map import (
     LinearMapPlan,
@@ -22,7 +26,7 @@ from kexecemu.kernel.memory.linear_map import (
     plan_linear_map,
 )
 from kexecemu.kernel.memory.memblock import Memblock
-from kexecemu.kernel.memory.sparsemem import MemoryMap, alloc_memory_map
+from kexecemu.kernel.memory.sparsemem import SparseMemory, sparse_init
 from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -32,9 +36,9 @@ __all__ += ["text_alias"]
 
 TOO_SMALL = "RAM is too small for the page tables of its own linear map"
 
-# CMA_MIN_ALIGNMENT_BYTES by PAGE_SIZE: a pageblock, which is a huge page where the buddy allocator has blocks of that
-# size. Debian's 6.1 has its 64 MiB at 5b600000 on a board of 512 MiB.
+# By PAGE_SIZE: a huge page. Debian's 6.1 has its 64 MiB of CMA at 5b600000 on a board of 512 MiB.
 _CMA_ALIGN = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
+_MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}  # CONFIG_ARCH_FORCE_MAX_ORDER
 
 
 @shown()
@@ -57,7 +61,7 @@ class ArchSetup:
     reservation: CrashReservation
     plan: LinearMapPlan
     dma_phys_limit: int
-    memory_map: MemoryMap
+    sparse: SparseMemory
 
 
 def text_alias(config: KernelConfig, layout: TextLayout) -> PhysRange:
@@ -75,9 +79,18 @@ def alloc_table(memblock: Memblock, page: int) -> int:
 
 
 def arm64_memblock_init(
-    dtb: Fdt, dtb_phys: int, cmdline: str, space: AddressSpace, layout: TextLayout, config: KernelConfig
-) -> Memblock:
-    """RAM from the memory nodes, and what is taken before any allocation: kernel, initrd, device tree, reservations."""
+    dtb: Fdt,
+    dtb_phys: int,
+    cmdline: str,
+    space: AddressSpace,
+    layout: TextLayout,
+    config: KernelConfig,
+    log: Print,
+) -> tuple[Memblock, list[ReservedMem]]:
+    """RAM from the memory nodes, and what is taken before any allocation: kernel, initrd, device tree, reservations.
+
+    With it come the regions of /reserved-memory that the kernel has found a place for; log gets its messages.
+    """
     memblock = Memblock()
     page = config.page_size
     for area in memory_ranges(dtb):
@@ -100,10 +113,17 @@ def arm64_memblock_init(
         memblock.clear_nomap(pages)
         memblock.reserve(pages)
     memblock.reserve(PhysRange(text_alias(config, layout).start, layout.end))
-    for entry in dtb.mem_reservations():
+    era, reserved = config.release, dtb.mem_reservations()
+    if era.rules.memreserve_first:
+        _reserve_all(memblock, reserved)
+    dynamic = fdt_scan_reserved_mem(era, dtb, memblock, _cma_align(config), log)
+    _reserve_all(memblock, reserved)
+    return memblock, dynamic
+
+
+def _reserve_all(memblock: Memblock, entries: Sequence[MemReserve]) -> None:
+    for entry in entries:
         memblock.reserve(PhysRange.of(entry.phys, entry.size))
-    _scan_reserved_memory(dtb, memblock)
-    return memblock
 
 
 def _cap_memory(memblock: Memblock, limit: int) -> None:
@@ -115,20 +135,6 @@ def _cap_memory(memblock: Memblock, limit: int) -> None:
         left -= keep
 
 
-def _scan_reserved_memory(dtb: Fdt, memblock: Memblock) -> None:
-    """early_init_fdt_scan_reserved_mem(): /reserved-memory nodes with a reg; no-map ones stay out of the linear map."""
-    parent = dtb.path_offset("/reserved-memory")
-    if parent is None:
-        return
-    for node in dtb.subnodes(parent):
-        if dtb.getprop(node.offset, "reg") is None:
-            continue  # dynamic placement (size only) is not modelled
-        for area in reg_ranges(dtb, node.offset, parent):
-            if dtb.getprop(node.offset, "no-map") is not None:
-                memblock.mark_nomap(area)
-            memblock.reserve(area)
-
-
 def setup_memory(
     memblock: Memblock,
     cmdline: str,
@@ -136,12 +142,15 @@ def setup_memory(
     space: AddressSpace,
     layout: TextLayout,
     tables: MapTarget,
+    tree: Fdt,
+    dynamic: Sequence[ReservedMem],
     log: Print,
 ) -> ArchSetup:
     """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
 
     `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
-    `memblock`, because that decides where a late reservation comes to lie. log gets the kernel's messages.
+    `memblock`, because that decides where a late reservation comes to lie. tree is the device tree as it is then,
+    dynamic what arm64_memblock_init() gave besides; log gets the kernel's messages.
     """
 
     def reserve() -> CrashReservation:
@@ -153,14 +162,31 @@ def setup_memory(
     text = text_alias(config, layout)
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
     build_linear_map(tables, space, plan)
-    memory_map = alloc_memory_map(memblock, config.page_size)
+    create_idmap(config, memblock)
+    regions = save_reg_nodes(config.release, tree, dynamic, log)
+    unflatten_device_tree(config, tree, memblock)
+    arch_numa_init(config, memblock)
     dma_limit = arm64_dma_phys_limit(config, memblock)
-    for line in zone_messages(config, memblock, dma_limit):
-        log(line)
-    _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
+
+    def free_area_init() -> SparseMemory:
+        sparse = sparse_init(memblock, space, config)
+        for line in zone_messages(config, memblock, dma_limit):
+            log(line)
+        return sparse
+
+    before = config.release.rules.reserves_before_memmap
+    sparse = None if before else free_area_init()
+    if parameter(cmdline, "cma") is not None or not any(one.default_cma for one in regions):
+        _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
-    return ArchSetup(memblock, reservation, plan, dma_limit, memory_map)
+    return ArchSetup(memblock, reservation, plan, dma_limit, sparse or free_area_init())
+
+
+def _cma_align(config: KernelConfig) -> int:
+    """CMA_MIN_ALIGNMENT_BYTES: a pageblock, which is a huge page where there are any, else the largest buddy block."""
+    page = config.page_size
+    return _CMA_ALIGN[page] if config.enabled("HUGETLB_PAGE") else page << _MAX_PAGE_ORDER[page]
 
 
 def _dma_contiguous_reserve(
@@ -174,10 +200,10 @@ def _dma_contiguous_reserve(
         if rest[:1] == "@":
             start, rest = memparse(rest[1:])
             end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
-    align = _CMA_ALIGN[config.page_size]
+    align = _cma_align(config)
     size = align_up(size, align)
     if not size:
         return
     area = memblock.phys_alloc_range(size, align, start, min(end or dma_limit, dma_limit))
-    mib = f"{size >> 20} MiB"
-    log(f"cma: Reserved {mib} at {area:#018x}" if area else f"cma: Failed to reserve {mib}")
+    mib, node = f"{size >> 20} MiB", " on node -1" if config.release.rules.cma_says_node else ""
+    log(f"cma: Reserved {mib} at {area:#018x}{node}" if area else f"cma: Failed to reserve {mib}{node}")

@@ -30,7 +30,9 @@ def setup_arch(state: KernelState) -> None:
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
     guest.write("memstart_addr", state.space.memstart)
     layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
-    memblock = arm64_memblock_init(tree, state.dtb_phys, bootargs, state.space, layout, state.config)
+    memblock, dynamic = arm64_memblock_init(
+        tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
+    )
     page = state.config.page_size
 
     def alloc_cleared() -> int:
@@ -40,7 +42,15 @@ def setup_arch(state: KernelState) -> None:
 
     state.early.use(alloc_cleared)
     state.arch = setup_memory(
-        memblock, bootargs, state.config, state.space, layout, state.early.swapper, state.log
+        memblock,
+        bootargs,
+        state.config,
+        state.space,
+        layout,
+        state.early.swapper,
+        Fdt(state.initial_boot_params),
+        dynamic,
+        state.log,
     )
     mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)

@@ -32,7 +32,7 @@ def elf_headers(state: KernelState) -> bytes:
         crash_notes=[(state.crash_notes_phys(cpu), _CRASH_NOTE_SIZE) for cpu in range(count)],
         vmcoreinfo_note=(note_phys, VMCOREINFO_NOTE_SIZE),
         kernel_text=(space.kimage_vaddr, space.kimage_phys, space.kimage_size),
-        memory=state.arch.memblock.memory,
+        memory=state.arch.memblock.mappable(),
         exclude=[area for area in (reservation.crashk_res, reservation.crashk_low_res) if area is not None],
         linear_virt=space.linear_virt,
         possible_cpus=count,

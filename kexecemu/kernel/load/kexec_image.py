@@ -115,7 +115,9 @@ class _Loader:
                 size = len(files.initrd)
                 initrd = self.add("initrd", files.initrd, size, 0, buf_min, top_down=False, buf_max=limit)
             initrd_area = PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None
-            dtb = files.make_dtb(initrd_area, core.area if core else None)
+            # elf_headers_sz: not in whole pages where those are larger than 4 KiB.
+            headers = PhysRange.of(core.mem, core.bufsz) if core else None
+            dtb = files.make_dtb(initrd_area, headers)
             self.image.dtb_mem = self.add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min).mem
             if context.purgatory is None:
                 return None

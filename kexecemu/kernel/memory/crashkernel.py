@@ -1,12 +1,13 @@
 """reserve_crashkernel(): where the crash kernel's memory is, or the kernel's own words for why there is none.
 
-Followed: arch/arm64/mm/init.c of 6.1 (also right for 6.4), kernel/crash_reserve.c of 6.12.
+Followed: arch/arm64/mm/init.c of 6.1 to 6.6, kernel/crash_reserve.c of 6.12 and 7.3.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import ENOENT
 
+from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import CrashkernelOption, parse_crashkernel_option
 from kexecemu.kernel.base.config import Era
@@ -42,41 +43,10 @@ def _reserve_low(memblock: Memblock, size: int, low_max: int, log: Print) -> Phy
     return PhysRange.of(base, size)
 
 
-def _finish(
-    memblock: Memblock, base: int, size: int, low_size: int, low_max: int, log: Print
-) -> CrashReservation:
-    """The common end: the low part where the main part is high, then the message."""
-    low = None
-    if base >= low_max and low_size:
-        low = _reserve_low(memblock, low_size, low_max, log)
-        if low is None:
-            memblock.free(PhysRange.of(base, size))
-            return CrashReservation()
-    log(f"crashkernel reserved: 0x{base:016x} - 0x{base + size:016x} ({size >> 20} MB)")
-    return CrashReservation(PhysRange.of(base, size), low)
-
-
-def _reserve_6_1(
-    cmdline: str, memblock: Memblock, low_max: int, page_size: int, log: Print
-) -> CrashReservation:
-    parsed = _parse(cmdline, memblock.phys_mem_size, 0, log)
-    if parsed is None:
-        return CrashReservation()
-    option, low_size, high = parsed
-    size = align_up(option.size, page_size)
-    crash_max = option.base + size if option.base else _HIGH_MAX if high else low_max
-    base = memblock.phys_alloc_range(size, CRASH_ALIGN, option.base, crash_max)
-    if not base:
-        log(f"cannot allocate crashkernel (size:{size:#x})")
-        return CrashReservation()
-    return _finish(memblock, base, size, low_size, low_max, log)
-
-
-def _parse(
-    cmdline: str, total: int, default_low: int, log: Print
-) -> tuple[CrashkernelOption, int, bool] | None:
+def _parse(era: Era, cmdline: str, total: int, log: Print) -> tuple[CrashkernelOption, int, bool] | None:
     """parse_crashkernel(): the option, the low size and whether ,high was asked for; None for nothing to reserve."""
-    option = parse_crashkernel_option(cmdline, total, None, log)
+    suffixes = era.rules.suffixes
+    option = parse_crashkernel_option(cmdline, total, None, log, suffixes=suffixes)
     high = option.error == ENOENT
     if high:
         option = parse_crashkernel_option(cmdline, total, ",high", log)
@@ -85,34 +55,27 @@ def _parse(
     low = parse_crashkernel_option(cmdline, total, ",low", log) if high else CrashkernelOption()
     if low.error not in (0, ENOENT):
         return None
-    return option, default_low if low.error else low.size, high
+    default = DEFAULT_LOW_SIZE if era.rules.falls_back_high else 0
+    return option, default if low.error else low.size, high
 
 
-def _reserve_generic(
-    cmdline: str, memblock: Memblock, low_max: int, page_size: int, log: Print
-) -> CrashReservation:
-    parsed = _parse(cmdline, memblock.phys_mem_size, DEFAULT_LOW_SIZE, log)
-    if parsed is None or parsed[0].size >= memblock.phys_mem_size:
-        return CrashReservation()
-    option, low_size, high = parsed
-    size = align_up(option.size, page_size)
+def _windows(
+    era: Era, option: CrashkernelOption, size: int, high: bool, low_max: int
+) -> list[tuple[int, int]]:
+    """Where it is looked for, one after the other: from a physical address to another."""
+    rules = era.rules
     if option.base:
-        windows = [(option.base, option.base + size)]
-    elif high:
-        windows = [(low_max, _HIGH_MAX), (0, low_max)]
-    else:
-        windows = [(0, low_max), (low_max, _HIGH_MAX)]
-    for attempt, (start, end) in enumerate(windows):
-        if attempt and not high:  # fell back to high memory: the capture kernel needs some low memory too
-            low_size = DEFAULT_LOW_SIZE
-        if start >= end:
-            continue
-        base = memblock.phys_alloc_range(size, CRASH_ALIGN, start, end)
-        if base:
-            return _finish(memblock, base, size, low_size, low_max, log)
-    failed = f"cannot allocate crashkernel (size:{size:#x})"
-    log("crashkernel reservation failed - memory is in use." if option.base else failed)
-    return CrashReservation()
+        return [(option.base, option.base + size)]
+    if not rules.falls_back_low:
+        windows = [(0, _HIGH_MAX)] if high else [(0, low_max), (0, _HIGH_MAX)]
+        return windows if rules.falls_back_high else windows[:1]
+    return [(low_max, _HIGH_MAX), (0, low_max)] if high else [(0, low_max), (low_max, _HIGH_MAX)]
+
+
+def _needs_low(era: Era, base: int, low_size: int, low_max: int) -> bool:
+    if era.rules.low_where_it_reaches_over:
+        return base > low_max - low_size
+    return base >= low_max
 
 
 def reserve_crashkernel(
@@ -121,7 +84,42 @@ def reserve_crashkernel(
     """Reserve crash memory as the command line asks; log gets every message that the kernel would print.
 
     dma_phys_limit is a physical address (arm64_dma_phys_limit), page_size in bytes. An option that cannot be read
-    or satisfied gives an empty reservation, as in the kernel: the machine boots on without a crash kernel.
+    or satisfied gives an empty reservation, as in the kernel: the machine boots on without a crash kernel. InputError
+    where the era's kernel never comes out of this.
     """
-    reserve = _reserve_generic if era.rules.generic_reservation else _reserve_6_1
-    return reserve(cmdline, memblock, dma_phys_limit, page_size, log)
+    rules, low_max = era.rules, dma_phys_limit
+    parsed = _parse(era, cmdline, memblock.phys_mem_size, log)
+    if parsed is None:
+        return CrashReservation()
+    option, low_size, high = parsed
+    if rules.refuses_all_of_ram and option.size >= memblock.phys_mem_size:
+        return CrashReservation()
+    size = option.size if rules.generic_reservation else align_up(option.size, page_size)
+    base = 0
+    for attempt, (start, end) in enumerate(_windows(era, option, size, high, low_max)):
+        if attempt and not high:  # fell back to high memory: the capture kernel needs some low memory too
+            low_size = DEFAULT_LOW_SIZE
+        base = memblock.phys_alloc_range(size, CRASH_ALIGN, start, end) if start < end else 0
+        if base:
+            break
+    if not base:
+        if low_max >= _HIGH_MAX and not option.base and not rules.gives_up:
+            raise InputError(
+                f"a kernel of the {era.value} era tries for ever to reserve crashkernel memory of {size:#x} bytes: "
+                "there are no DMA zones (mended in 6.11)"
+            )
+        in_use = option.base and rules.falls_back_low
+        log(
+            "crashkernel reservation failed - memory is in use."
+            if in_use
+            else f"cannot allocate crashkernel (size:{size:#x})"
+        )
+        return CrashReservation()
+    low = None
+    if low_size and _needs_low(era, base, low_size, low_max):
+        low = _reserve_low(memblock, low_size, low_max, log)
+        if low is None:
+            memblock.free(PhysRange.of(base, size))
+            return CrashReservation()
+    log(f"crashkernel reserved: 0x{base:016x} - 0x{base + size:016x} ({size >> 20} MB)")
+    return CrashReservation(PhysRange.of(base, size), low)

@@ -77,6 +77,10 @@ class Memblock:
         """for_each_mem_range(): memory without the parts that are marked nomap."""
         return subtract(self.memory, self.nomap)
 
+    def nomap_memory(self) -> list[PhysRange]:
+        """Memory that is marked nomap: regions of their own in memblock.memory."""
+        return subtract(self.memory, self.mappable())
+
     def free_ranges(self) -> list[PhysRange]:
         """Memory that is neither reserved nor nomap, ascending."""
         return subtract(self.mappable(), self.reserved)

@@ -1,19 +1,30 @@
 """The memory map: sections of physical memory, and the array of struct page at VMEMMAP_START (SPARSEMEM_VMEMMAP).
 
-Followed: mm/sparse.c, and arch/arm64/include/asm/{sparsemem,memory,pgtable}.h as they were in 6.1.
+Followed: mm/sparse.c, and arch/arm64/include/asm/{sparsemem,memory,pgtable}.h as they were in 6.1; what is taken from
+memblock, and how much, from kernels that were booted with memblock=debug.
 """
 
-from kexecemu.kernel.base.address_space import AddressSpace
-from kexecemu.kernel.memory.memblock import Memblock
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-__all__ = ["MAX_PHYSMEM_BITS", "STRUCT_PAGE_SIZE", "MemoryMap", "alloc_memory_map", "nr_section_roots"]
-__all__ += ["section_size_bits", "sections_per_root", "vmemmap_base", "vmemmap_range"]
+from kexecemu.errors import InputError
+from kexecemu.kernel.base.address_space import AddressSpace, align_up
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.shown import shown
+
+__all__ = ["MAX_PHYSMEM_BITS", "STRUCT_PAGE_SIZE", "MemoryMap", "SparseMemory", "nr_section_roots"]
+__all__ += ["section_size_bits", "sections_per_root", "sparse_init", "vmemmap_base", "vmemmap_range"]
 
 STRUCT_PAGE_SIZE = 64
 MAX_PHYSMEM_BITS = 48
 _MEM_SECTION_SIZE = 16
 _SECTION_SIZE_BITS = {4096: 27, 16384: 27, 65536: 29}
 _U64 = 1 << 64
+_CACHE_LINE = 64
+_4K = 4096
+_USAGE_HEAD = 24  # struct mem_section_usage before its last member
 
 MemoryMap = dict[int, int]
 """By number of section, ascending: the physical address of the struct pages of its pages."""
@@ -45,21 +56,66 @@ def vmemmap_base(space: AddressSpace, page_size: int) -> int:
     return vmemmap_range(space, page_size)[0] - space.memstart // page_size * STRUCT_PAGE_SIZE
 
 
-def alloc_memory_map(memblock: Memblock, page_size: int) -> MemoryMap:
-    """sparse_init(): one struct page for each page of every section that has memory, in one allocation.
+@shown()
+@dataclass(frozen=True)
+class SparseMemory:
+    """What sparse_init() has taken: the memory map, pieces of mem_section[] by their number, and pages for tables.
 
-    Where that does not fit in one piece the kernel allocates section by section; a section for which there is no
-    room is left out (sparse_init_nid() says that some memory will not be available).
+    All physical. A piece is as long as a page, and begins at a multiple of 64.
     """
-    section = 1 << section_size_bits(page_size)
+
+    memory_map: MemoryMap
+    roots: Mapping[int, int]
+    table_pages: Sequence[int]
+
+
+def sparse_init(memblock: Memblock, space: AddressSpace, config: KernelConfig) -> SparseMemory:
+    """sparse_init(): mem_section[], usage maps, one struct page for each page of every section that has memory.
+
+    Where the memory map does not fit in one piece the kernel allocates section by section; a section for which there
+    is no room is left out (sparse_init_nid() says that some memory will not be available).
+    """
+    page, rules = config.page_size, config.release.rules
+    section = 1 << section_size_bits(page)
     present: set[int] = set()
     for area in memblock.memory:
         present.update(range(area.start // section, -(-area.end // section)))
     sections = sorted(present)
-    map_size = section // page_size * STRUCT_PAGE_SIZE
-    map_align = max(page_size, map_size)
-    whole = memblock.phys_alloc_range(len(sections) * map_size, map_align)
-    if whole:
-        return {number: whole + index * map_size for index, number in enumerate(sections)}
-    pieces = ((number, memblock.phys_alloc_range(map_size, map_align)) for number in sections)
-    return {number: phys for number, phys in pieces if phys}
+    memblock.phys_alloc_range(8 * nr_section_roots(page), _CACHE_LINE)
+    numbers = sorted({number // sections_per_root(page) for number in sections})
+    roots = {number: memblock.phys_alloc_range(page, _CACHE_LINE) for number in numbers}
+    if not all(roots.values()):
+        raise InputError("RAM is too small for its own memory map")
+    huge = page // 8 * page  # a block of the last level but one, and a pageblock
+    usage = _USAGE_HEAD + align_up(section // huge * rules.section_usage_bits, 64) // 8
+    memblock.phys_alloc_range(usage * len(sections), _CACHE_LINE)
+    size = section // page * STRUCT_PAGE_SIZE
+    memory_map: MemoryMap = {}
+    whole = align_up(size, huge) * len(sections)
+    buffer = memblock.phys_alloc_range(whole, align_up(size, huge)) if rules.memmap_at_once else 0
+    tables = _table_pages(memblock, space, page, sections, size)
+    if buffer:
+        memory_map = {number: buffer + index * size for index, number in enumerate(sections)}
+        memblock.free(PhysRange(buffer + len(sections) * size, buffer + whole))
+        return SparseMemory(memory_map, roots, tables)
+    # By blocks with pages of 4 KiB, else page by page, which come one after the other as well.
+    align = size if page == _4K else page
+    pieces = ((number, memblock.phys_alloc_range(size, align)) for number in sections)
+    return SparseMemory({number: phys for number, phys in pieces if phys}, roots, tables)
+
+
+def _table_pages(
+    memblock: Memblock, space: AddressSpace, page: int, sections: Sequence[int], size: int
+) -> list[int]:
+    """Pages for the tables of the memory map: those of the last level where there are no blocks, and those above."""
+    base = vmemmap_base(space, page)
+    bits = page.bit_length() - 1
+    lowest = bits + (bits - 3) * (2 if page == _4K else 1)
+    shifts = (lowest, lowest + bits - 3)
+    needed = {
+        (shift, at >> shift)
+        for number in sections
+        for at in (base + number * size, base + (number + 1) * size - 1)
+        for shift in shifts
+    }
+    return [phys for _ in sorted(needed) if (phys := memblock.phys_alloc_range(page, page))]

@@ -56,6 +56,6 @@ def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int)
         start = end
     yield "Movable zone start for each node"
     yield "Early memory node ranges"
-    for area in memblock.memory:
+    for area in sorted(memblock.mappable() + memblock.nomap_memory()):
         yield f"  node   0: [mem {area.start:#018x}-{area.last:#018x}]"
     yield f"Initmem setup node 0 [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]"

@@ -1,0 +1,260 @@
+"""/reserved-memory as real kernels answered it: Debian's 6.1.192 and 6.12.117 on boards of 1 GiB."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from kernel_bench import GIB, IMAGE, INITRD, MIB
+
+from kexecemu.crash.kernel import Kernel
+from kexecemu.formats.fdt import FdtEditor, cells
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.reserved_memory import _sorted_when_all_are_equal
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.procfs import proc_iomem
+from kexecemu.machine.board import Board
+from kexecemu.machine.ranges import PhysRange
+
+BANK = PhysRange.of(GIB, GIB)
+Node = tuple[str, dict[str, bytes]]
+NOMAP = {"no-map": b""}
+SECMON: Node = ("secmon@50000000", {"reg": cells(0, 0x50000000, 0, 0x1000000), **NOMAP})
+POOL = {"compatible": b"shared-dma-pool\0", "reusable": b"", "size": cells(0, 0x8000000)}
+ERAS = pytest.mark.parametrize("era", ["6.1", "6.12"])
+
+
+def tree(
+    *nodes: Node, memreserve: tuple[int, int] | None = None, parent: dict[str, bytes] | None = None
+) -> bytes:
+    editor = FdtEditor(virt_device_tree([BANK], 1, 0x9000000), 16384)
+    top = editor.add_subnode(0, "reserved-memory")
+    two = cells(2)
+    for name, value in (parent or {"ranges": b"", "#size-cells": two, "#address-cells": two}).items():
+        editor.setprop(top, name, value)
+    for name, properties in reversed(nodes):  # the last one that is added stands first
+        node = editor.add_subnode(top, name)
+        for key, value in properties.items():
+            editor.setprop(node, key, value)
+    if memreserve is not None:
+        editor.add_mem_rsv(*memreserve)
+    editor.pack()
+    return editor.to_bytes()
+
+
+@pytest.fixture
+def boot() -> object:
+    boards: list[Board] = []
+
+    def start(era: str, dtb: bytes, cmdline: str = "crashkernel=128M") -> Kernel:
+        boards.append(Board([BANK]))
+        config = KernelConfig(era, options={"CMA_SIZE_MBYTES": "64"}, purgatory=False)
+        return Kernel.boot(boards[-1], config, cmdline=cmdline, dtb=dtb)
+
+    yield start
+    for board in boards:
+        board.close()
+
+
+Boot = Callable[..., Kernel]
+
+
+def said(kernel: Kernel) -> list[str]:
+    lines = (line.partition("] ")[2] for line in kernel.board.uart.text.splitlines())
+    return [line for line in lines if re.search("eserved mem|^cma:|crashkernel res", line)]
+
+
+def ram(kernel: Kernel) -> list[str]:
+    return re.findall(r"^(\S+) : (?:System RAM|reserved)$", proc_iomem(kernel), re.M)
+
+
+def cma(era: str) -> str:
+    return f"cma: Reserved 64 MiB at 0x000000007ac00000{' on node -1' if era == '6.12' else ''}"
+
+
+CRASH = "crashkernel reserved: 0x0000000072c00000 - 0x000000007ac00000 (128 MB)"
+
+
+@ERAS
+def test_a_no_map_region_is_told_and_is_not_in_the_map_nor_in_the_dump(era: str, boot: Boot) -> None:
+    kernel = boot(era, tree(SECMON))
+    line = "OF: reserved mem: 0x0000000050000000..0x0000000050ffffff (16384 KiB) nomap non-reusable secmon@50000000"
+    assert said(kernel) == [*([line] if era == "6.12" else []), cma(era), CRASH]
+    assert ram(kernel) == ["40000000-4fffffff", "50000000-50ffffff", "51000000-7fffffff"]
+    assert kernel.tables.walk(kernel.space.linear_virt(0x50001000)).phys is None
+    assert kernel.tables.walk(kernel.space.linear_virt(0x4FFFF000)).phys == 0x4FFFF000
+    for load in (kernel.kexec_file_load, kernel.kexec_tools_load):
+        image = load(IMAGE, INITRD, "quiet")
+        assert image is not None
+        segment = image.segment("elfcorehdr")
+        assert segment is not None
+        assert loads_of(bytes(segment.buf)) == [
+            (0x40000000, 0x10000000), (0x51000000, 0x21C00000), (0x7AC00000, 0x5400000)
+        ]  # fmt: skip
+
+
+def loads_of(core: bytes) -> list[tuple[int, int]]:
+    import io
+
+    headers = [
+        one.header for one in ELFFile(io.BytesIO(core)).iter_segments() if one.header.p_type == "PT_LOAD"
+    ]
+    return [(one.p_paddr, one.p_memsz) for one in headers[1:]]
+
+
+@ERAS
+def test_a_no_map_region_that_is_in_memreserve_as_well_is_refused_by_6_1(era: str, boot: Boot) -> None:
+    kernel = boot(era, tree(SECMON, memreserve=(0x50000000, 0x1000000)))
+    if era == "6.1":
+        assert said(kernel)[0] == (
+            "OF: fdt: Reserved memory: failed to reserve memory for node 'secmon@50000000': "
+            "base 0x0000000050000000, size 16 MiB"
+        )
+        assert ram(kernel) == ["40000000-7fffffff"]
+    else:
+        assert ram(kernel) == ["40000000-4fffffff", "50000000-50ffffff", "51000000-7fffffff"]
+        assert "50000000-50ffffff : reserved\n  50000000-50ffffff : reserved\n" in proc_iomem(kernel)
+    assert said(kernel)[-1] == CRASH
+
+
+@ERAS
+@pytest.mark.parametrize("status", ["disabled", "fail", "reserved", ""])
+def test_a_region_that_is_not_available_is_ignored(era: str, status: str, boot: Boot) -> None:
+    name, properties = SECMON
+    kernel = boot(era, tree((name, {**properties, "status": status.encode() + b"\0"})))
+    assert ram(kernel) == ["40000000-7fffffff"]
+    assert said(kernel) == [cma(era), CRASH]
+
+
+@ERAS
+@pytest.mark.parametrize("status", ["ok", "okay"])
+def test_a_region_that_is_okay_is_not(era: str, status: str, boot: Boot) -> None:
+    name, properties = SECMON
+    kernel = boot(era, tree((name, {**properties, "status": status.encode() + b"\0"})))
+    assert len(ram(kernel)) == 3
+
+
+@ERAS
+def test_a_bad_reg_costs_its_own_node_only(era: str, boot: Boot) -> None:
+    bad: Node = ("x@50000000", {"reg": cells(0, 0x50000000, 0), **NOMAP})
+    good: Node = ("y@58000000", {"reg": cells(0, 0x58000000, 0, 0x100000), **NOMAP})
+    kernel = boot(era, tree(bad, good))
+    words = "Reserved memory: invalid reg property in 'x@50000000', skipping node."
+    if era == "6.1":
+        assert said(kernel) == [f"OF: fdt: {words}", cma(era), CRASH]
+    else:
+        line = "OF: reserved mem: 0x0000000058000000..0x00000000580fffff (1024 KiB) nomap non-reusable y@58000000"
+        assert said(kernel) == [*[f"OF: reserved mem: {words}"] * 2, line, cma(era), CRASH]
+    assert ram(kernel) == ["40000000-57ffffff", "58000000-580fffff", "58100000-7fffffff"]
+
+
+@ERAS
+def test_what_has_only_a_size_gets_a_place_and_may_be_the_default_cma_area(era: str, boot: Boot) -> None:
+    low = {"alloc-ranges": cells(0, 0x40000000, 0, 0x40000000), "alignment": cells(0, 0x400000)}
+    one: Node = ("b", {"size": cells(0, 0x10000000), **low, **NOMAP})
+    kernel = boot(era, tree(one, ("linux,cma", {**POOL, "linux,cma-default": b""})))
+    pool = "OF: reserved mem: initialized node linux,cma, compatible id shared-dma-pool"
+    crash = "crashkernel reserved: 0x000000005ee00000 - 0x0000000066e00000 (128 MB)"
+    if era == "6.1":  # two that are equal change places
+        where = "Reserved memory: created CMA memory pool at 0x0000000078000000, size 128 MiB"
+        assert said(kernel) == [where, pool, crash]
+        assert ram(kernel) == ["40000000-67ffffff", "68000000-77ffffff", "78000000-7fffffff"]
+    else:
+        assert said(kernel) == [
+            "OF: reserved mem: 0x0000000070000000..0x000000007fffffff (262144 KiB) nomap non-reusable b",
+            "Reserved memory: created CMA memory pool at 0x0000000068000000, size 128 MiB",
+            pool,
+            "OF: reserved mem: 0x0000000068000000..0x000000006fffffff (131072 KiB) map reusable linux,cma",
+            crash,
+        ]
+        assert ram(kernel) == ["40000000-6fffffff", "70000000-7fffffff"]
+
+
+@ERAS
+def test_cma_on_the_command_line_wins_over_the_tree_s_default(era: str, boot: Boot) -> None:
+    kernel = boot(era, tree(("linux,cma", {**POOL, "linux,cma-default": b""})), "crashkernel=128M cma=32M")
+    assert any(line.startswith("cma: Reserved 32 MiB") for line in said(kernel))
+
+
+@ERAS
+@pytest.mark.parametrize(
+    "parent",
+    [
+        {"#size-cells": cells(2), "#address-cells": cells(2)},
+        {"ranges": b"", "#size-cells": cells(1), "#address-cells": cells(2)},
+        {"ranges": b"", "#address-cells": cells(2)},
+    ],
+    ids=["no ranges", "other cells", "no cells"],
+)
+def test_a_parent_in_another_format_is_ignored_as_a_whole(
+    era: str, parent: dict[str, bytes], boot: Boot
+) -> None:
+    kernel = boot(era, tree(SECMON, parent=parent))
+    assert said(kernel) == [
+        "OF: reserved mem: Reserved memory: unsupported node format, ignoring", cma(era), CRASH
+    ]  # fmt: skip
+    assert ram(kernel) == ["40000000-7fffffff"]
+
+
+@ERAS
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [
+        ({"size": cells(1)}, "OF: reserved mem: invalid size property in 'dyn' node."),
+        (
+            {"size": cells(0, MIB), "alignment": cells(4096)},
+            "OF: reserved mem: invalid alignment property in 'dyn' node.",
+        ),
+        (
+            {"size": cells(0, MIB), "alloc-ranges": cells(1, 2, 3)},
+            "OF: reserved mem: invalid alloc-ranges property in 'dyn', skipping node.",
+        ),
+        (
+            {"size": cells(16, 0)},
+            "OF: reserved mem: failed to allocate memory for node 'dyn': size 65536 MiB",
+        ),
+    ],
+)
+def test_what_cannot_be_placed_is_said_and_left_out(
+    era: str, properties: dict[str, bytes], words: str, boot: Boot
+) -> None:
+    kernel = boot(era, tree(("dyn", properties)))
+    assert said(kernel)[0] == words and said(kernel)[-1] == CRASH
+    assert ram(kernel) == ["40000000-7fffffff"]
+
+
+def heapsort(found: list[int]) -> list[int]:
+    """lib/sort.c as it is written, where the comparison says 0."""
+    n = len(found)
+    a, end = n // 2, n
+    while True:
+        if a:
+            a -= 1
+        elif end > 1:
+            end -= 1
+            found[0], found[end] = found[end], found[0]
+        else:
+            return found
+        b = a
+        while True:
+            c = 2 * b + 1
+            d = c + 1
+            if d >= end:
+                break
+            b = c
+        if d == end:
+            b = c
+        while b != a:  # cmp(a, b) >= 0
+            b = (b - 1) // 2
+        c = b
+        while b != a:
+            b = (b - 1) // 2
+            found[b], found[c] = found[c], found[b]
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_equal_regions_come_in_the_order_that_heapsort_leaves(count: int) -> None:
+    numbers = list(range(count))
+    assert _sorted_when_all_are_equal(numbers) == heapsort(list(numbers))  # type: ignore[arg-type, comparison-overlap]

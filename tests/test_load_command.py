@@ -149,3 +149,40 @@ def test_the_command_line_in_the_tree_can_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "dtb").write_bytes(virt_device_tree(ranges, 1, 0x09000000, cmdline="crashkernel=64M"))
     value = load(tmp_path, "--dtb", str(tmp_path / "dtb"), "--cmdline", "crashkernel=32M@0x50000000")
     assert value["crashkernel"] == {"start": 0x50000000, "end": 0x51FFFFFF}
+
+
+def test_what_a_load_says_of_the_kernel_is_in_its_json(tmp_path: Path) -> None:
+    value = load(
+        tmp_path,
+        "--ram",
+        "512M",
+        "--era",
+        "7.3",
+        "--cmdline",
+        "crashkernel=128M crashkernel=32M,cma numa=off",
+    )
+    assert value["era"] == "7.3"
+    assert [one["end"] + 1 - one["start"] for one in value["crashkernel_cma"]] == [32 * MIB]
+    assert " : Crash kernel\n" in value["iomem"] and " : System RAM\n" in value["iomem"]
+    assert value["sysfs"]["/sys/kernel/kexec_crash_loaded"] == "1\n"
+    assert value["sysfs"]["/sys/kernel/kexec/crash_size"] == f"{128 * MIB}\n"
+    assert "crashkernel CMA reserved: 32 MB in 1 ranges" in value["messages"]
+    assert value["vmcoreinfo"].startswith("OSRELEASE=")
+    assert value["warnings"] == ["numa= is not modelled: nodes"]
+    assert value["config"]["ZONE_DMA"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "reserved"), [("crashkernel=64M", True), ("quiet", False), ("crashkernel=9T", False)]
+)
+def test_without_a_load_the_reservation_is_told_whatever_it_is(cmdline: str, reserved: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kexecemu", "load", "--no-load", "--json", "--cmdline", cmdline],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert (value["crashkernel"] is not None) is reserved
+    assert (value["segments"], value["entry"], value["digest"]) == ([], None, None)
+    assert value["sysfs"]["/sys/kernel/kexec_crash_loaded"] == "0\n"

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from kexecemu.commands.options import JsonOption, output, takes_setup
+from kexecemu.commands.options import JsonOption, option, output, takes_setup
 from kexecemu.commands.outputs import Written, check_folder, input_files, print_json, print_written
+from kexecemu.errors import InputError
 from kexecemu.scenario.options import Setup
 
 __all__ = ["EXAMPLES", "load_command"]
@@ -23,17 +24,23 @@ def load_command(
     dump_segments: Annotated[
         Path | None, output("--dump-segments", "Write each segment as loaded to DIR/NAME.bin.", metavar="DIR")
     ] = None,
+    no_load: Annotated[
+        bool, option("--no-load", "Boot only: the reservation, and what there is of it.", None)
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Load a crash image, print where everything lies, and stop."""
     from kexecemu.files import replace_file
     from kexecemu.folders import replacing_folder
-    from kexecemu.scenario.setup import prepare
+    from kexecemu.scenario.setup import boot
 
+    if no_load and dump_segments is not None:
+        raise InputError("--no-load: there are no segments for --dump-segments")
     check_folder("--dump-segments", dump_segments, ["*.bin"], input_files(setup))
-    kernel, image = prepare(setup)
+    booted = boot(setup)
+    kernel, image = (booted.kernel, None) if no_load else booted.load()
     written = Written()
-    if dump_segments is not None:
+    if dump_segments is not None and image is not None:
         with written.writing("--dump-segments", dump_segments):
             with replacing_folder(dump_segments) as folder:
                 for segment in image.segments:

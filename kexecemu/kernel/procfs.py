@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE
+from kexecemu.kernel.crash_size import crash_get_memory_size
 from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["proc_iomem", "sysfs"]
@@ -44,6 +45,7 @@ def _system_ram(state: KernelState) -> list[_Resource]:
     ]
     reservation = state.arch.reservation
     fixed += [(area, "Crash kernel") for area in (reservation.crashk_low_res, reservation.crashk_res) if area]
+    fixed += [(area, "System RAM") for area in reservation.released]
     regions = []
     for area in subtract(memblock.memory, memblock.nomap):
         region = _Resource(area, "System RAM")
@@ -74,17 +76,18 @@ def sysfs(state: KernelState) -> dict[str, str]:
     """The files that kexec-tools reads, by path: /sys/kernel/kexec_*, vmcoreinfo, crash_notes of each CPU."""
     guest = state.guest
     note_phys = state.space.virt_to_phys(guest.read("vmcoreinfo_note"))
-    region = state.crashk_res
-    # Before 6.5 crash_get_memory_size() knew of one region only.
-    low = state.crashk_low_res if state.config.release.rules.counts_low_region else None
-    size = (region.size if region else 0) + (low.size if low else 0)
     files = {
         "/sys/kernel/kexec_crash_loaded": f"{int(state.image is not None)}\n",
-        "/sys/kernel/kexec_crash_size": f"{size}\n",
+        "/sys/kernel/kexec_crash_size": f"{crash_get_memory_size(state)}\n",
         "/sys/kernel/kexec_loaded": f"{int(state.kexec.reboot_image is not None)}\n",
         "/sys/kernel/vmcoreinfo": f"{note_phys:#018x} {VMCOREINFO_NOTE_SIZE:x}\n",
         "/proc/sys/kernel/kexec_load_disabled": f"{int(state.kexec.load_disabled)}\n",
     }
+    if state.config.release.rules.sysfs_kexec:
+        ranges = "".join(f"{area.start:08x}-{area.last:08x}\n" for area in state.crashk_cma_ranges)
+        files["/sys/kernel/kexec_crash_cma_ranges"] = ranges
+        for name in ("loaded", "crash_loaded", "crash_size", "crash_cma_ranges"):
+            files[f"/sys/kernel/kexec/{name}"] = files[f"/sys/kernel/kexec_{name}"]
     for cpu in range(len(state.affinities)):
         folder = f"/sys/devices/system/cpu/cpu{cpu}"
         files[f"{folder}/crash_notes"] = f"{state.crash_notes_phys(cpu):x}\n"

@@ -9,7 +9,9 @@ from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.verdict import Verdict, VerdictFlags, describe_damage
 from kexecemu.kernel.base.config import Way
+from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.runner import Result
@@ -26,16 +28,17 @@ def range_object(area: PhysRange | None) -> dict[str, int] | None:
     return {"start": area.start, "end": area.last} if area is not None else None
 
 
-def _image(kernel: Kernel | FirstLinux, image: Kimage) -> dict[str, Any]:
+def _image(kernel: Kernel | FirstLinux, image: Kimage | None) -> dict[str, Any]:
     """What was reserved and loaded: the keys that all accounts have."""
+    segments = image.segments if image is not None else []
     return {
         "crashkernel": range_object(kernel.crashk_res),
         "crashkernel_low": range_object(kernel.crashk_low_res),
         "segments": [
-            {key: getattr(one, key) for key in ("name", "mem", "memsz", "bufsz")} for one in image.segments
+            {key: getattr(one, key) for key in ("name", "mem", "memsz", "bufsz")} for one in segments
         ],
-        "entry": image.start,
-        "digest": image.digest.hex() if image.digest else None,
+        "entry": image.start if image is not None else None,
+        "digest": image.digest.hex() if image is not None and image.digest else None,
     }
 
 
@@ -50,8 +53,11 @@ def _made_by(kernel: Kernel | None) -> dict[str, Any]:
     }
 
 
-def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
-    """What `kexecemu load --json` prints. Addresses are physical, as integers; ends are inclusive."""
+def load_object(kernel: Kernel, image: Kimage | None, seed: int) -> dict[str, Any]:
+    """What `kexecemu load --json` prints. Addresses are physical, as integers; ends are inclusive.
+
+    image is None where nothing was loaded.
+    """
     return {
         **_image(kernel, image),
         "console": kernel.board.uart.text,
@@ -59,6 +65,13 @@ def load_object(kernel: Kernel, image: Kimage, seed: int) -> dict[str, Any]:
         "seed": seed,
         "vmlinux": str(kernel.guest.vmlinux.path),
         **_made_by(kernel),
+        "crashkernel_cma": [range_object(area) for area in kernel.crashk_cma_ranges],
+        "iomem": proc_iomem(kernel),
+        "sysfs": sysfs(kernel),
+        "messages": [line.partition("] ")[2] for line in kernel.board.uart.text.splitlines()],
+        "vmcoreinfo": kernel.vmcoreinfo().decode(errors="backslashreplace"),
+        "warnings": not_modelled(kernel),
+        "config": dict(kernel.config.options),
     }
 
 

@@ -13,6 +13,7 @@ from kexecemu.kernel.base.config import KernelConfig, Way
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.board import Board
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Event
 from kexecemu.report.campaign_words import tone_of
 from kexecemu.report.terminal import print_table, say
@@ -30,18 +31,26 @@ _FIRST_LINES, _LAST_LINES = 2, 2
 _FOLDED = 3
 
 
-def print_layout(console: Console, kernel: Kernel, image: Kimage) -> None:
-    """The crash region and what was loaded where."""
+def print_layout(console: Console, kernel: Kernel, image: Kimage | None) -> None:
+    """The crash region, "none" without one, and what was loaded where."""
     region, low = kernel.crashk_res, kernel.crashk_low_res
-    assert region is not None
-    for label, area in (("[bold]crashkernel[/]  ", region), ("[bold]low part[/]     ", low)):
+    if region is None:
+        say(console, "[bold]crashkernel[/]  ", "none")
+    rows: list[tuple[str, PhysRange | None]] = [
+        ("[bold]crashkernel[/]  ", region),
+        ("[bold]low part[/]     ", low),
+    ]
+    rows += [("[bold]in CMA[/]       ", area) for area in kernel.crashk_cma_ranges]
+    for label, area in rows:
         if area is not None:
             say(console, label, f"{area.start:#012x}-{area.last:#012x}  {area.size >> 20} MiB")
-    rows = []
+    if image is None:
+        return
+    table = []
     for one in image.segments:
         numbers = (one.area.start, one.area.last, one.memsz, one.bufsz)
-        rows.append([(one.name, ""), *((f"{number:#x}", "") for number in numbers)])
-    print_table(console, ("segment", "first", "last", "in memory", "from file"), rows)
+        table.append([(one.name, ""), *((f"{number:#x}", "") for number in numbers)])
+    print_table(console, ("segment", "first", "last", "in memory", "from file"), table)
     say(console, "[bold]entry[/]        ", f"{image.start:#x}")
     digest = image.digest.hex() if image.digest else "none: there is no purgatory"
     say(console, "[bold]digest[/]       ", digest)

@@ -1,5 +1,6 @@
 """From options to a kernel with a crash image loaded: the part that scenarios and the command line share."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import missing_bytes
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.firmware import cpu_affinities, gic_version, memory_ranges
+from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import DUMP_SLOT
@@ -93,6 +95,10 @@ def whole(image: bytes, path: Path) -> bytes:
     return image
 
 
+class NotModelled(UserWarning):
+    """A real kernel would have done something else."""
+
+
 @shown("setup", "kernel")
 @dataclass(frozen=True)
 class Booted:
@@ -106,6 +112,8 @@ class Booted:
     def load(self) -> tuple[Kernel, Kimage]:
         """Load the crash image; KexecError when the load is refused."""
         kernel, setup = self.kernel, self.setup
+        if kernel.crashk_res is None:
+            raise InputError(_no_reservation(kernel))
         load = kernel.kexec_tools_load if setup.call == "kexec_load" else kernel.kexec_file_load
         try:
             loaded = load(self.image, self.initrd, setup.append)
@@ -116,7 +124,7 @@ class Booted:
 
 
 def boot(setup: Setup, console: Listener | None = None) -> Booted:
-    """Boot the first kernel. console hears what is printed, as it is printed.
+    """Boot the first kernel. console hears what is printed, as it is printed. What it does not model is a warning.
 
     Raises InputError for files and options that cannot be used.
     """
@@ -135,8 +143,8 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
         board.uart.listeners.append(console)
     tree = _own_tree(setup, board) if dtb is None else dtb
     kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed)
-    if kernel.crashk_res is None:
-        raise InputError(_no_reservation(kernel))
+    for words in not_modelled(kernel):
+        warnings.warn(words, NotModelled, stacklevel=2)
     return Booted(setup, kernel, image, initrd)
 
 

@@ -13,8 +13,10 @@ from prstatus import parse_prstatus
 
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
+from kexecemu.kernel.crash.host_calls import _cpu_list
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.stop import CpuStopKind
 
 
@@ -59,16 +61,31 @@ def test_a_panic_enters_the_image_as_the_boot_protocol_wants(
     assert not any(other.powered for other in kernel.board.cpus[1:])
 
 
-def test_the_messages_of_a_panic_are_the_real_kernel_s_in_its_order() -> None:
-    """Those of Linux 6.1.192's console at the same sysrq, without its backtrace's own symbols."""
-    kernel, _ = loaded(cpus=2)
+@pytest.mark.parametrize(
+    ("era", "line", "mark"),
+    [
+        ("6.1", r"CPU: 0 PID: \d+ Comm: bash Kdump: loaded Not tainted \S+ #1", ""),
+        ("6.12", r"CPU: 0 UID: 0 PID: \d+ Comm: bash Kdump: loaded Not tainted \S+ #1", ""),
+        ("7.3", r"CPU: 0 UID: 0 PID: \d+ Comm: bash Kdump: loaded Not tainted \S+ #1 PREEMPT", " (C)"),
+    ],
+)
+def test_the_messages_of_a_panic_are_the_real_kernel_s_in_its_order(era: str, line: str, mark: str) -> None:
+    """Those of Linux 6.1.192's, 6.12.117's and 7.3.4's consoles at the same sysrq, but for the backtrace's symbols."""
+    kernel, _ = loaded(era, cpus=2)
     kernel.crash()
     lines = console(kernel)
     said = lines[lines.index("sysrq: Trigger a crash") :]
     assert said[1] == "Kernel panic - not syncing: sysrq triggered crash"
-    assert re.fullmatch(r"CPU: 0 PID: \d+ Comm: bash Not tainted \S+", said[2])
+    assert re.fullmatch(line, said[2])
     assert said[3] == "Hardware name: linux,dummy-virt (DT)"
     assert said[4] == "Call trace:"
+    trace = said[5:-3]
+    assert trace[0].endswith(mark) and not any(")" in one for one in trace[1:])
+    for one in trace:
+        words = re.fullmatch(r" (\w+)\+0x([0-9a-f]+)/0x([0-9a-f]+)(?: \(C\))?", one)
+        assert words is not None, one
+        # A return address: behind a call, and in the function or at its end.
+        assert 4 <= int(words[2], 16) <= int(words[3], 16), one
     assert said[-3:] == ["SMP: stopping secondary CPUs", "Starting crashdump kernel...", "Bye!"]
 
 
@@ -212,7 +229,10 @@ def test_a_store_to_a_protected_page_is_reported_as_linux_reports_it(
         kernel.space.virt_to_phys(target) & ~0xFFF,
     )
     assert said[12].startswith(f"Internal error: Oops: {esr:016x} [#1]")
-    assert any(re.fullmatch(r"CPU: 0 PID: 9 Comm: kworker/0:1 Not tainted \S+", line) for line in said)
+    assert any(
+        re.fullmatch(r"CPU: 0 PID: 9 Comm: kworker/0:1 Kdump: loaded Not tainted \S+ #1", line)
+        for line in said
+    )
     assert any(line.startswith("pc : stray_write+0x") for line in said)
     assert f"x2 : {4:016x} x1 : {kernel.guest.vmlinux.virt('stray_buffer'):016x} x0 : {target:016x}" in said
     # The kernel lives on: only the kworker died.
@@ -319,7 +339,8 @@ def test_no_stamp_on_the_first_kernel_does_anything_but_end_its_crash_somewhere(
 def test_a_cpu_that_cannot_be_stopped_is_named_and_the_dump_goes_on() -> None:
     kernel, image, kind = stamp_and_crash("do_handle_IPI", bytes(8), cpus=4)
     assert kind is CpuStopKind.LEFT and kernel.board.boot_cpu.pc == image.start
-    assert "SMP: failed to stop secondary CPUs 1,2,3" in console(kernel)
+    assert "SMP: failed to stop secondary CPUs 1-3" in console(kernel)
+    assert kernel.board.idle == INSTRUCTIONS_PER_SECOND
 
 
 def test_a_kimage_whose_start_was_changed_is_where_the_kernel_jumps() -> None:
@@ -368,3 +389,11 @@ def test_an_oops_whose_text_was_stamped_on_is_one_line_of_the_timeline() -> None
     assert not kernel.stray_write_virt(8, b"x")
     (event,) = kernel.board.timeline.of("oops")
     assert event.text.startswith("a\\nb\\x1b on cpu0 at ")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "text"),
+    [([1], "1"), ([1, 2], "1-2"), ([1, 3], "1,3"), ([1, 2, 3, 5, 7, 8], "1-3,5,7-8"), ([2, 4, 5], "2,4-5")],
+)
+def test_a_list_of_cpus_is_written_as_the_kernel_does(cpus: list[int], text: str) -> None:
+    assert _cpu_list(cpus) == text

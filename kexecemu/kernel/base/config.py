@@ -42,6 +42,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
     "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
     "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
+    "CMA": ("y", "areas of memory that can be had in one piece; crashkernel=X,cma needs it"),
     "CMA_SIZE_MBYTES": ("0", "size of the default CMA area; Debian has 64, 0 keeps small machines simple"),
     "DEBUG_PAGEALLOC_ENABLE_DEFAULT": (
         "n",

@@ -38,6 +38,10 @@ class Rules:
     file_load_flags            KEXEC_FILE_FLAGS
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
+    sysfs_kexec                /sys/kernel/kexec/ has what lies in /sys/kernel/kexec_* else, and crash_cma_ranges
+    tells_uid                  dump_stack() says which user is running
+    tells_preemption           and whether the kernel is preemptible
+    marks_trace                the first line of a call trace says how it was come by
     idmap_tables               pages that create_idmap() takes from memblock
     of_property_size           sizeof(struct property), in bytes
     reserved_mem_size          sizeof(struct reserved_mem); 0: the array is in the image
@@ -67,6 +71,10 @@ class Rules:
     file_load_flags: int = 0x7
     reserves_before_memmap: bool = False
     reserves_cma: bool = False
+    sysfs_kexec: bool = False
+    tells_uid: bool = False
+    tells_preemption: bool = False
+    marks_trace: bool = False
     idmap_tables: int = 4
     of_property_size: int = 96
     reserved_mem_size: int = 0
@@ -115,9 +123,13 @@ CHANGES = (
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
+    Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
+    Change((6, 13), "marks_trace", True, "seen in 7.3.4, not in 6.12.117"),
+    Change((6, 15), "tells_preemption", True, "preempt_model_str(): seen in 7.3.4, not in 6.12.117"),
     Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
+    Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
     Change(
         (7, 0),
         "reserves_before_memmap",

@@ -55,14 +55,19 @@ class Vmlinux:
                 return segment.data[virt - segment.vaddr :].partition(b"\0")[0].decode("utf-8", "replace")
         return ""
 
-    def describe(self, virt: int) -> str:
-        """The nearest symbol at or below a virtual address, as symbol+0xoffset/0xsize-less text."""
+    def describe(self, virt: int, *, backtrace: bool = False) -> str:
+        """%pS of a virtual address: symbol+0xoffset/0xsize, the size up to the next symbol's address.
+
+        backtrace is %pSb: a return address belongs to the call before it, which may be a function's last instruction.
+        """
         names = _sorted_symbols(self.path)
-        at = bisect_right(names, (virt, "\uffff")) - 1
-        if at < 0 or not self.virt("_text") <= virt < self.virt("_end"):
+        at = bisect_right(names, (virt - backtrace, "\uffff")) - 1
+        if at < 0 or not self.virt("_text") <= virt - backtrace < self.virt("_end"):
             return f"{virt:#x}"
         address, name = names[at]
-        return f"{name}+{virt - address:#x}"
+        after = bisect_right(names, (address, "\uffff"))
+        end = names[after][0] if after < len(names) else self.virt("_end")
+        return f"{name}+{virt - address:#x}/{end - address:#x}"
 
 
 @cache

@@ -6,18 +6,24 @@ the kernel's order, because that decides where a late crashkernel reservation co
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.fdt_blob import MemReserve
-from kexecemu.kernel.base.address_space import AddressSpace, align_up
+from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
 from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges
 from kexecemu.kernel.boot.reserved_memory import ReservedMem, fdt_scan_reserved_mem, save_reg_nodes
-from kexecemu.kernel.memory.crashkernel import CrashReservation, Print, reserve_crashkernel
+from kexecemu.kernel.memory.cma import cma_declare_contiguous, cma_min_alignment
+from kexecemu.kernel.memory.crashkernel import (
+    CrashReservation,
+    Print,
+    reserve_crashkernel,
+    reserve_crashkernel_cma,
+)
 from kexecemu.kernel.memory.linear_map import (
     LinearMapPlan,
     MapTarget,
@@ -35,10 +41,6 @@ __all__ = ["TOO_SMALL", "ArchSetup", "TextLayout", "alloc_table", "arm64_membloc
 __all__ += ["text_alias"]
 
 TOO_SMALL = "RAM is too small for the page tables of its own linear map"
-
-# By PAGE_SIZE: a huge page. Debian's 6.1 has its 64 MiB of CMA at 5b600000 on a board of 512 MiB.
-_CMA_ALIGN = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
-_MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}  # CONFIG_ARCH_FORCE_MAX_ORDER
 
 
 @shown()
@@ -116,7 +118,7 @@ def arm64_memblock_init(
     era, reserved = config.release, dtb.mem_reservations()
     if era.rules.memreserve_first:
         _reserve_all(memblock, reserved)
-    dynamic = fdt_scan_reserved_mem(era, dtb, memblock, _cma_align(config), log)
+    dynamic = fdt_scan_reserved_mem(era, dtb, memblock, cma_min_alignment(config), log)
     _reserve_all(memblock, reserved)
     return memblock, dynamic
 
@@ -155,7 +157,8 @@ def setup_memory(
 
     def reserve() -> CrashReservation:
         limit = arm64_dma_phys_limit(config, memblock)
-        return reserve_crashkernel(config.release, cmdline, memblock, limit, config.page_size, log)
+        found = reserve_crashkernel(config.release, cmdline, memblock, limit, config.page_size, log)
+        return replace(found, cma=reserve_crashkernel_cma(config, cmdline, memblock, log))
 
     deferred = defer_reserve_crashkernel(config)
     reservation = CrashReservation() if deferred else reserve()
@@ -183,12 +186,6 @@ def setup_memory(
     return ArchSetup(memblock, reservation, plan, dma_limit, sparse or free_area_init())
 
 
-def _cma_align(config: KernelConfig) -> int:
-    """CMA_MIN_ALIGNMENT_BYTES: a pageblock, which is a huge page where there are any, else the largest buddy block."""
-    page = config.page_size
-    return _CMA_ALIGN[page] if config.enabled("HUGETLB_PAGE") else page << _MAX_PAGE_ORDER[page]
-
-
 def _dma_contiguous_reserve(
     memblock: Memblock, cmdline: str, config: KernelConfig, dma_limit: int, log: Print
 ) -> None:
@@ -200,10 +197,7 @@ def _dma_contiguous_reserve(
         if rest[:1] == "@":
             start, rest = memparse(rest[1:])
             end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
-    align = _cma_align(config)
-    size = align_up(size, align)
-    if not size:
-        return
-    area = memblock.phys_alloc_range(size, align, start, min(end or dma_limit, dma_limit))
-    mib, node = f"{size >> 20} MiB", " on node -1" if config.release.rules.cma_says_node else ""
-    log(f"cma: Reserved {mib} at {area:#018x}{node}" if area else f"cma: Failed to reserve {mib}{node}")
+    if size:
+        cma_declare_contiguous(
+            config, memblock, size, log, start=start, limit=min(end or dma_limit, dma_limit)
+        )

@@ -98,7 +98,10 @@ def kernel_init_freeable(state: KernelState) -> None:
 def publish_resources(state: KernelState) -> None:
     """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
     guest, reservation = state.guest, state.arch.reservation
-    for name, area in vars(reservation).items():  # its fields are named as the guest's variables
+    for name, area in (
+        ("crashk_res", reservation.crashk_res),
+        ("crashk_low_res", reservation.crashk_low_res),
+    ):
         guest.write(name, area.start if area else 0, guest.vmlinux.offsetof("resource", "start"))
         guest.write(name, area.last if area else 0, guest.vmlinux.offsetof("resource", "end"))
     area = reservation.crashk_res

@@ -121,6 +121,11 @@ class KernelState:
         return self.arch.reservation.crashk_low_res
 
     @property
+    def crashk_cma_ranges(self) -> tuple[PhysRange, ...]:
+        """What crashkernel=X,cma has reserved."""
+        return self.arch.reservation.cma
+
+    @property
     def total_ram_pages(self) -> int:
         """totalram_pages(): what memblock had left for the buddy allocator."""
         return sum(area.size for area in self.arch.memblock.free_ranges()) // self.config.page_size
@@ -138,8 +143,8 @@ class KernelState:
 
     @property
     def now_ns(self) -> int:
-        """Virtual time since power on: one nanosecond an instruction."""
-        return self.board.instructions
+        """Virtual time since power on: one nanosecond an instruction, and what nobody ran through."""
+        return self.board.time
 
     def log(self, text: str) -> None:
         """printk(): into the ring in guest memory and to the console."""

@@ -14,6 +14,7 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall_time
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
 from kexecemu.kernel.crash import oops
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 
@@ -22,6 +23,7 @@ __all__ = ["host_functions"]
 Run = Callable[..., CpuStop]
 """Lets a CPU of the kernel run until something other than a host function stops it: Execution.run()."""
 
+_CMA_DMA_TIMEOUT = 10  # CMA_DMA_TIMEOUT_SEC
 _STOP_LIMIT = 1_000_000  # instructions; stopping takes hundreds, so a CPU that is still up then is lost
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
 
@@ -45,10 +47,11 @@ def printk(state: KernelState, cpu: Cpu) -> None:
 
 def dump_stack(state: KernelState, cpu: Cpu) -> None:
     """dump_stack(): who is running, on what machine, and how it came here."""
-    state.log(oops.task_line(state.guest, cpu.sysreg("SP_EL0"), cpu.index))
+    rules = state.config.release.rules
+    state.log(oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index))
     state.log(f"Hardware name: {state.machine_model} (DT)")
     # x30 still is the return address of the call to dump_stack() itself.
-    for line in oops.call_trace(state.guest, cpu.x(30) - 4, cpu.x(29)):
+    for line in oops.call_trace(state.guest, rules, cpu.x(30), cpu.x(29), fault=False):
         state.log(line)
 
 
@@ -91,6 +94,22 @@ def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
     if state.guest.read_u32("cpus_stopped"):
         return
     state.guest.write_u32("cpus_stopped", 1)
+    _stop_others(state, run, cpu)
+    if state.crashk_cma_ranges:
+        seconds = _CMA_DMA_TIMEOUT
+        words = (
+            f"{seconds} s for DMA into CMA memory that is still under way: the capture kernel will live there"
+        )
+        _wait(state, seconds, "crash_cma_clear_pending_dma", words)
+
+
+def _wait(state: KernelState, seconds: int, kind: str, words: str) -> None:
+    """mdelay(): time that passes, though nobody runs through it here."""
+    state.say(kind, words, seconds=seconds)
+    state.board.idle += seconds * INSTRUCTIONS_PER_SECOND
+
+
+def _stop_others(state: KernelState, run: Run, cpu: Cpu) -> None:
     lost = {state.guest.vmlinux.virt("panic"), state.guest.phys("cpu_soft_restart")}
     others = [other for other in state.board.cpus if other is not cpu and other.powered]
     state.guest.write_u32("waiting_for_crash_ipi", len(others))
@@ -100,9 +119,21 @@ def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
     for other in others:
         if other.deliver_irq():
             _run_off(state, other, run(other, lost, _STOP_LIMIT))
-    late = [str(other.index) for other in others if other.powered]
+    late = [other.index for other in others if other.powered]
     if late:
-        state.log(f"SMP: failed to stop secondary CPUs {','.join(late)}")
+        _wait(state, 1, "crash_smp_send_stop", "a second, in which CPUs that were told to stop do not")
+        state.log(f"SMP: failed to stop secondary CPUs {_cpu_list(late)}")
+
+
+def _cpu_list(cpus: list[int]) -> str:
+    """%*pbl: 0,2-4."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else f"{one[0]}" for one in runs)
 
 
 def smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
@@ -127,11 +158,11 @@ def report_kernel_fault(state: KernelState, cpu: Cpu) -> None:
 
 def report_die(state: KernelState, cpu: Cpu) -> None:
     """report_die(str, esr, regs): "Internal error: ...", registers and call trace."""
-    guest = state.guest
+    guest, rules = state.guest, state.config.release.rules
     text = guest.string(cpu.x(0))
     regs = oops.read_pt_regs(guest, cpu.x(2))
-    task = oops.task_line(guest, cpu.sysreg("SP_EL0"), cpu.index)
-    for line in oops.die_report(guest, text, cpu.x(1), regs, task):
+    task = oops.task_line(guest, rules, cpu.sysreg("SP_EL0"), cpu.index)
+    for line in oops.die_report(guest, rules, text, cpu.x(1), regs, task):
         state.log(line)
     # Guest memory may hold anything there, and an event is one line.
     text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

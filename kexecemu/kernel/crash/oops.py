@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kexecemu.errors import BusError
+from kexecemu.kernel.base.era import Rules
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.machine.cpu.exceptions import FSC_EXTERNAL
 from kexecemu.machine.memory.mmu import PageTables
@@ -96,20 +97,27 @@ def fault_report(guest: GuestKernel, tables: PageTables, addr: int, esr: int) ->
     yield f"[{addr:016x}] {', '.join(_show_pte(tables, addr))}"
 
 
-def task_line(guest: GuestKernel, task_virt: int, cpu: int) -> str:
+def task_line(guest: GuestKernel, rules: Rules, task_virt: int, cpu: int) -> str:
     """dump_stack_print_info(): who is running."""
     layout = guest.vmlinux
     pid = struct.unpack("<i", guest.read_virt(task_virt + layout.offsetof("task_struct", "pid"), 4))[0]
     comm = guest.string(task_virt + layout.offsetof("task_struct", "comm"), 16)
     release = guest.string(layout.virt("init_uts_ns") + layout.offsetof("new_utsname", "release"), 65)
-    return f"CPU: {cpu} PID: {pid} Comm: {comm} Not tainted {release}"
+    uid = " UID: 0" if rules.tells_uid else ""
+    kdump = "Kdump: loaded " if guest.read("kexec_crash_image") else ""
+    model = " PREEMPT" if rules.tells_preemption else ""
+    return f"CPU: {cpu}{uid} PID: {pid} Comm: {comm} {kdump}Not tainted {release} #1{model}"
 
 
-def call_trace(guest: GuestKernel, pc: int, frame: int) -> Iterator[str]:
-    """dump_backtrace(): a line for pc and for each frame record from x29 = frame on; virtual addresses."""
+def call_trace(guest: GuestKernel, rules: Rules, pc: int, frame: int, *, fault: bool) -> Iterator[str]:
+    """dump_backtrace(): a line for pc and for each frame record from x29 = frame on; virtual addresses.
+
+    pc is where a fault was, or a return address.
+    """
     host_text = (guest.vmlinux.virt("__host_text_start"), guest.vmlinux.virt("__host_text_end"))
     yield "Call trace:"
-    yield f" {guest.vmlinux.describe(pc)}"
+    mark = f" ({'P' if fault else 'C'})" if rules.marks_trace else ""
+    yield f" {guest.vmlinux.describe(pc, backtrace=not fault)}{mark}"
     for _ in range(_TRACE_LIMIT):
         try:
             frame, lr = struct.unpack("<2Q", guest.read_virt(frame, 16))
@@ -117,13 +125,14 @@ def call_trace(guest: GuestKernel, pc: int, frame: int) -> Iterator[str]:
             return
         if not lr or host_text[0] <= lr < host_text[1]:
             return  # the end of the stack, or the model that called this function
-        # The return address belongs to the call before it.
-        yield f" {guest.vmlinux.describe(lr - 4)}"
+        yield f" {guest.vmlinux.describe(lr, backtrace=True)}"
         if not frame:
             return
 
 
-def die_report(guest: GuestKernel, text: str, esr: int, regs: PtRegs, task: str) -> Iterator[str]:
+def die_report(
+    guest: GuestKernel, rules: Rules, text: str, esr: int, regs: PtRegs, task: str
+) -> Iterator[str]:
     """The lines of __die(): the oops itself, who and where, registers, call trace."""
     yield f"Internal error: {text}: {esr:016x} [#1] SMP"
     yield task
@@ -133,4 +142,4 @@ def die_report(guest: GuestKernel, text: str, esr: int, regs: PtRegs, task: str)
     for high in range(29, -1, -3):
         low = max(high - 2, 0)
         yield " ".join(f"x{number:<2}: {regs.regs[number]:016x}" for number in range(high, low - 1, -1))
-    yield from call_trace(guest, regs.pc, regs.regs[29])
+    yield from call_trace(guest, rules, regs.pc, regs.regs[29], fault=True)

@@ -4,6 +4,7 @@ It is the running kernel's own tree, edited. The order of the edits is the kerne
 bytes.
 """
 
+from collections.abc import Sequence
 from errno import EINVAL
 
 from kexecemu.errors import FormatError, KexecError
@@ -33,6 +34,7 @@ def kexec_device_tree(
     elfcorehdr: tuple[int, int] | None,
     crashk_res: PhysRange | None,
     crashk_low_res: PhysRange | None = None,
+    crashk_cma_ranges: Sequence[PhysRange] = (),
     kaslr_seed: int | None = None,
     rng_seed: bytes | None = None,
     ima: tuple[int, int] | None = None,
@@ -56,7 +58,7 @@ def kexec_device_tree(
         _delete_old_initrd(fdt, chosen)
         _set_initrd(fdt, chosen, initrd)
         if elfcorehdr is not None and crashk_res is not None:
-            _set_crash_ranges(fdt, chosen, elfcorehdr, crashk_res, crashk_low_res)
+            _set_crash_ranges(fdt, chosen, elfcorehdr, (crashk_res, crashk_low_res, *crashk_cma_ranges))
         if cmdline is None:
             fdt.delprop(chosen, "bootargs")
         else:
@@ -152,14 +154,13 @@ def _set_crash_ranges(
     fdt: FdtEditor,
     chosen: int,
     elfcorehdr: tuple[int, int],
-    crashk_res: PhysRange,
-    crashk_low_res: PhysRange | None,
+    parts: Sequence[PhysRange | None],
 ) -> None:
     fdt.appendprop_addrrange(0, chosen, "linux,elfcorehdr", *elfcorehdr)
     # The reason for the capture kernel's harmless "elfcorehdr is overlapped".
     fdt.add_mem_rsv(*elfcorehdr)
-    # The low range is last always: early_init_dt_check_for_usable_mem_range() relies on the order.
-    for part in filter(None, (crashk_res, crashk_low_res)):
+    # The low range comes second always: early_init_dt_check_for_usable_mem_range() relies on the order.
+    for part in filter(None, parts):
         fdt.appendprop_addrrange(0, chosen, "linux,usable-memory-range", part.start, part.size)
 
 

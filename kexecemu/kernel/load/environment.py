@@ -6,6 +6,7 @@ kernel/kexec_file.c. The guest's own crash path reads what is written here.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from kexecemu.kernel.boot.state import KernelState
@@ -23,8 +24,11 @@ __all__ += ["protect", "protected", "publish", "publish_reboot", "unprotect"]
 _CRASH_NOTE_SIZE = 424
 
 
-def elf_headers(state: KernelState) -> bytes:
-    """prepare_elf_headers() for the memory and the CPUs of this kernel: the core's header, whole pages."""
+def elf_headers(state: KernelState, cma: Sequence[PhysRange] = ()) -> bytes:
+    """prepare_elf_headers() for the memory and the CPUs of this kernel: the core's header, whole pages.
+
+    cma is what the capture kernel will take of it besides crashkernel memory.
+    """
     guest, space, reservation = state.guest, state.space, state.arch.reservation
     note_phys = space.virt_to_phys(guest.read("vmcoreinfo_note"))
     count = len(state.affinities)
@@ -33,7 +37,9 @@ def elf_headers(state: KernelState) -> bytes:
         vmcoreinfo_note=(note_phys, VMCOREINFO_NOTE_SIZE),
         kernel_text=(space.kimage_vaddr, space.kimage_phys, space.kimage_size),
         memory=state.arch.memblock.mappable(),
-        exclude=[area for area in (reservation.crashk_res, reservation.crashk_low_res) if area is not None],
+        exclude=[
+            area for area in (reservation.crashk_res, reservation.crashk_low_res, *cma) if area is not None
+        ],
         linear_virt=space.linear_virt,
         possible_cpus=count,
     )
@@ -61,6 +67,7 @@ def next_device_tree(
         elfcorehdr=(elfcorehdr.start, elfcorehdr.size) if elfcorehdr else None,
         crashk_res=reservation.crashk_res if elfcorehdr else None,
         crashk_low_res=reservation.crashk_low_res if elfcorehdr else None,
+        crashk_cma_ranges=reservation.cma,
         kaslr_seed=kaslr_seed,
         rng_seed=rng_seed,
         ima=(ima.start, ima.size) if ima else None,

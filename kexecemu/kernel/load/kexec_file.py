@@ -153,7 +153,7 @@ def _prepare(
         )
         return add_verdict_record(tree) if chosen else tree
 
-    headers = environment.elf_headers(state) if crash else None
+    headers = environment.elf_headers(state, state.crashk_cma_ranges) if crash else None
     image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb), _load_context(state))
     sanity_check_segment_list(image, crashk_res, state.total_ram_pages, config.page_size)
     if crash:

@@ -10,17 +10,20 @@ from errno import ENOENT
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import CrashkernelOption, parse_crashkernel_option
-from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.base.config import Era, KernelConfig
+from kexecemu.kernel.memory.cma import cma_declare_contiguous
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.kernel.memory.zones import PHYS_MASK_LIMIT
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["CRASH_ALIGN", "DEFAULT_LOW_SIZE", "CrashReservation", "reserve_crashkernel"]
+__all__ += ["reserve_crashkernel_cma"]
 
 CRASH_ALIGN = 2 << 20
 DEFAULT_LOW_SIZE = 128 << 20
 _HIGH_MAX = PHYS_MASK_LIMIT
+_CMA_RANGES_MAX = 4  # CRASHKERNEL_CMA_RANGES_MAX
 
 Print = Callable[[str], None]
 
@@ -28,10 +31,15 @@ Print = Callable[[str], None]
 @shown()
 @dataclass(frozen=True)
 class CrashReservation:
-    """crashk_res and crashk_low_res as physical ranges; None where nothing is reserved."""
+    """crashk_res and crashk_low_res as physical ranges, None where nothing is reserved; and crashk_cma_ranges.
+
+    released is what was crash memory and is given back, as kexec_crash_size was written to.
+    """
 
     crashk_res: PhysRange | None = None
     crashk_low_res: PhysRange | None = None
+    cma: tuple[PhysRange, ...] = ()
+    released: tuple[PhysRange, ...] = ()
 
 
 def _reserve_low(memblock: Memblock, size: int, low_max: int, log: Print) -> PhysRange | None:
@@ -123,3 +131,38 @@ def reserve_crashkernel(
             return CrashReservation()
     log(f"crashkernel reserved: 0x{base:016x} - 0x{base + size:016x} ({size >> 20} MB)")
     return CrashReservation(PhysRange.of(base, size), low)
+
+
+def reserve_crashkernel_cma(
+    config: KernelConfig, cmdline: str, memblock: Memblock, log: Print
+) -> tuple[PhysRange, ...]:
+    """crashkernel=X,cma: memory that the first kernel uses for what can be moved, and the capture kernel takes over.
+
+    Up to four areas; where one is not to be had, areas half as large are tried.
+    """
+    if not config.release.rules.reserves_cma:
+        return ()
+    quiet = _parse(config.release, cmdline, memblock.phys_mem_size, lambda text: None)
+    size = parse_crashkernel_option(cmdline, 0, ",cma", log).size if quiet is not None else 0
+    if not size or (quiet is not None and quiet[0].size >= memblock.phys_mem_size):
+        return ()
+    if not config.enabled("CMA"):
+        log("crashkernel CMA reservation not supported")
+        return ()
+    page = config.page_size
+    request, reserved, found = align_up(size, page), 0, list[PhysRange]()
+    while size > reserved and len(found) < _CMA_RANGES_MAX:
+        area = cma_declare_contiguous(config, memblock, request, log)
+        if area is not None:
+            found.append(area)
+            reserved += request
+        elif request <= page:
+            break
+        else:
+            request = align_up(request // 2, page)
+    ranges = f"{reserved >> 20} MB{' reserved' if size > reserved else ''} in {len(found)} ranges"
+    if size > reserved:
+        log(f"crashkernel CMA reservation failed: {size >> 20} MB requested, {ranges}")
+    else:
+        log(f"crashkernel CMA reserved: {ranges}")
+    return tuple(found)

@@ -1,5 +1,6 @@
 """memblock: the boot-time allocator, memory and reservations as sorted ranges (mm/memblock.c)."""
 
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
@@ -98,6 +99,15 @@ class Memblock:
                 continue
             candidate = (high - size) & ~(align - 1)
             if candidate >= low:
+                self.reserve(PhysRange.of(candidate, size))
+                return candidate
+        return 0
+
+    def phys_alloc_range_bottom_up(self, size: int, align: int, start: int, end: int) -> int:
+        """As phys_alloc_range(), the lowest that fit."""
+        for area in self.free_ranges():
+            candidate = align_up(max(area.start, start), align)
+            if candidate + size <= min(area.end, end):
                 self.reserve(PhysRange.of(candidate, size))
                 return candidate
         return 0

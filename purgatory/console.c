@@ -28,12 +28,12 @@ static u32 read_register(u64 phys)
 	u32 value;
 
 	asm volatile("ldr %w0, [%1]" : "=r" (value) : "r" (phys));
-	return value;
+	return le32_to_cpu((__force __le32)value);
 }
 
 static void write_register(u64 phys, u32 value)
 {
-	asm volatile("str %w0, [%1]" : : "r" (value), "r" (phys));
+	asm volatile("str %w0, [%1]" : : "r" (cpu_to_le32(value)), "r" (phys));
 }
 
 static void console_putc(u8 c)

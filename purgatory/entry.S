@@ -9,7 +9,7 @@
 #include "el.h"
 #include "options.h"
 
-/* On the stack, from sp on: VBAR, SCTLR; device tree, SP of this EL; and a caller's state. */
+/* On the stack, from sp on: VBAR, SCTLR; device tree, SP of this EL. */
 #define FRAME_DTB	16
 #ifdef PURGATORY_CALLER
 #include "caller.h"

@@ -43,7 +43,7 @@ __kexec_purgatory u64 purgatory_no_mmu;
 #define SCTLR_C			BIT(2)
 #define SCTLR_I			BIT(12)
 
-/* Enough for sixteen regions in two places of memory; if it takes more, the MMU stays off. */
+/* A crash image lies in one or two places. Where regions are in many, and it takes more, the MMU stays off. */
 #define TABLES			24
 
 #define sysreg_read_el(reg) \
@@ -127,7 +127,7 @@ static int map_pages(u64 *top, u64 start, u64 len, u64 attributes)
 	return map(top, 0, start, end, attributes);
 }
 
-static int build_map(int writable)
+static int build_map(u64 rights)
 {
 	u64 features = sysreg_read(id_aa64mmfr0_el1);
 	u64 pa_range = features & 0xf;
@@ -135,7 +135,7 @@ static int build_map(int writable)
 	unsigned long code_start = (unsigned long)purgatory_start;
 	unsigned long data = (unsigned long)purgatory_data;
 	u64 normal = PTE_AF | PTE_SH_INNER;
-	u64 never = PTE_UXN, code = 0, readonly;
+	u64 never = PTE_UXN, code = 0, regions;
 	u64 *top;
 	int i;
 
@@ -151,7 +151,7 @@ static int build_map(int writable)
 		never |= PTE_PXN;
 		code = PTE_UXN;
 	}
-	readonly = normal | never | (writable ? 0 : PTE_RDONLY);
+	regions = normal | never | rights;
 
 	dcache_clean_inval_poc(tables_start(), tables_start() + TABLES * PURGATORY_PAGE_SIZE);
 	tables_used = 0;
@@ -162,7 +162,7 @@ static int build_map(int writable)
 	for (i = 0; i < KEXEC_SEGMENT_MAX; i++) {
 		const struct kexec_sha_region *region = &purgatory_sha_regions[i];
 
-		if (!map_pages(top, region->start, region->len, readonly))
+		if (!map_pages(top, region->start, region->len, regions))
 			return 0;
 	}
 #ifdef PURGATORY_REPAIR
@@ -185,14 +185,26 @@ static int build_map(int writable)
 	return 1;
 }
 
-void caches_prepare(int writable)
+static void prepare(u64 rights)
 {
-	mmu_prepared = build_map(writable);
+	mmu_prepared = build_map(rights);
 #ifdef PURGATORY_RECORD
 	if (mmu_prepared)
 		record_flag(PURGATORY_FLAG_MMU_ON);
 #endif
 }
+
+void caches_prepare(void)
+{
+	prepare(PTE_RDONLY);
+}
+
+#ifdef PURGATORY_REPAIR
+void caches_prepare_writable(void)
+{
+	prepare(0);
+}
+#endif
 
 /* Own data and the tables, in one piece: all that is stored to. */
 void caches_on(void)

@@ -35,6 +35,9 @@
 #if defined(PURGATORY_CALLER) || defined(PURGATORY_REPORT) || defined(PURGATORY_RECORD)
 #define PURGATORY_TRAP		1	/* an exception does more than stop: trap.S, trap.c */
 #endif
+#if defined(PURGATORY_CALLER) || defined(PURGATORY_RECORD)
+#define PURGATORY_STATE		1	/* somebody goes on from what a run leaves, or reads it */
+#endif
 
 #define PURGATORY_PAGE_SIZE	4096
 
@@ -59,7 +62,10 @@ extern u64 purgatory_no_mmu;
 #endif
 
 /* Build the identity map; if it cannot be done, caches_on() does nothing. */
-void caches_prepare(int writable);
+void caches_prepare(void);
+#ifdef PURGATORY_REPAIR
+void caches_prepare_writable(void);
+#endif
 
 /* In between nothing is printed: the UART is not in the map. */
 void caches_on(void);
@@ -69,10 +75,12 @@ extern u32 mmu_prepared, mmu_is_on;
 static inline u32 caches_prepared(void) { return mmu_prepared; }
 static inline u32 caches_are_on(void) { return mmu_is_on; }
 
+#ifdef PURGATORY_STATE
 static inline void caches_begin(void)
 {
 	mmu_is_on = 0;
 }
+#endif
 
 /* mmu-enable.S */
 struct mmu_registers {
@@ -82,12 +90,17 @@ struct mmu_registers {
 void mmu_enable(const struct mmu_registers *new, unsigned long start, unsigned long end);
 void mmu_disable(const struct mmu_registers *old, unsigned long start, unsigned long end);
 #else
-static inline void caches_prepare(int writable) { }
+static inline void caches_prepare(void) { }
 static inline u32 caches_prepared(void) { return 0; }
 static inline void caches_on(void) { }
 static inline void caches_off(void) { }
 static inline u32 caches_are_on(void) { return 0; }
+#ifdef PURGATORY_STATE
 static inline void caches_begin(void) { }
+#endif
+#ifdef PURGATORY_REPAIR
+static inline void caches_prepare_writable(void) { }
+#endif
 #endif
 
 #ifdef PURGATORY_SHA2
@@ -95,6 +108,9 @@ static inline void caches_begin(void) { }
 /* Not 0: do without the SHA-2 instructions. In Linux that is Kconfig's to say. */
 extern u64 purgatory_no_crypto;
 #endif
+
+/* Not 0: the kernel uses SME, and may have left the CPU in streaming mode. */
+extern u64 purgatory_sme;
 
 /* They may be used in between, where the CPU has them. */
 void sha2_begin(void);
@@ -106,16 +122,27 @@ void sha2_update(struct sha256_ctx *sctx, unsigned long *start, unsigned long *l
 extern u32 sha2_in_use;
 static inline u32 sha2_used(void) { return sha2_in_use; }
 
+/* Whatever is in memory, they are not in use yet. */
+static inline void sha2_forget(void)
+{
+	sha2_in_use = 0;
+}
+
 /* sha256-ce.S */
-#define FPSIMD_SAVE_SIZE	416
 void sha256_ce_blocks(u32 state[8], const u8 *data, u64 blocks);
-u64 fpsimd_begin(void *save, u64 sme);
-void fpsimd_end(const void *save, u64 control);
+u64 fpsimd_begin(u64 sme);
+void fpsimd_end(u64 control);
+#ifdef PURGATORY_CALLER
+#define FPSIMD_SAVE_SIZE	416
+void fpsimd_save(void *to);
+void fpsimd_restore(const void *from);
+#endif
 #else
 static inline void sha2_begin(void) { }
 static inline void sha2_end(void) { }
 static inline void sha2_update(struct sha256_ctx *sctx, unsigned long *at, unsigned long *len) { }
 static inline u32 sha2_used(void) { return 0; }
+static inline void sha2_forget(void) { }
 #endif
 
 #ifdef PURGATORY_REPORT
@@ -133,17 +160,21 @@ void report_trap(unsigned long esr, unsigned long elr, unsigned long far);
 
 extern u32 console_stuck;
 
+#ifdef PURGATORY_STATE
 static inline void report_begin(void)
 {
 	console_stuck = 0;
 }
+#endif
 
 static inline void report_no_more(void)
 {
 	console_stuck = 1;
 }
 #else
+#ifdef PURGATORY_STATE
 static inline void report_begin(void) { }
+#endif
 static inline void report_start(void) { }
 static inline void report_line(const char *what) { }
 static inline unsigned long stop(const char *why) { return STOP; }
@@ -233,8 +264,6 @@ unsigned long refuse(u32 damaged);
 
 /* trap.S */
 int psci_call(u64 function, u64 conduit);
-#else
-static inline unsigned long refuse(u32 damaged) { return stop(0); }
 #endif
 
 #ifdef PURGATORY_REPAIR
@@ -267,7 +296,9 @@ static inline void early_begin(u32 early) { }
 
 #ifdef PURGATORY_TRAP
 unsigned long purgatory_trapped(unsigned long esr, unsigned long elr, unsigned long far);
+#endif
 
+#ifdef PURGATORY_STATE
 /* What a run before this one has left is forgotten. */
 void begin(u32 early);
 

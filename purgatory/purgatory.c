@@ -145,19 +145,20 @@ u32 check(unsigned long dtb)
 	u32 damaged = 0;
 
 	suspect(self_known ? PURGATORY_SELF : 0);
-	sha2_begin();
+	sha2_forget();
 	if ((self_known && !self_matches()) || !regions_sane())
 		damaged |= PURGATORY_SELF;
 	if (purgatory_dtb && purgatory_dtb != dtb)
 		damaged |= PURGATORY_DTB;
 	suspect(damaged);
 	if (!damaged) {
-		caches_prepare(0);
+		sha2_begin();
+		caches_prepare();
 		report_start();
 		clean_regions();
 		damaged = check_regions(found);
+		sha2_end();
 	}
-	sha2_end();
 
 	record_result(damaged);
 	report_result(damaged, found);
@@ -180,5 +181,9 @@ unsigned long purgatory(unsigned long dtb)
 
 	begin(0);
 	damaged = check(dtb);
+#ifdef PURGATORY_POLICY
 	return finish(damaged ? refuse(damaged) : START_KERNEL);
+#else
+	return finish(damaged ? stop(0) : START_KERNEL);
+#endif
 }

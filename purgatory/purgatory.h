@@ -5,7 +5,7 @@
  * A loader has to set purgatory_sha_regions and purgatory_sha256_digest, as
  * the kernel's generic code does, and purgatory_kernel_entry, as its arm64 code
  * has to. Everything else may stay zero and then means what is said beside it.
- * Options have symbols of their own: options.h, record.h.
+ * Options have symbols of their own: options.h.
  * All of these lie in .kexec-purgatory, which is PROGBITS: the kernel's loader
  * refuses to set a symbol in a bss section, or one whose size is not exactly
  * the expected one.
@@ -54,7 +54,7 @@ extern u64 purgatory_dtb;
  */
 extern u8 purgatory_self_digest[SHA256_DIGEST_SIZE];
 
-/* What check() says: 0, or bits. 0 to 15 are the regions; all of them, until it is located. */
+/* What check() says: 0, or bits. 0 to 15 are the regions, all of them if it is not known which. */
 #define PURGATORY_REGIONS	0xffffU
 #define PURGATORY_SELF		BIT(16)	/* the purgatory itself */
 #define PURGATORY_DTB		BIT(17)	/* x0 is not purgatory_dtb */

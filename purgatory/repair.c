@@ -72,7 +72,7 @@ void repair(u32 damaged)
 	if (!damaged || is_early() || purgatory_policy != PURGATORY_POLICY_REPAIR ||
 	    !purgatory_copy)
 		return;
-	caches_prepare(1);
+	caches_prepare_writable();
 	caches_on();
 	mended = copy_damaged();
 	if (mended) {

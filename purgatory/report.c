@@ -22,17 +22,23 @@ void report_line(const char *what)
 	console_puts("\n");
 }
 
+static u32 regions __purgatory_data;	/* that are not empty */
+
 void report_start(void)
 {
 	u64 bytes = 0;
-	u32 regions = 0;
 	int i;
 
+	regions = 0;
 	for (i = 0; i < KEXEC_SEGMENT_MAX; i++) {
 		if (!purgatory_sha_regions[i].len)
 			continue;
 		regions++;
 		bytes += purgatory_sha_regions[i].len;
+	}
+	if (!regions) {
+		report_line("nothing to check");
+		return;
 	}
 	say("checking ");
 	console_put_dec(regions);
@@ -113,7 +119,8 @@ static inline void report_damage(void) { }
 void report_result(u32 damaged, const u8 *found)
 {
 	if (!damaged) {
-		report_line("digests match");
+		if (regions)
+			report_line("digests match");
 		return;
 	}
 	if (damaged & PURGATORY_SELF) {

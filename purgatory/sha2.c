@@ -13,17 +13,19 @@
 __kexec_purgatory u64 purgatory_no_crypto;
 #endif
 
+__kexec_purgatory u64 purgatory_sme;
+
 u32 sha2_in_use __purgatory_data;
 
-static u8 fpsimd_save[FPSIMD_SAVE_SIZE] __purgatory_data __aligned(16);
+#ifdef PURGATORY_CALLER
+static u8 fpsimd_saved[FPSIMD_SAVE_SIZE] __purgatory_data __aligned(16);
+#endif
 static u64 fpsimd_control __purgatory_data;
 
 void sha2_begin(void)
 {
-	u64 sme = sysreg_read(id_aa64pfr1_el1) >> 24 & 0xf;
 	u64 sha2 = sysreg_read(id_aa64isar0_el1) >> 12 & 0xf;
 
-	sha2_in_use = 0;
 #ifndef __KERNEL__
 	if (purgatory_no_crypto)
 		return;
@@ -32,10 +34,14 @@ void sha2_begin(void)
 		return;
 #ifdef PURGATORY_EARLY
 	/* Only 128 bits of their vectors would come back, and no streaming mode. */
-	if (is_early() && (sysreg_read(id_aa64pfr0_el1) >> 32 & 0xf || sme))
+	if (is_early() && (sysreg_read(id_aa64pfr0_el1) >> 32 & 0xf ||
+			   sysreg_read(id_aa64pfr1_el1) >> 24 & 0xf))
 		return;
 #endif
-	fpsimd_control = fpsimd_begin(fpsimd_save, sme);
+	fpsimd_control = fpsimd_begin(purgatory_sme);
+#ifdef PURGATORY_CALLER
+	fpsimd_save(fpsimd_saved);
+#endif
 	sha2_in_use = 1;
 	record_flag(PURGATORY_FLAG_CRYPTO);
 }
@@ -57,6 +63,9 @@ void sha2_end(void)
 {
 	if (!sha2_in_use)
 		return;
-	fpsimd_end(fpsimd_save, fpsimd_control);
+#ifdef PURGATORY_CALLER
+	fpsimd_restore(fpsimd_saved);
+#endif
+	fpsimd_end(fpsimd_control);
 	sha2_in_use = 0;
 }

@@ -3,11 +3,13 @@
  * SHA-256 by the instructions that ARMv8 may have for it (ID_AA64ISAR0_EL1.SHA2).
  */
 #include "el.h"
+#include "options.h"
 
 	.arch	armv8-a+crypto
 	.text
 
-	/* v0-v9 and v16-v31 are the dead kernel's, or one still alive's: x0 is where they go. */
+#ifdef PURGATORY_CALLER
+	/* v0-v9 and v16-v31 are the caller's, if it is still alive: x0 is where they go. */
 	.macro	for_each_pair, op
 	\op	q0, q1, [x0]
 	\op	q2, q3, [x0, #32]
@@ -24,8 +26,25 @@
 	\op	q30, q31, [x0, #384]
 	.endm
 
+	/* void fpsimd_save(void *to) */
+	.globl	fpsimd_save
+	.type	fpsimd_save, %function
+fpsimd_save:
+	for_each_pair stp
+	ret
+	.size	fpsimd_save, . - fpsimd_save
+
+	/* void fpsimd_restore(const void *from) */
+	.globl	fpsimd_restore
+	.type	fpsimd_restore, %function
+fpsimd_restore:
+	for_each_pair ldp
+	ret
+	.size	fpsimd_restore, . - fpsimd_restore
+#endif
+
 	/*
-	 * u64 fpsimd_begin(void *save, u64 sme): nobody has switched the unit on;
+	 * u64 fpsimd_begin(u64 sme): nobody has switched the unit on;
 	 * returns what end wants. With SME the dead kernel may have left the CPU in
 	 * streaming mode, where the instructions below are illegal: out of it.
 	 */
@@ -35,35 +54,33 @@ fpsimd_begin:
 	if_el2	x2, 1f
 	mrs	x3, cpacr_el1
 	orr	x2, x3, #(3 << 20)	// FPEN: no trap
-	orr	x4, x2, #(3 << 24)	// SMEN, no bit of a CPU without
-	cmp	x1, #0
+	orr	x4, x2, #(3 << 24)	// SMEN
+	cmp	x0, #0
 	csel	x2, x2, x4, eq
 	msr	cpacr_el1, x2
 	b	2f
 1:	mrs	x3, cptr_el2
 	and	x2, x3, #~(1 << 10)	// TFP
 	and	x4, x2, #~(1 << 12)	// TSM, RES1 without
-	cmp	x1, #0
+	cmp	x0, #0
 	csel	x2, x2, x4, eq
 	msr	cptr_el2, x2
 2:	isb
-	cbz	x1, 3f
+	cbz	x0, 3f
 	.inst	0xd503427f		// smstop sm
-3:	for_each_pair stp
-	mov	x0, x3
+3:	mov	x0, x3
 	ret
 	.size	fpsimd_begin, . - fpsimd_begin
 
-	/* void fpsimd_end(const void *save, u64 control) */
+	/* void fpsimd_end(u64 control) */
 	.globl	fpsimd_end
 	.type	fpsimd_end, %function
 fpsimd_end:
-	for_each_pair ldp
 	if_el2	x2, 1f
-	msr	cpacr_el1, x1
+	msr	cpacr_el1, x0
 	isb
 	ret
-1:	msr	cptr_el2, x1
+1:	msr	cptr_el2, x0
 	isb
 	ret
 	.size	fpsimd_end, . - fpsimd_end

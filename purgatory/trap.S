@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A part of entry.S (PURGATORY_TRAP): the vectors where there is more to do
- * than to stop, and between them, for a page less, the ways back to whoever
- * called.
+ * than to stop. What stands between them saves a page.
  */
 
 	/*
@@ -18,12 +17,14 @@ trapped:
 	mrs	x21, elr_el1
 	mrs	x22, far_el1
 	mov32	x3, SCTLR_EL1_MMU_OFF
+	isb				// as in mmu_disable
 	msr	sctlr_el1, x3
 	b	2f
 1:	mrs	x20, esr_el2
 	mrs	x21, elr_el2
 	mrs	x22, far_el2
 	mov32	x3, SCTLR_EL2_MMU_OFF
+	isb
 	msr	sctlr_el2, x3
 2:	isb
 	adr	x0, purgatory_data

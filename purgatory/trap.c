@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * PURGATORY_TRAP: what a run has to remember where it may end in an exception
- * that is worth a word, or with a caller.
+ * PURGATORY_TRAP: an exception is worth a word, or an answer.
  */
 #include "options.h"
 
-static u32 suspected __purgatory_data;
 static u32 traps __purgatory_data;
+
+#ifdef PURGATORY_STATE
+static u32 suspected __purgatory_data;
 
 void begin(u32 early)
 {
@@ -23,31 +24,34 @@ void suspect(u32 damaged)
 	suspected = damaged;
 	record_damaged(damaged);
 }
-
-static unsigned long give_up(void)
-{
-#ifdef PURGATORY_EARLY
-	if (is_early() && !caches_are_on())
-		return RETURN_TO_CALLER;
 #endif
-	return STOP;
-}
 
 /* An exception: with a damaged table of regions or damaged code there may be any. */
 unsigned long purgatory_trapped(unsigned long esr, unsigned long elr, unsigned long far)
 {
 	traps++;
-	if (traps > 2 || (traps > 1 && caches_are_on()))
-		return give_up();
+	if (traps > 2 || (traps > 1 && caches_are_on())) {
+#ifdef PURGATORY_EARLY
+		if (is_early() && !caches_are_on())
+			return RETURN_TO_CALLER;
+#endif
+		return STOP;
+	}
 	if (traps == 2)
 		report_no_more();	/* it is that which fails: do without */
 	caches_off();
+#ifdef PURGATORY_STATE
 	sha2_end();
+#endif
 	record_trap(esr, elr, far);
 	report_trap(esr, elr, far);
 #ifdef PURGATORY_EARLY
 	if (is_early())
 		return RETURN_TO_CALLER;
 #endif
+#ifdef PURGATORY_POLICY
 	return finish(refuse(suspected));
+#else
+	return stop(0);
+#endif
 }

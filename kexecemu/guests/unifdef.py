@@ -18,6 +18,7 @@ __all__ = ["without_options"]
 _DERIVED = {
     "PURGATORY_CALLER": ("policy", "early"),
     "PURGATORY_TRAP": ("policy", "early", "report", "record"),
+    "PURGATORY_STATE": ("policy", "early", "record"),
 }
 
 _DIRECTIVE = re.compile(r"\s*#\s*(ifdef|ifndef|if|else|endif)\b\s*(.*?)\s*(?:/\*.*\*/\s*)?$", re.S)

@@ -6,7 +6,7 @@
 
 What is instrumented in a kernel must not be in a purgatory, which has no runtime for it: each configuration is
 configured whole, and built as far as the purgatory and the files that the series edits. A configuration that the
-compiler or the kernel has not is named, and is none. Exit status 1 for a warning, an error, an undefined symbol or a
+compiler or the kernel has not is named with the reason; where there is none it is wrong. Exit status 1 for a warning, an error, an undefined symbol or a
 relocation that the loader does not know.
 """
 
@@ -23,26 +23,39 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from kexecemu.fetch.cache import cache_folder
-from kexecemu.kbuild.options import fragment
+from kexecemu.kbuild.options import fragment, with_defaults
 from kexecemu.kbuild.series import apply_series, find_series
 from kexecemu.kbuild.source import find_source, unpack_source
 
-# Name: what is asked for. A name without "=" is one that must have been taken.
+# Name: what is asked for. A name without "=" is one that must have been taken. "|" is for what has another name by now.
+_OPTIONS = [f"ARM64_KEXEC_PURGATORY_{name}" for name in ("CACHES", "SHA2", "REPORT")]
 CONFIGURATIONS = {
     "usual": "",
-    "core": "ARM64_KEXEC_PURGATORY_CACHES=n ARM64_KEXEC_PURGATORY_SHA2=n ARM64_KEXEC_PURGATORY_REPORT=n",
+    "no caches": f"{_OPTIONS[0]}=n",
+    "no SHA-2": f"{_OPTIONS[1]}=n",
+    "no report": f"{_OPTIONS[2]}=n",
+    "core": " ".join(f"{one}=n" for one in _OPTIONS),
     "off": "ARM64_KEXEC_PURGATORY=n",
     "kexec_load alone": "KEXEC_FILE=n SUSPEND PM KEXEC",
+    "ima, kho": "INTEGRITY IMA IMA_KEXEC KEXEC_HANDOVER CMA DMA_CMA",
     "kasan": "KASAN KASAN_GENERIC UBSAN KCOV DEBUG_FS",
     "gcov": "DEBUG_FS GCOV_KERNEL GCOV_PROFILE_ALL",
     "ftrace": "FTRACE FUNCTION_TRACER DYNAMIC_FTRACE STACKPROTECTOR STACKPROTECTOR_STRONG FORTIFY_SOURCE",
     "pac, bti": "ARM64_PTR_AUTH ARM64_PTR_AUTH_KERNEL ARM64_BTI ARM64_BTI_KERNEL",
     "scs": "SHADOW_CALL_STACK",
     "init": "INIT_STACK_ALL_PATTERN",
-    "lto": "LTO_CLANG_THIN LTO_NONE=n CFI_CLANG",
+    "lto": "LTO_CLANG_THIN LTO_NONE=n CFI|CFI_CLANG",
     "16k": "ARM64_4K_PAGES=n ARM64_16K_PAGES",
     "64k": "ARM64_4K_PAGES=n ARM64_64K_PAGES",
     "big endian": "CPU_BIG_ENDIAN CPU_LITTLE_ENDIAN=n",
+}
+# What there is not, and why: of everything else it is an error.
+_MISSING = {
+    ("gcc", "lto"): "clang's",
+    ("clang", "gcov"): "GCOV_PROFILE_ALL wants gcc's",
+    ("7.3", "big endian"): "BROKEN since 6.18",
+    ("6.12", "ima, kho"): "no KHO yet",
+    ("gcc", "pac, bti"): "BTI for the kernel wants another gcc",
 }
 _FILES = ("machine_kexec.o", "machine_kexec_file.o", "kexec_image.o", "kexec_purgatory.o")
 _RELOCATIONS = {273, 274, 279, 280, 282, 283}  # those of kexec_purgatory.c
@@ -71,12 +84,20 @@ class Tree:
         """Which of the options asked for were not taken."""
         out.mkdir(parents=True)
         asked = out / "wanted"
-        asked.write_text("".join(f"CONFIG_{name}={value}\n" for name, value in wanted.items()))
+        names = {one: value for name, value in wanted.items() for one in name.split("|")}
+        asked.write_text("".join(f"CONFIG_{name}={value}\n" for name, value in names.items()))
         said = self.make(out, "allnoconfig", KCONFIG_ALLCONFIG=str(asked))
+        file = out / ".config"
+        file.write_text(with_defaults(file.read_text(), wanted))
+        said += self.make(out, "olddefconfig")
         if said.endswith("failed"):
             raise SystemExit(f"{said}\nthe kernel cannot be configured")
-        config = (out / ".config").read_text()
-        return [one for one, value in wanted.items() if value == "y" and f"CONFIG_{one}=y\n" not in config]
+        on = {line.removeprefix("CONFIG_") for line in file.read_text().splitlines()}
+        return [
+            name
+            for name, value in wanted.items()
+            if value == "y" and not any(f"{one}=y" in on for one in name.split("|"))
+        ]
 
 
 def relocations(obj: Path) -> set[int]:
@@ -88,11 +109,11 @@ def relocations(obj: Path) -> set[int]:
 
 def build(
     tree: Tree, out: Path, wanted: dict[str, str], asked: dict[str, str], more: list[str]
-) -> tuple[bool, str]:
-    """Whether it is as it should be, and a word on it."""
+) -> tuple[bool | None, str]:
+    """Whether it is as it should be, None if it is not to be had; and a word on it."""
     missing = [one for one in tree.configure(out, wanted) if asked.get(one) == "y"]
     if missing:
-        return True, f"not to be had here: {', '.join(missing)}"
+        return None, f"not to be had here: {', '.join(missing)}"
     config = (out / ".config").read_text()
     there = "CONFIG_ARM64_KEXEC_PURGATORY=y" in config
     files = _FILES if "CONFIG_KEXEC_FILE=y" in config else _FILES[:1]
@@ -127,7 +148,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of configurations, with commas")
     parser.add_argument("--warnings", action="store_true", help="with W=1, and C=1 where there is sparse")
     given = parser.parse_args()
-    wrong = 0
+    wrong = left_out = 0
+    words = set()
     with tempfile.TemporaryDirectory(prefix="kexecemu-configurations-") as name:
         folder = Path(name)
         unpack_source(find_source(given.version, cache_folder()), folder / "src")
@@ -139,12 +161,20 @@ def main() -> int:
                 continue
             asked = dict((*one.split("="), "y")[:2] for one in text.split())
             good, word = build(tree, folder / f"out{number}", {**fragment(), **asked}, asked, more)
+            kinds = (given.version, re.sub(r"-\d+$", "", given.compiler))
+            if good is None:
+                why = next((_MISSING[one, title] for one in kinds if (one, title) in _MISSING), "")
+                good, left_out = bool(why), left_out + bool(why)
+                word += f" ({why})" if why else ""
+            if title in ("usual", "no caches", "no SHA-2", "no report", "core") and good:
+                good = word not in words  # an option that makes no difference was not switched
+                words.add(word)
             wrong += not good
             print(
                 f"{given.version} {given.compiler:<9} {title:<17} {'' if good else 'WRONG: '}{word}",
                 flush=True,
             )
-    print(f"{wrong} wrong")
+    print(f"{wrong} wrong, {left_out} not to be had")
     return 1 if wrong else 0
 
 

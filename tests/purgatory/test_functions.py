@@ -215,7 +215,8 @@ def test_nothing_is_in_the_map_that_is_not_needed(
     never = PXN if at_el1 else UXN
     data = symbols["purgatory_verdict"][0]
     regions_of(mmu, layout)
-    assert mmu("caches_prepare", writable) == 1
+    mmu("caches_prepare_writable" if writable else "caches_prepare")
+    assert mmu.get("mmu_prepared") == bytes([1, 0, 0, 0])
     expected = dict.fromkeys(pages(CODE, data - CODE), (False, True))
     expected |= dict.fromkeys(pages(data, sum(symbols["table_area"]) - data), (True, False))
     for one in layout:
@@ -236,7 +237,8 @@ def test_nothing_is_in_the_map_that_is_not_needed(
 def test_the_registers_of_the_map_are_those_of_its_level(mmu: Functions) -> None:
     """4 KiB granule, 48 bits, walks cached and inner shareable, one type of memory: normal, write-back."""
     regions_of(mmu, [(0x50000000, PAGE)])
-    assert mmu("caches_prepare", 0) == 1
+    mmu("caches_prepare")
+    assert mmu.get("mmu_prepared") == bytes([1, 0, 0, 0])
     mair, tcr, ttbr0, sctlr = struct.unpack("<4Q", mmu.get("new"))
     assert (mair, ttbr0 % PAGE) == (0xFF, 0)
     table_area, size = mmu.loaded.symbols["table_area"]

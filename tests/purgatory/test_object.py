@@ -25,6 +25,7 @@ SYMBOLS = {
     "purgatory_psci_conduit": 8,
     "purgatory_no_mmu": 8,
     "purgatory_no_crypto": 8,
+    "purgatory_sme": 8,
     "purgatory_region_digests": 512,
     "purgatory_page_digests": 8,
     "purgatory_copy": 8,
@@ -142,7 +143,7 @@ def test_the_verdict_record_is_recognised_before_anything_ran(elf: ELFFile) -> N
 
 
 # Where an instruction of the kind is meant: the code that switches FP and SIMD on itself, and puts them back.
-SIMD_FUNCTIONS = ("fpsimd_begin", "fpsimd_end", "sha256_ce_blocks")
+SIMD_FUNCTIONS = ("fpsimd_save", "fpsimd_restore", "sha256_ce_blocks")
 
 
 def test_every_instruction_can_run_with_the_mmu_off(elf: ELFFile) -> None:

@@ -30,6 +30,8 @@ def cpu_of(path: Path, el: El, spoilt: bool = False, **more: object) -> Cpu:
     features = {name: more.pop(name) for name in ("gcs", "tcr2", "sme", "sha2") if name in more}
     data = bytes_of("region", LENGTH)
     symbols = {"purgatory_uart_base": bytes(8), **more.pop("symbols", {})}  # type: ignore[dict-item]
+    if path != CORE:  # the kernel says so to whoever loads
+        symbols["purgatory_sme"] = struct.pack("<Q", features.get("sme", True))
     cpu = Cpu(
         path,
         el,
@@ -261,7 +263,7 @@ def test_an_exception_of_any_kind_is_recorded_with_the_registers_of_its_level(
     )
     events = cpu.events[before:]
     store = next(index for index, (name, _) in enumerate(events) if name == "store")
-    assert events[:2] == [("sctlr" + suffix, SCTLR_OFF[el]), ("isb", 0)]
+    assert events[:3] == [("isb", 0), ("sctlr" + suffix, SCTLR_OFF[el]), ("isb", 0)]
     cleaned = [value for name, value in events[:store] if name == "dc civac"]
     assert cleaned == list(range(cpu.at("purgatory_data"), cpu.at("purgatory_data_end"), 64))
     # And everything is as it was found.

@@ -9,7 +9,6 @@
 #include <linux/elf.h>
 #include <linux/err.h>
 #include <linux/kexec.h>
-#include <linux/sizes.h>
 #include <linux/types.h>
 
 #include <asm/insn.h>

@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,7 +185,37 @@ def _purgatories() -> str:
     return _table([*head, "instructions a byte"], rows)
 
 
+def _eras() -> str:
+    """What changed when, with what a rule is about in the words of its own documentation."""
+    from kexecemu.kernel.base.era import CHANGES, Rules
+
+    assert Rules.__doc__ is not None
+    meanings: dict[str, str] = {}
+    for line in Rules.__doc__.splitlines():
+        if found := re.match(r"    (\w+)  +(.*)", line):
+            last = found[1]
+            meanings[last] = found[2]
+        elif meanings and line.strip():
+            meanings[last] += f" {line.strip()}"
+    rows, now = [], Rules()
+    for one in CHANGES:
+        values = [_value(getattr(now, one.rule)), _value(one.value)]
+        now = replace(now, **{one.rule: one.value})
+        release = ".".join(map(str, one.since))
+        rows.append([release, meanings[one.rule], " → ".join(values), one.source])
+    return _table(["since", "what", "was → is", "commit, or where it was seen"], rows)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(f"`{one}`" for one in value)
+    return f"{value:#x}" if isinstance(value, int) and value in (0x7, 0xF, 0x3F) else str(value)
+
+
 _TABLES: dict[str, Callable[[], str]] = {
+    "eras": _eras,
     "purgatories": _purgatories,
     "scenarios": _scenarios,
     "models": _models,

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import partial
 
 __all__ = ["main"]
 
@@ -13,6 +14,8 @@ def main() -> int:
     if hears:
         # Nothing is open yet, and an exception in the middle of an import may be swallowed or dressed up there.
         signal.signal(signal.SIGINT, _at_once)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, partial(_terminated, os.getpid()))
     from kexecemu.cli import main as command_line
     from kexecemu.commands.streams import open_closed
     from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
@@ -35,6 +38,13 @@ def main() -> int:
             return status
     except KeyboardInterrupt:
         leave()
+
+
+def _terminated(parent: int, *_: object) -> None:
+    """End as shells count SIGTERM, and take what is temporary along; a child has nothing that is its own."""
+    if os.getpid() != parent:
+        os._exit(143)
+    raise SystemExit(143)
 
 
 def _at_once(*_: object) -> None:

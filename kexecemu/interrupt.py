@@ -11,6 +11,7 @@ import _thread
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -130,15 +131,25 @@ def guarded() -> Iterator[None]:
         watcher.start()
     else:
         signal.set_wakeup_fd(before)
+    swallowed, sys.unraisablehook = sys.unraisablehook, _once_more
     try:
         yield
     finally:
+        sys.unraisablehook = swallowed
         if watcher is not None:
             signal.set_wakeup_fd(-1)
         os.close(told)  # which ends the watcher
         if watcher is not None:
             watcher.join()
         os.close(heard)
+
+
+def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Ctrl-C that came while an object was taken down goes nowhere: it comes once more, a moment later."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        again_in(0.05)
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _watch(heard: int) -> None:

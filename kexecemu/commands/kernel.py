@@ -207,10 +207,14 @@ def _tried(
     """One crash, told."""
     from kexecemu.kbuild.on_board import board_runs
     from kexecemu.kbuild.on_qemu import run_in_qemu
-    from kexecemu.kbuild.trial import Trial
+    from kexecemu.kbuild.trial import Trial, check_targets
+    from kexecemu.kernel.base.cmdline import parameter
     from kexecemu.report.kernel_trial import trial_text
     from kexecemu.report.progress import LINUX_PARTS, progress_bar
 
+    if parameter(cmdline, "console") is not None:
+        raise InputError("--cmdline console=: it is on the first PL011 that the kernel is listened to")
+    check_targets(built, faults)
     trial = Trial(built, cpus=cpus, kaslr=kaslr, words=cmdline)
     try:
         if machine is None:

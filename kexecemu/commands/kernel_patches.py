@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from kexecemu.commands.kernel_given import SeriesOption, VersionArgument, counted, failed
+from kexecemu.commands.kernel_given import VersionArgument, counted, failed
 from kexecemu.commands.options import option
 from kexecemu.commands.outputs import Written, check_folder
 from kexecemu.errors import BuildError, InputError
@@ -22,7 +22,9 @@ What scripts/checkpatch.pl --strict says: exit status 1 for what has no reason t
 
 def patches(
     version: VersionArgument,
-    series: SeriesOption = None,
+    series: Annotated[
+        str, option("--series", "purgatory, protect, or a folder with a series (*.toml).", "NAME|DIR")
+    ] = "purgatory",
     out: Annotated[Path | None, option("--out", "A folder for the patches; it is made.", "DIR")] = None,
     author: Annotated[
         str, option("--author", "Who signs them off.", "NAME")
@@ -45,7 +47,7 @@ def patches(
     check_folder("--out", out)
     written = Written()
     tarball = find_source(version, cache_folder())
-    folder = find_series(series or "purgatory")
+    folder = find_series(series)
     source = source_files(folder, version, tarball, check=check)
     made = make_patches(folder, version, source, author)
     if out is not None:

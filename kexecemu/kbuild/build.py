@@ -190,9 +190,16 @@ def _lock(path: Path) -> Iterator[None]:
 def _edited_tree(plan: BuildPlan, cache: Path, work: Path) -> list[str]:
     """The source with the series applied, in work/src; what an interruption has left is used if it is whole."""
     done = work / "STEPS.json"
-    with contextlib.suppress(OSError, ValueError):
-        return list(map(str, json.loads(done.read_bytes())))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        told = json.loads(done.read_bytes())
+        if (
+            isinstance(told, list)
+            and all(isinstance(one, str) for one in told)
+            and (work / "src/Makefile").is_file()
+        ):
+            return told
     shutil.rmtree(work, ignore_errors=True)
+    work.unlink(missing_ok=True)
     unpack_source(find_source(plan.version, cache), work / "src")
     steps = [step for one in plan.series for step in apply_series(one, plan.version, work / "src")]
     replace_file(done, json.dumps(steps).encode())
@@ -203,7 +210,7 @@ def _configure(plan: BuildPlan, work: Path) -> None:
     """allnoconfig with what is wanted, and a look whether the kernel has taken it."""
     wanted = fragment_text(plan.options)
     out, asked = work / "out", work / "out/wanted"
-    if (out / ".config").is_file() and asked.is_file() and asked.read_text() == wanted:
+    if (out / ".config").is_file() and asked.is_file() and asked.read_bytes() == wanted.encode():
         return
     out.mkdir(exist_ok=True)
     asked.write_text(wanted)

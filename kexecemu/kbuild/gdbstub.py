@@ -25,6 +25,15 @@ _THREAD = re.compile(r"T..(?:.*;)?thread:(?:p[0-9a-f]+\.)?([0-9a-f]+);")
 _SYSTEM = re.compile(r'<reg name="(\w+)"[^>]* regnum="(\d+)"')
 _PIECE = 1000  # bytes in one packet
 _LIMIT_SECONDS = 60
+_WORDS_LIMIT = 4 << 20  # bytes of one answer
+
+
+def _bytes(answer: str) -> bytes:
+    """Of hexadecimal digits; MachineError for what is none: an error, E14 for one."""
+    try:
+        return bytes.fromhex(answer)
+    except ValueError:
+        raise MachineError(f"QEMU's gdb stub answers {answer[:20]!r} where digits are due") from None
 
 
 @shown()
@@ -57,6 +66,7 @@ class GdbStub:
 
     def __init__(self, path: Path, idle: Callable[[], object] = lambda: None) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(_LIMIT_SECONDS)
         # A socket's path has room for about 100 characters.
         folder = os.open(path.parent, os.O_PATH)
         try:
@@ -75,32 +85,31 @@ class GdbStub:
     def ask(self, packet: str) -> str:
         """Send a command, and return what is answered; a report of a stop that comes before that is let go."""
         self._send(packet)
-        answer = self._receive(_LIMIT_SECONDS)
-        while (
-            answer is not None
-            and packet != "?"
-            and answer[:1] in ("T", "S")
-            and not packet.startswith("vCont")
-        ):
-            answer = self._receive(_LIMIT_SECONDS)
-        if answer is None:
-            raise MachineError(f"QEMU's gdb stub does not answer {packet[:20]!r}")
-        return answer
+        return self._answer(f"QEMU's gdb stub does not answer {packet[:20]!r}", stops=packet == "?")
+
+    def _answer(self, otherwise: str, *, stops: bool = False, end: float | None = None) -> str:
+        """What comes until a moment of the host's time; MachineError where that is nothing but stops."""
+        end = end or time.monotonic() + _LIMIT_SECONDS
+        while True:
+            left = end - time.monotonic()
+            answer = self._receive(left) if left > 0 else None
+            if answer is None:
+                raise MachineError(otherwise)
+            if stops or answer[:1] not in ("T", "S"):
+                return answer
 
     def monitor(self, command: str) -> str:
         """What QEMU's monitor prints of a command."""
         self._send(f"qRcmd,{command.encode().hex()}")
-        said = b""
-        while True:
-            answer = self._receive(_LIMIT_SECONDS)
-            if answer is None:
-                raise MachineError(f"QEMU's monitor does not answer {command!r}")
+        said, end = b"", time.monotonic() + _LIMIT_SECONDS
+        while len(said) < _WORDS_LIMIT:
+            answer = self._answer(f"QEMU's monitor does not answer {command!r}", end=end)
             if answer == "OK":
                 return said.decode(errors="replace")
-            if answer.startswith("O"):
-                said += bytes.fromhex(answer[1:])
-            elif answer[:1] not in ("T", "S"):
-                raise MachineError(f"QEMU's monitor: {command}: {answer}")
+            if not answer.startswith("O"):
+                raise MachineError(f"QEMU's monitor: {command}: {answer[:200]}")
+            said += _bytes(answer[1:])
+        raise MachineError(f"QEMU's monitor does not come to an end with {command!r}")
 
     def write_phys(self, phys: int, data: bytes) -> None:
         """Write physical memory of the stopped machine, as DMA would: no page table has a say."""
@@ -115,7 +124,10 @@ class GdbStub:
         if cpu is not None:
             self._ok(f"Hg{cpu + 1:x}")
         # What is not available is given as x.
-        return Registers(bytes.fromhex(self.ask("g").replace("x", "0")))
+        packed = _bytes(self.ask("g").replace("x", "0"))
+        if len(packed) < _CORE.size:
+            raise MachineError(f"QEMU's gdb stub gives {len(packed)} bytes of registers, not {_CORE.size}")
+        return Registers(packed)
 
     def system_register(self, name: str) -> int | None:
         """Of the CPU whose registers were asked for last, by the architecture's name; None for one that it has not."""
@@ -125,12 +137,12 @@ class GdbStub:
         number = self._system.get(name)
         if number is None:
             return None
-        return int.from_bytes(bytes.fromhex(self.ask(f"p{number:x}")), "little")
+        return int.from_bytes(_bytes(self.ask(f"p{number:x}")), "little")
 
     def _read_file(self, name: str) -> str:
         """One of the files that say which registers there are; "" where there is none."""
         text, more = "", True
-        while more:
+        while more and len(text) < _WORDS_LIMIT:
             answer = self.ask(f"qXfer:features:read:{name}:{len(text):x},{_PIECE:x}")
             more = answer.startswith("m")
             text += answer[1:] if answer[:1] in ("m", "l") else ""
@@ -185,6 +197,8 @@ class GdbStub:
             left = end - time.monotonic()
             if left <= 0:
                 return None
+            if len(self._read) > _WORDS_LIMIT:
+                raise MachineError("what should be QEMU's gdb stub is none")
             if not select.select([self._socket], [], [], min(left, 0.05))[0]:
                 continue
             try:
@@ -195,8 +209,9 @@ class GdbStub:
                 return None
             self._read += piece
         self._read = self._read[match.end() :]
-        with suppress(OSError):  # who ends behind his last answer
-            self._socket.sendall(b"+")
+        if select.select([], [self._socket], [], 0)[1]:  # who does not listen does not get one
+            with suppress(OSError):  # nor who ends behind his last answer
+                self._socket.send(b"+")
         # A byte, "*", and a character that says how often it comes again.
         packet = _RUN.sub(lambda run: run[1] * (run[2][0] - 28), match[1]).decode("latin-1")
         if (thread := _THREAD.match(packet)) is not None:

@@ -100,7 +100,8 @@ def judge_kernel(
         raise InputError(
             f"{trial.kernel.folder}: the model needs purgatory.ro, which is not beside the Image"
         )
-    model = model_replies(path, obj, rows)
+    # What this purgatory has no use for is a row only for who asks for it.
+    model = {name: one for name, one in model_replies(path, obj, rows).items() if rows or not one.absent}
     found: dict[str, dict[str, list[Reply]]] = {name: {"model": one.replies} for name, one in model.items()}
     captured: dict[str, bool] = {}
     if board:

@@ -25,6 +25,7 @@ from kexecemu.crash.stages import (
     itself_changed,
 )
 from kexecemu.crash.verdict import read_verdict
+from kexecemu.errors import MachineError
 from kexecemu.kbuild.gdbstub import Registers
 from kexecemu.kbuild.qemu import Qemu, QemuMachine, restored_words
 from kexecemu.kbuild.qemu_dump import MemoryHeld, dump_loads, true_dump
@@ -133,7 +134,9 @@ class _Run:
         printed = len(self.qemu.console)
         gdb.resume()
         self.qemu.type(f"{stores}\n".encode())
-        if not gdb.wait_for_stop(LIMIT_SECONDS) or gdb.registers().pc != image.start:
+        stopped = gdb.wait_for_stop(LIMIT_SECONDS)
+        self._is_there()
+        if not stopped or gdb.registers().pc != image.start:
             return self._end(
                 Outcome.HUNG, loaded, [], None, None, stood=last_line(self.qemu.console[printed:])
             )
@@ -224,6 +227,11 @@ class _Run:
             stood=stood,
         )
 
+    def _is_there(self) -> None:
+        """MachineError where it is not the guest that has ended, but QEMU."""
+        if self.qemu.ended:
+            raise MachineError(f"QEMU has ended: {self.qemu.trouble or 'without a word'}")
+
     # -- the purgatory ---------------------------------------------------------------------------------------------
 
     def _purgatory(self, loaded: Loaded) -> tuple[PurgatoryRun, str]:
@@ -248,6 +256,8 @@ class _Run:
         elr = None if elr == before else elr  # what the old kernel has left
         end = purgatory_end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, elr=elr)
         stood = f"PC {registers.pc:#x}, in {place_of_pc(loaded.image, registers.pc)}"
+        if elr is not None and elr not in purgatory.segment.area:
+            stood += f", after an exception at {elr:#x}, in {place_of_pc(loaded.image, elr)}"
         stood += "" if stopped else f", still moving after {PURGATORY_SECONDS:.0f} s"
         itself = not purgatory.has_symbol("purgatory_verdict") and itself_changed(loaded.ram, purgatory)
         return PurgatoryRun(end, registers.pc, 0, verdict, itself=itself), stood
@@ -283,6 +293,8 @@ class _Run:
         printed = len(qemu.console)
         gdb.resume()
         hit = qemu.wait_for((SAID, PANIC_END), LIMIT_SECONDS, printed)
+        if hit is None:
+            self._is_there()
         qemu.wait_for(("reboot: Power down",), 1, printed)
         said = qemu.console[printed:]
         linux = linux_end(said, panicked=hit == PANIC_END)

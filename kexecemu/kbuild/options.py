@@ -35,8 +35,8 @@ _WANTED = {
     ),
 }
 # What some releases have no choice of: always there, or not to be had.
-_IF_THERE = ("ARM64_PAN", "ARM64_SME", "SYSCTL", "PROC_SYSCTL", "ARM64_KEXEC_PURGATORY")
-_IF_THERE += ("ARM64_KEXEC_PURGATORY_REPORT",)
+_IF_THERE: tuple[str, ...] = ("ARM64_PAN", "ARM64_SME", "SYSCTL", "PROC_SYSCTL")
+_IF_THERE += ("ARM64_KEXEC_PURGATORY", "ARM64_KEXEC_PURGATORY_REPORT")
 _SERIES = "ARM64_KEXEC_PURGATORY"  # how the names of options begin that a series of ours brings
 
 

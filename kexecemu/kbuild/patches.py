@@ -1,9 +1,11 @@
 """A series as patches for a mailing list, made of its edits and a source tree; and what checkpatch.pl says of them."""
 
 import difflib
+import lzma
 import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,17 +55,22 @@ def source_files(series: Path, version: str, tarball: Path, *, check: bool) -> d
     steps = read_series(series, version)
     ours = {new.path for step in steps for new in step.new}
     missing = {edit.path for step in steps for edit in step.edit} - ours | set(_CHECKPATCH if check else ())
-    found = {}
-    with tarfile.open(tarball, "r|*") as archive:
-        for member in archive:
-            path = member.name.partition("/")[2]
-            content = archive.extractfile(member) if path in missing else None
-            if content is not None:
-                found[path] = content.read()
-                missing.remove(path)
-                if not missing:
-                    return found
-    raise InputError(f"{tarball.name}: has no {min(missing)}")
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(tarball, "r|*") as archive:
+            for member in archive if missing else ():
+                path = member.name.partition("/")[2]
+                content = archive.extractfile(member) if path in missing and member.isfile() else None
+                if content is not None:
+                    found[path] = content.read()
+                    missing.remove(path)
+                    if not missing:
+                        break
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{tarball}: is damaged: {error}") from error
+    if missing:
+        raise InputError(f"{tarball.name}: has no {min(missing)}")
+    return found
 
 
 def make_patches(series: Path, version: str, source: Mapping[str, bytes], author: str) -> list[Patch]:
@@ -72,6 +79,8 @@ def make_patches(series: Path, version: str, source: Mapping[str, bytes], author
     source has the files that are edited. author is a name and an address. InputError for a series that does not fit.
     """
     steps = read_series(series, version)
+    if not author.isprintable() or not author.strip():
+        raise InputError(f"--author {author[:60]!r} is not one line of printable characters")
     patches = []
     with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
         tree = Path(name)
@@ -86,7 +95,7 @@ def make_patches(series: Path, version: str, source: Mapping[str, bytes], author
             before = after
     cover = series / "cover-letter.txt"
     if cover.is_file():
-        subject, _, body = cover.read_text().partition("\n\n")
+        subject, _, body = _text(cover.name, read_file(cover)).partition("\n\n")
         listed = "\n".join(f"  {step.subject}" for step in steps)
         base = f"For Linux {version}, as Debian's linux-source has it."
         head = _head(author, f"[PATCH 0/{total}] {subject}")
@@ -147,7 +156,15 @@ def _lay(tree: Path, files: Mapping[str, bytes]) -> None:
 
 def _files(tree: Path) -> dict[str, str]:
     paths = sorted(path for path in tree.rglob("*") if path.is_file())
-    return {path.relative_to(tree).as_posix(): read_file(path).decode() for path in paths}
+    names = ((path.relative_to(tree).as_posix(), path) for path in paths)
+    return {name: _text(name, read_file(path)) for name, path in names}
+
+
+def _text(name: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is no text in UTF-8, as a patch has it") from error
 
 
 def _head(author: str, subject: str) -> str:

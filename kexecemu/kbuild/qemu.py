@@ -166,11 +166,14 @@ class Qemu:
             seconds = 0
 
     def wait_for(self, words: Sequence[str], seconds: float, start: int = 0) -> str | None:
-        """The first of these words that is on the console behind `start`; None where none comes in time."""
+        """The first of these words that is on the console behind `start`; None where none comes in time.
+
+        One that begins with a line feed is at the beginning of a line, the first one too.
+        """
         end = time.monotonic() + seconds
         while True:
             self.pump(0.05)
-            said = self.console[start:]
+            said = f"\n{self.console[start:]}"
             for word in words:
                 if word in said:
                     return word

@@ -36,7 +36,7 @@ def loaded_in(qemu: Qemu, setup: LinuxSetup) -> Loaded:
 
     InputError where the kernel does not come so far.
     """
-    hit = qemu.wait_for((f"{WAITING}\n", "first: end: ", PANIC_END), LIMIT_SECONDS)
+    hit = qemu.wait_for((f"\n{WAITING}\n", "\nfirst: end: ", PANIC_END), LIMIT_SECONDS)
     if hit is None or WAITING not in hit:
         why = qemu.trouble if qemu.ended else ""
         raise InputError(f"the kernel has loaded no crash kernel: {why or last_words(qemu.console)}")

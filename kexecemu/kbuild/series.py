@@ -67,6 +67,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.subject}\n\n{self.body.strip()}\n"
 
 
+_SHIPPED = ("purgatory", "protect")
+
+
 def series_path(name: str = "purgatory") -> Path:
     """The folder of a series that ships."""
     return purgatory_sources() / "linux" / name
@@ -74,8 +77,9 @@ def series_path(name: str = "purgatory") -> Path:
 
 def find_series(series: str) -> Path:
     """The folder of a series: one that ships, by its name, or any folder. InputError where there is none."""
-    shipped = series_path(series)
-    folder = shipped if series and "/" not in series and shipped.is_dir() else Path(series)
+    if not series:
+        raise InputError("--series: a name is empty")
+    folder = series_path(series) if series in _SHIPPED else Path(series)
     if not folder.is_dir():
         raise InputError(f"--series {series}: is no folder, nor the name of a series that ships")
     return folder
@@ -119,9 +123,35 @@ def apply_step(step: Step, version: str, tree: Path) -> None:
 def read_step(path: Path) -> Step:
     """One file of a series; InputError for one that is none."""
     try:
-        return msgspec.convert(toml_table(read_file(path).decode()), Step)
-    except (OSError, InputError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        step = msgspec.convert(toml_table(read_file(path).decode()), Step)
+        _check(step)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (InputError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise InputError(f"{path}: {error}") from error
+    return step
+
+
+def _check(step: Step) -> None:
+    """What a patch cannot hold, or a tree cannot have."""
+    names = [
+        *(new.path for new in step.new),
+        *(new.source for new in step.new),
+        *(edit.path for edit in step.edit),
+    ]
+    for what, text in (("subject", step.subject), *(("path", name) for name in names)):
+        if not text or not text.isprintable() or len(text) > 250:
+            raise InputError(f"{what} {text[:60]!r} is not one line of at most 250 printable characters")
+    for edit in step.edit:
+        for pattern in filter(None, (edit.before, edit.after, edit.replace, edit.within)):
+            _compiled(pattern)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"{pattern[:60]!r} is no pattern: {error}") from error
 
 
 def _is_for(version: str, versions: Sequence[str]) -> bool:
@@ -151,7 +181,10 @@ def _create(new: NewFile, tree: Path) -> None:
     path, source = _inside(tree, new.path), _inside(purgatory_sources(), new.source)
     if path.exists():
         raise InputError(f"{new.path}: there already")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{new.path}: {error.strerror}") from error
     try:
         data = read_file(source)
     except OSError as error:
@@ -168,11 +201,16 @@ def _edit(edit: Edit, tree: Path) -> None:
     except OSError as error:
         raise InputError(f"{edit.path}: {error.strerror}") from error
     start, end = _place(edit, lines)
-    changed = [*lines[:start], edit.lines, *lines[end:]]
+    # A patch has whole lines.
+    changed = [*(_whole(line) for line in lines[:start]), _whole(edit.lines), *lines[end:]]
     mode = path.stat().st_mode
     with replacing(path) as file:
         file.write("".join(changed).encode())
     path.chmod(mode & 0o777)
+
+
+def _whole(text: str) -> str:
+    return text if text.endswith("\n") or not text else f"{text}\n"
 
 
 def _place(edit: Edit, lines: Sequence[str]) -> tuple[int, int]:
@@ -197,8 +235,5 @@ def _place(edit: Edit, lines: Sequence[str]) -> tuple[int, int]:
 
 
 def _fitting(pattern: str, lines: Sequence[str], first: int) -> Iterator[int]:
-    try:
-        fits = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{pattern!r} is no pattern: {error}") from error
+    fits = _compiled(pattern)
     return (at for at in range(first, len(lines)) if fits.search(lines[at].rstrip("\n")))

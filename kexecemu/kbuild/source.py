@@ -1,10 +1,13 @@
 """Debian's packages linux-source-VERSION: fetched by apt into the cache, kept packed, unpacked for each build."""
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from kexecemu.errors import BuildError, InputError
-from kexecemu.fetch.apt import Apt, Say, run_program
+from kexecemu.children import child
+from kexecemu.errors import InputError
+from kexecemu.fetch.apt import Apt, Say
 from kexecemu.fetch.cache import fetch_targets
 from kexecemu.fetch.targets import FetchTarget
 from kexecemu.suggest import there_are
@@ -59,12 +62,23 @@ def find_source(version: str, cache: Path) -> Path:
 
 def package_of(version: str, cache: Path) -> str:
     """Name and version of the package that the source came in, as linux-source-6.12_6.12.57-1_all."""
-    return (cache / _name(version) / "PACKAGES").read_text().strip()
+    path = cache / _name(version) / "PACKAGES"
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is damaged: {error}") from error
 
 
 def unpack_source(tarball: Path, folder: Path) -> None:
-    """Unpack into a folder that is to be made, without the tarball's own first folder. BuildError where that fails."""
+    """Unpack into a folder that is to be made, without the tarball's own first folder.
+
+    InputError, with tar's first word on it, where that fails: tar itself would go on to the end.
+    """
     folder.mkdir(parents=True)
-    done = run_program(["tar", "-xf", str(tarball), "-C", str(folder), "--strip-components=1"])
-    if done.returncode:
-        raise BuildError(f"{tarball.name}: {done.stderr.strip() or 'cannot be unpacked'}")
+    command = ["tar", "-xf", str(tarball), "-C", str(folder), "--strip-components=1"]
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with child(command, **pipes, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        assert process.stderr is not None
+        said = process.stderr.readline(1000).strip()
+        if said or process.wait():
+            raise InputError(f"{tarball}: {said[:300] or 'cannot be unpacked'}")

@@ -3,15 +3,19 @@
 import platform
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from kexecemu.children import child
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
 __all__ = ["COMPILERS", "Toolchain"]
 
 COMPILERS = ("gcc", "clang")
+_VERSION_SECONDS = 20
 
 # Programs, and the Debian packages that have them.
 _TOOLS = {"make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "tar": "tar", "xz": "xz-utils"}
@@ -47,11 +51,20 @@ class Toolchain:
         )
 
     def release(self) -> str:
-        """The first line of what the compiler says of its version; InputError where it is missing."""
+        """The first line of what the compiler says of its version; InputError where it is missing, or says nothing."""
         self.check({})
         program = "clang" if self.name == "clang" else f"{self._prefix}gcc"
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-        return done.stdout.partition("\n")[0].strip()
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with child([program, "--version"], **pipes, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            timer = threading.Timer(_VERSION_SECONDS, process.kill)
+            timer.start()
+            data: bytes = process.stdout.read(4096)
+            timer.cancel()
+        said = data.decode(errors="replace").partition("\n")[0].strip()
+        if not said:
+            raise InputError(f"{program} --version says nothing: it is no compiler")
+        return said
 
     def check(self, options: Mapping[str, str]) -> None:
         """InputError with the apt-get command that brings what this machine lacks for a kernel with these options."""

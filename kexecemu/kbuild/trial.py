@@ -5,6 +5,7 @@ as the model's.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +24,22 @@ from kexecemu.linux.first_boot import LinuxSetup
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE, capture_initramfs
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.virt import RAM_BASE
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault, Injection
 from kexecemu.stray.target import area_of, resolve_by
-from kexecemu.suggest import there_are
+from kexecemu.suggest import did_you_mean, there_are
 
-__all__ = ["Loaded", "Trial", "TrialEnd", "WhatIsWritten", "place_of", "setup_of", "trial_end"]
+__all__ = [
+    "Loaded",
+    "Trial",
+    "TrialEnd",
+    "WhatIsWritten",
+    "check_targets",
+    "place_of",
+    "setup_of",
+    "trial_end",
+]
 
 _RAM, _CRASHKERNEL = "512M", "192M"
 
@@ -164,6 +175,38 @@ def place_of(loaded: Loaded, fault: Fault) -> PhysRange:
         raise InputError(f"target {base}: no such segment{there_are(base, known)}, and physical addresses")
 
     return resolve_by(loaded.ram, area, fault)
+
+
+def check_targets(kernel: BuiltKernel, faults: Sequence[Fault]) -> None:
+    """InputError for a target that cannot be there wherever the image is loaded; it takes a boot to know more."""
+    obj = kernel.built_in()
+    anywhere = PhysRange.of(RAM_BASE, int(_RAM.removesuffix("M")) << 20)
+    known = [
+        "kernel",
+        "elfcorehdr",
+        "initrd",
+        "dtb",
+        *(["purgatory"] if obj else []),
+        "crashkernel",
+        "crashkernel-free",
+    ]
+
+    def area(base: str) -> PhysRange:
+        name = base.removeprefix("purgatory:")
+        if obj is not None and name != base:
+            symbols = [one.name for one in obj.symbols if one.name]
+            if name not in symbols:
+                like = did_you_mean(name, symbols)
+                raise InputError(f"target {base}: the purgatory has no symbol {name}{like}")
+        elif base not in known:
+            raise InputError(
+                f"target {base}: no such segment{there_are(base, known)}, and physical addresses"
+            )
+        return anywhere
+
+    with closing(Ram([anywhere])) as ram:
+        for fault in faults:
+            resolve_by(ram, area, fault)
 
 
 def trial_end(

@@ -6,8 +6,8 @@
 
 What is instrumented in a kernel must not be in a purgatory, which has no runtime for it: each configuration is
 configured whole, and built as far as the purgatory and the files that the series edits. A configuration that the
-compiler or the kernel has not is named with the reason; where there is none it is wrong. Exit status 1 for a warning, an error, an undefined symbol or a
-relocation that the loader does not know.
+compiler or the kernel has not is named with the reason; where there is none it is wrong. Exit status 1 for a warning,
+an error, an undefined symbol or a relocation that the loader does not know.
 """
 
 from __future__ import annotations

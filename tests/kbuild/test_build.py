@@ -245,3 +245,43 @@ def test_what_a_compiler_is_told_to_make(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Toolchain("clang").words() == ["ARCH=arm64", "LLVM=1"]
     with pytest.raises(InputError, match="--compiler 'tcc' is not one of gcc, clang"):
         Toolchain("tcc")
+
+
+@pytest.mark.parametrize("text", ["exit 3", "exit 0", "kill $$"])
+def test_a_compiler_that_says_nothing_is_none(tools: Path, text: str) -> None:
+    (tools / "gcc").write_text(f"#!/bin/sh\n{text}\n")
+    (tools / "aarch64-linux-gnu-gcc").write_text(f"#!/bin/sh\n{text}\n")
+    with pytest.raises(InputError, match="gcc --version says nothing: it is no compiler"):
+        Toolchain().release()
+
+
+def test_a_compiler_s_version_may_be_in_any_encoding(tools: Path) -> None:
+    for name in ("gcc", "aarch64-linux-gnu-gcc"):
+        (tools / name).write_bytes(b"#!/bin/sh\nprintf 'gcc \\377 1.0\\nmore\\n'\n")
+    assert Toolchain().release() == "gcc \ufffd 1.0"
+
+
+@pytest.mark.parametrize("told", [b"5", b"null", b"true", b'"ab"', b'{"a": 1}', b"[1]", b"[", b"\xff", b"[]"])
+def test_a_damaged_work_folder_is_made_anew(cache: Path, series: Path, told: bytes) -> None:
+    work = work_folder(kernels_folder(cache) / plan(series).key(cache))
+    (work / "src").mkdir(parents=True)
+    (work / "out").mkdir()
+    (work / "STEPS.json").write_bytes(told)
+    (work / "out/wanted").write_bytes(b"\xff")
+    (work / "out/.config").write_bytes(b"\xff")
+    assert build_kernel(plan(series), cache, 1).steps == ("file: a second",)
+
+
+def test_a_file_in_the_place_of_a_work_folder_is_in_nobody_s_way(cache: Path) -> None:
+    work = work_folder(kernels_folder(cache) / plan().key(cache))
+    work.parent.mkdir(parents=True)
+    work.write_bytes(b"")
+    assert build_kernel(plan(), cache, 1).image.is_file()
+
+
+def test_a_source_that_cannot_be_unpacked_is_one_short_line(cache: Path) -> None:
+    tarball = find_source("6.12", cache)
+    tarball.write_bytes(b"garbage" * 1000)
+    with pytest.raises(InputError) as refused:
+        build_kernel(plan(), cache, 1)
+    assert str(refused.value).startswith(str(tarball)) and len(str(refused.value)) < len(str(tarball)) + 320

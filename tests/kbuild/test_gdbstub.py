@@ -159,3 +159,32 @@ def test_a_cpu_stands_where_only_its_pc_goes_round() -> None:
     assert not Registers(packed(x1=8, pc=0x1000, cpsr=0x3C5)).stands_as(first, 8)
     assert not Registers(packed(x1=7, pc=0x1008, cpsr=0x3C5)).stands_as(first, 8)
     assert not Registers(packed(cpsr=0x385)).masked
+
+
+@pytest.mark.parametrize("answer", ["E14", "abc", "00" * 10, "zz", ""])
+def test_registers_that_are_none_are_an_error(
+    started: Callable[[Answer], tuple[GdbStub, Stub]], answer: str
+) -> None:
+    gdb, _ = started(lambda packet: [answer])
+    with pytest.raises(MachineError, match=r"QEMU's gdb stub (answers|gives)"):
+        gdb.registers()
+
+
+@pytest.mark.parametrize("answer", ["Ozz", "O414", "O\xff\xfe", "E01"])
+def test_words_of_the_monitor_that_are_none_are_an_error(
+    started: Callable[[Answer], tuple[GdbStub, Stub]], answer: str
+) -> None:
+    gdb, _ = started(lambda packet: [answer])
+    with pytest.raises(MachineError, match=r"QEMU's (gdb stub|monitor)"):
+        gdb.monitor("info version")
+
+
+@pytest.mark.parametrize("flood", ["O41", "T05thread:01;"])
+def test_a_stub_that_never_comes_to_an_end_is_left(
+    started: Callable[[Answer], tuple[GdbStub, Stub]], flood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kexecemu.kbuild.gdbstub._LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr("kexecemu.kbuild.gdbstub._WORDS_LIMIT", 2000)
+    gdb, _ = started(lambda packet: [flood] * 5000)
+    with pytest.raises(MachineError, match=r"does not (come to an end|answer)"):
+        gdb.monitor("info version")

@@ -80,6 +80,46 @@ def test_a_source_without_a_file_that_is_edited_is_named(tmp_path: Path) -> None
         source_files(_series(tmp_path), "6.12", _tarball(tmp_path, {"Makefile": "all:\n"}), check=False)
 
 
+@pytest.mark.parametrize("cut", [0, 8])
+def test_a_damaged_archive_is_one_line(tmp_path: Path, cut: int) -> None:
+    tarball = _tarball(tmp_path, {"Makefile": "all:\n" * 10_000, "kernel/a.c": _C})
+    tarball.write_bytes(tarball.read_bytes()[:cut] if cut else b"garbage")
+    with pytest.raises(InputError, match=r"linux-source-6.12.tar.xz: is damaged: "):
+        source_files(_series(tmp_path), "6.12", tarball, check=False)
+
+
+def test_a_series_of_new_files_only_needs_nothing_of_the_source(tmp_path: Path) -> None:
+    series = tmp_path / "new"
+    series.mkdir()
+    (series / "01.toml").write_text(
+        'subject = "a: b"\nbody = "c"\n[[new]]\npath = "a.S"\nsource = "entry.S"\n'
+    )
+    assert source_files(series, "6.12", _tarball(tmp_path, {"Makefile": "all:\n"}), check=False) == {}
+    [patch] = make_patches(series, "6.12", {}, _AUTHOR)
+    assert "new file mode 100644" in patch.text
+
+
+@pytest.mark.parametrize(
+    ("author", "cover", "source", "said"),
+    [
+        ("x\nSubject: y", b"a\n\nb\n", "entry.S", r"--author 'x.nSubject: y' is not one line"),
+        ("x\udcff", b"a\n\nb\n", "entry.S", "--author"),
+        (" ", b"a\n\nb\n", "entry.S", "--author ' ' is not one line"),
+        (_AUTHOR, b"\xff\xfe", "entry.S", "cover-letter.txt: is no text in UTF-8"),
+        (_AUTHOR, b"a\n\nb\n", "purgatory.ro", "kernel/new: is no text in UTF-8"),
+    ],
+)
+def test_what_no_mail_can_hold_is_refused(
+    tmp_path: Path, author: str, cover: bytes, source: str, said: str
+) -> None:
+    series = _series(tmp_path)
+    (series / "cover-letter.txt").write_bytes(cover)
+    with open(series / "01-one.toml", "a") as file:
+        file.write(f'[[new]]\npath = "kernel/new"\nsource = "{source}"\n')
+    with pytest.raises(InputError, match=said):
+        make_patches(series, "6.12", {"kernel/a.c": _C.encode()}, author)
+
+
 _SAYS = """\
 #!/usr/bin/perl
 my $name = $ARGV[-1];

@@ -72,3 +72,10 @@ def test_a_qemu_that_ends_is_not_waited_for_and_its_last_words_are_kept(tmp_path
         assert qemu.trouble == "qemu: no such machine"
         with pytest.raises(MachineError, match="QEMU has no gdb stub: qemu: no such machine"):
             _ = qemu.gdb
+
+
+def test_a_word_that_begins_a_line_is_found_nowhere_else(tmp_path: Path) -> None:
+    text = "print('cmdline: first: end: x', flush=True)\nprint('first: end: y', flush=True)\nsys.stdin.read()"
+    with Qemu(script(tmp_path, text)) as qemu:
+        assert qemu.wait_for(("\ncmdline", "\nfirst: end: y"), 30) == "\ncmdline"
+        assert qemu.wait_for(("\nfirst: end: x", "\nfirst: end: y"), 30) == "\nfirst: end: y"

@@ -1,12 +1,13 @@
 """Edits of a source tree that hold our own lines only."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
-from kexecemu.kbuild.series import apply_series, read_series, series_path
+from kexecemu.kbuild.series import apply_series, find_series, read_series, series_path
 
 _C = """\
 #include <linux/kexec.h>
@@ -80,6 +81,16 @@ def test_an_edit_puts_our_lines_where_its_pattern_fits(tmp_path: Path, place: st
         ('[[new]]\npath = "out/new.c"\nsource = "entry.S"\n', "out/new.c: leads out of the tree"),
         ('[[edit]]\npath = "out/load.c"\nlines = "x"\n', "out/load.c: leads out of the tree"),
         (_edit("before = '('"), "'(' is no pattern: missing )"),
+        (_edit("before = 'a{99999999999}'"), "'a{99999999999}' is no pattern: "),
+        (_edit(f"before = '{'(' * 3000}{')' * 3000}'"), "is no pattern: "),
+        (
+            '[[new]]\npath = "a\\nb"\nsource = "entry.S"\n',
+            "path 'a\\nb' is not one line of at most 250 printable",
+        ),
+        ('[[new]]\npath = "a\\u0000"\nsource = "entry.S"\n', "path 'a\\x00' is not one line"),
+        ('[[new]]\npath = "a"\nsource = "\\u001b[31m"\n', "path '\\x1b[31m' is not one line"),
+        (f'[[edit]]\npath = "{"x" * 300}"\nlines = "x"\n', "is not one line of at most 250"),
+        ('[[new]]\npath = "kernel/load.c/d"\nsource = "entry.S"\n', "kernel/load.c/d: "),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(tmp_path: Path, edits: str, complaint: str) -> None:
@@ -127,3 +138,31 @@ def test_the_messages_of_what_ships_are_those_of_a_kernel_commit(name: str) -> N
         assert step.subject.split(": ")[0] in ("arm64", "Documentation", "selftests", "MAINTAINERS")
         assert max(map(len, step.message.splitlines())) <= 75
         assert step.new or step.edit
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [('subject = "a\\nX: evil"', "subject 'a"), ('subject = ""', "subject '' is not one line")],
+)
+def test_a_subject_is_one_line_of_a_mail(tmp_path: Path, head: str, said: str) -> None:
+    series = _series(tmp_path, _edit("after = '^#include'"))
+    step = series / "01-step.toml"
+    step.write_text(step.read_text().replace('subject = "kernel: a step"', head))
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_series(series, "6.12")
+
+
+def test_lines_and_files_without_a_line_s_end_get_one(tmp_path: Path) -> None:
+    tree = _tree(tmp_path)
+    (tree / "kernel/load.c").write_text("int load;")
+    apply_series(_series(tmp_path, _edit("", "int more;")), "6.12", tree)
+    assert (tree / "kernel/load.c").read_text() == "int load;\nint more;\n"
+
+
+def test_a_series_is_one_that_ships_or_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_series(".").resolve() == tmp_path.resolve()
+    with pytest.raises(InputError, match="--series: a name is empty"):
+        find_series("")

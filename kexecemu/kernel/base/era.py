@@ -24,8 +24,8 @@ class Rules:
                                how that is built
     falls_back_high            crashkernel=X that does not fit below the DMA limit is looked for above it; and where no
                                ,low is given there are 128 MiB of low memory
-    falls_back_low             crashkernel=X,high is looked for above it, then below; @offset has words of its own
-    low_where_it_reaches_over  the low part is left out only if the region lies that far below the limit, not just below
+    falls_back_low             crashkernel=X,high is looked for above the limit, then below; @offset has own words
+    low_where_it_reaches_over  low memory is left out if the region begins so far below the limit, else if below it
     generic_reservation        reserve_crashkernel_generic(): the size is not rounded to whole pages
     refuses_all_of_ram         a region as large as all RAM is not looked for
     gives_up                   a reservation that fails where there are no DMA zones ends
@@ -34,13 +34,13 @@ class Rules:
     top_down_skips_last_page   locate_mem_hole_top_down() starts at end - size with an inclusive end
     text_alias_starts_at_text  the read-only alias of the kernel text in the linear map starts at _text, not at _stext
     ima_in_crash_images        ima_add_kexec_buffer() adds its segment to crash images too
-    ima_filled_at_reboot       that segment is reserved at the load and filled at the reboot, and no digest covers it
+    ima_filled_at_reboot       IMA's segment is reserved at the load and filled at the reboot, no digest covers it
     file_load_flags            KEXEC_FILE_FLAGS
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
     sysfs_kexec                /sys/kernel/kexec/ has what lies in /sys/kernel/kexec_* else, and crash_cma_ranges
     tells_uid                  dump_stack() says which user is running
-    tells_preemption           and whether the kernel is preemptible
+    tells_preemption           dump_stack() says whether the kernel is preemptible
     marks_trace                the first line of a call trace says how it was come by
     idmap_tables               pages that create_idmap() takes from memblock
     of_property_size           sizeof(struct property), in bytes

@@ -39,6 +39,7 @@ TCR_EPD0, TCR_EPD1 = 1 << 7, 1 << 23
 SCTLR_M = 1
 
 PHYS_END = 1 << 64
+_TRANSLATIONS = 256 << 20  # bytes for translated code: several times what a Linux that boots needs
 
 _emu_start = uclib.uc_emu_start
 _WHERE = (ctypes.c_int * 2)(uc64.UC_ARM64_REG_PC, uc64.UC_ARM64_REG_PSTATE)
@@ -66,6 +67,8 @@ class _ExceptionState(ctypes.Structure):
 def open_engine() -> UcAArch64:
     """A bare engine of the kind that all CPUs are."""
     uc = UcAArch64(const.UC_ARCH_ARM64, const.UC_MODE_ARM, cpu=uc64.UC_CPU_ARM64_A57)
+    # Of itself it asks for a GiB of address space, and ends the process where that is not to be had.
+    uc.ctl_set_tcg_buffer_size(_TRANSLATIONS)
     # With no exit address at all, nothing is looked up once a run has ended. With one, Unicorn fetches from
     # it when a run ends, and where that does not translate, the exception overwrites the syndrome that we are
     # after.

@@ -4,7 +4,8 @@ A stage is a generator that stops at the numbers it was asked for, so that somet
 it to its end. How it ended is for stages.py to say.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from kexecemu.crash.stages import (
@@ -33,7 +34,7 @@ from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.first import FirstKernel, Progress, through
 
-__all__ = ["PARTS", "capture_stage", "purgatory_stage", "run_purgatory"]
+__all__ = ["PARTS", "capture_stage", "granting", "purgatory_stage", "run_purgatory"]
 
 PARTS = 256
 """The parts that a purgatory's run is told in, see When.WHILE_HASHING."""
@@ -43,6 +44,7 @@ _LOOP = 2  # instructions of the longest loop that Cpu.spins() knows
 # The slowest purgatory worth waiting for takes about 60 instructions a byte (kexec-tools' at -Os takes 50).
 _BUDGET_PER_BYTE = 100
 _BUDGET_BASE = 20_000_000
+_budget_base = _BUDGET_BASE
 _CAPTURE_BUDGET = 200_000_000
 _USUAL_PER_BYTE = 35
 _USUAL_LINUX = 1_100_000_000
@@ -58,6 +60,17 @@ def run_purgatory(first: FirstKernel, image: Kimage, progress: Progress | None =
     """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself."""
     cpu = first.board.boot_cpu
     return through(purgatory_stage(cpu, image, back_phys=cpu.x(30), progress=progress))
+
+
+@contextmanager
+def granting(instructions: int) -> Iterator[None]:
+    """Purgatories get so many instructions at least: one whose loop goes through all memory comes to its end, too."""
+    global _budget_base
+    _budget_base = max(instructions, _BUDGET_BASE)
+    try:
+        yield
+    finally:
+        _budget_base = _BUDGET_BASE
 
 
 def purgatory_stage(
@@ -82,7 +95,7 @@ def purgatory_stage(
     assert purgatory is not None
     area, size = purgatory.segment.area, sum(region.size for region in image.sha_regions)
     within = range(area.start, area.end)
-    budget = _BUDGET_BASE + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
+    budget = _budget_base + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
     fault, used = None, done
     with checked(cpu, intact=cpu.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
         targets = [(step, total * step // PARTS) for step in steps]

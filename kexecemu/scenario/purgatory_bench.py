@@ -8,7 +8,7 @@ from typing import Any
 
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply, more_cases
-from kexecemu.crash.running import run_purgatory
+from kexecemu.crash.running import granting, run_purgatory
 from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
@@ -195,6 +195,9 @@ class Modelled:
     absent: str
 
 
+_REAL_TIME = 2_000_000_000  # instructions; a real machine is given some ten times as many
+
+
 def model_replies(path: Path, obj: RelocatableObject, rows: Sequence[str] = ()) -> dict[str, Modelled]:
     """What the model says of each row of every_case(), for a purgatory that kexec_file_load takes.
 
@@ -212,7 +215,8 @@ def model_replies(path: Path, obj: RelocatableObject, rows: Sequence[str] = ()) 
     for case in every:
         if rows and not any(word in case.name for word in rows):
             continue
-        ends = [bench.reply(faults) for faults in case.runs]
+        with granting(_REAL_TIME):
+            ends = [bench.reply(faults) for faults in case.runs]
         found[case.name] = Modelled([reply for reply, _ in ends], [at for _, at in ends], case.absent)
     return found
 

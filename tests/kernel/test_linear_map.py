@@ -16,6 +16,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.protection import protect_crashkres, unprotect_crashkres
 from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load
+from kexecemu.kernel.memory.linear_map import rodata_messages
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.memory.descriptors import Granule, TableFormat
 from kexecemu.machine.memory.mmu import PageTables
@@ -314,6 +315,28 @@ def test_what_makes_the_linear_map_base_pages(options: dict[str, str], cmdline: 
     assert all("PTE" in line and "CON" not in line for line in ram) is pages
 
 
+@pytest.mark.parametrize("era", ["6.18", "7.0", "7.3"])
+@pytest.mark.parametrize(
+    ("options", "cmdline", "pages", "said"),
+    [
+        ({}, "", True, []),
+        ({}, "rodata=on", True, []),
+        ({}, "rodata=noalias", False, []),
+        ({}, "rodata=off", False, []),
+        ({}, "rodata=full", True, ["Invalid option string for rodata: 'full'"]),
+        ({}, "rodata=noalias rodata=full", False, ["Invalid option string for rodata: 'full'"]),
+        ({"RODATA_FULL_DEFAULT_ENABLED": "n"}, "", True, []),  # it is gone
+    ],
+)
+def test_from_6_18_on_rodata_has_other_words(
+    era: str, options: dict[str, str], cmdline: str, pages: bool, said: list[str]
+) -> None:
+    config = KernelConfig(era, options=options)
+    ram = [line for line in set_up(config, cmdline).ptdump() if "MEM/NORMAL-TAGGED" in line]
+    assert all("PTE" in line and "CON" not in line for line in ram) is pages
+    assert list(rodata_messages(config, cmdline)) == said
+
+
 # -- details ---------------------------------------------------------------------------------------------------
 
 
@@ -374,7 +397,7 @@ def test_a_late_reservation_lies_below_the_page_tables_and_what_came_before_it(e
     # From 7.0 on it comes before the memory map.
     more = 0x1000000 if era in ("7.0", "7.3") else 0
     assert pages.crashk_res.start == 0x76C00000 + more
-    blocks = set_up(KernelConfig(era, protection="none"), "crashkernel=128M rodata=on")
+    blocks = set_up(KernelConfig(era, protection="none"), "crashkernel=128M rodata=off")
     assert blocks.crashk_res.start == 0x76E00000 + more
 
 

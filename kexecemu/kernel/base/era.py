@@ -38,6 +38,7 @@ class Rules:
     file_load_flags            KEXEC_FILE_FLAGS
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
+    rodata_noalias             rodata=on is what full was, noalias what on was; the default is on
     sysfs_kexec                /sys/kernel/kexec/ has what lies in /sys/kernel/kexec_* else, and crash_cma_ranges
     tells_uid                  dump_stack() says which user is running
     tells_preemption           dump_stack() says whether the kernel is preemptible
@@ -50,6 +51,7 @@ class Rules:
     section_usage_bits         bits for a pageblock in a section's usage map
     memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
     tells_reserved_mem         each region of /reserved-memory has a line in the log
+    cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
     cma_says_node              the CMA area's line ends with the node
     memmap_at_once             sparse_init() takes one buffer for all sections
     """
@@ -71,6 +73,7 @@ class Rules:
     file_load_flags: int = 0x7
     reserves_before_memmap: bool = False
     reserves_cma: bool = False
+    rodata_noalias: bool = False
     sysfs_kexec: bool = False
     tells_uid: bool = False
     tells_preemption: bool = False
@@ -83,6 +86,7 @@ class Rules:
     section_usage_bits: int = 4
     memreserve_first: bool = True
     tells_reserved_mem: bool = False
+    cma_says_what_was_asked: bool = False
     cma_says_node: bool = False
     memmap_at_once: bool = True
 
@@ -126,9 +130,11 @@ CHANGES = (
     Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
     Change((6, 13), "marks_trace", True, "seen in 7.3.4, not in 6.12.117"),
     Change((6, 15), "tells_preemption", True, "preempt_model_str(): seen in 7.3.4, not in 6.12.117"),
+    Change((6, 15), "cma_says_what_was_asked", True, "areas of several ranges: seen in 7.3.4"),
     Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
+    Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
     Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
     Change(
         (7, 0),

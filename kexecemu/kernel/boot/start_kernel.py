@@ -11,6 +11,7 @@ from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_mem
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import vmcoreinfo_text, write_note
+from kexecemu.kernel.memory.linear_map import rodata_messages
 
 __all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
 
@@ -25,6 +26,8 @@ def setup_arch(state: KernelState) -> None:
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     _take_seeds(state, bootargs)
     state.log(f"Machine model: {state.machine_model}")
+    for words in rodata_messages(state.config, bootargs):
+        state.log(words)
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))

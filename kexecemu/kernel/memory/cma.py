@@ -35,8 +35,9 @@ def cma_declare_contiguous(
     Above 4 GiB, where there is so much memory, from below: away from what is in use; else from above.
     """
     align = cma_min_alignment(config)
-    area, asked, end = align_up(size, align), size, memblock.end_of_dram
-    base, node = 0, " on node -1" if config.release.rules.cma_says_node else ""
+    rules, area, end = config.release.rules, align_up(size, align), memblock.end_of_dram
+    mib = (size if rules.cma_says_what_was_asked else area) >> 20
+    base, node = 0, " on node -1" if rules.cma_says_node else ""
     if limit:
         end = min(limit & -align, end)
     if start + area <= end:
@@ -44,7 +45,7 @@ def cma_declare_contiguous(
             base = memblock.phys_alloc_range_bottom_up(area, align, _4G, end)
         base = base or memblock.phys_alloc_range(area, align, align_up(start, align), end)
     if not base:
-        log(f"cma: Failed to reserve {asked >> 20} MiB{node}")
+        log(f"cma: Failed to reserve {mib} MiB{node}")
         return None
-    log(f"cma: Reserved {asked >> 20} MiB at {base:#018x}{node}")
+    log(f"cma: Reserved {mib} MiB at {base:#018x}{node}")
     return PhysRange.of(base, area)

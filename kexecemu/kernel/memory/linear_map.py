@@ -4,6 +4,7 @@ Followed: map_mem() in arch/arm64/mm/mmu.c before and after commit 04a2a7af3d97.
 (`plan_linear_map`), the map itself is page tables in guest RAM (`build_linear_map`).
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,9 +31,15 @@ from kexecemu.shown import shown
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "PROT_DEVICE"]
 __all__ += ["LinearMapPlan", "MapPiece"]
 __all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel"]
-__all__ += ["plan_linear_map"]
+__all__ += ["plan_linear_map", "rodata_messages"]
 
 _TABLES_LIMIT = 512 << 20
+
+# What rodata= says of rodata_full: before rodata_noalias, and with it.
+_RODATA: tuple[Mapping[str, bool], Mapping[str, bool]] = (
+    {"on": False, "off": False, "full": True},
+    {"on": True, "off": False, "noalias": False},
+)
 
 # Memory types as arm64 Linux numbers them in MAIR_EL1: normal, normal tagged, normal non-cacheable, nGnRnE, nGnRE.
 # Without MTE the tagged type is plain normal memory.
@@ -49,12 +56,23 @@ PROT_DEVICE = _PROT | DBM | ATTR_IDX(_MT_DEVICE_NGNRNE)
 
 
 def rodata_full(config: KernelConfig, cmdline: str) -> bool:
-    """rodata_full: CONFIG_RODATA_FULL_DEFAULT_ENABLED, overridden by the last rodata= that is on, off or full."""
-    full = config.enabled("RODATA_FULL_DEFAULT_ENABLED")
+    """rodata_full: CONFIG_RODATA_FULL_DEFAULT_ENABLED, while there is one, or the last rodata= that is known.
+
+    That is on, off or full; from 6.18 on noalias, off or on, of which the last is what full was.
+    """
+    words = _RODATA[config.release.rules.rodata_noalias]
+    full = config.release.rules.rodata_noalias or config.enabled("RODATA_FULL_DEFAULT_ENABLED")
     for asked in parameters(cmdline, "rodata"):
-        if asked in ("on", "off", "full"):
-            full = asked == "full"
+        full = words.get(asked, full)
     return full
+
+
+def rodata_messages(config: KernelConfig, cmdline: str) -> Iterator[str]:
+    """set_debug_rodata(): what the kernel says of words that it does not know."""
+    words = _RODATA[config.release.rules.rodata_noalias]
+    for asked in parameters(cmdline, "rodata"):
+        if asked not in words:
+            yield f"Invalid option string for rodata: '{asked}'"
 
 
 def _debug_pagealloc_enabled(config: KernelConfig, cmdline: str) -> bool:
@@ -132,7 +150,8 @@ def plan_linear_map(
     (it is not when the reservation is deferred).
     """
     pages_only = force_pte_mapping(config, cmdline)
-    reason = "rodata=full, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
+    full = "rodata=on" if config.release.rules.rodata_noalias else "rodata=full"
+    reason = f"{full}, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
     special = None
     if pre_series_map(config) and parameter(cmdline, "crashkernel") is not None:
         if defer_reserve_crashkernel(config):

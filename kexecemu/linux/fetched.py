@@ -31,16 +31,30 @@ def fetchable_kernels() -> list[str]:
     return [name for name in TARGETS if name.startswith("kernel")]
 
 
+_OTHER_NAMES = {
+    "bookworm": "kernel",
+    "6.1": "kernel",
+    "trixie": "kernel-trixie",
+    "6.12": "kernel-trixie",
+    "backports": "kernel-backports",
+    "7.3": "kernel-backports",
+}
+
+
 def is_fetched(path: Path | None) -> bool:
     """True for a name with fetched: in front."""
     return path is not None and str(path).startswith(FETCHED)
 
 
 def fetched_kernel(path: Path | None) -> Path:
-    """The path of a kernel that may be given as fetched:NAME; None is Debian's. NotFetched says what to fetch."""
+    """The path of a kernel that may be given as fetched:NAME; None is Debian's. NotFetched says what to fetch.
+
+    NAME is a target's, or its release of Debian, or of Linux.
+    """
     if path is not None and not is_fetched(path):
         return path
     name = "kernel" if path is None else str(path).removeprefix(FETCHED)
+    name = _OTHER_NAMES.get(name, name)
     if name not in fetchable_kernels():
         known = there_are(name, fetchable_kernels())
         raise InputError(f"{FETCHED}{name}: there is no such kernel to fetch{known}")

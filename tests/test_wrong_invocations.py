@@ -7,9 +7,11 @@ file s.toml. They run in a folder with the files that bad_files() makes, and not
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shlex
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,9 @@ from image_header import build
 
 from kexecemu.cli import main
 from kexecemu.data import fixture_path, purgatory_path
+from kexecemu.formats.fdt import FdtEditor
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.machine.ranges import PhysRange
 
 LIST = Path(__file__).resolve().parent / "data" / "wrong-invocations.txt"
 STUB = fixture_path("guests/capture-Image").read_bytes()
@@ -53,6 +58,14 @@ def listed() -> Iterator[Wrong]:
 ALL = list(listed())
 
 
+def _large_tree() -> bytes:
+    """A board's device tree of more than 2 MiB."""
+    tree = FdtEditor(virt_device_tree([PhysRange.of(0x40000000, 1 << 30)], 1, 0x9000000), 4 << 20)
+    tree.setprop(0, "padding", bytes(2 << 20))
+    tree.pack()
+    return tree.to_bytes()
+
+
 def damaged(data: bytes, at: int, value: bytes) -> bytes:
     return data[:at] + value + data[at + len(value) :]
 
@@ -68,10 +81,13 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "text": b"#!/bin/sh\n" * 100,
         "short.Image": STUB[:40],
         "cut.Image": STUB[:5000],
-        "big-endian.Image": damaged(STUB, 24, b"\x09"),
+        "16k.Image": damaged(STUB, 24, b"\x0c"),
         "no-size.Image": damaged(STUB, 16, bytes(8)),
         "huge.Image": build(image_size=1 << 30),
-        "zip.Image": b"\x1f\x8b" + bytes(100),
+        "zip.Image": gzip.compress(STUB, mtime=0)[:1000],
+        "zboot.efi": struct.pack("<2s2x4sII8x32s", b"MZ", b"zimg", 64, 100, b"zstd22") + bytes(200),
+        "vmlinux": fixture_path("guests/vmlinux").read_bytes(),
+        "large.dtb": _large_tree(),
         "x86.ro": damaged(PURGATORY, 18, b"\x3e\x00"),
         "cut.ro": PURGATORY[:100],
         "other.ro": PURGATORY.replace(b"purgatory_sha_regions\0", b"purgatory_sha_regionz\0"),

@@ -96,13 +96,13 @@ def verify_image_command(
 
 
 def _read_image(path: Path) -> bytes:
-    from kexecemu.formats import image, pe
+    from kexecemu.formats import image, kernel_file, pe
 
     data = _read(path)
-    if data[:2] == b"\x1f\x8b":
-        raise InputError(f"{path}: compressed with gzip; a signature is on what is inside")
     if not pe.is_pe(data) and not image.has_magic(data):
-        raise InputError(f"{path}: neither an arm64 Image nor a PE file")
+        kind = kernel_file.kernel_file(data)
+        inside = f": {kind}; a signature is on what is inside" if kind is not None else ""
+        raise InputError(f"{path}: neither an arm64 Image nor a PE file{inside}")
     return data
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from kexecemu.arguments import contents
 from kexecemu.errors import InputError
 from kexecemu.formats.image import has_magic
+from kexecemu.formats.kernel_file import kernel_file
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
 from kexecemu.linux.first_boot import LinuxSetup
 from kexecemu.scenario.checks import check_real
@@ -18,7 +19,8 @@ def read_kernel(path: Path) -> bytes:
     """An Image from a file; InputError for one that no boot loader starts, or that is cut off."""
     image = contents(path, "kernel")
     if not has_magic(image):
-        raise InputError(f"kernel {path}: no arm64 Image")
+        kind = kernel_file(image)
+        raise InputError(f"kernel {path}: no arm64 Image" + (f": {kind}" if kind is not None else ""))
     return whole(image, path)
 
 

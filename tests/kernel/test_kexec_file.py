@@ -88,7 +88,7 @@ def test_a_load_during_another_is_ebusy_and_harms_neither(kernel: KernelModel) -
         (IMAGE, INITRD, b"a", EINVAL, "kimage_file_prepare_segments"),
         (IMAGE, INITRD, b"a\0b", EINVAL, "kimage_file_prepare_segments"),
         (arm64_image(4096, image_size=0), INITRD, b"a\0", EINVAL, "image_load"),
-        (arm64_image(4096, flags=0xB), INITRD, b"a\0", EINVAL, "image_load"),
+        (arm64_image(4096, flags=0xC), INITRD, b"a\0", EINVAL, "image_load"),
         (arm64_image(0x3000, image_size=0x1000), INITRD, b"a\0", EINVAL, "sanity_check_segment_list"),
         (arm64_image(0x1000, text_offset=0x800), INITRD, b"a\0", EADDRNOTAVAIL, "sanity_check_segment_list"),
         (arm64_image(0x1000, image_size=65 * MIB), INITRD, b"a\0", EADDRNOTAVAIL, "kexec_add_buffer"),

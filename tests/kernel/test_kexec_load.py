@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from errno import EACCES, EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
 
@@ -239,6 +242,79 @@ def test_kexec_tools_refuses_what_it_cannot_load() -> None:
         kernel.kexec_tools_load(image(4096, 1 << 30), None, "")
     with pytest.raises(InputError, match=r"initrd.*could not|could not.*initrd"):
         kernel.kexec_tools_load(STUB, bytes(100 * MIB), "")
+
+
+def places(loaded: Kimage) -> list[tuple[str, int, int, int]]:
+    return [(one.name, one.bufsz, one.mem, one.memsz) for one in loaded.segments]
+
+
+def zboot_of(packed: bytes, compression: bytes) -> bytes:
+    """struct linux_efi_zboot_header, and the kernel behind it."""
+    header = struct.pack("<2s2x4sII8x32sI", b"MZ", b"zimg", 96, len(packed), compression, 0x818223CD)
+    return header.ljust(96, b"\0") + packed + bytes(100)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        pytest.param(lambda data: gzip.compress(data, mtime=0), id="gzip"),
+        pytest.param(
+            lambda data: gzip.compress(data, mtime=0) + b"behind it", id="gzip, and something behind it"
+        ),
+        pytest.param(
+            lambda data: gzip.compress(data[:9999], mtime=0) + gzip.compress(data[9999:], mtime=0),
+            id="two members",
+        ),
+        pytest.param(lambda data: zboot_of(gzip.compress(data, mtime=0), b"gzip"), id="zboot"),
+    ],
+)
+def test_a_kernel_that_kexec_tools_unpacks_lies_where_its_image_would(pack: Callable[[bytes], bytes]) -> None:
+    """As measured on a machine: Image.gz by kexec_load has the same segments as the Image."""
+    packed = pack(STUB)
+    assert packed != STUB
+    kernel = booted()
+    loaded = kernel.kexec_tools_load(packed, INITRD, CMDLINE)
+    assert places(loaded) == places(booted().kexec_tools_load(STUB, INITRD, CMDLINE))
+    assert bytes(loaded.segments[0].buf) == STUB
+    assert any("the kernel is unpacked" in event.text for event in kernel.board.timeline)
+    assert kernel.panic().outcome == "captured"
+
+
+def test_what_follows_an_image_is_cut_off_by_kexec_tools_and_refused_by_the_kernel() -> None:
+    """A device tree behind the Image, as Android's boards have it: measured, kexec cuts bufsz to memsz."""
+    whole = image(0x4000, 0x4000)
+    kernel = booted()
+    loaded = kernel.kexec_tools_load(whole + bytes(range(256)) * 40, None, CMDLINE)
+    assert places(loaded)[0] == ("kernel", 0x4000, 0x6A000000, 0x4000)
+    assert any("0x2800 bytes behind the Image" in event.text for event in kernel.board.timeline)
+    with pytest.raises(KexecError) as refusal:
+        booted().kexec_file_load(whole + bytes(0x2800), None, b"a\0")
+    assert refusal.value.errno == EINVAL
+
+
+def test_an_image_without_a_size_is_taken_for_one_of_an_old_kernel() -> None:
+    """arm64_process_image_header(): 16 MiB, 512 KiB behind a multiple of 2 MiB, whatever text_offset says."""
+    loaded = booted().kexec_tools_load(build(image_size=0, text_offset=0x1000) + bytes(4000), None, CMDLINE)
+    name, _, mem, memsz = places(loaded)[0]
+    assert (name, mem, memsz) == ("kernel", 0x6A080000, 16 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (gzip.compress(b"text", mtime=0), "cannot determine the file type"),
+        (gzip.compress(STUB, mtime=0)[:-9], "gzip: the file is cut off"),
+        (gzip.compress(STUB, mtime=0)[:500] + bytes(900), "gzip: "),
+        (zboot_of(b"", b"zstd22"), "an EFI zboot kernel, zstd22 inside"),
+        (zboot_of(gzip.compress(STUB, mtime=0), b"gzip")[:500], "zboot: the file is cut off"),
+        (fixture_path("guests/vmlinux").read_bytes(), "kdump is not supported on arm64 for an ELF file"),
+        (gzip.compress(fixture_path("guests/vmlinux").read_bytes(), mtime=0), "kdump is not supported"),
+        (lzma.compress(STUB), "compressed with xz"),
+    ],
+)
+def test_what_kexec_tools_cannot_unpack_is_named(kernel: bytes, words: str) -> None:
+    with pytest.raises(InputError, match=f"kexec-tools: .*{words}"):
+        booted().kexec_tools_load(kernel, None, "")
 
 
 def test_without_the_symbols_of_kexec_tools_a_purgatory_is_refused() -> None:

@@ -15,12 +15,21 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["BootPlaces", "choose_places", "console_phys", "cpu_affinities", "initrd_range", "memory_ranges"]
-__all__ += ["chosen_node", "gic_version", "reg_ranges", "set_bootargs"]
+__all__ = [
+    "MAX_FDT_SIZE",
+    "BootPlaces",
+    "choose_places",
+    "console_phys",
+    "cpu_affinities",
+    "initrd_range",
+    "memory_ranges",
+]
+__all__ += ["chosen_node", "gic_version", "memory_ranges", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
 _DTB_ALIGN = 2 << 20
+MAX_FDT_SIZE = 2 << 20
 
 
 @shown()
@@ -33,7 +42,13 @@ class BootPlaces:
 
 
 def choose_places(ram: Ram, kernel_size: int, dtb: Fdt) -> BootPlaces:
-    """Where things go in the first bank; InputError when it is too small for a kernel of kernel_size bytes."""
+    """Where things go in the first bank; InputError when it is too small for a kernel of kernel_size bytes.
+
+    And for a device tree that no kernel boots with (fixmap_remap_fdt()).
+    """
+    if dtb.totalsize > MAX_FDT_SIZE:
+        size = f"the device tree has {dtb.totalsize:#x} bytes, and a kernel takes {MAX_FDT_SIZE:#x} at most"
+        raise InputError(f"{size}: the first kernel does not boot")
     bank = ram.banks[0]
     kernel = PhysRange.of(bank.start + _KERNEL_OFFSET, kernel_size)
     initrd = initrd_range(dtb)

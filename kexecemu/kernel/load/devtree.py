@@ -13,10 +13,10 @@ from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.boot.firmware import chosen_node
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["CHOSEN_RECORD_SIZE", "FDT_EXTRA_SPACE", "RNG_SEED_SIZE", "VERDICT_PROPERTY"]
+__all__ = ["CHOSEN_RECORD_SIZE", "FDT_EXTRA_SPACE", "RNG_SEED_SIZE", "STEP", "VERDICT_PROPERTY"]
 __all__ += ["add_verdict_record", "elfcorehdr_area", "kexec_device_tree"]
 
-_STEP = "of_kexec_alloc_and_setup_fdt"
+STEP = "of_kexec_alloc_and_setup_fdt"
 FDT_EXTRA_SPACE = 0x1000
 RNG_SEED_SIZE = 128
 VERDICT_PROPERTY = "linux,purgatory-verdict"
@@ -77,7 +77,7 @@ def kexec_device_tree(
         fdt.delprop(chosen, VERDICT_PROPERTY)
         fdt.pack()
     except FormatError as error:
-        raise KexecError(EINVAL, _STEP, str(error)) from error
+        raise KexecError(EINVAL, STEP, str(error)) from error
     return fdt.to_bytes()
 
 
@@ -91,7 +91,7 @@ def add_verdict_record(dtb: bytes) -> bytes:
         fdt.setprop(chosen_node(fdt), VERDICT_PROPERTY, bytes(CHOSEN_RECORD_SIZE))
         fdt.pack()
     except FormatError as error:
-        raise KexecError(EINVAL, _STEP, str(error)) from error
+        raise KexecError(EINVAL, STEP, str(error)) from error
     return fdt.to_bytes()
 
 
@@ -120,7 +120,7 @@ def _delete_old_initrd(fdt: FdtEditor, chosen: int) -> None:
         return
     end = fdt.getprop(chosen, "linux,initrd-end")
     if end is None:
-        raise KexecError(EINVAL, _STEP, "linux,initrd-start without linux,initrd-end")
+        raise KexecError(EINVAL, STEP, "linux,initrd-start without linux,initrd-end")
     start_phys = _read_number(start)
     size = (_read_number(end) - start_phys) & ((1 << 64) - 1)
     # Boot loaders reserve the initrd either exactly or in whole pages.

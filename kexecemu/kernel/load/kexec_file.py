@@ -181,10 +181,18 @@ def _map_pages(state: KernelState, image: Kimage) -> tuple[Callable[[], PhysRang
 
 
 def _load_context(state: KernelState) -> LoadContext:
-    config, purgatory = state.config, state.kexec.purgatory
-    tables = map(config.enabled, ("KEXEC_PURGATORY_PAGE_DIGESTS", "KEXEC_PURGATORY_COPY"))
-    places = state.crashk_res, purgatory, state.console_phys, tuple(state.arch.memblock.free_ranges())
-    return LoadContext(config.release, config.page_size, *places, *tables)
+    config = state.config
+    return LoadContext(
+        era=config.release,
+        page_size=config.page_size,
+        crashk_res=state.crashk_res,
+        purgatory=state.kexec.purgatory,
+        uart_phys=state.console_phys,
+        free_memory=tuple(state.arch.memblock.free_ranges()),
+        page_digests=config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
+        copy=config.enabled("KEXEC_PURGATORY_COPY"),
+        mmfr0=state.board.boot_cpu.sysreg("ID_AA64MMFR0_EL1"),
+    )
 
 
 def add_control_pages(state: KernelState, image: Kimage) -> None:

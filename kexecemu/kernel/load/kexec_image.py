@@ -3,17 +3,19 @@
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EADDRNOTAVAIL, EINVAL
 from functools import partial
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import elfrel
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
+from kexecemu.formats.kernel_file import kernel_file
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.image.digests import described_segments, page_digests_size
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
+from kexecemu.kernel.load import devtree
 from kexecemu.kernel.load.kexec_core import add_buffer
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -26,6 +28,11 @@ _DTB_ALIGN = 2 << 20
 _1G = 1 << 30
 _INITRD_WINDOW = 32 << 30
 
+# Fields of ID_AA64MMFR0_EL1, and which of their values say "supported" (system_supports_4kb_granule() and its like).
+_BIG_END = 8
+_GRANULES = {4096: (28, range(8)), 16384: (20, range(1, 8)), 65536: (24, range(8))}
+CORTEX_A57_MMFR0 = 0x1124
+
 
 @shown()
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class LoadContext:
 
     uart_phys is the console's physical address for the purgatory's report (0: silent). free_memory is where an ordinary
     image may lie: physical ranges in ascending order. page_digests and copy ask for these two segments, which only a
-    purgatory has a use for: 0.8 % of the image, and as much as the image itself.
+    purgatory has a use for: 0.8 % of the image, and as much as the image itself. mmfr0 is the CPU's ID_AA64MMFR0_EL1.
     """
 
     era: Era
@@ -45,6 +52,16 @@ class LoadContext:
     free_memory: tuple[PhysRange, ...] = ()
     page_digests: bool = False
     copy: bool = False
+    mmfr0: int = CORTEX_A57_MMFR0
+
+    def supports_granule(self, size: int) -> bool:
+        """Whether the CPU has pages of `size` bytes: by its register, and those that the running kernel has."""
+        at, supported = _GRANULES[size]
+        return size == self.page_size or self.mmfr0 >> at & 15 in supported
+
+    def supports_mixed_endian(self) -> bool:
+        """system_supports_mixed_endian()."""
+        return self.mmfr0 >> _BIG_END & 15 == 1
 
 
 @shown()
@@ -66,7 +83,8 @@ def image_probe(kernel: bytes) -> None:
     """image_probe(): arm64's only loader takes files that begin with an arm64 Image header; KexecError(EINVAL)."""
     why = f"{len(kernel)} bytes, a header alone takes 64" if len(kernel) < 64 else None
     if why is None and not has_magic(kernel):
-        why = 'no "ARM\\x64" at offset 56'
+        found = kernel_file(kernel)
+        why = str(found) if found is not None else 'no "ARM\\x64" at offset 56'
     if why is not None:
         raise KexecError(EINVAL, "image_probe", f"kernel: not an arm64 Image: {why}")
 
@@ -131,11 +149,16 @@ class _Loader:
     def place(self) -> tuple[Segment, LoadedPurgatory | None]:
         """The retry loop of image_load(): the next hole for the kernel when the rest does not fit behind it."""
         header = parse_header(self.files.kernel)
-        # Every granule is supported by the modelled CPU.
         if not header.image_size:
             raise KexecError(EINVAL, "image_load", "kernel: image_size is 0 in the Image header")
-        if header.big_endian:
-            reason = "kernel: a big-endian Image; this CPU model is little-endian"
+        if header.big_endian and not self.context.supports_mixed_endian():
+            reason = (
+                "kernel: a big-endian Image, and ID_AA64MMFR0_EL1.BigEnd says that this CPU cannot run it"
+            )
+            raise KexecError(EINVAL, "image_load", reason)
+        if header.page_size and not self.context.supports_granule(header.page_size):
+            size = header.page_size >> 10
+            reason = f"kernel: it has pages of {size} KiB, and ID_AA64MMFR0_EL1.TGran{size} says that this CPU has none"
             raise KexecError(EINVAL, "image_load", reason)
         buf_min = 0
         first_refusal: KexecError | None = None
@@ -148,6 +171,9 @@ class _Loader:
             try:
                 purgatory = self.load_other_segments(kernel.mem, kernel.memsz, header.text_offset)
             except KexecError as error:
+                if error.step == devtree.STEP:
+                    # The loop tries one place after another, and returns what ends it: that there is no other one.
+                    raise KexecError(EADDRNOTAVAIL, error.step, error.reason) from error
                 if error.step != "kexec_add_buffer":
                     raise  # not for want of room: another place for the kernel would not mend it
                 first_refusal = first_refusal or error

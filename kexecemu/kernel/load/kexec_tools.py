@@ -1,6 +1,7 @@
-"""What kexec-tools does in user space before it calls kexec_load(): places, device tree, core header, digest.
+"""What kexec-tools does in user space before it calls kexec_load(): files, places, device tree, core header, digest.
 
-Followed: kexec/arch/arm64 and kexec/kexec.c of kexec-tools 2.0.25, as `kexec -c -p -d` printed it on real machines.
+Followed: kexec/arch/arm64 and kexec/kexec.c of kexec-tools 2.0.25, as `kexec -c -p -d` printed it on real machines, and
+kexec-pe-zboot.c of 2.0.29.
 The kernel has no part in this: segments, purgatory and digest are made here, and the kernel copies what it is given.
 """
 
@@ -12,6 +13,7 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
+from kexecemu.formats.kernel_file import kernel_file, unpack_gzip, zboot
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import Era
@@ -30,6 +32,11 @@ _KERNEL_ALIGN = 2 << 20
 _CORE_HEADER_ALIGN = 1024
 _COMMAND_LINE_MAX = 2047
 _FDT_MAX = 2 << 20
+_UNPACKED_MAX = 1 << 30
+
+# arm64_process_image_header(): what is taken for true of kernels up to 3.16, whose header says no size.
+_OLD_TEXT_OFFSET = 0x80000
+_OLD_IMAGE_SIZE = 16 << 20
 
 
 @shown()
@@ -55,7 +62,10 @@ class MachineView:
 @shown()
 @dataclass(frozen=True)
 class CrashLoad:
-    """The arguments of kexec_load() that user space arrives at: the purgatory's entry and the sorted segments."""
+    """The arguments of kexec_load() that user space arrives at: the purgatory's entry and the sorted segments.
+
+    said is what there was to say of the kernel's file, in words.
+    """
 
     entry: int
     segments: list[Segment]
@@ -64,6 +74,7 @@ class CrashLoad:
     dtb_phys: int
     digest: bytes
     regions: list[PhysRange] = field(default_factory=list)
+    said: tuple[str, ...] = ()
 
 
 class _Segments:
@@ -96,17 +107,23 @@ def prepare_crash_load(
     Raises InputError with kexec-tools' reason for files that it refuses or that do not fit, KexecError for a
     purgatory that cannot be linked or lacks kexec-tools' symbols.
     """
-    if not has_magic(kernel):
-        raise InputError("kexec-tools: cannot determine the file type of the kernel (no arm64 Image)")
+    said: list[str] = []
+    kernel = _unpack(kernel, said)
     if len(to_bytes(cmdline)) > _COMMAND_LINE_MAX:
         raise InputError(f"kexec-tools: the command line is longer than {_COMMAND_LINE_MAX} characters")
     header = parse_header(kernel)
     region = view.crash_kernel
     segments = _Segments(view)
-    size = header.image_size or len(kernel)
-    kernel_mem = align_up(region.start, _KERNEL_ALIGN) + header.text_offset
+    size, text_offset = header.image_size, header.text_offset
+    if not size:
+        size, text_offset = _OLD_IMAGE_SIZE, _OLD_TEXT_OFFSET
+        said.append(f"the Image says no size: {size >> 20} MiB are taken for it, {text_offset:#x} into 2 MiB")
+    kernel_mem = align_up(region.start, _KERNEL_ALIGN) + text_offset
+    memsz = align_up(size, view.page_size)
+    if len(kernel) > memsz:
+        said.append(f"{len(kernel) - memsz:#x} bytes behind the Image's image_size are left out")
     core = segments.add("elfcorehdr", view.core_header, len(view.core_header), region.start, top_down=True)
-    segments.taken.append(Segment("kernel", kernel, kernel_mem, align_up(size, view.page_size)))
+    segments.taken.append(Segment("kernel", kernel[:memsz], kernel_mem, memsz))
     if kernel_mem + size > core.mem:
         raise InputError(
             f"kexec-tools: the kernel of {size:#x} bytes does not fit in crashkernel {region} of {region.size:#x} bytes"
@@ -125,7 +142,34 @@ def prepare_crash_load(
     # update_purgatory() goes through the sorted list: another order than the kernel's own digest has.
     digest, regions = calculate_digest(ordered)
     set_kexec_tools_digest(loaded, regions, digest)
-    return CrashLoad(loaded.entry, ordered, loaded, kernel_mem, tree.mem, digest, regions)
+    return CrashLoad(loaded.entry, ordered, loaded, kernel_mem, tree.mem, digest, regions, tuple(said))
+
+
+def _unpack(data: bytes, said: list[str]) -> bytes:
+    """slurp_decompress_file(), and the probes of file_type[]: the Image in a file."""
+    kind = kernel_file(data)
+    inner = data
+    try:
+        if data[:2] == b"\x1f\x8b":
+            inner = unpack_gzip(data, _UNPACKED_MAX)
+            said.append(f"the kernel is unpacked (gzip): {len(inner):#x} bytes")
+        elif (packed := zboot(data)) is not None:
+            payload = data[packed.offset : packed.offset + packed.size]
+            if packed.compression == "gzip":
+                if len(payload) < packed.size:
+                    raise FormatError("zboot: the file is cut off")
+                inner = unpack_gzip(payload, _UNPACKED_MAX)
+                words = "kexec-tools 2.0.27 or later does that; 2.0.25 refuses it"
+                said.append(f"the kernel is unpacked (zboot, gzip): {len(inner):#x} bytes; {words}")
+    except FormatError as error:
+        raise InputError(f"kexec-tools: {error}") from error
+    if inner[:4] == b"\x7fELF" and "vmlinux" in str(kernel_file(inner)):
+        raise InputError("kexec-tools: kdump is not supported on arm64 for an ELF file, as vmlinux is")
+    if has_magic(inner):
+        return inner
+    inside = kernel_file(inner) if inner is not data else kind
+    what = f": {inside}" if inside is not None else ' (no arm64 Image: no "ARM\\x64" at offset 56)'
+    raise InputError(f"kexec-tools: cannot determine the file type of the kernel{what}")
 
 
 def core_header_size(headers: int) -> int:

@@ -11,6 +11,7 @@ from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfrel import object_or_embedded
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import KernelConfig, Way
+from kexecemu.kernel.boot.firmware import MAX_FDT_SIZE
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.image.purgatory import parse_purgatory
@@ -111,6 +112,8 @@ def kexec_tools_load(
         getrandom=(lambda: state.random.getrandbits(64)) if state.config.rng_ready else None,
     )
     prepared = prepare_crash_load(view, image_file, initrd, cmdline, kexec_tools_purgatory(state.config))
+    for words in prepared.said:
+        state.say("kexec-tools", f"kexec-tools: {words}")
     image = kexec_load(state, KexecLoadArguments(prepared.entry, prepared.segments), known=prepared)
     assert image is not None
     _tell_loaded(state, image, "kexec_load")
@@ -132,6 +135,10 @@ def tell_image(timeline: Timeline, image: Kimage, call: str, *, by: str, uncheck
 
 def _tell_loaded(state: KernelState, image: Kimage, call: str) -> None:
     tell_image(state.board.timeline, image, call, by=call, unchecked="no purgatory and so no digest")
+    tree = image.segment("dtb")
+    if tree is not None and tree.bufsz > MAX_FDT_SIZE:
+        size = f"{tree.bufsz:#x} bytes, more than {MAX_FDT_SIZE:#x}"
+        state.say("dtb", f"the crash kernel's device tree has {size}: no kernel boots with it")
     protected = environment.protected(state)
     if protected:
         way, areas = state.config.way.value, ", ".join(map(str, protected))

@@ -42,6 +42,9 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
     "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
     "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
+    "ARM64_VA_BITS": ("52", "bits of the kernel's addresses; 48 before 6.9 unless given"),
+    "ARM64_VA_BITS_48": ("n", "the same, as Kconfig has it"),
+    "ARM64_VA_BITS_52": ("y", "the same; a CPU here has 48 bits, and the kernel finds that out"),
     "CMA_SIZE_MBYTES": ("0", "size of the default CMA area; Debian has 64, 0 keeps small machines simple"),
     "DEBUG_PAGEALLOC_ENABLE_DEFAULT": (
         "n",
@@ -67,6 +70,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "100",
         "milliseconds between guarded allocations; 0: off at boot, a late pool needs base pages all over",
     ),
+    "MEMORY_FAILURE": ("y", "pages of broken memory have a flag, and VMCOREINFO says which"),
     "NUMA": ("y", "nodes, and so memory for what is known of each"),
     "PANIC_ON_OOPS": ("n", "an oops panics"),
     "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
@@ -78,8 +82,11 @@ KNOWN_OPTIONS: Mapping[str, str] = {name: default for name, (default, _) in _OPT
 
 # Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair")
+    "ARM64_VA_BITS": ("48", "52"),
+    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
 }
+
+_VA_BITS = ("ARM64_VA_BITS", "ARM64_VA_BITS_48", "ARM64_VA_BITS_52")
 
 
 class OptionRow(NamedTuple):
@@ -144,7 +151,32 @@ def _member(kind: type[_Kind], value: str, what: str, refusal: str) -> _Kind:
         raise InputError(f"{what} {value!r} is {refusal}{like}; known are {', '.join(known)}") from None
 
 
-def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
+def _va_bits(options: Mapping[str, str], era: Era) -> int:
+    """CONFIG_ARM64_VA_BITS by any of its three names, or the era's default; InputError where they disagree."""
+    said = {int(options["ARM64_VA_BITS"])} if "ARM64_VA_BITS" in options else set()
+    for bits, other in ((48, 52), (52, 48)):
+        if name := options.get(f"ARM64_VA_BITS_{bits}"):
+            said.add(bits if name == "y" else other)
+    if len(said) > 1:
+        names = [name for name in _VA_BITS if name in options]
+        raise InputError(f"config options {' and '.join(names)} exclude each other")
+    bits = said.pop() if said else era.rules.va_bits
+    if bits == 52 and era.rules.va_bits != 52 and options.get("ARM64_64K_PAGES") != "y":
+        raise InputError(
+            f"config option ARM64_VA_BITS_52=y needs pages of 64 KiB before 6.9, not {era.value}"
+        )
+    return bits
+
+
+def _by_era(options: Mapping[str, str], era: Era) -> dict[str, str]:
+    """What the options that depend on the era are, with those that are given."""
+    bits = _va_bits(options, era)
+    return dict(
+        zip(_VA_BITS, (str(bits), "y" if bits == 48 else "n", "y" if bits == 52 else "n"), strict=True)
+    )
+
+
+def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in given.items():
         options[check_option(name, value)] = value
@@ -161,7 +193,7 @@ def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
         )
     if chosen:
         options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
-    return {**KNOWN_OPTIONS, **options}
+    return {**KNOWN_OPTIONS, **options, **_by_era(options, era)}
 
 
 def split_options(given: Iterable[str]) -> dict[str, str]:
@@ -212,7 +244,8 @@ class KernelConfig:
             object.__setattr__(self, "check_way", _member(Way, self.check_way, "way", "not known"))
         if self.purgatory is not None:
             instance(self.purgatory, (bool, str, Path), "purgatory")
-        object.__setattr__(self, "options", _parse_options(instance(self.options, Mapping, "options")))
+        options = _parse_options(instance(self.options, Mapping, "options"), self.release)
+        object.__setattr__(self, "options", options)
         none = self.purgatory in (None, False, "none")
         if self.check_way is Way.TRANS_PGD and none:
             raise InputError("way purgatory-trans-pgd needs a purgatory")
@@ -222,7 +255,8 @@ class KernelConfig:
     @property
     def changed(self) -> dict[str, str]:
         """The options that are not as they are in every kernel."""
-        return {name: value for name, value in self.options.items() if value != KNOWN_OPTIONS[name]}
+        defaults = {**KNOWN_OPTIONS, **_by_era({}, self.release)}
+        return {name: value for name, value in self.options.items() if value != defaults[name]}
 
     @property
     def release(self) -> Era:
@@ -255,6 +289,16 @@ class KernelConfig:
         if self.enabled("ARM64_64K_PAGES"):
             return 65536
         return 16384 if self.enabled("ARM64_16K_PAGES") else 4096
+
+    @property
+    def va_bits(self) -> int:
+        """VA_BITS: how many bits of a kernel's virtual address it was built for, 48 or 52."""
+        return self.number("ARM64_VA_BITS")
+
+    @property
+    def vabits_actual(self) -> int:
+        """vabits_actual: how many the CPU has, which are 48; with pages of 16 KiB the kernel falls back to 47."""
+        return 47 if self.va_bits > 48 and self.page_size == 16384 else 48
 
     @property
     def has_dma_zones(self) -> bool:

@@ -48,6 +48,10 @@ class Rules:
     tells_reserved_mem         each region of /reserved-memory has a line in the log
     cma_says_node              the CMA area's line ends with the node
     memmap_at_once             sparse_init() takes one buffer for all sections
+    va_bits                    VA_BITS of a kernel that nobody has configured otherwise
+    modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
+    vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
+    guest                      the guest kernel that has the era's structures: fixtures/build.py
     """
 
     protects_by_pte: bool = True
@@ -77,6 +81,10 @@ class Rules:
     tells_reserved_mem: bool = False
     cma_says_node: bool = False
     memmap_at_once: bool = True
+    va_bits: int = 48
+    modules_vsize: int = 128 << 20
+    vmemmap_at_end: bool = False
+    guest: str = "vmlinux"
 
 
 class Change(NamedTuple):
@@ -99,9 +107,13 @@ CHANGES = (
     Change((6, 5), "falls_back_low", True, "6c4dcaddbd36"),
     Change((6, 5), "low_where_it_reaches_over", False, "6c4dcaddbd36"),
     Change((6, 5), "counts_low_region", True, "16c6006af4d4"),
+    Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
+    Change((6, 5), "guest", "vmlinux-6.6", "linked behind the modules; struct page lost compound_dtor"),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
     Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
+    Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
+    Change((6, 9), "vmemmap_at_end", True, "32697ff38287; as 6.12.117's VMCOREINFO has it"),
     Change((6, 9), "idmap_tables", 0, "the early mapping in C: not in 6.12.118's memblock=debug"),
     Change((6, 11), "of_property_size", 104, "bin_attribute.llseek; 6.12.118's BTF"),
     Change((6, 11), "gives_up", True, "the dead loop of riscv64, mended for all"),
@@ -113,6 +125,7 @@ CHANGES = (
         (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
+    Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
     Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),
@@ -124,6 +137,7 @@ CHANGES = (
         True,
         "nodes, zones and memory map initialized in one place",
     ),
+    Change((7, 0), "guest", "vmlinux-7.3", "page.compound_info, printk_info.comm; 7.3.4's BTF"),
     Change((7, 0), "of_property_size", 112, "7.3.4's BTF"),
     Change((7, 0), "pglist_data_size", 14400, "7.3.4's BTF"),
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),

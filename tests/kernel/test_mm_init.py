@@ -275,13 +275,15 @@ def test_a_crash_happens_on_the_day_that_linux_6_1_came_out() -> None:
     kernel.crash()
     when = datetime.fromtimestamp(crashtime(kernel), UTC)
     assert (when.year, when.month, when.day) == (2022, 12, 11)
-    assert kernel.guest.read("shadow_timekeeper") == crashtime(kernel)  # xtime_sec is its first member
-    assert kernel.guest.read("tk_core", 8) == crashtime(kernel)
+    xtime_sec = kernel.guest.vmlinux.offsetof("timekeeper", "xtime_sec")
+    assert kernel.guest.read("shadow_timekeeper", xtime_sec) == crashtime(kernel)
+    assert kernel.guest.read("tk_core", 8 + xtime_sec) == crashtime(kernel)
 
 
 def test_the_clock_goes_with_virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = boot()
-    before = kernel.guest.read("shadow_timekeeper")
+    xtime_sec = kernel.guest.vmlinux.offsetof("timekeeper", "xtime_sec")
+    before = kernel.guest.read("shadow_timekeeper", xtime_sec)
     # Three seconds of instructions are too many to run.
     monkeypatch.setattr(KernelModel, "now_ns", property(lambda self: self.board.instructions + 3_000_000_000))
     kernel.kexec_file_load(IMAGE, INITRD, "console=ttyAMA0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,9 +140,12 @@ def test_the_ranges_it_names_are_where_the_guest_has_them(release: str, page: st
 def test_bits_of_addresses_may_be_said_as_a_config_file_does(options: dict[str, str], bits: int) -> None:
     config = KernelConfig("6.12", options=options)
     assert config.va_bits == bits
-    assert config.changed == (
-        {} if bits == 52 else {"ARM64_VA_BITS": "48", "ARM64_VA_BITS_48": "y", "ARM64_VA_BITS_52": "n"}
+    # And as it was made it can be made again, and of another era.
+    assert replace(config).va_bits == bits
+    assert replace(config, era="6.1", options={**config.changed, "ARM64_64K_PAGES": "y"}).va_bits == (
+        bits if options else 48
     )
+    assert set(config.changed) == ({f"ARM64_VA_BITS_{bits}", "ARM64_VA_BITS"} if options else set())
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,7 @@ def test_bits_of_addresses_may_be_said_as_a_config_file_does(options: dict[str, 
         ("7.3", {"ARM64_VA_BITS_48": "y", "ARM64_VA_BITS_52": "y"}, "exclude each other"),
         ("6.1", {"ARM64_VA_BITS_52": "y"}, "needs pages of 64 KiB before 6.9"),
         ("6.7", {"ARM64_VA_BITS": "52", "ARM64_16K_PAGES": "y"}, "needs pages of 64 KiB before 6.9"),
-        ("6.12", {"ARM64_VA_BITS": "39"}, "one of 48, 52"),
+        ("6.12", {"ARM64_VA_BITS": "39"}, "one of era, 48, 52"),
     ],
 )
 def test_bits_of_addresses_that_no_kernel_has_are_refused(

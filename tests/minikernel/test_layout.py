@@ -15,7 +15,7 @@ TOP = Path(__file__).parents[2]
 VMLINUX = TOP / "fixtures" / "guests" / "vmlinux"
 LAYOUT = json.loads((TOP / "fixtures" / "guests" / "vmlinux.layout.json").read_text())
 STRUCTS = LAYOUT["structs"]
-TYPEDEFS = {"atomic_t", "atomic_long_t", "spinlock_t", "nodemask_t"}
+TYPEDEFS = {"atomic_t", "atomic_long_t", "spinlock_t", "nodemask_t", "seqcount_t", "seqcount_raw_spinlock_t"}
 REAL = TOP / "tests" / "data" / "vmcoreinfo" / "6.1.192-own.txt"
 
 # Of these the real kernel was configured differently: two zones, per-CPU page sets, NUMA-less nodes.

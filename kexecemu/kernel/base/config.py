@@ -42,9 +42,9 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
     "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
     "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
-    "ARM64_VA_BITS": ("52", "bits of the kernel's addresses; 48 before 6.9 unless given"),
+    "ARM64_VA_BITS": ("era", "bits of the kernel's addresses: 48 before 6.9, then 52, unless given"),
     "ARM64_VA_BITS_48": ("n", "the same, as Kconfig has it"),
-    "ARM64_VA_BITS_52": ("y", "the same; a CPU here has 48 bits, and the kernel finds that out"),
+    "ARM64_VA_BITS_52": ("n", "the same; a CPU here has 48 bits, and the kernel finds that out"),
     "CMA_SIZE_MBYTES": ("0", "size of the default CMA area; Debian has 64, 0 keeps small machines simple"),
     "DEBUG_PAGEALLOC_ENABLE_DEFAULT": (
         "n",
@@ -82,7 +82,7 @@ KNOWN_OPTIONS: Mapping[str, str] = {name: default for name, (default, _) in _OPT
 
 # Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "ARM64_VA_BITS": ("48", "52"),
+    "ARM64_VA_BITS": ("era", "48", "52"),
     "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
 }
 
@@ -151,29 +151,20 @@ def _member(kind: type[_Kind], value: str, what: str, refusal: str) -> _Kind:
         raise InputError(f"{what} {value!r} is {refusal}{like}; known are {', '.join(known)}") from None
 
 
-def _va_bits(options: Mapping[str, str], era: Era) -> int:
-    """CONFIG_ARM64_VA_BITS by any of its three names, or the era's default; InputError where they disagree."""
-    said = {int(options["ARM64_VA_BITS"])} if "ARM64_VA_BITS" in options else set()
-    for bits, other in ((48, 52), (52, 48)):
-        if name := options.get(f"ARM64_VA_BITS_{bits}"):
-            said.add(bits if name == "y" else other)
+def _va_bits(options: Mapping[str, str], era: Era) -> dict[str, str]:
+    """CONFIG_ARM64_VA_BITS under all three of its names, where any is given; InputError where they disagree."""
+    said = {options.get("ARM64_VA_BITS", "era")} - {"era"}
+    chosen = [options.get(f"ARM64_VA_BITS_{bits}") for bits in (48, 52)]
+    if chosen != ["n", "n"]:  # neither is what a configuration has that says nothing
+        for value, (bits, other) in zip(chosen, (("48", "52"), ("52", "48")), strict=True):
+            said |= {bits} if value == "y" else {other} if value == "n" else set()
     if len(said) > 1:
         names = [name for name in _VA_BITS if name in options]
         raise InputError(f"config options {' and '.join(names)} exclude each other")
-    bits = said.pop() if said else era.rules.va_bits
-    if bits == 52 and era.rules.va_bits != 52 and options.get("ARM64_64K_PAGES") != "y":
-        raise InputError(
-            f"config option ARM64_VA_BITS_52=y needs pages of 64 KiB before 6.9, not {era.value}"
-        )
-    return bits
-
-
-def _by_era(options: Mapping[str, str], era: Era) -> dict[str, str]:
-    """What the options that depend on the era are, with those that are given."""
-    bits = _va_bits(options, era)
-    return dict(
-        zip(_VA_BITS, (str(bits), "y" if bits == 48 else "n", "y" if bits == 52 else "n"), strict=True)
-    )
+    if "52" in said and era.rules.va_bits != 52 and options.get("ARM64_64K_PAGES") != "y":
+        raise InputError(f"config option ARM64_VA_BITS_52=y needs pages of 64 KiB before 6.9, not {era.value}")
+    values = [(bits, "y" if bits == "48" else "n", "y" if bits == "52" else "n") for bits in said]
+    return dict(zip(_VA_BITS, values[0], strict=True)) if values else {}
 
 
 def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
@@ -193,7 +184,7 @@ def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
         )
     if chosen:
         options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
-    return {**KNOWN_OPTIONS, **options, **_by_era(options, era)}
+    return {**KNOWN_OPTIONS, **options, **_va_bits(options, era)}
 
 
 def split_options(given: Iterable[str]) -> dict[str, str]:
@@ -255,8 +246,7 @@ class KernelConfig:
     @property
     def changed(self) -> dict[str, str]:
         """The options that are not as they are in every kernel."""
-        defaults = {**KNOWN_OPTIONS, **_by_era({}, self.release)}
-        return {name: value for name, value in self.options.items() if value != defaults[name]}
+        return {name: value for name, value in self.options.items() if value != KNOWN_OPTIONS[name]}
 
     @property
     def release(self) -> Era:
@@ -293,7 +283,8 @@ class KernelConfig:
     @property
     def va_bits(self) -> int:
         """VA_BITS: how many bits of a kernel's virtual address it was built for, 48 or 52."""
-        return self.number("ARM64_VA_BITS")
+        given = self.options["ARM64_VA_BITS"]
+        return self.release.rules.va_bits if given == "era" else int(given)
 
     @property
     def vabits_actual(self) -> int:

@@ -51,6 +51,7 @@ class Rules:
     va_bits                    VA_BITS of a kernel that nobody has configured otherwise
     modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
     vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
+    vmcore_note_align          p_align of /proc/vmcore's notes
     guest                      the guest kernel that has the era's structures: fixtures/build.py
     """
 
@@ -84,6 +85,7 @@ class Rules:
     va_bits: int = 48
     modules_vsize: int = 128 << 20
     vmemmap_at_end: bool = False
+    vmcore_note_align: int = 0
     guest: str = "vmlinux"
 
 
@@ -126,6 +128,7 @@ CHANGES = (
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
     Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
+    Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
     Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),

@@ -9,7 +9,7 @@ _NICE_0_LOAD = 1 << 20
 
 
 def _set_running(guest: GuestKernel, task_virt: int, running: bool) -> None:
-    """A task's own part: where it stands, whether it is on a run queue, and its state; it sleeps while it does not run."""
+    """A task's own part: is it on a CPU and on a run queue, and its state; it sleeps while it does not run."""
     layout, phys = guest.vmlinux, guest.space.virt_to_phys(task_virt)
     guest.ram.write_u32(phys + layout.offsetof("task_struct", "on_cpu"), running)
     if guest.ram.read_u32(phys + layout.offsetof("task_struct", "pid")) == 0:

@@ -69,7 +69,7 @@ def test_a_stray_write_runs_in_its_own_task_and_leaves_the_cpu_idle_again() -> N
         assert rq(kernel, 0, "nr_switches") == before + 2
 
 
-@pytest.mark.parametrize("release", ["6.1", "6.6", "6.12", "7.3"])
+@pytest.mark.parametrize("release", ["6.1", "6.6", "6.12", "6.18", "7.3"])
 def test_jiffies_and_the_timekeeper_go_with_virtual_time(
     release: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,7 @@ def test_jiffies_and_the_timekeeper_go_with_virtual_time(
         ticks = kernel.guest.read("jiffies_64") - ((1 << 32) - 300 * 100)
         assert ticks == 325
         modern = "timekeeper_data" in layout.elf.symbols
-        assert modern is (release == "7.3")
+        assert modern is (release in ("6.18", "7.3"))
         base = layout.offsetof("tk_data", "timekeeper") if modern else 8
         at = base + layout.offsetof("timekeeper", "xtime_sec")
         now = kernel.guest.read("timekeeper_data" if modern else "tk_core", at)

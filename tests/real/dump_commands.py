@@ -40,13 +40,14 @@ KINDS = {
     "6.1": Kind("6.1", 48, "dumptools"),
     "6.12": Kind("6.12", 52, "dumptools-trixie"),
     "6.12, 48 bits": Kind("6.12", 48, "dumptools-trixie"),
+    "6.18, 48 bits": Kind("6.18", 48, "dumptools-forky"),
     "7.3": Kind("7.3", 52, "dumptools-forky"),
     "7.3, 48 bits": Kind("7.3", 48, "dumptools-forky"),
 }
 
 MACHINE = ("--cpus", "2", "--ram", "256M", "--cmdline", "crashkernel=64M", "--write", "0x44000000=deadbeef")
 COMPLAINT = re.compile(
-    r"warning|error|cannot|invalid|unknown(?! Mhz)|does not exist|requires|zero-size|not available|Traceback",
+    r"warning|(?<!PG_)error|cannot|invalid|unknown(?! Mhz)|does not exist|requires|zero-size|not available|Traceback",
     re.IGNORECASE,
 )
 _MARK = 7700000  # what crash prints between the answers
@@ -93,9 +94,11 @@ CRASH = (
         r"^CPU 0 .*CURRENT: PID: 57 .*\"bash\".*^CPU 1 .*CURRENT: PID: 0 .*swapper/1",
     ),
     Row("crash", "task -R __state,on_cpu", "members of the task", r"__state = 0,\n +on_cpu = 1"),
-    Row("crash", "timer", "timers", r"JIFFIES.*TIMER_BASES\[0\]"),
-    Row("crash", "irq", "interrupts", r"IRQ .*arch_timer"),
-    Row("crash", "kmem -s", "slab caches", r"^\w+ +\d+ +\d+ .* task_struct$"),
+    Row("crash", "timer", "timers", r"TIMER_BASES\[0\].* 500 +\w+ +\w+ +<delayed_work_timer_fn>"),
+    Row("crash", "irq", "interrupts", r"^ 11 +\w{16} +\w{16} +.arch_timer.$.*^ 13 .*uart-pl011"),
+    Row("crash", "kmem -s", "slab caches", r"^\w+ +\d+ +4 +5 +1 +4k +task_struct$"),
+    Row("crash", "kmem -S task_struct", "its slabs", r"NODE 0 PARTIAL:.* 0 +5 +4 +1$"),
+    Row("crash", "kmem -g", "page flags", r"^PG_lru .*^PG_swapbacked "),
     Row("crash", "kmem -i", "memory", r"TOTAL MEM +\d+ +1[0-9.]+ MB"),
     Row("crash", "kmem -z", "zones", r'NAME: "DMA".*NAME: "Normal"'),
     Row("crash", "kmem -n", "sections of memory", r"^ +8 +\w{16} +\w{16} +\w{16} +PMOE +262144"),
@@ -136,6 +139,7 @@ DRGN = (
     Row("drgn", "prog['contig_page_data'].node_zones[0]", "zones", r"^DMA$"),
     Row("drgn", "for_each_slab_cache()", "slab caches", r"^task_struct$"),
     Row("drgn", "slab_cache_for_each_allocated_object()", "objects of one", r"^57$"),
+    Row("drgn", "for_each_irq_desc()", "interrupts", r"^11 arch_timer$.*^13 uart-pl011$"),
     Row("drgn", "for_each_module()", "modules", r"^\[\]$"),
 )
 SNIPPETS: Mapping[str, str] = {
@@ -157,6 +161,7 @@ SNIPPETS: Mapping[str, str] = {
     "for_each_slab_cache()": SLABS,
     "slab_cache_for_each_allocated_object()": "c = find_slab_cache('task_struct')\n"
     "for t in slab_cache_for_each_allocated_object(c, 'struct task_struct'): print(t.pid.value_())",
+    "for_each_irq_desc()": "for n, d in for_each_irq_desc(): print(n, irq_desc_action_names(d)[0].decode())",
     "for_each_module()": "print(list(for_each_module()))",
 }
 

@@ -162,7 +162,9 @@ def _va_bits(options: Mapping[str, str], era: Era) -> dict[str, str]:
         names = [name for name in _VA_BITS if name in options]
         raise InputError(f"config options {' and '.join(names)} exclude each other")
     if "52" in said and era.rules.va_bits != 52 and options.get("ARM64_64K_PAGES") != "y":
-        raise InputError(f"config option ARM64_VA_BITS_52=y needs pages of 64 KiB before 6.9, not {era.value}")
+        raise InputError(
+            f"config option ARM64_VA_BITS_52=y needs pages of 64 KiB before 6.9, not {era.value}"
+        )
     values = [(bits, "y" if bits == "48" else "n", "y" if bits == "52" else "n") for bits in said]
     return dict(zip(_VA_BITS, values[0], strict=True)) if values else {}
 

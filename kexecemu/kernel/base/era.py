@@ -110,7 +110,8 @@ CHANGES = (
     Change((6, 5), "low_where_it_reaches_over", False, "6c4dcaddbd36"),
     Change((6, 5), "counts_low_region", True, "16c6006af4d4"),
     Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
-    Change((6, 5), "guest", "vmlinux-6.6", "linked behind the modules; struct page lost compound_dtor"),
+    Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
+    Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
     Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
@@ -134,6 +135,7 @@ CHANGES = (
     Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
+    Change((6, 18), "guest", "vmlinux-6.18", "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources"),
     Change(
         (7, 0),
         "reserves_before_memmap",

@@ -25,7 +25,7 @@ def slab_page(kernel: KernelModel) -> tuple[int, bytes]:
 
 
 def allocated(kernel: KernelModel) -> set[int]:
-    """pids of the slab's objects that are not on its free list, as slab_cache_for_each_allocated_object() finds them."""
+    """pids of the objects that are not on the free list, as slab_cache_for_each_allocated_object() finds them."""
     layout, (_, slab) = kernel.guest.vmlinux, slab_page(kernel)
     size = layout.sizeof("task_struct")
     offset = kernel.guest.read_u32("task_struct_cache", layout.offsetof("kmem_cache", "offset"))

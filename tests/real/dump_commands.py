@@ -73,6 +73,12 @@ TRACE = r"machine_kexec .*__crash_kexec .*panic .*sysrq_handle_crash .*__handle_
 CRASH = (
     Row(
         "crash",
+        "(opening it)",
+        "nothing to complain about",
+        r"\A\s*(NOTE: setting phys_offset to: 0x40000000)?\s*\Z",
+    ),
+    Row(
+        "crash",
         "sys",
         "what crashed, and why",
         r"CPUS: 2$.*RELEASE: {era}\.0-kexecemu$.*PANIC: .Kernel panic - not",
@@ -232,12 +238,14 @@ def crash_options(kind: Kind) -> list[str]:
 
 def ask_crash(dump: Dump, tools: Tools, *options: str) -> Iterator[tuple[Row, str]]:
     """What crash says to each command, all in one session."""
-    commands = [row.command.partition(" (")[0] for row in CRASH]
+    opening, *rows = CRASH
+    commands = [row.command.partition(" (")[0] for row in rows]
     script = dump.vmcore.with_name("commands")
     script.write_text("".join(f"p {_MARK + n}\n{one}\n" for n, one in enumerate(commands)) + "quit\n")
     said = tools.run("crash", "-s", *options, "-i", script, dump.vmlinux, dump.vmcore, cwd=script.parent)
-    parts = re.split(rf"^\$\d+ = {_MARK // 1000}\d\d\d\n", said, flags=re.MULTILINE)[1:]
-    for number, row in enumerate(CRASH):
+    parts = re.split(rf"^\$\d+ = {_MARK // 1000}\d\d\d\n", said, flags=re.MULTILINE)
+    yield opening, parts[0]
+    for number, row in enumerate(rows, 1):
         yield row, parts[number] if number < len(parts) else "error: no answer"
 
 

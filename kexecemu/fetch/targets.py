@@ -56,6 +56,16 @@ class FetchTarget:
         return done.stdout.strip() or "amd64"
 
 
+def _dumptools(release: str, what: str) -> FetchTarget:
+    """The tools of a release that read a dump; of each only those that knew a kernel can be asked about it."""
+    return FetchTarget(
+        f"crash, makedumpfile and vmcore-dmesg for arm64, to be run under qemu-user, {what}",
+        lambda apt, folder: apt.download_with_dependencies(["crash", "makedumpfile", "kexec-tools"], folder),
+        ["**/bin/crash", "**/bin/makedumpfile", "**/sbin/vmcore-dmesg", "**/*.so", "**/*.so.*"],
+        release=release,
+    )
+
+
 def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> FetchTarget:
     """The kernel that a meta package of a release stands for, with its configuration and the modules of a disk."""
 
@@ -152,11 +162,9 @@ TARGETS = {
         "**/sbin/kexec",
         needs=["**/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"],
     ),
-    "dumptools": FetchTarget(
-        "crash, makedumpfile and vmcore-dmesg for arm64, to be run under qemu-user",
-        lambda apt, folder: apt.download_with_dependencies(["crash", "makedumpfile", "kexec-tools"], folder),
-        ["**/bin/crash", "**/bin/makedumpfile", "**/sbin/vmcore-dmesg", "**/*.so", "**/*.so.*"],
-    ),
+    "dumptools": _dumptools(_BOOKWORM, "for dumps of kernels up to 6.4"),
+    "dumptools-trixie": _dumptools("trixie", "for those up to 6.12"),
+    "dumptools-forky": _dumptools("forky", "for later ones"),
     "shim": FetchTarget(
         "Debian's secure boot CA, which signed the kernels' signer",
         lambda apt, folder: apt.download(["shim-unsigned"], folder),

@@ -96,13 +96,14 @@ class VmcoreLayout:
 
     header and notes are the bytes before the memory, each padded to whole pages; loads say where memory
     goes; program_headers are those of the vmcore; dropped_notes counts PT_NOTEs cut short for exceeding
-    their p_memsz.
+    their p_memsz. note_align is the p_align of the notes, which kernels do not agree about.
     """
 
     def __init__(
         self,
         elfcorehdr: bytes | bytearray | memoryview,
         read: Callable[[int, int], bytes | bytearray | memoryview],
+        note_align: int = 0,
     ) -> None:
         old = parse_core_header(elfcorehdr).program_headers
         notes, self.dropped_notes = _merge_notes(old, read)
@@ -111,7 +112,7 @@ class VmcoreLayout:
             # merge_note_headers_elf64() would overwrite the first PT_LOAD; no kernel prepares such a header.
             raise FormatError("core: no PT_NOTE program header")
         notes_offset = _page_up(EHDR_SIZE + (len(old) - count + 1) * PHDR_SIZE)
-        note = ProgramHeader(PT_NOTE, 0, notes_offset, 0, 0, len(notes), len(notes))
+        note = ProgramHeader(PT_NOTE, 0, notes_offset, 0, 0, len(notes), len(notes), note_align)
         headers = [note]
         self.loads: list[LoadRange] = []
         self.notes = notes.ljust(_page_up(len(notes)), b"\0")

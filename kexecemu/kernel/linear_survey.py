@@ -12,7 +12,7 @@ from kexecemu.errors import InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.base.vmlinux import load_vmlinux
+from kexecemu.kernel.base.vmlinux import Vmlinux, guest_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.setup_memory import (
     TOO_SMALL,
@@ -121,13 +121,15 @@ def _survey(
     build: bool,
 ) -> LinearMapSurvey:
     dtb = Fdt(firmware.set_bootargs(virt_device_tree(banks, 1, virt.UART.start), cmdline))
-    layout, dtb_phys = _layout(ram, dtb, text)
+    vmlinux = guest_vmlinux(config)
+    layout, dtb_phys = _layout(vmlinux, ram, dtb, text)
     page = config.page_size
     memstart = memstart_addr(banks[0].start, page)
-    space = AddressSpace(memstart, load_vmlinux().virt("_text"), layout.text, layout.end - layout.text)
+    size = layout.end - layout.text
+    space = AddressSpace.of(config, memstart, vmlinux.virt("_text"), layout.text, size)
     said: list[str] = []
     memblock, dynamic = arm64_memblock_init(dtb, dtb_phys, cmdline, space, layout, config, said.append)
-    fmt = TableFormat(granule_of(page), space.va_bits)
+    fmt = TableFormat(granule_of(page), space.vabits_actual)
 
     def alloc_tables(count: int) -> None:
         if memblock.phys_alloc_pages(count, page) < count:
@@ -157,9 +159,8 @@ def _check_text(banks: Sequence[PhysRange], text: PhysRange, page: int) -> None:
         raise InputError(f"kernel text {text} is outside RAM ({', '.join(str(bank) for bank in banks)})")
 
 
-def _layout(ram: Ram, dtb: Fdt, text: PhysRange | None) -> tuple[TextLayout, int]:
+def _layout(vmlinux: Vmlinux, ram: Ram, dtb: Fdt, text: PhysRange | None) -> tuple[TextLayout, int]:
     """Where the kernel image's parts are, and the device tree: physical addresses."""
-    vmlinux = load_vmlinux()
     if text is not None:
         places = firmware.choose_places(ram, 0, dtb)
         return TextLayout(text.start, text.start, text.end, text.end), places.dtb_phys

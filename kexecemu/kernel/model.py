@@ -15,7 +15,7 @@ from kexecemu.arguments import contents, instance, integer, text
 from kexecemu.errors import BusError, FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.base.vmlinux import load_vmlinux
+from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
@@ -91,7 +91,7 @@ class KernelModel(KernelState):
         tree = _device_tree(board, cmdline, dtb)
         if len(board.cpus) > _NR_CPUS:
             raise InputError(f"the model kernel runs on at most {_NR_CPUS} CPUs, not {len(board.cpus)}")
-        kernel = cls(board, config, tree, load_vmlinux(), purgatory_object(config), seed)
+        kernel = cls(board, config, tree, guest_vmlinux(config), purgatory_object(config), seed)
         kernel._start()
         return kernel
 

@@ -14,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 
 TOP = Path(__file__).parents[2]
 VMLINUX = TOP / "fixtures" / "guests" / "vmlinux"
+KERNELS = sorted(path.name for path in VMLINUX.parent.glob("vmlinux*") if path.suffix != ".json")
 KIMAGE_VADDR = 0xFFFF800008000000
 
 
@@ -132,14 +133,15 @@ def test_it_names_no_place_on_the_machine_that_built_it(elf):
     assert directories == {b"."}
 
 
-def build(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOP / "fixtures" / "build.py"), "minikernel", *arguments]
+def build(*arguments: str, kernel: str = "minikernel") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOP / "fixtures" / "build.py"), kernel, *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed")
-def test_its_source_builds_the_same_bytes():
-    done = build("--check")
+@pytest.mark.parametrize("name", KERNELS)
+def test_its_source_builds_the_same_bytes(name):
+    done = build("--check", kernel=name.replace("vmlinux", "minikernel"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

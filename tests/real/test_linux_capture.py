@@ -169,7 +169,7 @@ def test_its_notes_are_the_first_kernels(captured: Capture) -> None:
     with captured.vmcore.open("rb") as file:
         (segment,) = [one for one in ELFFile(file).iter_segments() if one["p_type"] == "PT_NOTE"]
         assert [note["n_name"] for note in segment.iter_notes()] == ["CORE", "VMCOREINFO"]
-    assert "kdump: OSRELEASE=6.1.0-kexecemu" in captured.linux.console
+    assert "kdump: OSRELEASE=6.4.0-kexecemu" in captured.linux.console
 
 
 def test_vmcore_dmesg_prints_the_log_of_the_kernel_that_crashed(

@@ -1,7 +1,11 @@
 """Where things are in the kernel's virtual address space (arch/arm64/include/asm/memory.h)."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
+from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.shown import shown
 
 __all__ = ["AddressSpace", "align_up", "memstart_addr"]
@@ -26,8 +30,9 @@ def memstart_addr(start_of_dram: int, page_size: int) -> int:
 class AddressSpace:
     """The two ways in which the kernel sees physical memory: the linear map, and its own image.
 
-    va_bits is 48; memstart a physical address; kimage_vaddr and kimage_phys say where _text is, kimage_size how far
-    _end is from it, in bytes.
+    memstart is a physical address; kimage_vaddr and kimage_phys say where _text is, kimage_size how far _end is from
+    it, in bytes. va_bits is VA_BITS, vabits_actual what the CPU has of them, modules_vsize and vmemmap_at_end what the
+    era does (see Rules).
     """
 
     memstart: int
@@ -35,16 +40,39 @@ class AddressSpace:
     kimage_phys: int
     kimage_size: int
     va_bits: int = 48
+    vabits_actual: int = 48
+    modules_vsize: int = 128 << 20
+    vmemmap_at_end: bool = False
+
+    @classmethod
+    def of(cls, config: KernelConfig, memstart: int, vaddr: int, phys: int, size: int) -> Self:
+        """The address space of a kernel of that configuration; the others as in the class."""
+        rules = config.release.rules
+        return cls(
+            memstart,
+            vaddr,
+            phys,
+            size,
+            config.va_bits,
+            config.vabits_actual,
+            rules.modules_vsize,
+            rules.vmemmap_at_end,
+        )
 
     @property
     def page_offset(self) -> int:
-        """PAGE_OFFSET: the virtual address at which the linear map starts."""
-        return _U64 - (1 << self.va_bits)
+        """_PAGE_OFFSET(vabits_actual): the virtual address at which the linear map starts."""
+        return _U64 - (1 << self.vabits_actual)
+
+    @property
+    def phys_offset(self) -> int:
+        """memstart_addr, signed: what would be at PAGE_OFFSET, where a CPU of less than VA_BITS has nothing."""
+        return self.memstart - ((1 << self.va_bits) - (1 << self.vabits_actual))
 
     @property
     def page_end(self) -> int:
         """PAGE_END: the virtual address at which the linear region ends."""
-        return _U64 - (1 << (self.va_bits - 1))
+        return _U64 - (1 << (self.vabits_actual - 1))
 
     @property
     def linear_region_size(self) -> int:

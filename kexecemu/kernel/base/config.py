@@ -42,6 +42,9 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
     "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
     "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
+    "ARM64_VA_BITS": ("era", "bits of the kernel's addresses: 48 before 6.9, then 52, unless given"),
+    "ARM64_VA_BITS_48": ("n", "the same, as Kconfig has it"),
+    "ARM64_VA_BITS_52": ("n", "the same; a CPU here has 48 bits, and the kernel finds that out"),
     "CMA": ("y", "areas of memory that can be had in one piece; crashkernel=X,cma needs it"),
     "CMA_SIZE_MBYTES": ("0", "size of the default CMA area; Debian has 64, 0 keeps small machines simple"),
     "DEBUG_PAGEALLOC_ENABLE_DEFAULT": (
@@ -68,6 +71,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "100",
         "milliseconds between guarded allocations; 0: off at boot, a late pool needs base pages all over",
     ),
+    "MEMORY_FAILURE": ("y", "pages of broken memory have a flag, and VMCOREINFO says which"),
     "NUMA": ("y", "nodes, and so memory for what is known of each"),
     "PANIC_ON_OOPS": ("n", "an oops panics"),
     "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
@@ -79,8 +83,11 @@ KNOWN_OPTIONS: Mapping[str, str] = {name: default for name, (default, _) in _OPT
 
 # Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair")
+    "ARM64_VA_BITS": ("era", "48", "52"),
+    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
 }
+
+_VA_BITS = ("ARM64_VA_BITS", "ARM64_VA_BITS_48", "ARM64_VA_BITS_52")
 
 
 class OptionRow(NamedTuple):
@@ -145,7 +152,25 @@ def _member(kind: type[_Kind], value: str, what: str, refusal: str) -> _Kind:
         raise InputError(f"{what} {value!r} is {refusal}{like}; known are {', '.join(known)}") from None
 
 
-def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
+def _va_bits(options: Mapping[str, str], era: Era) -> dict[str, str]:
+    """CONFIG_ARM64_VA_BITS under all three of its names, where any is given; InputError where they disagree."""
+    said = {options.get("ARM64_VA_BITS", "era")} - {"era"}
+    chosen = [options.get(f"ARM64_VA_BITS_{bits}") for bits in (48, 52)]
+    if chosen != ["n", "n"]:  # neither is what a configuration has that says nothing
+        for value, (bits, other) in zip(chosen, (("48", "52"), ("52", "48")), strict=True):
+            said |= {bits} if value == "y" else {other} if value == "n" else set()
+    if len(said) > 1:
+        names = [name for name in _VA_BITS if name in options]
+        raise InputError(f"config options {' and '.join(names)} exclude each other")
+    if "52" in said and era.rules.va_bits != 52 and options.get("ARM64_64K_PAGES") != "y":
+        raise InputError(
+            f"config option ARM64_VA_BITS_52=y needs pages of 64 KiB before 6.9, not {era.value}"
+        )
+    values = [(bits, "y" if bits == "48" else "n", "y" if bits == "52" else "n") for bits in said]
+    return dict(zip(_VA_BITS, values[0], strict=True)) if values else {}
+
+
+def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in given.items():
         options[check_option(name, value)] = value
@@ -162,7 +187,7 @@ def _parse_options(given: Mapping[str, str]) -> dict[str, str]:
         )
     if chosen:
         options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
-    return {**KNOWN_OPTIONS, **options}
+    return {**KNOWN_OPTIONS, **options, **_va_bits(options, era)}
 
 
 def split_options(given: Iterable[str]) -> dict[str, str]:
@@ -213,7 +238,8 @@ class KernelConfig:
             object.__setattr__(self, "check_way", _member(Way, self.check_way, "way", "not known"))
         if self.purgatory is not None:
             instance(self.purgatory, (bool, str, Path), "purgatory")
-        object.__setattr__(self, "options", _parse_options(instance(self.options, Mapping, "options")))
+        options = _parse_options(instance(self.options, Mapping, "options"), self.release)
+        object.__setattr__(self, "options", options)
         none = self.purgatory in (None, False, "none")
         if self.check_way is Way.TRANS_PGD and none:
             raise InputError("way purgatory-trans-pgd needs a purgatory")
@@ -256,6 +282,17 @@ class KernelConfig:
         if self.enabled("ARM64_64K_PAGES"):
             return 65536
         return 16384 if self.enabled("ARM64_16K_PAGES") else 4096
+
+    @property
+    def va_bits(self) -> int:
+        """VA_BITS: how many bits of a kernel's virtual address it was built for, 48 or 52."""
+        given = self.options["ARM64_VA_BITS"]
+        return self.release.rules.va_bits if given == "era" else int(given)
+
+    @property
+    def vabits_actual(self) -> int:
+        """vabits_actual: how many the CPU has, which are 48; with pages of 16 KiB the kernel falls back to 47."""
+        return 47 if self.va_bits > 48 and self.page_size == 16384 else 48
 
     @property
     def has_dma_zones(self) -> bool:

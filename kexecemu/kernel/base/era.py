@@ -54,6 +54,11 @@ class Rules:
     cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
     cma_says_node              the CMA area's line ends with the node
     memmap_at_once             sparse_init() takes one buffer for all sections
+    va_bits                    VA_BITS of a kernel that nobody has configured otherwise
+    modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
+    vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
+    vmcore_note_align          p_align of /proc/vmcore's notes
+    guest                      the guest kernel that has the era's structures: fixtures/build.py
     """
 
     protects_by_pte: bool = True
@@ -89,6 +94,11 @@ class Rules:
     cma_says_what_was_asked: bool = False
     cma_says_node: bool = False
     memmap_at_once: bool = True
+    va_bits: int = 48
+    modules_vsize: int = 128 << 20
+    vmemmap_at_end: bool = False
+    vmcore_note_align: int = 0
+    guest: str = "vmlinux"
 
 
 class Change(NamedTuple):
@@ -111,9 +121,14 @@ CHANGES = (
     Change((6, 5), "falls_back_low", True, "6c4dcaddbd36"),
     Change((6, 5), "low_where_it_reaches_over", False, "6c4dcaddbd36"),
     Change((6, 5), "counts_low_region", True, "16c6006af4d4"),
+    Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
+    Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
+    Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
     Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
+    Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
+    Change((6, 9), "vmemmap_at_end", True, "32697ff38287; as 6.12.117's VMCOREINFO has it"),
     Change((6, 9), "idmap_tables", 0, "the early mapping in C: not in 6.12.118's memblock=debug"),
     Change((6, 11), "of_property_size", 104, "bin_attribute.llseek; 6.12.118's BTF"),
     Change((6, 11), "gives_up", True, "the dead loop of riscv64, mended for all"),
@@ -125,6 +140,8 @@ CHANGES = (
         (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
+    Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
+    Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
     Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
@@ -136,12 +153,14 @@ CHANGES = (
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
     Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
     Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
+    Change((6, 18), "guest", "vmlinux-6.18", "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources"),
     Change(
         (7, 0),
         "reserves_before_memmap",
         True,
         "nodes, zones and memory map initialized in one place",
     ),
+    Change((7, 0), "guest", "vmlinux-7.3", "page.compound_info, printk_info.comm; 7.3.4's BTF"),
     Change((7, 0), "of_property_size", 112, "7.3.4's BTF"),
     Change((7, 0), "pglist_data_size", 14400, "7.3.4's BTF"),
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),

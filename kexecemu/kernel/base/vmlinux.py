@@ -10,11 +10,14 @@ from typing import Any
 from kexecemu.data import fixture_path
 from kexecemu.formats import elfimage
 from kexecemu.kernel.base.address_space import AddressSpace
+from kexecemu.kernel.base.config import Era, KernelConfig
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["GuestKernel", "Vmlinux", "load_vmlinux"]
+__all__ = ["GuestKernel", "Vmlinux", "guest_vmlinux", "load_vmlinux"]
+
+_UTS_LENGTH = 65  # __NEW_UTS_LEN and its end
 
 
 @shown()
@@ -80,8 +83,14 @@ def _sorted_symbols(path: Path) -> list[tuple[int, str]]:
 def load_vmlinux(path: Path | None = None) -> Vmlinux:
     """Read the guest kernel that ships (or another with the same interface) and the layout beside it."""
     path = path or fixture_path("guests/vmlinux")
-    layout = json.loads(path.with_suffix(".layout.json").read_text())
+    layout = json.loads(path.with_name(f"{path.name}.layout.json").read_text())
     return Vmlinux(path, elfimage.parse(path.read_bytes()), layout)
+
+
+def guest_vmlinux(config: KernelConfig) -> Vmlinux:
+    """The guest kernel that ships for a configuration: its era's structures, linked where its page size wants it."""
+    small = "-16k" if config.vabits_actual < 48 else ""
+    return load_vmlinux(fixture_path(f"guests/{config.release.rules.guest}{small}"))
 
 
 @shown("area", "vmlinux")
@@ -93,14 +102,24 @@ class GuestKernel:
         self.ram = ram
         self.space = space
 
-    def load(self) -> None:
-        """Copy the ELF segments to their physical places, bss cleared (what a boot loader and head.S do)."""
+    def load(self, era: Era) -> None:
+        """Copy the ELF segments to their physical places, bss cleared (what a boot loader and head.S do).
+
+        What is linked says that it is the release whose structures it has: here it gets the era's.
+        """
         base = self.vmlinux.virt("_text")
         for segment in self.vmlinux.elf.segments:
             phys = segment.vaddr - base + self.space.kimage_phys
             self.ram.write(phys, segment.data)
             if segment.memsz > segment.filesz:
                 self.ram.fill(phys + segment.filesz, segment.memsz - segment.filesz)
+        release_phys = self.phys("init_uts_ns") + self.vmlinux.offsetof("new_utsname", "release")
+        linked = self.ram.read_cstring(release_phys, _UTS_LENGTH)
+        release = f"{era.value}.0-kexecemu".encode()
+        self.ram.write(release_phys, release.ljust(_UTS_LENGTH, b"\0"))
+        banner_phys, size = self.phys("linux_banner"), self.vmlinux.elf.symbol_table["linux_banner"].size
+        banner = self.ram.read_cstring(banner_phys, size).replace(linked, release)
+        self.ram.write(banner_phys, banner.ljust(size, b"\0"))
 
     @property
     def area(self) -> PhysRange:

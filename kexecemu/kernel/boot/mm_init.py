@@ -2,7 +2,8 @@
 
 Followed: bootmem_init() and mem_init() of arch/arm64/mm/init.c, free_area_init() of mm/page_alloc.c, sparse_init() of
 mm/sparse.c and vmemmap_populate() of arch/arm64/mm/mmu.c. What is not there: a buddy allocator (its lists are empty,
-though managed pages are counted), and contents of struct page, which are zero: a large board must not pay for them.
+though managed pages are counted), and contents of struct page, which are zero but for one slab's: a large board must
+not pay for them.
 """
 
 import struct
@@ -13,6 +14,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.kernel.boot.setup_memory import ArchSetup
+from kexecemu.kernel.boot.slab_init import slab_init
 from kexecemu.kernel.memory.linear_map import PAGE_KERNEL
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.kernel.memory.sparsemem import (
@@ -73,6 +75,7 @@ def mm_init(guest: GuestKernel, arch: ArchSetup, config: KernelConfig, fmt: Tabl
     tables = PageTables(guest.ram, fmt, guest.phys("swapper_pg_dir"), alloc_page)
     _vmemmap_populate(guest, arch.sparse.memory_map, tables)
     _publish_sections(guest, arch.sparse, page)
+    slab_init(guest, config, arch.sparse.memory_map)
     zones = zone_sizes(config, memblock, arch.dma_phys_limit)
     _free_area_init(guest, zones, memblock, page)
     guest.write("max_pfn", memblock.end_of_dram // page)

@@ -31,7 +31,8 @@ def setup_arch(state: KernelState) -> None:
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
-    guest.write("memstart_addr", state.space.memstart)
+    guest.write("memstart_addr", state.space.phys_offset)
+    guest.write("page_offset", -(1 << state.space.va_bits))
     layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
     memblock, dynamic = arm64_memblock_init(
         tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
@@ -92,8 +93,7 @@ def _take_seeds(state: KernelState, bootargs: str) -> None:
 def kernel_init_freeable(state: KernelState) -> None:
     """The rest of the boot: timekeeping_init() and crash_save_vmcoreinfo_init()."""
     timekeeping_init(state.guest, state.now_ns)
-    granule_t1sz = 64 - state.space.va_bits
-    text = vmcoreinfo_text(state.guest, state.config.page_size, state.space.memstart, granule_t1sz)
+    text = vmcoreinfo_text(state.guest, state.config)
     state.store_vmcoreinfo(text)
     write_note(state.guest, text)
 

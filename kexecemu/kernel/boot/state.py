@@ -80,9 +80,11 @@ class KernelState:
         places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
         memstart = memstart_addr(board.ram.banks[0].start, config.page_size)
-        self.space = AddressSpace(memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size)
+        self.space = AddressSpace.of(
+            config, memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size
+        )
         self.guest = GuestKernel(vmlinux, board.ram, self.space)
-        self.guest.load()
+        self.guest.load(config.release)
         board.ram.write(self.dtb_phys, dtb)
         self.printk = Printk(self.guest, board.uart)
         self.early = EarlyTables(self.guest, config.page_size)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from kexecemu.errors import BusError
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.crash.context_switch import switch_to
 from kexecemu.kernel.crash.host_calls import host_functions
 from kexecemu.kernel.crash.stray_write import StrayPiece, in_stray_write, stray_pieces
 from kexecemu.kernel.image.purgatory_guard import early_check_limit
@@ -117,7 +118,7 @@ class Execution:
         put_back, idle_task = _keep(cpu), cpu.sysreg("SP_EL0")
         task_virt = guest.vmlinux.virt(task)
         stack = guest.read(task, guest.vmlinux.offsetof("task_struct", "stack"))
-        self._switch_to(task_virt)
+        switch_to(self._guest, task_virt)
         cpu.set_sysreg("SP_EL0", task_virt)
         cpu.sp = stack + _THREAD_SIZE - guest.vmlinux.sizeof("pt_regs")
         for number, value in enumerate(arguments):
@@ -130,22 +131,10 @@ class Execution:
         limit = CALL_LIMIT + early_check_limit(image) + check_limit(image)
         stop = self.run(cpu, {returned, died, *until}, limit)
         if stop.kind is CpuStopKind.BREAKPOINT and stop.pc in (returned, died):
-            self._switch_to(idle_task)
+            switch_to(self._guest, idle_task)
             put_back()
             cpu.set_sysreg("SP_EL0", idle_task)
         return stop
-
-    def _switch_to(self, task_virt: int) -> None:
-        """The scheduler's view of who is on the boot CPU: rq->curr, on_cpu."""
-        guest, layout, space = self._guest, self._guest.vmlinux, self._guest.space
-        rq_virt = layout.virt("runqueues") + guest.read("__per_cpu_offset")
-        curr_phys = space.virt_to_phys(rq_virt % (1 << 64)) + layout.offsetof("rq", "curr")
-        on_cpu = layout.offsetof("task_struct", "on_cpu")
-        before_virt = guest.ram.read_u64(curr_phys)
-        if before_virt:
-            guest.ram.write_u32(space.virt_to_phys(before_virt) + on_cpu, 0)
-        guest.ram.write_u64(curr_phys, task_virt)
-        guest.ram.write_u32(space.virt_to_phys(task_virt) + on_cpu, 1)
 
     def stray_write(self, virt: int, data: bytes, width: int = 1) -> bool:
         """Store bytes at a kernel virtual address by really executing stores of `width` bytes in kworker context.

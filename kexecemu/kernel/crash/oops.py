@@ -91,7 +91,7 @@ def fault_report(guest: GuestKernel, tables: PageTables, addr: int, esr: int) ->
         yield f"  CM = {esr >> 8 & 1}, WnR = {esr >> 6 & 1}"
     granule_kib = tables.fmt.granule.size // 1024
     yield (
-        f"swapper pgtable: {granule_kib}k pages, {guest.space.va_bits}-bit VAs, "
+        f"swapper pgtable: {granule_kib}k pages, {guest.space.vabits_actual}-bit VAs, "
         f"pgdp={guest.phys('swapper_pg_dir'):016x}"
     )
     yield f"[{addr:016x}] {', '.join(_show_pte(tables, addr))}"

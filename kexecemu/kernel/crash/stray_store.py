@@ -60,9 +60,12 @@ def store(
 
 
 def _fix_text_poke0(state: KernelState) -> int:
-    """__fix_to_virt(FIX_TEXT_POKE0) of asm/fixmap.h in 6.1: behind 4 MiB for the device tree, and earlycon."""
-    page = state.config.page_size
-    fixaddr_top = vmemmap_base(state.space, page) - (32 << 20)
+    """__fix_to_virt(FIX_TEXT_POKE0) of asm/fixmap.h: behind 4 MiB for the device tree, and earlycon.
+
+    FIXADDR_TOP is 32 MiB below the memory map as long as that is at the end, then 8 MiB below the end of all addresses.
+    """
+    page, space = state.config.page_size, state.space
+    fixaddr_top = (1 << 64) - (8 << 20) if space.vmemmap_at_end else vmemmap_base(space, page) - (32 << 20)
     return fixaddr_top - ((4 << 20) // page + 2) * page
 
 

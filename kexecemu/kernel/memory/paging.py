@@ -47,7 +47,7 @@ class EarlyTables:
     def __init__(self, guest: GuestKernel, page_size: int) -> None:
         self._guest = guest
         self._page_size = page_size
-        self.fmt = TableFormat(granule_of(page_size), guest.space.va_bits)
+        self.fmt = TableFormat(granule_of(page_size), guest.space.vabits_actual)
         start, size = guest.phys("init_pg_dir"), guest.vmlinux.elf.symbol_table["init_pg_dir"].size
         self.spare = list(range(start, start + size, page_size))
         """Physical addresses of the zeroed tables inside the image's bss that nothing uses yet."""

@@ -47,13 +47,16 @@ def nr_section_roots(page_size: int) -> int:
 
 def vmemmap_range(space: AddressSpace, page_size: int) -> tuple[int, int]:
     """VMEMMAP_START and VMEMMAP_END: virtual addresses of struct pages for all that the linear map can hold."""
+    size = (space.page_end - _U64 + (1 << space.va_bits)) // page_size * STRUCT_PAGE_SIZE
+    if space.vmemmap_at_end:
+        return _U64 - (1 << 30) - size, _U64 - (1 << 30)
     start = _U64 - (1 << space.va_bits) * STRUCT_PAGE_SIZE // page_size
-    return start, start + space.linear_region_size // page_size * STRUCT_PAGE_SIZE
+    return start, start + size
 
 
 def vmemmap_base(space: AddressSpace, page_size: int) -> int:
     """vmemmap: the virtual address at which the struct page of pfn 0 would be; VMEMMAP_START has memstart_addr's."""
-    return vmemmap_range(space, page_size)[0] - space.memstart // page_size * STRUCT_PAGE_SIZE
+    return vmemmap_range(space, page_size)[0] - space.phys_offset // page_size * STRUCT_PAGE_SIZE
 
 
 @shown()

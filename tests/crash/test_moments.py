@@ -232,7 +232,7 @@ def test_two_stores_in_one_panic_of_which_the_first_is_refused() -> None:
 
 def test_a_moment_is_a_part_of_the_undisturbed_run_whatever_was_written_before() -> None:
     second = Fault("crashkernel-free", write=b"\x01", by=By.DMA, when=When.WHILE_HASHING, step=1)
-    for symbol in ("purgatory_sha_regions", "sha256_update"):
+    for symbol in ("purgatory_sha_regions", "sha256_final"):
         first = Fault(f"purgatory:{symbol}", write=bytes(4), by=By.DMA, when=When.AT_JUMP)
         alone, both = (run(faults=faults).timeline for faults in ([second], [first, second]))
         times = [[event.when for event in one.of("fault")][-1] for one in (alone, both)]

@@ -101,7 +101,7 @@ def test_a_purgatory_that_is_over_before_what_was_to_happen_meanwhile_has_ended_
     # mov w0, #8; movk w0, #0x8400, lsl #16; hvc #0: PSCI's SYSTEM_OFF
     kernel.dma_write("purgatory:purgatory_start", struct.pack("<3I", 0x52800100, 0x72B08000, 0xD4000002))
     called: list[str] = []
-    at = (When.WHILE_HASHING, 128)
+    at = (When.WHILE_HASHING, 250)  # behind the digest over itself
     steps = crash(kernel, wanted=[at], passed=Passed(hashing=2000))
     end = follow(steps, {at: [lambda: called.append("meanwhile")]})
     assert end.purgatory is not None
@@ -184,7 +184,7 @@ def test_regions_that_a_stray_write_made_empty_are_hashed_in_no_time_and_refused
 
 def test_a_content_purgatory_that_starts_no_kernel_is_not_called_one_without_a_verdict() -> None:
     kernel, _ = loaded()
-    at = (When.WHILE_HASHING, 128)
+    at = (When.WHILE_HASHING, 250)  # behind the digest over itself
     for symbol in ("purgatory_kernel_entry", "purgatory_sha_regions"):
         kernel.inject(Fault(f"purgatory:{symbol}", write=bytes(8), by=By.DMA, when=at[0], step=at[1]))
     end = kernel.panic()

@@ -24,6 +24,7 @@ Another board; lines that are equal are printed too.
 """
 
 _KERNEL = "A real arm64 Image, or fetched:NAME."
+_SYSCALL = "The call that loads the crash kernel: kexec_file_load needs a kernel that has it."
 _CMDLINE = "The first kernel's command line, with crashkernel=."
 
 
@@ -34,6 +35,9 @@ def compare_linux_command(
     ram: Annotated[str, flag("ram", text="RAM, for example 1G.", default="512M")] = "512M",
     cpus: Annotated[int, flag("cpus", text="Number of CPUs.")] = 1,
     cmdline: Annotated[str, flag("cmdline", text=_CMDLINE, default="crashkernel=192M")] = "crashkernel=192M",
+    syscall: Annotated[
+        str | None, flag("syscall", text=_SYSCALL, panel="The crash kernel", default="kexec_load")
+    ] = None,
     seed: Annotated[int, flag("seed")] = 0,
     every: Annotated[bool, option("--all", "Print equal lines too.")] = False,
     json: JsonOption = False,
@@ -52,12 +56,15 @@ def compare_linux_command(
     from kexecemu.scenario.options import Setup
 
     path = fetched_kernel(kernel)
-    setup = replace(linux_setup(Setup(linux=path, ram=ram, cpus=cpus, seed=seed)), cmdline=cmdline)
+    given = Setup(linux=path, ram=ram, cpus=cpus, seed=seed, syscall=syscall)
+    setup = replace(linux_setup(given), cmdline=cmdline)
     console = hearing(verbose, raw_console)
     with progress_bar(console is not None, ["the real kernel is running"]) as progress:
         linux = FirstLinux(setup, console)
         linux.load(progress)
-    model = boot_model(linux, config_options(_config(path, linux.release)))
+    text = _config(path, linux.release)
+    built_in = path.with_name("purgatory.ro") if "CONFIG_ARM64_KEXEC_PURGATORY=y" in text else None
+    model = boot_model(linux, config_options(text), built_in)
     with believed():
         rows = compare(linux, model)
     if json:
@@ -72,7 +79,8 @@ def compare_linux_command(
 
 def _config(path: Path, release: str) -> str:
     """The kernel's configuration; "" where it is not beside it, which is said."""
-    for candidate in (path.with_name(f"config-{release}"), path.with_name(".config")):
+    for name in (f"config-{release}", ".config", "config"):
+        candidate = path.with_name(name)
         if candidate.is_file():
             try:
                 return contents(candidate, "configuration").decode()

@@ -4,12 +4,13 @@ import enum
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import Fdt
 
-__all__ = ["ABSENT", "ALLOCATED", "IMAGE", "ONE_GUEST", "RANDOM", "FactRow", "Same", "compare_trees"]
-__all__ += ["compare_vmcoreinfo"]
+__all__ = ["ABSENT", "ALLOCATED", "IMAGE", "RANDOM", "FactRow", "Same", "compare_trees"]
+__all__ += ["compare_messages", "compare_vmcoreinfo"]
 
 # Why a line does not count.
 RANDOM = "random by KASLR"
@@ -17,7 +18,6 @@ _SEED = "a random number"
 ALLOCATED = "from the kernel's allocator"
 IMAGE = "the model is a kernel image of its own"
 _LAYOUT = "structures of the model's own build"
-ONE_GUEST = "the model's guest is a 6.1 in every era"
 ABSENT = "-"
 
 
@@ -96,38 +96,44 @@ def _order(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> str:
     return next((f"{one} where the model has {other}" for one, other in pairs if one != other), "the same")
 
 
-_COUNTED = re.compile(r"PAGESIZE|NUMBER\((?!MODULES_|VMALLOC_|VMEMMAP_|kimage_voffset|PHYS_OFFSET)")
+# What is of the image and where it lies, and what is of structures whose size depends on a whole configuration.
+_ADDRESSES = re.compile(r"SYMBOL|KERNELOFFSET|NUMBER\((kimage_voffset|PHYS_OFFSET)\)")
+_OWN_IMAGE = ("OSRELEASE", "BUILD-ID")
+_OWN_STRUCTURES = re.compile(r"(SIZE|OFFSET|LENGTH)\((pglist_data|zone|free_area|printk_info)\b")
 
-
-# What is the same in each of the eras, for pages of one size.
-_EVERY_ERA = ("PAGESIZE", "NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)")
-
-_BY_CONFIG = {
-    "NUMBER(PG_hwpoison)": "the model is built without MEMORY_FAILURE",
-    "NUMBER(HUGETLB_PAGE_DTOR)": "the model is built without HUGETLB_PAGE",
-    "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)": "the model is built without HUGETLB_PAGE",
-    "SYMBOL(mem_map)": "the model is built without NUMA",
-    "SYMBOL(contig_page_data)": "the model is built without NUMA",
-    **{
-        f"SYMBOL(kallsyms_{name})": "the model is built without KALLSYMS"
-        for name in ("names", "num_syms", "token_table", "token_index", "offsets", "relative_base")
-    },
+# Messages of the boot that say where memory is, and what became of it.
+_MESSAGES = {
+    "crash memory": re.compile("crashkernel"),
+    "CMA": re.compile("cma: Reserved"),
+    "zones": re.compile("Zone ranges|^  (DMA|DMA32|Normal|Device) |Movable zone"),
+    "nodes": re.compile("^ +node +[0-9]|Initmem setup"),
+    "reserved memory": re.compile("OF: reserved mem|Reserved memory"),
 }
+_ECHO = re.compile("ommand line|Unknown kernel")
+_TIME = re.compile(r"^\[ *[0-9]+\.[0-9]+\] ")
 
 
-def compare_vmcoreinfo(real: str, model: str, another: str) -> Iterator[FactRow]:
-    """Lines by their key. Which keys there are counts, and the numbers that no address and no structure decides.
-
-    another says why a line may differ that would count in a kernel of the model's own release.
-    """
+def compare_vmcoreinfo(real: str, model: str) -> Iterator[FactRow]:
+    """Lines by their key. Which keys there are counts, and so do numbers; addresses do not."""
     ours, theirs = (
         dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line) for text in (real, model)
     )
     for key in dict.fromkeys((*ours, *theirs)):
-        both = key in ours and key in theirs
-        why = _BY_CONFIG.get(key, another) if not both else "" if key in _EVERY_ERA else another
-        if both and not _COUNTED.match(key):
-            why = _LAYOUT if key.startswith(("SIZE", "OFFSET", "LENGTH")) else IMAGE
-            if key.startswith(("SYMBOL", "KERNELOFFSET", "NUMBER")):
-                why = RANDOM
+        why = ""
+        if key in ours and key in theirs:
+            for pattern, reason in ((_ADDRESSES, RANDOM), (_OWN_STRUCTURES, _LAYOUT)):
+                why = reason if pattern.match(key) else why
+            why = IMAGE if key in _OWN_IMAGE else why
         yield FactRow("vmcoreinfo", key, ours.get(key, ABSENT), theirs.get(key, ABSENT), why)
+
+
+def compare_messages(real: str, model: str) -> Iterator[FactRow]:
+    """What both kernels printed of memory as they booted, without the times; each line counts."""
+    ours, theirs = ([_TIME.sub("", line).rstrip() for line in text.splitlines()] for text in (real, model))
+    for name, pattern in _MESSAGES.items():
+        left, right = (
+            [line for line in lines if pattern.search(line) and not _ECHO.search(line)]
+            for lines in (ours, theirs)
+        )
+        for one, other in zip_longest(left, right, fillvalue=ABSENT):
+            yield FactRow("messages", name, one, other)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
+from pathlib import Path
 
 from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import FormatError, InputError
@@ -23,9 +24,9 @@ from kexecemu.linux.rows import (
     ABSENT,
     ALLOCATED,
     IMAGE,
-    ONE_GUEST,
     RANDOM,
     FactRow,
+    compare_messages,
     compare_trees,
     compare_vmcoreinfo,
 )
@@ -33,6 +34,8 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["boot_model", "compare", "config_options"]
+
+_OVER_SEED = "over a device tree with a random number"
 
 
 def config_options(text: str) -> dict[str, str]:
@@ -48,18 +51,22 @@ def config_options(text: str) -> dict[str, str]:
     return {name: options[name] for name in known if name in options}
 
 
-def boot_model(linux: FirstLinux, options: Mapping[str, str]) -> Kernel:
+def boot_model(linux: FirstLinux, options: Mapping[str, str], built_in: Path | None = None) -> Kernel:
     """Our model of the kernel that is running, booted on a board like its own, with the same load done.
 
-    Raises InputError or KexecError where the model refuses what the real kernel took.
+    built_in is the purgatory that kernel has, for its kexec_file_load(). Raises InputError or KexecError where the
+    model refuses what the real kernel took.
     """
     setup = linux.setup
     era = Era.of_release(linux.release)
-    config = KernelConfig(era, purgatory=setup.kexec, options=options, rng_ready=True)
+    by_file = setup.syscall == "kexec_file_load"
+    purgatory = (str(built_in) if built_in else False) if by_file else setup.kexec
+    config = KernelConfig(era, purgatory=purgatory, options=options, rng_ready=True)
     kernel = Kernel.boot(Board(setup.ram, setup.cpus), config, cmdline=None, dtb=linux.dtb, seed=setup.seed)
     if kernel.crashk_res is None:
         raise InputError("the model has reserved no crashkernel memory where the real kernel has")
-    kernel.kexec_tools_load(setup.crash_image, setup.crash_initrd, setup.append)
+    load = kernel.kexec_file_load if by_file else kernel.kexec_tools_load
+    load(setup.crash_image, setup.crash_initrd, setup.append)
     return kernel
 
 
@@ -75,11 +82,8 @@ def compare(linux: FirstLinux, kernel: Kernel) -> list[FactRow]:
         *_core_header(linux, _content(linux.image, "elfcorehdr"), _content(image, "elfcorehdr")),
         *_purgatory(linux, kernel, image),
         *_protection(linux, kernel, image),
-        *compare_vmcoreinfo(
-            _real_vmcoreinfo(linux),
-            kernel.vmcoreinfo().decode(errors="replace"),
-            "" if kernel.config.release is min(Era) else ONE_GUEST,
-        ),
+        *compare_vmcoreinfo(_real_vmcoreinfo(linux), kernel.vmcoreinfo().decode(errors="replace")),
+        *compare_messages(linux.records["dmesg.txt"], kernel.board.uart.text),
     ]
 
 
@@ -164,7 +168,8 @@ def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Fac
     """The bytes of the same object, linked by two: told by the symbols that differ, and what lies outside of any."""
     ours, theirs = _content(linux.image, "purgatory"), _content(image, "purgatory")
     loaded = image.purgatory
-    assert loaded is not None
+    if loaded is None:
+        return
     start = loaded.segment.mem
     symbols = {name: PhysRange.of(phys, size) for name, (phys, size) in loaded.symbol_table().items() if size}
     differ = Counter[str]()
@@ -172,7 +177,9 @@ def _purgatory(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[Fac
         if left != right:
             differ[next((name for name, area in symbols.items() if start + at in area), "elsewhere")] += 1
     why = {
-        "sha256_digest": "over a device tree with a random number",
+        "sha256_digest": _OVER_SEED,
+        "purgatory_sha256_digest": _OVER_SEED,
+        "purgatory_self_digest": _OVER_SEED,
         "arm64_sink": "the model's user says --serial, to have something to see",
     }
     for name, area in sorted(symbols.items()):

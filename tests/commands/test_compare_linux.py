@@ -12,7 +12,7 @@ from kexecemu.cli import main
 from kexecemu.formats.fdt import build, cells
 from kexecemu.kernel.base.config import Era
 from kexecemu.linux.first_records import split_records
-from kexecemu.linux.rows import FactRow, Same, compare_trees, compare_vmcoreinfo
+from kexecemu.linux.rows import FactRow, Same, compare_messages, compare_trees, compare_vmcoreinfo
 from kexecemu.report.linux_rows import print_rows, rows_object
 from kexecemu.scenario.linux_compare import config_options
 
@@ -99,11 +99,11 @@ def test_a_seed_may_differ_but_not_be_missing() -> None:
 
 def test_of_vmcoreinfo_numbers_and_keys_count_and_addresses_do_not() -> None:
     real = vmcoreinfo("6.1.192")
-    assert different(list(compare_vmcoreinfo(real, real, ""))) == []
+    assert different(list(compare_vmcoreinfo(real, real))) == []
 
     def changed(old: str, new: str) -> list[str]:
         assert old in real
-        return different(list(compare_vmcoreinfo(real, real.replace(old, new), "")))
+        return different(list(compare_vmcoreinfo(real, real.replace(old, new))))
 
     assert changed("PAGESIZE=4096", "PAGESIZE=16384") == ["PAGESIZE"]
     assert changed("NUMBER(PG_lru)=4", "NUMBER(PG_lru)=5") == ["NUMBER(PG_lru)"]
@@ -114,14 +114,24 @@ def test_of_vmcoreinfo_numbers_and_keys_count_and_addresses_do_not() -> None:
 
 
 def test_two_releases_differ_in_what_they_write_down() -> None:
-    # compound_dtor went away, VMEMMAP's symbol came; the model's guest is of the older release.
+    # compound_dtor went away, VMEMMAP's symbol came.
     old, new = vmcoreinfo("6.1.192"), vmcoreinfo("6.12.118")
-    rows = list(compare_vmcoreinfo(new, old, ""))
+    rows = list(compare_vmcoreinfo(new, old))
     assert {"OFFSET(page.compound_dtor)", "SYMBOL(vmemmap)", "NUMBER(PG_lru)"} <= set(different(rows))
-    assert different(list(compare_vmcoreinfo(new, old, "of another release"))) == []
-    assert different(list(compare_vmcoreinfo(new, old.replace("PAGESIZE=4096", "PAGESIZE=1"), "x"))) == [
-        "PAGESIZE"
-    ]
+
+
+def test_what_was_printed_of_memory_counts_line_by_line() -> None:
+    real = """[    0.000000] Linux version 6.12
+[    0.000000] Zone ranges:
+[    0.000000]   DMA      [mem 0x0000000040000000-0x00000000bfffffff]
+[    0.000000]   Device   empty
+[    0.000000] crashkernel reserved: 0x1 - 0x2 (64 MB)
+[    0.000000] Kernel command line: crashkernel=64M
+"""
+    assert different(list(compare_messages(real, real.replace("0.000000", "1.234567")))) == []
+    missing = real.replace("[    0.000000]   Device   empty\n", "")
+    assert different(list(compare_messages(real, missing))) == ["zones"]
+    assert different(list(compare_messages(real, real.replace("(64 MB)", "(65 MB)")))) == ["crash memory"]
 
 
 ROWS = [

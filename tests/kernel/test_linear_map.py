@@ -224,6 +224,14 @@ def test_the_command_line_decides_on_the_cma_area(asked: str, area: PhysRange | 
         assert booted.crashk_res == PhysRange(0x6AC00000, 0x76C00000)
 
 
+def test_a_kernel_without_cma_does_not_know_the_parameter() -> None:
+    """Seen in a 7.3.4 built without CMA: low crash memory at the end of 4 GiB, whatever cma= asks for."""
+    config = KernelConfig("7.3", options={"CMA": "n", "CMA_SIZE_MBYTES": "64"})
+    debian = TextLayout(0x40200000, 0x40210000, 0x41590000, 0x41CB0000)
+    booted = set_up(config, "crashkernel=192M cma=64M", debian, kernel_tables=11)
+    assert not [line for line in booted.log if line.startswith("cma: ")]
+
+
 # -- the truth table of granularity and reservation ------------------------------------------------------------
 
 

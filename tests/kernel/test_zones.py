@@ -6,7 +6,7 @@ import pytest
 
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock
-from kexecemu.kernel.memory.zones import arm64_dma_phys_limit
+from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
 
 GIB = 1 << 30
@@ -50,3 +50,18 @@ def test_ram_that_starts_beyond_the_devices_reach_falls_back_to_32_bits() -> Non
 
 def test_without_zones_every_physical_address_is_low() -> None:
     assert limit(GIB, 16 * GIB, {"ZONE_DMA": "n"}) == PHYS_MASK_END
+
+
+def test_a_zone_of_device_memory_is_told_as_real_kernels_have_it() -> None:
+    memory = Memblock()
+    memory.add(PhysRange(0x40000000, 0xC0000000))
+    for value in ("y", "n"):
+        config = KernelConfig("6.12", options={"ZONE_DEVICE": value})
+        told = list(zone_messages(config, memory, 0xC0000000))
+        assert told[:4] == [
+            "Zone ranges:",
+            "  DMA      [mem 0x0000000040000000-0x00000000bfffffff]",
+            "  DMA32    empty",
+            "  Normal   empty",
+        ]
+        assert told[4].strip() == ("Device   empty" if value == "y" else "Movable zone start for each node")

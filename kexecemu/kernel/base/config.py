@@ -75,6 +75,7 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "NUMA": ("y", "nodes, and so memory for what is known of each"),
     "PANIC_ON_OOPS": ("n", "an oops panics"),
     "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
+    "ZONE_DEVICE": ("n", "a zone of memory that devices bring; Debian's kernels have it from 6.12 on"),
     "ZONE_DMA": ("y", "the zone of what the narrowest DMA master reaches"),
     "ZONE_DMA32": ("y", "the zone below 4 GiB; as ZONE_DMA unless given: few kernels have one alone"),
 }

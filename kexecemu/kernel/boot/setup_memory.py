@@ -118,7 +118,8 @@ def arm64_memblock_init(
     era, reserved = config.release, dtb.mem_reservations()
     if era.rules.memreserve_first:
         _reserve_all(memblock, reserved)
-    dynamic = fdt_scan_reserved_mem(era, dtb, memblock, cma_min_alignment(config), log)
+    align = cma_min_alignment(config) if config.enabled("CMA") else 1
+    dynamic = fdt_scan_reserved_mem(era, dtb, memblock, align, log)
     _reserve_all(memblock, reserved)
     return memblock, dynamic
 
@@ -179,7 +180,8 @@ def setup_memory(
 
     before = config.release.rules.reserves_before_memmap
     sparse = None if before else free_area_init()
-    if parameter(cmdline, "cma") is not None or not any(one.default_cma for one in regions):
+    asked = parameter(cmdline, "cma") is not None
+    if config.enabled("CMA") and (asked or not any(one.default_cma for one in regions)):
         _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()

@@ -54,6 +54,8 @@ def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int)
         end = max(limit, start)
         yield f"  {name:<8} " + (f"[mem {start:#018x}-{end - 1:#018x}]" if end > start else "empty")
         start = end
+    if config.enabled("ZONE_DEVICE"):
+        yield f"  {'Device':<8} empty"
     yield "Movable zone start for each node"
     yield "Early memory node ranges"
     for area in sorted(memblock.mappable() + memblock.nomap_memory()):

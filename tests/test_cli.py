@@ -45,7 +45,7 @@ BAD_KERNELS = {
     "too short for a header": (STUB.read_bytes()[:40], "not an arm64 Image: 40 bytes"),
     "cut short": (STUB.read_bytes()[:5000], "truncated"),
     "no Image": (b"#!/bin/sh\n" * 100, "not an arm64 Image: no"),
-    "big-endian": (damaged(STUB.read_bytes(), 24, b"\x09"), "big-endian"),
+    "pages of 16 KiB": (damaged(STUB.read_bytes(), 24, b"\x0c"), "TGran16"),
     "without a size": (damaged(STUB.read_bytes(), 16, bytes(8)), "image_size is 0"),
     "larger than the reservation": (
         build(image_size=1 << 30),

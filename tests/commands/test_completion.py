@@ -44,7 +44,7 @@ def offered(*words: str) -> list[str]:
         (["linear-map", "--protection", "b"], ["bbml2"]),
         (["crash", "--config", "ZONE_DMA="], ["ZONE_DMA=y", "ZONE_DMA=n"]),
         (["crash", "--config", "KEXEC_PURGATORY_POLICY=rep"], ["KEXEC_PURGATORY_POLICY=repair"]),
-        (["crash", "--config", "CMA"], ["CMA_SIZE_MBYTES=0"]),
+        (["crash", "--config", "CMA"], ["CMA=y", "CMA=n", "CMA_SIZE_MBYTES=0"]),
         (["crash", "--expect", "m"], ["masked", "misboot"]),
         (["crash", "--purgatory", "d"], ["default"]),
         (["crash", "--syscall", "kexec_l"], ["kexec_load"]),

@@ -114,11 +114,11 @@ def test_what_is_not_given_is_as_setup_has_it(monkeypatch: pytest.MonkeyPatch) -
 
     seen: list[Setup] = []
 
-    def prepare(setup: Setup) -> None:
+    def boot(setup: Setup) -> None:
         seen.append(setup)
         raise typer.Exit(5)
 
-    monkeypatch.setattr(module, "prepare", prepare)
+    monkeypatch.setattr(module, "boot", boot)
     assert main(["load"]) == 5
     assert main(["load", "--initrd", "none", "--config", "KFENCE=y", "--gic", "3", "--rng-ready"]) == 5
     assert seen == [Setup(), Setup(initrd="none", config={"KFENCE": "y"}, gic=3, rng_ready=True)]

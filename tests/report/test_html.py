@@ -213,7 +213,7 @@ def test_a_purgatory_that_comes_to_no_kernel_is_told_by_what_kept_it(crashed):
     off = Fault("purgatory:purgatory_start", write=bytes.fromhex("000180520080b072020000d4"), by=By.DMA)
     assert "It switches off without a verdict." in _Page(render(crashed(off))).text
     entry, region = (
-        Fault(f"purgatory:{symbol}", write=bytes(8), by=By.DMA, when=When.WHILE_HASHING, step=128)
+        Fault(f"purgatory:{symbol}", write=bytes(8), by=By.DMA, when=When.WHILE_HASHING, step=250)
         for symbol in ("purgatory_kernel_entry", "purgatory_sha_regions")
     )
     content = _Page(render(crashed(entry, region))).text

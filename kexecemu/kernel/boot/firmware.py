@@ -15,16 +15,8 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = [
-    "MAX_FDT_SIZE",
-    "BootPlaces",
-    "choose_places",
-    "console_phys",
-    "cpu_affinities",
-    "initrd_range",
-    "memory_ranges",
-]
-__all__ += ["chosen_node", "gic_version", "memory_ranges", "reg_ranges", "set_bootargs"]
+__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node", "console_phys", "cpu_affinities"]
+__all__ += ["gic_version", "initrd_range", "memory_ranges", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20

@@ -2,10 +2,11 @@
 """Real kernels beside the model, line by line of Linux and machine by machine: how many facts are equal.
 
     python tests/real/kernel_lines.py [--only 7.3] [--machines 3] [--write]
+    python tests/real/kernel_lines.py --machines 6 --own 7.3=IMAGE --own 6.12=IMAGE
 
 Each is kexecemu compare-linux: the kernel boots on our board, kexec-tools loads a crash kernel, and the model is booted
-and loaded alike. Sizes of RAM are no round ones. --write puts the table into docs/real-kernels.md. Exit status 1 if
-anything differs.
+and loaded alike. Sizes of RAM are no round ones. Kernels of one's own (--own) load by kexec_file_load. --write puts the
+table into docs/real-kernels.md. Exit status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -35,10 +36,19 @@ _DOC = Path(__file__).resolve().parents[2] / "docs/real-kernels.md"
 _BEGIN, _END = "<!-- kernel lines: tests/real/kernel_lines.py -->\n", "<!-- end of kernel lines -->\n"
 
 
-def compared(kernel: str, ram: str, cpus: int, cmdline: str) -> tuple[bool, str]:
-    """Whether nothing differs, and how many facts are equal, or what the kernel says."""
-    command = [sys.executable, "-m", "kexecemu", "compare-linux", "--kernel", f"fetched:{kernel}", "--json"]
+def compared(era: str, image: str, ram: str, cpus: int, cmdline: str) -> tuple[bool, str]:
+    """Whether nothing differs, and how many facts are equal, or what the kernel says; image is "" for Debian's."""
+    command = [
+        sys.executable,
+        "-m",
+        "kexecemu",
+        "compare-linux",
+        "--kernel",
+        image or f"fetched:{era}",
+        "--json",
+    ]
     command += ["--ram", ram, "--cpus", str(cpus), "--cmdline", cmdline]
+    command += ["--syscall", "kexec_file_load"] if image else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         said = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
@@ -49,7 +59,7 @@ def compared(kernel: str, ram: str, cpus: int, cmdline: str) -> tuple[bool, str]
                 "--no-load",
                 "--json",
                 "--era",
-                kernel,
+                era,
                 "--ram",
                 ram,
                 "--cmdline",
@@ -72,17 +82,22 @@ def main() -> int:
     parser.add_argument("--only", default="", help="lines of Linux, with commas")
     parser.add_argument("--machines", type=int, default=len(MACHINES), help="the first so many")
     parser.add_argument("--write", action="store_true", help="put the table into the documentation")
+    parser.add_argument("--own", action="append", default=[], metavar="LINE=IMAGE", help="another kernel")
     given = parser.parse_args()
-    kernels = [one for one in KERNELS if not given.only or one in given.only.split(",")]
-    lines = [f"| machine | {' | '.join(kernels)} |", f"| --- |{' --- |' * len(kernels)}"]
+    kernels: list[tuple[str, str]] = [tuple(one.split("=", 1)) for one in given.own]
+    if not kernels:
+        kernels = [(one, "") for one in KERNELS if not given.only or one in given.only.split(",")]
+    elif given.write:
+        parser.error("--write is for Debian's kernels")
+    lines = [f"| machine | {' | '.join(era for era, _ in kernels)} |", f"| --- |{' --- |' * len(kernels)}"]
     wrong = 0
     for ram, cpus, cmdline in MACHINES[: given.machines]:
         row = [f"{ram}, {cpus} CPU{'s' if cpus > 1 else ''}, `{cmdline}`"]
-        for kernel in kernels:
-            good, word = compared(kernel, ram, cpus, cmdline)
+        for era, image in kernels:
+            good, word = compared(era, image, ram, cpus, cmdline)
             wrong += not good
             row.append(word)
-            print(f"{kernel} {row[0]}: {word}", file=sys.stderr, flush=True)
+            print(f"{era} {row[0]}: {word}", file=sys.stderr, flush=True)
         lines.append(f"| {' | '.join(row)} |")
     table = "\n".join(lines) + "\n"
     print(table, end="")

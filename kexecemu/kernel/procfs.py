@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kexecemu.kernel.boot.state import KernelState
-from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE
+from kexecemu.kernel.boot.vmcoreinfo import note_size
 from kexecemu.kernel.crash_size import crash_get_memory_size
 from kexecemu.machine.ranges import PhysRange, subtract
 
@@ -80,7 +80,7 @@ def sysfs(state: KernelState) -> dict[str, str]:
         "/sys/kernel/kexec_crash_loaded": f"{int(state.image is not None)}\n",
         "/sys/kernel/kexec_crash_size": f"{crash_get_memory_size(state)}\n",
         "/sys/kernel/kexec_loaded": f"{int(state.kexec.reboot_image is not None)}\n",
-        "/sys/kernel/vmcoreinfo": f"{note_phys:#018x} {VMCOREINFO_NOTE_SIZE:x}\n",
+        "/sys/kernel/vmcoreinfo": f"{note_phys:#018x} {note_size(state.config.page_size):x}\n",
         "/proc/sys/kernel/kexec_load_disabled": f"{int(state.kexec.load_disabled)}\n",
     }
     if state.config.release.rules.sysfs_kexec:

@@ -10,6 +10,9 @@ from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError, MachineError
+from kexecemu.formats.elf import PT_NOTE
+from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.firmware import (
@@ -23,6 +26,7 @@ from kexecemu.kernel.boot.firmware import (
 )
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.load.kexec_file import load
+from kexecemu.kernel.procfs import sysfs
 from kexecemu.machine.board import Board
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
@@ -54,6 +58,20 @@ def test_a_kernel_of_any_granule_boots_loads_and_crashes(granule: str, era: str,
     assert kernel.image is not None
     assert all(one.mem % page == 0 and one.memsz % page == 0 for one in kernel.image.segments)
     assert kernel.tables.fmt.granule.size == page
+
+
+@pytest.mark.parametrize(("granule", "size"), [("4K", 0x1024), ("16K", 0x4024), ("64K", 0x10024)])
+def test_the_note_of_vmcoreinfo_has_room_for_a_page(granule: str, size: int) -> None:
+    """VMCOREINFO_BYTES is PAGE_SIZE: seen as PT_NOTE of kernels with 4 and 64 KiB."""
+    config = KernelConfig(options={f"ARM64_{granule}_PAGES": "y"})
+    kernel = Kernel.boot(Board("2G"), config, cmdline="crashkernel=512M")
+    header = kernel.kexec_file_load(IMAGE, INITRD, "").segment("elfcorehdr")
+    assert header is not None
+    note = [one for one in parse_core_header(bytes(header.buf)).program_headers if one.type == PT_NOTE][-1]
+    assert note.memsz == size
+    assert sysfs(kernel)["/sys/kernel/vmcoreinfo"] == f"{note.paddr:#018x} {size:x}\n"
+    (found,) = iterate_notes(kernel.ram.read(note.paddr, size))
+    assert (found.name, found.desc) == ("VMCOREINFO", kernel.vmcoreinfo())
 
 
 @pytest.mark.parametrize("granule", ["ARM64_16K_PAGES", "ARM64_64K_PAGES"])

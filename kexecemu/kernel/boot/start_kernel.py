@@ -4,13 +4,15 @@ Each function works on a kernel whose boot CPU stands at the guest function of t
 guest memory, and into state.arch what a kernel computes once.
 """
 
+from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
-from kexecemu.kernel.boot.vmcoreinfo import vmcoreinfo_text, write_note
+from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
 from kexecemu.kernel.memory.linear_map import rodata_messages
 
 __all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
@@ -93,6 +95,14 @@ def _take_seeds(state: KernelState, bootargs: str) -> None:
 def kernel_init_freeable(state: KernelState) -> None:
     """The rest of the boot: timekeeping_init() and crash_save_vmcoreinfo_init()."""
     timekeeping_init(state.guest, state.now_ns)
+    page = state.config.page_size
+    if note_size(page) > VMCOREINFO_NOTE_SIZE:
+        # The guest's own buffer is for pages of 4 KiB.
+        size = align_up(note_size(page), page)
+        phys = state.arch.memblock.phys_alloc_range(size, page)
+        if not phys:
+            raise InputError(f"RAM is too small for a note of {size:#x} bytes")
+        state.guest.write("vmcoreinfo_note", state.space.linear_virt(phys))
     text = vmcoreinfo_text(state.guest, state.config)
     state.store_vmcoreinfo(text)
     write_note(state.guest, text)

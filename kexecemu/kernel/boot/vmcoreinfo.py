@@ -17,7 +17,8 @@ from kexecemu.kernel.memory.sparsemem import (
     vmemmap_range,
 )
 
-__all__ = ["VMCOREINFO_BYTES", "VMCOREINFO_NOTE_SIZE", "append_crashtime", "vmcoreinfo_text", "write_note"]
+__all__ = ["VMCOREINFO_BYTES", "VMCOREINFO_NOTE_SIZE", "append_crashtime", "note_size", "vmcoreinfo_text"]
+__all__ += ["write_note"]
 
 VMCOREINFO_BYTES = 4096
 VMCOREINFO_NOTE_SIZE = 0x1024
@@ -110,6 +111,11 @@ def append_crashtime(text: bytes, seconds: int) -> bytes:
     """crash_save_vmcoreinfo(): the one line that is only there after a crash, in seconds."""
     line = f"CRASHTIME={seconds}\n".encode()[:_LINE_LIMIT]
     return (text + line)[:VMCOREINFO_BYTES]
+
+
+def note_size(page_size: int) -> int:
+    """VMCOREINFO_NOTE_SIZE in bytes: a page of text (VMCOREINFO_BYTES), and a note's header around it."""
+    return VMCOREINFO_NOTE_SIZE - VMCOREINFO_BYTES + page_size
 
 
 def write_note(guest: GuestKernel, text: bytes) -> None:

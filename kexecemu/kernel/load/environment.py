@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from kexecemu.kernel.boot.state import KernelState
-from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES, VMCOREINFO_NOTE_SIZE
+from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES, note_size
 from kexecemu.kernel.image.kimage import Kimage, pack_segments
 from kexecemu.kernel.image.protection import protect_crashkres, protected_areas, unprotect_crashkres
 from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
@@ -34,7 +34,7 @@ def elf_headers(state: KernelState, cma: Sequence[PhysRange] = ()) -> bytes:
     count = len(state.affinities)
     return prepare_elf_headers(
         crash_notes=[(state.crash_notes_phys(cpu), _CRASH_NOTE_SIZE) for cpu in range(count)],
-        vmcoreinfo_note=(note_phys, VMCOREINFO_NOTE_SIZE),
+        vmcoreinfo_note=(note_phys, note_size(state.config.page_size)),
         kernel_text=(space.kimage_vaddr, space.kimage_phys, space.kimage_size),
         memory=state.arch.memblock.mappable(),
         exclude=[

@@ -47,6 +47,7 @@ def test_the_model_does_what_the_real_kernel_does(
         "elfcorehdr",
         "purgatory",
         "protection",
+        "messages",
         "vmcoreinfo",
     }
     # Not by comparing nothing: every segment's three numbers, and a tree of some size.

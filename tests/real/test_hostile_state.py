@@ -75,6 +75,8 @@ def enter(
         "purgatory_policy": struct.pack("<Q", Policy.RETURN),
         "purgatory_self_digest": b"",
     }
+    if core:  # no instruction of its can trap for want of SMSTOP
+        del symbols["purgatory_sme"]
     verdict = bench.loaded.symbols["purgatory_stop" if core else "purgatory_verdict"][0]
     entry = bench.loaded.symbols["purgatory_check" if early else "purgatory_start"][0]
     places = Places(entry, verdict + 12, DATA, KERNEL_ENTRY, DTB, RESUME, CODE)

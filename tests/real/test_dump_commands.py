@@ -55,8 +55,12 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.tool} {row.command}")
 def test_a_command_works_where_the_table_says_so_and_nowhere_else(answers: Any, row: Row) -> None:
-    column, works, _ = answers
-    assert documented()[row.tool, row.command][column] == ("works" if works[row] else "no")
+    column, works, versions = answers
+    table = documented()
+    said = table[row.tool, row.command][column]
+    if said == "no" and versions[row.tool] != table[row.tool, "version"][column]:
+        return  # a tool of another version may have learnt it
+    assert said == ("works" if works[row] else "no")
 
 
 def test_most_of_it_works(answers: Any) -> None:

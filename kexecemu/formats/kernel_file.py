@@ -11,13 +11,17 @@ from dataclasses import dataclass
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import pe
+from kexecemu.formats.elf import EM_AARCH64
 from kexecemu.shown import shown
 
-__all__ = ["KernelFile", "kernel_file", "unpack_gzip", "zboot"]
+__all__ = ["NO_MAGIC", "VMLINUX", "KernelFile", "is_gzip", "kernel_file", "no_image", "unpack_gzip", "zboot"]
+
+NO_MAGIC = 'no "ARM\\x64" at offset 56'
+_GZIP = b"\x1f\x8b"
 
 _MAGICS = (
     # (where, magic, what it is, how to get an Image out of it)
-    (0, b"\x1f\x8b", "compressed with gzip", "gunzip unpacks it, kexec-tools does for kexec_load"),
+    (0, _GZIP, "compressed with gzip", "gunzip unpacks it, kexec-tools does for kexec_load"),
     (0, b"\xfd7zXZ\0", "compressed with xz", "xz -d unpacks it"),
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -d unpacks it"),
     (0, b"\x02\x21\x4c\x18", "compressed with lz4", "lz4 -d unpacks it"),
@@ -32,7 +36,6 @@ _MAGICS = (
     (257, b"ustar", "a tar archive", "tar -x unpacks it"),
     (0, b"!<arch>\n", "an archive or a Debian package", "dpkg-deb -x unpacks a package"),
 )
-_EM_AARCH64 = 183
 _EFI_AARCH64 = 0xAA64
 _ZBOOT = struct.Struct("<2s2x4sII8x32s")
 _CHUNK = 1 << 20
@@ -48,6 +51,9 @@ class KernelFile:
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.unwrap})" if self.unwrap else self.kind
+
+
+VMLINUX = KernelFile("an ELF file, as vmlinux is", "objcopy -O binary makes an Image of a vmlinux")
 
 
 @shown()
@@ -87,13 +93,24 @@ def kernel_file(data: bytes) -> KernelFile | None:
     return None
 
 
+def no_image(data: bytes) -> str:
+    """What there is to say of a file that is no arm64 Image: that, and what it is where that is known."""
+    found = kernel_file(data)
+    return "no arm64 Image" + (f": {found}" if found is not None else "")
+
+
+def is_gzip(data: bytes) -> bool:
+    """The file begins as gzip does."""
+    return data[:2] == _GZIP
+
+
 def unpack_gzip(data: bytes, limit: int) -> bytes:
     """All members of a gzip file one after another, as gzread() gives them: what follows the last one is left out.
 
     Raises FormatError for damaged or cut off data, and where there are more than `limit` bytes.
     """
     found = bytearray()
-    while data[:2] == b"\x1f\x8b":
+    while is_gzip(data):
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         pending = data
         while not member.eof:
@@ -116,11 +133,11 @@ def _elf(data: bytes) -> KernelFile:
         return KernelFile("a cut off ELF file")
     order = ">" if data[5] == 2 else "<"
     kind, machine = struct.unpack_from(f"{order}HH", data, 16)
-    if machine != _EM_AARCH64:
+    if machine != EM_AARCH64:
         return KernelFile(f"an ELF file for another machine (e_machine {machine})")
     if kind not in (2, 3):
         return KernelFile("an ELF file that is no program")
-    return KernelFile("an ELF file, as vmlinux is", "objcopy -O binary makes an Image of a vmlinux")
+    return VMLINUX
 
 
 def _pe(data: bytes) -> KernelFile:

@@ -17,7 +17,7 @@ from kexecemu.errors import InputError
 from kexecemu.fetch.cache import fetched
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.formats.image import has_magic
-from kexecemu.formats.kernel_file import kernel_file
+from kexecemu.formats.kernel_file import no_image
 from kexecemu.kbuild.build import BuiltKernel
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.fetched import fetched_programs
@@ -138,8 +138,7 @@ def setup_of(trial: Trial) -> LinuxSetup:
     """Its files and words. NotFetched for busybox and kexec-tools, InputError for what is no Image."""
     image = trial.kernel.image.read_bytes()
     if not has_magic(image):
-        kind = kernel_file(image)
-        raise InputError(f"{trial.kernel.image}: no arm64 Image" + (f": {kind}" if kind is not None else ""))
+        raise InputError(f"{trial.kernel.image}: {no_image(image)}")
     programs = fetched_programs()
     words = [
         f"crashkernel={_CRASHKERNEL}",

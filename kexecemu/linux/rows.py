@@ -96,10 +96,12 @@ def _order(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> str:
     return next((f"{one} where the model has {other}" for one, other in pairs if one != other), "the same")
 
 
-# What is of the image and where it lies, and what is of structures whose size depends on a whole configuration.
-_ADDRESSES = re.compile(r"SYMBOL|KERNELOFFSET|NUMBER\((kimage_voffset|PHYS_OFFSET)\)")
-_OWN_IMAGE = ("OSRELEASE", "BUILD-ID")
-_OWN_STRUCTURES = re.compile(r"(SIZE|OFFSET|LENGTH)\((pglist_data|zone|free_area|printk_info)\b")
+# What of VMCOREINFO is of the image and where it lies, and of structures whose size depends on a whole configuration.
+_NOT_COUNTED = (
+    (re.compile(r"SYMBOL|KERNELOFFSET|NUMBER\((kimage_voffset|PHYS_OFFSET)\)"), RANDOM),
+    (re.compile(r"(SIZE|OFFSET|LENGTH)\((pglist_data|zone|free_area|printk_info)\b"), _LAYOUT),
+    (re.compile(r"(OSRELEASE|BUILD-ID)$"), IMAGE),
+)
 
 # Messages of the boot that say where memory is, and what became of it.
 _MESSAGES = {
@@ -119,11 +121,8 @@ def compare_vmcoreinfo(real: str, model: str) -> Iterator[FactRow]:
         dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line) for text in (real, model)
     )
     for key in dict.fromkeys((*ours, *theirs)):
-        why = ""
-        if key in ours and key in theirs:
-            for pattern, reason in ((_ADDRESSES, RANDOM), (_OWN_STRUCTURES, _LAYOUT)):
-                why = reason if pattern.match(key) else why
-            why = IMAGE if key in _OWN_IMAGE else why
+        both = key in ours and key in theirs
+        why = next((reason for pattern, reason in _NOT_COUNTED if both and pattern.match(key)), "")
         yield FactRow("vmcoreinfo", key, ours.get(key, ABSENT), theirs.get(key, ABSENT), why)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from kexecemu.arguments import contents
 from kexecemu.errors import InputError
 from kexecemu.formats.image import has_magic
-from kexecemu.formats.kernel_file import kernel_file
+from kexecemu.formats.kernel_file import no_image
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
 from kexecemu.linux.first_boot import LinuxSetup
 from kexecemu.scenario.checks import check_real
@@ -19,8 +19,7 @@ def read_kernel(path: Path) -> bytes:
     """An Image from a file; InputError for one that no boot loader starts, or that is cut off."""
     image = contents(path, "kernel")
     if not has_magic(image):
-        kind = kernel_file(image)
-        raise InputError(f"kernel {path}: no arm64 Image" + (f": {kind}" if kind is not None else ""))
+        raise InputError(f"kernel {path}: {no_image(image)}")
     return whole(image, path)
 
 

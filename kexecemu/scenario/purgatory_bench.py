@@ -212,9 +212,7 @@ def model_replies(path: Path, obj: RelocatableObject, rows: Sequence[str] = ()) 
             names = [repr(case.name) for case in every]
             raise InputError(f"--row {word!r}: no row has that in its name{there_are(word, names)}")
     found = {}
-    for case in every:
-        if rows and not any(word in case.name for word in rows):
-            continue
+    for case in every if not rows else [one for one in every if any(word in one.name for word in rows)]:
         with granting(_REAL_TIME):
             ends = [bench.reply(faults) for faults in case.runs]
         found[case.name] = Modelled([reply for reply, _ in ends], [at for _, at in ends], case.absent)

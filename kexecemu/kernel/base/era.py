@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
-__all__ = ["CHANGES", "Change", "Era", "Rules"]
+__all__ = ["CHANGES", "Change", "Era", "Rules", "parse_release"]
 
 
 @shown()
@@ -215,7 +215,7 @@ class Era(enum.Enum):
     @property
     def since(self) -> tuple[int, int]:
         """The release that begins it."""
-        return _release(self.value)
+        return parse_release(self.value)
 
     @property
     def rules(self) -> Rules:
@@ -228,13 +228,14 @@ class Era(enum.Enum):
 
         InputError for what is no release, and for one that is newer than all that is known here.
         """
-        version = _release(release)
+        version = parse_release(release)
         if version > (newest := max(cls)).since:
             raise InputError(f"Linux {release} is newer than the newest that is known here, {newest.value}")
         return max((era for era in cls if era.since <= version), default=min(cls))
 
 
-def _release(text: str) -> tuple[int, int]:
+def parse_release(text: str) -> tuple[int, int]:
+    """The first two numbers of a release of Linux; InputError for what is none."""
     found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})(?![0-9])", text)
     if found is None:
         raise InputError(f"{text!r} is no release of Linux")

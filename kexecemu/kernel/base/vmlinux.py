@@ -2,6 +2,7 @@
 
 import json
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,12 @@ class Vmlinux:
 
     def offsetof(self, struct: str, member: str) -> int:
         """Offset of a structure's member in bytes."""
-        return int(self.layout["structs"][struct]["members"][member])
+        return int(self.members(struct)[member])
+
+    def members(self, struct: str) -> Mapping[str, int]:
+        """Offsets of all of a structure's members, in bytes: which there are depends on the era."""
+        found: Mapping[str, int] = self.layout["structs"][struct]["members"]
+        return found
 
     @property
     def build_id(self) -> str:

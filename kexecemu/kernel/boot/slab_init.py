@@ -51,7 +51,7 @@ def slab_init(guest: GuestKernel, config: KernelConfig, memory_map: MemoryMap) -
     used = (layout.virt("task_slab_end") - layout.virt("task_slab_start")) // size
     objects = _SLAB_SIZE // size
     flags, page_type = _slab_mark(config)
-    members = layout.layout["structs"]["slab"]["members"]
+    members = layout.members("slab")
     node_virt = layout.virt("task_struct_node") + layout.offsetof("kmem_cache_node", "partial")
     slab = bytearray(STRUCT_PAGE_SIZE)
     struct.pack_into("<Q", slab, 0, flags)

@@ -40,7 +40,7 @@ def update_wall_time(guest: GuestKernel, now_ns: int) -> None:
         mono = phys + base
         guest.ram.write_u64(mono + layout.offsetof("tk_read_base", "base"), seconds * _NS_PER_SECOND)
         guest.ram.write_u64(mono + layout.offsetof("tk_read_base", "xtime_nsec"), nanoseconds << _SHIFT)
-        if "coarse_nsec" in layout.layout["structs"]["timekeeper"]["members"]:
+        if "coarse_nsec" in layout.members("timekeeper"):
             guest.ram.write_u32(phys + layout.offsetof("timekeeper", "coarse_nsec"), nanoseconds)
     guest.write("jiffies_64", _INITIAL_JIFFIES + now_ns * _TICKS_PER_SECOND // _NS_PER_SECOND)
 

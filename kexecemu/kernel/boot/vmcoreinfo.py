@@ -3,6 +3,8 @@
 Followed, in its order: crash_save_vmcoreinfo_init() of kernel/crash_core.c, arch_crash_save_vmcoreinfo() of arm64.
 """
 
+from collections.abc import Mapping
+
 from kexecemu.formats.elfnote import vmcoreinfo_note
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.config import KernelConfig
@@ -72,8 +74,8 @@ def _numbers(space: AddressSpace, page_size: int) -> dict[str, str]:
     }
 
 
-def _line(guest: GuestKernel, page_size: int, kind: str, what: str) -> str | None:
-    """One line; None where the guest lacks what it is about."""
+def _line(guest: GuestKernel, page_size: int, numbers: Mapping[str, str], kind: str, what: str) -> str | None:
+    """One line; None where the guest lacks what it is about. numbers are _numbers() of this kernel."""
     structs = guest.vmlinux.layout["structs"]
     struct, _, member = _LENGTHS.get(what, what).partition(".")
     value: int | str | None
@@ -89,7 +91,7 @@ def _line(guest: GuestKernel, page_size: int, kind: str, what: str) -> str | Non
     elif "=" in what:
         what, _, value = what.partition("=")
     else:
-        value = _numbers(guest.space, page_size)[what]
+        value = numbers[what]
     return None if value is None else f"{kind}({what})={value}"
 
 
@@ -99,11 +101,12 @@ def vmcoreinfo_text(guest: GuestKernel, config: KernelConfig) -> bytes:
     offset = layout.offsetof("uts_namespace", "name") + layout.offsetof("new_utsname", "release")
     release = guest.ram.read_cstring(guest.phys("init_uts_ns") + offset, 65).decode()
     lines: list[str | None] = [f"OSRELEASE={release}", f"BUILD-ID={layout.build_id}", f"PAGESIZE={page_size}"]
+    numbers = _numbers(guest.space, page_size)
     for kind, what in vmcoreinfo_lines(config):
         if kind == "KERNELOFFSET":
             lines.append(f"KERNELOFFSET={guest.space.kimage_vaddr - layout.virt('_text'):x}")
         else:
-            lines.append(_line(guest, page_size, kind, what))
+            lines.append(_line(guest, page_size, numbers, kind, what))
     return "".join(line + "\n" for line in lines if line is not None).encode()[:VMCOREINFO_BYTES]
 
 

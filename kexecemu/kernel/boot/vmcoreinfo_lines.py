@@ -8,6 +8,7 @@ and 7.3 wrote on real machines; what is between them is dated by the commits.
 from collections.abc import Iterator
 
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.era import parse_release
 
 __all__ = ["vmcoreinfo_lines"]
 
@@ -86,17 +87,13 @@ NUMBER KERNELPACMASK
 """
 
 
-def _release(text: str, otherwise: int) -> tuple[int, int]:
-    major, _, minor = text.partition(".")
-    return (int(major), int(minor)) if text else (otherwise, 0)
-
-
 def _holds(condition: str, config: KernelConfig) -> bool:
     """Is a line with this condition there?"""
     for word in condition.split():
         since, dash, until = word.partition("-")
         if dash:
-            if not _release(since, 0) <= config.release.since < _release(until, 999):
+            release = config.release.since
+            if (since and release < parse_release(since)) or (until and release >= parse_release(until)):
                 return False
         elif config.enabled(word.removeprefix("!")) == word.startswith("!"):
             return False

@@ -36,7 +36,7 @@ def switch_to(guest: GuestKernel, task_virt: int) -> None:
     switches = rq + layout.offsetof("rq", "nr_switches")
     ram.write_u64(switches, ram.read_u64(switches) + 1)
     cfs_virt = rq_virt + layout.offsetof("rq", "cfs")
-    cfs, members = space.virt_to_phys(cfs_virt), layout.layout["structs"]["cfs_rq"]["members"]
+    cfs, members = space.virt_to_phys(cfs_virt), layout.members("cfs_rq")
     for name in ("nr_running", "h_nr_running", "nr_queued", "h_nr_queued"):
         if name in members:
             ram.write_u32(cfs + members[name], ready)

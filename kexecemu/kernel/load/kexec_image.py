@@ -10,7 +10,7 @@ from kexecemu.errors import KexecError
 from kexecemu.formats import elfrel
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
-from kexecemu.formats.kernel_file import kernel_file
+from kexecemu.formats.kernel_file import NO_MAGIC, kernel_file
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.image.digests import described_segments, page_digests_size
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
@@ -83,8 +83,7 @@ def image_probe(kernel: bytes) -> None:
     """image_probe(): arm64's only loader takes files that begin with an arm64 Image header; KexecError(EINVAL)."""
     why = f"{len(kernel)} bytes, a header alone takes 64" if len(kernel) < 64 else None
     if why is None and not has_magic(kernel):
-        found = kernel_file(kernel)
-        why = str(found) if found is not None else 'no "ARM\\x64" at offset 56'
+        why = str(kernel_file(kernel) or NO_MAGIC)
     if why is not None:
         raise KexecError(EINVAL, "image_probe", f"kernel: not an arm64 Image: {why}")
 

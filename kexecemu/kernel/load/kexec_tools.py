@@ -13,11 +13,11 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
-from kexecemu.formats.kernel_file import kernel_file, unpack_gzip, zboot
+from kexecemu.formats.kernel_file import NO_MAGIC, VMLINUX, is_gzip, kernel_file, unpack_gzip, zboot
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import Era
-from kexecemu.kernel.boot.firmware import chosen_node
+from kexecemu.kernel.boot.firmware import MAX_FDT_SIZE, chosen_node
 from kexecemu.kernel.image.digests import calculate_digest
 from kexecemu.kernel.image.kimage import Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
@@ -31,7 +31,6 @@ __all__ = ["CrashLoad", "MachineView", "prepare_crash_load"]
 _KERNEL_ALIGN = 2 << 20
 _CORE_HEADER_ALIGN = 1024
 _COMMAND_LINE_MAX = 2047
-_FDT_MAX = 2 << 20
 _UNPACKED_MAX = 1 << 30
 
 # arm64_process_image_header(): what is taken for true of kernels up to 3.16, whose header says no size.
@@ -131,7 +130,7 @@ def prepare_crash_load(
     hole_min = kernel_mem + size
     placed = segments.add("initrd", initrd, len(initrd), hole_min) if initrd is not None else None
     dtb = _second_device_tree(view, cmdline, core, placed)
-    if len(dtb) > _FDT_MAX:
+    if len(dtb) > MAX_FDT_SIZE:
         raise InputError("kexec-tools: the device tree is too large")
     tree = segments.add("dtb", dtb, len(dtb), hole_min)
     loaded = LoadedPurgatory(
@@ -147,28 +146,26 @@ def prepare_crash_load(
 
 def _unpack(data: bytes, said: list[str]) -> bytes:
     """slurp_decompress_file(), and the probes of file_type[]: the Image in a file."""
-    kind = kernel_file(data)
-    inner = data
+    inner, packed = data, zboot(data)
     try:
-        if data[:2] == b"\x1f\x8b":
+        if is_gzip(data):
             inner = unpack_gzip(data, _UNPACKED_MAX)
             said.append(f"the kernel is unpacked (gzip): {len(inner):#x} bytes")
-        elif (packed := zboot(data)) is not None:
+        elif packed is not None and packed.compression == "gzip":
             payload = data[packed.offset : packed.offset + packed.size]
-            if packed.compression == "gzip":
-                if len(payload) < packed.size:
-                    raise FormatError("zboot: the file is cut off")
-                inner = unpack_gzip(payload, _UNPACKED_MAX)
-                words = "kexec-tools 2.0.27 or later does that; 2.0.25 refuses it"
-                said.append(f"the kernel is unpacked (zboot, gzip): {len(inner):#x} bytes; {words}")
+            if len(payload) < packed.size:
+                raise FormatError("zboot: the file is cut off")
+            inner = unpack_gzip(payload, _UNPACKED_MAX)
+            words = "kexec-tools 2.0.27 or later does that; 2.0.25 refuses it"
+            said.append(f"the kernel is unpacked (zboot, gzip): {len(inner):#x} bytes; {words}")
     except FormatError as error:
         raise InputError(f"kexec-tools: {error}") from error
-    if inner[:4] == b"\x7fELF" and "vmlinux" in str(kernel_file(inner)):
+    found = kernel_file(inner)
+    if found == VMLINUX:
         raise InputError("kexec-tools: kdump is not supported on arm64 for an ELF file, as vmlinux is")
     if has_magic(inner):
         return inner
-    inside = kernel_file(inner) if inner is not data else kind
-    what = f": {inside}" if inside is not None else ' (no arm64 Image: no "ARM\\x64" at offset 56)'
+    what = f": {found}" if found is not None else f" (no arm64 Image: {NO_MAGIC})"
     raise InputError(f"kexec-tools: cannot determine the file type of the kernel{what}")
 
 

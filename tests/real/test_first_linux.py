@@ -264,6 +264,7 @@ def test_the_command_prints_the_object_of_every_run_and_writes_the_dump(
     ]
 
 
+@pytest.mark.usefixtures("needs")
 def test_the_command_writes_a_page_and_the_hand_over_of_a_real_first_kernel(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:
@@ -274,6 +275,7 @@ def test_the_command_writes_a_page_and_the_hand_over_of_a_real_first_kernel(
     assert (folder / "run-qemu.sh").is_file() and (folder / "state.json").is_file()
 
 
+@pytest.mark.usefixtures("needs")
 @pytest.mark.parametrize(
     ("when", "outcome"),
     [("hashing-254", Outcome.SILENT), ("after-check", Outcome.SILENT), ("at-jump", Outcome.DETECTED)],

@@ -16,6 +16,7 @@ from kexecemu.shown import shown
 
 __all__ = ["Alone", "Elsewhere", "LocalWorkers", "TaskRunner"]
 
+_STARTS = 3  # processes that may die before they have done anything
 _POLL = 0.1  # seconds after which Ctrl-C is noticed at the latest
 
 Result = tuple[Task, list[Decided]]
@@ -41,8 +42,8 @@ class TaskRunner:
         """The results of a task that was lost with the process that had it, or may have killed it, from its beginning.
 
         A process of its own tries it again; when that dies too, others do one fault at a time, and a fault whose
-        process dies twice is recorded as an error. Raises WorkersDied when a process dies before it has done
-        anything, for then it is not the faults that kill.
+        process dies twice is recorded as an error. Raises WorkersDied when three processes in a row die before they
+        have done anything, for then it is not the faults that kill; one may have been hit by somebody.
         """
         lonely = _Lonely(self.config)
         done, alone, deaths = 0, False, 0
@@ -81,10 +82,12 @@ class _Lonely:
 
     def try_(self, task: Task, stop: StopRequest) -> list[Decided] | None:
         """The results, or None when the process died."""
-        if self.worker is None:
+        for _ in range(_STARTS if self.worker is None else 0):
             self.worker = WorkerProcess(self.config)
-            if self._ask(task.part(0, 0), stop) is None:
-                raise WorkersDied("a worker process dies before it has done anything")
+            if self._ask(task.part(0, 0), stop) is not None:
+                break
+        if self.worker is None:
+            raise WorkersDied("a worker process dies before it has done anything")
         return self._ask(task, stop)
 
     def _ask(self, task: Task, stop: StopRequest) -> list[Decided] | None:

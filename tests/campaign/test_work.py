@@ -16,6 +16,7 @@ from typing import Any
 import fake_engine
 import pytest
 
+from kexecemu.campaign import workers
 from kexecemu.campaign.job import discard_engine
 from kexecemu.campaign.process import WorkerProcess
 from kexecemu.campaign.store import Store, StoredRow
@@ -140,6 +141,27 @@ def test_workers_that_die_before_they_do_anything_stop_the_campaign_and_not_ever
         campaign(tmp_path / "out", f"die={os.getpid()}", workers=2)
     with Store.read(tmp_path / "out") as store:
         assert store.count() == 0
+
+
+def test_processes_that_somebody_kills_while_they_start_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+
+    class Hit(WorkerProcess):
+        """One that is killed before it has done anything, as long as there were no two."""
+
+        def give(self, task: Task) -> None:
+            if not task.indices and len(killed) < 2:
+                assert self.pid is not None
+                os.kill(self.pid, signal.SIGKILL)
+                killed.append(self.pid)
+            super().give(task)
+
+    monkeypatch.setattr(workers, "WorkerProcess", Hit)
+    summary = campaign(tmp_path / "hit", f"kill={offset_of(350):x}", workers=2)
+    assert len(killed) == 2
+    assert sum(summary.outcomes.values()) == FAULTS
 
 
 def test_a_worker_with_another_image_takes_no_part(tmp_path: Path) -> None:

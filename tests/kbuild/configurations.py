@@ -37,11 +37,11 @@ CONFIGURATIONS = {
     "core": " ".join(f"{one}=n" for one in _OPTIONS),
     "off": "ARM64_KEXEC_PURGATORY=n",
     "kexec_load alone": "KEXEC_FILE=n SUSPEND PM KEXEC",
-    "ima, kho": "INTEGRITY IMA IMA_KEXEC KEXEC_HANDOVER CMA DMA_CMA",
+    "ima and kho": "SECURITY TCG_TPM INTEGRITY IMA IMA_KEXEC KEXEC_HANDOVER CMA DMA_CMA",
     "kasan": "KASAN KASAN_GENERIC UBSAN KCOV DEBUG_FS",
     "gcov": "DEBUG_FS GCOV_KERNEL GCOV_PROFILE_ALL",
     "ftrace": "FTRACE FUNCTION_TRACER DYNAMIC_FTRACE STACKPROTECTOR STACKPROTECTOR_STRONG FORTIFY_SOURCE",
-    "pac, bti": "ARM64_PTR_AUTH ARM64_PTR_AUTH_KERNEL ARM64_BTI ARM64_BTI_KERNEL",
+    "pac and bti": "ARM64_PTR_AUTH ARM64_PTR_AUTH_KERNEL ARM64_BTI ARM64_BTI_KERNEL",
     "scs": "SHADOW_CALL_STACK",
     "init": "INIT_STACK_ALL_PATTERN",
     "lto": "LTO_CLANG_THIN LTO_NONE=n CFI|CFI_CLANG",
@@ -54,8 +54,8 @@ _MISSING = {
     ("gcc", "lto"): "clang's",
     ("clang", "gcov"): "GCOV_PROFILE_ALL wants gcc's",
     ("7.3", "big endian"): "BROKEN since 6.18",
-    ("6.12", "ima, kho"): "no KHO yet",
-    ("gcc", "pac, bti"): "BTI for the kernel wants another gcc",
+    ("6.12", "ima and kho"): "no KHO yet",
+    ("gcc", "pac and bti"): "BTI for the kernel wants another gcc",
 }
 _FILES = ("machine_kexec.o", "machine_kexec_file.o", "kexec_image.o", "kexec_purgatory.o")
 _RELOCATIONS = {273, 274, 279, 280, 282, 283}  # those of kexec_purgatory.c
@@ -82,7 +82,7 @@ class Tree:
 
     def configure(self, out: Path, wanted: dict[str, str]) -> list[str]:
         """Which of the options asked for were not taken."""
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)  # the tools of the one before are good for this one, too
         asked = out / "wanted"
         names = {one: value for name, value in wanted.items() for one in name.split("|")}
         asked.write_text("".join(f"CONFIG_{name}={value}\n" for name, value in names.items()))
@@ -156,11 +156,11 @@ def main() -> int:
         apply_series(find_series("purgatory"), given.version, folder / "src")
         tree = Tree(folder / "src", given.compiler)
         more = ["W=1", "C=1"] if given.warnings else []
-        for number, (title, text) in enumerate(CONFIGURATIONS.items()):
+        for title, text in CONFIGURATIONS.items():
             if given.only and title not in given.only.split(","):
                 continue
             asked = dict((*one.split("="), "y")[:2] for one in text.split())
-            good, word = build(tree, folder / f"out{number}", {**fragment(), **asked}, asked, more)
+            good, word = build(tree, folder / "out", {**fragment(), **asked}, asked, more)
             kinds = (given.version, re.sub(r"-\d+$", "", given.compiler))
             if good is None:
                 why = next((_MISSING[one, title] for one in kinds if (one, title) in _MISSING), "")

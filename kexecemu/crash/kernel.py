@@ -46,7 +46,12 @@ class Reboot:
 
 
 class Kernel(model.KernelModel):
-    """A first kernel whose memory can be written astray, and whose panic is followed to its end."""
+    """A first kernel whose memory can be written astray, and whose panic is followed to its end.
+
+    purgatory_budget is FirstKernel's.
+    """
+
+    purgatory_budget: int = 0
 
     @cached_property
     def injections(self) -> list[Injection]:

@@ -158,7 +158,14 @@ def _purgatory(
     total, back_phys = passed.hashing or 0, passed.back_phys
     done = cpu.instructions - passed.began
     stage = purgatory_stage(
-        cpu, image, back_phys=back_phys, steps=steps, total=total, done=done, progress=progress
+        cpu,
+        image,
+        back_phys=back_phys,
+        steps=steps,
+        total=total,
+        done=done,
+        least=first.purgatory_budget,
+        progress=progress,
     )
 
     def moment(step: int) -> At:

@@ -4,8 +4,7 @@ A stage is a generator that stops at the numbers it was asked for, so that somet
 it to its end. How it ended is for stages.py to say.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 
 from kexecemu.crash.stages import (
@@ -34,7 +33,7 @@ from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.first import FirstKernel, Progress, through
 
-__all__ = ["PARTS", "capture_stage", "granting", "purgatory_stage", "run_purgatory"]
+__all__ = ["PARTS", "capture_stage", "purgatory_stage", "run_purgatory"]
 
 PARTS = 256
 """The parts that a purgatory's run is told in, see When.WHILE_HASHING."""
@@ -44,7 +43,6 @@ _LOOP = 2  # instructions of the longest loop that Cpu.spins() knows
 # The slowest purgatory worth waiting for takes about 60 instructions a byte (kexec-tools' at -Os takes 50).
 _BUDGET_PER_BYTE = 100
 _BUDGET_BASE = 20_000_000
-_budget_base = _BUDGET_BASE
 _CAPTURE_BUDGET = 200_000_000
 _USUAL_PER_BYTE = 35
 _USUAL_LINUX = 1_100_000_000
@@ -59,18 +57,8 @@ def _passes(image: Kimage, purgatory: LoadedPurgatory) -> int:
 def run_purgatory(first: FirstKernel, image: Kimage, progress: Progress | None = None) -> PurgatoryRun:
     """Run from the purgatory's entry, where the boot CPU stands, until control leaves it or it ends by itself."""
     cpu = first.board.boot_cpu
-    return through(purgatory_stage(cpu, image, back_phys=cpu.x(30), progress=progress))
-
-
-@contextmanager
-def granting(instructions: int) -> Iterator[None]:
-    """Purgatories get so many instructions at least: one whose loop goes through all memory comes to its end, too."""
-    global _budget_base
-    _budget_base = max(instructions, _BUDGET_BASE)
-    try:
-        yield
-    finally:
-        _budget_base = _BUDGET_BASE
+    least = first.purgatory_budget
+    return through(purgatory_stage(cpu, image, back_phys=cpu.x(30), least=least, progress=progress))
 
 
 def purgatory_stage(
@@ -81,12 +69,13 @@ def purgatory_stage(
     steps: Sequence[int] = (),
     total: int = 0,
     done: int = 0,
+    least: int = 0,
     progress: Progress | None = None,
 ) -> Generator[int, None, PurgatoryRun]:
     """Run a purgatory from where the CPU stands in it until control leaves it or it ends by itself.
 
     It stops at each of the steps, 256ths of `total` instructions, that it comes to. back_phys is what x30 was at its
-    entry, and done how many instructions it has behind it.
+    entry, and done how many instructions it has behind it. least is FirstKernel.purgatory_budget.
 
     An exception is delivered once VBAR_EL1 points into the purgatory: it has vectors of its own then, and a report.
     Before that the vectors are the dead kernel's, and the exception is the end.
@@ -95,7 +84,7 @@ def purgatory_stage(
     assert purgatory is not None
     area, size = purgatory.segment.area, sum(region.size for region in image.sha_regions)
     within = range(area.start, area.end)
-    budget = _budget_base + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
+    budget = max(least, _BUDGET_BASE) + _BUDGET_PER_BYTE * size * _passes(image, purgatory)
     fault, used = None, done
     with checked(cpu, intact=cpu.ram.read(area.start, len(purgatory.buf)) == purgatory.buf):
         targets = [(step, total * step // PARTS) for step in steps]

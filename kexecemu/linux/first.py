@@ -54,6 +54,8 @@ _BLOCKS = 100_000  # from "Bye!" to the purgatory's first instruction are some t
 class FirstLinux:
     """One board with a real first kernel: FirstLinux(setup), load(), then kexecemu.crash.moments.crash()."""
 
+    purgatory_budget: int = 0
+
     def __init__(self, setup: LinuxSetup, console: Callable[[bytes], object] | None = None) -> None:
         """Put everything into RAM as a boot loader does; console hears what is printed.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply, more_cases
-from kexecemu.crash.running import granting, run_purgatory
+from kexecemu.crash.running import run_purgatory
 from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
 from kexecemu.errors import InputError
@@ -112,9 +112,10 @@ class _Bench:
         assert image is not None and image.purgatory is not None
         return kernel, image, image.purgatory
 
-    def reply(self, faults: Sequence[Fault]) -> tuple[Reply, int | None]:
+    def reply(self, faults: Sequence[Fault], budget: int = 0) -> tuple[Reply, int | None]:
         """Inject, panic, follow to the end; and the address of the purgatory's last abort, if it has one."""
         kernel, _, _ = self.load()
+        kernel.purgatory_budget = budget
         for fault in faults:
             kernel.inject(fault)
         end = kernel.panic()
@@ -213,8 +214,7 @@ def model_replies(path: Path, obj: RelocatableObject, rows: Sequence[str] = ()) 
             raise InputError(f"--row {word!r}: no row has that in its name{there_are(word, names)}")
     found = {}
     for case in every if not rows else [one for one in every if any(word in one.name for word in rows)]:
-        with granting(_REAL_TIME):
-            ends = [bench.reply(faults) for faults in case.runs]
+        ends = [bench.reply(faults, _REAL_TIME) for faults in case.runs]
         found[case.name] = Modelled([reply for reply, _ in ends], [at for _, at in ends], case.absent)
     return found
 

@@ -51,7 +51,12 @@ class Left:
 
 
 class FirstKernel(Target, Protocol):
-    """The kernel that crashes."""
+    """The kernel that crashes.
+
+    purgatory_budget  instructions that its purgatory gets at least, whatever the image's size; 0 for what is usual
+    """
+
+    purgatory_budget: int
 
     @property
     def image(self) -> Kimage | None:

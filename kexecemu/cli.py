@@ -8,6 +8,8 @@ says where its traceback is, 71 where a campaign cannot keep its processes alive
 reads stdout any more.
 """
 
+import os
+import re
 import sys
 import warnings
 from typing import Annotated
@@ -40,6 +42,7 @@ from kexecemu.visible import visible_streams
 
 __all__ = ["app", "main"]
 
+_COMPLETE = "_KEXECEMU_COMPLETE"
 _AS_EXPECTED, _BAD_INPUT, _NO_WORKERS = 0, 2, 71  # the last is EX_OSERR of sysexits.h
 
 app = typer.Typer(
@@ -91,6 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. What it prints is all visible: no text of others is obeyed."""
     with own_streams(), visible_streams(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say_line(str(message))
+        asked = os.environ.get(_COMPLETE, "")
+        if asked and not re.fullmatch(r"(complete|source)_(bash|zsh|fish|powershell|pwsh)", asked):
+            return _refuse(f"{_COMPLETE}={asked!r} is nothing that a shell's completion asks for")
         try:
             status = app(arguments, prog_name="kexecemu", standalone_mode=False)
             sys.stdout.flush()
@@ -123,6 +129,8 @@ def _status_of(error: Exception) -> int:
     # Wrong usage: typer carries click's exceptions, of its own or of the library, depending on its version.
     if hasattr(error, "format_message"):
         return _refuse(usage_text(error))
+    if os.environ.get(_COMPLETE) and isinstance(error, KeyError | ValueError):
+        return _refuse(f"{_COMPLETE}: {error} of the environment is missing or wrong")
     reason = host_reason(error)
     return _refuse(reason) if reason is not None else report_bug(error)
 

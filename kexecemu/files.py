@@ -1,21 +1,22 @@
 """Reading files that are files, and writing so that nothing is destroyed: one place that decides for all outputs.
 
-A regular file is replaced, whole or not at all, by one rename: links to it are followed and stay, its permissions are
-kept. What is no regular file (a device, a FIFO) and what a shell has opened already (/dev/stdout, /dev/fd/3) is written
-through to. For folders see kexecemu.folders.
+A regular file is replaced, whole or not at all, by one rename: links to it are followed and stay, its owner, its
+permissions and its ACL are kept. One for which that cannot be (another owner's, a mounted one) is overwritten when all
+the bytes are there, and so is what is no regular file (a device, a FIFO) and what a shell has opened already
+(/dev/stdout, /dev/fd/3). For folders see kexecemu.folders.
 """
 
 import errno
 import os
-import re
-import shutil
 import stat
 import tempfile
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Final
 
+from kexecemu.attributes import append_only, keep_attributes
 from kexecemu.interrupt import undoing
+from kexecemu.opened import descriptor, descriptor_hindrance, final_place, named
 
 __all__ = [
     "LARGEST",
@@ -36,31 +37,6 @@ _LARGEST_PIPED = 1 << 30  # of a pipe nobody knows whether it ends
 _CHUNK = 1 << 20
 OURS: Final = ".kexecemu."
 """Begins the name of what is yet to take its place."""
-_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
-_DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?:self|thread-self|[0-9]+)/fd)/([0-9]{1,6})")
-
-
-def named(path: str | os.PathLike[str]) -> str:
-    """The path as a string; OSError for one that no system call takes."""
-    name = os.fspath(path)
-    if "\0" in name:
-        raise OSError(errno.EINVAL, "embedded null byte", name)
-    return name
-
-
-def _descriptor(path: str) -> int | None:
-    """The number of the open file that a path stands for, as /dev/stdout does; None for any other path."""
-    for _ in range(40):  # as many links as the kernel follows
-        path = os.path.abspath(path)
-        if path in _STREAMS:
-            return _STREAMS[path]
-        if match := _DESCRIPTOR.fullmatch(path):
-            return int(match[1])
-        try:
-            path = os.path.join(os.path.dirname(path), os.readlink(path))
-        except OSError:
-            return None
-    return None
 
 
 def _found(path: str) -> os.stat_result | None:
@@ -80,22 +56,24 @@ def read_file(path: str | os.PathLike[str], most: int = LARGEST) -> bytes:
     A pipe that a shell has opened already (<(command), /dev/stdin) is read: somebody writes there, and it ends.
     """
     name = named(path)
-    opened = _descriptor(name) is not None
-    _check_readable(os.stat(name), name, opened)
+    number = descriptor(name)
+    if number is not None and (wrong := descriptor_hindrance(number, writing=False)):
+        raise OSError(errno.EBADF, wrong, name)
+    _check_readable(os.stat(name), name, number is not None)
     # Whoever puts a FIFO there meanwhile is not waited for.
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | (0 if opened else os.O_NONBLOCK))
-    with open(fd, "rb", buffering=0) as file:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | (0 if number is not None else os.O_NONBLOCK))
+    with open(fd, "rb") as file:
         found = os.fstat(fd)
-        _check_readable(found, name, opened)
-        most = most if stat.S_ISREG(found.st_mode) else min(most, _LARGEST_PIPED)
-        data = bytearray()
-        while found.st_size <= most and (chunk := file.read(max(found.st_size - len(data), 0) or _CHUNK)):
-            data += chunk
-            if len(data) > most:
-                break
-        if max(found.st_size, len(data)) > most:
-            raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", name)
-    return bytes(data)
+        _check_readable(found, name, number is not None)
+        # What has no size, as a file of /proc, may have no end either.
+        most = most if found.st_size else min(most, _LARGEST_PIPED)
+        if found.st_size <= most:
+            data = file.read(found.st_size + 1)
+            if len(data) != found.st_size:
+                data += file.read(most + 1 - len(data))
+            if len(data) <= most:
+                return data
+    raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", name)
 
 
 def _check_readable(found: os.stat_result, name: str, opened: bool) -> None:
@@ -110,10 +88,13 @@ def _check_readable(found: os.stat_result, name: str, opened: bool) -> None:
 
 
 def file_identity(path: str | os.PathLike[str]) -> Hashable:
-    """What is equal for two paths of one file: by its inode, and where there is none yet by where the links lead."""
+    """What is equal for two paths of one file: its inode, and where there is none yet its folder's and its name."""
     with suppress(OSError):
         if (found := _found(named(path))) is not None:
             return found.st_dev, found.st_ino
+        folder, name = os.path.split(final_place(named(path)))
+        above = os.stat(folder)
+        return above.st_dev, above.st_ino, name
     return os.path.realpath(os.fspath(path).replace("\0", "\\0"))
 
 
@@ -129,15 +110,18 @@ def hindrance(path: str | os.PathLike[str]) -> str:
     """Why a file cannot be written; "" when it can."""
     try:
         name = named(path)
-        found = _found(name)
-        if _descriptor(name) is not None or (found is not None and not stat.S_ISREG(found.st_mode)):
-            return _through_hindrance(name, found)
+        number, found = descriptor(name), _found(name)
+        if number is not None:
+            return descriptor_hindrance(number, writing=True)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            return "is a directory"
         if found is not None and not os.access(name, os.W_OK):
             return "no permission to write to it"
-        if found is not None and (found.st_dev, found.st_ino) in _outer_files():
+        if found is None:
+            return _place_hindrance(name)
+        if stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) in _outer_files():
             return "is where this command's own output goes; /dev/stdout is a name for that"
-        # The file is made beside its final place, so it is the folder that has to be writable.
-        return _place_hindrance(os.path.dirname(os.path.realpath(name)), os.path.dirname(name) or ".")
+        return "can only be appended to" if stat.S_ISREG(found.st_mode) and append_only(name) else ""
     except OSError as error:
         return error.strerror or str(error)
 
@@ -150,19 +134,17 @@ def _outer_files() -> Iterator[tuple[int, int]]:
             yield found.st_dev, found.st_ino
 
 
-def _through_hindrance(name: str, found: os.stat_result | None) -> str:
-    if found is None:
-        return "is no open file"
-    if stat.S_ISDIR(found.st_mode):
-        return "is a directory"
-    return "" if os.access(name, os.W_OK) else "no permission to write to it"
-
-
-def _place_hindrance(folder: str, called: str) -> str:
-    if not os.path.isdir(folder):
-        called = called if not os.path.isdir(called) else folder
-        return f"{called} is not a folder" if os.path.exists(folder) else f"there is no folder {called}"
-    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write into {called}"
+def _place_hindrance(name: str) -> str:
+    """Why a new file cannot be made."""
+    try:
+        folder = os.path.dirname(final_place(name))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        lost = os.fspath(error.filename)
+        return f"{lost} is not a folder" if os.path.exists(lost) else f"there is no folder {lost}"
+    called = os.path.dirname(name) or "."
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"no permission to write into {called}"
+    return f"nothing in {called} can be renamed" if append_only(folder) else ""
 
 
 # -- writing -------------------------------------------------------------------------------------------------------
@@ -178,15 +160,26 @@ def replacing(path: str | os.PathLike[str], *, executable: bool = False) -> Iter
     name = named(path)
     try:
         found = _found(name)
-        if _descriptor(name) is not None or (found is not None and not stat.S_ISREG(found.st_mode)):
-            with _writing_through(name) as file:
+        if descriptor(name) is None and (found is None or _replaceable(name, found)):
+            with _writing_beside(final_place(name), found, executable) as file:
                 yield file
-            return
-        with _writing_beside(os.path.realpath(name), found, executable) as file:
-            yield file
+        else:
+            with tempfile.TemporaryFile() as spool:
+                yield spool
+                spool.flush()
+                _overwrite(name, spool.fileno())
     except OSError as error:
         name_as_given(error, name)
         raise
+
+
+def _replaceable(name: str, found: os.stat_result) -> bool:
+    """A new file beside it may take its place."""
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    place = final_place(name)  # which another process's open file has not, if it was deleted
+    there = os.path.lexists(place) and os.path.samestat(os.stat(place), found)
+    return there and os.access(os.path.dirname(place), os.W_OK | os.X_OK)
 
 
 def name_as_given(error: OSError, name: str) -> None:
@@ -200,20 +193,28 @@ def _writing_beside(name: str, found: os.stat_result | None, executable: bool) -
     fd, temporary = _temporary(os.path.dirname(name), 0o777 if executable else 0o666)
     try:
         with undoing(lambda: os.unlink(temporary)), open(fd, "w+b") as file:
-            if found is not None:
-                _keep_permissions(fd, found, executable)
+            kept = found is None or keep_attributes(fd, name, found, executable=executable)
             yield file
-        try:
-            os.replace(temporary, name)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            shutil.copyfile(temporary, name)  # mounted there, as a container has it: its inode has to stay
-            os.unlink(temporary)
+            file.flush()
+            if not kept or not _renamed(temporary, name):
+                _overwrite(name, fd)
+                os.unlink(temporary)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _renamed(temporary: str, name: str) -> bool:
+    """Whether it has taken the other one's place. Its inode has to stay where it is mounted, as a container has it."""
+    try:
+        os.replace(temporary, name)
+    except OSError as error:
+        # EPERM: in a sticky folder files of others are not replaced; nor is there anything to overwrite without one.
+        if error.errno not in (errno.EBUSY, errno.EPERM) or not os.path.lexists(name):
+            raise
+        return False
+    return True
 
 
 def _temporary(folder: str, mode: int) -> tuple[int, str]:
@@ -225,28 +226,27 @@ def _temporary(folder: str, mode: int) -> tuple[int, str]:
     raise OSError(errno.EEXIST, "too many files that others have left", folder)
 
 
-def _keep_permissions(fd: int, found: os.stat_result, executable: bool) -> None:
-    mode = found.st_mode & 0o777
-    with suppress(PermissionError):  # another owner's: only root can keep that
-        if (found.st_uid, found.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(fd, found.st_uid, found.st_gid)
-    os.fchmod(fd, mode | (mode & 0o444) >> 2 if executable else mode)
+def _overwrite(name: str, source: int) -> None:
+    """All bytes of an open file into one that is there and stays: a device, a FIFO, an open one, another owner's."""
+    number = descriptor(name)
+    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
+    with open(os.dup(number) if number is not None else os.open(name, flags), "wb") as file:
+        found, size = os.fstat(file.fileno()), os.fstat(source)
+        whole = stat.S_ISREG(found.st_mode) and number is None
+        if whole:
+            disk = os.fstatvfs(file.fileno())
+            if 512 * (size.st_blocks - found.st_blocks) > disk.f_bavail * disk.f_frsize:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)  # and it is as it was
+            file.truncate(0)
+        for at, chunk in _chunks(source, holes=not whole and not stat.S_ISCHR(found.st_mode)):
+            if whole:
+                file.seek(at)
+            file.write(chunk)
+        if whole:
+            file.truncate(size.st_size)
 
 
-@contextmanager
-def _writing_through(name: str) -> Iterator[BinaryIO]:
-    """What is written goes to a file that can be sought in, and from there to where it belongs."""
-    with tempfile.TemporaryFile() as spool:
-        yield spool
-        spool.flush()
-        number = _descriptor(name)
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
-        with open(os.dup(number) if number is not None else os.open(name, flags), "wb") as file:
-            holes = not stat.S_ISCHR(os.fstat(file.fileno()).st_mode)
-            _copy(spool.fileno(), file, holes)
-
-
-def _copy(source: int, file: BinaryIO, holes: bool) -> None:
+def _chunks(source: int, holes: bool) -> Iterator[tuple[int, bytes]]:
     """All bytes of an open file; without holes those that were written alone: a damaged core may have exabytes."""
     at, end = 0, os.fstat(source).st_size
     while at < end:
@@ -256,7 +256,7 @@ def _copy(source: int, file: BinaryIO, holes: bool) -> None:
             except OSError:
                 return
         chunk = os.pread(source, min(_CHUNK, end - at), at)
-        file.write(chunk)
+        yield at, chunk
         at += len(chunk)
 
 

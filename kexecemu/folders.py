@@ -9,8 +9,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from kexecemu.files import OURS, name_as_given, named
+from kexecemu.attributes import append_only
+from kexecemu.files import OURS, name_as_given
 from kexecemu.interrupt import undoing
+from kexecemu.opened import named
 
 __all__ = ["folder_hindrance", "replacing_folder"]
 
@@ -18,7 +20,7 @@ __all__ = ["folder_hindrance", "replacing_folder"]
 def folder_hindrance(path: str | os.PathLike[str]) -> str:
     """Why files cannot be written into a folder, which is made where there is none; "" when they can."""
     try:
-        folder = Path(os.path.realpath(named(path)))
+        folder = _resolved(path)
         with suppress(FileNotFoundError, NotADirectoryError):
             os.stat(folder)  # a name that is too long, links in a circle
     except OSError as error:
@@ -27,9 +29,18 @@ def folder_hindrance(path: str | os.PathLike[str]) -> str:
     what = "" if above == folder else f"{_as_given(above, Path(path))} "
     if not above.is_dir():
         return f"{what}is not a folder"
-    return (
-        "" if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {what or 'it'}".rstrip()
-    )
+    if not os.access(above, os.W_OK | os.X_OK):
+        return f"no permission to write into {what or 'it'}".rstrip()
+    return f"nothing in {what or 'it'} can be renamed".replace("  ", " ") if append_only(str(above)) else ""
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    """A folder's place, without links. OSError for MISSING/.., which is no folder, whatever a look at its text says."""
+    parts = Path(named(path)).parts
+    if os.pardir in parts:
+        last = len(parts) - parts[::-1].index(os.pardir)
+        os.stat(Path(*parts[:last]))
+    return Path(os.path.realpath(path))
 
 
 def _as_given(above: Path, path: Path) -> Path:
@@ -45,7 +56,7 @@ def replacing_folder(path: str | os.PathLike[str], without: Collection[str] = ()
     path that was given.
     """
     name = named(path)
-    target = Path(os.path.realpath(name))
+    target = _resolved(name)
     missing = [one for one in target.parents if not one.exists()]
     scratch = None
     try:

@@ -41,6 +41,7 @@ def test_what_a_shell_has_opened_already_is_read(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"from a command")
     os.close(writing)
+    os.set_inheritable(reading, True)  # as a shell hands it down
     try:
         assert read_file(f"/dev/fd/{reading}") == b"from a command"
     finally:
@@ -55,6 +56,7 @@ def test_a_device_that_never_ends_is_refused() -> None:
 def test_a_pipe_that_does_not_end_is_read_to_its_bound(tmp_path: Path) -> None:
     endless = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
     assert endless.stdout is not None
+    os.set_inheritable(endless.stdout.fileno(), True)
     with endless, pytest.raises(OSError, match="is larger than 100,000 bytes"):
         try:
             read_file(f"/dev/fd/{endless.stdout.fileno()}", 100_000)
@@ -75,6 +77,7 @@ def test_a_file_is_read_up_to_its_bound_and_no_further(tmp_path: Path) -> None:
 
 def test_a_device_is_none_to_read_whatever_opened_it(tmp_path: Path) -> None:
     with open("/dev/zero", "rb") as zero, pytest.raises(OSError, match="is no regular file"):
+        os.set_inheritable(zero.fileno(), True)
         read_file(f"/dev/fd/{zero.fileno()}")
     (tmp_path / "link").symlink_to("/dev/zero")
     with pytest.raises(OSError, match="is no regular file"):

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kexecemu.campaign.accounting import HARM, basis_of, share
+from kexecemu.campaign.database import FILE
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.stats import Basis, Figure, mcnemar
 from kexecemu.campaign.store import Store, StoredRow
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
 from kexecemu.errors import InputError
+from kexecemu.files import file_identity
 from kexecemu.shown import shown
 
 __all__ = ["Class", "Comparison", "Pair", "class_of", "compare"]
@@ -95,8 +97,8 @@ def compare(first: Path, second: Path) -> Comparison:
 
     Raises InputError when one is not there or not finished, and when they did not try the same faults, saying why.
     """
-    if first.resolve() == second.resolve():
-        raise InputError(f"{first}: the same folder twice")
+    if file_identity(first / FILE) == file_identity(second / FILE):
+        raise InputError(f"{first}: the same campaign twice")
     with Store.read(first) as one, Store.read(second) as other:
         for folder, store in ((first, one), (second, other)):
             if store.count() != store.header.faults:

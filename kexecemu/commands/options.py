@@ -129,8 +129,11 @@ SeedOption = Annotated[int | None, flag("seed", default="the scenario's, or 0")]
 
 
 def option(name: str, text: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:
-    """An option that a single command has, by its flag, for typer."""
-    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=panel, **more)
+    """An option that a single command has, by its flag, for typer.
+
+    A file's is not looked at by typer, which would want to read what is to be written.
+    """
+    return typer.Option(name, help=text, metavar=metavar, rich_help_panel=panel, readable=False, **more)
 
 
 output = partial(option, metavar="FILE", panel="What is written")

@@ -18,6 +18,7 @@ __all__ = ["Cell", "account", "console_on", "line_breaks", "print_table", "say",
 
 # With fewer columns than these for it, what is folded does not go on under its own column but further to the left.
 _NARROWEST = 20
+_SIZE = re.compile(r"[1-9][0-9]{0,5}", re.ASCII)
 _LITTLE = 4
 
 Cell = tuple[str, str]
@@ -36,7 +37,13 @@ class _VisibleConsole(Console):
 def console_on(stream: TextIO) -> Console:
     """A console on stdout or stderr. It writes no colours where that is no terminal, or where NO_COLOR is set."""
     plain = bool(os.environ.get("NO_COLOR"))
-    return _VisibleConsole(file=unguarded(stream), color_system=None if plain else "auto", highlight=False)
+    # A terminal without a size says 0, of which rich makes that there is room for nothing.
+    sizes = ("COLUMNS", "LINES")
+    there = {name: value for name, value in os.environ.items() if name not in sizes or _SIZE.fullmatch(value)}
+    shown = unguarded(stream)
+    return _VisibleConsole(
+        file=shown, color_system=None if plain else "auto", highlight=False, _environ=there
+    )
 
 
 def account() -> Console:

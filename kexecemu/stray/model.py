@@ -63,7 +63,7 @@ def model(
 
     def register(write: _Write) -> _Write:
         name = write.__name__.replace("_", "-")
-        summary = (write.__doc__ or "").strip().splitlines()[0]
+        summary = (write.__doc__ or "").strip().partition("\n")[0]  # none with python -OO
         length_of = length if callable(length) else _Constant(length)
         MODELS[name] = Model(name, summary, source, variants, width, length_of, write)
         return write

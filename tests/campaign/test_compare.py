@@ -152,5 +152,5 @@ def test_a_campaign_that_is_not_finished_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_not_compared_with_itself(tmp_path: Path) -> None:
     first = campaign(tmp_path / "first")
-    with pytest.raises(InputError, match="the same folder twice"):
+    with pytest.raises(InputError, match="the same campaign twice"):
         compare(first, tmp_path / "." / "first")

@@ -12,6 +12,7 @@ PAN do not exist: the CPU is a Cortex-A57.
 
 import ctypes
 import functools
+import mmap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ SCTLR_M = 1
 
 PHYS_END = 1 << 64
 _TRANSLATIONS = 256 << 20  # bytes for translated code: several times what a Linux that boots needs
+_BESIDES = 64 << 20  # and for what else the engine takes
+_RWX = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC  # as it maps them
 
 _emu_start = uclib.uc_emu_start
 _WHERE = (ctypes.c_int * 2)(uc64.UC_ARM64_REG_PC, uc64.UC_ARM64_REG_PSTATE)
@@ -65,9 +68,14 @@ class _ExceptionState(ctypes.Structure):
 
 
 def open_engine() -> UcAArch64:
-    """A bare engine of the kind that all CPUs are."""
+    """A bare engine of the kind that all CPUs are. Raises MachineError where there is no room for it."""
+    try:
+        mmap.mmap(-1, _TRANSLATIONS + _BESIDES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, _RWX).close()
+    except (OSError, ValueError) as error:
+        needed = (_TRANSLATIONS + _BESIDES) >> 20
+        raise MachineError(f"the host has no {needed} MiB of address space for an engine: {error}") from error
     uc = UcAArch64(const.UC_ARCH_ARM64, const.UC_MODE_ARM, cpu=uc64.UC_CPU_ARM64_A57)
-    # Of itself it asks for a GiB of address space, and ends the process where that is not to be had.
+    # Of itself it asks for a GiB of address space. Where it gets none it ends the process, which is why we ask before.
     uc.ctl_set_tcg_buffer_size(_TRANSLATIONS)
     # With no exit address at all, nothing is looked up once a run has ended. With one, Unicorn fetches from
     # it when a run ends, and where that does not translate, the exception overwrites the syndrome that we are

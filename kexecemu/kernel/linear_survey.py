@@ -83,13 +83,15 @@ def survey_linear_map(
     loaded: Sequence[Segment] | None = None,
     ptdump: bool = False,
     build: bool | None = None,
+    bbm: int = 0,
 ) -> LinearMapSurvey:
     """Work out the linear map of a board with this RAM (physical banks) under this command line.
 
     text is the physical range that gets the read-only alias (default: that of the kernel that ships, where a boot
     loader puts it). It is then taken for the whole kernel image: what lies behind it is not known. loaded segments
     are protected as after a load, which does not change the price. build says whether to build the tables or to
-    reckon; by default they are built up to BUILT_UP_TO bytes of RAM, and wherever loaded or ptdump needs them.
+    reckon; by default they are built up to BUILT_UP_TO bytes of RAM, and wherever loaded or ptdump needs them. bbm is
+    the CPUs' level of FEAT_BBM.
     Raises InputError for a machine that cannot boot, a text outside RAM, segments that a kernel would not take, a
     protection that this map cannot express, and a map that is too large to be built.
     """
@@ -105,7 +107,7 @@ def survey_linear_map(
     except MachineError as error:
         raise InputError(str(error)) from error
     try:
-        return _survey(ram, banks, config, cmdline, text, loaded, ptdump, build)
+        return _survey(ram, banks, config, cmdline, text, loaded, ptdump, build, bbm)
     finally:
         ram.close()
 
@@ -119,6 +121,7 @@ def _survey(
     loaded: Sequence[Segment] | None,
     ptdump: bool,
     build: bool,
+    bbm: int,
 ) -> LinearMapSurvey:
     dtb = Fdt(firmware.set_bootargs(virt_device_tree(banks, 1, virt.UART.start), cmdline))
     vmlinux = guest_vmlinux(config)
@@ -138,9 +141,8 @@ def _survey(
     # The root is static in the kernel image. Nothing of the image is in RAM here, so its first page of text will do.
     tables = PageTables(ram, fmt, layout.stext, lambda: alloc_table(memblock, page))
     counted = CountedTables(fmt, alloc_tables)
-    arch = setup_memory(
-        memblock, cmdline, config, space, layout, tables if build else counted, dtb, dynamic, said.append
-    )
+    target = tables if build else counted
+    arch = setup_memory(memblock, cmdline, config, space, layout, target, dtb, dynamic, said.append, bbm)
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only the reservation is of interest here.
     messages = tuple(line for line in said if "crashkernel" in line)
@@ -192,5 +194,5 @@ def _protect(
     except KexecError as error:
         raise InputError(f"these segments cannot have been loaded: {error.reason}") from error
     pages_before, entries_before = len(tables.tables), tables.entries_written
-    protect_crashkres(config.way, tables, space, image, crashk_res)
+    protect_crashkres(config, tables, space, image, crashk_res, splits=arch.plan.splits)
     return LoadPrice(len(tables.tables) - pages_before, tables.entries_written - entries_before)

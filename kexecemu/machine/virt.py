@@ -6,6 +6,7 @@ Addresses are physical, interrupts are numbered as the interrupt controller does
 
 from typing import Final
 
+from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["affinity", "virtio_slot"]
@@ -77,3 +78,10 @@ def virtio_slot(slot: int) -> PhysRange:
     if not 0 <= slot < VIRTIO_SLOTS:
         raise ValueError(f"the board has virtio slots 0 to {VIRTIO_SLOTS - 1}, not {slot}")
     return PhysRange.of(VIRTIO.start + slot * VIRTIO_SLOT_SIZE, VIRTIO_SLOT_SIZE)
+
+
+def check_bbm(bbm: int) -> int:
+    """A level of FEAT_BBM; InputError where there is no such."""
+    if not 0 <= bbm <= 3:
+        raise InputError(f"bbm: CPUs have FEAT_BBM of level 0 to 3, not {bbm}")
+    return bbm

@@ -58,6 +58,14 @@ class Setup:
         otherwise=2,
         schema={"enum": [2, 3]},
     )
+    bbm: int = _machine(
+        0,
+        "The CPUs' level of FEAT_BBM: kernels from 6.18 on split blocks live at 2 (CPUs of their list), from 7.3 on "
+        "also at 3; the board's Cortex-A57 has none.",
+        "0-3",
+        only="model",
+        schema={"minimum": 0, "maximum": 3},
+    )
     dtb: Path | None = _machine(
         None,
         "A device tree blob that describes another board.",

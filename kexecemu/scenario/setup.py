@@ -42,7 +42,7 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
 
 def _board(setup: Setup, dtb: bytes | None) -> Board:
     if dtb is None:
-        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.value("gic"))
+        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.value("gic"), bbm=setup.bbm)
     try:
         tree = Fdt(dtb)
         banks, affinities = memory_ranges(tree), cpu_affinities(tree)
@@ -57,7 +57,7 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         cpus = (len(affinities) or 1) if setup.cpus is None else setup.cpus
         real = setup.capture == "linux"
         gic = setup.gic if setup.gic is not None else gic_version(tree) if real else 2
-        return Board(banks, cpus, absent=real, gic=gic)
+        return Board(banks, cpus, absent=real, gic=gic, bbm=setup.bbm)
     except MachineError as error:
         raise InputError(f"device tree {setup.dtb}: {error}") from error
 

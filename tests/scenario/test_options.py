@@ -54,6 +54,7 @@ EXAMPLES: Mapping[str, Any] = {
     "ram": "512M",
     "cpus": 3,
     "gic": 3,
+    "bbm": 2,
     "dtb": "/there/board.dtb",
     "stuck_cpus": [1, 2],
     "era": "6.12",

@@ -39,6 +39,8 @@ class Rules:
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
     rodata_noalias             rodata=on is what full was, noalias what on was; the default is on
+    splits_live                levels of FEAT_BBM at which blocks of the linear map are split while it is in use
+    marks_invalid              what set_memory_valid() makes invalid has PTE_PRESENT_INVALID, which is the bit nG
     sysfs_kexec                /sys/kernel/kexec/ has what lies in /sys/kernel/kexec_* else, and crash_cma_ranges
     tells_uid                  dump_stack() says which user is running
     tells_preemption           dump_stack() says whether the kernel is preemptible
@@ -79,6 +81,8 @@ class Rules:
     reserves_before_memmap: bool = False
     reserves_cma: bool = False
     rodata_noalias: bool = False
+    splits_live: tuple[int, ...] = ()
+    marks_invalid: bool = False
     sysfs_kexec: bool = False
     tells_uid: bool = False
     tells_preemption: bool = False
@@ -152,6 +156,7 @@ CHANGES = (
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
     Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
+    Change((6, 18), "splits_live", (2,), "a166563e7ec3; level 2 by a list of CPUs"),
     Change((6, 18), "guest", "vmlinux-6.18", "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources"),
     Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
     Change(
@@ -166,6 +171,8 @@ CHANGES = (
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
+    Change((7, 3), "marks_invalid", True, "seen in 7.3.4, not in 6.12.117"),
+    Change((7, 3), "splits_live", (2, 3), "cpu_supports_bbml3(): or what ID_AA64MMFR2_EL1 says"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
 )
 """Every change that the model knows, in order of release."""

@@ -148,12 +148,13 @@ def setup_memory(
     tree: Fdt,
     dynamic: Sequence[ReservedMem],
     log: Print,
+    bbm: int = 0,
 ) -> ArchSetup:
     """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
 
     `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
     `memblock`, because that decides where a late reservation comes to lie. tree is the device tree as it is then,
-    dynamic what arm64_memblock_init() gave besides; log gets the kernel's messages.
+    dynamic what arm64_memblock_init() gave besides; log gets the kernel's messages. bbm is the CPUs' level of FEAT_BBM.
     """
 
     def reserve() -> CrashReservation:
@@ -164,7 +165,7 @@ def setup_memory(
     deferred = defer_reserve_crashkernel(config)
     reservation = CrashReservation() if deferred else reserve()
     text = text_alias(config, layout)
-    plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
+    plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res, bbm)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
     regions = save_reg_nodes(config.release, tree, dynamic, log)

@@ -57,6 +57,7 @@ def setup_arch(state: KernelState) -> None:
         Fdt(state.initial_boot_params),
         dynamic,
         state.log,
+        state.board.bbm,
     )
     mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)

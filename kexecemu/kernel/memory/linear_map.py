@@ -101,19 +101,28 @@ def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
     return any(ask(config, cmdline) for ask in asked)
 
 
-def force_pte_mapping(config: KernelConfig, cmdline: str) -> bool:
+def splits_live(config: KernelConfig, bbm: int) -> bool:
+    """system_supports_bbml3(): blocks may be split while the map is in use, on CPUs of this level of FEAT_BBM.
+
+    A kernel that knows what to do with level 2 does it on CPUs of a list, that raise no abort meanwhile: those of that
+    level here are taken for such. The protection bbml2 is for any kernel and any CPU.
+    """
+    return config.way is Protection.BBML2 or bbm in config.release.rules.splits_live
+
+
+def force_pte_mapping(config: KernelConfig, cmdline: str, bbm: int) -> bool:
     """Whether map_mem() must use base pages: can_set_direct_map(), but for a CPU that can split blocks live.
 
     That is what a166563e7ec3 made of it; debug_pagealloc changes pages where no lock may be taken to split.
     """
-    if config.way is Protection.BBML2:
+    if splits_live(config, bbm):
         return _debug_pagealloc_enabled(config, cmdline)
     return can_set_direct_map(config, cmdline)
 
 
-def pre_series_map(config: KernelConfig) -> bool:
+def pre_series_map(config: KernelConfig, bbm: int) -> bool:
     """map_mem() treats the crashkernel region specially: before 6.4, or for a protection that changes single pages."""
-    return config.way in (Protection.PTE, Protection.READONLY)
+    return config.way in (Protection.PTE, Protection.READONLY) and not splits_live(config, bbm)
 
 
 def defer_reserve_crashkernel(config: KernelConfig) -> bool:
@@ -135,25 +144,31 @@ class MapPiece:
 @shown()
 @dataclass(frozen=True)
 class LinearMapPlan:
-    """What map_mem() will map, in its order, and in one clause why."""
+    """What map_mem() will map, in its order, in one clause why, and whether blocks of it may be split later on."""
 
     pieces: tuple[MapPiece, ...]
     reason: str
+    splits: bool = False
 
 
 def plan_linear_map(
-    config: KernelConfig, cmdline: str, memblock: Memblock, text: PhysRange, crashk_res: PhysRange | None
+    config: KernelConfig,
+    cmdline: str,
+    memblock: Memblock,
+    text: PhysRange,
+    crashk_res: PhysRange | None,
+    bbm: int = 0,
 ) -> LinearMapPlan:
     """Decide the linear map's pieces as map_mem() does.
 
     text is the physical range that gets the read-only alias; crashk_res the crash region if it is reserved already
-    (it is not when the reservation is deferred).
+    (it is not when the reservation is deferred); bbm the CPUs' level of FEAT_BBM.
     """
-    pages_only = force_pte_mapping(config, cmdline)
+    pages_only, splits = force_pte_mapping(config, cmdline, bbm), splits_live(config, bbm)
     full = "rodata=on" if config.release.rules.rodata_noalias else "rodata=full"
     reason = f"{full}, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
     special = None
-    if pre_series_map(config) and parameter(cmdline, "crashkernel") is not None:
+    if pre_series_map(config, bbm) and parameter(cmdline, "crashkernel") is not None:
         if defer_reserve_crashkernel(config):
             pages_only = True
             reason = (
@@ -162,8 +177,12 @@ def plan_linear_map(
         elif crashk_res is not None:
             special = crashk_res
             reason = "blocks, and base pages for the crash region alone"
-    elif config.way is Protection.BBML2:
-        reason = "blocks that can be split live (FEAT_BBM level 2)" if not pages_only else reason
+    elif (
+        splits
+        and not pages_only
+        and (config.way is not Protection.NONE or can_set_direct_map(config, cmdline))
+    ):
+        reason = f"blocks that can be split live (FEAT_BBM level {bbm or 2})"
     memblock.mark_nomap(text)
     if special is not None:
         memblock.mark_nomap(special)
@@ -176,7 +195,7 @@ def plan_linear_map(
     if special is not None:
         pieces.append(MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))
         memblock.clear_nomap(special)
-    return LinearMapPlan(tuple(pieces), reason)
+    return LinearMapPlan(tuple(pieces), reason, splits)
 
 
 class MapTarget(Protocol):

@@ -15,6 +15,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import Vmlinux, guest_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.setup_memory import (
+    IMAGE_MARKS,
     TOO_SMALL,
     ArchSetup,
     TextLayout,
@@ -29,6 +30,7 @@ from kexecemu.kernel.image.protection import protect_crashkres
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.memory.crashkernel import CrashReservation
 from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
+from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.kernel.memory.paging import granule_of
 from kexecemu.kernel.memory.ptdump import ptdump_linear_map
 from kexecemu.machine import virt
@@ -143,6 +145,8 @@ def _survey(
     counted = CountedTables(fmt, alloc_tables)
     target = tables if build else counted
     arch = setup_memory(memblock, cmdline, config, space, layout, target, dtb, dynamic, said.append, bbm)
+    if build:
+        mark_linear_data_alias(tables, space, config, cmdline, arch.plan)
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only the reservation is of interest here.
     messages = tuple(line for line in said if "crashkernel" in line)
@@ -168,8 +172,7 @@ def _layout(vmlinux: Vmlinux, ram: Ram, dtb: Fdt, text: PhysRange | None) -> tup
         return TextLayout(text.start, text.start, text.end, text.end), places.dtb_phys
     places = firmware.choose_places(ram, vmlinux.size, dtb)
     offset = places.kernel_phys - vmlinux.virt("_text")
-    names = ("_text", "_stext", "__init_begin", "_end")
-    return TextLayout(*(vmlinux.virt(name) + offset for name in names)), places.dtb_phys
+    return TextLayout(*(vmlinux.virt(name) + offset for name in IMAGE_MARKS)), places.dtb_phys
 
 
 def _protect(

@@ -46,6 +46,8 @@ class Rules:
     tells_preemption           dump_stack() says whether the kernel is preemptible
     marks_trace                the first line of a call trace says how it was come by
     idmap_tables               pages that create_idmap() takes from memblock
+    data_alias                 what the linear map's alias of the kernel's data and bss is once it is up: writable,
+                               read-only or invalid; not writable, image and alias are mapped first, as all else is
     of_property_size           sizeof(struct property), in bytes
     reserved_mem_size          sizeof(struct reserved_mem); 0: the array is in the image
     numa_distances             the table of distances between nodes is there from the start
@@ -88,6 +90,7 @@ class Rules:
     tells_preemption: bool = False
     marks_trace: bool = False
     idmap_tables: int = 4
+    data_alias: str = "writable"
     of_property_size: int = 96
     reserved_mem_size: int = 0
     numa_distances: bool = True
@@ -170,6 +173,8 @@ CHANGES = (
     Change((7, 0), "pglist_data_size", 14400, "7.3.4's BTF"),
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
+    Change((7, 2), "data_alias", "read-only", "seen in 7.2.13"),
+    Change((7, 3), "data_alias", "invalid", "mark_linear_data_alias_valid(); seen in 7.3.4"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
     Change((7, 3), "marks_invalid", True, "seen in 7.3.4, not in 6.12.117"),
     Change((7, 3), "splits_live", (2, 3), "cpu_supports_bbml3(): or what ID_AA64MMFR2_EL1 says"),
@@ -205,7 +210,8 @@ class Era(enum.Enum):
     V6_12 = ("6.12", "with KEXEC_FILE_DEBUG, and IMA's list as its stable releases have it")
     V6_18 = ("6.18", "crashkernel=X,cma is skipped, flags to 0x3f")
     V7_0 = ("7.0", "crash memory is reserved before the memory map, and so lies higher")
-    V7_3 = ("7.3", "crashkernel=X,cma is reserved (c12c63d05dfe)")
+    V7_2 = ("7.2", "the linear map's alias of the kernel's data is read-only")
+    V7_3 = ("7.3", "crashkernel=X,cma is reserved (c12c63d05dfe); the alias of the kernel's data is invalid")
 
     meaning: str
 

@@ -10,11 +10,12 @@ from kexecemu.errors import BusError, InputError, MachineError
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.config import KernelConfig, Protection
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.machine.memory.descriptors import AP_RO, DBM, NG, VALID
+from kexecemu.kernel.memory.pageattr import invalid_bits, update_range_prot
+from kexecemu.machine.memory.descriptors import AP_RO, DBM
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange, subtract
 
-__all__ = ["invalid_bits", "protect_crashkres", "protected_areas", "unprotect_crashkres", "update_range_prot"]
+__all__ = ["protect_crashkres", "protected_areas", "unprotect_crashkres"]
 
 
 def _areas(way: Protection, image: Kimage, crashk_res: PhysRange) -> list[PhysRange]:
@@ -24,30 +25,11 @@ def _areas(way: Protection, image: Kimage, crashk_res: PhysRange) -> list[PhysRa
     return [segment.area for segment in image.segments]
 
 
-def update_range_prot(
-    tables: PageTables, space: AddressSpace, area: PhysRange, set_bits: int, clear_bits: int, *, splits: bool
-) -> None:
-    """update_range_prot(): change the linear map of a physical area; blocks that are split live are where it ends.
-
-    Raises MachineError where it cannot be changed; the caller must invalidate the TLB afterwards.
-    """
-    virt = space.linear_virt(area.start)
-    if splits:
-        tables.split(virt)
-        tables.split(virt + area.size)
-    tables.update(virt, area.size, set_bits, clear_bits, blocks=splits)
-
-
 def _bits(config: KernelConfig) -> tuple[int, int]:
     """What is set, and what is cleared, in a leaf that is protected: set_memory_valid(), or set_memory_ro()."""
     if config.way is Protection.READONLY:
         return AP_RO, DBM
     return invalid_bits(config)
-
-
-def invalid_bits(config: KernelConfig) -> tuple[int, int]:
-    """What set_memory_valid(..., 0) sets in a leaf, and what it clears."""
-    return NG if config.release.rules.marks_invalid else 0, VALID
 
 
 def protect_crashkres(

@@ -45,6 +45,7 @@ class Rules:
     tells_uid                  dump_stack() says which user is running
     tells_preemption           dump_stack() says whether the kernel is preemptible
     marks_trace                the first line of a call trace says how it was come by
+    panic_force_cpu            panic_force_cpu= is known
     idmap_tables               pages that create_idmap() takes from memblock
     data_alias                 what the linear map's alias of the kernel's data and bss is once it is up: writable,
                                read-only or invalid; not writable, image and alias are mapped first, as all else is
@@ -89,6 +90,7 @@ class Rules:
     tells_uid: bool = False
     tells_preemption: bool = False
     marks_trace: bool = False
+    panic_force_cpu: bool = False
     idmap_tables: int = 4
     data_alias: str = "writable"
     of_property_size: int = 96
@@ -168,6 +170,7 @@ CHANGES = (
         True,
         "nodes, zones and memory map initialized in one place",
     ),
+    Change((7, 0), "panic_force_cpu", True, "d815a1fe40ca"),
     Change((7, 0), "guest", "vmlinux-7.3", "page.compound_info, printk_info.comm; 7.3.4's BTF"),
     Change((7, 0), "of_property_size", 112, "7.3.4's BTF"),
     Change((7, 0), "pglist_data_size", 14400, "7.3.4's BTF"),

@@ -7,7 +7,7 @@ guest memory, and into state.arch what a kernel computes once.
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
+from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, panic_force_cpu, parameter
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.setup_memory import (
     IMAGE_MARKS,
@@ -22,7 +22,10 @@ from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmc
 from kexecemu.kernel.memory.linear_map import rodata_messages
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 
-__all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
+__all__ = ["NR_CPUS", "kernel_init_freeable", "publish_resources", "setup_arch"]
+
+NR_CPUS = 64
+"""The guest kernel's, and nr_cpu_ids while early parameters are read."""
 
 
 def setup_arch(state: KernelState) -> None:
@@ -37,6 +40,10 @@ def setup_arch(state: KernelState) -> None:
     state.log(f"Machine model: {state.machine_model}")
     for words in rodata_messages(state.config, bootargs):
         state.log(words)
+    if state.config.release.rules.panic_force_cpu:
+        state.panic_force_cpu, said = panic_force_cpu(bootargs, NR_CPUS)
+        for words in said:
+            state.log(words)
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))

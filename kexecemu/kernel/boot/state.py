@@ -24,6 +24,7 @@ from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -94,6 +95,8 @@ class KernelState:
         self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
         self.console_phys = firmware.console_phys(tree)
         """Physical address of the console's PL011 (0: none)."""
+        self.panic_force_cpu: int | None = None
+        """The CPU that panic_force_cpu= names, in an era that has it."""
         self._arch: ArchSetup | None = None
 
     @property
@@ -142,6 +145,19 @@ class KernelState:
         """The device tree that this kernel was booted with, as it is in memory now."""
         size = struct.unpack(">I", self.ram.read(self.dtb_phys + 4, 4))[0]
         return self.ram.read(self.dtb_phys, size)
+
+    @property
+    def redirected_from(self) -> int | None:
+        """panic_redirect_cpu: the CPU that has handed its panic over to another one, and stands still."""
+        if self.panic_force_cpu is None:
+            return None
+        return next((int(one.facts["cpu"] or 0) for one in self.board.timeline.of("panic_redirect")), None)
+
+    @property
+    def crashing_cpu(self) -> SystemCpu:
+        """The CPU that goes through the crash, and leaves this kernel: the boot CPU, or to whom it was handed over."""
+        index = None if self.redirected_from is None else self.panic_force_cpu
+        return self.board.cpus[index or 0]
 
     @property
     def now_ns(self) -> int:

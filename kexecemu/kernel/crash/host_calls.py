@@ -14,9 +14,11 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall_time
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
 from kexecemu.kernel.crash import oops
+from kexecemu.kernel.crash.redirect import panic_dump_stack, panic_try_force_cpu
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 
 __all__ = ["host_functions"]
 
@@ -43,16 +45,6 @@ def printk(state: KernelState, cpu: Cpu) -> None:
         return f"{value:x}" if match.group() == "%lx" else str((value + (1 << 31)) % (1 << 32) - (1 << 31))
 
     state.log(_FORMAT.sub(expand, state.guest.string(cpu.x(0))).rstrip("\n"))
-
-
-def dump_stack(state: KernelState, cpu: Cpu) -> None:
-    """dump_stack(): who is running, on what machine, and how it came here."""
-    rules = state.config.release.rules
-    state.log(oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index))
-    state.log(f"Hardware name: {state.machine_model} (DT)")
-    # x30 still is the return address of the call to dump_stack() itself.
-    for line in oops.call_trace(state.guest, rules, cpu.x(30), cpu.x(29), fault=False):
-        state.log(line)
 
 
 def crash_save_vmcoreinfo(state: KernelState, cpu: Cpu) -> None:
@@ -109,9 +101,15 @@ def _wait(state: KernelState, seconds: int, kind: str, words: str) -> None:
     state.board.idle += seconds * INSTRUCTIONS_PER_SECOND
 
 
+def _others(state: KernelState, cpu: Cpu) -> list[SystemCpu]:
+    """The other CPUs that are online."""
+    gone = (cpu.index, state.redirected_from)
+    return [other for other in state.board.cpus if other.powered and other.index not in gone]
+
+
 def _stop_others(state: KernelState, run: Run, cpu: Cpu) -> None:
     lost = {state.guest.vmlinux.virt("panic"), state.guest.phys("cpu_soft_restart")}
-    others = [other for other in state.board.cpus if other is not cpu and other.powered]
+    others = _others(state, cpu)
     state.guest.write_u32("waiting_for_crash_ipi", len(others))
     if not others:
         return
@@ -138,7 +136,7 @@ def _cpu_list(cpus: list[int]) -> str:
 
 def smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
     """smp_send_stop(): an IPI to every other CPU that is up; each goes off."""
-    others = [other for other in state.board.cpus if other is not cpu and other.powered]
+    others = _others(state, cpu)
     state.guest.write_u32("waiting_for_stop_ipi", len(others))
     for other in others:
         if other.deliver_irq():
@@ -177,12 +175,12 @@ def wait_for_cpu(state: KernelState, run: Run, cpu: Cpu) -> None:
             run(other)
 
 
-_HOST_CALLS: dict[str, Callable[[KernelState, Cpu], None]] = {
+_HOST_CALLS: dict[str, Callable[[KernelState, Cpu], object]] = {
     "__create_page_tables": lambda state, cpu: state.early.create(),
     "setup_arch": lambda state, cpu: start_kernel.setup_arch(state),
     "kernel_init_freeable": lambda state, cpu: start_kernel.kernel_init_freeable(state),
     "_printk": printk,
-    "dump_stack": dump_stack,
+    "dump_stack": panic_dump_stack,
     "crash_save_vmcoreinfo": crash_save_vmcoreinfo,
     "crash_save_cpu": crash_save_cpu,
     "machine_kexec_mask_interrupts": lambda state, cpu: None,  # no interrupt controller to mask
@@ -190,20 +188,24 @@ _HOST_CALLS: dict[str, Callable[[KernelState, Cpu], None]] = {
     "report_die": report_die,
 }
 # Those in which other CPUs run.
-_RUNNING_CALLS: dict[str, Callable[[KernelState, Run, Cpu], None]] = {
+_RUNNING_CALLS: dict[str, Callable[[KernelState, Run, Cpu], Cpu | None]] = {
     "wait_for_cpu_running": wait_for_cpu,
     "crash_smp_send_stop": crash_smp_send_stop,
     "smp_send_stop": smp_send_stop,
 }
+HostFunction = Callable[[Cpu], object]
+"""Does the work of a function that a CPU is about to enter; what it gives is the CPU that then goes on in its place."""
 
 
-def host_functions(state: KernelState, run: Run) -> dict[int, Callable[[Cpu], None]]:
+def host_functions(state: KernelState, run: Run) -> dict[int, HostFunction]:
     """What the model does where a CPU is about to enter a function: by virtual address, and one by its physical."""
-    host: dict[int, Callable[[Cpu], None]] = {}
+    host: dict[int, HostFunction] = {}
     for name, function in _HOST_CALLS.items():
         host[state.guest.vmlinux.virt(name)] = partial(function, state)
     for name, running in _RUNNING_CALLS.items():
         host[state.guest.vmlinux.virt(name)] = partial(running, state, run)
+    if state.config.release.rules.panic_force_cpu:
+        host[state.guest.vmlinux.virt("panic")] = partial(panic_try_force_cpu, state, run)
     # Called before the MMU is on, at its physical address.
     early = "__create_page_tables"
     host[state.guest.phys(early)] = host[state.guest.vmlinux.virt(early)]

@@ -44,7 +44,7 @@ def store(
         return _store_late(state, state.space.linear_virt(phys), data, width)
     if not alive and not execution.in_panic:
         raise InputError(f"no store by {by}: the boot CPU does not run the first kernel any more")
-    cpu, write = state.board.boot_cpu, execution.stray_write if alive else execution.store_in_panic
+    cpu, write = state.crashing_cpu, execution.stray_write if alive else execution.store_in_panic
     seen = len(cpu.exceptions)
     if by == "cpu":
         write(state.space.linear_virt(phys), data, width)
@@ -99,6 +99,8 @@ def late_cpu(state: KernelState) -> Cpu:
     if len(state.board.cpus) < 2:
         raise InputError("no store by late-cpu: it is a second one, and this machine has one CPU")
     cpu = state.board.cpus[LATE_CPU]
+    if cpu is state.crashing_cpu:
+        raise InputError("no store by late-cpu: cpu1 is the one that crashes")
     swapper = state.guest.phys("swapper_pg_dir")
     if not cpu.instructions or cpu.sysreg("TTBR1_EL1") & _TTBR_ADDRESS != swapper:
         raise InputError("no store by late-cpu: cpu1 does not run the first kernel")

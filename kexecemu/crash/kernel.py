@@ -20,7 +20,7 @@ from kexecemu.crash.running import capture_stage, run_purgatory
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel import model
-from kexecemu.kernel.crash.stray_store import LATE_CPU
+from kexecemu.kernel.crash.stray_store import late_cpu_number
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -68,8 +68,8 @@ class Kernel(model.KernelModel):
         return resolve(self, fault)
 
     def storing(self, by: By) -> int:
-        """Target.storing(): the boot CPU, or the one that crashes in its place, and for a late one the second."""
-        return LATE_CPU if by is By.LATE_CPU else self.crashing_cpu.index
+        """Target.storing(): the CPU that crashes, and for a late one that which does not stop."""
+        return late_cpu_number(self) if by is By.LATE_CPU else self.crashing_cpu.index
 
     def inject(self, fault: Fault) -> Injection | None:
         """Make a fault happen: now, or at its moment where that is later than the load (then None)."""

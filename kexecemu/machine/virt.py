@@ -4,6 +4,7 @@ This is the only table: the board's devices, its device tree and what is handed 
 Addresses are physical, interrupts are numbered as the interrupt controller does: PPIs from 16, SPIs from 32 on.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from kexecemu.errors import InputError
@@ -85,3 +86,12 @@ def check_bbm(bbm: int) -> int:
     if not 0 <= bbm <= 3:
         raise InputError(f"bbm: CPUs have FEAT_BBM of level 0 to 3, not {bbm}")
     return bbm
+
+
+def check_stuck(stuck: Iterable[int], cpus: int) -> frozenset[int]:
+    """CPUs that are stuck, of so many; InputError for one that there is not."""
+    found = frozenset(stuck)
+    wrong = sorted(index for index in found if not 0 <= index < cpus)
+    if wrong:
+        raise InputError(f"stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
+    return found

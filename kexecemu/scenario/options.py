@@ -75,9 +75,8 @@ class Setup:
     )
     stuck_cpus: tuple[int, ...] = _machine(
         (),
-        "CPUs that a real Linux cannot stop: they hear no interrupt once it crashes.",
+        "CPUs that cannot be stopped: they hear no interrupt once the first kernel crashes.",
         "N,...",
-        only="linux",
     )
     era: str = _kernel(
         "6.4",
@@ -237,8 +236,6 @@ def check_first(given: Mapping[str, Any]) -> None:
     real = given.get("linux") is not None
     for name, value in given.items():
         option = OPTIONS[name]
-        if option.only == "linux" and not real and value:
-            raise InputError(f"{option.key} needs a real first kernel (kernel.linux)")
         if not real:
             continue
         if option.only == "model":

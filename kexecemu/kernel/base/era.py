@@ -46,6 +46,8 @@ class Rules:
     tells_preemption           dump_stack() says whether the kernel is preemptible
     marks_trace                the first line of a call trace says how it was come by
     panic_force_cpu            panic_force_cpu= is known
+    stop_retries               CPUs that do not hear the stop IPI get a pseudo-NMI, and those alone that then are up are
+                               told of as failed, not all that were asked
     idmap_tables               pages that create_idmap() takes from memblock
     data_alias                 what the linear map's alias of the kernel's data and bss is once it is up: writable,
                                read-only or invalid; not writable, image and alias are mapped first, as all else is
@@ -91,6 +93,7 @@ class Rules:
     tells_preemption: bool = False
     marks_trace: bool = False
     panic_force_cpu: bool = False
+    stop_retries: bool = False
     idmap_tables: int = 4
     data_alias: str = "writable"
     of_property_size: int = 96
@@ -153,6 +156,7 @@ CHANGES = (
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
+    Change((6, 12), "stop_retries", True, "seen in 6.12.117, not in 6.1.192"),
     Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
     Change((6, 13), "marks_trace", True, "seen in 7.3.4, not in 6.12.117"),
     Change((6, 15), "tells_preemption", True, "preempt_model_str(): seen in 7.3.4, not in 6.12.117"),

@@ -24,6 +24,7 @@ from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
@@ -161,8 +162,8 @@ class KernelState:
 
     @property
     def now_ns(self) -> int:
-        """Virtual time since power on: one nanosecond an instruction, and what nobody ran through."""
-        return self.board.time
+        """Virtual time since power on: one nanosecond an instruction, and the time that nobody ran through."""
+        return self.board.instructions + self.board.idle * 10**9 // INSTRUCTIONS_PER_SECOND
 
     def log(self, text: str) -> None:
         """printk(): into the ring in guest memory and to the console."""

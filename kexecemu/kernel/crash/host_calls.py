@@ -15,18 +15,15 @@ from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
 from kexecemu.kernel.crash import oops
 from kexecemu.kernel.crash.redirect import panic_dump_stack, panic_try_force_cpu
-from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
+from kexecemu.kernel.crash.smp import crash_smp_send_stop, smp_send_stop, warn_of_stale_cpus
 from kexecemu.machine.cpu.cpu import Cpu
-from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
-from kexecemu.machine.cpu.system_cpu import SystemCpu
+from kexecemu.machine.cpu.stop import CpuStop
 
 __all__ = ["host_functions"]
 
 Run = Callable[..., CpuStop]
 """Lets a CPU of the kernel run until something other than a host function stops it: Execution.run()."""
 
-_CMA_DMA_TIMEOUT = 10  # CMA_DMA_TIMEOUT_SEC
-_STOP_LIMIT = 1_000_000  # instructions; stopping takes hundreds, so a CPU that is still up then is lost
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
 
 
@@ -77,77 +74,6 @@ def crash_save_cpu(state: KernelState, cpu: Cpu) -> None:
     state.say("crash_save_cpu", words, cpu=cpu.x(1), pc_virt=regs.pc, note_phys=phys)
 
 
-def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
-    """crash_smp_send_stop(): an IPI to every other CPU that is up; each saves its registers and goes off.
-
-    Once only, as in the kernel: a CPU whose own crash path comes here while it is being stopped changes nothing. A CPU
-    that dies on the way stands in panic() for ever, since another one is in there already (panic_smp_self_stop()).
-    """
-    if state.guest.read_u32("cpus_stopped"):
-        return
-    state.guest.write_u32("cpus_stopped", 1)
-    _stop_others(state, run, cpu)
-    if state.crashk_cma_ranges:
-        seconds = _CMA_DMA_TIMEOUT
-        words = (
-            f"{seconds} s for DMA into CMA memory that is still under way: the capture kernel will live there"
-        )
-        _wait(state, seconds, "crash_cma_clear_pending_dma", words)
-
-
-def _wait(state: KernelState, seconds: int, kind: str, words: str) -> None:
-    """mdelay(): time that passes, though nobody runs through it here."""
-    state.say(kind, words, seconds=seconds)
-    state.board.idle += seconds * INSTRUCTIONS_PER_SECOND
-
-
-def _others(state: KernelState, cpu: Cpu) -> list[SystemCpu]:
-    """The other CPUs that are online."""
-    gone = (cpu.index, state.redirected_from)
-    return [other for other in state.board.cpus if other.powered and other.index not in gone]
-
-
-def _stop_others(state: KernelState, run: Run, cpu: Cpu) -> None:
-    lost = {state.guest.vmlinux.virt("panic"), state.guest.phys("cpu_soft_restart")}
-    others = _others(state, cpu)
-    state.guest.write_u32("waiting_for_crash_ipi", len(others))
-    if not others:
-        return
-    state.log("SMP: stopping secondary CPUs")
-    for other in others:
-        if other.deliver_irq():
-            _run_off(state, other, run(other, lost, _STOP_LIMIT))
-    late = [other.index for other in others if other.powered]
-    if late:
-        _wait(state, 1, "crash_smp_send_stop", "a second, in which CPUs that were told to stop do not")
-        state.log(f"SMP: failed to stop secondary CPUs {_cpu_list(late)}")
-
-
-def _cpu_list(cpus: list[int]) -> str:
-    """%*pbl: 0,2-4."""
-    runs: list[list[int]] = []
-    for cpu in cpus:
-        if runs and cpu == runs[-1][-1] + 1:
-            runs[-1].append(cpu)
-        else:
-            runs.append([cpu])
-    return ",".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else f"{one[0]}" for one in runs)
-
-
-def smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
-    """smp_send_stop(): an IPI to every other CPU that is up; each goes off."""
-    others = _others(state, cpu)
-    state.guest.write_u32("waiting_for_stop_ipi", len(others))
-    for other in others:
-        if other.deliver_irq():
-            _run_off(state, other, run(other, limit=_STOP_LIMIT))
-
-
-def _run_off(state: KernelState, cpu: Cpu, stop: CpuStop) -> None:
-    if stop.kind is CpuStopKind.POWER:
-        state.say("cpu_off", f"cpu{cpu.index} is off", cpu=cpu.index)
-
-
 def report_kernel_fault(state: KernelState, cpu: Cpu) -> None:
     """report_kernel_fault(addr, esr, regs): "Unable to handle kernel ..." and what the tables say."""
     for line in oops.fault_report(state.guest, state.tables, cpu.x(0), cpu.x(1)):
@@ -183,6 +109,7 @@ _HOST_CALLS: dict[str, Callable[[KernelState, Cpu], object]] = {
     "dump_stack": panic_dump_stack,
     "crash_save_vmcoreinfo": crash_save_vmcoreinfo,
     "crash_save_cpu": crash_save_cpu,
+    "machine_kexec": warn_of_stale_cpus,
     "machine_kexec_mask_interrupts": lambda state, cpu: None,  # no interrupt controller to mask
     "report_kernel_fault": report_kernel_fault,
     "report_die": report_die,

@@ -18,7 +18,8 @@ def panic_try_force_cpu(state: KernelState, run: Callable[..., CpuStop], cpu: Cp
 
     The message is at the address in x0. By the IPI of smp_call_function_single_async() the other CPU, which is idle
     here, comes to panic() itself; the one that called takes itself off the online mask and stands still with its
-    interrupts masked (panic_smp_self_stop()): nobody waits for it, and its registers are in no note.
+    interrupts masked (panic_smp_self_stop()): nobody waits for it, and its registers are in no note. Where the other
+    CPU does not hear the IPI, that is the end.
     """
     target, layout = state.panic_force_cpu, state.guest.vmlinux
     if target is None or target == cpu.index:
@@ -35,18 +36,18 @@ def panic_try_force_cpu(state: KernelState, run: Callable[..., CpuStop], cpu: Cp
     ):  # TAINT_DIE: an oops has said it all
         dump_stack(state, cpu)
     other = state.board.cpus[target]
-    if not other.deliver_irq() or run(other, {layout.virt("do_handle_IPI")}, _LIMIT).kind is not (
-        CpuStopKind.BREAKPOINT
-    ):
-        return None
     words = f"cpu{cpu.index} hands the panic over to cpu{target}, and stands still"
     state.say("panic_redirect", words, cpu=cpu.index, to=target)
-    other.set_x(0, cpu.x(0))
-    other.pc = layout.virt("panic")
+    message = cpu.x(0)
     for name in ("__cpu_online_mask", "__cpu_active_mask"):
         state.guest.write(name, state.guest.read(name) & ~(1 << cpu.index))
     cpu.pc, cpu.pstate = layout.virt("cpu_park_loop"), cpu.pstate | Pstate.DAIF
     run(cpu, limit=_LIMIT)
+    taken = target not in state.board.stuck_cpus and other.deliver_irq()
+    if not taken or run(other, {layout.virt("do_handle_IPI")}, _LIMIT).kind is not CpuStopKind.BREAKPOINT:
+        return None
+    other.set_x(0, message)
+    other.pc = layout.virt("panic")
     return other
 
 

@@ -65,6 +65,54 @@ def test_a_cpu_that_is_stuck_costs_a_second_and_is_named(era: str, stuck: tuple[
             assert max(gaps) == pytest.approx(1, abs=0.01)
 
 
+# Debian's 6.1 and 7.3.4 in this emulator, machine.cpus = 4 and stuck_cpus = [1, 3]; CPU 1 and CPU 2 crashed. What is
+# left out of the warning are the line of the source, modules and registers, and frames that this kernel has not.
+REAL = {
+    "6.1": (
+        (1, 3),
+        "SMP: failed to stop secondary CPUs 0,2-3",
+        "CPU: 1 PID: 1 Comm: init Kdump: loaded Not tainted 6.1.0-56-cloud-arm64",
+    ),
+    "7.3": (
+        (1, 3),
+        "SMP: failed to stop secondary CPUs 1,3",
+        "CPU: 2 UID: 0 PID: 1 Comm: init Kdump: loaded Not tainted 7.3.4+deb13-cloud-arm64",
+    ),
+}
+
+
+def numbers(line: str) -> set[int]:
+    """The CPUs of a list like 0,2-3 at the end of a line."""
+    ends = [part.split("-") for part in line.rpartition(" ")[2].split(",")]
+    return {one for part in ends for one in range(int(part[0]), int(part[-1]) + 1)}
+
+
+@pytest.mark.parametrize("era", REAL)
+def test_the_lines_are_in_the_order_of_a_real_kernel(era: str) -> None:
+    stuck, failed, task = REAL[era]
+    crashed = int(task[5])
+    change = {crashed: 0, 0: crashed}  # here it is CPU 0 that crashes: the two change places
+    with crashing(era, tuple(change.get(one, one) for one in stuck)) as kernel:
+        kernel.panic()
+        words = [line for _, line in said(kernel)]
+        at = words.index("SMP: stopping secondary CPUs")
+        assert words[at + 1].startswith("SMP: failed to stop secondary CPUs ")
+        assert numbers(words[at + 1]) == {change.get(one, one) for one in numbers(failed)}
+        uid, model = (" UID: 0", " PREEMPT") if " UID: 0" in task else ("", "")
+        assert [line for line in words[at + 2 :] if line[:1] != " "] == [
+            "Starting crashdump kernel...",
+            "------------[ cut here ]------------",
+            STALE,
+            f"CPU: 0{uid} PID: 57 Comm: bash Kdump: loaded Not tainted {era}.0-kexecemu #1{model}",
+            "Hardware name: linux,dummy-virt (DT)",
+            "Call trace:",
+            "---[ end trace 0000000000000000 ]---",
+            "Bye!",
+        ]
+        frames = [line.split("+")[0].strip() for line in words[at:] if line[:1] == " "]
+        assert frames[:4] == ["machine_kexec", "__crash_kexec", "panic", "sysrq_handle_crash"]
+
+
 NMI = "irqchip.gicv3_pseudo_nmi=1"
 
 

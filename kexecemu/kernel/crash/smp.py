@@ -117,7 +117,9 @@ def warn_of_stale_cpus(state: KernelState, cpu: Cpu) -> None:
     state.log("Some CPUs may be stale, kdump will be unreliable.")
     state.log(oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index))
     state.log(f"Hardware name: {state.machine_model} (DT)")
-    for line in oops.call_trace(state.guest, rules, cpu.pc, cpu.x(29), fault=True):
+    head, first, *frames = oops.call_trace(state.guest, rules, cpu.pc, cpu.x(29), fault=True)
+    caller = f" {state.guest.vmlinux.describe(cpu.x(30), backtrace=True)}"  # it has made no frame yet
+    for line in (head, first, caller, *frames):
         state.log(line)
     state.log("---[ end trace 0000000000000000 ]---")
 

@@ -260,3 +260,23 @@ def test_what_is_no_number_is_told_at_boot() -> None:
         assert at < lines.index("Kernel command line: panic_force_cpu=1x")
     with boot("6.18", "panic_force_cpu=1x", ram="256M") as kernel:
         assert "invalid value" not in kernel.board.uart.text
+
+
+@pytest.mark.parametrize("target", [1, 2, 3])
+def test_an_oops_in_the_panic_is_handed_to_nobody(target: int) -> None:
+    """The CPU that was named has been stopped by then, or is the very one: a store that faults in it is the end."""
+    with crashing(f"panic_force_cpu={target} oops=panic", protection="pte") as kernel:
+        kernel.stray_write_virt(0xFFFF_0000_0000_0000 + (1 << 46), b"x")  # crash_kexec(), on the boot CPU
+        kernel.inject(Fault("initrd", b"\xa5", when=When.DURING_PANIC))
+        assert kernel.panic().capture is None
+        assert not kernel.board.timeline.of("panic_redirect")
+        said = f"panic: target CPU {target} is offline, continuing on CPU 0"
+        assert kernel.board.uart.text.count(said) == 1
+
+
+def test_a_store_that_faults_on_the_cpu_that_goes_on_is_the_end() -> None:
+    with crashing("panic_force_cpu=1 oops=panic", cpus=2, protection="pte") as kernel:
+        kernel.inject(Fault("initrd", b"\xa5", when=When.DURING_PANIC))
+        assert kernel.panic().capture is None
+        assert [one.cpu for one in kernel.injections] == [1]
+        assert len(kernel.board.timeline.of("panic_redirect")) == 1

@@ -10,6 +10,7 @@ from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 
 __all__ = ["panic_dump_stack", "panic_try_force_cpu"]
 
+_PANIC_CPU_INVALID = 0xFFFF_FFFF
 _LIMIT = 1_000_000  # instructions; taking the IPI, and standing still, takes hundreds
 
 
@@ -24,16 +25,14 @@ def panic_try_force_cpu(state: KernelState, run: Callable[..., CpuStop], cpu: Cp
     target, layout = state.panic_force_cpu, state.guest.vmlinux
     if target is None or target == cpu.index:
         return None
-    online = state.guest.read("__cpu_online_mask")
-    if not online >> target & 1 or target >= len(state.board.cpus):
+    if not _online(state, target):
         state.log(f"panic: target CPU {target} is offline, continuing on CPU {cpu.index}")
         return None
-    if state.redirected_from is not None:
-        return None  # it is in panic() already: __crash_kexec() finds the lock taken
+    if state.guest.read_u32("panic_cpu") != _PANIC_CPU_INVALID:
+        return None  # it is in a crash already, and goes on with that
     state.log(f"panic: Redirecting from CPU {cpu.index} to CPU {target} for crash kernel.")
-    if not layout.describe(cpu.x(30), backtrace=True).startswith(
-        "die+"
-    ):  # TAINT_DIE: an oops has said it all
+    caller = layout.describe(cpu.x(30), backtrace=True)
+    if not caller.startswith("die+"):  # TAINT_DIE: an oops has said it all
         dump_stack(state, cpu)
     other = state.board.cpus[target]
     words = f"cpu{cpu.index} hands the panic over to cpu{target}, and stands still"
@@ -49,6 +48,12 @@ def panic_try_force_cpu(state: KernelState, run: Callable[..., CpuStop], cpu: Cp
     other.set_x(0, message)
     other.pc = layout.virt("panic")
     return other
+
+
+def _online(state: KernelState, cpu: int) -> bool:
+    """cpu_online(); one that was stopped is not."""
+    cpus = state.board.cpus
+    return cpu < len(cpus) and cpus[cpu].powered and bool(state.guest.read("__cpu_online_mask") >> cpu & 1)
 
 
 def dump_stack(state: KernelState, cpu: Cpu) -> None:

@@ -167,6 +167,8 @@ def _object(
         "page_size": asked.config.page_size,
         "ram": bank.size,
         "text": _range(asked.text),
+        "data": _range(asked.data),
+        "data_alias": None if asked.data is None else _alias(asked),
         "crashkernel": _range(asked.reservation.crashk_res),
         "crashkernel_low": _range(asked.reservation.crashk_low_res),
         "messages": list(asked.messages),
@@ -188,6 +190,7 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
         "",
         f"how built     {asked.reason}",
         f"kernel text   {asked.text}, read-only alias",
+        *([f"kernel data   {asked.data}, {_alias(asked)} alias"] if asked.data is not None else []),
         f"crashkernel   {_area(reservation.crashk_res)}",
     ]
     if reservation.crashk_low_res is not None:
@@ -201,6 +204,14 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
     columns = {"this kernel": asked.price, f"before ({_BEFORE})": before, f"after ({_AFTER})": after}
     lines += ["", *_table(columns), "", _saving(sides), _METHODS[asked.method]]
     return lines_text(lines)
+
+
+def _alias(asked: LinearMapSurvey) -> str:
+    """What the linear map's alias of the kernel's data is."""
+    from kexecemu.kernel.memory.linear_map import rodata_enabled
+
+    rules = asked.config.release.rules
+    return rules.data_alias if rodata_enabled(asked.config, asked.cmdline) else "writable"
 
 
 _METHODS = {

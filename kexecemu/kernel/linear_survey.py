@@ -62,10 +62,11 @@ class LinearMapSurvey:
 
     text is the physical range of the read-only alias; messages what the kernel would print about its reservation;
     method "built" if the tables were in guest RAM, "formula" if they were reckoned. load and ptdump are there if
-    they were asked for.
+    they were asked for. data is the physical range of the kernel's data and bss, whose alias is the era's data_alias.
     """
 
     config: KernelConfig
+    cmdline: str
     text: PhysRange
     reason: str
     reservation: CrashReservation
@@ -74,6 +75,7 @@ class LinearMapSurvey:
     method: str
     load: LoadPrice | None = None
     ptdump: str | None = None
+    data: PhysRange | None = None
 
 
 def survey_linear_map(
@@ -151,9 +153,9 @@ def _survey(
     # Of what the kernel would say only the reservation is of interest here.
     messages = tuple(line for line in said if "crashkernel" in line)
     load = None if loaded is None else _protect(loaded, config, arch, tables, space, messages)
-    found = config, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
+    found = config, cmdline, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
     dump = ptdump_linear_map(tables, space) if ptdump else None
-    return LinearMapSurvey(*found, "built" if build else "formula", load, dump)
+    return LinearMapSurvey(*found, "built" if build else "formula", load, dump, arch.plan.data)
 
 
 def _check_text(banks: Sequence[PhysRange], text: PhysRange, page: int) -> None:

@@ -191,7 +191,36 @@ def test_the_account_tells_of_low_memory_of_a_load_and_of_the_formula(run: Any) 
     high = run("--ram", "8G", "--era", "6.12", "--cmdline", "crashkernel=1G,high rodata=on")
     assert "low part    0xf8000000-0xffffffff, 128M" in high and "exact formula" in high
     split = run("--era", "6.12", "--protection", "bbml2", "--loaded", "dtb=0x7ec00000+0x1000")
-    assert "after a load  530 entries written to protect the segments, 1 more table page\n" in split
+    assert "after a load  546 entries written to protect the segments, 1 more table page\n" in split
+
+
+@pytest.mark.parametrize(
+    ("era", "words", "alias"),
+    [
+        ("7.0", "", None),
+        ("7.2", "", "read-only"),
+        ("7.3", "", "invalid"),
+        ("7.3", " rodata=noalias", "invalid"),
+        ("7.3", " rodata=off", "writable"),
+    ],
+)
+def test_the_account_says_what_the_alias_of_the_kernel_s_data_is(
+    run: Any, era: str, words: str, alias: str | None
+) -> None:
+    cmdline = f"crashkernel=64M{words}"
+    line = f"kernel data   0x40240000-0x4053afff, {alias} alias\n"
+    assert (line in run("--era", era, "--cmdline", cmdline)) is (alias is not None)
+    found = json.loads(run("--era", era, "--cmdline", cmdline, "--json"))
+    assert found["data_alias"] == alias
+    assert found["data"] == (None if alias is None else {"start": 0x40240000, "end": 0x4053AFFF})
+
+
+def test_a_cpu_whose_blocks_can_be_split_is_said_and_what_a_load_costs_on_it(run: Any) -> None:
+    load = ("--era", "7.3", "--protection", "pte", "--loaded", "dtb=0x7ec01000+0x1000")
+    pages, blocks = (json.loads(run(*load, *more, "--json")) for more in ((), ("--bbm", "3")))
+    assert (pages["bbm"], blocks["bbm"]) == (0, 3)
+    assert pages["table_pages"] > 500 and blocks["table_pages"] == 4
+    assert (pages["load"]["table_pages"], blocks["load"]["table_pages"]) == (0, 1)
 
 
 def test_the_table_in_the_documentation_is_what_the_command_says(run: Any) -> None:

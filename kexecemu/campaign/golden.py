@@ -17,7 +17,7 @@ from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import CaptureRun, PurgatoryRun
 from kexecemu.crash.verdict import VerdictFlags
-from kexecemu.errors import MachineError
+from kexecemu.errors import InputError, MachineError
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.snapshot import Snapshot, Snapshots
@@ -83,7 +83,8 @@ class Golden:
 def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     """Run a loaded kernel's crash twice from here, and compare.
 
-    Raises MachineError when it does not end in a dump, or not twice alike.
+    Raises MachineError when it does not end in a dump, or not twice alike, InputError where another CPU than the boot
+    CPU goes through it.
     """
     region, cpu, checker = kernel.crashk_res, kernel.board.boot_cpu, image.purgatory
     assert region is not None
@@ -92,6 +93,10 @@ def golden_run(kernel: Kernel, image: Kimage, snapshots: Snapshots) -> Golden:
     if end.capture is None or end.outcome is not Outcome.CAPTURED or end.dump is not Dump.TRUE:
         raise MachineError(
             f"the undisturbed run does not end in a dump: {end.outcome.value} ({end.reason}; {end.dump_reason})"
+        )
+    if kernel.redirected_from is not None:
+        raise InputError(
+            "panic_force_cpu=: a campaign knows what the boot CPU does, and it hands its panic over"
         )
     plain = _state(kernel, snapshots)
     snapshots.restore(loaded)

@@ -13,7 +13,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig, split_options
 from kexecemu.kernel.image.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.virt import RAM_BASE
+from kexecemu.machine.virt import RAM_BASE, check_bbm
 from kexecemu.visible import lines_text
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def linear_map_command(
     cmdline: Annotated[str, flag("cmdline", text=_CMDLINE)] = "crashkernel=256M",
     protection: Annotated[str | None, flag("protection")] = None,
     config: Annotated[list[str] | None, flag("config")] = None,
+    bbm: Annotated[int | None, flag("bbm", panel="The first kernel")] = None,
     text: Annotated[str | None, option("--text", _TEXT, "START-END", "The first kernel")] = None,
     loaded: Annotated[
         list[str] | None, option("--loaded", _LOADED, "NAME=PHYS+SIZE", "The crash kernel")
@@ -61,11 +62,13 @@ def linear_map_command(
         raise InputError("--ptdump and --json exclude each other")
     if not cmdline.isascii():
         raise InputError(f"--cmdline {cmdline!r}: a kernel command line is ASCII")
-    bank = _bank(ram)
+    bank, level = _bank(ram), check_bbm(bbm or 0)
     kernel = KernelConfig(era, protection=protection, options=split_options(config or ()))
     text_range = None if text is None else _text_range(text)
     segments = [_segment(one) for one in loaded] if loaded else None
-    asked = survey_linear_map([bank], kernel, cmdline, text=text_range, loaded=segments, ptdump=ptdump)
+    asked = survey_linear_map(
+        [bank], kernel, cmdline, text=text_range, loaded=segments, ptdump=ptdump, bbm=level
+    )
     if asked.ptdump is not None:
         sys.stdout.write(asked.ptdump)
         return
@@ -75,7 +78,7 @@ def linear_map_command(
         for name in (_BEFORE, _AFTER)
     }
     if json:
-        print_json(_object(bank, asked, sides))
+        print_json(_object(bank, level, asked, sides))
     else:
         sys.stdout.write(_account(bank, asked, sides))
 
@@ -152,15 +155,20 @@ def _price(price: LinearMapPrice) -> dict[str, Any]:
     }
 
 
-def _object(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, LinearMapSurvey]) -> dict[str, Any]:
+def _object(
+    bank: PhysRange, bbm: int, asked: LinearMapSurvey, sides: Mapping[str, LinearMapSurvey]
+) -> dict[str, Any]:
     """The --json object. Addresses are physical, as integers, with inclusive ends; sizes are in bytes."""
     load = asked.load
     return {
         "era": asked.config.release.value,
         "protection": asked.config.way.value,
+        "bbm": bbm,
         "page_size": asked.config.page_size,
         "ram": bank.size,
         "text": _range(asked.text),
+        "data": _range(asked.data),
+        "data_alias": None if asked.data is None else _alias(asked),
         "crashkernel": _range(asked.reservation.crashk_res),
         "crashkernel_low": _range(asked.reservation.crashk_low_res),
         "messages": list(asked.messages),
@@ -182,6 +190,7 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
         "",
         f"how built     {asked.reason}",
         f"kernel text   {asked.text}, read-only alias",
+        *([f"kernel data   {asked.data}, {_alias(asked)} alias"] if asked.data is not None else []),
         f"crashkernel   {_area(reservation.crashk_res)}",
     ]
     if reservation.crashk_low_res is not None:
@@ -195,6 +204,14 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
     columns = {"this kernel": asked.price, f"before ({_BEFORE})": before, f"after ({_AFTER})": after}
     lines += ["", *_table(columns), "", _saving(sides), _METHODS[asked.method]]
     return lines_text(lines)
+
+
+def _alias(asked: LinearMapSurvey) -> str:
+    """What the linear map's alias of the kernel's data is."""
+    from kexecemu.kernel.memory.linear_map import rodata_enabled
+
+    rules = asked.config.release.rules
+    return rules.data_alias if rodata_enabled(asked.config, asked.cmdline) else "writable"
 
 
 _METHODS = {

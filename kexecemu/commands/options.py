@@ -96,6 +96,7 @@ _PANELS = {"machine": "The machine", "kernel": "The first kernel", "load": "The 
 _PARSERS: Mapping[str, Callable[[str], object]] = {
     "cpus": whole_number,
     "gic": whole_number,
+    "bbm": whole_number,
     "seed": seed_number,
     "stuck_cpus": numbers,
 }

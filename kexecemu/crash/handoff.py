@@ -96,7 +96,7 @@ def write_handoff(
     alignment_checks: bool = False,
     cpu_model: str = "cortex-a57",
 ) -> Handoff:
-    """Write the machine, whose boot CPU stands at image.start, to a folder that is made if need be.
+    """Write the machine, whose crashing CPU stands at image.start, to a folder that is made if need be.
 
     el is the exception level at which QEMU goes on: 1 as here, or 2, where the other registers are the same, MMU and
     caches are off by SCTLR_EL2, and the firmware listens to SMC alone: only a device tree that says so leads there.
@@ -109,11 +109,13 @@ def write_handoff(
         raise InputError(f"handoff: the exception level is 1 or 2, not {el}")
     board = kernel.board
     check_board(board)
-    cpu = board.boot_cpu
+    cpu = kernel.crashing_cpu
     if cpu.pc == image.start and image.table_pages:
         raise InputError("handoff: QEMU goes on with the MMU off, and way purgatory-trans-pgd leaves it on")
     if cpu.pc != image.start or cpu.sysreg("SCTLR_EL1") & 1:
-        raise MachineError(f"handoff: cpu0 is at {cpu.pc:#x}, not at the image's entry with the MMU off")
+        raise MachineError(
+            f"handoff: cpu{cpu.index} is at {cpu.pc:#x}, not at the image's entry with the MMU off"
+        )
     low = PhysRange.of(virt.RAM_BASE, min(LOW_SIZE, board.ram.size))
     with replacing_folder(folder) as new:
         pieces, copied = _write_memory(new, board.ram, low)
@@ -214,7 +216,7 @@ def _state(
     words: list[str],
 ) -> dict[str, Any]:
     """What state.json says: addresses are physical, ends inclusive, numbers integers."""
-    board, registers = kernel.board, kernel.board.boot_cpu.registers()
+    board, registers = kernel.board, kernel.crashing_cpu.registers()
     general = {name: value for name, value in registers.items() if not name.isupper() and name[0] != "v"}
     return {
         "version": _VERSION,

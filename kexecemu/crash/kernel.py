@@ -20,7 +20,7 @@ from kexecemu.crash.running import capture_stage, run_purgatory
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.words import tell_capture, tell_purgatory
 from kexecemu.kernel import model
-from kexecemu.kernel.crash.stray_store import LATE_CPU
+from kexecemu.kernel.crash.stray_store import late_cpu_number
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -72,10 +72,9 @@ class Kernel(model.KernelModel):
         """The physical bytes that a fault writes; InputError for a target that is not there."""
         return resolve(self, fault)
 
-    @staticmethod
-    def storing(by: By) -> int:
-        """Target.storing(): the boot CPU, and for a late one the second."""
-        return LATE_CPU if by is By.LATE_CPU else 0
+    def storing(self, by: By) -> int:
+        """Target.storing(): the CPU that crashes, and for a late one that which does not stop."""
+        return late_cpu_number(self) if by is By.LATE_CPU else self.crashing_cpu.index
 
     def inject(self, fault: Fault) -> Injection | None:
         """Make a fault happen: now, or at its moment where that is later than the load (then None)."""
@@ -123,7 +122,7 @@ class Kernel(model.KernelModel):
         """How this kernel was left, where crash() or finish_crash() ended with `stop`."""
         refused = self.refusal if stop.pc == self.guest.vmlinux.virt("panic_no_kexec") else None
         out, trapped = stop.kind is CpuStopKind.LEFT, stop.kind is CpuStopKind.FAULT
-        return Left(self.board.boot_cpu, stop, out, refused, trapped)
+        return Left(self.crashing_cpu, stop, out, refused, trapped)
 
     def reboot_by_kexec(self, *, progress: Progress | None = None) -> Reboot:
         """reboot(LINUX_REBOOT_CMD_KEXEC) into the image that was loaded with flags=0, and follow it.

@@ -15,6 +15,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import Vmlinux, guest_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.setup_memory import (
+    IMAGE_MARKS,
     TOO_SMALL,
     ArchSetup,
     TextLayout,
@@ -29,6 +30,7 @@ from kexecemu.kernel.image.protection import protect_crashkres
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.memory.crashkernel import CrashReservation
 from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
+from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.kernel.memory.paging import granule_of
 from kexecemu.kernel.memory.ptdump import ptdump_linear_map
 from kexecemu.machine import virt
@@ -60,10 +62,11 @@ class LinearMapSurvey:
 
     text is the physical range of the read-only alias; messages what the kernel would print about its reservation;
     method "built" if the tables were in guest RAM, "formula" if they were reckoned. load and ptdump are there if
-    they were asked for.
+    they were asked for. data is the physical range of the kernel's data and bss, whose alias is the era's data_alias.
     """
 
     config: KernelConfig
+    cmdline: str
     text: PhysRange
     reason: str
     reservation: CrashReservation
@@ -72,6 +75,7 @@ class LinearMapSurvey:
     method: str
     load: LoadPrice | None = None
     ptdump: str | None = None
+    data: PhysRange | None = None
 
 
 def survey_linear_map(
@@ -83,13 +87,15 @@ def survey_linear_map(
     loaded: Sequence[Segment] | None = None,
     ptdump: bool = False,
     build: bool | None = None,
+    bbm: int = 0,
 ) -> LinearMapSurvey:
     """Work out the linear map of a board with this RAM (physical banks) under this command line.
 
     text is the physical range that gets the read-only alias (default: that of the kernel that ships, where a boot
     loader puts it). It is then taken for the whole kernel image: what lies behind it is not known. loaded segments
     are protected as after a load, which does not change the price. build says whether to build the tables or to
-    reckon; by default they are built up to BUILT_UP_TO bytes of RAM, and wherever loaded or ptdump needs them.
+    reckon; by default they are built up to BUILT_UP_TO bytes of RAM, and wherever loaded or ptdump needs them. bbm is
+    the CPUs' level of FEAT_BBM.
     Raises InputError for a machine that cannot boot, a text outside RAM, segments that a kernel would not take, a
     protection that this map cannot express, and a map that is too large to be built.
     """
@@ -105,7 +111,7 @@ def survey_linear_map(
     except MachineError as error:
         raise InputError(str(error)) from error
     try:
-        return _survey(ram, banks, config, cmdline, text, loaded, ptdump, build)
+        return _survey(ram, banks, config, cmdline, text, loaded, ptdump, build, bbm)
     finally:
         ram.close()
 
@@ -119,6 +125,7 @@ def _survey(
     loaded: Sequence[Segment] | None,
     ptdump: bool,
     build: bool,
+    bbm: int,
 ) -> LinearMapSurvey:
     dtb = Fdt(firmware.set_bootargs(virt_device_tree(banks, 1, virt.UART.start), cmdline))
     vmlinux = guest_vmlinux(config)
@@ -138,16 +145,17 @@ def _survey(
     # The root is static in the kernel image. Nothing of the image is in RAM here, so its first page of text will do.
     tables = PageTables(ram, fmt, layout.stext, lambda: alloc_table(memblock, page))
     counted = CountedTables(fmt, alloc_tables)
-    arch = setup_memory(
-        memblock, cmdline, config, space, layout, tables if build else counted, dtb, dynamic, said.append
-    )
+    target = tables if build else counted
+    arch = setup_memory(memblock, cmdline, config, space, layout, target, dtb, dynamic, said.append, bbm)
+    if build:
+        mark_linear_data_alias(tables, space, config, cmdline, arch.plan)
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only the reservation is of interest here.
     messages = tuple(line for line in said if "crashkernel" in line)
     load = None if loaded is None else _protect(loaded, config, arch, tables, space, messages)
-    found = config, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
+    found = config, cmdline, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
     dump = ptdump_linear_map(tables, space) if ptdump else None
-    return LinearMapSurvey(*found, "built" if build else "formula", load, dump)
+    return LinearMapSurvey(*found, "built" if build else "formula", load, dump, arch.plan.data)
 
 
 def _check_text(banks: Sequence[PhysRange], text: PhysRange, page: int) -> None:
@@ -166,8 +174,7 @@ def _layout(vmlinux: Vmlinux, ram: Ram, dtb: Fdt, text: PhysRange | None) -> tup
         return TextLayout(text.start, text.start, text.end, text.end), places.dtb_phys
     places = firmware.choose_places(ram, vmlinux.size, dtb)
     offset = places.kernel_phys - vmlinux.virt("_text")
-    names = ("_text", "_stext", "__init_begin", "_end")
-    return TextLayout(*(vmlinux.virt(name) + offset for name in names)), places.dtb_phys
+    return TextLayout(*(vmlinux.virt(name) + offset for name in IMAGE_MARKS)), places.dtb_phys
 
 
 def _protect(
@@ -192,5 +199,5 @@ def _protect(
     except KexecError as error:
         raise InputError(f"these segments cannot have been loaded: {error.reason}") from error
     pages_before, entries_before = len(tables.tables), tables.entries_written
-    protect_crashkres(config.way, tables, space, image, crashk_res)
+    protect_crashkres(config, tables, space, image, crashk_res, splits=arch.plan.splits)
     return LoadPrice(len(tables.tables) - pages_before, tables.entries_written - entries_before)

@@ -17,6 +17,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.start_kernel import NR_CPUS
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
@@ -33,8 +34,6 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["KernelModel"]
-
-_NR_CPUS = 64
 
 _ENDS = {"panic": "has crashed", "reboot": "has been left by kexec"}
 """What ends a kernel, by the event of the board's timeline that tells it: a machine put back to before is alive."""
@@ -89,8 +88,8 @@ class KernelModel(KernelState):
         if board.instructions or any(cpu.powered for cpu in board.cpus):
             raise InputError("a kernel runs on this board already: each needs a board of its own")
         tree = _device_tree(board, cmdline, dtb)
-        if len(board.cpus) > _NR_CPUS:
-            raise InputError(f"the model kernel runs on at most {_NR_CPUS} CPUs, not {len(board.cpus)}")
+        if len(board.cpus) > NR_CPUS:
+            raise InputError(f"the model kernel runs on at most {NR_CPUS} CPUs, not {len(board.cpus)}")
         kernel = cls(board, config, tree, guest_vmlinux(config), purgatory_object(config), seed)
         kernel._start()
         return kernel
@@ -234,7 +233,7 @@ class KernelModel(KernelState):
         """From where begin_crash() ended, up to the first instruction outside this kernel; see Execution."""
         stop = self._execution.finish_crash(stop)
         if stop.kind is CpuStopKind.LEFT:
-            mmu = "on" if self.board.boot_cpu.sysreg("SCTLR_EL1") & 1 else "off"
+            mmu = "on" if self.crashing_cpu.sysreg("SCTLR_EL1") & 1 else "off"
             self.say("jump", f"machine_kexec() jumps to {stop.pc:#x}, MMU {mmu}", pc_phys=stop.pc)
         else:
             self._tell_refusal()

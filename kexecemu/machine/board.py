@@ -1,7 +1,7 @@
 """A board: RAM, the CPUs that share it, a UART, firmware, a bus master, and one clock for all of them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from kexecemu.arguments import instance, integer, number
@@ -93,8 +93,13 @@ class Board:
         uart_base: int = virt.UART.start,
         absent: bool = False,
         gic: int = 2,
+        bbm: int = 0,
+        stuck_cpus: Iterable[int] = (),
     ) -> None:
-        """gic is the interrupt controller's architecture, 2 or 3.
+        """gic is the interrupt controller's architecture, 2 or 3; bbm the CPUs' level of FEAT_BBM, 0 to 3.
+
+        A Cortex-A57 has none: with others the model kernel may build another linear map, and no code finds it in a
+        register. stuck_cpus hear no interrupt once the model kernel crashes; the one that crashes is not asked.
 
         absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault: for a kernel that
         was given QEMU's device tree and looks for those.
@@ -102,6 +107,10 @@ class Board:
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it.
         """
         check_numbers(integer(cpus, "cpus"), integer(gic, "gic"))
+        self.stuck_cpus = virt.check_stuck(stuck_cpus, cpus)
+        """Those that cannot be stopped."""
+        self.bbm = virt.check_bbm(integer(bbm, "bbm"))
+        """How the CPUs take a block that is replaced by a table without a break: their level of FEAT_BBM."""
         for what, base in (("ram_base", ram_base), ("uart_base", uart_base)):
             if integer(base, what, 0) % HOST_PAGE:
                 raise InputError(f"{what}: {base:#x} is not the start of a page of {HOST_PAGE:#x} bytes")

@@ -4,8 +4,10 @@ This is the only table: the board's devices, its device tree and what is handed 
 Addresses are physical, interrupts are numbered as the interrupt controller does: PPIs from 16, SPIs from 32 on.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
+from kexecemu.errors import InputError
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["affinity", "virtio_slot"]
@@ -77,3 +79,19 @@ def virtio_slot(slot: int) -> PhysRange:
     if not 0 <= slot < VIRTIO_SLOTS:
         raise ValueError(f"the board has virtio slots 0 to {VIRTIO_SLOTS - 1}, not {slot}")
     return PhysRange.of(VIRTIO.start + slot * VIRTIO_SLOT_SIZE, VIRTIO_SLOT_SIZE)
+
+
+def check_bbm(bbm: int) -> int:
+    """A level of FEAT_BBM; InputError where there is no such."""
+    if not 0 <= bbm <= 3:
+        raise InputError(f"bbm: CPUs have FEAT_BBM of level 0 to 3, not {bbm}")
+    return bbm
+
+
+def check_stuck(stuck: Iterable[int], cpus: int) -> frozenset[int]:
+    """CPUs that are stuck, of so many; InputError for one that there is not."""
+    found = frozenset(stuck)
+    wrong = sorted(index for index in found if not 0 <= index < cpus)
+    if wrong:
+        raise InputError(f"stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
+    return found

@@ -8,6 +8,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig, check_option
 from kexecemu.kernel.image.kimage import SEGMENT_NAMES
 from kexecemu.machine.board import check_numbers, parse_size
+from kexecemu.machine.virt import check_bbm
 from kexecemu.scenario.matrix import check_matrix
 from kexecemu.scenario.options import MODEL_ALONE, check_first, check_way
 from kexecemu.scenario.schema import Scenario
@@ -32,6 +33,7 @@ def checks_of(
     yield ("kernel", "config"), partial(KernelConfig, options=kernel.config)
     yield ("machine", "cpus"), partial(check_numbers, 1 if machine.cpus is None else machine.cpus, 2)
     yield ("machine", "gic"), partial(check_numbers, 1, 2 if machine.gic is None else machine.gic)
+    yield ("machine", "bbm"), partial(check_bbm, machine.bbm)
     yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
     yield ("load", "way"), partial(check_way, scenario.load.way, scenario.load.syscall)

@@ -25,6 +25,7 @@ class SetupChanges(TypedDict, total=False):
     ram: str | int | None
     cpus: int | None
     gic: int | None
+    bbm: int
     dtb: Path | str | None
     stuck_cpus: tuple[int, ...]
     era: str

@@ -8,6 +8,7 @@ from kexecemu.formats.image import has_magic
 from kexecemu.formats.kernel_file import no_image
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
 from kexecemu.linux.first_boot import LinuxSetup
+from kexecemu.machine.virt import check_stuck
 from kexecemu.scenario.checks import check_real
 from kexecemu.scenario.options import Setup, check_first, given_options
 from kexecemu.scenario.setup import whole
@@ -34,9 +35,7 @@ def linux_setup(setup: Setup) -> LinuxSetup:
     check_first(given)
     check_real(str(setup.initrd), setup.cmdline)
     cpus = setup.value("cpus")
-    wrong = [index for index in setup.stuck_cpus if not 0 <= index < cpus]
-    if wrong:
-        raise InputError(f"machine.stuck_cpus: the board has CPUs 0 to {cpus - 1}, not {wrong[0]}")
+    check_stuck(setup.stuck_cpus, cpus)
     first = fetched_kernel(setup.linux)
     second = first if setup.kernel is None else fetched_kernel(setup.kernel)
     image = read_kernel(first)

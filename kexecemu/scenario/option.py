@@ -44,7 +44,7 @@ class Option:
     table is its table in a scenario file, "" for none; help says what it is, metavar what stands for its value. Where
     nothing is given, otherwise is the value that then holds, or without says it in words. words are all that it takes,
     names those of its values that are no path; complete is the function of kexecemu.commands.complete for others. only
-    says for which first kernel it is, the "model" or a real "linux", and real which words a real one takes. axis says
+    says that it is for the "model" as the first kernel alone, and real which words a real one takes. axis says
     that a matrix can go through its values; schema is more of JSON Schema.
     """
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
@@ -41,8 +42,9 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
 
 
 def _board(setup: Setup, dtb: bytes | None) -> Board:
+    cpus_are: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
     if dtb is None:
-        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.value("gic"))
+        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.value("gic"), **cpus_are)
     try:
         tree = Fdt(dtb)
         banks, affinities = memory_ranges(tree), cpu_affinities(tree)
@@ -57,7 +59,7 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         cpus = (len(affinities) or 1) if setup.cpus is None else setup.cpus
         real = setup.capture == "linux"
         gic = setup.gic if setup.gic is not None else gic_version(tree) if real else 2
-        return Board(banks, cpus, absent=real, gic=gic)
+        return Board(banks, cpus, absent=real, gic=gic, **cpus_are)
     except MachineError as error:
         raise InputError(f"device tree {setup.dtb}: {error}") from error
 

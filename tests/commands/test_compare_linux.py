@@ -35,7 +35,8 @@ def vmcoreinfo(version: str) -> str:
         ("6.11.0", Era.V6_7),
         ("6.12.118+deb13-cloud-arm64", Era.V6_12),
         ("6.19", Era.V6_18),
-        ("7.2.13", Era.V7_0),
+        ("7.1.9", Era.V7_0),
+        ("7.2.13", Era.V7_2),
         ("7.3.4+deb13-cloud-arm64", Era.V7_3),
     ],
 )

@@ -76,7 +76,7 @@ def arm64_image(size: int, *, text_offset: int = 0, image_size: int | None = Non
 
 _ADDRESS = (1 << 48) - 1 & ~0xFFF
 _VALID, _TABLE, _READ_ONLY, _SHARED, _ACCESSED, _CONTIGUOUS = 1, 2, 1 << 7, 3 << 8, 1 << 10, 1 << 52
-_PXN, _UXN = 1 << 53, 1 << 54
+_NOT_GLOBAL, _PXN, _UXN = 1 << 11, 1 << 53, 1 << 54
 _LEVELS = ("PGD", "PUD", "PMD", "PTE")
 
 
@@ -126,8 +126,9 @@ def _words(level: int, attributes: int) -> list[str]:
     assert attributes & (_SHARED | _ACCESSED) == _SHARED | _ACCESSED
     words += [] if attributes & _VALID else ["F"]
     words += ["ro" if attributes & _READ_ONLY else "RW", "NX" if attributes & _PXN else "x", "SHD", "AF"]
+    words += ["NG"] if attributes & _NOT_GLOBAL else []
     words += ["CON"] if attributes & _CONTIGUOUS else []
-    words += ["BLK"] if level < 3 else []
+    words += ["BLK"] if level < 3 and attributes & _VALID else []
     words += ["UXN"] if attributes & _UXN else []
     return [*words, "MEM/NORMAL-TAGGED" if attributes >> 2 & 7 == 1 else "MEM/NORMAL"]
 

@@ -13,7 +13,7 @@ from prstatus import parse_prstatus
 
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
-from kexecemu.kernel.crash.host_calls import _cpu_list
+from kexecemu.kernel.crash.smp import _cpu_list
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND

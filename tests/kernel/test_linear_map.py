@@ -57,6 +57,7 @@ def set_up(
     banks: tuple[PhysRange, ...] = (DRAM,),
     *,
     kernel_tables: int = 0,
+    bbm: int = 0,
 ) -> Booted:
     """setup_arch() for a kernel image that is elsewhere and larger than the guest that ships.
 
@@ -76,7 +77,7 @@ def set_up(
     )
     for _ in range(kernel_tables):
         memblock.phys_alloc_range(config.page_size, config.page_size)
-    arch = setup_memory(memblock, cmdline, config, space, layout, tables, dtb, dynamic, log.append)
+    arch = setup_memory(memblock, cmdline, config, space, layout, tables, dtb, dynamic, log.append, bbm)
     return Booted(arch, tables, space, config, log)
 
 
@@ -159,8 +160,14 @@ def load(booted: Booted) -> Kimage:
     return image
 
 
-def protect(booted: Booted, image: Kimage) -> list[PhysRange]:
-    return protect_crashkres(booted.config.way, booted.tables, booted.space, image, booted.crashk_res)
+def protect(booted: Booted, image: Kimage) -> None:
+    places = booted.tables, booted.space, image, booted.crashk_res
+    protect_crashkres(booted.config, *places, splits=booted.arch.plan.splits)
+
+
+def unprotect(booted: Booted, image: Kimage) -> None:
+    places = booted.tables, booted.space, image, booted.crashk_res
+    unprotect_crashkres(booted.config, *places, splits=booted.arch.plan.splits)
 
 
 @each_with_image
@@ -175,7 +182,7 @@ def test_unprotecting_gives_back_exactly_the_map_from_before(real: Recorded) -> 
     booted = real.boot()
     image = load(booted)
     protect(booted, image)
-    unprotect_crashkres(booted.config.way, booted.tables, booted.space, image, booted.crashk_res)
+    unprotect(booted, image)
     assert booted.ptdump() == real.before
 
 
@@ -345,6 +352,58 @@ def test_from_6_18_on_rodata_has_other_words(
     assert list(rodata_messages(config, cmdline)) == said
 
 
+@pytest.mark.parametrize(
+    ("era", "bbm", "cmdline", "protection", "blocks"),
+    [
+        # no kernel before 6.18 knows of it
+        ("6.1", 3, "crashkernel=64M", None, False),
+        ("6.12", 2, "crashkernel=64M", None, False),
+        ("6.12", 3, "crashkernel=64M", "pte", False),
+        # 6.18 knows a list of CPUs, 7.3 also what the register says
+        ("6.18", 0, "crashkernel=64M", None, False),
+        ("6.18", 1, "crashkernel=64M", None, False),
+        ("6.18", 2, "crashkernel=64M", None, True),
+        ("6.18", 3, "crashkernel=64M", None, False),
+        ("7.0", 2, "crashkernel=64M rodata=on", None, True),
+        ("7.0", 3, "crashkernel=64M rodata=on", None, False),
+        ("7.3", 1, "crashkernel=64M", None, False),
+        ("7.3", 2, "crashkernel=64M", None, True),
+        ("7.3", 3, "crashkernel=64M", None, True),
+        # what can wait for a lock may be split, what cannot must be pages
+        ("7.3", 3, "crashkernel=64M debug_pagealloc=on", None, False),
+        ("7.3", 3, "crashkernel=64M kfence.sample_interval=0", None, True),
+        ("7.3", 0, "crashkernel=64M rodata=noalias", None, True),
+        # and so a protection costs no map of base pages
+        ("7.3", 0, "crashkernel=64M rodata=noalias", "pte", False),
+        ("7.3", 2, "crashkernel=64M", "pte", True),
+        ("7.3", 3, "crashkernel=64M rodata=noalias", "pte", True),
+        ("7.3", 3, "crashkernel=64M", "readonly", True),
+        ("6.18", 3, "crashkernel=64M", "readonly", False),
+        # the protection that is for any kernel and any CPU
+        ("6.1", 0, "crashkernel=64M", "bbml2", True),
+        ("7.3", 0, "crashkernel=64M", "bbml2", True),
+    ],
+)
+def test_the_map_is_of_blocks_where_the_cpu_and_the_kernel_can_split_them(
+    era: str, bbm: int, cmdline: str, protection: str | None, blocks: bool
+) -> None:
+    config = KernelConfig(era, protection=protection, options={"KFENCE": "y"})
+    booted = set_up(config, cmdline, bbm=bbm)
+    assert any("BLK" in line for line in booted.ptdump() if "RW" in line) is blocks
+    before = len(booted.tables.tables)
+    if protection is None:
+        return
+    image = load(booted)
+    protect(booted, image)
+    if protection != "readonly":  # which begins and ends with a block here
+        virt = [booted.space.linear_virt(at) for one in image.segments for at in (one.mem, one.area.last)]
+        assert all(booted.tables.walk(at).phys is None for at in virt)
+        assert (len(booted.tables.tables) > before) is blocks
+    unprotect(booted, image)
+    for at in range(booted.crashk_res.start, booted.crashk_res.end, 4096):
+        assert booted.tables.walk(booted.space.linear_virt(at)).phys == at
+
+
 # -- details ---------------------------------------------------------------------------------------------------
 
 
@@ -403,7 +462,7 @@ def test_a_late_reservation_lies_below_the_page_tables_and_what_came_before_it(e
     """1 GiB: the memory map takes 16 MiB at the top, the tables of a map of base pages a little over 2 MiB."""
     pages = set_up(KernelConfig(era), "crashkernel=128M")
     # From 7.0 on it comes before the memory map.
-    more = 0x1000000 if era in ("7.0", "7.3") else 0
+    more = 0x1000000 if era in ("7.0", "7.2", "7.3") else 0
     assert pages.crashk_res.start == 0x76C00000 + more
     blocks = set_up(KernelConfig(era, protection="none"), "crashkernel=128M rodata=off")
     assert blocks.crashk_res.start == 0x76E00000 + more

@@ -300,8 +300,9 @@ def test_a_load_costs_entries_and_with_live_splitting_tables() -> None:
         0,
         128 * 256 - 2,
     )  # all but the two control pages
-    # Two blocks in two runs of 16: runs dissolved, tables filled and linked, then the pages themselves.
-    assert load(KernelConfig("6.12", protection="bbml2")) == (2, 2 * 16 + 2 * 513 + 512 + 2)
+    # A block is one as a whole. Of the other's, in a run of 16 as well, a table is filled and linked, and of that a run
+    # dissolved; then the block and the pages themselves.
+    assert load(KernelConfig("6.12", protection="bbml2")) == (1, 2 * 16 + 513 + 16 + 1 + 2)
 
 
 @pytest.mark.parametrize("build", [True, False])

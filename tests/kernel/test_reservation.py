@@ -159,6 +159,7 @@ REWRITES: dict[Era, Rewrite] = {
     Era.V6_12: as_6_12,
     Era.V6_18: as_6_12,
     Era.V7_0: as_6_12,
+    Era.V7_2: as_6_12,
     Era.V7_3: as_6_12,
 }
 

@@ -342,28 +342,53 @@ def test_update_refuses_blocks_and_holes_and_changes_nothing_then():
     assert tables.ram.read(TABLE_MEMORY.start, TABLE_MEMORY.size) == before
 
 
+def leaves_of(tables, start, size):
+    """What [start, start + size) is mapped by: address, level and contiguous bit of each leaf."""
+    return [(leaf.virt, leaf.level, leaf.contiguous) for leaf in tables.leaves(start, start + size)]
+
+
 @pytest.mark.parametrize("granule", list(Granule))
 @pytest.mark.parametrize("contiguous", [False, True])
-def test_splitting_changes_no_translation(granule, contiguous):
+@pytest.mark.parametrize("inside", [0, 1, 3])
+def test_splitting_changes_no_translation(granule, contiguous, inside):
     fmt = TableFormat(granule)
     tables = new_tables(fmt)
-    block = fmt.entry_size(2)
-    size = 2 * fmt.contiguous_size(2)
-    tables.map(0, 0, size, ATTRIBUTES, blocks=True, contiguous=contiguous)
+    block, run = fmt.entry_size(2), fmt.contiguous_size(2)
+    tables.map(0, 0, 2 * run, ATTRIBUTES, blocks=True, contiguous=contiguous)
     count = len(tables.tables)
-    middle = fmt.contiguous_size(2) + block
-    tables.split(middle, 3 * granule.size)
-    assert len(tables.tables) == count + 1
-    for virt in (0, middle, middle + block - 1, middle + block, size - 1):
+    at = run + block + inside * granule.size
+    tables.split(at)
+    assert len(tables.tables) == count + bool(inside)
+    for virt in (0, at, at + granule.size, run + 2 * block - 1, run + 2 * block, 2 * run - 1):
         walk = tables.walk(virt)
         assert walk.phys == virt
-        run_dissolved = middle - block <= virt
-        assert bool(walk.descriptor & CONT) is (contiguous and not run_dissolved)
-        assert walk.level == (3 if middle <= virt < middle + block else 2)
+        paged = bool(inside) and run + block <= virt < run + 2 * block
+        assert walk.level == (3 if paged else 2)
+        # The run of blocks that it was inside of is dissolved; of the pages that one became, all runs but its own.
+        kept = virt % block >= fmt.contiguous_size(3) if paged else contiguous and virt < run
+        assert bool(walk.descriptor & CONT) is kept
         assert fmt.attributes(walk.descriptor, walk.level) & ~CONT == ATTRIBUTES
-    tables.update(middle, 3 * granule.size, clear_bits=VALID)
-    assert tables.walk(middle).phys is None
-    assert tables.walk(middle + 3 * granule.size).phys == middle + 3 * granule.size
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 3 * 512 - 1), st.integers(1, 3 * 512), st.booleans())
+def test_what_begins_and_ends_with_a_leaf_is_changed_as_a_whole_and_nothing_else(first, pages, contiguous):
+    fmt = TableFormat(Granule.K4)
+    tables = new_tables(fmt)
+    start, size = G, 96 * M
+    tables.map(start, start, size, ATTRIBUTES, blocks=True, contiguous=contiguous)
+    area = range(start + 31 * M + first * 4 * K, start + 31 * M + (first + pages) * 4 * K)
+    tables.split(area.start)
+    tables.split(area.stop)
+    tables.update(area.start, len(area), set_bits=NG, clear_bits=VALID, blocks=True)
+    for leaf in tables.leaves(start, start + size):
+        assert leaf.valid is (leaf.virt not in area) and bool(leaf.descriptor & NG) is not leaf.valid
+        assert fmt.address(leaf.descriptor, leaf.level) == leaf.virt
+    # Tables are added for the blocks at the two ends alone.
+    assert len(tables.tables) <= 3 + 2
+    tables.update(area.start, len(area), set_bits=VALID, clear_bits=NG, blocks=True)
+    for virt in (start, area.start - 1, area.start, area.stop - 1, area.stop, start + size - 1):
+        assert tables.walk(virt).phys == virt
 
 
 def test_splitting_a_gigabyte_goes_down_only_where_it_must():
@@ -371,23 +396,41 @@ def test_splitting_a_gigabyte_goes_down_only_where_it_must():
     tables = new_tables(fmt)
     tables.map(0x40000000, 0x40000000, G, ATTRIBUTES, blocks=True, contiguous=True)
     assert tables.walk(0x40000000).level == 1
-    tables.split(0x40000000 + 6 * M + 4 * K, 2 * M)
-    levels = [(leaf.level, leaf.size) for leaf in tables.leaves(0x40000000, 0x80000000)]
-    assert levels == [(2, 2 * M)] * 3 + [(3, 4 * K)] * 1024 + [(2, 2 * M)] * 507
+    tables.split(0x40000000)
+    assert tables.walk(0x40000000).level == 1
+    tables.split(0x40000000 + 38 * M + 4 * K)
+    found = leaves_of(tables, 0x40000000, G)
+    at = [leaf[0] for leaf in found].index(0x40000000 + 38 * M)
+    assert [level for _, level, _ in found] == [2] * 19 + [3] * 512 + [2] * 492
+    assert [one for _, level, one in found if level == 2] == [True] * 16 + [False] * 15 + [True] * 480
+    assert [one for _, _, one in found[at : at + 512]] == [False] * 16 + [True] * 496
 
 
 def test_splitting_pages_dissolves_their_contiguous_run_alone():
     fmt = TableFormat(Granule.K4)
     tables = new_tables(fmt)
     tables.map(0, 0, 192 * K, ATTRIBUTES, blocks=False, contiguous=True)
-    tables.split(72 * K, 4 * K)
+    tables.split(64 * K)
+    assert all(contiguous for _, _, contiguous in leaves_of(tables, 0, 192 * K))
+    tables.split(72 * K)
     contiguous = [leaf.contiguous for leaf in tables.leaves(0, 192 * K)]
     assert contiguous == [True] * 16 + [False] * 16 + [True] * 16
 
 
-def test_splitting_a_hole_is_refused():
-    with pytest.raises(MachineError, match="not mapped"):
-        mapped().split(0x60000000, 4 * K)
+def test_a_hole_has_nothing_to_split():
+    tables = mapped()
+    before = tables.ram.read(TABLE_MEMORY.start, TABLE_MEMORY.size)
+    tables.split(0x60001000)
+    assert tables.ram.read(TABLE_MEMORY.start, TABLE_MEMORY.size) == before
+
+
+def test_a_block_is_changed_as_a_whole_or_not_at_all():
+    tables = mapped(blocks=True)
+    before = tables.ram.read(TABLE_MEMORY.start, TABLE_MEMORY.size)
+    for virt, size in ((0x40000000, 4 * K), (0x40001000, 4 * M)):
+        with pytest.raises(MachineError, match="inside of a block"):
+            tables.update(virt, size, clear_bits=VALID, blocks=True)
+    assert tables.ram.read(TABLE_MEMORY.start, TABLE_MEMORY.size) == before
 
 
 def test_an_allocator_that_gives_an_unaligned_table_is_found_out():

@@ -197,7 +197,6 @@ def read(tmp_path: Path, text: str) -> Scenario:
         ('[kernel]\nlinux = "x"\n[load]\ninitrd = "none"\n', "load.initrd"),
         ('[kernel]\nlinux = "x"\n[machine]\ndtb = "x"\n', "machine.dtb means nothing"),
         ('[kernel]\nlinux = "x"\n[crash]\nmessage = "x"\n', "crash.message means nothing"),
-        ("[machine]\nstuck_cpus = [1]\n", "machine.stuck_cpus needs a real first kernel"),
     ],
 )
 def test_a_key_that_means_nothing_to_a_real_first_kernel_is_refused(

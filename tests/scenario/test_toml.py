@@ -53,6 +53,7 @@ FULL = Setup(
     ram="512M",
     cpus=3,
     gic=3,
+    bbm=2,
     cmdline="crashkernel=64M",
     dtb=Path("/there/board.dtb"),
     era="6.12",

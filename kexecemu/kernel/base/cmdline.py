@@ -10,10 +10,13 @@ from errno import EINVAL, ENOENT
 
 from kexecemu.shown import shown
 
-__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "memparse", "parameter", "parameters"]
+__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "kstrtoint", "memparse"]
+__all__ += ["panic_force_cpu", "parameter", "parameters"]
 __all__ += ["parse_crashkernel_option", "strtobool", "to_bytes"]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
+_INTEGER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?")
+_INTEGER_DIGITS = 1000
 _SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _U64 = (1 << 64) - 1
 _BLOCK = 1000
@@ -60,6 +63,33 @@ def strtobool(text: str) -> bool | None:
     """strtobool(): y, Y, 1 and on, n, N, 0 and off, by their first letters; None for anything else."""
     key = text[:2].lower() if text[:1] in ("o", "O") else text[:1].lower()
     return {"y": True, "1": True, "on": True, "n": False, "0": False, "of": False}.get(key)
+
+
+def kstrtoint(text: str) -> int | None:
+    """kstrtoint(text, 0): a whole number with a sign, decimal, hex or octal, in 32 bits; None for anything else."""
+    match = _INTEGER.fullmatch(text)
+    if match is None or len(text) > _INTEGER_DIGITS:
+        return None
+    digits = match[2]
+    value = int(digits, 16 if digits[:2] in ("0x", "0X") else 8 if digits[0] == "0" else 10)
+    value = -value if match[1] == "-" else value
+    return value if -1 << 31 <= value < 1 << 31 else None
+
+
+def panic_force_cpu(cmdline: str, nr_cpu_ids: int) -> tuple[int | None, list[str]]:
+    """panic_force_cpu_setup() for each panic_force_cpu=: the CPU, None for none, and what is said of bad ones."""
+    cpu, said = None, []
+    for word in cmdline.split():
+        name, equals, value = word.partition("=")
+        if name != "panic_force_cpu":
+            continue
+        number = kstrtoint(value)
+        if number is not None and 0 <= number < nr_cpu_ids:
+            cpu = number
+            continue
+        said += [f"panic_force_cpu: invalid value '{value}'"] * bool(equals)
+        said.append("Malformed early option 'panic_force_cpu'")
+    return cpu, said
 
 
 def parameters(cmdline: str, name: str) -> list[str]:

@@ -42,6 +42,10 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
     "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
     "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
+    "ARM64_PSEUDO_NMI": (
+        "n",
+        "interrupts that reach CPUs with interrupts off: by a GICv3, and irqchip.gicv3_pseudo_nmi=1",
+    ),
     "ARM64_VA_BITS": ("era", "bits of the kernel's addresses: 48 before 6.9, then 52, unless given"),
     "ARM64_VA_BITS_48": ("n", "the same, as Kconfig has it"),
     "ARM64_VA_BITS_52": ("n", "the same; a CPU here has 48 bits, and the kernel finds that out"),

@@ -39,11 +39,18 @@ class Rules:
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
     rodata_noalias             rodata=on is what full was, noalias what on was; the default is on
+    splits_live                levels of FEAT_BBM at which blocks of the linear map are split while it is in use
+    marks_invalid              what set_memory_valid() makes invalid has PTE_PRESENT_INVALID, which is the bit nG
     sysfs_kexec                /sys/kernel/kexec/ has what lies in /sys/kernel/kexec_* else, and crash_cma_ranges
     tells_uid                  dump_stack() says which user is running
     tells_preemption           dump_stack() says whether the kernel is preemptible
     marks_trace                the first line of a call trace says how it was come by
+    panic_force_cpu            panic_force_cpu= is known
+    stop_retries               CPUs that do not hear the stop IPI get a pseudo-NMI, and those alone that then are up are
+                               told of as failed, not all that were asked
     idmap_tables               pages that create_idmap() takes from memblock
+    data_alias                 what the linear map's alias of the kernel's data and bss is once it is up: writable,
+                               read-only or invalid; not writable, image and alias are mapped first, as all else is
     of_property_size           sizeof(struct property), in bytes
     reserved_mem_size          sizeof(struct reserved_mem); 0: the array is in the image
     numa_distances             the table of distances between nodes is there from the start
@@ -79,11 +86,16 @@ class Rules:
     reserves_before_memmap: bool = False
     reserves_cma: bool = False
     rodata_noalias: bool = False
+    splits_live: tuple[int, ...] = ()
+    marks_invalid: bool = False
     sysfs_kexec: bool = False
     tells_uid: bool = False
     tells_preemption: bool = False
     marks_trace: bool = False
+    panic_force_cpu: bool = False
+    stop_retries: bool = False
     idmap_tables: int = 4
+    data_alias: str = "writable"
     of_property_size: int = 96
     reserved_mem_size: int = 0
     numa_distances: bool = True
@@ -144,6 +156,7 @@ CHANGES = (
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
+    Change((6, 12), "stop_retries", True, "seen in 6.12.117, not in 6.1.192"),
     Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
     Change((6, 13), "marks_trace", True, "seen in 7.3.4, not in 6.12.117"),
     Change((6, 15), "tells_preemption", True, "preempt_model_str(): seen in 7.3.4, not in 6.12.117"),
@@ -152,6 +165,7 @@ CHANGES = (
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
     Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
+    Change((6, 18), "splits_live", (2,), "a166563e7ec3; level 2 by a list of CPUs"),
     Change((6, 18), "guest", "vmlinux-6.18", "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources"),
     Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
     Change(
@@ -160,12 +174,17 @@ CHANGES = (
         True,
         "nodes, zones and memory map initialized in one place",
     ),
+    Change((7, 0), "panic_force_cpu", True, "d815a1fe40ca"),
     Change((7, 0), "guest", "vmlinux-7.3", "page.compound_info, printk_info.comm; 7.3.4's BTF"),
     Change((7, 0), "of_property_size", 112, "7.3.4's BTF"),
     Change((7, 0), "pglist_data_size", 14400, "7.3.4's BTF"),
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
+    Change((7, 2), "data_alias", "read-only", "seen in 7.2.13"),
+    Change((7, 3), "data_alias", "invalid", "mark_linear_data_alias_valid(); seen in 7.3.4"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
+    Change((7, 3), "marks_invalid", True, "seen in 7.3.4, not in 6.12.117"),
+    Change((7, 3), "splits_live", (2, 3), "cpu_supports_bbml3(): or what ID_AA64MMFR2_EL1 says"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
 )
 """Every change that the model knows, in order of release."""
@@ -198,7 +217,8 @@ class Era(enum.Enum):
     V6_12 = ("6.12", "with KEXEC_FILE_DEBUG, and IMA's list as its stable releases have it")
     V6_18 = ("6.18", "crashkernel=X,cma is skipped, flags to 0x3f")
     V7_0 = ("7.0", "crash memory is reserved before the memory map, and so lies higher")
-    V7_3 = ("7.3", "crashkernel=X,cma is reserved (c12c63d05dfe)")
+    V7_2 = ("7.2", "the linear map's alias of the kernel's data is read-only")
+    V7_3 = ("7.3", "crashkernel=X,cma is reserved (c12c63d05dfe); the alias of the kernel's data is invalid")
 
     meaning: str
 

@@ -37,9 +37,19 @@ from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["TOO_SMALL", "ArchSetup", "TextLayout", "alloc_table", "arm64_memblock_init", "setup_memory"]
+__all__ = [
+    "IMAGE_MARKS",
+    "TOO_SMALL",
+    "ArchSetup",
+    "TextLayout",
+    "alloc_table",
+    "arm64_memblock_init",
+    "setup_memory",
+]
 __all__ += ["text_alias"]
 
+IMAGE_MARKS = ("_text", "_stext", "__init_begin", "_end", "__init_end", "__bss_stop")
+"""The symbols behind TextLayout's fields."""
 TOO_SMALL = "RAM is too small for the page tables of its own linear map"
 
 
@@ -52,6 +62,13 @@ class TextLayout:
     stext: int  # _stext
     init_begin: int  # __init_begin
     end: int  # _end
+    init_end: int = 0  # __init_end
+    bss_stop: int = 0  # __bss_stop; the same where it is not known what is data
+
+    def data(self, page: int) -> PhysRange | None:
+        """The kernel's data and bss in whole pages of this size; None where they are not known."""
+        area = PhysRange(self.init_end, -(-self.bss_stop // page) * page)
+        return area if area.size else None
 
 
 @shown()
@@ -148,12 +165,13 @@ def setup_memory(
     tree: Fdt,
     dynamic: Sequence[ReservedMem],
     log: Print,
+    bbm: int = 0,
 ) -> ArchSetup:
     """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
 
     `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
     `memblock`, because that decides where a late reservation comes to lie. tree is the device tree as it is then,
-    dynamic what arm64_memblock_init() gave besides; log gets the kernel's messages.
+    dynamic what arm64_memblock_init() gave besides; log gets the kernel's messages. bbm is the CPUs' level of FEAT_BBM.
     """
 
     def reserve() -> CrashReservation:
@@ -163,8 +181,8 @@ def setup_memory(
 
     deferred = defer_reserve_crashkernel(config)
     reservation = CrashReservation() if deferred else reserve()
-    text = text_alias(config, layout)
-    plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
+    text, data = text_alias(config, layout), layout.data(config.page_size)
+    plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res, bbm, data)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
     regions = save_reg_nodes(config.release, tree, dynamic, log)

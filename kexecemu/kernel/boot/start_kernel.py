@@ -7,15 +7,25 @@ guest memory, and into state.arch what a kernel computes once.
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
+from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, panic_force_cpu, parameter
 from kexecemu.kernel.boot.mm_init import mm_init
-from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_memblock_init, setup_memory
+from kexecemu.kernel.boot.setup_memory import (
+    IMAGE_MARKS,
+    TextLayout,
+    alloc_table,
+    arm64_memblock_init,
+    setup_memory,
+)
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
 from kexecemu.kernel.memory.linear_map import rodata_messages
+from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 
-__all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
+__all__ = ["NR_CPUS", "kernel_init_freeable", "publish_resources", "setup_arch"]
+
+NR_CPUS = 64
+"""The guest kernel's, and nr_cpu_ids while early parameters are read."""
 
 
 def setup_arch(state: KernelState) -> None:
@@ -30,12 +40,16 @@ def setup_arch(state: KernelState) -> None:
     state.log(f"Machine model: {state.machine_model}")
     for words in rodata_messages(state.config, bootargs):
         state.log(words)
+    if state.config.release.rules.panic_force_cpu:
+        state.panic_force_cpu, said = panic_force_cpu(bootargs, NR_CPUS)
+        for words in said:
+            state.log(words)
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
     guest.write("memstart_addr", state.space.phys_offset)
     guest.write("page_offset", -(1 << state.space.va_bits))
-    layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
+    layout = TextLayout(*map(guest.phys, IMAGE_MARKS))
     memblock, dynamic = arm64_memblock_init(
         tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
     )
@@ -57,6 +71,7 @@ def setup_arch(state: KernelState) -> None:
         Fdt(state.initial_boot_params),
         dynamic,
         state.log,
+        state.board.bbm,
     )
     mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)
@@ -93,7 +108,7 @@ def _take_seeds(state: KernelState, bootargs: str) -> None:
 
 
 def kernel_init_freeable(state: KernelState) -> None:
-    """The rest of the boot: timekeeping_init() and crash_save_vmcoreinfo_init()."""
+    """The rest of the boot: timekeeping_init(), crash_save_vmcoreinfo_init(), and at its end mark_rodata_ro()."""
     timekeeping_init(state.guest, state.now_ns)
     page = state.config.page_size
     if note_size(page) > VMCOREINFO_NOTE_SIZE:
@@ -106,6 +121,9 @@ def kernel_init_freeable(state: KernelState) -> None:
     text = vmcoreinfo_text(state.guest, state.config)
     state.store_vmcoreinfo(text)
     write_note(state.guest, text)
+    bootargs = state.guest.string(state.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE)
+    mark_linear_data_alias(state.tables, state.space, state.config, bootargs, state.arch.plan)
+    state.flush_tlb_kernel_range()
 
 
 def publish_resources(state: KernelState) -> None:

@@ -24,6 +24,8 @@ from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
+from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
+from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -94,6 +96,8 @@ class KernelState:
         self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
         self.console_phys = firmware.console_phys(tree)
         """Physical address of the console's PL011 (0: none)."""
+        self.panic_force_cpu: int | None = None
+        """The CPU that panic_force_cpu= names, in an era that has it."""
         self._arch: ArchSetup | None = None
 
     @property
@@ -144,9 +148,22 @@ class KernelState:
         return self.ram.read(self.dtb_phys, size)
 
     @property
+    def redirected_from(self) -> int | None:
+        """panic_redirect_cpu: the CPU that has handed its panic over to another one, and stands still."""
+        if self.panic_force_cpu is None:
+            return None
+        return next((int(one.facts["cpu"] or 0) for one in self.board.timeline.of("panic_redirect")), None)
+
+    @property
+    def crashing_cpu(self) -> SystemCpu:
+        """The CPU that goes through the crash, and leaves this kernel: the boot CPU, or to whom it was handed over."""
+        index = None if self.redirected_from is None else self.panic_force_cpu
+        return self.board.cpus[index or 0]
+
+    @property
     def now_ns(self) -> int:
-        """Virtual time since power on: one nanosecond an instruction, and what nobody ran through."""
-        return self.board.time
+        """Virtual time since power on: one nanosecond an instruction, and the time that nobody ran through."""
+        return self.board.instructions + self.board.idle * 10**9 // INSTRUCTIONS_PER_SECOND
 
     def log(self, text: str) -> None:
         """printk(): into the ring in guest memory and to the console."""

@@ -18,7 +18,6 @@ _PARAMETERS = {
     "memtest": "memory that fails a test",
     "movablecore": "ZONE_MOVABLE",
     "numa": "nodes",
-    "panic_force_cpu": "a panic goes on on the CPU that panicked",
     "reserve_mem": "named memory, which moves the crash region",
 }
 

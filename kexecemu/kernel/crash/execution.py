@@ -76,19 +76,19 @@ class Execution:
 
     @property
     def in_panic(self) -> bool:
-        """The boot CPU stands where the crash path is about to leave this kernel: to switch its MMU off, mostly."""
-        return self._board.boot_cpu.pc in self._last
+        """The CPU that crashes stands where its path is about to leave this kernel: to switch its MMU off, mostly."""
+        return self._state.crashing_cpu.pc in self._last
 
     @property
     def at_crash_end(self) -> bool:
-        """The boot CPU stands where begin_crash() ends when all is well: there, or where there is nothing to start."""
-        return self._board.boot_cpu.pc in self._crash_ends
+        """That CPU stands where begin_crash() ends when all is well: there, or where there is nothing to start."""
+        return self._state.crashing_cpu.pc in self._crash_ends
 
     def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> CpuStop:
         """Run a CPU, doing the kernel's thinking at every host function, until something else stops it.
 
         until are virtual addresses (block starts) that end the run; limit is in instructions, and the host's work for
-        them comes out of it as well.
+        them comes out of it as well. Where one CPU's work is handed over to another, that one is run on.
         """
         stops = [*self._host, *until]
         left, worked = limit, cpu.work
@@ -99,7 +99,9 @@ class Execution:
                 left = max(left - stop.instructions, 0)
             if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc in until:
                 return stop
-            self._host[stop.pc](cpu)
+            other = self._host[stop.pc](cpu)
+            if isinstance(other, Cpu):
+                cpu, worked = other, other.work
 
     def call(self, function: str, *arguments: int, task: str, until: Collection[int] = ()) -> CpuStop:
         """Call a C function of the guest in a task's context on the boot CPU, and put the idle loop back after it.
@@ -150,7 +152,7 @@ class Execution:
         return True
 
     def store_in_panic(self, virt: int, data: bytes, width: int = 1) -> bool:
-        """Store bytes at a kernel virtual address on the boot CPU while it is in_panic; False when a store faulted.
+        """Store bytes at a kernel virtual address on the CPU that is in_panic; False when a store faulted.
 
         The CPU's registers are put back after it. Where a store faults, the guest's own vectors take the exception.
         die() finds that nobody may start kexec: panic_cpu is this CPU, and so crash_kexec() returns. With panic_on_oops
@@ -163,7 +165,7 @@ class Execution:
         return all(self._store_in_panic(piece) for piece in pieces)
 
     def _store_in_panic(self, piece: StrayPiece) -> bool:
-        cpu, virt = self._board.boot_cpu, self._guest.vmlinux.virt
+        cpu, virt = self._state.crashing_cpu, self._guest.vmlinux.virt
         put_back = _keep(cpu)
         locked, returned = virt("__crash_kexec"), virt("host_return")
         until = {returned, virt("make_task_dead"), virt("panic_no_kexec"), locked}
@@ -189,7 +191,7 @@ class Execution:
         """
         guest = self._guest
         if self.at_crash_end:
-            return CpuStop(CpuStopKind.BREAKPOINT, self._board.boot_cpu.pc, 0)
+            return CpuStop(CpuStopKind.BREAKPOINT, self._state.crashing_cpu.pc, 0)
         if message == SYSRQ_MESSAGE:
             return self.call("write_sysrq_trigger", task="task_bash", until=self._crash_ends)
         guest.ram.write(guest.phys("panic_request"), to_bytes(message)[:255] + b"\0")
@@ -205,7 +207,7 @@ class Execution:
         """
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc not in self._last:
             return stop
-        cpu, guest = self._board.boot_cpu, self._guest
+        cpu, guest = self._state.crashing_cpu, self._guest
         if not self.in_panic:
             return CpuStop(CpuStopKind.BREAKPOINT, cpu.pc, 0)
         if stop.pc == self._mmu_on_virt:
@@ -218,7 +220,7 @@ class Execution:
     def resume(self) -> CpuStop:
         """Go on in machine_kexec() where a purgatory has returned to: BREAKPOINT at panic_no_kexec if all is well."""
         until = {self._guest.vmlinux.virt("panic_no_kexec")}
-        return self.run(self._board.boot_cpu, until, CALL_LIMIT)
+        return self.run(self._state.crashing_cpu, until, CALL_LIMIT)
 
     def kexec(self, control_page: range) -> CpuStop:
         """reboot(LINUX_REBOOT_CMD_KEXEC): up to the first instruction outside the relocation code.

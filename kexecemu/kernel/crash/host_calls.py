@@ -14,17 +14,16 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall_time
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
 from kexecemu.kernel.crash import oops
-from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
+from kexecemu.kernel.crash.redirect import panic_dump_stack, panic_try_force_cpu
+from kexecemu.kernel.crash.smp import crash_smp_send_stop, smp_send_stop, warn_of_stale_cpus
 from kexecemu.machine.cpu.cpu import Cpu
-from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
+from kexecemu.machine.cpu.stop import CpuStop
 
 __all__ = ["host_functions"]
 
 Run = Callable[..., CpuStop]
 """Lets a CPU of the kernel run until something other than a host function stops it: Execution.run()."""
 
-_CMA_DMA_TIMEOUT = 10  # CMA_DMA_TIMEOUT_SEC
-_STOP_LIMIT = 1_000_000  # instructions; stopping takes hundreds, so a CPU that is still up then is lost
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
 
 
@@ -43,16 +42,6 @@ def printk(state: KernelState, cpu: Cpu) -> None:
         return f"{value:x}" if match.group() == "%lx" else str((value + (1 << 31)) % (1 << 32) - (1 << 31))
 
     state.log(_FORMAT.sub(expand, state.guest.string(cpu.x(0))).rstrip("\n"))
-
-
-def dump_stack(state: KernelState, cpu: Cpu) -> None:
-    """dump_stack(): who is running, on what machine, and how it came here."""
-    rules = state.config.release.rules
-    state.log(oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index))
-    state.log(f"Hardware name: {state.machine_model} (DT)")
-    # x30 still is the return address of the call to dump_stack() itself.
-    for line in oops.call_trace(state.guest, rules, cpu.x(30), cpu.x(29), fault=False):
-        state.log(line)
 
 
 def crash_save_vmcoreinfo(state: KernelState, cpu: Cpu) -> None:
@@ -85,71 +74,6 @@ def crash_save_cpu(state: KernelState, cpu: Cpu) -> None:
     state.say("crash_save_cpu", words, cpu=cpu.x(1), pc_virt=regs.pc, note_phys=phys)
 
 
-def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
-    """crash_smp_send_stop(): an IPI to every other CPU that is up; each saves its registers and goes off.
-
-    Once only, as in the kernel: a CPU whose own crash path comes here while it is being stopped changes nothing. A CPU
-    that dies on the way stands in panic() for ever, since another one is in there already (panic_smp_self_stop()).
-    """
-    if state.guest.read_u32("cpus_stopped"):
-        return
-    state.guest.write_u32("cpus_stopped", 1)
-    _stop_others(state, run, cpu)
-    if state.crashk_cma_ranges:
-        seconds = _CMA_DMA_TIMEOUT
-        words = (
-            f"{seconds} s for DMA into CMA memory that is still under way: the capture kernel will live there"
-        )
-        _wait(state, seconds, "crash_cma_clear_pending_dma", words)
-
-
-def _wait(state: KernelState, seconds: int, kind: str, words: str) -> None:
-    """mdelay(): time that passes, though nobody runs through it here."""
-    state.say(kind, words, seconds=seconds)
-    state.board.idle += seconds * INSTRUCTIONS_PER_SECOND
-
-
-def _stop_others(state: KernelState, run: Run, cpu: Cpu) -> None:
-    lost = {state.guest.vmlinux.virt("panic"), state.guest.phys("cpu_soft_restart")}
-    others = [other for other in state.board.cpus if other is not cpu and other.powered]
-    state.guest.write_u32("waiting_for_crash_ipi", len(others))
-    if not others:
-        return
-    state.log("SMP: stopping secondary CPUs")
-    for other in others:
-        if other.deliver_irq():
-            _run_off(state, other, run(other, lost, _STOP_LIMIT))
-    late = [other.index for other in others if other.powered]
-    if late:
-        _wait(state, 1, "crash_smp_send_stop", "a second, in which CPUs that were told to stop do not")
-        state.log(f"SMP: failed to stop secondary CPUs {_cpu_list(late)}")
-
-
-def _cpu_list(cpus: list[int]) -> str:
-    """%*pbl: 0,2-4."""
-    runs: list[list[int]] = []
-    for cpu in cpus:
-        if runs and cpu == runs[-1][-1] + 1:
-            runs[-1].append(cpu)
-        else:
-            runs.append([cpu])
-    return ",".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else f"{one[0]}" for one in runs)
-
-
-def smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
-    """smp_send_stop(): an IPI to every other CPU that is up; each goes off."""
-    others = [other for other in state.board.cpus if other is not cpu and other.powered]
-    state.guest.write_u32("waiting_for_stop_ipi", len(others))
-    for other in others:
-        if other.deliver_irq():
-            _run_off(state, other, run(other, limit=_STOP_LIMIT))
-
-
-def _run_off(state: KernelState, cpu: Cpu, stop: CpuStop) -> None:
-    if stop.kind is CpuStopKind.POWER:
-        state.say("cpu_off", f"cpu{cpu.index} is off", cpu=cpu.index)
-
-
 def report_kernel_fault(state: KernelState, cpu: Cpu) -> None:
     """report_kernel_fault(addr, esr, regs): "Unable to handle kernel ..." and what the tables say."""
     for line in oops.fault_report(state.guest, state.tables, cpu.x(0), cpu.x(1)):
@@ -177,33 +101,38 @@ def wait_for_cpu(state: KernelState, run: Run, cpu: Cpu) -> None:
             run(other)
 
 
-_HOST_CALLS: dict[str, Callable[[KernelState, Cpu], None]] = {
+_HOST_CALLS: dict[str, Callable[[KernelState, Cpu], object]] = {
     "__create_page_tables": lambda state, cpu: state.early.create(),
     "setup_arch": lambda state, cpu: start_kernel.setup_arch(state),
     "kernel_init_freeable": lambda state, cpu: start_kernel.kernel_init_freeable(state),
     "_printk": printk,
-    "dump_stack": dump_stack,
+    "dump_stack": panic_dump_stack,
     "crash_save_vmcoreinfo": crash_save_vmcoreinfo,
     "crash_save_cpu": crash_save_cpu,
+    "machine_kexec": warn_of_stale_cpus,
     "machine_kexec_mask_interrupts": lambda state, cpu: None,  # no interrupt controller to mask
     "report_kernel_fault": report_kernel_fault,
     "report_die": report_die,
 }
 # Those in which other CPUs run.
-_RUNNING_CALLS: dict[str, Callable[[KernelState, Run, Cpu], None]] = {
+_RUNNING_CALLS: dict[str, Callable[[KernelState, Run, Cpu], Cpu | None]] = {
     "wait_for_cpu_running": wait_for_cpu,
     "crash_smp_send_stop": crash_smp_send_stop,
     "smp_send_stop": smp_send_stop,
 }
+HostFunction = Callable[[Cpu], object]
+"""Does the work of a function that a CPU is about to enter; what it gives is the CPU that then goes on in its place."""
 
 
-def host_functions(state: KernelState, run: Run) -> dict[int, Callable[[Cpu], None]]:
+def host_functions(state: KernelState, run: Run) -> dict[int, HostFunction]:
     """What the model does where a CPU is about to enter a function: by virtual address, and one by its physical."""
-    host: dict[int, Callable[[Cpu], None]] = {}
+    host: dict[int, HostFunction] = {}
     for name, function in _HOST_CALLS.items():
         host[state.guest.vmlinux.virt(name)] = partial(function, state)
     for name, running in _RUNNING_CALLS.items():
         host[state.guest.vmlinux.virt(name)] = partial(running, state, run)
+    if state.config.release.rules.panic_force_cpu:
+        host[state.guest.vmlinux.virt("panic")] = partial(panic_try_force_cpu, state, run)
     # Called before the MMU is on, at its physical address.
     early = "__create_page_tables"
     host[state.guest.phys(early)] = host[state.guest.vmlinux.virt(early)]

@@ -20,10 +20,7 @@ from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.mmu import PageTables
 
-__all__ = ["LATE_CPU", "WRITERS", "store"]
-
-LATE_CPU = 1
-"""The CPU that is taken for one that did not stop."""
+__all__ = ["WRITERS", "late_cpu_number", "store"]
 
 _TTBR_ADDRESS = (1 << 48) - 2  # BADDR; the lowest bit is CnP
 
@@ -44,7 +41,7 @@ def store(
         return _store_late(state, state.space.linear_virt(phys), data, width)
     if not alive and not execution.in_panic:
         raise InputError(f"no store by {by}: the boot CPU does not run the first kernel any more")
-    cpu, write = state.board.boot_cpu, execution.stray_write if alive else execution.store_in_panic
+    cpu, write = state.crashing_cpu, execution.stray_write if alive else execution.store_in_panic
     seen = len(cpu.exceptions)
     if by == "cpu":
         write(state.space.linear_virt(phys), data, width)
@@ -91,17 +88,24 @@ def patch_map(state: KernelState, phys: int) -> Iterator[int]:
         state.flush_tlb_kernel_range()
 
 
+def late_cpu_number(state: KernelState) -> int:
+    """The CPU that did not stop: the first of those that are stuck, or else the second one is taken for one."""
+    return min(state.board.stuck_cpus - {state.crashing_cpu.index}, default=1)
+
+
 def late_cpu(state: KernelState) -> Cpu:
-    """The CPU that is taken for one that did not stop: the second one, with its EL1 state of the first kernel.
+    """That CPU, with its EL1 state of the first kernel.
 
     InputError where the machine has no second CPU, or another kernel has got hold of it.
     """
     if len(state.board.cpus) < 2:
         raise InputError("no store by late-cpu: it is a second one, and this machine has one CPU")
-    cpu = state.board.cpus[LATE_CPU]
+    cpu = state.board.cpus[late_cpu_number(state)]
+    if cpu is state.crashing_cpu:
+        raise InputError(f"no store by late-cpu: cpu{cpu.index} is the one that crashes")
     swapper = state.guest.phys("swapper_pg_dir")
     if not cpu.instructions or cpu.sysreg("TTBR1_EL1") & _TTBR_ADDRESS != swapper:
-        raise InputError("no store by late-cpu: cpu1 does not run the first kernel")
+        raise InputError(f"no store by late-cpu: cpu{cpu.index} does not run the first kernel")
     return cpu
 
 

@@ -2,16 +2,16 @@
 
 pte       arch_kexec_protect_crashkres() of arm64 before 6.4: set_memory_valid(segment, 0), segments only
 readonly  what x86 and s390 do, on arm64's tables: the whole crash region read-only, but the control pages
-bbml2     pte, where blocks may be split live (FEAT_BBM level 2, 6.18): only the blocks around the segments are split
+bbml2     pte, where blocks may be split live whatever kernel and CPU: only those that a segment begins or ends in are;
+          from 6.18 on that is what pte is on CPUs with FEAT_BBM
 """
-
-from collections.abc import Iterable
 
 from kexecemu.errors import BusError, InputError, MachineError
 from kexecemu.kernel.base.address_space import AddressSpace
-from kexecemu.kernel.base.config import Protection
+from kexecemu.kernel.base.config import KernelConfig, Protection
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.machine.memory.descriptors import AP_RO, DBM, VALID
+from kexecemu.kernel.memory.pageattr import invalid_bits, update_range_prot
+from kexecemu.machine.memory.descriptors import AP_RO, DBM
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange, subtract
 
@@ -25,12 +25,32 @@ def _areas(way: Protection, image: Kimage, crashk_res: PhysRange) -> list[PhysRa
     return [segment.area for segment in image.segments]
 
 
-def _update(
-    tables: PageTables, space: AddressSpace, areas: Iterable[PhysRange], set_bits: int, clear_bits: int
+def _bits(config: KernelConfig) -> tuple[int, int]:
+    """What is set, and what is cleared, in a leaf that is protected: set_memory_valid(), or set_memory_ro()."""
+    if config.way is Protection.READONLY:
+        return AP_RO, DBM
+    return invalid_bits(config)
+
+
+def protect_crashkres(
+    config: KernelConfig,
+    tables: PageTables,
+    space: AddressSpace,
+    image: Kimage,
+    crashk_res: PhysRange,
+    *,
+    splits: bool,
 ) -> None:
-    for area in areas:
+    """arch_kexec_protect_crashkres(): take access away; the caller must invalidate the TLB afterwards.
+
+    splits is the map's LinearMapPlan.splits. Raises InputError where the linear map cannot express it.
+    """
+    if config.way is Protection.NONE:
+        return
+    set_bits, clear_bits = _bits(config)
+    for area in _areas(config.way, image, crashk_res):
         try:
-            tables.update(space.linear_virt(area.start), area.size, set_bits, clear_bits)
+            update_range_prot(tables, space, area, set_bits, clear_bits, splits=splits)
         except MachineError as error:
             raise InputError(
                 f"protection is impossible here: the linear map of {area} is not base pages ({error}); "
@@ -38,36 +58,21 @@ def _update(
             ) from error
 
 
-def protect_crashkres(
-    way: Protection, tables: PageTables, space: AddressSpace, image: Kimage, crashk_res: PhysRange
-) -> None:
-    """arch_kexec_protect_crashkres(): take access away; the caller must invalidate the TLB afterwards.
-
-    Raises InputError where the linear map cannot express it.
-    """
-    if way is Protection.NONE:
-        return
-    areas = _areas(way, image, crashk_res)
-    if way is Protection.BBML2:
-        for area in areas:
-            tables.split(space.linear_virt(area.start), area.size)
-    if way is Protection.READONLY:
-        _update(tables, space, areas, AP_RO, DBM)
-    else:
-        _update(tables, space, areas, 0, VALID)
-
-
 def unprotect_crashkres(
-    way: Protection, tables: PageTables, space: AddressSpace, image: Kimage, crashk_res: PhysRange
+    config: KernelConfig,
+    tables: PageTables,
+    space: AddressSpace,
+    image: Kimage,
+    crashk_res: PhysRange,
+    *,
+    splits: bool,
 ) -> None:
-    """arch_kexec_unprotect_crashkres(): give access back before a reload or an unload."""
-    if way is Protection.NONE:
+    """arch_kexec_unprotect_crashkres(): give access back before a reload or an unload. What was split stays split."""
+    if config.way is Protection.NONE:
         return
-    areas = _areas(way, image, crashk_res)
-    if way is Protection.READONLY:
-        _update(tables, space, areas, DBM, AP_RO)
-    else:
-        _update(tables, space, areas, VALID, 0)
+    clear_bits, set_bits = _bits(config)
+    for area in _areas(config.way, image, crashk_res):
+        update_range_prot(tables, space, area, set_bits, clear_bits, splits=splits)
 
 
 def protected_areas(

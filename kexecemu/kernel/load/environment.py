@@ -93,14 +93,16 @@ def copy_vmcoreinfo(state: KernelState, safecopy: PhysRange) -> bytes:
 def protect(state: KernelState, image: Kimage) -> None:
     """arch_kexec_protect_crashkres() and the TLB flush that set_memory_valid() ends with."""
     assert state.crashk_res is not None
-    protect_crashkres(state.config.way, state.tables, state.space, image, state.crashk_res)
+    places = state.tables, state.space, image, state.crashk_res
+    protect_crashkres(state.config, *places, splits=state.arch.plan.splits)
     state.flush_tlb_kernel_range()
 
 
 def unprotect(state: KernelState, image: Kimage) -> None:
     """arch_kexec_unprotect_crashkres()."""
     assert state.crashk_res is not None
-    unprotect_crashkres(state.config.way, state.tables, state.space, image, state.crashk_res)
+    places = state.tables, state.space, image, state.crashk_res
+    unprotect_crashkres(state.config, *places, splits=state.arch.plan.splits)
     state.flush_tlb_kernel_range()
 
 

@@ -25,7 +25,7 @@ from kexecemu.machine.memory.descriptors import (
     TableFormat,
 )
 from kexecemu.machine.memory.mmu import PageTables
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "PROT_DEVICE"]
@@ -34,6 +34,7 @@ __all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserv
 __all__ += ["plan_linear_map", "rodata_messages"]
 
 _TABLES_LIMIT = 512 << 20
+_KFENCE_NUM_OBJECTS = 255
 
 # What rodata= says of rodata_full: before rodata_noalias, and with it.
 _RODATA: tuple[Mapping[str, bool], Mapping[str, bool]] = (
@@ -67,6 +68,13 @@ def rodata_full(config: KernelConfig, cmdline: str) -> bool:
     return full
 
 
+def rodata_enabled(config: KernelConfig, cmdline: str) -> bool:
+    """rodata_enabled: the last rodata= that is known is not off."""
+    words = _RODATA[config.release.rules.rodata_noalias]
+    known = [asked for asked in parameters(cmdline, "rodata") if asked in words]
+    return not known or known[-1] != "off"
+
+
 def rodata_messages(config: KernelConfig, cmdline: str) -> Iterator[str]:
     """set_debug_rodata(): what the kernel says of words that it does not know."""
     words = _RODATA[config.release.rules.rodata_noalias]
@@ -84,15 +92,27 @@ def _debug_pagealloc_enabled(config: KernelConfig, cmdline: str) -> bool:
     return enabled
 
 
-def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
-    """arm64_kfence_can_set_direct_map(): a pool set up at boot gets pages of its own, a late one needs them all."""
-    if not config.enabled("KFENCE"):
-        return False
+def _kfence_early_init(config: KernelConfig, cmdline: str) -> bool:
+    """kfence_early_init: KFENCE's pool is set up at boot."""
     interval = config.number("KFENCE_SAMPLE_INTERVAL")
     for asked in parameters(cmdline, "kfence.sample_interval"):
         value, rest = memparse(asked)
         interval = interval if rest == asked else value
-    return not interval
+    return bool(interval)
+
+
+def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
+    """arm64_kfence_can_set_direct_map(): a pool set up at boot gets pages of its own, a late one needs them all."""
+    return config.enabled("KFENCE") and not _kfence_early_init(config, cmdline)
+
+
+def _kfence_pool(config: KernelConfig, cmdline: str, memblock: Memblock) -> PhysRange | None:
+    """arm64_kfence_alloc_pool(): KFENCE_POOL_SIZE of memory with CONFIG_KFENCE_NUM_OBJECTS as Kconfig has it."""
+    if not config.enabled("KFENCE") or not _kfence_early_init(config, cmdline):
+        return None
+    size = (_KFENCE_NUM_OBJECTS + 1) * 2 * config.page_size
+    phys = memblock.phys_alloc_range(size, config.page_size)
+    return PhysRange.of(phys, size) if phys else None
 
 
 def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
@@ -101,19 +121,28 @@ def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
     return any(ask(config, cmdline) for ask in asked)
 
 
-def force_pte_mapping(config: KernelConfig, cmdline: str) -> bool:
+def splits_live(config: KernelConfig, bbm: int) -> bool:
+    """system_supports_bbml3(): blocks may be split while the map is in use, on CPUs of this level of FEAT_BBM.
+
+    A kernel that knows what to do with level 2 does it on CPUs of a list, that raise no abort meanwhile: those of that
+    level here are taken for such. The protection bbml2 is for any kernel and any CPU.
+    """
+    return config.way is Protection.BBML2 or bbm in config.release.rules.splits_live
+
+
+def force_pte_mapping(config: KernelConfig, cmdline: str, bbm: int) -> bool:
     """Whether map_mem() must use base pages: can_set_direct_map(), but for a CPU that can split blocks live.
 
     That is what a166563e7ec3 made of it; debug_pagealloc changes pages where no lock may be taken to split.
     """
-    if config.way is Protection.BBML2:
+    if splits_live(config, bbm):
         return _debug_pagealloc_enabled(config, cmdline)
     return can_set_direct_map(config, cmdline)
 
 
-def pre_series_map(config: KernelConfig) -> bool:
+def pre_series_map(config: KernelConfig, bbm: int) -> bool:
     """map_mem() treats the crashkernel region specially: before 6.4, or for a protection that changes single pages."""
-    return config.way in (Protection.PTE, Protection.READONLY)
+    return config.way in (Protection.PTE, Protection.READONLY) and not splits_live(config, bbm)
 
 
 def defer_reserve_crashkernel(config: KernelConfig) -> bool:
@@ -135,25 +164,38 @@ class MapPiece:
 @shown()
 @dataclass(frozen=True)
 class LinearMapPlan:
-    """What map_mem() will map, in its order, and in one clause why."""
+    """What map_mem() will map, in its order, in one clause why, and whether blocks of it may be split later on.
+
+    data is the physical range of the kernel's data and bss where its alias is mapped apart.
+    """
 
     pieces: tuple[MapPiece, ...]
     reason: str
+    splits: bool = False
+    data: PhysRange | None = None
 
 
 def plan_linear_map(
-    config: KernelConfig, cmdline: str, memblock: Memblock, text: PhysRange, crashk_res: PhysRange | None
+    config: KernelConfig,
+    cmdline: str,
+    memblock: Memblock,
+    text: PhysRange,
+    crashk_res: PhysRange | None,
+    bbm: int = 0,
+    data: PhysRange | None = None,
 ) -> LinearMapPlan:
     """Decide the linear map's pieces as map_mem() does.
 
-    text is the physical range that gets the read-only alias; crashk_res the crash region if it is reserved already
-    (it is not when the reservation is deferred).
+    text is the physical range that gets the read-only alias, data that of the kernel's data and bss; crashk_res the
+    crash region if it is reserved already (it is not when the reservation is deferred); bbm the CPUs' level of
+    FEAT_BBM. KFENCE's pool is allocated.
     """
-    pages_only = force_pte_mapping(config, cmdline)
+    pool = _kfence_pool(config, cmdline, memblock)
+    pages_only, splits = force_pte_mapping(config, cmdline, bbm), splits_live(config, bbm)
     full = "rodata=on" if config.release.rules.rodata_noalias else "rodata=full"
     reason = f"{full}, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
     special = None
-    if pre_series_map(config) and parameter(cmdline, "crashkernel") is not None:
+    if pre_series_map(config, bbm) and parameter(cmdline, "crashkernel") is not None:
         if defer_reserve_crashkernel(config):
             pages_only = True
             reason = (
@@ -162,21 +204,48 @@ def plan_linear_map(
         elif crashk_res is not None:
             special = crashk_res
             reason = "blocks, and base pages for the crash region alone"
-    elif config.way is Protection.BBML2:
-        reason = "blocks that can be split live (FEAT_BBM level 2)" if not pages_only else reason
-    memblock.mark_nomap(text)
+    elif (
+        splits
+        and not pages_only
+        and (config.way is not Protection.NONE or can_set_direct_map(config, cmdline))
+    ):
+        reason = f"blocks that can be split live (FEAT_BBM level {bbm or 2})"
+    if config.release.rules.data_alias == "writable":
+        data = None
+    apart = text, data, special, pool
+    return LinearMapPlan(_pieces(config, memblock, not pages_only, *apart), reason, splits, data)
+
+
+def _pieces(
+    config: KernelConfig,
+    memblock: Memblock,
+    blocks: bool,
+    text: PhysRange,
+    data: PhysRange | None,
+    special: PhysRange | None,
+    pool: PhysRange | None,
+) -> tuple[MapPiece, ...]:
+    """The pieces in map_mem()'s order, which decides where tables come to lie."""
+    how = {"blocks": blocks, "contiguous": blocks}
+    first: list[MapPiece] = []
+    last: list[MapPiece] = []
+    image_first = config.release.rules.data_alias != "writable"
+    if pool is not None:
+        pages = MapPiece(pool, PAGE_KERNEL_TAGGED, blocks=False, contiguous=False)
+        (first if image_first else last).append(pages)
+    if image_first:
+        first.append(MapPiece(text, PAGE_KERNEL_RO, **how))
+    else:
+        # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
+        # Its flags are NO_CONT_MAPPINGS and nothing else: it may have blocks where all other RAM is base pages.
+        last.insert(0, MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))
+    if data is not None:
+        first.append(MapPiece(data, PAGE_KERNEL_TAGGED, **how))
     if special is not None:
-        memblock.mark_nomap(special)
-    how = {"blocks": not pages_only, "contiguous": not pages_only}
-    pieces = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in memblock.mappable()]
-    # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
-    # Its flags are NO_CONT_MAPPINGS and nothing else, so it may have blocks where all other RAM is base pages.
-    pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))
-    memblock.clear_nomap(text)
-    if special is not None:
-        pieces.append(MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))
-        memblock.clear_nomap(special)
-    return LinearMapPlan(tuple(pieces), reason)
+        last.insert(1, MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))
+    apart = [piece.area for piece in (*first, *last)]
+    banks = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in subtract(memblock.mappable(), apart)]
+    return (*first, *banks, *last)
 
 
 class MapTarget(Protocol):

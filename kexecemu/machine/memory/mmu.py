@@ -149,20 +149,23 @@ class PageTables(TableReader):
                     f"would become {after:#x} without an invalid one in between"
                 )
 
-    def update(self, virt: int, size: int, set_bits: int = 0, clear_bits: int = 0) -> None:
-        """Clear, then set bits in the page leaves of [virt, virt + size), walked as by apply_to_page_range().
+    def update(
+        self, virt: int, size: int, set_bits: int = 0, clear_bits: int = 0, *, blocks: bool = False
+    ) -> None:
+        """Clear, then set bits in the leaves of [virt, virt + size), walked as by apply_to_page_range().
 
-        A page whose valid bit was cleared before is still a leaf. Raises MachineError, with nothing changed,
-        on a block (it must be split first) and on a hole. TLBs are not invalidated.
+        With blocks they may be of any size, as update_range_prot() has it. A leaf whose valid bit was cleared before
+        is still one. Raises MachineError, with nothing changed, on a hole and on a block that is not to be changed, or
+        not as a whole: it must be split first. TLBs are not invalidated.
         """
-        for entry_phys, count in list(self._page_entries(virt, size)):
+        for entry_phys, count in list(self._leaf_entries(virt, size, blocks)):
             entries = self._entries(entry_phys, count)
             changed = array("Q", [entry & ~clear_bits | set_bits for entry in entries])
             self.ram.write(entry_phys, changed.tobytes())
             self.entries_written += count
 
-    def _page_entries(self, virt: int, size: int) -> Iterator[tuple[int, int]]:
-        """(physical address, count) of the level 3 entries for a range, one table after the other."""
+    def _leaf_entries(self, virt: int, size: int, blocks: bool) -> Iterator[tuple[int, int]]:
+        """(physical address, count) of the leaves for a range: a block, or pages of one table after the other."""
         fmt = self.fmt
         page, table_span = fmt.granule.size, fmt.entry_size(2)
         if virt % page or size % page or size <= 0:
@@ -171,10 +174,17 @@ class PageTables(TableReader):
         while virt < end:
             walk = self.walk(virt)
             if walk.level != 3:
-                what = "a block mapping" if walk.phys is not None else "no mapping"
-                raise MachineError(
-                    f"{virt:#x} has {what} (level {walk.level}): only page mappings can be changed"
-                )
+                block = fmt.entry_size(walk.level)
+                if not walk.descriptor:
+                    raise MachineError(f"{virt:#x} has no mapping (level {walk.level})")
+                if not blocks or virt % block or virt + block > end:
+                    what = "has a block mapping" if not blocks else "is inside of a block"
+                    raise MachineError(
+                        f"{virt:#x} {what} (level {walk.level}): only whole leaves are changed"
+                    )
+                yield walk.entry_phys, 1
+                virt += block
+                continue
             count = (min(end, (virt & -table_span) + table_span) - virt) // page
             entries = self._entries(walk.entry_phys, count)
             if 0 in entries:
@@ -182,24 +192,22 @@ class PageTables(TableReader):
             yield walk.entry_phys, count
             virt += count * page
 
-    def split(self, virt: int, size: int) -> None:
-        """Turn the blocks that cover [virt, virt + size) into pages.
+    def split(self, virt: int) -> None:
+        """split_kernel_leaf_mapping_locked(): let a leaf, and a contiguous run, begin at virt (a whole page).
 
-        Attributes are kept, contiguous runs dissolved. What a larger block covers outside the range becomes
-        blocks of the next size down. A new table is filled before it is linked, so that at no time is there
-        nothing; whether a CPU may see the change without a break is FEAT_BBM's affair. Raises MachineError on a
-        hole. TLBs are not invalidated.
+        A block that virt is inside of becomes leaves of the next size down in contiguous runs, and a run that it is
+        inside of is dissolved; nothing else changes. A new table is filled before it is linked, so that at no time is
+        there nothing; whether a CPU may see the change without a break is FEAT_BBM's affair. In a hole there is nothing
+        to split. TLBs are not invalidated.
         """
-        end = virt + size
-        while virt < end:
+        while True:
             walk = self.walk(virt)
-            if walk.phys is None:
-                raise MachineError(f"{virt:#x} is not mapped (level {walk.level}): there is nothing to split")
+            if walk.phys is None or not virt % self.fmt.contiguous_size(walk.level):
+                return
             self._dissolve_run(walk)
-            if walk.level < 3:
-                self._split_block(walk)
-            else:
-                virt = (virt & -self.fmt.granule.size) + self.fmt.granule.size
+            if not virt % self.fmt.entry_size(walk.level):
+                return
+            self._split_block(walk)
 
     def _dissolve_run(self, walk: Walk) -> None:
         """Take the contiguous bit off all entries of the run that the walk ended in: they must agree."""
@@ -212,10 +220,10 @@ class PageTables(TableReader):
         self.entries_written += count
 
     def _split_block(self, walk: Walk) -> None:
-        """Replace one block by a table of leaves one level down that say the same."""
+        """Replace one block by a table of contiguous leaves one level down that say the same."""
         fmt, level = self.fmt, walk.level
         phys = fmt.address(walk.descriptor, level)
-        attributes = fmt.attributes(walk.descriptor, level) & ~CONT
+        attributes = fmt.attributes(walk.descriptor, level) | CONT
         below = self._new_table()
         base = fmt.leaf(level + 1, phys, attributes)
         leaves = array("Q", range(base, base + fmt.entry_size(level), fmt.entry_size(level + 1)))

@@ -16,7 +16,7 @@ import typer
 
 from kexecemu.arguments import too_long
 from kexecemu.commands import complete
-from kexecemu.kernel.base.config import split_options
+from kexecemu.kernel.base.kconfig import split_options
 from kexecemu.scenario.options import OPTIONS, Setup
 from kexecemu.shown import brief
 from kexecemu.visible import listener

@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KernelConfig, check_option
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.kconfig import check_option
 from kexecemu.kernel.image.kimage import SEGMENT_NAMES
 from kexecemu.machine.board import check_numbers, parse_size
 from kexecemu.scenario.matrix import check_matrix

@@ -15,7 +15,8 @@ from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.elf import PT_LOAD, ProgramHeader
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig
+from kexecemu.kernel.base.config import Era, KernelConfig
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.linux.first import FirstLinux

@@ -17,7 +17,8 @@ from typing import Any, Final, get_type_hints
 
 from kexecemu.data import PURGATORIES
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection, Way
+from kexecemu.kernel.base.config import Era, Protection, Way
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 

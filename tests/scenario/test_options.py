@@ -19,7 +19,8 @@ from kexecemu.commands import complete
 from kexecemu.commands.options import takes_setup
 from kexecemu.commands.schema import scenario_schema
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.kernel.base.config import Era, Protection
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.report.again import Again
 from kexecemu.scenario.given import SetupChanges, SetupOptions, command_words, setup_of, with_changes
 from kexecemu.scenario.options import OPTIONS, Setup, given_options

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from kexecemu.errors import InputError
 from kexecemu.shown import shown
 
-__all__ = ["CHANGES", "Change", "Era", "Rules", "parse_release"]
+__all__ = ["CHANGES", "Change", "Era", "Rules", "parse_release", "where_so"]
 
 
 @shown()
@@ -36,6 +36,7 @@ class Rules:
     ima_in_crash_images        ima_add_kexec_buffer() adds its segment to crash images too
     ima_filled_at_reboot       IMA's segment is reserved at the load and filled at the reboot, no digest covers it
     file_load_flags            KEXEC_FILE_FLAGS
+    garbage_in_kexec_buf       which functions leave kexec_buf.random as the stack has it
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
     rodata_noalias             rodata=on is what full was, noalias what on was; the default is on
@@ -76,6 +77,7 @@ class Rules:
     ima_in_crash_images: bool = True
     ima_filled_at_reboot: bool = False
     file_load_flags: int = 0x7
+    garbage_in_kexec_buf: tuple[str, ...] = ()
     reserves_before_memmap: bool = False
     reserves_cma: bool = False
     rodata_noalias: bool = False
@@ -149,10 +151,23 @@ CHANGES = (
     Change((6, 15), "tells_preemption", True, "preempt_model_str(): seen in 7.3.4, not in 6.12.117"),
     Change((6, 15), "cma_says_what_was_asked", True, "areas of several ranges: seen in 7.3.4"),
     Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),
+    Change(
+        (6, 16),
+        "garbage_in_kexec_buf",
+        ("image_load", "load_other_segments"),
+        "kexec_random_range_start() came, with crash_dump_dm_crypt of x86",
+    ),
+    Change(
+        (6, 16),
+        "guest",
+        "vmlinux-6.18",
+        "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources, each of them since some release behind 6.12",
+    ),
+    Change((6, 17), "garbage_in_kexec_buf", ("load_other_segments",), "image_load() is mended in 6.17-rc"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
+    Change((6, 18), "garbage_in_kexec_buf", (), "struct kexec_buf kbuf = {}: seen in 7.3.4"),
     Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
-    Change((6, 18), "guest", "vmlinux-6.18", "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources"),
     Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
     Change(
         (7, 0),
@@ -196,7 +211,12 @@ class Era(enum.Enum):
     V6_6 = ("6.6", "as 6.5")
     V6_7 = ("6.7", "the generic reservation (fdc268232dbb)")
     V6_12 = ("6.12", "with KEXEC_FILE_DEBUG, and IMA's list as its stable releases have it")
-    V6_18 = ("6.18", "crashkernel=X,cma is skipped, flags to 0x3f")
+    V6_16 = ("6.16", "whether a segment goes to a random place is left to the stack")
+    V6_17 = (
+        "6.17",
+        "crashkernel=X,cma is skipped, flags to 0x3f; the kernel's own place is left to no chance",
+    )
+    V6_18 = ("6.18", "no place is left to chance; rodata=noalias is what on was")
     V7_0 = ("7.0", "crash memory is reserved before the memory map, and so lies higher")
     V7_3 = ("7.3", "crashkernel=X,cma is reserved (c12c63d05dfe)")
 
@@ -232,6 +252,17 @@ class Era(enum.Enum):
         if version > (newest := max(cls)).since:
             raise InputError(f"Linux {release} is newer than the newest that is known here, {newest.value}")
         return max((era for era in cls if era.since <= version), default=min(cls))
+
+
+def where_so(rule: str) -> str:
+    """Which releases have a rule that is false or empty at first, in words: "from 6.16 on, before 6.18"."""
+    found, words = False, list[str]()
+    for one in CHANGES:
+        if one.rule == rule and bool(one.value) is not found:
+            found = bool(one.value)
+            release = ".".join(map(str, one.since))
+            words.append(f"from {release} on" if found else f"before {release}")
+    return ", ".join(words)
 
 
 def parse_release(text: str) -> tuple[int, int]:

@@ -72,6 +72,7 @@ class KernelState:
         seed: int,
     ) -> None:
         """The boot loader's part: image and device tree get into RAM. purgatory is the object inside the kernel."""
+        self.seed = seed
         self.random = Random(seed)
         self.board = board
         self.config = config

@@ -3,6 +3,7 @@
 load() does to a running kernel what the system call does; what is arm64's own in it is environment.py.
 """
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOSYS, EPERM
@@ -192,6 +193,9 @@ def _load_context(state: KernelState) -> LoadContext:
         page_digests=config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
         copy=config.enabled("KEXEC_PURGATORY_COPY"),
         mmfr0=state.board.boot_cpu.sysreg("ID_AA64MMFR0_EL1"),
+        # The seeds in the device tree are numbers of their own, and another load has the same places.
+        random=partial(random.Random(state.seed).getrandbits, 16),
+        garbage=config.release.rules.garbage_in_kexec_buf if config.enabled("KEXEC_BUF_GARBAGE") else (),
     )
 
 

@@ -16,7 +16,7 @@ from kexecemu.kernel.image.digests import described_segments, page_digests_size
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load import devtree
-from kexecemu.kernel.load.kexec_core import add_buffer
+from kexecemu.kernel.load.kexec_core import Random, add_buffer
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
@@ -42,6 +42,8 @@ class LoadContext:
     uart_phys is the console's physical address for the purgatory's report (0: silent). free_memory is where an ordinary
     image may lie: physical ranges in ascending order. page_digests and copy ask for these two segments, which only a
     purgatory has a use for: 0.8 % of the image, and as much as the image itself. mmfr0 is the CPU's ID_AA64MMFR0_EL1.
+    random is get_random_u16(), for what goes to a random place; garbage are the functions that have it on their stack
+    that their segments do.
     """
 
     era: Era
@@ -53,6 +55,8 @@ class LoadContext:
     page_digests: bool = False
     copy: bool = False
     mmfr0: int = CORTEX_A57_MMFR0
+    random: Random | None = None
+    garbage: tuple[str, ...] = ()
 
     def supports_granule(self, size: int) -> bool:
         """Whether the CPU has pages of `size` bytes: by its register, and those that the running kernel has."""
@@ -99,6 +103,10 @@ class _Loader:
         place = partial(add_buffer, image, region=context.crashk_res, free_memory=context.free_memory)
         self.add = partial(place, era=context.era, page_size=context.page_size)
 
+    def _random(self, function: str) -> Random | None:
+        """What kexec_buf.random on that function's stack makes of its segments' places."""
+        return self.context.random if function in self.context.garbage else None
+
     def _add_tables(self, text_offset: int, buf_min: int) -> None:
         """Room for the segments that repeat or describe those before them: they are filled when these are final."""
         # place() is going to take the offset off the kernel.
@@ -119,23 +127,24 @@ class _Loader:
         need be undone when they do not fit.
         """
         files, context = self.files, self.context
+        add = partial(self.add, random=self._random("load_other_segments"))
         buf_min = kernel_phys + kernel_size
         kept = len(self.image.segments)
         try:
             core = None
             if files.elfcorehdr is not None:
                 size = len(files.elfcorehdr)
-                core = self.add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
+                core = add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
             initrd = None
             if files.initrd is not None:
                 limit = (kernel_phys & ~(_1G - 1)) + _INITRD_WINDOW
                 size = len(files.initrd)
-                initrd = self.add("initrd", files.initrd, size, 0, buf_min, top_down=False, buf_max=limit)
+                initrd = add("initrd", files.initrd, size, 0, buf_min, top_down=False, buf_max=limit)
             initrd_area = PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None
             # elf_headers_sz: not in whole pages where those are larger than 4 KiB.
             headers = PhysRange.of(core.mem, core.bufsz) if core else None
             dtb = files.make_dtb(initrd_area, headers)
-            self.image.dtb_mem = self.add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min).mem
+            self.image.dtb_mem = add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min).mem
             if context.purgatory is None:
                 return None
             self._add_tables(text_offset, buf_min)
@@ -159,12 +168,14 @@ class _Loader:
             size = header.page_size >> 10
             reason = f"kernel: it has pages of {size} KiB, and ID_AA64MMFR0_EL1.TGran{size} says that this CPU has none"
             raise KexecError(EINVAL, "image_load", reason)
-        buf_min = 0
+        buf_min, random = 0, self._random("image_load")
         first_refusal: KexecError | None = None
         while True:
             try:
                 size = header.image_size + header.text_offset
-                kernel = self.add("kernel", self.files.kernel, size, _MIN_KIMG_ALIGN, buf_min, top_down=False)
+                kernel = self.add(
+                    "kernel", self.files.kernel, size, _MIN_KIMG_ALIGN, buf_min, top_down=False, random=random
+                )
             except KexecError as error:
                 raise (first_refusal or error) from None
             try:

@@ -95,6 +95,7 @@ ScenarioArgument = Annotated[
 _PANELS = {"machine": "The machine", "kernel": "The first kernel", "load": "The crash kernel"}
 _PARSERS: Mapping[str, Callable[[str], object]] = {
     "cpus": whole_number,
+    "dm_crypt_keys": whole_number,
     "gic": whole_number,
     "seed": seed_number,
     "stuck_cpus": numbers,

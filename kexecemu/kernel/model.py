@@ -23,6 +23,7 @@ from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE,
 from kexecemu.kernel.crash.stray_store import WRITERS, store
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
 from kexecemu.kernel.load import environment, ima, syscalls
+from kexecemu.kernel.load.dm_crypt import check_dm_crypt_keys
 from kexecemu.kernel.load.files import OpenFile
 from kexecemu.kernel.load.syscalls import purgatory_object
 from kexecemu.machine.board import Board
@@ -167,6 +168,18 @@ class KernelModel(KernelState):
         self.check_alive("kexec_load")
         with _own_data("kexec_load"):
             return syscalls.kexec_tools_load(self, kernel, initrd, cmdline)
+
+    @property
+    def dm_crypt_keys(self) -> int:
+        """How many keys user space has named in configfs: they go with the next crash image by kexec_file_load().
+
+        Setting raises InputError for more than configfs takes, or where the era has none of it.
+        """
+        return self.kexec.dm_crypt_keys
+
+    @dm_crypt_keys.setter
+    def dm_crypt_keys(self, count: int) -> None:
+        self.kexec.dm_crypt_keys = check_dm_crypt_keys(count, self.config.release)
 
     # -- running guest code --------------------------------------------------------------------------------------
 

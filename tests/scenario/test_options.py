@@ -68,6 +68,7 @@ EXAMPLES: Mapping[str, Any] = {
     "initrd": "none",
     "initrd_size": "16M",
     "append": "a b",
+    "dm_crypt_keys": 2,
     "syscall": "kexec_load",
     "way": "machine-kexec",
     "capture": "linux",

@@ -39,6 +39,7 @@ class Rules:
     garbage_in_kexec_buf       which functions leave kexec_buf.random as the stack has it
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
+    dm_crypt_keys              crash_load_dm_crypt_keys() is called by load_other_segments()
     rodata_noalias             rodata=on is what full was, noalias what on was; the default is on
     sysfs_kexec                /sys/kernel/kexec/ has what lies in /sys/kernel/kexec_* else, and crash_cma_ranges
     tells_uid                  dump_stack() says which user is running
@@ -80,6 +81,7 @@ class Rules:
     garbage_in_kexec_buf: tuple[str, ...] = ()
     reserves_before_memmap: bool = False
     reserves_cma: bool = False
+    dm_crypt_keys: bool = False
     rodata_noalias: bool = False
     sysfs_kexec: bool = False
     tells_uid: bool = False
@@ -180,6 +182,7 @@ CHANGES = (
     Change((7, 0), "pglist_data_size", 14400, "7.3.4's BTF"),
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
+    Change((7, 1), "dm_crypt_keys", True, "e3a84be1ec2f"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
 )

@@ -48,6 +48,7 @@ class KexecState:
 
     purgatory is the object inside the kernel, None for none; locked is __kexec_lock, held by a load under way;
     load_disabled the sysctl kernel.kexec_load_disabled; signature_policy None where CONFIG_KEXEC_SIG is off;
+    dm_crypt_keys how many keys configfs names for the capture kernel (see KernelModel.dm_crypt_keys);
     crash_image and reboot_image what is loaded: the guest's kexec_crash_image and kexec_image as objects.
     """
 
@@ -55,6 +56,7 @@ class KexecState:
     locked: bool = False
     load_disabled: bool = False
     signature_policy: SignaturePolicy | None = None
+    dm_crypt_keys: int = 0
     crash_image: Kimage | None = None
     reboot_image: Kimage | None = None
 

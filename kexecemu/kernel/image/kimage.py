@@ -11,6 +11,7 @@ from kexecemu.shown import shown
 
 __all__ = [
     "COPY",
+    "DM_CRYPT_KEYS",
     "IMA",
     "IND_DESTINATION",
     "IND_DONE",
@@ -30,9 +31,9 @@ KEXEC_SEGMENT_MAX = 16
 # Names of the two segments that only a purgatory has a use for: the SHA-256 of every page of the others, and all of
 # the others once more.
 PAGE_DIGESTS, COPY = "page-digests", "copy"
-# What IMA hands on to the next kernel, the first segment where there is one.
-IMA = "ima"
-SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, IMA)
+# What IMA hands on to the next kernel, the first segment where there is one; and keys for the disk of the dump.
+IMA, DM_CRYPT_KEYS = "ima", "dm-crypt-keys"
+SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, IMA, DM_CRYPT_KEYS)
 """All that there can be; which of them an image has is known when it is loaded."""
 
 # Flags in the low bits of a kimage_entry_t.

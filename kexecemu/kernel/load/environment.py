@@ -51,11 +51,12 @@ def next_device_tree(
     elfcorehdr: PhysRange | None,
     cmdline: str | None,
     ima: PhysRange | None = None,
+    dm_crypt_keys: PhysRange | None = None,
 ) -> bytes:
     """of_kexec_alloc_and_setup_fdt() and fdt_pack() on this kernel's own device tree.
 
     initrd is the exact range of its bytes, elfcorehdr None for an ordinary image, ima where the list of
-    measurements will be, None without; all physical.
+    measurements will be, None without, dm_crypt_keys the exact range of the keys; all physical.
     """
     reservation = state.arch.reservation
     kaslr_seed, rng_seed = _seeds(state)
@@ -71,6 +72,7 @@ def next_device_tree(
         kaslr_seed=kaslr_seed,
         rng_seed=rng_seed,
         ima=(ima.start, ima.size) if ima else None,
+        dm_crypt_keys=(dm_crypt_keys.start, dm_crypt_keys.size) if dm_crypt_keys else None,
     )
 
 

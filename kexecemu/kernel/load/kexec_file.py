@@ -14,6 +14,7 @@ from kexecemu.kernel.base.config import Way
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.kimage import (
+    DM_CRYPT_KEYS,
     IMA,
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
@@ -23,6 +24,7 @@ from kexecemu.kernel.image.kimage import (
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.load import environment, ima
 from kexecemu.kernel.load.devtree import add_verdict_record
+from kexecemu.kernel.load.dm_crypt import keys_header
 from kexecemu.kernel.load.files import FileOrBytes, kernel_read_file
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load, image_probe
@@ -149,13 +151,20 @@ def _prepare(
     measured = image.segment(IMA)
 
     def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
+        keys = image.segment(DM_CRYPT_KEYS)
         tree = environment.next_device_tree(
-            state, initrd_area, core, text, measured.area if measured else None
+            state,
+            initrd_area,
+            core,
+            text,
+            measured.area if measured else None,
+            PhysRange.of(keys.mem, keys.bufsz) if keys else None,
         )
         return add_verdict_record(tree) if chosen else tree
 
     headers = environment.elf_headers(state, state.crashk_cma_ranges) if crash else None
-    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb), _load_context(state))
+    keys = keys_header(state.kexec.dm_crypt_keys) if crash and state.kexec.dm_crypt_keys else None
+    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb, keys), _load_context(state))
     sanity_check_segment_list(image, crashk_res, state.total_ram_pages, config.page_size)
     if crash:
         add_control_pages(state, image)

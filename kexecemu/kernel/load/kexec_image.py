@@ -13,7 +13,7 @@ from kexecemu.formats.image import parse as parse_header
 from kexecemu.formats.kernel_file import NO_MAGIC, kernel_file
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.image.digests import described_segments, page_digests_size
-from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
+from kexecemu.kernel.image.kimage import COPY, DM_CRYPT_KEYS, PAGE_DIGESTS, Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load import devtree
 from kexecemu.kernel.load.kexec_core import Random, add_buffer
@@ -74,13 +74,15 @@ class CrashFiles:
     """The bytes to load.
 
     elfcorehdr is None for an ordinary image. make_dtb(initrd, elfcorehdr) builds the device tree once it is known where
-    these two lie (physical; the initrd's range is its exact length; None without one).
+    these two lie (physical; the initrd's range is its exact length; None without one). dm_crypt_keys are the keys for
+    the capture kernel, None for none.
     """
 
     kernel: bytes
     initrd: bytes | None
     elfcorehdr: bytes | None
     make_dtb: Callable[[PhysRange | None, PhysRange | None], bytes]
+    dm_crypt_keys: bytes | None = None
 
 
 def image_probe(kernel: bytes) -> None:
@@ -106,6 +108,10 @@ class _Loader:
     def _random(self, function: str) -> Random | None:
         """What kexec_buf.random on that function's stack makes of its segments' places."""
         return self.context.random if function in self.context.garbage else None
+
+    def _add_dm_crypt_keys(self, keys: bytes) -> None:
+        """crash_load_dm_crypt_keys(): anywhere in the region, in front of the kernel too, where chance has it."""
+        self.add(DM_CRYPT_KEYS, keys, len(keys), 4096, top_down=False, random=self.context.random)
 
     def _add_tables(self, text_offset: int, buf_min: int) -> None:
         """Room for the segments that repeat or describe those before them: they are filled when these are final."""
@@ -135,6 +141,8 @@ class _Loader:
             if files.elfcorehdr is not None:
                 size = len(files.elfcorehdr)
                 core = add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
+            if files.dm_crypt_keys is not None:
+                self._add_dm_crypt_keys(files.dm_crypt_keys)
             initrd = None
             if files.initrd is not None:
                 limit = (kernel_phys & ~(_1G - 1)) + _INITRD_WINDOW

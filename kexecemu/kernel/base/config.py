@@ -37,7 +37,12 @@ class Way(enum.Enum):
 
 
 # Options that are not in every era, and the rule that says where they are.
-_OF_AN_ERA = {"KEXEC_BUF_GARBAGE": "garbage_in_kexec_buf"}
+_OF_AN_ERA = {
+    "IMA_KEXEC_EXTRA_MEMORY_KB": "ima_extra_memory",
+    "KEXEC_BUF_GARBAGE": "garbage_in_kexec_buf",
+    "KEXEC_HANDOVER": "kho",
+    "KEXEC_HANDOVER_ENABLE_DEFAULT": "kho",
+}
 
 _VA_BITS = ("ARM64_VA_BITS", "ARM64_VA_BITS_48", "ARM64_VA_BITS_52")
 
@@ -82,6 +87,14 @@ def _va_bits(options: Mapping[str, str], era: Era) -> dict[str, str]:
     return dict(zip(_VA_BITS, values[0], strict=True)) if values else {}
 
 
+def _check_handover(options: dict[str, str]) -> None:
+    """What KEXEC_HANDOVER selects, and its default is of use to."""
+    if options.get("KEXEC_HANDOVER") == "y" and "n" in (options.get("CMA"), options.get("KEXEC_FILE")):
+        raise InputError("config option KEXEC_HANDOVER=y selects CMA and KEXEC_FILE")
+    if options.get("KEXEC_HANDOVER_ENABLE_DEFAULT") == "y" and options.get("KEXEC_HANDOVER") != "y":
+        raise InputError("config option KEXEC_HANDOVER_ENABLE_DEFAULT=y needs KEXEC_HANDOVER=y")
+
+
 def _check_era(options: Mapping[str, str], era: Era) -> None:
     """InputError for what is asked for and the era has not."""
     for name, rule in _OF_AN_ERA.items():
@@ -100,6 +113,7 @@ def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
         options.setdefault("ZONE_DMA32", options["ZONE_DMA"])
     _check_purgatory(options)
     _check_era(options, era)
+    _check_handover(options)
     page_sizes = ("ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES")
     chosen = [name for name in page_sizes if options.get(name) == "y"]
     if len(chosen) > 1:

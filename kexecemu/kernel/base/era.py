@@ -36,6 +36,10 @@ class Rules:
     ima_in_crash_images        ima_add_kexec_buffer() adds its segment to crash images too
     ima_filled_at_reboot       IMA's segment is reserved at the load and filled at the reboot, no digest covers it
     file_load_flags            KEXEC_FILE_FLAGS
+    ima_extra_memory           IMA's segment has room for IMA_KEXEC_EXTRA_MEMORY_KB
+    kho                        CONFIG_KEXEC_HANDOVER is to be had
+    kho_aligns_by_buddy        scratch areas of KHO are aligned to the largest block of the buddy allocator, not of CMA
+    skips_checksum             ordinary images that KHO, or CMA alone, keeps safe have a digest of nothing
     garbage_in_kexec_buf       which functions leave kexec_buf.random as the stack has it
     reserves_before_memmap     the memory map and the zones come after the reservation
     reserves_cma               crashkernel=X,cma is reserved
@@ -78,6 +82,10 @@ class Rules:
     ima_in_crash_images: bool = True
     ima_filled_at_reboot: bool = False
     file_load_flags: int = 0x7
+    ima_extra_memory: bool = False
+    kho: bool = False
+    kho_aligns_by_buddy: bool = False
+    skips_checksum: bool = False
     garbage_in_kexec_buf: tuple[str, ...] = ()
     reserves_before_memmap: bool = False
     reserves_cma: bool = False
@@ -159,6 +167,8 @@ CHANGES = (
         ("image_load", "load_other_segments"),
         "kexec_random_range_start() came, with crash_dump_dm_crypt of x86",
     ),
+    Change((6, 16), "ima_extra_memory", True, "seen in 7.3.4, not in 6.12.117"),
+    Change((6, 16), "kho", True, "ARCH_SUPPORTS_KEXEC_HANDOVER"),
     Change(
         (6, 16),
         "guest",
@@ -183,6 +193,8 @@ CHANGES = (
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
     Change((7, 1), "dm_crypt_keys", True, "e3a84be1ec2f"),
+    Change((7, 3), "kho_aligns_by_buddy", True, "SCRATCH_ALIGNMENT_BYTES: seen in 7.3.4"),
+    Change((7, 3), "skips_checksum", True, "ee2e80ff50a2"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
 )

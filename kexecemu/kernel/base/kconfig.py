@@ -26,11 +26,20 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "HUGETLB_PAGE": ("y", "huge pages, and so CMA areas that begin and end with one"),
     "IMA_KEXEC": ("n", "IMA's measurement list goes to the next kernel, as the first segment of its image"),
+    "IMA_KEXEC_EXTRA_MEMORY_KB": (
+        "0",
+        "room behind that list for what is measured until the reboot, 40 at most; 0: half a page",
+    ),
     "KEXEC_BUF_GARBAGE": (
         "n",
         "a mistake of 6.16 and 6.17, no option: what the stack has decides that segments lie at random places",
     ),
     "KEXEC_FILE": ("y", "kexec_file_load() is there"),
+    "KEXEC_HANDOVER": (
+        "n",
+        "kho=on keeps memory over a kexec: scratch areas, which ordinary images are loaded to",
+    ),
+    "KEXEC_HANDOVER_ENABLE_DEFAULT": ("n", "kho=on unless said"),
     # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
     "KEXEC_PURGATORY_CHOSEN": (
         "n",
@@ -64,6 +73,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "ARM64_VA_BITS": ("era", "48", "52"),
     "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
 }
+
+
+# Numbers that Kconfig has a range for.
+_LARGEST: Mapping[str, int] = {"IMA_KEXEC_EXTRA_MEMORY_KB": 40}
 
 
 class OptionRow(NamedTuple):
@@ -101,6 +114,8 @@ def check_option(name: str, value: str) -> str:
     elif KNOWN_OPTIONS[short].isdigit():
         if not re.fullmatch(r"[0-9]{1,9}", value):
             raise InputError(f"config option {name} takes a number, not {value!r}")
+        if int(value) > _LARGEST.get(short, int(value)):
+            raise InputError(f"config option {name} is {_LARGEST[short]} at most, not {value}")
     elif value not in ("y", "n"):
         raise InputError(f"config option {name} is y or n, not {value!r}")
     return short

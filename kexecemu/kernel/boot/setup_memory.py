@@ -16,6 +16,7 @@ from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
 from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges
+from kexecemu.kernel.boot.late_memblock import nr_kernel_pages
 from kexecemu.kernel.boot.reserved_memory import ReservedMem, fdt_scan_reserved_mem, save_reg_nodes
 from kexecemu.kernel.memory.cma import cma_declare_contiguous, cma_min_alignment
 from kexecemu.kernel.memory.crashkernel import (
@@ -64,6 +65,7 @@ class ArchSetup:
     plan: LinearMapPlan
     dma_phys_limit: int
     sparse: SparseMemory
+    nr_kernel_pages: int
 
 
 def text_alias(config: KernelConfig, layout: TextLayout) -> PhysRange:
@@ -172,20 +174,25 @@ def setup_memory(
     arch_numa_init(config, memblock)
     dma_limit = arm64_dma_phys_limit(config, memblock)
 
-    def free_area_init() -> SparseMemory:
+    before = config.release.rules.reserves_before_memmap
+
+    def free_area_init() -> tuple[SparseMemory, int]:
+        pages = nr_kernel_pages(memblock, config.page_size)
         sparse = sparse_init(memblock, space, config)
+        if not before:  # the zones come after the map of their pages
+            pages = nr_kernel_pages(memblock, config.page_size)
         for line in zone_messages(config, memblock, dma_limit):
             log(line)
-        return sparse
+        return sparse, pages
 
-    before = config.release.rules.reserves_before_memmap
-    sparse = None if before else free_area_init()
+    made = None if before else free_area_init()
     asked = parameter(cmdline, "cma") is not None
     if config.enabled("CMA") and (asked or not any(one.default_cma for one in regions)):
         _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
-    return ArchSetup(memblock, reservation, plan, dma_limit, sparse or free_area_init())
+    sparse, pages = made or free_area_init()
+    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages)
 
 
 def _dma_contiguous_reserve(

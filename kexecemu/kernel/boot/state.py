@@ -22,6 +22,7 @@ from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.memory.kho import KhoEarly, KhoScratch
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
 from kexecemu.machine.memory.mmu import PageTables
@@ -97,6 +98,9 @@ class KernelState:
         self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
         self.console_phys = firmware.console_phys(tree)
         """Physical address of the console's PL011 (0: none)."""
+        self.kho_early = KhoEarly()
+        self.kho: KhoScratch | None = None
+        """Scratch areas, None where kexec handover is off."""
         self._arch: ArchSetup | None = None
 
     @property
@@ -132,8 +136,9 @@ class KernelState:
 
     @property
     def total_ram_pages(self) -> int:
-        """totalram_pages(): what memblock had left for the buddy allocator."""
-        return sum(area.size for area in self.arch.memblock.free_ranges()) // self.config.page_size
+        """totalram_pages(): what memblock had left for the buddy allocator, and what KHO has given back."""
+        areas = [*self.arch.memblock.free_ranges(), *(self.kho.areas if self.kho else ())]
+        return sum(area.size for area in areas) // self.config.page_size
 
     @property
     def image(self) -> Kimage | None:

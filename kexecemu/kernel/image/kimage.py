@@ -18,6 +18,7 @@ __all__ = [
     "IND_INDIRECTION",
     "IND_SOURCE",
     "KEXEC_ARCH_AARCH64",
+    "KHO_SCRATCH",
 ]
 __all__ += ["KEXEC_FILE_NO_INITRAMFS", "KEXEC_FILE_ON_CRASH", "KEXEC_FILE_UNLOAD", "KEXEC_SEGMENT_MAX"]
 __all__ += ["PAGE_DIGESTS", "SEGMENT_NAMES", "Kimage", "PurgatoryGuard", "Segment", "pack_segments"]
@@ -33,7 +34,10 @@ KEXEC_SEGMENT_MAX = 16
 PAGE_DIGESTS, COPY = "page-digests", "copy"
 # What IMA hands on to the next kernel, the first segment where there is one; and keys for the disk of the dump.
 IMA, DM_CRYPT_KEYS = "ima", "dm-crypt-keys"
-SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, IMA, DM_CRYPT_KEYS)
+# Where the scratch areas of kexec handover are.
+KHO_SCRATCH = "kho-scratch"
+_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, IMA)
+SEGMENT_NAMES = (*_NAMES, DM_CRYPT_KEYS, KHO_SCRATCH)
 """All that there can be; which of them an image has is known when it is loaded."""
 
 # Flags in the low bits of a kimage_entry_t.

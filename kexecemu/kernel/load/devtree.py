@@ -4,7 +4,7 @@ It is the running kernel's own tree, edited. The order of the edits is the kerne
 bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from errno import EINVAL
 
 from kexecemu.errors import FormatError, KexecError
@@ -39,6 +39,7 @@ def kexec_device_tree(
     rng_seed: bytes | None = None,
     ima: tuple[int, int] | None = None,
     dm_crypt_keys: tuple[int, int] | None = None,
+    kho: Mapping[str, tuple[int, int] | None] | None = None,
 ) -> bytes:
     """The packed device tree for the next kernel, made from the running kernel's one.
 
@@ -47,6 +48,7 @@ def kexec_device_tree(
     otherwise. cmdline None deletes bootargs. kaslr_seed (64 bits) and rng_seed (RNG_SEED_SIZE bytes) are
     given once the random number generator is initialised; None leaves them out, as the kernel does before. ima is
     (phys, size in bytes) of the segment for IMA's measurement list, dm_crypt_keys of that with keys (its bufsz).
+    kho has the properties of kexec handover, as kho.chosen_properties() gives them.
     Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
     """
     try:
@@ -65,6 +67,11 @@ def kexec_device_tree(
             # The low range comes second always: early_init_dt_check_for_usable_mem_range() relies on the order.
             for part in filter(None, (crashk_res, crashk_low_res, *crashk_cma_ranges)):
                 fdt.appendprop_addrrange(0, chosen, "linux,usable-memory-range", part.start, part.size)
+        for name in kho or {}:
+            fdt.delprop(chosen, name)
+        for name, place in (kho or {}).items():
+            if place is not None:
+                fdt.appendprop_addrrange(0, chosen, name, *place)
         if cmdline is None:
             fdt.delprop(chosen, "bootargs")
         else:

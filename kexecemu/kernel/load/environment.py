@@ -6,7 +6,7 @@ kernel/kexec_file.c. The guest's own crash path reads what is written here.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from kexecemu.kernel.boot.state import KernelState
@@ -52,11 +52,13 @@ def next_device_tree(
     cmdline: str | None,
     ima: PhysRange | None = None,
     dm_crypt_keys: PhysRange | None = None,
+    kho: Mapping[str, tuple[int, int] | None] | None = None,
 ) -> bytes:
     """of_kexec_alloc_and_setup_fdt() and fdt_pack() on this kernel's own device tree.
 
     initrd is the exact range of its bytes, elfcorehdr None for an ordinary image, ima where the list of
-    measurements will be, None without, dm_crypt_keys the exact range of the keys; all physical.
+    measurements will be, None without, dm_crypt_keys the exact range of the keys, kho the
+    properties of kexec handover; all physical.
     """
     reservation = state.arch.reservation
     kaslr_seed, rng_seed = _seeds(state)
@@ -73,6 +75,7 @@ def next_device_tree(
         rng_seed=rng_seed,
         ima=(ima.start, ima.size) if ima else None,
         dm_crypt_keys=(dm_crypt_keys.start, dm_crypt_keys.size) if dm_crypt_keys else None,
+        kho=kho,
     )
 
 

@@ -30,7 +30,7 @@ def measurement_list() -> bytes:
 
 
 def add_kexec_buffer(state: KernelState, image: Kimage) -> None:
-    """ima_add_kexec_buffer(): room for the list and half a page of what is measured until then.
+    """ima_add_kexec_buffer(): room for the list and what is measured until then, which is half a page unless said.
 
     The list is in it at once, or where an era fills it at the reboot, zeros, which no digest covers then. A list that
     finds no room is left out, and the load goes on.
@@ -41,15 +41,17 @@ def add_kexec_buffer(state: KernelState, image: Kimage) -> None:
         return
     content = measurement_list()
     buf = b"" if rules.ima_filled_at_reboot else content
+    extra = config.number("IMA_KEXEC_EXTRA_MEMORY_KB") << 10 or config.page_size // 2
     try:
         add_buffer(
             image,
             IMA,
             buf,
-            len(content) + config.page_size // 2,
+            len(content) + extra,
             config.page_size,
             region=state.crashk_res,
             free_memory=state.arch.memblock.free_ranges(),
+            scratch=state.kho.areas if state.kho else None,
             era=config.release,
             page_size=config.page_size,
         )

@@ -100,12 +100,14 @@ def add_buffer(
     top_down: bool = True,
     buf_max: int = _ULONG_MAX,
     free_memory: Sequence[PhysRange] = (),
+    scratch: Sequence[PhysRange] | None = None,
     random: Random | None = None,
 ) -> Segment:
     """kexec_add_buffer(): give the buffer a place and append it as a segment.
 
     A crash image gets places in `region`, which is crashk_res, an ordinary one in `free_memory`: what memblock has not
-    reserved, in ascending order (kexec_walk_memblock()). Addresses are physical, sizes in bytes. With random the search
+    reserved, in ascending order (kexec_walk_memblock()); or with KHO only in `scratch`, in that order whichever way is
+    searched then (kho_locate_mem_hole()). Addresses are physical, sizes in bytes. With random the search
     begins at a random place of each region.
     Raises KexecError(EINVAL) for a 17th segment, KexecError(EADDRNOTAVAIL) when nothing is reserved or no hole fits.
     """
@@ -114,7 +116,7 @@ def add_buffer(
         raise KexecError(EINVAL, step, f"too many segments for {name}: {KEXEC_SEGMENT_MAX} at most")
     memsz = align_up(memsz, page_size)
     align = max(align, page_size)
-    regions = list(reversed(free_memory) if top_down else free_memory)
+    regions = list(reversed(free_memory) if top_down else free_memory) if scratch is None else list(scratch)
     if image.crash:
         if region is None:
             raise KexecError(EADDRNOTAVAIL, step, f"{name} has no place: no crashkernel memory is reserved")
@@ -128,7 +130,8 @@ def add_buffer(
             image.segments.append(Segment(name, buf, mem, memsz))
             return image.segments[-1]
     largest = max((_largest_hole(one, image.segments, buf_min) for one in regions), default=0)
-    what, where = ("crash image", f"crashkernel {region}") if image.crash else ("image", "free memory")
+    room = "free memory" if scratch is None else "KHO's scratch areas"
+    what, where = ("crash image", f"crashkernel {region}") if image.crash else ("image", room)
     needs = f"{name} needs {memsz:#x} bytes aligned to {align:#x}"
     start = " (looked for from a random place on)" if random is not None else ""
     reason = f"{what} does not fit: {needs}{start}, largest hole in {where} is {largest:#x}"

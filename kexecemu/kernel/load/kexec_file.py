@@ -28,6 +28,7 @@ from kexecemu.kernel.load.dm_crypt import keys_header
 from kexecemu.kernel.load.files import FileOrBytes, kernel_read_file
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load, image_probe
+from kexecemu.kernel.load.kho import chosen_properties, fill_kimage
 from kexecemu.kernel.load.purgatory_setup import check_demands, set_up_purgatory, tables_text
 from kexecemu.machine.ranges import PhysRange
 
@@ -149,6 +150,8 @@ def _prepare(
     chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
     ima.add_kexec_buffer(state, image)
     measured = image.segment(IMA)
+    if state.kho and not crash:
+        fill_kimage(state, image)
 
     def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
         keys = image.segment(DM_CRYPT_KEYS)
@@ -159,6 +162,7 @@ def _prepare(
             text,
             measured.area if measured else None,
             PhysRange.of(keys.mem, keys.bufsz) if keys else None,
+            chosen_properties(state, image),
         )
         return add_verdict_record(tree) if chosen else tree
 
@@ -169,7 +173,8 @@ def _prepare(
     if crash:
         add_control_pages(state, image)
     if image.purgatory is not None:
-        set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys)
+        unchecked = state.kho is not None and not crash and config.release.rules.skips_checksum
+        set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys, unchecked=unchecked)
         cost = tables_text(image)
         if crash:
             image.guard = make_guard(image, image.purgatory, config)
@@ -202,6 +207,7 @@ def _load_context(state: KernelState) -> LoadContext:
         page_digests=config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
         copy=config.enabled("KEXEC_PURGATORY_COPY"),
         mmfr0=state.board.boot_cpu.sysreg("ID_AA64MMFR0_EL1"),
+        scratch=state.kho.areas if state.kho else None,
         # The seeds in the device tree are numbers of their own, and another load has the same places.
         random=partial(random.Random(state.seed).getrandbits, 16),
         garbage=config.release.rules.garbage_in_kexec_buf if config.enabled("KEXEC_BUF_GARBAGE") else (),

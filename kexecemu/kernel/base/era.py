@@ -39,6 +39,7 @@ class Rules:
     ima_extra_memory           IMA's segment has room for IMA_KEXEC_EXTRA_MEMORY_KB
     kho                        CONFIG_KEXEC_HANDOVER is to be had
     kho_aligns_by_buddy        scratch areas of KHO are aligned to the largest block of the buddy allocator, not of CMA
+    segments_in_cma            kexec_alloc_contig(): segments of ordinary images are in the CMA area where they fit
     skips_checksum             ordinary images that KHO, or CMA alone, keeps safe have a digest of nothing
     garbage_in_kexec_buf       which functions leave kexec_buf.random as the stack has it
     reserves_before_memmap     the memory map and the zones come after the reservation
@@ -85,6 +86,7 @@ class Rules:
     ima_extra_memory: bool = False
     kho: bool = False
     kho_aligns_by_buddy: bool = False
+    segments_in_cma: bool = False
     skips_checksum: bool = False
     garbage_in_kexec_buf: tuple[str, ...] = ()
     reserves_before_memmap: bool = False
@@ -176,6 +178,7 @@ CHANGES = (
         "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources, each of them since some release behind 6.12",
     ),
     Change((6, 17), "garbage_in_kexec_buf", ("load_other_segments",), "image_load() is mended in 6.17-rc"),
+    Change((6, 17), "segments_in_cma", True, "07d24902977e"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
     Change((6, 18), "garbage_in_kexec_buf", (), "struct kexec_buf kbuf = {}: seen in 7.3.4"),

@@ -66,6 +66,7 @@ class ArchSetup:
     dma_phys_limit: int
     sparse: SparseMemory
     nr_kernel_pages: int
+    cma_area: PhysRange | None = None
 
 
 def text_alias(config: KernelConfig, layout: TextLayout) -> PhysRange:
@@ -187,17 +188,18 @@ def setup_memory(
 
     made = None if before else free_area_init()
     asked = parameter(cmdline, "cma") is not None
-    if config.enabled("CMA") and (asked or not any(one.default_cma for one in regions)):
-        _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
+    cma_area = next((one.area for one in regions if one.default_cma), None) if config.enabled("CMA") else None
+    if config.enabled("CMA") and (asked or cma_area is None):
+        cma_area = _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
     sparse, pages = made or free_area_init()
-    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages)
+    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages, cma_area)
 
 
 def _dma_contiguous_reserve(
     memblock: Memblock, cmdline: str, config: KernelConfig, dma_limit: int, log: Print
-) -> None:
+) -> PhysRange | None:
     """dma_contiguous_reserve(): cma=SIZE[@START[-END]] or what the kernel was built with, below the DMA limit."""
     size, start, end = config.number("CMA_SIZE_MBYTES") << 20, 0, 0
     asked = parameter(cmdline, "cma")
@@ -206,7 +208,7 @@ def _dma_contiguous_reserve(
         if rest[:1] == "@":
             start, rest = memparse(rest[1:])
             end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
-    if size:
-        cma_declare_contiguous(
-            config, memblock, size, log, start=start, limit=min(end or dma_limit, dma_limit)
-        )
+    if not size:
+        return None
+    limit = min(end or dma_limit, dma_limit)
+    return cma_declare_contiguous(config, memblock, size, log, start=start, limit=limit)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES, note_size
-from kexecemu.kernel.image.kimage import Kimage, pack_segments
+from kexecemu.kernel.image.kimage import IND_DONE, Kimage, pack_segments
 from kexecemu.kernel.image.protection import protect_crashkres, protected_areas, unprotect_crashkres
 from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
@@ -156,8 +156,10 @@ def _write_kimage(
     guest.write(pointer, layout.virt(storage))
 
 
-def load_normal(state: KernelState, image: Kimage) -> Relocation:
-    """kimage_load_normal_segment() for every segment, then machine_kexec_post_load()."""
+def load_normal(state: KernelState, image: Kimage) -> Relocation | None:
+    """kimage_load_normal_segment() for every segment, then machine_kexec_post_load(): None for nothing to be moved."""
     guest, memblock = state.guest, state.arch.memblock
     pages = load_normal_segments(guest, image, memblock.free_ranges(), state.config.page_size)
+    if image.head & IND_DONE:
+        return None
     return prepare_relocation(guest, image, pages, memblock.mappable(), state.tables.fmt)

@@ -101,14 +101,16 @@ def add_buffer(
     buf_max: int = _ULONG_MAX,
     free_memory: Sequence[PhysRange] = (),
     scratch: Sequence[PhysRange] | None = None,
+    contiguous: Callable[[int, int], int | None] | None = None,
     random: Random | None = None,
 ) -> Segment:
     """kexec_add_buffer(): give the buffer a place and append it as a segment.
 
     A crash image gets places in `region`, which is crashk_res, an ordinary one in `free_memory`: what memblock has not
     reserved, in ascending order (kexec_walk_memblock()); or with KHO only in `scratch`, in that order whichever way is
-    searched then (kho_locate_mem_hole()). Addresses are physical, sizes in bytes. With random the search
-    begins at a random place of each region.
+    searched then (kho_locate_mem_hole()). contiguous is asked first, where it is given: it has places in the CMA area
+    (kexec_alloc_contig(), which asks neither for buf_min nor buf_max). Addresses are physical, sizes in bytes.
+    With random the search begins at a random place of each region.
     Raises KexecError(EINVAL) for a 17th segment, KexecError(EADDRNOTAVAIL) when nothing is reserved or no hole fits.
     """
     step = "kexec_add_buffer"
@@ -121,6 +123,10 @@ def add_buffer(
         if region is None:
             raise KexecError(EADDRNOTAVAIL, step, f"{name} has no place: no crashkernel memory is reserved")
         regions = [region]
+    place = contiguous(memsz, align) if contiguous is not None else None
+    if place is not None:
+        image.segments.append(Segment(name, buf, place, memsz, cma=True))
+        return image.segments[-1]
     limits = {"buf_min": buf_min, "buf_max": buf_max, "page_size": page_size}
     for one in regions:
         mem = find_hole(

@@ -16,6 +16,7 @@ from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.kimage import (
     DM_CRYPT_KEYS,
     IMA,
+    KEXEC_FILE_NO_CMA,
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
     KEXEC_FILE_UNLOAD,
@@ -23,6 +24,7 @@ from kexecemu.kernel.image.kimage import (
 )
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.load import environment, ima
+from kexecemu.kernel.load.contiguous import Contiguous, contiguous
 from kexecemu.kernel.load.devtree import add_verdict_record
 from kexecemu.kernel.load.dm_crypt import keys_header
 from kexecemu.kernel.load.files import FileOrBytes, kernel_read_file
@@ -148,7 +150,8 @@ def _prepare(
         check_demands(obj, config)
         check_guard(config)
     chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
-    ima.add_kexec_buffer(state, image)
+    in_cma = None if flags & KEXEC_FILE_NO_CMA else contiguous(state, image)
+    ima.add_kexec_buffer(state, image, in_cma)
     measured = image.segment(IMA)
     if state.kho and not crash:
         fill_kimage(state, image)
@@ -168,12 +171,13 @@ def _prepare(
 
     headers = environment.elf_headers(state, state.crashk_cma_ranges) if crash else None
     keys = keys_header(state.kexec.dm_crypt_keys) if crash and state.kexec.dm_crypt_keys else None
-    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb, keys), _load_context(state))
+    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb, keys), _load_context(state, in_cma))
     sanity_check_segment_list(image, crashk_res, state.total_ram_pages, config.page_size)
     if crash:
         add_control_pages(state, image)
     if image.purgatory is not None:
-        unchecked = state.kho is not None and not crash and config.release.rules.skips_checksum
+        safe = state.kho is not None or all(one.cma for one in image.segments)
+        unchecked = safe and not crash and config.release.rules.skips_checksum
         set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys, unchecked=unchecked)
         cost = tables_text(image)
         if crash:
@@ -195,7 +199,7 @@ def _map_pages(state: KernelState, image: Kimage) -> tuple[Callable[[], PhysRang
     return partial(alloc_crash_control_pages, image, crashk_res, size, "page tables"), uart
 
 
-def _load_context(state: KernelState) -> LoadContext:
+def _load_context(state: KernelState, in_cma: Contiguous | None) -> LoadContext:
     config = state.config
     return LoadContext(
         era=config.release,
@@ -208,6 +212,7 @@ def _load_context(state: KernelState) -> LoadContext:
         copy=config.enabled("KEXEC_PURGATORY_COPY"),
         mmfr0=state.board.boot_cpu.sysreg("ID_AA64MMFR0_EL1"),
         scratch=state.kho.areas if state.kho else None,
+        contiguous=in_cma,
         # The seeds in the device tree are numbers of their own, and another load has the same places.
         random=partial(random.Random(state.seed).getrandbits, 16),
         garbage=config.release.rules.garbage_in_kexec_buf if config.enabled("KEXEC_BUF_GARBAGE") else (),

@@ -40,9 +40,9 @@ class LoadContext:
     """What the loader needs of the running kernel: where it may place things, and how it builds the rest.
 
     uart_phys is the console's physical address for the purgatory's report (0: silent). free_memory is where an ordinary
-    image may lie: physical ranges in ascending order; scratch where it has to with KHO. page_digests and copy ask for
-    these two segments, which only a purgatory has a use for: 0.8 % of the image, and as much as the image itself. mmfr0
-    is the CPU's ID_AA64MMFR0_EL1.
+    image may lie: physical ranges in ascending order; scratch where it has to with KHO, contiguous has places in the
+    CMA area. page_digests and copy ask for these two segments, which only a purgatory has a use for: 0.8 % of the
+    image, and as much as the image itself. mmfr0 is the CPU's ID_AA64MMFR0_EL1.
     random is get_random_u16(), for what goes to a random place; garbage are the functions that have it on their stack
     that their segments do.
     """
@@ -57,6 +57,7 @@ class LoadContext:
     copy: bool = False
     mmfr0: int = CORTEX_A57_MMFR0
     scratch: tuple[PhysRange, ...] | None = None
+    contiguous: Callable[[int, int], int | None] | None = None
     random: Random | None = None
     garbage: tuple[str, ...] = ()
 
@@ -105,7 +106,7 @@ class _Loader:
         self.context = context
 
         place = partial(add_buffer, image, region=context.crashk_res, free_memory=context.free_memory)
-        place = partial(place, scratch=context.scratch)
+        place = partial(place, scratch=context.scratch, contiguous=context.contiguous)
         self.add = partial(place, era=context.era, page_size=context.page_size)
 
     def _random(self, function: str) -> Random | None:

@@ -57,6 +57,7 @@ class Rules:
     pglist_data_size           sizeof(pg_data_t) of a kernel with NUMA
     section_usage_bits         bits for a pageblock in a section's usage map
     memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
+    keeps_odd_pools            a pool of /reserved-memory that nobody takes stays reserved; one for DMA is told in KiB
     tells_reserved_mem         each region of /reserved-memory has a line in the log
     cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
     cma_says_node              the CMA area's line ends with the node
@@ -104,6 +105,7 @@ class Rules:
     pglist_data_size: int = 11392
     section_usage_bits: int = 4
     memreserve_first: bool = True
+    keeps_odd_pools: bool = False
     tells_reserved_mem: bool = False
     cma_says_what_was_asked: bool = False
     cma_says_node: bool = False
@@ -196,6 +198,7 @@ CHANGES = (
     Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
     Change((7, 1), "dm_crypt_keys", True, "e3a84be1ec2f"),
+    Change((7, 3), "keeps_odd_pools", True, "rmem_dma_setup() says ENODEV: seen in 7.3.4, not in 6.12.117"),
     Change((7, 3), "kho_aligns_by_buddy", True, "SCRATCH_ALIGNMENT_BYTES: seen in 7.3.4"),
     Change((7, 3), "skips_checksum", True, "ee2e80ff50a2"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),

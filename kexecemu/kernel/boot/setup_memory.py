@@ -170,7 +170,7 @@ def setup_memory(
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
-    regions = save_reg_nodes(config.release, tree, dynamic, log)
+    regions = save_reg_nodes(config.release, tree, dynamic, memblock, config.enabled("CMA"), log)
     unflatten_device_tree(config, tree, memblock)
     arch_numa_init(config, memblock)
     dma_limit = arm64_dma_phys_limit(config, memblock)

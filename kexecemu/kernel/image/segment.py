@@ -1,6 +1,6 @@
 """struct kexec_segment: a piece of an image, and where it lies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -23,7 +23,7 @@ class Segment:
     buf: bytes | bytearray
     mem: int
     memsz: int
-    cma: bool = False
+    cma: bool = field(default=False, repr=False)
 
     @property
     def bufsz(self) -> int:

@@ -171,10 +171,7 @@ class KernelModel(KernelState):
 
     @property
     def dm_crypt_keys(self) -> int:
-        """How many keys user space has named in configfs: they go with the next crash image by kexec_file_load().
-
-        Setting raises InputError for more than configfs takes, or where the era has none of it.
-        """
+        """How many keys configfs has, for the next crash image by kexec_file_load(); InputError for more than it takes."""
         return self.kexec.dm_crypt_keys
 
     @dm_crypt_keys.setter

@@ -16,6 +16,7 @@ from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.kimage import (
     DM_CRYPT_KEYS,
     IMA,
+    KEXEC_FILE_DEBUG,
     KEXEC_FILE_NO_CMA,
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
@@ -65,7 +66,11 @@ def load(
     change = exchange if flags & KEXEC_FILE_ON_CRASH else _exchange_reboot
     if flags & KEXEC_FILE_UNLOAD:
         return change(state, None)
-    return change(state, lambda: _prepare(state, kernel, initrd, cmdline, flags))
+    image = change(state, lambda: _prepare(state, kernel, initrd, cmdline, flags))
+    if image is not None and flags & KEXEC_FILE_DEBUG:
+        places = f"start:{image.start:#x} head:{image.head:#x}"
+        state.log(f"kexec_file: kexec_file_load: type:{int(image.crash)}, {places} flags:{flags:#x}")
+    return image
 
 
 def exchange(state: KernelState, prepare: Prepare | None) -> Kimage | None:
@@ -171,7 +176,9 @@ def _prepare(
 
     headers = environment.elf_headers(state, state.crashk_cma_ranges) if crash else None
     keys = keys_header(state.kexec.dm_crypt_keys) if crash and state.kexec.dm_crypt_keys else None
-    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb, keys), _load_context(state, in_cma))
+    image_load(
+        image, CrashFiles(image_file, ramdisk, headers, make_dtb, keys), _load_context(state, in_cma, flags)
+    )
     sanity_check_segment_list(image, crashk_res, state.total_ram_pages, config.page_size)
     if crash:
         add_control_pages(state, image)
@@ -188,6 +195,8 @@ def _prepare(
             state.say("purgatory_tables", cost)
     elif crash and config.check_way is Way.MACHINE_KEXEC:
         ways.keep_digest(image)
+    if flags & KEXEC_FILE_DEBUG:
+        state.log(f"kexec_file: nr_segments = {len(image.segments)}")
     return image
 
 
@@ -199,7 +208,7 @@ def _map_pages(state: KernelState, image: Kimage) -> tuple[Callable[[], PhysRang
     return partial(alloc_crash_control_pages, image, crashk_res, size, "page tables"), uart
 
 
-def _load_context(state: KernelState, in_cma: Contiguous | None) -> LoadContext:
+def _load_context(state: KernelState, in_cma: Contiguous | None, flags: int) -> LoadContext:
     config = state.config
     return LoadContext(
         era=config.release,
@@ -213,6 +222,7 @@ def _load_context(state: KernelState, in_cma: Contiguous | None) -> LoadContext:
         mmfr0=state.board.boot_cpu.sysreg("ID_AA64MMFR0_EL1"),
         scratch=state.kho.areas if state.kho else None,
         contiguous=in_cma,
+        debug=state.log if flags & KEXEC_FILE_DEBUG else None,
         # The seeds in the device tree are numbers of their own, and another load has the same places.
         random=partial(random.Random(state.seed).getrandbits, 16),
         garbage=config.release.rules.garbage_in_kexec_buf if config.enabled("KEXEC_BUF_GARBAGE") else (),

@@ -43,6 +43,7 @@ class LoadContext:
     image may lie: physical ranges in ascending order; scratch where it has to with KHO, contiguous has places in the
     CMA area. page_digests and copy ask for these two segments, which only a purgatory has a use for: 0.8 % of the
     image, and as much as the image itself. mmfr0 is the CPU's ID_AA64MMFR0_EL1.
+    debug hears what KEXEC_FILE_DEBUG has the kernel say of each segment.
     random is get_random_u16(), for what goes to a random place; garbage are the functions that have it on their stack
     that their segments do.
     """
@@ -60,6 +61,7 @@ class LoadContext:
     contiguous: Callable[[int, int], int | None] | None = None
     random: Random | None = None
     garbage: tuple[str, ...] = ()
+    debug: Callable[[str], None] | None = None
 
     def supports_granule(self, size: int) -> bool:
         """Whether the CPU has pages of `size` bytes: by its register, and those that the running kernel has."""
@@ -113,9 +115,16 @@ class _Loader:
         """What kexec_buf.random on that function's stack makes of its segments' places."""
         return self.context.random if function in self.context.garbage else None
 
+    def say(self, words: str, segment: Segment | None) -> None:
+        """kexec_dprintk(): where a segment went, which the words have {at} for, and its sizes."""
+        if self.context.debug is not None and segment is not None:
+            sizes = f"bufsz={segment.bufsz:#x} memsz={segment.memsz:#x}"
+            self.context.debug(f"{words.format(at=f'at {segment.mem:#x}')} {sizes}")
+
     def _add_dm_crypt_keys(self, keys: bytes) -> None:
         """crash_load_dm_crypt_keys(): anywhere in the region, in front of the kernel too, where chance has it."""
-        self.add(DM_CRYPT_KEYS, keys, len(keys), 4096, top_down=False, random=self.context.random)
+        found = self.add(DM_CRYPT_KEYS, keys, len(keys), 4096, top_down=False, random=self.context.random)
+        self.say("Loaded dm crypt keys to kexec_buffer", found)
 
     def _add_tables(self, text_offset: int, buf_min: int) -> None:
         """Room for the segments that repeat or describe those before them: they are filled when these are final."""
@@ -145,6 +154,7 @@ class _Loader:
             if files.elfcorehdr is not None:
                 size = len(files.elfcorehdr)
                 core = add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
+                self.say("kexec_file: Loaded elf core header {at}", core)
             if files.dm_crypt_keys is not None:
                 self._add_dm_crypt_keys(files.dm_crypt_keys)
             initrd = None
@@ -152,16 +162,20 @@ class _Loader:
                 limit = (kernel_phys & ~(_1G - 1)) + _INITRD_WINDOW
                 size = len(files.initrd)
                 initrd = add("initrd", files.initrd, size, 0, buf_min, top_down=False, buf_max=limit)
+            self.say("kexec_file: Loaded initrd {at}", initrd)
             initrd_area = PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None
             # elf_headers_sz: not in whole pages where those are larger than 4 KiB.
             headers = PhysRange.of(core.mem, core.bufsz) if core else None
             dtb = files.make_dtb(initrd_area, headers)
-            self.image.dtb_mem = add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min).mem
-            if context.purgatory is None:
-                return None
-            self._add_tables(text_offset, buf_min)
-            place = partial(self.add, "purgatory", buf_min=buf_min)
-            return LoadedPurgatory(context.purgatory, place)
+            placed = add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min)
+            self.image.dtb_mem, purgatory = placed.mem, None
+            if context.purgatory is not None:
+                self._add_tables(text_offset, buf_min)
+                place = partial(self.add, "purgatory", buf_min=buf_min)
+                purgatory = LoadedPurgatory(context.purgatory, place)
+                self.say("kexec_file: Loaded purgatory {at}", purgatory.segment)
+            self.say("kexec_file: Loaded dtb {at}", placed)
+            return purgatory
         except KexecError:
             del self.image.segments[kept:]
             raise
@@ -204,6 +218,7 @@ class _Loader:
                 continue
             kernel.mem += header.text_offset
             kernel.memsz -= header.text_offset
+            self.say("kexec_file(Image): Loaded kernel {at}", kernel)
             return kernel, purgatory
 
 

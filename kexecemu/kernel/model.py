@@ -171,7 +171,7 @@ class KernelModel(KernelState):
 
     @property
     def dm_crypt_keys(self) -> int:
-        """How many keys configfs has, for the next crash image by kexec_file_load(); InputError for more than it takes."""
+        """How many keys configfs has for the next crash image by kexec_file_load(); InputError for too many."""
         return self.kexec.dm_crypt_keys
 
     @dm_crypt_keys.setter

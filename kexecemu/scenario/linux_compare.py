@@ -47,6 +47,8 @@ def config_options(text: str) -> dict[str, str]:
             options[found[1]] = found[2].strip('"')
         elif found := re.match(r"# CONFIG_(\w+) is not set$", line):
             options[found[1]] = "n"
+    if options:
+        options.setdefault("HUGETLB_PAGE", "n")  # it has no prompt: where it is off the file does not say so
     # What is about our purgatory is in no kernel.
     known = [name for name in KNOWN_OPTIONS if not name.startswith("KEXEC_PURGATORY")]
     return {name: options[name] for name in known if name in options}

@@ -60,8 +60,10 @@ def test_a_configuration_gives_the_options_that_the_model_knows() -> None:
         "ARM64_4K_PAGES": "y",
         "ARM64_16K_PAGES": "n",
         "CMA_SIZE_MBYTES": "64",
+        "HUGETLB_PAGE": "n",  # which no file says that it is not set
         "ZONE_DMA": "y",
     }
+    assert config_options("CONFIG_HUGETLB_PAGE=y\n") == {"HUGETLB_PAGE": "y"}
     assert config_options("") == {}
 
 

@@ -65,6 +65,28 @@ def test_the_first_fit_is_that_of_a_bitmap_gone_through_page_by_page(
 # -- images ----------------------------------------------------------------------------------------------------
 
 
+# Linux 7.3.4 built with DMA_CMA=y, in QEMU's virt with 1 CPU: kexec_file_load() with KEXEC_FILE_DEBUG.
+REAL = [
+    ("512M", "crashkernel=128M", 0x5BD00000, 0x5BC20000, 0x5C300000),
+    ("665M", "crashkernel=128M cma=6M", 0x68D00000, 0x68C20000, 0x69300000),
+    ("3627M", "crashkernel=128M cma=6M", 0xFF900000, 0xFFE40000, 0xFFF00000),
+    # Two pools of 1 MiB each, and then no room for the device tree.
+    ("7G", "crashkernel=96M cma=6M", 0xFFA00000, 0xFFF40000, None),
+]
+
+
+@pytest.mark.parametrize(("ram", "cmdline", "kernel_at", "initrd_at", "dtb_at"), REAL)
+def test_they_lie_where_a_real_kernel_put_them(
+    ram: str, cmdline: str, kernel_at: int, initrd_at: int, dtb_at: int | None
+) -> None:
+    options = {"CMA_SIZE_MBYTES": "64", "HUGETLB_PAGE": "n", "NUMA": "n", "ARM64_VA_BITS": "48"}
+    kernel = Kernel.boot(Board(ram), KernelConfig("7.3", purgatory=False, options=options), cmdline=cmdline)
+    image = load(kernel, image=arm64_image(0x4CC808, image_size=0x540000), initrd=bytes(100000))
+    found = {one.name: one.mem if one.cma else None for one in image.segments}
+    assert found == {"kernel": kernel_at, "initrd": initrd_at, "dtb": dtb_at}
+    assert (image.head == IND_DONE) is (dtb_at is not None)
+
+
 def test_segments_are_put_behind_the_atomic_pool_at_256_pages_at_most_whatever_alignment_they_ask_for() -> (
     None
 ):

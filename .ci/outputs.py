@@ -187,7 +187,7 @@ def _purgatories() -> str:
 
 def _eras() -> str:
     """What changed when, with what a rule is about in the words of its own documentation."""
-    from kexecemu.kernel.base.era import CHANGES, Rules
+    from kexecemu.kernel.base.changes import CHANGES, Rules
 
     assert Rules.__doc__ is not None
     meanings: dict[str, str] = {}

@@ -20,7 +20,7 @@ import typer
 
 import kexecemu
 from kexecemu.cli import app
-from kexecemu.kernel.base.config import KNOWN_OPTIONS
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.scenario.schema import Scenario
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu.kernel.base.config import KNOWN_OPTIONS
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.suggest import did_you_mean, nearest
 
 SEGMENTS = ["kernel", "elfcorehdr", "initrd", "dtb", "purgatory"]

@@ -22,7 +22,7 @@ def of(words: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def _config_words() -> Iterable[str]:
-    from kexecemu.kernel.base.config import option_rows
+    from kexecemu.kernel.base.kconfig import option_rows
 
     for row in option_rows():
         values = {"y or n": ["y", "n"], "a number": [row.default]}.get(row.values, row.values.split(", "))

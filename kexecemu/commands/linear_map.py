@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from kexecemu.commands.options import JsonOption, flag, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KernelConfig, split_options
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.kconfig import split_options
 from kexecemu.kernel.image.kimage import Segment
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE, check_bbm

@@ -48,7 +48,7 @@ def _models() -> Rows:
 
 
 def _configs() -> Rows:
-    from kexecemu.kernel.base.config import option_rows
+    from kexecemu.kernel.base.kconfig import option_rows
 
     return [row._asdict() for row in option_rows()]
 

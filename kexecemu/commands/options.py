@@ -16,7 +16,7 @@ import typer
 
 from kexecemu.arguments import too_long
 from kexecemu.commands import complete
-from kexecemu.kernel.base.config import split_options
+from kexecemu.kernel.base.kconfig import split_options
 from kexecemu.scenario.options import OPTIONS, Setup
 from kexecemu.shown import brief
 from kexecemu.visible import listener
@@ -95,6 +95,7 @@ ScenarioArgument = Annotated[
 _PANELS = {"machine": "The machine", "kernel": "The first kernel", "load": "The crash kernel"}
 _PARSERS: Mapping[str, Callable[[str], object]] = {
     "cpus": whole_number,
+    "dm_crypt_keys": whole_number,
     "gic": whole_number,
     "bbm": whole_number,
     "seed": seed_number,

@@ -16,7 +16,7 @@ from kexecemu.commands.purgatory_build import BUILD_EXAMPLES, build
 from kexecemu.data import PURGATORIES, purgatory_path
 from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.elfrel import RelocatableObject, object_or_embedded
-from kexecemu.kernel.base.config import split_options
+from kexecemu.kernel.base.kconfig import split_options
 from kexecemu.kernel.image.purgatory import link_at, parse_purgatory
 from kexecemu.kernel.image.relocate import SUPPORTED_TYPES
 from kexecemu.machine.virt import RAM_BASE

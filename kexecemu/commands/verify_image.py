@@ -16,7 +16,7 @@ from kexecemu.commands.options import JsonOption, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.errors import InputError, KexecError
 from kexecemu.files import read_file
-from kexecemu.kernel.base.config import split_options
+from kexecemu.kernel.base.kconfig import split_options
 
 if TYPE_CHECKING:
     from kexecemu.formats.x509 import Certificate

@@ -22,8 +22,9 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
 from kexecemu.kernel.crash.stray_store import WRITERS, store
-from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, Kimage
+from kexecemu.kernel.image.kimage import IND_DONE, KEXEC_FILE_ON_CRASH, Kimage
 from kexecemu.kernel.load import environment, ima, syscalls
+from kexecemu.kernel.load.dm_crypt import check_dm_crypt_keys
 from kexecemu.kernel.load.files import OpenFile
 from kexecemu.kernel.load.syscalls import purgatory_object
 from kexecemu.machine.board import Board
@@ -167,6 +168,15 @@ class KernelModel(KernelState):
         with _own_data("kexec_load"):
             return syscalls.kexec_tools_load(self, kernel, initrd, cmdline)
 
+    @property
+    def dm_crypt_keys(self) -> int:
+        """How many keys configfs has for the next crash image by kexec_file_load(); InputError for too many."""
+        return self.kexec.dm_crypt_keys
+
+    @dm_crypt_keys.setter
+    def dm_crypt_keys(self, count: int) -> None:
+        self.kexec.dm_crypt_keys = check_dm_crypt_keys(count, self.config.release)
+
     # -- running guest code --------------------------------------------------------------------------------------
 
     def run(self, cpu: Cpu, until: Collection[int] = (), limit: int | None = None) -> CpuStop:
@@ -210,9 +220,10 @@ class KernelModel(KernelState):
         self.say("reboot", "reboot by kexec")
         ima.update_kexec_buffer(self, image)
         page = range(image.control_code_page, image.control_code_page + self.config.page_size)
-        stop = self._execution.kexec(page)
+        stop = self._execution.kexec(None if image.head & IND_DONE else page)
         if stop.kind is CpuStopKind.LEFT:
-            self.say("jump", f"the relocation code jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
+            who = "machine_kexec()" if image.head & IND_DONE else "the relocation code"
+            self.say("jump", f"{who} jumps to {stop.pc:#x}, MMU off", pc_phys=stop.pc)
         return stop
 
     def crash(self, message: str = SYSRQ_MESSAGE) -> CpuStop:

@@ -5,12 +5,14 @@ from functools import partial
 from typing import Any
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KernelConfig, check_option
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.kconfig import check_option
 from kexecemu.kernel.image.kimage import SEGMENT_NAMES
+from kexecemu.kernel.load.dm_crypt import check_dm_crypt_keys
 from kexecemu.machine.board import check_numbers, parse_size
 from kexecemu.machine.virt import check_bbm
-from kexecemu.scenario.matrix import check_matrix
-from kexecemu.scenario.options import MODEL_ALONE, check_first, check_way
+from kexecemu.scenario.matrix import cells_of, check_matrix
+from kexecemu.scenario.options import MODEL_ALONE, check_first, check_keys, check_way
 from kexecemu.scenario.schema import Scenario
 from kexecemu.suggest import there_are
 
@@ -30,7 +32,6 @@ def checks_of(
     yield ("kernel", "protection"), partial(KernelConfig, protection=kernel.protection)
     for name, value in kernel.config.items():
         yield ("kernel", "config", name), partial(check_option, name, value)
-    yield ("kernel", "config"), partial(KernelConfig, options=kernel.config)
     yield ("machine", "cpus"), partial(check_numbers, 1 if machine.cpus is None else machine.cpus, 2)
     yield ("machine", "gic"), partial(check_numbers, 1, 2 if machine.gic is None else machine.gic)
     yield ("machine", "bbm"), partial(check_bbm, machine.bbm)
@@ -38,6 +39,12 @@ def checks_of(
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)
     yield ("load", "way"), partial(check_way, scenario.load.way, scenario.load.syscall)
     yield (), partial(check_matrix, scenario)
+    for cell in cells_of(scenario):
+        first, load = cell.scenario.kernel, cell.scenario.load
+        yield ("kernel", "config"), partial(KernelConfig, first.era, options=first.config)
+        keys, era = load.dm_crypt_keys, KernelConfig(first.era).release
+        yield ("load", "dm_crypt_keys"), partial(check_keys, keys, load.syscall)
+        yield ("load", "dm_crypt_keys"), partial(check_dm_crypt_keys, keys, era)
     if scenario.expect is not None:
         if scenario.expect.segment is not None:
             yield ("expect", "segment"), partial(check_segment, scenario.expect.segment)

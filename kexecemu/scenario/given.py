@@ -39,6 +39,7 @@ class SetupChanges(TypedDict, total=False):
     initrd: Path | str | None
     initrd_size: str | int | None
     append: str
+    dm_crypt_keys: int
     syscall: str | None
     way: str
     capture: str

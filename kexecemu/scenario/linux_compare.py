@@ -15,7 +15,8 @@ from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.elf import PT_LOAD, ProgramHeader
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig
+from kexecemu.kernel.base.config import Era, KernelConfig
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.linux.first import FirstLinux
@@ -46,6 +47,8 @@ def config_options(text: str) -> dict[str, str]:
             options[found[1]] = found[2].strip('"')
         elif found := re.match(r"# CONFIG_(\w+) is not set$", line):
             options[found[1]] = "n"
+    if options:
+        options.setdefault("HUGETLB_PAGE", "n")  # it has no prompt: where it is off the file does not say so
     # What is about our purgatory is in no kernel.
     known = [name for name in KNOWN_OPTIONS if not name.startswith("KEXEC_PURGATORY")]
     return {name: options[name] for name in known if name in options}

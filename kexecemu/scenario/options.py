@@ -17,11 +17,13 @@ from typing import Any, Final, get_type_hints
 
 from kexecemu.data import PURGATORIES
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection, Way
+from kexecemu.kernel.base.config import Era, Protection, Way
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
+from kexecemu.kernel.load.dm_crypt import KEYS_MAX
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
-__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "check_way", "given_options"]
+__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "check_keys", "check_way", "given_options"]
 
 
 def _option(table: str, default: Any, help: str, metavar: str = "", **more: Any) -> Any:
@@ -157,6 +159,13 @@ class Setup:
     append: str = _load(
         "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll", "The crash kernel's command line.", "TEXT"
     )
+    dm_crypt_keys: int = _load(
+        0,
+        "Number of dm-crypt's keys for the capture kernel, in a segment at a random place (kexec_file_load, 7.3).",
+        "N",
+        only="model",
+        schema={"minimum": 0, "maximum": KEYS_MAX},
+    )
     syscall: str | None = _load(
         None,
         "Who prepares the image: the kernel, or (kexec_load) kexec-tools, which brings its own purgatory.",
@@ -220,6 +229,12 @@ def given_options(setup: Setup) -> dict[str, Any]:
     """The options whose values are not the defaults."""
     values = {name: getattr(setup, name) for name in OPTIONS}
     return {name: value for name, value in values.items() if value != OPTIONS[name].default}
+
+
+def check_keys(keys: int, syscall: str | None) -> None:
+    """InputError for keys that the system call has no place for."""
+    if keys and syscall == "kexec_load":
+        raise InputError("load.dm_crypt_keys: kexec_load takes what user space brings, and knows no keys")
 
 
 def check_way(way: str, syscall: str | None) -> None:

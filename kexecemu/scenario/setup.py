@@ -21,7 +21,7 @@ from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.options import Setup, check_way
+from kexecemu.scenario.options import Setup, check_keys, check_way
 from kexecemu.scenario.padding import padded_initrd
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
@@ -132,6 +132,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     """
     instance(setup, Setup, "setup")
     check_way(setup.way, setup.syscall)
+    check_keys(setup.dm_crypt_keys, setup.syscall)
     taken = {name: getattr(setup, name) for name in ("protection", "purgatory", "rng_ready")}
     config = KernelConfig(setup.era, options=setup.config, check_way=setup.way, **taken)
     if setup.linux is not None:
@@ -145,6 +146,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
         board.uart.listeners.append(console)
     tree = _own_tree(setup, board) if dtb is None else dtb
     kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed)
+    kernel.dm_crypt_keys = setup.dm_crypt_keys
     for words in not_modelled(kernel):
         warnings.warn(words, NotModelled, stacklevel=2)
     return Booted(setup, kernel, image, initrd)

@@ -34,6 +34,9 @@ def vmcoreinfo(version: str) -> str:
         ("6.6.99", Era.V6_6),
         ("6.11.0", Era.V6_7),
         ("6.12.118+deb13-cloud-arm64", Era.V6_12),
+        ("6.15.11", Era.V6_12),
+        ("6.16-rc1", Era.V6_16),
+        ("6.17.0-5-generic", Era.V6_17),
         ("6.19", Era.V6_18),
         ("7.1.9", Era.V7_0),
         ("7.2.13", Era.V7_2),
@@ -58,8 +61,10 @@ def test_a_configuration_gives_the_options_that_the_model_knows() -> None:
         "ARM64_4K_PAGES": "y",
         "ARM64_16K_PAGES": "n",
         "CMA_SIZE_MBYTES": "64",
+        "HUGETLB_PAGE": "n",  # which no file says that it is not set
         "ZONE_DMA": "y",
     }
+    assert config_options("CONFIG_HUGETLB_PAGE=y\n") == {"HUGETLB_PAGE": "y"}
     assert config_options("") == {}
 
 

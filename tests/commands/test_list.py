@@ -11,7 +11,8 @@ from kexecemu.cli import main
 from kexecemu.commands.list import LISTS
 from kexecemu.crash.outcome import Outcome
 from kexecemu.data import shipped_scenarios
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig
+from kexecemu.kernel.base.config import Era, KernelConfig
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.stray.models import MODELS
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, KernelConfig, Protection
+from kexecemu.kernel.base.config import Era, KernelConfig, Protection
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,10 @@ def test_dma32_follows_dma_unless_it_is_given(options: dict[str, str], zones: bo
         ({"options": {"ZONE_DAM": "n"}}, "config option ZONE_DAM is not one that the model knows"),
         ({"options": {"ZONE_DMA": "m"}}, "config option ZONE_DMA is y or n, not 'm'"),
         ({"options": {"CMA_SIZE_MBYTES": "y"}}, "config option CMA_SIZE_MBYTES takes a number, not 'y'"),
+        (
+            {"era": "6.12", "options": {"KEXEC_BUF_GARBAGE": "y"}},
+            "config option KEXEC_BUF_GARBAGE=y: there is such a Linux from 6.16 on, before 6.18, not 6.12",
+        ),
         (
             {"options": {"ARM64_4K_PAGES": "y", "ARM64_64K_PAGES": "y"}},
             "ARM64_4K_PAGES and ARM64_64K_PAGES exclude",

@@ -86,7 +86,7 @@ def test_before_7_3_the_option_is_skipped_and_before_6_17_it_is_what_decides(era
     with Board("512M") as board:
         kernel = boot(board, "crashkernel=128M crashkernel=32M,cma", era)
         assert kernel.crashk_cma_ranges == ()
-        if Era(era) < Era.V6_18:
+        if Era(era) < Era.V6_17:
             assert kernel.crashk_res is None
             assert said(board)[-1] == "crashkernel: unrecognized char: ,"
         else:

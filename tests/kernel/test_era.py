@@ -15,7 +15,8 @@ import pytest
 
 import kexecemu
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.era import CHANGES, Era, Rules
+from kexecemu.kernel.base.changes import CHANGES, Rules
+from kexecemu.kernel.base.era import Era
 
 PACKAGE = Path(kexecemu.__file__).parent
 
@@ -81,11 +82,11 @@ def test_a_new_era_is_one_entry_and_inherits_what_it_does_not_mention(tmp_path: 
     shutil.copytree(PACKAGE, tmp_path / "kexecemu", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in ("fixtures", "purgatory"):
         (tmp_path / folder).symlink_to(PACKAGE.parent / folder)
-    table = tmp_path / "kexecemu" / "kernel" / "base" / "era.py"
-    text = table.read_text()
-    assert text.count("    meaning: str\n") == 1 and text.count("),\n)\n") == 1
-    text = text.replace("    meaning: str\n", ENTRY).replace("),\n)\n", f"),\n{CHANGE}")
-    table.write_text(text)
+    base = tmp_path / "kexecemu" / "kernel" / "base"
+    for name, place, words in (("era", "    meaning: str\n", ENTRY), ("changes", "),\n)\n", f"),\n{CHANGE}")):
+        text = (base / f"{name}.py").read_text()
+        assert text.count(place) == 1
+        (base / f"{name}.py").write_text(text.replace(place, words))
     done = subprocess.run(
         [sys.executable, "-c", PROBE],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -96,3 +96,28 @@ def test_a_list_that_finds_no_room_is_left_out_and_the_kernel_says_so() -> None:
     with pytest.raises(Exception, match="no crashkernel memory is reserved"):
         load(kernel)
     assert "ima: Error passing over kexec measurement buffer." in kernel.board.uart.text
+
+
+@pytest.mark.parametrize(
+    ("era", "extra", "page", "memsz"),
+    [
+        # The list itself takes some hundred bytes.
+        ("6.12", "0", 4096, 0x1000),
+        ("7.3", "0", 4096, 0x1000),
+        ("7.3", "4", 4096, 0x2000),
+        ("7.3", "40", 4096, 0xB000),
+        ("6.16", "40", 4096, 0xB000),
+        ("7.3", "40", 65536, 0x10000),
+        ("7.3", "0", 65536, 0x10000),
+    ],
+)
+def test_room_for_more_is_half_a_page_or_what_the_kernel_was_built_with(
+    era: str, extra: str, page: int, memsz: int
+) -> None:
+    options = {**ON, "IMA_KEXEC_EXTRA_MEMORY_KB": extra, f"ARM64_{page >> 10}K_PAGES": "y"}
+    kernel = boot(era, "crashkernel=64M", ram="1G", options=options)
+    first = load(kernel, flags=0).segments[0]
+    free = [one for one in kernel.arch.memblock.free_ranges() if one.size >= memsz]
+    assert (first.name, first.memsz) == (IMA, memsz)
+    # From the top of free memory, in whole pages.
+    assert first.mem == (free[-1].end - memsz) & -page

@@ -81,6 +81,7 @@ def kernel_search(
     era: Era,
     floor: int,
     ceiling: int,
+    random: int | None = None,
 ) -> int | None:
     """locate_mem_hole_top_down() and _bottom_up(), page by page, with resources' inclusive ends."""
     start, end = region.start, region.end - 1
@@ -91,7 +92,9 @@ def kernel_search(
         return any(last > one.mem and first < one.mem + one.memsz for one in taken)
 
     if top_down:
-        place = min(end, ceiling) - size + (1 if era is Era.V6_12 else 0)
+        place = min(end, ceiling) - size + (0 if era is Era.V6_1 else 1)
+        if random is not None:
+            place += (min(end, ceiling) - place) // 65535 * random
         while True:
             place -= place % align
             if place < start or place < floor:
@@ -100,6 +103,8 @@ def kernel_search(
                 return place
             place -= PAGE
     place = max(start, floor)
+    if random is not None:
+        place += (end - place) // 65535 * random
     while True:
         place += -place % align
         last = place + size - 1
@@ -119,9 +124,10 @@ pages = st.integers(0, 48)
     size=st.integers(1, 24),
     align=st.sampled_from([1, 2, 4, 16]),
     top_down=st.booleans(),
-    era=st.sampled_from([Era.V6_1, Era.V6_12]),
+    era=st.sampled_from([Era.V6_1, Era.V6_12, Era.V6_16]),
     floor=st.integers(0, 130),
     ceiling=st.one_of(st.just(ULONG_MAX), st.integers(60 * PAGE, 130 * PAGE)),
+    random=st.one_of(st.none(), st.integers(0, 65535)),
 )
 def test_the_search_finds_what_a_search_page_by_page_finds(
     region: tuple[int, int],
@@ -132,6 +138,7 @@ def test_the_search_finds_what_a_search_page_by_page_finds(
     era: Era,
     floor: int,
     ceiling: int,
+    random: int | None,
 ) -> None:
     area = PhysRange.of(region[0] * PAGE, region[1] * PAGE)
     segments = [segment(start * PAGE, (start + count) * PAGE) for start, count in taken]
@@ -144,15 +151,61 @@ def test_the_search_finds_what_a_search_page_by_page_finds(
         era=era,
         buf_min=floor * PAGE,
         buf_max=ceiling,
+        random=None if random is None else lambda: random,
     )
     assert got == kernel_search(
-        area, segments, size * PAGE, align * PAGE, top_down, era, floor * PAGE, ceiling
+        area, segments, size * PAGE, align * PAGE, top_down, era, floor * PAGE, ceiling, random
     )
-    if got is not None:
+    if got is not None and random is None:
         place = PhysRange.of(got, size * PAGE)
         assert area.covers(place) and got % (align * PAGE) == 0
         assert got >= floor * PAGE and place.last <= ceiling
         assert not any(place.overlaps(one.area) for one in segments)
+
+
+# -- random places: kexec_random_range_start() -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "top_down", "number", "start"),
+    [
+        # 0x5ffffff bytes of way are 65535 steps of 0x600.
+        (PAGE, False, 0, 0x6A000000),
+        (PAGE, False, 1, 0x6A001000),
+        (PAGE, False, 0x8000, 0x6A000000 + 0x600 * 0x8000),
+        (PAGE, False, 65533, 0x6FFFF000),
+        (PAGE, False, 65535, None),  # 0x6ffffa00, which no page begins behind
+        (0x100000, False, 60000, 0x6F7E4000),  # 0x600 * 60000 = 0x57e4000
+        (0x100000, False, 65000, None),  # the rest of the region is too small, and nothing below is looked at
+        # From above the way is the segment's own size: one of less than 64 KiB does not move.
+        (0xF000, True, 65535, 0x6FFF1000),
+        (0x10000, True, 65535, 0x6FFFF000),
+        (0x100000, True, 0, 0x6FF00000),
+        (0x100000, True, 65535, 0x6FFFF000),  # and then ends behind the region
+    ],
+)
+def test_a_random_start_is_so_many_65535ths_of_the_way(
+    size: int, top_down: bool, number: int, start: int | None
+) -> None:
+    found = find_hole(REGION, [], size, PAGE, top_down=top_down, era=Era.V6_16, random=lambda: number)
+    assert found == start
+
+
+def test_a_segment_from_above_that_leaves_the_region_by_chance_is_refused_by_the_check_over_all() -> None:
+    image = Kimage(control_page=REGION.start)
+    add_buffer(image, "dtb", b"", MIB, 0, region=REGION, era=Era.V6_16, page_size=PAGE, random=lambda: 65535)
+    with pytest.raises(KexecError, match=r"dtb at .* is not inside crashkernel") as refusal:
+        sanity_check_segment_list(image, REGION, 1 << 20, PAGE)
+    assert refusal.value.errno == EADDRNOTAVAIL
+
+
+def test_want_of_room_behind_a_random_place_says_so() -> None:
+    image = Kimage(control_page=REGION.start)
+    with pytest.raises(KexecError, match=r"\(looked for from a random place on\), largest hole .* 0x6000000"):
+        add_buffer(
+            image, "initrd", b"", MIB, 0, region=REGION, era=Era.V6_16, page_size=PAGE, top_down=False,
+            random=lambda: 65500,
+        )  # fmt: skip
 
 
 # -- kexec_add_buffer() ----------------------------------------------------------------------------------------

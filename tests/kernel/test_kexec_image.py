@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EADDRNOTAVAIL, EINVAL
 
@@ -28,6 +29,7 @@ from kexecemu.kernel.load.kexec_image import (
 from kexecemu.machine.ranges import PhysRange
 
 REGION = PhysRange(0x6A000000, 0x70000000)
+PAGE = 4096
 PURGATORY = parse_purgatory(gzip.decompress((DATA / "purgatory-small.ro.gz").read_bytes()))
 
 
@@ -53,6 +55,7 @@ def load(
     purgatory: bool = False,
     page_size: int = 4096,
     mmfr0: int = CORTEX_A57_MMFR0,
+    random: Callable[[], int] | None = None,
 ) -> Loaded:
     asked: list[tuple[PhysRange | None, PhysRange]] = []
 
@@ -62,7 +65,10 @@ def load(
 
     image = Kimage(control_page=region.start if region else 0)
     found = PURGATORY if purgatory else None
-    context = LoadContext(era, page_size, region, found, 0x9000000, mmfr0=mmfr0)
+    garbage = era.rules.garbage_in_kexec_buf if random else ()
+    context = LoadContext(
+        era, page_size, region, found, 0x9000000, mmfr0=mmfr0, random=random, garbage=garbage
+    )
     image_load(image, CrashFiles(kernel, initrd, elfcorehdr, make_dtb), context)
     return Loaded(image, asked)
 
@@ -263,6 +269,33 @@ def test_a_device_tree_that_cannot_be_built_is_not_tried_again_elsewhere() -> No
         image_load(image, files, LoadContext(Era.V6_4, 4096, REGION, None, 0))
     # The kernel's loop does try, and what comes back to user space is that there is no other place.
     assert (refusal.value.errno, calls) == (EADDRNOTAVAIL, 1)
+
+
+# -- what the stack has for kexec_buf.random -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("era", "kernel", "initrd"),
+    [
+        # 0x5ffffff bytes in 65535 steps of 0x600, 16384 of them; the kernel then by 2 MiB.
+        (Era.V6_16, 0x6B800000, 0x6BA00000 + (0x45FFFFF // 65535 * 16384)),
+        (Era.V6_17, 0x6A000000, 0x6A200000 + (0x5DFFFFF // 65535 * 16384)),
+        (Era.V6_18, 0x6A000000, 0x6A200000),
+    ],
+)
+def test_garbage_moves_what_is_looked_for_from_below(era: Era, kernel: int, initrd: int) -> None:
+    image = arm64_image(64, image_size=2 * MIB)
+    found = load(image, bytes(PAGE), era=era, random=lambda: 16384, purgatory=True).layout()
+    still = load(image, bytes(PAGE), era=era, purgatory=True).layout()
+    assert (found["kernel"][0], found["initrd"][0]) == (kernel, initrd)
+    # Those from above are too small to move, and our purgatory's kexec_buf is no garbage.
+    assert all(found[name] == still[name] for name in ("elfcorehdr", "dtb", "purgatory"))
+
+
+def test_a_kernel_at_a_random_place_with_no_room_behind_is_tried_at_the_next() -> None:
+    numbers = iter([65000, 0, 0, 0, 0, 0, 0, 0])
+    with pytest.raises(KexecError, match=r"kernel needs .*looked for from a random place on"):
+        load(arm64_image(64, image_size=4 * MIB), era=Era.V6_16, random=lambda: next(numbers))
 
 
 sizes = st.integers(1, 40 * MIB)

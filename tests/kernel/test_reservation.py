@@ -157,6 +157,8 @@ REWRITES: dict[Era, Rewrite] = {
     Era.V6_6: as_6_5,
     Era.V6_7: as_6_7,
     Era.V6_12: as_6_12,
+    Era.V6_16: as_6_12,
+    Era.V6_17: as_6_12,
     Era.V6_18: as_6_12,
     Era.V7_0: as_6_12,
     Era.V7_2: as_6_12,

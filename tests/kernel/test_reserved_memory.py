@@ -258,3 +258,55 @@ def heapsort(found: list[int]) -> list[int]:
 def test_equal_regions_come_in_the_order_that_heapsort_leaves(count: int) -> None:
     numbers = list(range(count))
     assert _sorted_when_all_are_equal(numbers) == heapsort(list(numbers))  # type: ignore[arg-type, comparison-overlap]
+
+
+# -- pools that no driver takes: by the sources of 6.1.176, 6.12.117 and 7.3.4 ----------------------------------------
+
+
+def pool_of(era: str, cma: str, *nodes: Node) -> tuple[list[str], list[PhysRange]]:
+    """What is said of pools, and what is reserved."""
+    config = KernelConfig(era, options={"CMA": cma}, purgatory=False)
+    with Kernel.boot(Board([BANK]), config, cmdline="crashkernel=128M", dtb=tree(*nodes)) as kernel:
+        words = [line for line in said(kernel) if "pool" in line or "matching" in line or "reusable" in line]
+        return words, [*kernel.arch.memblock.reserved, *kernel.arch.memblock.nomap]
+
+
+@pytest.mark.parametrize("era", ["6.1", "6.12", "7.3"])
+def test_without_cma_a_reusable_pool_is_given_back_until_7_3_keeps_it(era: str) -> None:
+    place = PhysRange.of(0x50000000, 16 * MIB)
+    node = ("linux,cma", {**POOL, "reg": cells(0, place.start, 0, place.size)})
+    del node[1]["size"]
+    words, reserved = pool_of(era, "n", node)
+    if era == "7.3":
+        line = "OF: reserved mem: 0x0000000050000000..0x0000000050ffffff (16384 KiB) map reusable linux,cma"
+        assert words == [line] and place in reserved
+        return
+    assert words == ["OF: reserved mem: node linux,cma compatible matching fail"]
+    assert not any(place.overlaps(one) for one in reserved)
+    assert any("created CMA memory pool" in line for line in pool_of(era, "y", node)[0])
+
+
+@pytest.mark.parametrize(("era", "size"), [("6.1", "1 MiB"), ("6.12", "1 MiB"), ("7.3", "1536 KiB")])
+def test_a_pool_for_dma_is_there_with_or_without_cma_and_told_in_kib_since_7_3(era: str, size: str) -> None:
+    node = (
+        "dma@50000000",
+        {"compatible": b"shared-dma-pool\0", "reg": cells(0, 0x50000000, 0, 0x180000), **NOMAP},
+    )
+    for cma in "yn":
+        words, _ = pool_of(era, cma, node)
+        assert words[0] == f"Reserved memory: created DMA memory pool at 0x0000000050000000, size {size}"
+
+
+@pytest.mark.parametrize(("era", "start"), [("6.1", 0x70000000), ("6.12", 0x78000000)])
+def test_one_without_a_place_of_its_own_is_given_back_before_the_next_has_one_since_6_12(
+    era: str, start: int
+) -> None:
+    nodes: list[Node] = [
+        ("linux,cma", dict(POOL)),
+        ("other", {"size": cells(0, 0x8000000), "alloc-ranges": cells(0, 0x70000000, 0, 0x10000000)}),
+    ]
+    # In 6.1 the sorting of what is equal turns two of them round.
+    words, reserved = pool_of(era, "n", *(nodes if era == "6.12" else reversed(nodes)))
+    assert len(words) == 1 + (era == "6.12")
+    assert any(one.covers(PhysRange.of(start, 128 * MIB)) for one in reserved)
+    assert not any(one.covers(PhysRange.of(start ^ 0x8000000, 128 * MIB)) for one in reserved)

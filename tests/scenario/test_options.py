@@ -19,7 +19,8 @@ from kexecemu.commands import complete
 from kexecemu.commands.options import takes_setup
 from kexecemu.commands.schema import scenario_schema
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.config import KNOWN_OPTIONS, Era, Protection
+from kexecemu.kernel.base.config import Era, Protection
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.report.again import Again
 from kexecemu.scenario.given import SetupChanges, SetupOptions, command_words, setup_of, with_changes
 from kexecemu.scenario.options import OPTIONS, Setup, given_options
@@ -68,6 +69,7 @@ EXAMPLES: Mapping[str, Any] = {
     "initrd": "none",
     "initrd_size": "16M",
     "append": "a b",
+    "dm_crypt_keys": 2,
     "syscall": "kexec_load",
     "way": "machine-kexec",
     "capture": "linux",

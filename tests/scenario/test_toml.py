@@ -50,6 +50,7 @@ FULL = Setup(
     initrd=Path("/there/initrd"),
     initrd_size=0x20000,
     append="a b",
+    dm_crypt_keys=3,
     ram="512M",
     cpus=3,
     gic=3,

@@ -1,20 +1,19 @@
 """Which kernel the model is: its era, its build options and the way it protects a loaded crash image."""
 
 import enum
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from kexecemu.arguments import instance, text
 from kexecemu.errors import InputError
-from kexecemu.kernel.base.era import Era
+from kexecemu.kernel.base.era import Era, where_so
+from kexecemu.kernel.base.kconfig import CHOICES, KNOWN_OPTIONS, check_option
 from kexecemu.shown import shown
 from kexecemu.suggest import did_you_mean
 
-__all__ = ["KNOWN_OPTIONS", "Era", "KernelConfig", "OptionRow", "Protection", "Way", "check_option"]
-__all__ += ["option_rows", "split_options"]
+__all__ = ["Era", "KernelConfig", "Protection", "Way"]
 
 
 _Kind = TypeVar("_Kind", bound=enum.Enum)
@@ -37,102 +36,15 @@ class Way(enum.Enum):
     MACHINE_KEXEC = "machine-kexec"
 
 
-# Kconfig names that change what the model does, with their defaults (arm64 defconfig unless said) and what they mean.
-_OPTIONS: Mapping[str, tuple[str, str]] = {
-    "ARM64_4K_PAGES": ("y", "pages of 4 KiB; the three sizes exclude each other"),
-    "ARM64_16K_PAGES": ("n", "pages of 16 KiB"),
-    "ARM64_64K_PAGES": ("n", "pages of 64 KiB"),
-    "ARM64_PSEUDO_NMI": (
-        "n",
-        "interrupts that reach CPUs with interrupts off: by a GICv3, and irqchip.gicv3_pseudo_nmi=1",
-    ),
-    "ARM64_VA_BITS": ("era", "bits of the kernel's addresses: 48 before 6.9, then 52, unless given"),
-    "ARM64_VA_BITS_48": ("n", "the same, as Kconfig has it"),
-    "ARM64_VA_BITS_52": ("n", "the same; a CPU here has 48 bits, and the kernel finds that out"),
-    "CMA": ("y", "areas of memory that can be had in one piece; crashkernel=X,cma needs it"),
-    "CMA_SIZE_MBYTES": ("0", "size of the default CMA area; Debian has 64, 0 keeps small machines simple"),
-    "DEBUG_PAGEALLOC_ENABLE_DEFAULT": (
-        "n",
-        "debug_pagealloc= is on unless said: base pages in the linear map",
-    ),
-    "HUGETLB_PAGE": ("y", "huge pages, and so CMA areas that begin and end with one"),
-    "IMA_KEXEC": ("n", "IMA's measurement list goes to the next kernel, as the first segment of its image"),
-    "KEXEC_FILE": ("y", "kexec_file_load() is there"),
-    # What a purgatory of purgatory/purgatory.h can be told; not in any kernel.
-    "KEXEC_PURGATORY_CHOSEN": (
-        "n",
-        "the verdict in the next /chosen; y for policies that go on, unless given",
-    ),
-    "KEXEC_PURGATORY_COPY": ("n", "a second copy of the image, to repair it from"),
-    "KEXEC_PURGATORY_CRYPTO": ("y", "SHA-2 instructions where the CPU has them"),
-    "KEXEC_PURGATORY_EARLY_CHECK": ("n", "asked by the panicking kernel before it stops the other CPUs"),
-    "KEXEC_PURGATORY_GUARD": ("n", "compared with its digest by the first kernel before it is started"),
-    "KEXEC_PURGATORY_MMU": ("y", "caches on for the check"),
-    "KEXEC_PURGATORY_PAGE_DIGESTS": ("n", "a table of the digests of all pages, to say which one it is"),
-    "KEXEC_PURGATORY_POLICY": ("stop", "what to do when the check fails"),
-    "KFENCE": ("n", "the memory error detector; its pool has pages of its own"),
-    "KFENCE_SAMPLE_INTERVAL": (
-        "100",
-        "milliseconds between guarded allocations; 0: off at boot, a late pool needs base pages all over",
-    ),
-    "MEMORY_FAILURE": ("y", "pages of broken memory have a flag, and VMCOREINFO says which"),
-    "NUMA": ("y", "nodes, and so memory for what is known of each"),
-    "PANIC_ON_OOPS": ("n", "an oops panics"),
-    "RODATA_FULL_DEFAULT_ENABLED": ("y", "rodata=full unless said: the linear map by base pages"),
-    "ZONE_DEVICE": ("n", "a zone of memory that devices bring; Debian's kernels have it from 6.12 on"),
-    "ZONE_DMA": ("y", "the zone of what the narrowest DMA master reaches"),
-    "ZONE_DMA32": ("y", "the zone below 4 GiB; as ZONE_DMA unless given: few kernels have one alone"),
-}
-KNOWN_OPTIONS: Mapping[str, str] = {name: default for name, (default, _) in _OPTIONS.items()}
-
-
-# Options that are one word of several; the position is what the purgatory is told (enum purgatory_policy).
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "ARM64_VA_BITS": ("era", "48", "52"),
-    "KEXEC_PURGATORY_POLICY": ("stop", "reset", "off", "return", "boot", "repair"),
+# Options that are not in every era, and the rule that says where they are.
+_OF_AN_ERA = {
+    "IMA_KEXEC_EXTRA_MEMORY_KB": "ima_extra_memory",
+    "KEXEC_BUF_GARBAGE": "garbage_in_kexec_buf",
+    "KEXEC_HANDOVER": "kho",
+    "KEXEC_HANDOVER_ENABLE_DEFAULT": "kho",
 }
 
 _VA_BITS = ("ARM64_VA_BITS", "ARM64_VA_BITS_48", "ARM64_VA_BITS_52")
-
-
-class OptionRow(NamedTuple):
-    """A line of the list of options: default, what else it can be, and what it is about."""
-
-    name: str
-    default: str
-    values: str
-    meaning: str
-
-
-def option_rows() -> list[OptionRow]:
-    """All options that the model knows, sorted by name."""
-    rows = []
-    for name, (default, meaning) in sorted(_OPTIONS.items()):
-        kind = "a number" if default.isdigit() else "y or n"
-        rows.append(OptionRow(name, default, ", ".join(_CHOICES.get(name, (kind,))), meaning))
-    return rows
-
-
-def check_option(name: str, value: str) -> str:
-    """An option's name without CONFIG_; InputError when the model knows none of that name, or it has no such value."""
-    short = text(name, "config option").removeprefix("CONFIG_")
-    text(value, f"config option {name}")
-    if short not in KNOWN_OPTIONS:
-        like = did_you_mean(short, KNOWN_OPTIONS)
-        known = ", ".join(sorted(KNOWN_OPTIONS))
-        raise InputError(f"config option {name} is not one that the model knows{like}; known are {known}")
-    if short in _CHOICES:
-        if value not in _CHOICES[short]:
-            like = did_you_mean(value, _CHOICES[short])
-            raise InputError(
-                f"config option {name} is one of {', '.join(_CHOICES[short])}, not {value!r}{like}"
-            )
-    elif KNOWN_OPTIONS[short].isdigit():
-        if not re.fullmatch(r"[0-9]{1,9}", value):
-            raise InputError(f"config option {name} takes a number, not {value!r}")
-    elif value not in ("y", "n"):
-        raise InputError(f"config option {name} is y or n, not {value!r}")
-    return short
 
 
 def _check_purgatory(options: dict[str, str]) -> None:
@@ -175,6 +87,24 @@ def _va_bits(options: Mapping[str, str], era: Era) -> dict[str, str]:
     return dict(zip(_VA_BITS, values[0], strict=True)) if values else {}
 
 
+def _check_handover(options: dict[str, str]) -> None:
+    """What KEXEC_HANDOVER selects, and its default is of use to."""
+    if options.get("KEXEC_HANDOVER") == "y" and "n" in (options.get("CMA"), options.get("KEXEC_FILE")):
+        raise InputError("config option KEXEC_HANDOVER=y selects CMA and KEXEC_FILE")
+    if options.get("KEXEC_HANDOVER_ENABLE_DEFAULT") == "y" and options.get("KEXEC_HANDOVER") != "y":
+        raise InputError("config option KEXEC_HANDOVER_ENABLE_DEFAULT=y needs KEXEC_HANDOVER=y")
+
+
+def _check_era(options: Mapping[str, str], era: Era) -> None:
+    """InputError for what is asked for and the era has not."""
+    for name, rule in _OF_AN_ERA.items():
+        value = options.get(name, KNOWN_OPTIONS[name])
+        if value != KNOWN_OPTIONS[name] and not getattr(era.rules, rule):
+            raise InputError(
+                f"config option {name}={value}: there is such a Linux {where_so(rule)}, not {era.value}"
+            )
+
+
 def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in given.items():
@@ -182,6 +112,8 @@ def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
     if "ZONE_DMA" in options:
         options.setdefault("ZONE_DMA32", options["ZONE_DMA"])
     _check_purgatory(options)
+    _check_era(options, era)
+    _check_handover(options)
     page_sizes = ("ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES")
     chosen = [name for name in page_sizes if options.get(name) == "y"]
     if len(chosen) > 1:
@@ -193,19 +125,6 @@ def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
     if chosen:
         options.update({name: "y" if name == chosen[0] else "n" for name in page_sizes})
     return {**KNOWN_OPTIONS, **options, **_va_bits(options, era)}
-
-
-def split_options(given: Iterable[str]) -> dict[str, str]:
-    """NAME=VALUE texts, as --config takes them, for KernelConfig's options; InputError for one without its sign."""
-    options: dict[str, str] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        name, value = name.strip(), value.strip()
-        if not equals or not name:
-            raise InputError(f"--config {item!r}: write NAME=VALUE, for example ZONE_DMA=n")
-        if options.setdefault(name, value) != value:
-            raise InputError(f"--config {item!r}: {name} is {options[name]!r} already")
-    return options
 
 
 @shown("era", "protection", "purgatory", "rng_ready", options=lambda config: config.changed)
@@ -279,7 +198,7 @@ class KernelConfig:
 
     def choice(self, option: str) -> int:
         """The position of an option's word among its choices: for KEXEC_PURGATORY_POLICY enum purgatory_policy."""
-        return _CHOICES[option].index(self.options[option])
+        return CHOICES[option].index(self.options[option])
 
     @property
     def page_size(self) -> int:

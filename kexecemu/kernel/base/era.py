@@ -1,193 +1,17 @@
-"""The eras of arm64's kexec, and the one table of what changed when, which every rule that changed asks."""
+"""The eras of arm64's kexec, by the rules that hold in each."""
 
 from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, total_ordering
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 from kexecemu.errors import InputError
-from kexecemu.shown import shown
+from kexecemu.kernel.base.changes import CHANGES, Rules
 
-__all__ = ["CHANGES", "Change", "Era", "Rules", "parse_release"]
-
-
-@shown()
-@dataclass(frozen=True)
-class Rules:
-    """What is not the same in every era; the defaults are what the oldest one does.
-
-    protects_by_pte            arch_kexec_protect_crashkres() exists
-    early_reservation          crashkernel= is reserved before the linear map where there are no DMA zones, and decides
-                               how that is built
-    falls_back_high            crashkernel=X that does not fit below the DMA limit is looked for above it; and where no
-                               ,low is given there are 128 MiB of low memory
-    falls_back_low             crashkernel=X,high is looked for above the limit, then below; @offset has own words
-    low_where_it_reaches_over  low memory is left out if the region begins so far below the limit, else if below it
-    generic_reservation        reserve_crashkernel_generic(): the size is not rounded to whole pages
-    refuses_all_of_ram         a region as large as all RAM is not looked for
-    gives_up                   a reservation that fails where there are no DMA zones ends
-    suffixes                   which crashkernel= options are not of the plain kind
-    counts_low_region          crash_get_memory_size() and crash_shrink_memory() know crashk_low_res
-    top_down_skips_last_page   locate_mem_hole_top_down() starts at end - size with an inclusive end
-    text_alias_starts_at_text  the read-only alias of the kernel text in the linear map starts at _text, not at _stext
-    ima_in_crash_images        ima_add_kexec_buffer() adds its segment to crash images too
-    ima_filled_at_reboot       IMA's segment is reserved at the load and filled at the reboot, no digest covers it
-    file_load_flags            KEXEC_FILE_FLAGS
-    reserves_before_memmap     the memory map and the zones come after the reservation
-    reserves_cma               crashkernel=X,cma is reserved
-    rodata_noalias             rodata=on is what full was, noalias what on was; the default is on
-    splits_live                levels of FEAT_BBM at which blocks of the linear map are split while it is in use
-    marks_invalid              what set_memory_valid() makes invalid has PTE_PRESENT_INVALID, which is the bit nG
-    sysfs_kexec                /sys/kernel/kexec/ has what lies in /sys/kernel/kexec_* else, and crash_cma_ranges
-    tells_uid                  dump_stack() says which user is running
-    tells_preemption           dump_stack() says whether the kernel is preemptible
-    marks_trace                the first line of a call trace says how it was come by
-    panic_force_cpu            panic_force_cpu= is known
-    stop_retries               CPUs that do not hear the stop IPI get a pseudo-NMI, and those alone that then are up are
-                               told of as failed, not all that were asked
-    idmap_tables               pages that create_idmap() takes from memblock
-    data_alias                 what the linear map's alias of the kernel's data and bss is once it is up: writable,
-                               read-only or invalid; not writable, image and alias are mapped first, as all else is
-    of_property_size           sizeof(struct property), in bytes
-    reserved_mem_size          sizeof(struct reserved_mem); 0: the array is in the image
-    numa_distances             the table of distances between nodes is there from the start
-    pglist_data_size           sizeof(pg_data_t) of a kernel with NUMA
-    section_usage_bits         bits for a pageblock in a section's usage map
-    memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
-    tells_reserved_mem         each region of /reserved-memory has a line in the log
-    cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
-    cma_says_node              the CMA area's line ends with the node
-    memmap_at_once             sparse_init() takes one buffer for all sections
-    va_bits                    VA_BITS of a kernel that nobody has configured otherwise
-    modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
-    vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
-    vmcore_note_align          p_align of /proc/vmcore's notes
-    guest                      the guest kernel that has the era's structures: fixtures/build.py
-    """
-
-    protects_by_pte: bool = True
-    early_reservation: bool = True
-    falls_back_high: bool = False
-    falls_back_low: bool = False
-    low_where_it_reaches_over: bool = False
-    generic_reservation: bool = False
-    refuses_all_of_ram: bool = False
-    gives_up: bool = True
-    suffixes: tuple[str, ...] = (",high", ",low")
-    counts_low_region: bool = False
-    top_down_skips_last_page: bool = True
-    text_alias_starts_at_text: bool = False
-    ima_in_crash_images: bool = True
-    ima_filled_at_reboot: bool = False
-    file_load_flags: int = 0x7
-    reserves_before_memmap: bool = False
-    reserves_cma: bool = False
-    rodata_noalias: bool = False
-    splits_live: tuple[int, ...] = ()
-    marks_invalid: bool = False
-    sysfs_kexec: bool = False
-    tells_uid: bool = False
-    tells_preemption: bool = False
-    marks_trace: bool = False
-    panic_force_cpu: bool = False
-    stop_retries: bool = False
-    idmap_tables: int = 4
-    data_alias: str = "writable"
-    of_property_size: int = 96
-    reserved_mem_size: int = 0
-    numa_distances: bool = True
-    pglist_data_size: int = 11392
-    section_usage_bits: int = 4
-    memreserve_first: bool = True
-    tells_reserved_mem: bool = False
-    cma_says_what_was_asked: bool = False
-    cma_says_node: bool = False
-    memmap_at_once: bool = True
-    va_bits: int = 48
-    modules_vsize: int = 128 << 20
-    vmemmap_at_end: bool = False
-    vmcore_note_align: int = 0
-    guest: str = "vmlinux"
-
-
-class Change(NamedTuple):
-    """A rule that is otherwise from a release on, and the commit or where that was seen."""
-
-    since: tuple[int, int]
-    rule: str
-    value: Any
-    source: str
-
-
-CHANGES = (
-    Change((6, 2), "falls_back_high", True, "a9ae89df7377, a149cf00b158"),
-    Change((6, 2), "low_where_it_reaches_over", True, "a149cf00b158"),
-    Change((6, 2), "gives_up", False, "a9ae89df7377: the limit is as high as high memory goes"),
-    Change((6, 3), "memreserve_first", False, "b41328187629"),
-    Change((6, 4), "tells_reserved_mem", True, "seen in 6.12.117, not in 6.1.192"),
-    Change((6, 4), "protects_by_pte", False, "0d124e96051b"),
-    Change((6, 4), "early_reservation", False, "504cae453f82"),
-    Change((6, 5), "falls_back_low", True, "6c4dcaddbd36"),
-    Change((6, 5), "low_where_it_reaches_over", False, "6c4dcaddbd36"),
-    Change((6, 5), "counts_low_region", True, "16c6006af4d4"),
-    Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
-    Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
-    Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
-    Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
-    Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
-    Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
-    Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
-    Change((6, 9), "vmemmap_at_end", True, "32697ff38287; as 6.12.117's VMCOREINFO has it"),
-    Change((6, 9), "idmap_tables", 0, "the early mapping in C: not in 6.12.118's memblock=debug"),
-    Change((6, 11), "of_property_size", 104, "bin_attribute.llseek; 6.12.118's BTF"),
-    Change((6, 11), "gives_up", True, "the dead loop of riscv64, mended for all"),
-    Change((6, 12), "cma_says_node", True, "seen in 6.12.117"),
-    Change((6, 12), "refuses_all_of_ram", True, "seen in 6.12.117"),
-    Change((6, 12), "text_alias_starts_at_text", True, "seen in 6.12.117"),
-    Change((6, 12), "ima_in_crash_images", False, "upstream since 6.16, and in the stable 6.12"),
-    Change(
-        (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
-    ),
-    Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
-    Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
-    Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
-    Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
-    Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
-    Change((6, 12), "stop_retries", True, "seen in 6.12.117, not in 6.1.192"),
-    Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
-    Change((6, 13), "marks_trace", True, "seen in 7.3.4, not in 6.12.117"),
-    Change((6, 15), "tells_preemption", True, "preempt_model_str(): seen in 7.3.4, not in 6.12.117"),
-    Change((6, 15), "cma_says_what_was_asked", True, "areas of several ranges: seen in 7.3.4"),
-    Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),
-    Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
-    Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
-    Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
-    Change((6, 18), "splits_live", (2,), "a166563e7ec3; level 2 by a list of CPUs"),
-    Change((6, 18), "guest", "vmlinux-6.18", "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources"),
-    Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
-    Change(
-        (7, 0),
-        "reserves_before_memmap",
-        True,
-        "nodes, zones and memory map initialized in one place",
-    ),
-    Change((7, 0), "panic_force_cpu", True, "d815a1fe40ca"),
-    Change((7, 0), "guest", "vmlinux-7.3", "page.compound_info, printk_info.comm; 7.3.4's BTF"),
-    Change((7, 0), "of_property_size", 112, "7.3.4's BTF"),
-    Change((7, 0), "pglist_data_size", 14400, "7.3.4's BTF"),
-    Change((7, 0), "section_usage_bits", 8, "seen in 7.3.4's memblock=debug"),
-    Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
-    Change((7, 2), "data_alias", "read-only", "seen in 7.2.13"),
-    Change((7, 3), "data_alias", "invalid", "mark_linear_data_alias_valid(); seen in 7.3.4"),
-    Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
-    Change((7, 3), "marks_invalid", True, "seen in 7.3.4, not in 6.12.117"),
-    Change((7, 3), "splits_live", (2, 3), "cpu_supports_bbml3(): or what ID_AA64MMFR2_EL1 says"),
-    Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
-)
-"""Every change that the model knows, in order of release."""
+__all__ = ["Era", "parse_release", "where_so"]
 
 
 @total_ordering
@@ -215,7 +39,12 @@ class Era(enum.Enum):
     V6_6 = ("6.6", "as 6.5")
     V6_7 = ("6.7", "the generic reservation (fdc268232dbb)")
     V6_12 = ("6.12", "with KEXEC_FILE_DEBUG, and IMA's list as its stable releases have it")
-    V6_18 = ("6.18", "crashkernel=X,cma is skipped, flags to 0x3f")
+    V6_16 = ("6.16", "whether a segment goes to a random place is left to the stack")
+    V6_17 = (
+        "6.17",
+        "crashkernel=X,cma is skipped, flags to 0x3f; the kernel's own place is left to no chance",
+    )
+    V6_18 = ("6.18", "no place is left to chance; rodata=noalias is what on was")
     V7_0 = ("7.0", "crash memory is reserved before the memory map, and so lies higher")
     V7_2 = ("7.2", "the linear map's alias of the kernel's data is read-only")
     V7_3 = ("7.3", "crashkernel=X,cma is reserved (c12c63d05dfe); the alias of the kernel's data is invalid")
@@ -252,6 +81,17 @@ class Era(enum.Enum):
         if version > (newest := max(cls)).since:
             raise InputError(f"Linux {release} is newer than the newest that is known here, {newest.value}")
         return max((era for era in cls if era.since <= version), default=min(cls))
+
+
+def where_so(rule: str) -> str:
+    """Which releases have a rule that is false or empty at first, in words: "from 6.16 on, before 6.18"."""
+    found, words = False, list[str]()
+    for one in CHANGES:
+        if one.rule == rule and bool(one.value) is not found:
+            found = bool(one.value)
+            release = ".".join(map(str, one.since))
+            words.append(f"from {release} on" if found else f"before {release}")
+    return ", ".join(words)
 
 
 def parse_release(text: str) -> tuple[int, int]:

@@ -68,13 +68,27 @@ def fdt_scan_reserved_mem(
             dynamic.append(node)
     if era.rules.memreserve_first:
         dynamic = _sorted_when_all_are_equal(dynamic)
-    found = []
+    found, odd = [], list[ReservedMem]()
     for node in dynamic:
         one = _alloc_size(tree, node, memblock, cma_align, log)
-        if one is not None:
+        if one is None:
+            continue
+        if _init_node(era, tree, node, one, cma_align > 1, log):
             found.append(one)
-            _tell(era, tree, node, one, log)
+        elif era.rules.reserved_mem_size:
+            _give_back(memblock, one)
+        else:  # all of them are looked at when all have a place
+            odd.append(one)
+    for one in odd:
+        _give_back(memblock, one)
     return found
+
+
+def _give_back(memblock: Memblock, one: ReservedMem) -> None:
+    if one.nomap:
+        memblock.clear_nomap(one.area)
+    else:
+        memblock.free(one.area)
 
 
 def _sorted_when_all_are_equal(nodes: list[Node]) -> list[Node]:
@@ -100,24 +114,34 @@ def _sorted_when_all_are_equal(nodes: list[Node]) -> list[Node]:
                 break
 
 
-def _tell(era: Era, tree: Fdt, node: Node, one: ReservedMem, log: Print) -> None:
-    """fdt_init_reserved_mem_node(), with rmem_cma_setup() and rmem_dma_setup() before it."""
-    if _is_pool(tree, node.offset):
-        kind = "CMA" if one.reusable and not one.nomap else "DMA"
-        log(
-            f"Reserved memory: created {kind} memory pool at {one.area.start:#018x}, size {one.area.size >> 20} MiB"
-        )
+def _init_node(era: Era, tree: Fdt, node: Node, one: ReservedMem, cma: bool, log: Print) -> bool:
+    """fdt_init_reserved_mem_node(), with rmem_cma_setup() and rmem_dma_setup() before it; False to give it back.
+
+    A pool that is reusable is for CMA, where there is any (cma) and it is mapped; the other kind refuses it.
+    """
+    odd = one.reusable and (one.nomap or not cma)
+    if _is_pool(tree, node.offset) and odd and not era.rules.keeps_odd_pools:
+        log(f"OF: reserved mem: node {one.name} compatible matching fail")
+        return False
+    if _is_pool(tree, node.offset) and not odd:
+        kind, size = ("CMA" if one.reusable else "DMA"), f"{one.area.size >> 20} MiB"
+        if kind == "DMA" and era.rules.keeps_odd_pools:
+            size = f"{one.area.size >> 10} KiB"
+        log(f"Reserved memory: created {kind} memory pool at {one.area.start:#018x}, size {size}")
         log(f"OF: reserved mem: initialized node {one.name}, compatible id shared-dma-pool")
     if era.rules.tells_reserved_mem:
         log(one.line)
+    return True
 
 
 def _is_pool(tree: Fdt, node: int) -> bool:
     return "shared-dma-pool" in (tree.get_strings(node, "compatible") or [])
 
 
-def save_reg_nodes(era: Era, tree: Fdt, dynamic: Sequence[ReservedMem], log: Print) -> list[ReservedMem]:
-    """fdt_scan_reserved_mem_reg_nodes(): those with a reg are told, and join the others."""
+def save_reg_nodes(
+    era: Era, tree: Fdt, dynamic: Sequence[ReservedMem], memblock: Memblock, cma: bool, log: Print
+) -> list[ReservedMem]:
+    """fdt_scan_reserved_mem_reg_nodes(): those with a reg are told, and join the others; cma: there are CMA areas."""
     parent = tree.path_offset("/reserved-memory")
     if parent is None:
         if era.rules.tells_reserved_mem:
@@ -132,8 +156,10 @@ def save_reg_nodes(era: Era, tree: Fdt, dynamic: Sequence[ReservedMem], log: Pri
             log(f"OF: reserved mem: {_bad_reg(node)}")
         if regs and regs[0].size:
             one = ReservedMem(node.name, regs[0], *_flags(tree, node.offset))
-            found.append(one)
-            _tell(era, tree, node, one, log)
+            if _init_node(era, tree, node, one, cma, log):
+                found.append(one)
+            else:
+                _give_back(memblock, one)
     return [*dynamic, *found]
 
 

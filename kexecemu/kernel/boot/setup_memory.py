@@ -16,6 +16,7 @@ from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
 from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges
+from kexecemu.kernel.boot.late_memblock import nr_kernel_pages
 from kexecemu.kernel.boot.reserved_memory import ReservedMem, fdt_scan_reserved_mem, save_reg_nodes
 from kexecemu.kernel.memory.cma import cma_declare_contiguous, cma_min_alignment
 from kexecemu.kernel.memory.crashkernel import (
@@ -81,6 +82,8 @@ class ArchSetup:
     plan: LinearMapPlan
     dma_phys_limit: int
     sparse: SparseMemory
+    nr_kernel_pages: int
+    cma_area: PhysRange | None = None
 
 
 def text_alias(config: KernelConfig, layout: TextLayout) -> PhysRange:
@@ -185,30 +188,36 @@ def setup_memory(
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res, bbm, data)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
-    regions = save_reg_nodes(config.release, tree, dynamic, log)
+    regions = save_reg_nodes(config.release, tree, dynamic, memblock, config.enabled("CMA"), log)
     unflatten_device_tree(config, tree, memblock)
     arch_numa_init(config, memblock)
     dma_limit = arm64_dma_phys_limit(config, memblock)
 
-    def free_area_init() -> SparseMemory:
+    before = config.release.rules.reserves_before_memmap
+
+    def free_area_init() -> tuple[SparseMemory, int]:
+        pages = nr_kernel_pages(memblock, config.page_size)
         sparse = sparse_init(memblock, space, config)
+        if not before:  # the zones come after the map of their pages
+            pages = nr_kernel_pages(memblock, config.page_size)
         for line in zone_messages(config, memblock, dma_limit):
             log(line)
-        return sparse
+        return sparse, pages
 
-    before = config.release.rules.reserves_before_memmap
-    sparse = None if before else free_area_init()
+    made = None if before else free_area_init()
     asked = parameter(cmdline, "cma") is not None
-    if config.enabled("CMA") and (asked or not any(one.default_cma for one in regions)):
-        _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
+    cma_area = next((one.area for one in regions if one.default_cma), None) if config.enabled("CMA") else None
+    if config.enabled("CMA") and (asked or cma_area is None):
+        cma_area = _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
-    return ArchSetup(memblock, reservation, plan, dma_limit, sparse or free_area_init())
+    sparse, pages = made or free_area_init()
+    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages, cma_area)
 
 
 def _dma_contiguous_reserve(
     memblock: Memblock, cmdline: str, config: KernelConfig, dma_limit: int, log: Print
-) -> None:
+) -> PhysRange | None:
     """dma_contiguous_reserve(): cma=SIZE[@START[-END]] or what the kernel was built with, below the DMA limit."""
     size, start, end = config.number("CMA_SIZE_MBYTES") << 20, 0, 0
     asked = parameter(cmdline, "cma")
@@ -217,7 +226,7 @@ def _dma_contiguous_reserve(
         if rest[:1] == "@":
             start, rest = memparse(rest[1:])
             end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
-    if size:
-        cma_declare_contiguous(
-            config, memblock, size, log, start=start, limit=min(end or dma_limit, dma_limit)
-        )
+    if not size:
+        return None
+    limit = min(end or dma_limit, dma_limit)
+    return cma_declare_contiguous(config, memblock, size, log, start=start, limit=limit)

@@ -8,6 +8,7 @@ from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, panic_force_cpu, parameter
+from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.setup_memory import (
     IMAGE_MARKS,
@@ -19,6 +20,7 @@ from kexecemu.kernel.boot.setup_memory import (
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
+from kexecemu.kernel.memory.kho import parse_kho, reserve_scratch
 from kexecemu.kernel.memory.linear_map import rodata_messages
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 
@@ -44,6 +46,7 @@ def setup_arch(state: KernelState) -> None:
         state.panic_force_cpu, said = panic_force_cpu(bootargs, NR_CPUS)
         for words in said:
             state.log(words)
+    state.kho_early = parse_kho(state.config, bootargs, state.log)
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
@@ -109,6 +112,7 @@ def _take_seeds(state: KernelState, bootargs: str) -> None:
 
 def kernel_init_freeable(state: KernelState) -> None:
     """The rest of the boot: timekeeping_init(), crash_save_vmcoreinfo_init(), and at its end mark_rodata_ro()."""
+    _kho_memory_init(state)
     timekeeping_init(state.guest, state.now_ns)
     page = state.config.page_size
     if note_size(page) > VMCOREINFO_NOTE_SIZE:
@@ -124,6 +128,26 @@ def kernel_init_freeable(state: KernelState) -> None:
     bootargs = state.guest.string(state.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE)
     mark_linear_data_alias(state.tables, state.space, state.config, bootargs, state.arch.plan)
     state.flush_tlb_kernel_range()
+
+
+def _kho_memory_init(state: KernelState) -> None:
+    """kho_memory_init(): the last that memblock is asked for, and the array where the next kernel is told of it."""
+    if not state.kho_early.enable:
+        return
+    memblock, limit = state.arch.memblock, state.arch.dma_phys_limit
+    allocate_late(
+        memblock,
+        page=state.config.page_size,
+        cpus=len(state.affinities),
+        cmdline=state.guest.string(state.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE),
+        dma_phys_limit=limit,
+        pages=state.arch.nr_kernel_pages,
+    )
+    state.kho = reserve_scratch(state.config, memblock, limit, state.kho_early, state.log)
+    if state.kho is not None:
+        state.ram.write(state.kho.array_phys, state.kho.array)
+        areas = ", ".join(str(area) for area in state.kho.areas)
+        state.say("kho", f"kexec handover: scratch areas {areas}")
 
 
 def publish_resources(state: KernelState) -> None:

@@ -22,6 +22,7 @@ from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.memory.kho import KhoEarly, KhoScratch
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
@@ -50,6 +51,7 @@ class KexecState:
 
     purgatory is the object inside the kernel, None for none; locked is __kexec_lock, held by a load under way;
     load_disabled the sysctl kernel.kexec_load_disabled; signature_policy None where CONFIG_KEXEC_SIG is off;
+    dm_crypt_keys how many keys configfs names for the capture kernel (see KernelModel.dm_crypt_keys);
     crash_image and reboot_image what is loaded: the guest's kexec_crash_image and kexec_image as objects.
     """
 
@@ -57,6 +59,7 @@ class KexecState:
     locked: bool = False
     load_disabled: bool = False
     signature_policy: SignaturePolicy | None = None
+    dm_crypt_keys: int = 0
     crash_image: Kimage | None = None
     reboot_image: Kimage | None = None
 
@@ -74,6 +77,7 @@ class KernelState:
         seed: int,
     ) -> None:
         """The boot loader's part: image and device tree get into RAM. purgatory is the object inside the kernel."""
+        self.seed = seed
         self.random = Random(seed)
         self.board = board
         self.config = config
@@ -98,6 +102,9 @@ class KernelState:
         """Physical address of the console's PL011 (0: none)."""
         self.panic_force_cpu: int | None = None
         """The CPU that panic_force_cpu= names, in an era that has it."""
+        self.kho_early = KhoEarly()
+        self.kho: KhoScratch | None = None
+        """Scratch areas, None where kexec handover is off."""
         self._arch: ArchSetup | None = None
 
     @property
@@ -133,8 +140,9 @@ class KernelState:
 
     @property
     def total_ram_pages(self) -> int:
-        """totalram_pages(): what memblock had left for the buddy allocator."""
-        return sum(area.size for area in self.arch.memblock.free_ranges()) // self.config.page_size
+        """totalram_pages(): what memblock had left for the buddy allocator, and what KHO has given back."""
+        areas = [*self.arch.memblock.free_ranges(), *(self.kho.areas if self.kho else ())]
+        return sum(area.size for area in areas) // self.config.page_size
 
     @property
     def image(self) -> Kimage | None:

@@ -2,6 +2,7 @@
 
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import parameter
+from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.state import KernelState
 
 __all__ = ["not_modelled"]
@@ -13,7 +14,6 @@ _PARAMETERS = {
     "efi": "boards are described by a device tree",
     "hugetlb_cma": "CMA areas for huge pages, which move the crash region",
     "kernelcore": "ZONE_MOVABLE",
-    "kho": "handover of memory to the next kernel",
     "kvm-arm.mode": "memory for a protected hypervisor, which moves the crash region",
     "memtest": "memory that fails a test",
     "movablecore": "ZONE_MOVABLE",
@@ -30,6 +30,7 @@ def not_modelled(state: KernelState) -> list[str]:
         for name, what in _PARAMETERS.items()
         if parameter(cmdline, name) is not None
     ]
+    found += _handover(state, cmdline)
     tree = Fdt(state.initial_boot_params)
     nodes = {tree.get_u32(one.offset, "numa-node-id") for one in tree.nodes()} - {None}
     if len(nodes) > 1:
@@ -37,4 +38,21 @@ def not_modelled(state: KernelState) -> list[str]:
     chosen = tree.path_offset("/chosen")
     if chosen is not None and tree.getprop(chosen, "linux,uefi-system-table") is not None:
         found.append("EFI is not modelled: memory is what the device tree's memory nodes say")
+    return found
+
+
+def _handover(state: KernelState, cmdline: str) -> list[str]:
+    """What is only nearly so of kexec handover."""
+    if not state.config.enabled("KEXEC_HANDOVER"):
+        asked = parameter(cmdline, "kho") is not None
+        return ["kho= says nothing to a kernel without KEXEC_HANDOVER=y (--config)"] if asked else []
+    if not state.kho_early.enable:
+        return []
+    found = []
+    if state.kho_early.scale:
+        found.append(
+            "kho_scratch= in percent is of what memblock has given out, which is known only nearly here"
+        )
+    if state.config.release <= Era.V6_18:
+        found.append("KHO: whether debugfs has finalized it is not modelled: it is taken as done")
     return found

@@ -207,9 +207,14 @@ class Execution:
         """
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc not in self._last:
             return stop
-        cpu, guest = self._state.crashing_cpu, self._guest
         if not self.in_panic:
-            return CpuStop(CpuStopKind.BREAKPOINT, cpu.pc, 0)
+            return CpuStop(CpuStopKind.BREAKPOINT, self._state.crashing_cpu.pc, 0)
+        return self._leave(stop)
+
+    def _leave(self, stop: CpuStop) -> CpuStop:
+        cpu, guest = self._state.crashing_cpu, self._guest
+        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc not in self._last:
+            return stop
         if stop.pc == self._mmu_on_virt:
             function = range(self._mmu_on_virt, self._mmu_on_virt + _JUMP_SIZE)
             return cpu.run(within=function, limit=_SOFT_RESTART_LIMIT, deliver=False)
@@ -222,12 +227,14 @@ class Execution:
         until = {self._guest.vmlinux.virt("panic_no_kexec")}
         return self.run(self._state.crashing_cpu, until, CALL_LIMIT)
 
-    def kexec(self, control_page: range) -> CpuStop:
+    def kexec(self, control_page: range | None) -> CpuStop:
         """reboot(LINUX_REBOOT_CMD_KEXEC): up to the first instruction outside the relocation code.
 
-        control_page are the physical addresses of that code. The returned stop is LEFT with PC at the physical address
-        that the code jumped to (MMU off); anything else went wrong on the way.
+        control_page are the physical addresses of that code, None where nothing is to be moved. The returned stop is
+        LEFT with PC at the physical address that the code jumped to (MMU off); anything else went wrong on the way.
         """
+        if control_page is None:
+            return self._leave(self.call("kernel_kexec", task="task_bash", until=self._last))
         stop = self.call("kernel_kexec", task="task_bash", until={control_page.start})
         if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc != control_page.start:
             return stop

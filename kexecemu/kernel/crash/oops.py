@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kexecemu.errors import BusError
-from kexecemu.kernel.base.era import Rules
+from kexecemu.kernel.base.changes import Rules
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.machine.cpu.exceptions import FSC_EXTERNAL
 from kexecemu.machine.memory.mmu import PageTables

@@ -11,28 +11,41 @@ from kexecemu.shown import shown
 
 __all__ = [
     "COPY",
+    "DM_CRYPT_KEYS",
     "IMA",
     "IND_DESTINATION",
     "IND_DONE",
     "IND_INDIRECTION",
     "IND_SOURCE",
     "KEXEC_ARCH_AARCH64",
+    "KHO_SCRATCH",
 ]
-__all__ += ["KEXEC_FILE_NO_INITRAMFS", "KEXEC_FILE_ON_CRASH", "KEXEC_FILE_UNLOAD", "KEXEC_SEGMENT_MAX"]
+__all__ += [
+    "KEXEC_FILE_DEBUG",
+    "KEXEC_FILE_NO_CMA",
+    "KEXEC_FILE_NO_INITRAMFS",
+    "KEXEC_FILE_ON_CRASH",
+    "KEXEC_FILE_UNLOAD",
+    "KEXEC_SEGMENT_MAX",
+]
 __all__ += ["PAGE_DIGESTS", "SEGMENT_NAMES", "Kimage", "PurgatoryGuard", "Segment", "pack_segments"]
 
 KEXEC_FILE_UNLOAD = 1
 KEXEC_FILE_ON_CRASH = 2
 KEXEC_FILE_NO_INITRAMFS = 4
+KEXEC_FILE_DEBUG, KEXEC_FILE_NO_CMA = 0x8, 0x10
 KEXEC_ARCH_AARCH64 = 183 << 16
 KEXEC_SEGMENT_MAX = 16
 
 # Names of the two segments that only a purgatory has a use for: the SHA-256 of every page of the others, and all of
 # the others once more.
 PAGE_DIGESTS, COPY = "page-digests", "copy"
-# What IMA hands on to the next kernel, the first segment where there is one.
-IMA = "ima"
-SEGMENT_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, IMA)
+# What IMA hands on to the next kernel, the first segment where there is one; and keys for the disk of the dump.
+IMA, DM_CRYPT_KEYS = "ima", "dm-crypt-keys"
+# Where the scratch areas of kexec handover are.
+KHO_SCRATCH = "kho-scratch"
+_NAMES = ("kernel", "elfcorehdr", "initrd", "dtb", "purgatory", PAGE_DIGESTS, COPY, IMA)
+SEGMENT_NAMES = (*_NAMES, DM_CRYPT_KEYS, KHO_SCRATCH)
 """All that there can be; which of them an image has is known when it is loaded."""
 
 # Flags in the low bits of a kimage_entry_t.

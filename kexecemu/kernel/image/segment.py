@@ -1,6 +1,6 @@
 """struct kexec_segment: a piece of an image, and where it lies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -13,6 +13,7 @@ __all__ = ["Segment"]
 class Segment:
     """One piece of a crash image: `buf` is loaded to physical `mem` and padded with zeros to `memsz` bytes.
 
+    cma says that it lies there already, in pages of a CMA area, and is not moved at the reboot.
     name is the model's (ima, kernel, elfcorehdr, initrd, dtb, copy, page-digests, purgatory); a real kernel has none.
     The real one frees buf after the load; here it stays, so that what is in memory later can be compared with what
     was loaded.
@@ -22,6 +23,7 @@ class Segment:
     buf: bytes | bytearray
     mem: int
     memsz: int
+    cma: bool = field(default=False, repr=False)
 
     @property
     def bufsz(self) -> int:

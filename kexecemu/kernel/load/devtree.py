@@ -4,7 +4,7 @@ It is the running kernel's own tree, edited. The order of the edits is the kerne
 bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from errno import EINVAL
 
 from kexecemu.errors import FormatError, KexecError
@@ -38,6 +38,8 @@ def kexec_device_tree(
     kaslr_seed: int | None = None,
     rng_seed: bytes | None = None,
     ima: tuple[int, int] | None = None,
+    dm_crypt_keys: tuple[int, int] | None = None,
+    kho: Mapping[str, tuple[int, int] | None] | None = None,
 ) -> bytes:
     """The packed device tree for the next kernel, made from the running kernel's one.
 
@@ -45,7 +47,8 @@ def kexec_device_tree(
     elfcorehdr are (phys, size in bytes); elfcorehdr and crashk_res are given for a crash kernel, None
     otherwise. cmdline None deletes bootargs. kaslr_seed (64 bits) and rng_seed (RNG_SEED_SIZE bytes) are
     given once the random number generator is initialised; None leaves them out, as the kernel does before. ima is
-    (phys, size in bytes) of the segment for IMA's measurement list.
+    (phys, size in bytes) of the segment for IMA's measurement list, dm_crypt_keys of that with keys (its bufsz).
+    kho has the properties of kexec handover, as kho.chosen_properties() gives them.
     Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
     """
     try:
@@ -58,7 +61,17 @@ def kexec_device_tree(
         _delete_old_initrd(fdt, chosen)
         _set_initrd(fdt, chosen, initrd)
         if elfcorehdr is not None and crashk_res is not None:
-            _set_crash_ranges(fdt, chosen, elfcorehdr, (crashk_res, crashk_low_res, *crashk_cma_ranges))
+            _add_crash_part(fdt, chosen, "linux,elfcorehdr", elfcorehdr)
+            if dm_crypt_keys is not None:
+                _add_crash_part(fdt, chosen, "linux,dmcryptkeys", dm_crypt_keys)
+            # The low range comes second always: early_init_dt_check_for_usable_mem_range() relies on the order.
+            for part in filter(None, (crashk_res, crashk_low_res, *crashk_cma_ranges)):
+                fdt.appendprop_addrrange(0, chosen, "linux,usable-memory-range", part.start, part.size)
+        for name in kho or {}:
+            fdt.delprop(chosen, name)
+        for name, place in (kho or {}).items():
+            if place is not None:
+                fdt.appendprop_addrrange(0, chosen, name, *place)
         if cmdline is None:
             fdt.delprop(chosen, "bootargs")
         else:
@@ -150,18 +163,10 @@ def elfcorehdr_area(tree: Fdt) -> PhysRange | None:
     return PhysRange.of(join_cells(cells[:width]), join_cells(cells[width:]))
 
 
-def _set_crash_ranges(
-    fdt: FdtEditor,
-    chosen: int,
-    elfcorehdr: tuple[int, int],
-    parts: Sequence[PhysRange | None],
-) -> None:
-    fdt.appendprop_addrrange(0, chosen, "linux,elfcorehdr", *elfcorehdr)
-    # The reason for the capture kernel's harmless "elfcorehdr is overlapped".
-    fdt.add_mem_rsv(*elfcorehdr)
-    # The low range comes second always: early_init_dt_check_for_usable_mem_range() relies on the order.
-    for part in filter(None, parts):
-        fdt.appendprop_addrrange(0, chosen, "linux,usable-memory-range", part.start, part.size)
+def _add_crash_part(fdt: FdtEditor, chosen: int, name: str, part: tuple[int, int]) -> None:
+    """A segment that the capture kernel is told of, and must not give away: why it says "overlapped", and no harm."""
+    fdt.appendprop_addrrange(0, chosen, name, *part)
+    fdt.add_mem_rsv(*part)
 
 
 def _delete_ima_buffer(fdt: FdtEditor, chosen: int) -> None:

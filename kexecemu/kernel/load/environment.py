@@ -6,12 +6,12 @@ kernel/kexec_file.c. The guest's own crash path reads what is written here.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES, note_size
-from kexecemu.kernel.image.kimage import Kimage, pack_segments
+from kexecemu.kernel.image.kimage import IND_DONE, Kimage, pack_segments
 from kexecemu.kernel.image.protection import protect_crashkres, protected_areas, unprotect_crashkres
 from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
@@ -51,11 +51,14 @@ def next_device_tree(
     elfcorehdr: PhysRange | None,
     cmdline: str | None,
     ima: PhysRange | None = None,
+    dm_crypt_keys: PhysRange | None = None,
+    kho: Mapping[str, tuple[int, int] | None] | None = None,
 ) -> bytes:
     """of_kexec_alloc_and_setup_fdt() and fdt_pack() on this kernel's own device tree.
 
     initrd is the exact range of its bytes, elfcorehdr None for an ordinary image, ima where the list of
-    measurements will be, None without; all physical.
+    measurements will be, None without, dm_crypt_keys the exact range of the keys, kho the
+    properties of kexec handover; all physical.
     """
     reservation = state.arch.reservation
     kaslr_seed, rng_seed = _seeds(state)
@@ -71,6 +74,8 @@ def next_device_tree(
         kaslr_seed=kaslr_seed,
         rng_seed=rng_seed,
         ima=(ima.start, ima.size) if ima else None,
+        dm_crypt_keys=(dm_crypt_keys.start, dm_crypt_keys.size) if dm_crypt_keys else None,
+        kho=kho,
     )
 
 
@@ -153,8 +158,10 @@ def _write_kimage(
     guest.write(pointer, layout.virt(storage))
 
 
-def load_normal(state: KernelState, image: Kimage) -> Relocation:
-    """kimage_load_normal_segment() for every segment, then machine_kexec_post_load()."""
+def load_normal(state: KernelState, image: Kimage) -> Relocation | None:
+    """kimage_load_normal_segment() for every segment, then machine_kexec_post_load(): None for nothing to be moved."""
     guest, memblock = state.guest, state.arch.memblock
     pages = load_normal_segments(guest, image, memblock.free_ranges(), state.config.page_size)
+    if image.head & IND_DONE:
+        return None
     return prepare_relocation(guest, image, pages, memblock.mappable(), state.tables.fmt)

@@ -11,6 +11,7 @@ import struct
 from kexecemu.errors import KexecError
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import IMA, Kimage
+from kexecemu.kernel.load.contiguous import Contiguous
 from kexecemu.kernel.load.kexec_core import add_buffer
 
 __all__ = ["add_kexec_buffer", "measurement_list", "update_kexec_buffer"]
@@ -29,11 +30,11 @@ def measurement_list() -> bytes:
     return _HEADER.pack(1, 0, 0, _HEADER.size + len(entry), 1) + entry
 
 
-def add_kexec_buffer(state: KernelState, image: Kimage) -> None:
-    """ima_add_kexec_buffer(): room for the list and half a page of what is measured until then.
+def add_kexec_buffer(state: KernelState, image: Kimage, in_cma: Contiguous | None = None) -> None:
+    """ima_add_kexec_buffer(): room for the list and what is measured until then, which is half a page unless said.
 
     The list is in it at once, or where an era fills it at the reboot, zeros, which no digest covers then. A list that
-    finds no room is left out, and the load goes on.
+    finds no room is left out, and the load goes on. in_cma has places in the CMA area.
     """
     config = state.config
     rules = config.release.rules
@@ -41,15 +42,18 @@ def add_kexec_buffer(state: KernelState, image: Kimage) -> None:
         return
     content = measurement_list()
     buf = b"" if rules.ima_filled_at_reboot else content
+    extra = config.number("IMA_KEXEC_EXTRA_MEMORY_KB") << 10 or config.page_size // 2
     try:
         add_buffer(
             image,
             IMA,
             buf,
-            len(content) + config.page_size // 2,
+            len(content) + extra,
             config.page_size,
             region=state.crashk_res,
             free_memory=state.arch.memblock.free_ranges(),
+            scratch=state.kho.areas if state.kho else None,
+            contiguous=in_cma,
             era=config.release,
             page_size=config.page_size,
         )
@@ -64,5 +68,6 @@ def update_kexec_buffer(state: KernelState, image: Kimage) -> None:
         return
     segment.buf = measurement_list()
     page_size = state.config.page_size
-    for number, page in enumerate(image.ima_pages):
+    pages = range(segment.mem, segment.area.end, page_size) if segment.cma else image.ima_pages
+    for number, page in enumerate(pages):
         state.ram.write(page, segment.content()[number * page_size : (number + 1) * page_size])

@@ -3,6 +3,7 @@
 load() does to a running kernel what the system call does; what is arm64's own in it is environment.py.
 """
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOSYS, EPERM
@@ -13,7 +14,10 @@ from kexecemu.kernel.base.config import Way
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image import ways
 from kexecemu.kernel.image.kimage import (
+    DM_CRYPT_KEYS,
     IMA,
+    KEXEC_FILE_DEBUG,
+    KEXEC_FILE_NO_CMA,
     KEXEC_FILE_NO_INITRAMFS,
     KEXEC_FILE_ON_CRASH,
     KEXEC_FILE_UNLOAD,
@@ -21,10 +25,13 @@ from kexecemu.kernel.image.kimage import (
 )
 from kexecemu.kernel.image.purgatory_guard import check_guard, make_guard
 from kexecemu.kernel.load import environment, ima
+from kexecemu.kernel.load.contiguous import Contiguous, contiguous
 from kexecemu.kernel.load.devtree import add_verdict_record
+from kexecemu.kernel.load.dm_crypt import keys_header
 from kexecemu.kernel.load.files import FileOrBytes, kernel_read_file
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load, image_probe
+from kexecemu.kernel.load.kho import chosen_properties, fill_kimage
 from kexecemu.kernel.load.purgatory_setup import check_demands, set_up_purgatory, tables_text
 from kexecemu.machine.ranges import PhysRange
 
@@ -59,7 +66,11 @@ def load(
     change = exchange if flags & KEXEC_FILE_ON_CRASH else _exchange_reboot
     if flags & KEXEC_FILE_UNLOAD:
         return change(state, None)
-    return change(state, lambda: _prepare(state, kernel, initrd, cmdline, flags))
+    image = change(state, lambda: _prepare(state, kernel, initrd, cmdline, flags))
+    if image is not None and flags & KEXEC_FILE_DEBUG:
+        places = f"start:{image.start:#x} head:{image.head:#x}"
+        state.log(f"kexec_file: kexec_file_load: type:{int(image.crash)}, {places} flags:{flags:#x}")
+    return image
 
 
 def exchange(state: KernelState, prepare: Prepare | None) -> Kimage | None:
@@ -144,22 +155,37 @@ def _prepare(
         check_demands(obj, config)
         check_guard(config)
     chosen = obj is not None and config.enabled("KEXEC_PURGATORY_CHOSEN")
-    ima.add_kexec_buffer(state, image)
+    in_cma = None if flags & KEXEC_FILE_NO_CMA else contiguous(state, image)
+    ima.add_kexec_buffer(state, image, in_cma)
     measured = image.segment(IMA)
+    if state.kho and not crash:
+        fill_kimage(state, image)
 
     def make_dtb(initrd_area: PhysRange | None, core: PhysRange | None) -> bytes:
+        keys = image.segment(DM_CRYPT_KEYS)
         tree = environment.next_device_tree(
-            state, initrd_area, core, text, measured.area if measured else None
+            state,
+            initrd_area,
+            core,
+            text,
+            measured.area if measured else None,
+            PhysRange.of(keys.mem, keys.bufsz) if keys else None,
+            chosen_properties(state, image),
         )
         return add_verdict_record(tree) if chosen else tree
 
     headers = environment.elf_headers(state, state.crashk_cma_ranges) if crash else None
-    image_load(image, CrashFiles(image_file, ramdisk, headers, make_dtb), _load_context(state))
+    keys = keys_header(state.kexec.dm_crypt_keys) if crash and state.kexec.dm_crypt_keys else None
+    image_load(
+        image, CrashFiles(image_file, ramdisk, headers, make_dtb, keys), _load_context(state, in_cma, flags)
+    )
     sanity_check_segment_list(image, crashk_res, state.total_ram_pages, config.page_size)
     if crash:
         add_control_pages(state, image)
     if image.purgatory is not None:
-        set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys)
+        safe = state.kho is not None or all(one.cma for one in image.segments)
+        unchecked = safe and not crash and config.release.rules.skips_checksum
+        set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys, unchecked=unchecked)
         cost = tables_text(image)
         if crash:
             image.guard = make_guard(image, image.purgatory, config)
@@ -169,6 +195,8 @@ def _prepare(
             state.say("purgatory_tables", cost)
     elif crash and config.check_way is Way.MACHINE_KEXEC:
         ways.keep_digest(image)
+    if flags & KEXEC_FILE_DEBUG:
+        state.log(f"kexec_file: nr_segments = {len(image.segments)}")
     return image
 
 
@@ -180,7 +208,7 @@ def _map_pages(state: KernelState, image: Kimage) -> tuple[Callable[[], PhysRang
     return partial(alloc_crash_control_pages, image, crashk_res, size, "page tables"), uart
 
 
-def _load_context(state: KernelState) -> LoadContext:
+def _load_context(state: KernelState, in_cma: Contiguous | None, flags: int) -> LoadContext:
     config = state.config
     return LoadContext(
         era=config.release,
@@ -192,6 +220,12 @@ def _load_context(state: KernelState) -> LoadContext:
         page_digests=config.enabled("KEXEC_PURGATORY_PAGE_DIGESTS"),
         copy=config.enabled("KEXEC_PURGATORY_COPY"),
         mmfr0=state.board.boot_cpu.sysreg("ID_AA64MMFR0_EL1"),
+        scratch=state.kho.areas if state.kho else None,
+        contiguous=in_cma,
+        debug=state.log if flags & KEXEC_FILE_DEBUG else None,
+        # The seeds in the device tree are numbers of their own, and another load has the same places.
+        random=partial(random.Random(state.seed).getrandbits, 16),
+        garbage=config.release.rules.garbage_in_kexec_buf if config.enabled("KEXEC_BUF_GARBAGE") else (),
     )
 
 

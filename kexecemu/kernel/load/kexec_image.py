@@ -13,10 +13,10 @@ from kexecemu.formats.image import parse as parse_header
 from kexecemu.formats.kernel_file import NO_MAGIC, kernel_file
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.image.digests import described_segments, page_digests_size
-from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
+from kexecemu.kernel.image.kimage import COPY, DM_CRYPT_KEYS, PAGE_DIGESTS, Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load import devtree
-from kexecemu.kernel.load.kexec_core import add_buffer
+from kexecemu.kernel.load.kexec_core import Random, add_buffer
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
@@ -40,8 +40,12 @@ class LoadContext:
     """What the loader needs of the running kernel: where it may place things, and how it builds the rest.
 
     uart_phys is the console's physical address for the purgatory's report (0: silent). free_memory is where an ordinary
-    image may lie: physical ranges in ascending order. page_digests and copy ask for these two segments, which only a
-    purgatory has a use for: 0.8 % of the image, and as much as the image itself. mmfr0 is the CPU's ID_AA64MMFR0_EL1.
+    image may lie: physical ranges in ascending order; scratch where it has to with KHO, contiguous has places in the
+    CMA area. page_digests and copy ask for these two segments, which only a purgatory has a use for: 0.8 % of the
+    image, and as much as the image itself. mmfr0 is the CPU's ID_AA64MMFR0_EL1.
+    debug hears what KEXEC_FILE_DEBUG has the kernel say of each segment.
+    random is get_random_u16(), for what goes to a random place; garbage are the functions that have it on their stack
+    that their segments do.
     """
 
     era: Era
@@ -53,6 +57,11 @@ class LoadContext:
     page_digests: bool = False
     copy: bool = False
     mmfr0: int = CORTEX_A57_MMFR0
+    scratch: tuple[PhysRange, ...] | None = None
+    contiguous: Callable[[int, int], int | None] | None = None
+    random: Random | None = None
+    garbage: tuple[str, ...] = ()
+    debug: Callable[[str], None] | None = None
 
     def supports_granule(self, size: int) -> bool:
         """Whether the CPU has pages of `size` bytes: by its register, and those that the running kernel has."""
@@ -70,13 +79,15 @@ class CrashFiles:
     """The bytes to load.
 
     elfcorehdr is None for an ordinary image. make_dtb(initrd, elfcorehdr) builds the device tree once it is known where
-    these two lie (physical; the initrd's range is its exact length; None without one).
+    these two lie (physical; the initrd's range is its exact length; None without one). dm_crypt_keys are the keys for
+    the capture kernel, None for none.
     """
 
     kernel: bytes
     initrd: bytes | None
     elfcorehdr: bytes | None
     make_dtb: Callable[[PhysRange | None, PhysRange | None], bytes]
+    dm_crypt_keys: bytes | None = None
 
 
 def image_probe(kernel: bytes) -> None:
@@ -97,7 +108,23 @@ class _Loader:
         self.context = context
 
         place = partial(add_buffer, image, region=context.crashk_res, free_memory=context.free_memory)
+        place = partial(place, scratch=context.scratch, contiguous=context.contiguous)
         self.add = partial(place, era=context.era, page_size=context.page_size)
+
+    def _random(self, function: str) -> Random | None:
+        """What kexec_buf.random on that function's stack makes of its segments' places."""
+        return self.context.random if function in self.context.garbage else None
+
+    def say(self, words: str, segment: Segment | None) -> None:
+        """kexec_dprintk(): where a segment went, which the words have {at} for, and its sizes."""
+        if self.context.debug is not None and segment is not None:
+            sizes = f"bufsz={segment.bufsz:#x} memsz={segment.memsz:#x}"
+            self.context.debug(f"{words.format(at=f'at {segment.mem:#x}')} {sizes}")
+
+    def _add_dm_crypt_keys(self, keys: bytes) -> None:
+        """crash_load_dm_crypt_keys(): anywhere in the region, in front of the kernel too, where chance has it."""
+        found = self.add(DM_CRYPT_KEYS, keys, len(keys), 4096, top_down=False, random=self.context.random)
+        self.say("Loaded dm crypt keys to kexec_buffer", found)
 
     def _add_tables(self, text_offset: int, buf_min: int) -> None:
         """Room for the segments that repeat or describe those before them: they are filled when these are final."""
@@ -119,28 +146,36 @@ class _Loader:
         need be undone when they do not fit.
         """
         files, context = self.files, self.context
+        add = partial(self.add, random=self._random("load_other_segments"))
         buf_min = kernel_phys + kernel_size
         kept = len(self.image.segments)
         try:
             core = None
             if files.elfcorehdr is not None:
                 size = len(files.elfcorehdr)
-                core = self.add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
+                core = add("elfcorehdr", files.elfcorehdr, size, _ELFCOREHDR_ALIGN, buf_min)
+                self.say("kexec_file: Loaded elf core header {at}", core)
+            if files.dm_crypt_keys is not None:
+                self._add_dm_crypt_keys(files.dm_crypt_keys)
             initrd = None
             if files.initrd is not None:
                 limit = (kernel_phys & ~(_1G - 1)) + _INITRD_WINDOW
                 size = len(files.initrd)
-                initrd = self.add("initrd", files.initrd, size, 0, buf_min, top_down=False, buf_max=limit)
+                initrd = add("initrd", files.initrd, size, 0, buf_min, top_down=False, buf_max=limit)
+            self.say("kexec_file: Loaded initrd {at}", initrd)
             initrd_area = PhysRange.of(initrd.mem, initrd.bufsz) if initrd else None
             # elf_headers_sz: not in whole pages where those are larger than 4 KiB.
             headers = PhysRange.of(core.mem, core.bufsz) if core else None
             dtb = files.make_dtb(initrd_area, headers)
-            self.image.dtb_mem = self.add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min).mem
-            if context.purgatory is None:
-                return None
-            self._add_tables(text_offset, buf_min)
-            place = partial(self.add, "purgatory", buf_min=buf_min)
-            return LoadedPurgatory(context.purgatory, place)
+            placed = add("dtb", dtb, len(dtb), _DTB_ALIGN, buf_min)
+            self.image.dtb_mem, purgatory = placed.mem, None
+            if context.purgatory is not None:
+                self._add_tables(text_offset, buf_min)
+                place = partial(self.add, "purgatory", buf_min=buf_min)
+                purgatory = LoadedPurgatory(context.purgatory, place)
+                self.say("kexec_file: Loaded purgatory {at}", purgatory.segment)
+            self.say("kexec_file: Loaded dtb {at}", placed)
+            return purgatory
         except KexecError:
             del self.image.segments[kept:]
             raise
@@ -159,12 +194,14 @@ class _Loader:
             size = header.page_size >> 10
             reason = f"kernel: it has pages of {size} KiB, and ID_AA64MMFR0_EL1.TGran{size} says that this CPU has none"
             raise KexecError(EINVAL, "image_load", reason)
-        buf_min = 0
+        buf_min, random = 0, self._random("image_load")
         first_refusal: KexecError | None = None
         while True:
             try:
                 size = header.image_size + header.text_offset
-                kernel = self.add("kernel", self.files.kernel, size, _MIN_KIMG_ALIGN, buf_min, top_down=False)
+                kernel = self.add(
+                    "kernel", self.files.kernel, size, _MIN_KIMG_ALIGN, buf_min, top_down=False, random=random
+                )
             except KexecError as error:
                 raise (first_refusal or error) from None
             try:
@@ -181,6 +218,7 @@ class _Loader:
                 continue
             kernel.mem += header.text_offset
             kernel.memsz -= header.text_offset
+            self.say("kexec_file(Image): Loaded kernel {at}", kernel)
             return kernel, purgatory
 
 

@@ -89,8 +89,16 @@ class _Segments:
         """add_buffer(): the first hole from hole_min up, or the last one of the region, in whole pages."""
         size = align_up(memsz, self.page)
         # locate_hole() has none of the kernel's quirk: it uses a region to its last page.
-        how = {"page_size": self.page, "buf_min": hole_min}
-        mem = find_hole(self.region, self.taken, size, self.page, top_down=top_down, era=Era.V6_12, **how)
+        mem = find_hole(
+            self.region,
+            self.taken,
+            size,
+            self.page,
+            top_down=top_down,
+            era=Era.V6_12,
+            page_size=self.page,
+            buf_min=hole_min,
+        )
         if mem is None:
             wanted = f"a free area of memory of {size:#x} bytes for {name}"
             raise InputError(f"kexec-tools: could not find {wanted} in {self.region}")

@@ -21,7 +21,7 @@ from kexecemu.kernel.image.digests import (
     page_digests,
     region_digests,
 )
-from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
+from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage, Segment
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.kernel.load.devtree import VERDICT_PROPERTY
 from kexecemu.machine.ranges import PhysRange
@@ -90,16 +90,22 @@ def _is_kexec_tools(purgatory: LoadedPurgatory) -> bool:
 
 
 def set_up_purgatory(
-    image: Kimage, purgatory: LoadedPurgatory, config: KernelConfig, *, sink_phys: int
+    image: Kimage,
+    purgatory: LoadedPurgatory,
+    config: KernelConfig,
+    *,
+    sink_phys: int,
+    unchecked: bool = False,
 ) -> None:
     """kexec_calculate_store_digests(), and everything else that the purgatory takes from its loader.
 
     To be called when no segment of `image` changes any more. Fills the segments of page digests and of the copy,
-    sets image.digest and image.sha_regions. Raises KexecError(EINVAL) for a purgatory without the symbols for a
-    digest, or with one of another size.
+    sets image.digest and image.sha_regions. unchecked leaves the regions empty, and the digest is that of nothing.
+    Raises KexecError(EINVAL) for a purgatory without the symbols for a digest, or with one of another size.
     """
     _fill_tables(image)
-    image.digest, image.sha_regions = calculate_digest(image.segments)
+    hashed = [] if unchecked else hashed_segments(image.segments)
+    image.digest, image.sha_regions = calculate_digest(hashed)
     if _is_kexec_tools(purgatory):
         set_kexec_tools_places(
             purgatory, sink_phys=sink_phys, kernel_phys=image.kernel_entry, dtb_phys=image.dtb_mem
@@ -108,7 +114,7 @@ def set_up_purgatory(
         return
     purgatory.set_symbol("purgatory_sha_regions", pack_sha_regions(image.sha_regions))
     purgatory.set_symbol("purgatory_sha256_digest", image.digest)
-    for name, value in _values(image, config).items():
+    for name, value in _values(image, config, hashed).items():
         if purgatory.has_symbol(name):
             purgatory.set_symbol(name, value)
     _set_self_digest(purgatory)
@@ -124,8 +130,8 @@ def _fill_tables(image: Kimage) -> None:
         copy.buf = b"".join(one.content() for one in described)
 
 
-def _values(image: Kimage, config: KernelConfig) -> dict[str, bytes]:
-    """The optional symbols of purgatory.h and what to set them to, the digest of itself apart."""
+def _values(image: Kimage, config: KernelConfig, hashed: Sequence[Segment]) -> dict[str, bytes]:
+    """The optional symbols of purgatory.h and what to set them to, the digest of itself apart; hashed: the regions."""
     table, copy, dtb = image.segment(PAGE_DIGESTS), image.segment(COPY), image.segment("dtb")
     tree = bytes(dtb.buf) if dtb is not None else b""
     numbers = {
@@ -141,7 +147,7 @@ def _values(image: Kimage, config: KernelConfig) -> dict[str, bytes]:
         image.verdict_record = _chosen_record(tree, dtb.mem)
         numbers["purgatory_chosen"] = image.verdict_record.start if image.verdict_record else 0
     values = {name: _U64.pack(number) for name, number in numbers.items()}
-    values["purgatory_region_digests"] = region_digests(hashed_segments(image.segments))
+    values["purgatory_region_digests"] = region_digests(hashed)
     return values
 
 

@@ -101,8 +101,11 @@ def load_normal_segments(
     image.control_code_page = pages.take("control_code_buffer")
     entries = _EntryList(guest, pages, page_size)
     for segment in image.segments:
-        entries.add(segment.mem | IND_DESTINATION)
         content = segment.content()
+        if segment.cma:  # kimage_load_cma_segment()
+            guest.ram.write(segment.mem, content)
+            continue
+        entries.add(segment.mem | IND_DESTINATION)
         for at in range(0, segment.memsz, page_size):
             page = pages.take(f"segment {segment.name}")
             guest.ram.write(page, content[at : at + page_size])

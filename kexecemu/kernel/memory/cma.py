@@ -7,7 +7,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["cma_declare_contiguous", "cma_min_alignment"]
+__all__ = ["buddy_block", "cma_declare_contiguous", "cma_min_alignment"]
 
 # By PAGE_SIZE: a huge page. Debian's 6.1 has its 64 MiB of CMA at 5b600000 on a board of 512 MiB.
 _HUGE_PAGE = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
@@ -15,10 +15,15 @@ _MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}  # CONFIG_ARCH_FORCE_MAX_ORDE
 _4G = 4 << 30
 
 
+def buddy_block(page: int) -> int:
+    """MAX_ORDER_NR_PAGES of a PAGE_SIZE, in bytes: the largest block of the buddy allocator."""
+    return page << _MAX_PAGE_ORDER[page]
+
+
 def cma_min_alignment(config: KernelConfig) -> int:
     """CMA_MIN_ALIGNMENT_BYTES: a pageblock, which is a huge page where there are any, else the largest buddy block."""
     page = config.page_size
-    return _HUGE_PAGE[page] if config.enabled("HUGETLB_PAGE") else page << _MAX_PAGE_ORDER[page]
+    return _HUGE_PAGE[page] if config.enabled("HUGETLB_PAGE") else buddy_block(page)
 
 
 def cma_declare_contiguous(

@@ -34,6 +34,7 @@ class Memblock:
         self.memory: list[PhysRange] = []
         self.reserved: list[PhysRange] = []
         self.nomap: list[PhysRange] = []
+        self._found: list[PhysRange] = []
 
     def add(self, area: PhysRange) -> None:
         """memblock_add(): there is RAM at these physical addresses."""
@@ -45,6 +46,10 @@ class Memblock:
 
     def reserve(self, area: PhysRange) -> None:
         """memblock_reserve(): nobody may be given these physical addresses."""
+        self._found.append(area)
+        self._reserve(area)
+
+    def _reserve(self, area: PhysRange) -> None:
         self.reserved = merge([*self.reserved, area])
 
     def free(self, area: PhysRange) -> None:
@@ -74,6 +79,11 @@ class Memblock:
         """memblock_end_of_DRAM(): one past the last physical address of RAM."""
         return self.memory[-1].end
 
+    def kern_size(self, limit: int) -> int:
+        """memblock_reserved_kern_size(): bytes below `limit` that were given out, and not only found to be taken."""
+        given = subtract(self.reserved, self._found)
+        return sum(min(area.end, limit) - area.start for area in given if area.start <= limit)
+
     def mappable(self) -> list[PhysRange]:
         """for_each_mem_range(): memory without the parts that are marked nomap."""
         return subtract(self.memory, self.nomap)
@@ -99,7 +109,7 @@ class Memblock:
                 continue
             candidate = (high - size) & ~(align - 1)
             if candidate >= low:
-                self.reserve(PhysRange.of(candidate, size))
+                self._reserve(PhysRange.of(candidate, size))
                 return candidate
         return 0
 
@@ -108,7 +118,7 @@ class Memblock:
         for area in self.free_ranges():
             candidate = align_up(max(area.start, start), align)
             if candidate + size <= min(area.end, end):
-                self.reserve(PhysRange.of(candidate, size))
+                self._reserve(PhysRange.of(candidate, size))
                 return candidate
         return 0
 
@@ -123,7 +133,7 @@ class Memblock:
             first = -(-max(area.start, _FIRST_PAGE) // page_size) * page_size
             end = area.end // page_size * page_size
             taken = min(left, max(0, end - first) // page_size)
-            self.reserve(PhysRange(end - taken * page_size, end))
+            self._reserve(PhysRange(end - taken * page_size, end))
             left -= taken
             if not left:
                 break

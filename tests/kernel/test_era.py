@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 import kexecemu
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.changes import CHANGES, Rules
-from kexecemu.kernel.base.era import Era
+from kexecemu.kernel.base.era import Era, parse_release
+from kexecemu.kernel.boot import vmcoreinfo_lines
 
 PACKAGE = Path(kexecemu.__file__).parent
 
@@ -32,7 +34,8 @@ PROBE = """
 import dataclasses, json
 from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.data import fixture_path
-from kexecemu.kernel.base.era import Era
+from kexecemu.kernel.base.era import Era, parse_release
+from kexecemu.kernel.boot import vmcoreinfo_lines
 
 assert Era.of_release("9.9-rc1") is max(Era) is Era("9.9") and Era.of_release("9.8.12") is sorted(Era)[-2]
 with Board("256M") as board:
@@ -71,6 +74,15 @@ def test_every_change_is_one_and_they_stand_in_order() -> None:
 def test_a_release_that_is_newer_than_all_eras_is_none_of_them(release: str) -> None:
     with pytest.raises(InputError, match=f"Linux {release} is newer than the newest that is known here, 7.3"):
         Era.of_release(release)
+
+
+def test_every_release_at_which_something_changes_begins_an_era() -> None:
+    eras = {era.since for era in Era}
+    assert {one.since for one in CHANGES} <= eras
+    # What VMCOREINFO has is dated apart, in brackets before its lines.
+    brackets = re.findall(r"^\[(.*?)\]", vmcoreinfo_lines._LINES, re.M)
+    dated = {parse_release(text) for one in brackets for text in re.findall(r"[0-9]+\.[0-9]+", one)}
+    assert len(dated) > 5 and dated <= eras
 
 
 def test_what_is_no_release_belongs_to_no_era() -> None:

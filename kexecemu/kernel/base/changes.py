@@ -152,6 +152,9 @@ CHANGES = (
     Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
     Change((6, 9), "vmemmap_at_end", True, "32697ff38287; as 6.12.117's VMCOREINFO has it"),
     Change((6, 9), "idmap_tables", 0, "the early mapping in C: not in 6.12.118's memblock=debug"),
+    Change(
+        (6, 10), "guest", "vmlinux-6.12", "page flags in another order, page types; 6.12.117's VMCOREINFO"
+    ),
     Change((6, 11), "of_property_size", 104, "bin_attribute.llseek; 6.12.118's BTF"),
     Change((6, 11), "gives_up", True, "the dead loop of riscv64, mended for all"),
     Change((6, 12), "cma_says_node", True, "seen in 6.12.117"),
@@ -162,13 +165,18 @@ CHANGES = (
         (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
-    Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
     Change((6, 12), "stop_retries", True, "seen in 6.12.117, not in 6.1.192"),
     Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
     Change((6, 13), "marks_trace", True, "seen in 7.3.4, not in 6.12.117"),
+    Change(
+        (6, 14),
+        "guest",
+        "vmlinux-6.18",
+        "page flags; timekeeper_data, total_nr_irqs, nr_queued: 7.3's sources, each since some release behind 6.12",
+    ),
     Change((6, 15), "tells_preemption", True, "preempt_model_str(): seen in 7.3.4, not in 6.12.117"),
     Change((6, 15), "cma_says_what_was_asked", True, "areas of several ranges: seen in 7.3.4"),
     Change((6, 15), "cma_says_node", False, "areas of several ranges: not in 7.3.4"),
@@ -180,12 +188,6 @@ CHANGES = (
     ),
     Change((6, 16), "ima_extra_memory", True, "seen in 7.3.4, not in 6.12.117"),
     Change((6, 16), "kho", True, "ARCH_SUPPORTS_KEXEC_HANDOVER"),
-    Change(
-        (6, 16),
-        "guest",
-        "vmlinux-6.18",
-        "timekeeper_data, total_nr_irqs, nr_queued; 7.3's sources, each of them since some release behind 6.12",
-    ),
     Change((6, 17), "garbage_in_kexec_buf", ("load_other_segments",), "image_load() is mended in 6.17-rc"),
     Change((6, 17), "segments_in_cma", True, "07d24902977e"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),

@@ -19,7 +19,7 @@ class Era(enum.Enum):
     """A stretch of arm64 history; the value is the release that begins it, and what was so then is the era's.
 
     A new era is one entry, behind those before it: the release, and a sentence for people. What is so in it is in
-    CHANGES. The first one stands for everything before it, too.
+    CHANGES; every release at which something changes is one. The first one stands for everything before it, too.
     """
 
     V6_1 = (
@@ -31,6 +31,7 @@ class Era(enum.Enum):
         "6.2",
         "the same, but crashkernel=X falls back to high memory, and 128 MiB of low memory go with it",
     )
+    V6_3 = ("6.3", "as 6.2; /memreserve/ is looked at after /reserved-memory")
     V6_4 = (
         "6.4",
         "right after the series (commits 0d124e96051b, 04a2a7af3d97, 504cae453f82): no protection, late reservation",
@@ -38,14 +39,23 @@ class Era(enum.Enum):
     V6_5 = ("6.5", "crashkernel=X,high falls back to low memory (6c4dcaddbd36)")
     V6_6 = ("6.6", "as 6.5")
     V6_7 = ("6.7", "the generic reservation (fdc268232dbb)")
-    V6_12 = ("6.12", "with KEXEC_FILE_DEBUG, and IMA's list as its stable releases have it")
+    V6_8 = ("6.8", "with KEXEC_FILE_DEBUG")
+    V6_9 = ("6.9", "built for 52 bits of address unless told otherwise")
+    V6_10 = ("6.10", "as 6.9; page flags in another order")
+    V6_11 = ("6.11", "as 6.10; a reservation that fails ends without DMA zones, too")
+    V6_12 = ("6.12", "IMA's list as its stable releases have it")
+    V6_13 = ("6.13", "as 6.12; a call trace says how it was come by")
+    V6_14 = ("6.14", "as 6.13")
+    V6_15 = ("6.15", "as 6.14; a dump of the stack says how the kernel is preempted")
     V6_16 = ("6.16", "whether a segment goes to a random place is left to the stack")
     V6_17 = (
         "6.17",
         "crashkernel=X,cma is skipped, flags to 0x3f; the kernel's own place is left to no chance",
     )
     V6_18 = ("6.18", "no place is left to chance; rodata=noalias is what on was")
+    V6_19 = ("6.19", "with /sys/kernel/kexec/")
     V7_0 = ("7.0", "crash memory is reserved before the memory map, and so lies higher")
+    V7_1 = ("7.1", "keys of dm-crypt are handed on")
     V7_2 = ("7.2", "the linear map's alias of the kernel's data is read-only")
     V7_3 = ("7.3", "crashkernel=X,cma is reserved (c12c63d05dfe); the alias of the kernel's data is invalid")
 

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import pytest
-from elftools.elf.elffile import ELFFile
-from kernel_bench import GIB, IMAGE, INITRD, MIB
+from kernel_bench import IMAGE, INITRD, MIB
+from tree_bench import BANK, NOMAP, Node, loads_of, ram, said, tree
 
 from kexecemu.crash.kernel import Kernel
-from kexecemu.formats.fdt import FdtEditor, cells
+from kexecemu.formats.fdt import cells
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.reserved_memory import _sorted_when_all_are_equal
-from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.procfs import proc_iomem
 from kexecemu.machine.board import Board
-from kexecemu.machine.ranges import PhysRange
 
-BANK = PhysRange.of(GIB, GIB)
-Node = tuple[str, dict[str, bytes]]
-NOMAP = {"no-map": b""}
 SECMON: Node = ("secmon@50000000", {"reg": cells(0, 0x50000000, 0, 0x1000000), **NOMAP})
 POOL = {"compatible": b"shared-dma-pool\0", "reusable": b"", "size": cells(0, 0x8000000)}
 ERAS = pytest.mark.parametrize("era", ["6.1", "6.12"])
-
-
-def tree(
-    *nodes: Node, memreserve: tuple[int, int] | None = None, parent: dict[str, bytes] | None = None
-) -> bytes:
-    editor = FdtEditor(virt_device_tree([BANK], 1, 0x9000000), 16384)
-    top = editor.add_subnode(0, "reserved-memory")
-    two = cells(2)
-    for name, value in (parent or {"ranges": b"", "#size-cells": two, "#address-cells": two}).items():
-        editor.setprop(top, name, value)
-    for name, properties in reversed(nodes):  # the last one that is added stands first
-        node = editor.add_subnode(top, name)
-        for key, value in properties.items():
-            editor.setprop(node, key, value)
-    if memreserve is not None:
-        editor.add_mem_rsv(*memreserve)
-    editor.pack()
-    return editor.to_bytes()
 
 
 @pytest.fixture
@@ -59,15 +35,6 @@ def boot() -> object:
 
 
 Boot = Callable[..., Kernel]
-
-
-def said(kernel: Kernel) -> list[str]:
-    lines = (line.partition("] ")[2] for line in kernel.board.uart.text.splitlines())
-    return [line for line in lines if re.search("eserved mem|^cma:|crashkernel res", line)]
-
-
-def ram(kernel: Kernel) -> list[str]:
-    return re.findall(r"^(\S+) : (?:System RAM|reserved)$", proc_iomem(kernel), re.M)
 
 
 def cma(era: str) -> str:
@@ -93,15 +60,6 @@ def test_a_no_map_region_is_told_and_is_not_in_the_map_nor_in_the_dump(era: str,
         assert loads_of(bytes(segment.buf)) == [
             (0x40000000, 0x10000000), (0x51000000, 0x21C00000), (0x7AC00000, 0x5400000)
         ]  # fmt: skip
-
-
-def loads_of(core: bytes) -> list[tuple[int, int]]:
-    import io
-
-    headers = [
-        one.header for one in ELFFile(io.BytesIO(core)).iter_segments() if one.header.p_type == "PT_LOAD"
-    ]
-    return [(one.p_paddr, one.p_memsz) for one in headers[1:]]
 
 
 @ERAS

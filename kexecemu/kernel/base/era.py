@@ -54,6 +54,8 @@ class Rules:
     cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
     cma_says_node              the CMA area's line ends with the node
     memmap_at_once             sparse_init() takes one buffer for all sections
+    maps_whole_pages           map_mem() leaves out a page that a region has only a part of
+    clears_hotplug             numa_init() forgets which memory is hotpluggable
     va_bits                    VA_BITS of a kernel that nobody has configured otherwise
     modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
     vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
@@ -94,6 +96,8 @@ class Rules:
     cma_says_what_was_asked: bool = False
     cma_says_node: bool = False
     memmap_at_once: bool = True
+    maps_whole_pages: bool = False
+    clears_hotplug: bool = False
     va_bits: int = 48
     modules_vsize: int = 128 << 20
     vmemmap_at_end: bool = False
@@ -140,6 +144,7 @@ CHANGES = (
         (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
+    Change((6, 12), "clears_hotplug", True, "numa_memblks_init()"),
     Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
@@ -167,6 +172,7 @@ CHANGES = (
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
+    Change((7, 3), "maps_whole_pages", True, "read in 7.3.4's map_mem(), not in 6.12.118's"),
 )
 """Every change that the model knows, in order of release."""
 

@@ -167,13 +167,13 @@ def zone_sizes(config: KernelConfig, memblock: Memblock, dma_phys_limit: int) ->
         last,
         0,  # Movable: nobody asked for kernelcore= or movablecore=
     )
-    free = memblock.free_ranges()
+    regions, free = memblock.regions(), memblock.free_ranges()
     zones = []
     low = first
     for name, limit in zip(ZONE_NAMES, limits, strict=True):
         high = max(limit, low)
         end = min(high, last)
-        present = _pages(memblock.memory, low, end, page)
+        present = _pages(regions, low, end, page)
         spanned = max(0, end - low)
         zones.append(Zone(name, low if spanned else 0, spanned, present, _pages(free, low, end, page)))
         low = high

@@ -31,7 +31,7 @@ from kexecemu.kernel.memory.linear_map import (
     defer_reserve_crashkernel,
     plan_linear_map,
 )
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import Memblock, within_pages
 from kexecemu.kernel.memory.sparsemem import SparseMemory, sparse_init
 from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
@@ -57,13 +57,17 @@ class TextLayout:
 @shown()
 @dataclass(frozen=True)
 class ArchSetup:
-    """What setup_arch() has decided and built."""
+    """What setup_arch() has decided and built.
+
+    system_ram is what request_standard_resources() finds: whole pages, region by region.
+    """
 
     memblock: Memblock
     reservation: CrashReservation
     plan: LinearMapPlan
     dma_phys_limit: int
     sparse: SparseMemory
+    system_ram: tuple[PhysRange, ...]
 
 
 def text_alias(config: KernelConfig, layout: TextLayout) -> PhysRange:
@@ -185,7 +189,9 @@ def setup_memory(
         _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
-    return ArchSetup(memblock, reservation, plan, dma_limit, sparse or free_area_init())
+    sparse = sparse or free_area_init()
+    system_ram = tuple(within_pages(memblock.mappable(), config.page_size))
+    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, system_ram)
 
 
 def _dma_contiguous_reserve(

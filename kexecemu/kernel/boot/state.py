@@ -22,6 +22,7 @@ from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.memory.memblock import within_pages
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
 from kexecemu.machine.memory.mmu import PageTables
@@ -130,7 +131,8 @@ class KernelState:
     @property
     def total_ram_pages(self) -> int:
         """totalram_pages(): what memblock had left for the buddy allocator."""
-        return sum(area.size for area in self.arch.memblock.free_ranges()) // self.config.page_size
+        page = self.config.page_size
+        return sum(area.size for area in within_pages(self.arch.memblock.free_ranges(), page)) // page
 
     @property
     def image(self) -> Kimage | None:

@@ -16,6 +16,7 @@ from kexecemu.kernel.image.protection import protect_crashkres, protected_areas,
 from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
 from kexecemu.kernel.load.relocation import Relocation, load_normal_segments, prepare_relocation
+from kexecemu.kernel.memory.memblock import across_pages
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["copy_vmcoreinfo", "elf_headers", "load_normal", "next_device_tree"]
@@ -24,10 +25,13 @@ __all__ += ["protect", "protected", "publish", "publish_reboot", "unprotect"]
 _CRASH_NOTE_SIZE = 424
 
 
-def elf_headers(state: KernelState, cma: Sequence[PhysRange] = ()) -> bytes:
+def elf_headers(
+    state: KernelState, cma: Sequence[PhysRange] = (), memory: Sequence[PhysRange] | None = None
+) -> bytes:
     """prepare_elf_headers() for the memory and the CPUs of this kernel: the core's header, whole pages.
 
-    cma is what the capture kernel will take of it besides crashkernel memory.
+    cma is what the capture kernel will take of it besides crashkernel memory, memory what there is, where that is not
+    what memblock says.
     """
     guest, space, reservation = state.guest, state.space, state.arch.reservation
     note_phys = space.virt_to_phys(guest.read("vmcoreinfo_note"))
@@ -36,7 +40,7 @@ def elf_headers(state: KernelState, cma: Sequence[PhysRange] = ()) -> bytes:
         crash_notes=[(state.crash_notes_phys(cpu), _CRASH_NOTE_SIZE) for cpu in range(count)],
         vmcoreinfo_note=(note_phys, note_size(state.config.page_size)),
         kernel_text=(space.kimage_vaddr, space.kimage_phys, space.kimage_size),
-        memory=state.arch.memblock.mappable(),
+        memory=state.arch.memblock.mappable() if memory is None else memory,
         exclude=[
             area for area in (reservation.crashk_res, reservation.crashk_low_res, *cma) if area is not None
         ],
@@ -155,4 +159,5 @@ def load_normal(state: KernelState, image: Kimage) -> Relocation:
     """kimage_load_normal_segment() for every segment, then machine_kexec_post_load()."""
     guest, memblock = state.guest, state.arch.memblock
     pages = load_normal_segments(guest, image, memblock.free_ranges(), state.config.page_size)
-    return prepare_relocation(guest, image, pages, memblock.mappable(), state.tables.fmt)
+    mapped = across_pages(memblock.mappable(), state.config.page_size)
+    return prepare_relocation(guest, image, pages, mapped, state.tables.fmt)

@@ -12,7 +12,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.cmdline import memparse, parameter, parameters, strtobool
 from kexecemu.kernel.base.config import KernelConfig, Protection
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import Memblock, across_pages, within_pages
 from kexecemu.machine.memory.descriptors import (
     AF,
     AP_RO,
@@ -168,7 +168,10 @@ def plan_linear_map(
     if special is not None:
         memblock.mark_nomap(special)
     how = {"blocks": not pages_only, "contiguous": not pages_only}
-    pieces = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in memblock.mappable()]
+    # __create_pgd_mapping() maps every page that a region has a byte in, unless its caller sees to that.
+    whole = within_pages if config.release.rules.maps_whole_pages else across_pages
+    mapped = whole(memblock.mappable(), config.page_size)
+    pieces = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in mapped]
     # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
     # Its flags are NO_CONT_MAPPINGS and nothing else, so it may have blocks where all other RAM is base pages.
     pieces.append(MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import Memblock, within_pages
 
 __all__ = ["PHYS_MASK_LIMIT", "arm64_dma_phys_limit", "max_zone_phys", "zone_messages"]
 
@@ -58,6 +58,6 @@ def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int)
         yield f"  {'Device':<8} empty"
     yield "Movable zone start for each node"
     yield "Early memory node ranges"
-    for area in sorted(memblock.mappable() + memblock.nomap_memory()):
+    for area in within_pages(memblock.regions(), config.page_size):
         yield f"  node   0: [mem {area.start:#018x}-{area.last:#018x}]"
     yield f"Initmem setup node 0 [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]"

@@ -14,6 +14,7 @@ from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import Vmlinux, guest_vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.setup_memory import (
     TOO_SMALL,
     ArchSetup,
@@ -128,7 +129,8 @@ def _survey(
     size = layout.end - layout.text
     space = AddressSpace.of(config, memstart, vmlinux.virt("_text"), layout.text, size)
     said: list[str] = []
-    memblock, dynamic = arm64_memblock_init(dtb, dtb_phys, cmdline, space, layout, config, said.append)
+    memblock = early_init_dt_scan(dtb, config, said.append)
+    dynamic = arm64_memblock_init(memblock, dtb, dtb_phys, cmdline, space, layout, config, said.append)
     fmt = TableFormat(granule_of(page), space.vabits_actual)
 
     def alloc_tables(count: int) -> None:

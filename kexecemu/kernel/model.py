@@ -17,6 +17,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
@@ -281,7 +282,7 @@ def _device_tree(board: Board, cmdline: str | None, dtb: bytes | str | Path | No
     try:
         if cmdline is not None:
             dtb = firmware.set_bootargs(dtb, cmdline)
-        described = firmware.memory_ranges(Fdt(dtb))
+        described = memory_ranges(Fdt(dtb))
     except FormatError as error:
         raise InputError(f"device tree: {error}") from error
     if not described:

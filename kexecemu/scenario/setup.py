@@ -12,7 +12,8 @@ from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import missing_bytes
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.firmware import cpu_affinities, gic_version, memory_ranges
+from kexecemu.kernel.boot.fdt_memory import memory_ranges
+from kexecemu.kernel.boot.firmware import cpu_affinities, gic_version
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage

@@ -55,3 +55,21 @@ def loads_of(core: bytes) -> list[tuple[int, int]]:
         one.header for one in ELFFile(io.BytesIO(core)).iter_segments() if one.header.p_type == "PT_LOAD"
     ]
     return [(one.p_paddr, one.p_memsz) for one in headers[1:]]
+
+
+def memory_tree(*nodes: Node, chosen: dict[str, bytes] | None = None) -> bytes:
+    """The board's tree with these memory nodes instead of its own; each gets its device_type."""
+    editor = FdtEditor(virt_device_tree([BANK], 1, 0x9000000), 32768)
+    own = editor.path_offset(f"/memory@{BANK.start:x}")
+    assert own is not None
+    editor.setprop(own, "device_type", b"elsewhere\0")
+    for name, properties in reversed(nodes):
+        node = editor.add_subnode(0, name)
+        for key, value in {"device_type": b"memory\0", **properties}.items():
+            editor.setprop(node, key, value)
+    at = editor.path_offset("/chosen")
+    assert at is not None
+    for key, value in (chosen or {}).items():
+        editor.setprop(at, key, value)
+    editor.pack()
+    return editor.to_bytes()

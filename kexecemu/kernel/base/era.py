@@ -54,6 +54,8 @@ class Rules:
     cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
     cma_says_node              the CMA area's line ends with the node
     memmap_at_once             sparse_init() takes one buffer for all sections
+    ragged_is_none             a property of addresses and sizes that is not whole pairs is none
+    usable_ranges              MAX_USABLE_RANGES, of linux,usable-memory-range
     maps_whole_pages           map_mem() leaves out a page that a region has only a part of
     clears_hotplug             numa_init() forgets which memory is hotpluggable
     va_bits                    VA_BITS of a kernel that nobody has configured otherwise
@@ -96,6 +98,8 @@ class Rules:
     cma_says_what_was_asked: bool = False
     cma_says_node: bool = False
     memmap_at_once: bool = True
+    ragged_is_none: bool = False
+    usable_ranges: int = 2
     maps_whole_pages: bool = False
     clears_hotplug: bool = False
     va_bits: int = 48
@@ -172,6 +176,8 @@ CHANGES = (
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
+    Change((7, 3), "usable_ranges", 6, "c12c63d05dfe"),
+    Change((7, 3), "ragged_is_none", True, "of_flat_dt_get_addr_size_prop(): in 7.3.4, not in 6.12.118"),
     Change((7, 3), "maps_whole_pages", True, "read in 7.3.4's map_mem(), not in 6.12.118's"),
 )
 """Every change that the model knows, in order of release."""

@@ -61,6 +61,8 @@ def arch_numa_init(config: KernelConfig, memblock: Memblock) -> None:
     if not config.enabled("NUMA"):
         return
     rules = config.release.rules
+    if rules.clears_hotplug:
+        memblock.clear_hotplug()
     if rules.numa_distances:
         memblock.phys_alloc_range(_NODES * _NODES, config.page_size)
     memblock.phys_alloc_range(align_up(rules.pglist_data_size, _CACHE_LINE), _CACHE_LINE)

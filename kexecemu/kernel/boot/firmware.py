@@ -16,7 +16,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node", "console_phys", "cpu_affinities"]
-__all__ += ["gic_version", "initrd_range", "memory_ranges", "reg_ranges", "set_bootargs"]
+__all__ += ["gic_version", "initrd_range", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
@@ -85,15 +85,6 @@ def reg_ranges(dtb: Fdt, node: int, parent: int) -> list[PhysRange]:
         if start + size > 1 << 64:
             raise FormatError(f"device tree: reg of node {dtb.name(node)} wraps around")
         ranges.append(PhysRange.of(start, size))
-    return ranges
-
-
-def memory_ranges(dtb: Fdt) -> list[PhysRange]:
-    """All RAM that the device tree's memory nodes describe (early_init_dt_scan_memory())."""
-    ranges: list[PhysRange] = []
-    for node in dtb.subnodes(0):
-        if dtb.getprop(node.offset, "device_type") == b"memory\0":
-            ranges += [area for area in reg_ranges(dtb, node.offset, 0) if area.size]
     return ranges
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from kexecemu.formats.fdt import Fdt, join_cells
 from kexecemu.formats.fdt_read import Node
 from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.boot.fdt_memory import is_available
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["ReservedMem", "fdt_scan_reserved_mem", "is_available", "save_reg_nodes"]
+__all__ = ["ReservedMem", "fdt_scan_reserved_mem", "save_reg_nodes"]
 
 _MAX_REGIONS = 64  # MAX_RESERVED_REGIONS
 _ALIGN = 64  # SMP_CACHE_BYTES
@@ -39,12 +40,6 @@ class ReservedMem:
         start, last = f"{self.area.start:#018x}", f"{self.area.last:#018x}"
         how = f"{'nomap' if self.nomap else 'map'} {'reusable' if self.reusable else 'non-reusable'}"
         return f"OF: reserved mem: {start}..{last} ({self.area.size >> 10} KiB) {how} {self.name}"
-
-
-def is_available(tree: Fdt, node: int) -> bool:
-    """of_fdt_device_is_available(): no status, or okay."""
-    status = tree.getprop(node, "status")
-    return status is None or status.split(b"\0")[0] in (b"ok", b"okay")
 
 
 def fdt_scan_reserved_mem(

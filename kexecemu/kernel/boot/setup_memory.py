@@ -15,7 +15,7 @@ from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
-from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges
+from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.reserved_memory import ReservedMem, fdt_scan_reserved_mem, save_reg_nodes
 from kexecemu.kernel.memory.cma import cma_declare_contiguous, cma_min_alignment
 from kexecemu.kernel.memory.crashkernel import (
@@ -85,6 +85,7 @@ def alloc_table(memblock: Memblock, page: int) -> int:
 
 
 def arm64_memblock_init(
+    memblock: Memblock,
     dtb: Fdt,
     dtb_phys: int,
     cmdline: str,
@@ -92,17 +93,14 @@ def arm64_memblock_init(
     layout: TextLayout,
     config: KernelConfig,
     log: Print,
-) -> tuple[Memblock, list[ReservedMem]]:
-    """RAM from the memory nodes, and what is taken before any allocation: kernel, initrd, device tree, reservations.
+) -> list[ReservedMem]:
+    """What of the memory in memblock is left out, and what is taken before any allocation: kernel, initrd, tree.
 
-    With it come the regions of /reserved-memory that the kernel has found a place for; log gets its messages.
+    And the reservations. Gives the regions of /reserved-memory that the kernel has found a place for; log gets its
+    messages.
     """
-    memblock = Memblock()
     page = config.page_size
-    for area in memory_ranges(dtb):
-        start, end = -(-area.start // page) * page, area.end // page * page
-        if start < end:
-            memblock.add(PhysRange(start, end))
+    memblock.movable_node = parameter(cmdline, "movable_node") is not None
     memblock.reserve(PhysRange.of(dtb_phys, dtb.totalsize))
     top = 1 << 64
     memblock.remove(PhysRange(space.memstart + space.linear_region_size, top))
@@ -125,7 +123,7 @@ def arm64_memblock_init(
     align = cma_min_alignment(config) if config.enabled("CMA") else 1
     dynamic = fdt_scan_reserved_mem(era, dtb, memblock, align, log)
     _reserve_all(memblock, reserved)
-    return memblock, dynamic
+    return dynamic
 
 
 def _reserve_all(memblock: Memblock, entries: Sequence[MemReserve]) -> None:

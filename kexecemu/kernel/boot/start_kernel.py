@@ -8,6 +8,7 @@ from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
+from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.state import KernelState
@@ -27,6 +28,7 @@ def setup_arch(state: KernelState) -> None:
     boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     _take_seeds(state, bootargs)
+    memblock = early_init_dt_scan(tree, state.config, state.log)
     state.log(f"Machine model: {state.machine_model}")
     for words in rodata_messages(state.config, bootargs):
         state.log(words)
@@ -36,8 +38,8 @@ def setup_arch(state: KernelState) -> None:
     guest.write("memstart_addr", state.space.phys_offset)
     guest.write("page_offset", -(1 << state.space.va_bits))
     layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
-    memblock, dynamic = arm64_memblock_init(
-        tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
+    dynamic = arm64_memblock_init(
+        memblock, tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
     )
     page = state.config.page_size
 

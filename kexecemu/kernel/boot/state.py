@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from kexecemu.errors import MachineError
+from kexecemu.errors import InputError, MachineError
 from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
@@ -80,7 +81,12 @@ class KernelState:
         tree = Fdt(dtb)
         places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
-        memstart = memstart_addr(board.ram.banks[0].start, config.page_size)
+        memory = early_init_dt_scan(tree, config, lambda text: None)
+        memstart = memstart_addr(memory.start_of_dram, config.page_size)
+        if places.kernel_phys < memstart:
+            raise InputError(
+                "the first kernel lies below all memory that its tree leaves it, and does not boot"
+            )
         self.space = AddressSpace.of(
             config, memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size
         )

@@ -5,20 +5,20 @@ from collections.abc import Callable
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.zones import MAX_PAGE_ORDER
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["cma_declare_contiguous", "cma_min_alignment"]
 
 # By PAGE_SIZE: a huge page. Debian's 6.1 has its 64 MiB of CMA at 5b600000 on a board of 512 MiB.
 _HUGE_PAGE = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
-_MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}  # CONFIG_ARCH_FORCE_MAX_ORDER
 _4G = 4 << 30
 
 
 def cma_min_alignment(config: KernelConfig) -> int:
     """CMA_MIN_ALIGNMENT_BYTES: a pageblock, which is a huge page where there are any, else the largest buddy block."""
     page = config.page_size
-    return _HUGE_PAGE[page] if config.enabled("HUGETLB_PAGE") else page << _MAX_PAGE_ORDER[page]
+    return _HUGE_PAGE[page] if config.enabled("HUGETLB_PAGE") else page << MAX_PAGE_ORDER[page]
 
 
 def cma_declare_contiguous(

@@ -105,7 +105,8 @@ class KernelModel(KernelState):
         stop = self.run(boot_cpu, limit=CALL_LIMIT)
         if stop.kind is not CpuStopKind.IDLE:
             raise MachineError(f"the first kernel did not come up: {stop}")
-        cpus = f"{len(self.board.cpus)} CPU{'s' if len(self.board.cpus) > 1 else ''}"
+        running = sum(cpu.powered for cpu in self.board.cpus)
+        cpus = f"{running} CPU{'s' if running > 1 else ''}"
         words = f"the first kernel is idle on {cpus}; linear map: {self.arch.plan.reason}"
         self.say("booted", words, table_pages=len(self.tables.tables))
 

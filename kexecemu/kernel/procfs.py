@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.vmcoreinfo import note_size
 from kexecemu.kernel.crash_size import crash_get_memory_size
+from kexecemu.kernel.load.environment import sysfs_cpus
 from kexecemu.kernel.memory.memblock import across_pages
 from kexecemu.machine.ranges import PhysRange, subtract
 
@@ -89,7 +90,7 @@ def sysfs(state: KernelState) -> dict[str, str]:
         files["/sys/kernel/kexec_crash_cma_ranges"] = ranges
         for name in ("loaded", "crash_loaded", "crash_size", "crash_cma_ranges"):
             files[f"/sys/kernel/kexec/{name}"] = files[f"/sys/kernel/kexec_{name}"]
-    for cpu in range(len(state.affinities)):
+    for cpu in range(sysfs_cpus(state)):
         folder = f"/sys/devices/system/cpu/cpu{cpu}"
         files[f"{folder}/crash_notes"] = f"{state.crash_notes_phys(cpu):x}\n"
         files[f"{folder}/crash_notes_size"] = f"{_CRASH_NOTE_SIZE}\n"

@@ -58,6 +58,8 @@ class Rules:
     usable_ranges              MAX_USABLE_RANGES, of linux,usable-memory-range
     maps_whole_pages           map_mem() leaves out a page that a region has only a part of
     clears_hotplug             numa_init() forgets which memory is hotpluggable
+    notes_of_possible_cpus     kexec_file_load()'s core header has the notes of CPUs that are not present, too
+    sysfs_has_present_cpus     /sys/devices/system/cpu has no folder for CPUs that are not present
     va_bits                    VA_BITS of a kernel that nobody has configured otherwise
     modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
     vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
@@ -102,6 +104,8 @@ class Rules:
     usable_ranges: int = 2
     maps_whole_pages: bool = False
     clears_hotplug: bool = False
+    notes_of_possible_cpus: bool = False
+    sysfs_has_present_cpus: bool = False
     va_bits: int = 48
     modules_vsize: int = 128 << 20
     vmemmap_at_end: bool = False
@@ -132,8 +136,12 @@ CHANGES = (
     Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
     Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
     Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
+    Change(
+        (6, 6), "notes_of_possible_cpus", True, "crash_prepare_elf64_headers() of the crash hotplug series"
+    ),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
+    Change((6, 8), "sysfs_has_present_cpus", True, "GENERIC_CPU_DEVICES; seen in 7.3.4"),
     Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
     Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
     Change((6, 9), "vmemmap_at_end", True, "32697ff38287; as 6.12.117's VMCOREINFO has it"),

@@ -15,7 +15,7 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node", "console_phys", "cpu_affinities"]
+__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node", "console_phys"]
 __all__ += ["gic_version", "initrd_range", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
@@ -99,16 +99,6 @@ def initrd_range(dtb: Fdt) -> PhysRange | None:
         return None
     start, end = join_cells(start_cells[:2]), join_cells(end_cells[:2])
     return PhysRange(start, end) if start < end else None
-
-
-def cpu_affinities(dtb: Fdt) -> list[int]:
-    """MPIDR affinities of the CPUs in /cpus, in the order of their nodes (smp_init_cpus())."""
-    cpus = dtb.path_offset("/cpus")
-    if cpus is None:
-        return []
-    nodes = [one.offset for one in dtb.subnodes(cpus)]
-    nodes = [node for node in nodes if dtb.getprop(node, "device_type") == b"cpu\0"]
-    return [join_cells(dtb.get_cells(node, "reg") or [0]) for node in nodes]
 
 
 def gic_version(dtb: Fdt) -> int:

@@ -8,6 +8,7 @@ from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
+from kexecemu.kernel.boot.cpus import smp_init_cpus
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_memblock_init, setup_memory
@@ -62,18 +63,19 @@ def setup_arch(state: KernelState) -> None:
     )
     mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)
+    state.cpus = smp_init_cpus(tree, bootargs, len(state.board.cpus), state.log)
+    _publish_cpus(state)
     state.log(f"Kernel command line: {bootargs}")
-    _smp_init_cpus(state)
     oops = parameter(bootargs, "oops")
     guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
 
 
-def _smp_init_cpus(state: KernelState) -> None:
-    guest, count = state.guest, len(state.affinities)
-    guest.write("__cpu_present_mask", (1 << count) - 1)
+def _publish_cpus(state: KernelState) -> None:
+    guest, count = state.guest, len(state.cpus.affinities)
+    guest.write("__cpu_present_mask", (1 << state.cpus.present) - 1)
     guest.write("__cpu_possible_mask", (1 << count) - 1)
     guest.write_u32("nr_cpu_ids", count)
-    for index, affinity in enumerate(state.affinities):
+    for index, affinity in enumerate(state.cpus.affinities):
         guest.write("cpu_logical_map", affinity, 8 * index)
 
 

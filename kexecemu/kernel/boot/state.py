@@ -18,6 +18,7 @@ from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.cpus import CpuMasks
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
@@ -96,8 +97,8 @@ class KernelState:
         self.printk = Printk(self.guest, board.uart)
         self.early = EarlyTables(self.guest, config.page_size)
         self.kexec = KexecState(purgatory)
-        # A tree without /cpus still has the CPU that reads it.
-        self.affinities = (firmware.cpu_affinities(tree) or [0])[: len(board.cpus)]
+        self.cpus = CpuMasks((0,), 1)
+        """Possible and present CPUs."""
         self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
         self.console_phys = firmware.console_phys(tree)
         """Physical address of the console's PL011 (0: none)."""

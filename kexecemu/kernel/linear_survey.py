@@ -130,7 +130,7 @@ def _survey(
     space = AddressSpace.of(config, memstart, vmlinux.virt("_text"), layout.text, size)
     said: list[str] = []
     memblock = early_init_dt_scan(dtb, config, said.append)
-    dynamic = arm64_memblock_init(memblock, dtb, dtb_phys, cmdline, space, layout, config, said.append)
+    reserved = arm64_memblock_init(memblock, dtb, dtb_phys, cmdline, space, layout, config, said.append)
     fmt = TableFormat(granule_of(page), space.vabits_actual)
 
     def alloc_tables(count: int) -> None:
@@ -141,7 +141,7 @@ def _survey(
     tables = PageTables(ram, fmt, layout.stext, lambda: alloc_table(memblock, page))
     counted = CountedTables(fmt, alloc_tables)
     arch = setup_memory(
-        memblock, cmdline, config, space, layout, tables if build else counted, dtb, dynamic, said.append
+        memblock, cmdline, config, space, layout, tables if build else counted, dtb, reserved, said.append
     )
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only the reservation is of interest here.

@@ -68,7 +68,7 @@ def set_up(
     space = AddressSpace(banks[0].start, 0xFFFF800008000000, layout.text, layout.end - layout.text)
     log: list[str] = []
     memblock = early_init_dt_scan(dtb, config, log.append)
-    dynamic = arm64_memblock_init(memblock, dtb, DTB_PHYS, cmdline, space, layout, config, log.append)
+    reserved = arm64_memblock_init(memblock, dtb, DTB_PHYS, cmdline, space, layout, config, log.append)
     granule = {4096: Granule.K4, 16384: Granule.K16, 65536: Granule.K64}[config.page_size]
     tables = PageTables(
         ram,
@@ -78,7 +78,7 @@ def set_up(
     )
     for _ in range(kernel_tables):
         memblock.phys_alloc_range(config.page_size, config.page_size)
-    arch = setup_memory(memblock, cmdline, config, space, layout, tables, dtb, dynamic, log.append)
+    arch = setup_memory(memblock, cmdline, config, space, layout, tables, dtb, reserved, log.append)
     return Booted(arch, tables, space, config, log)
 
 

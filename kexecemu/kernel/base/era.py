@@ -52,6 +52,7 @@ class Rules:
     memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
     tells_reserved_mem         each region of /reserved-memory has a line in the log
     cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
+    cma_limit_is_asked         cma=SIZE@START-END may end above the DMA limit
     cma_says_node              the CMA area's line ends with the node
     memmap_at_once             sparse_init() takes one buffer for all sections
     ragged_is_none             a property of addresses and sizes that is not whole pairs is none
@@ -60,6 +61,9 @@ class Rules:
     clears_hotplug             numa_init() forgets which memory is hotpluggable
     notes_of_possible_cpus     kexec_file_load()'s core header has the notes of CPUs that are not present, too
     sysfs_has_present_cpus     /sys/devices/system/cpu has no folder for CPUs that are not present
+    reserved_mem_sorted_by_node  regions that are equal keep their order, and one with alloc-ranges joins another
+    reserved_mem_late          regions with a reg have their say when the tree is unflattened
+    reserves_first_reg         of a region's reg the first entry counts, and its driver is asked before
     va_bits                    VA_BITS of a kernel that nobody has configured otherwise
     modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
     vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
@@ -98,6 +102,7 @@ class Rules:
     memreserve_first: bool = True
     tells_reserved_mem: bool = False
     cma_says_what_was_asked: bool = False
+    cma_limit_is_asked: bool = False
     cma_says_node: bool = False
     memmap_at_once: bool = True
     ragged_is_none: bool = False
@@ -106,6 +111,9 @@ class Rules:
     clears_hotplug: bool = False
     notes_of_possible_cpus: bool = False
     sysfs_has_present_cpus: bool = False
+    reserved_mem_sorted_by_node: bool = False
+    reserved_mem_late: bool = False
+    reserves_first_reg: bool = False
     va_bits: int = 48
     modules_vsize: int = 128 << 20
     vmemmap_at_end: bool = False
@@ -160,6 +168,7 @@ CHANGES = (
     Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
+    Change((6, 12), "reserved_mem_late", True, "fdt_scan_reserved_mem_reg_nodes() of 6.12.118"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
     Change((6, 12), "tells_uid", True, "seen in 6.12.117"),
     Change((6, 13), "marks_trace", True, "seen in 7.3.4, not in 6.12.117"),
@@ -184,6 +193,8 @@ CHANGES = (
     Change((7, 0), "memmap_at_once", False, "seen in 7.3.4's memblock=debug"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
+    Change((7, 3), "reserves_first_reg", True, "fdt_scan_reserved_mem_late() of 7.3.4, reserved_mem_ops"),
+    Change((7, 3), "cma_limit_is_asked", True, "dma_contiguous_reserve() of 7.3.4, not of 6.12.118"),
     Change((7, 3), "usable_ranges", 6, "c12c63d05dfe"),
     Change((7, 3), "ragged_is_none", True, "of_flat_dt_get_addr_size_prop(): in 7.3.4, not in 6.12.118"),
     Change((7, 3), "maps_whole_pages", True, "read in 7.3.4's map_mem(), not in 6.12.118's"),

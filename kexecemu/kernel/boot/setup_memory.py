@@ -16,8 +16,8 @@ from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
 from kexecemu.kernel.boot.firmware import initrd_range
-from kexecemu.kernel.boot.reserved_memory import ReservedMem, fdt_scan_reserved_mem, save_reg_nodes
-from kexecemu.kernel.memory.cma import cma_declare_contiguous, cma_min_alignment
+from kexecemu.kernel.boot.reserved_memory import ReservedMemory
+from kexecemu.kernel.memory.cma import cma_declare_contiguous
 from kexecemu.kernel.memory.crashkernel import (
     CrashReservation,
     Print,
@@ -93,11 +93,10 @@ def arm64_memblock_init(
     layout: TextLayout,
     config: KernelConfig,
     log: Print,
-) -> list[ReservedMem]:
+) -> ReservedMemory:
     """What of the memory in memblock is left out, and what is taken before any allocation: kernel, initrd, tree.
 
-    And the reservations. Gives the regions of /reserved-memory that the kernel has found a place for; log gets its
-    messages.
+    And the reservations. Gives the regions of /reserved-memory; log gets the kernel's messages.
     """
     page = config.page_size
     memblock.movable_node = parameter(cmdline, "movable_node") is not None
@@ -117,13 +116,10 @@ def arm64_memblock_init(
         memblock.clear_nomap(pages)
         memblock.reserve(pages)
     memblock.reserve(PhysRange(text_alias(config, layout).start, layout.end))
-    era, reserved = config.release, dtb.mem_reservations()
-    if era.rules.memreserve_first:
-        _reserve_all(memblock, reserved)
-    align = cma_min_alignment(config) if config.enabled("CMA") else 1
-    dynamic = fdt_scan_reserved_mem(era, dtb, memblock, align, log)
-    _reserve_all(memblock, reserved)
-    return dynamic
+    asked = parameter(cmdline, "cma") is not None
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=asked, log=log)
+    reserved.scan(lambda: _reserve_all(memblock, dtb.mem_reservations()))
+    return reserved
 
 
 def _reserve_all(memblock: Memblock, entries: Sequence[MemReserve]) -> None:
@@ -148,14 +144,14 @@ def setup_memory(
     layout: TextLayout,
     tables: MapTarget,
     tree: Fdt,
-    dynamic: Sequence[ReservedMem],
+    reserved: ReservedMemory,
     log: Print,
 ) -> ArchSetup:
     """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
 
     `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
     `memblock`, because that decides where a late reservation comes to lie. tree is the device tree as it is then,
-    dynamic what arm64_memblock_init() gave besides; log gets the kernel's messages.
+    reserved what arm64_memblock_init() gave; log gets the kernel's messages.
     """
 
     def reserve() -> CrashReservation:
@@ -169,7 +165,7 @@ def setup_memory(
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
-    regions = save_reg_nodes(config.release, tree, dynamic, log)
+    reserved.scan_late()
     unflatten_device_tree(config, tree, memblock)
     arch_numa_init(config, memblock)
     dma_limit = arm64_dma_phys_limit(config, memblock)
@@ -182,8 +178,7 @@ def setup_memory(
 
     before = config.release.rules.reserves_before_memmap
     sparse = None if before else free_area_init()
-    asked = parameter(cmdline, "cma") is not None
-    if config.enabled("CMA") and (asked or not any(one.default_cma for one in regions)):
+    if config.enabled("CMA") and not reserved.has_default_cma:
         _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
@@ -203,7 +198,10 @@ def _dma_contiguous_reserve(
         if rest[:1] == "@":
             start, rest = memparse(rest[1:])
             end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
-    if size:
-        cma_declare_contiguous(
-            config, memblock, size, log, start=start, limit=min(end or dma_limit, dma_limit)
-        )
+    if not size:
+        return
+    limit = min(end or dma_limit, dma_limit)
+    if config.release.rules.cma_limit_is_asked:
+        limit = end or dma_limit
+    fixed = end == start + size
+    cma_declare_contiguous(config, memblock, size, log, start=start, limit=limit, fixed=fixed)

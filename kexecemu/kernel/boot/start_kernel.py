@@ -7,7 +7,7 @@ guest memory, and into state.arch what a kernel computes once.
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
+from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, memparse, parameter, parameters
 from kexecemu.kernel.boot.cpus import smp_init_cpus
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.mm_init import mm_init
@@ -31,6 +31,9 @@ def setup_arch(state: KernelState) -> None:
     _take_seeds(state, bootargs)
     memblock = early_init_dt_scan(tree, state.config, state.log)
     state.log(f"Machine model: {state.machine_model}")
+    page = state.config.page_size
+    for asked in filter(None, parameters(bootargs, "mem")):
+        state.log(f"Memory limited to {memparse(asked)[0] // page * page >> 20}MB")
     for words in rodata_messages(state.config, bootargs):
         state.log(words)
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
@@ -39,10 +42,9 @@ def setup_arch(state: KernelState) -> None:
     guest.write("memstart_addr", state.space.phys_offset)
     guest.write("page_offset", -(1 << state.space.va_bits))
     layout = TextLayout(*(guest.phys(name) for name in ("_text", "_stext", "__init_begin", "_end")))
-    dynamic = arm64_memblock_init(
+    reserved = arm64_memblock_init(
         memblock, tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
     )
-    page = state.config.page_size
 
     def alloc_cleared() -> int:
         phys = alloc_table(memblock, page)
@@ -58,7 +60,7 @@ def setup_arch(state: KernelState) -> None:
         layout,
         state.early.swapper,
         Fdt(state.initial_boot_params),
-        dynamic,
+        reserved,
         state.log,
     )
     mm_init(guest, state.arch, state.config, state.early.fmt)

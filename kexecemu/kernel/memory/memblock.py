@@ -77,6 +77,10 @@ class Memblock:
         """memblock_reserve(): nobody may be given these physical addresses."""
         self.reserved = merge([*self.reserved, area])
 
+    def is_region_reserved(self, area: PhysRange) -> bool:
+        """memblock_is_region_reserved(): is a byte of it taken?"""
+        return any(one.overlaps(area) for one in self.reserved)
+
     def free(self, area: PhysRange) -> None:
         """memblock_phys_free(): undo a reservation."""
         self.reserved = subtract(self.reserved, [area])
@@ -148,9 +152,10 @@ class Memblock:
 
     def phys_alloc_range_bottom_up(self, size: int, align: int, start: int, end: int) -> int:
         """As phys_alloc_range(), the lowest that fit."""
+        start, end = max(start, _FIRST_PAGE), end or _ANYWHERE
         for area in self.free_ranges():
             candidate = align_up(max(area.start, start), align)
-            if candidate + size <= min(area.end, end):
+            if candidate < min(area.end, end) and candidate + size <= min(area.end, end):
                 self.reserve(PhysRange.of(candidate, size))
                 return candidate
         return 0

@@ -14,6 +14,7 @@ from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import Vmlinux, guest_vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.setup_memory import (
     IMAGE_MARKS,
     TOO_SMALL,
@@ -135,7 +136,8 @@ def _survey(
     size = layout.end - layout.text
     space = AddressSpace.of(config, memstart, vmlinux.virt("_text"), layout.text, size)
     said: list[str] = []
-    memblock, dynamic = arm64_memblock_init(dtb, dtb_phys, cmdline, space, layout, config, said.append)
+    memblock = early_init_dt_scan(dtb, config, said.append)
+    reserved = arm64_memblock_init(memblock, dtb, dtb_phys, cmdline, space, layout, config, said.append)
     fmt = TableFormat(granule_of(page), space.vabits_actual)
 
     def alloc_tables(count: int) -> None:
@@ -146,7 +148,7 @@ def _survey(
     tables = PageTables(ram, fmt, layout.stext, lambda: alloc_table(memblock, page))
     counted = CountedTables(fmt, alloc_tables)
     target = tables if build else counted
-    arch = setup_memory(memblock, cmdline, config, space, layout, target, dtb, dynamic, said.append, bbm)
+    arch = setup_memory(memblock, cmdline, config, space, layout, target, dtb, reserved, said.append, bbm)
     if build:
         mark_linear_data_alias(tables, space, config, cmdline, arch.plan)
     price = measure_linear_map(tables, space) if build else counted.price

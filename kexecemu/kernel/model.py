@@ -17,6 +17,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.start_kernel import NR_CPUS
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
@@ -104,7 +105,8 @@ class KernelModel(KernelState):
         stop = self.run(boot_cpu, limit=CALL_LIMIT)
         if stop.kind is not CpuStopKind.IDLE:
             raise MachineError(f"the first kernel did not come up: {stop}")
-        cpus = f"{len(self.board.cpus)} CPU{'s' if len(self.board.cpus) > 1 else ''}"
+        running = sum(cpu.powered for cpu in self.board.cpus)
+        cpus = f"{running} CPU{'s' if running > 1 else ''}"
         words = f"the first kernel is idle on {cpus}; linear map: {self.arch.plan.reason}"
         self.say("booted", words, table_pages=len(self.tables.tables))
 
@@ -291,7 +293,7 @@ def _device_tree(board: Board, cmdline: str | None, dtb: bytes | str | Path | No
     try:
         if cmdline is not None:
             dtb = firmware.set_bootargs(dtb, cmdline)
-        described = firmware.memory_ranges(Fdt(dtb))
+        described = memory_ranges(Fdt(dtb))
     except FormatError as error:
         raise InputError(f"device tree: {error}") from error
     if not described:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.vmcoreinfo import note_size
 from kexecemu.kernel.crash_size import crash_get_memory_size
+from kexecemu.kernel.load.environment import sysfs_cpus
+from kexecemu.kernel.memory.memblock import across_pages
 from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["proc_iomem", "sysfs"]
@@ -47,11 +49,11 @@ def _system_ram(state: KernelState) -> list[_Resource]:
     fixed += [(area, "Crash kernel") for area in (reservation.crashk_low_res, reservation.crashk_res) if area]
     fixed += [(area, "System RAM") for area in reservation.released]
     regions = []
-    for area in subtract(memblock.memory, memblock.nomap):
+    for area in state.arch.system_ram:
         region = _Resource(area, "System RAM")
         region.children = [_Resource(part, name) for part, name in fixed if area.covers(part)]
         regions.append(region)
-    regions += [_Resource(area, "reserved") for area in memblock.nomap_memory()]
+    regions += [_Resource(area, "reserved") for area in across_pages(memblock.nomap_memory(), page)]
     for region in regions:
         area, taken = region.area, [child.area for child in region.children]
         for reserved in memblock.reserved:
@@ -88,7 +90,7 @@ def sysfs(state: KernelState) -> dict[str, str]:
         files["/sys/kernel/kexec_crash_cma_ranges"] = ranges
         for name in ("loaded", "crash_loaded", "crash_size", "crash_cma_ranges"):
             files[f"/sys/kernel/kexec/{name}"] = files[f"/sys/kernel/kexec_{name}"]
-    for cpu in range(len(state.affinities)):
+    for cpu in range(sysfs_cpus(state)):
         folder = f"/sys/devices/system/cpu/cpu{cpu}"
         files[f"{folder}/crash_notes"] = f"{state.crash_notes_phys(cpu):x}\n"
         files[f"{folder}/crash_notes_size"] = f"{_CRASH_NOTE_SIZE}\n"

@@ -106,10 +106,12 @@ _NOT_COUNTED = (
 # Messages of the boot that say where memory is, and what became of it.
 _MESSAGES = {
     "crash memory": re.compile("crashkernel"),
-    "CMA": re.compile("cma: Reserved"),
-    "zones": re.compile("Zone ranges|^  (DMA|DMA32|Normal|Device) |Movable zone"),
+    "memory left out": re.compile("^Memory limited|^OF: fdt: Ignoring memory"),
+    "CMA": re.compile("^cma: "),
+    "zones": re.compile("Zone ranges|^  (DMA|DMA32|Normal|Device) |Movable zone|^  Node [0-9]+: 0x"),
     "nodes": re.compile("^ +node +[0-9]|Initmem setup"),
-    "reserved memory": re.compile("OF: reserved mem|Reserved memory"),
+    "reserved memory": re.compile("OF: reserved mem|Reserved memory|^Skipping dt|--0x.* overlaps with "),
+    "CPUs": re.compile("^Number of cores|^missing boot CPU"),
 }
 _ECHO = re.compile("ommand line|Unknown kernel")
 _TIME = re.compile(r"^\[ *[0-9]+\.[0-9]+\] ")

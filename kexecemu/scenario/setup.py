@@ -13,7 +13,9 @@ from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import missing_bytes
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.firmware import cpu_affinities, gic_version, memory_ranges
+from kexecemu.kernel.boot.cpus import cpu_count
+from kexecemu.kernel.boot.fdt_memory import memory_ranges
+from kexecemu.kernel.boot.firmware import gic_version
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
@@ -47,7 +49,7 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         return Board(setup.value("ram"), setup.value("cpus"), gic=setup.value("gic"), **cpus_are)
     try:
         tree = Fdt(dtb)
-        banks, affinities = memory_ranges(tree), cpu_affinities(tree)
+        banks, count = memory_ranges(tree), cpu_count(tree)
     except FormatError as error:
         words = str(error).removeprefix("device tree: ")
         raise InputError(f"device tree {setup.dtb}: {words}") from error
@@ -56,7 +58,7 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
     if not banks:
         raise InputError(f"device tree {setup.dtb}: no memory node")
     try:
-        cpus = (len(affinities) or 1) if setup.cpus is None else setup.cpus
+        cpus = count if setup.cpus is None else setup.cpus
         real = setup.capture == "linux"
         gic = setup.gic if setup.gic is not None else gic_version(tree) if real else 2
         return Board(banks, cpus, absent=real, gic=gic, **cpus_are)

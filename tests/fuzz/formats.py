@@ -158,9 +158,9 @@ def _x509_seeds() -> list[bytes]:
 def _device_tree() -> Callable[[bytes], object]:
     from kexecemu.formats.fdt_edit import FdtEditor
     from kexecemu.formats.fdt_read import Fdt
-    from kexecemu.kernel.boot import firmware
+    from kexecemu.kernel.boot import cpus, fdt_memory, firmware
 
-    asked = (firmware.memory_ranges, firmware.initrd_range, firmware.cpu_affinities, firmware.gic_version)
+    asked = (fdt_memory.memory_ranges, firmware.initrd_range, cpus.cpu_affinities, firmware.gic_version)
 
     def run(data: bytes) -> None:
         tree = Fdt(data)

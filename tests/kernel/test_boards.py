@@ -15,13 +15,13 @@ from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.cpus import cpu_affinities
+from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.firmware import (
     choose_places,
     console_phys,
-    cpu_affinities,
     gic_version,
     initrd_range,
-    memory_ranges,
     set_bootargs,
 )
 from kexecemu.kernel.boot.virt_board import virt_device_tree

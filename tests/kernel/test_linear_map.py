@@ -11,6 +11,7 @@ from kernel_bench import DATA, GIB, MIB, arm64_image, boot, ptdump
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.config import Era, KernelConfig, Protection
+from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.setup_memory import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
@@ -67,7 +68,8 @@ def set_up(
     dtb = Fdt(virt_device_tree(banks, 2, 0x9000000, cmdline=cmdline))
     space = AddressSpace(banks[0].start, 0xFFFF800008000000, layout.text, layout.end - layout.text)
     log: list[str] = []
-    memblock, dynamic = arm64_memblock_init(dtb, DTB_PHYS, cmdline, space, layout, config, log.append)
+    memblock = early_init_dt_scan(dtb, config, log.append)
+    reserved = arm64_memblock_init(memblock, dtb, DTB_PHYS, cmdline, space, layout, config, log.append)
     granule = {4096: Granule.K4, 16384: Granule.K16, 65536: Granule.K64}[config.page_size]
     tables = PageTables(
         ram,
@@ -77,7 +79,7 @@ def set_up(
     )
     for _ in range(kernel_tables):
         memblock.phys_alloc_range(config.page_size, config.page_size)
-    arch = setup_memory(memblock, cmdline, config, space, layout, tables, dtb, dynamic, log.append, bbm)
+    arch = setup_memory(memblock, cmdline, config, space, layout, tables, dtb, reserved, log.append, bbm)
     return Booted(arch, tables, space, config, log)
 
 
@@ -453,7 +455,8 @@ def test_mem_does_not_take_the_kernel_s_own_memory_away() -> None:
     config = KernelConfig("6.4")
     dtb = Fdt(virt_device_tree((DRAM,), 1, 0x9000000))
     space = AddressSpace(GIB, 0xFFFF800008000000, layout.text, layout.end - layout.text)
-    memblock, _ = arm64_memblock_init(dtb, DTB_PHYS, "mem=256M", space, layout, config, [].append)
+    memblock = early_init_dt_scan(dtb, config, [].append)
+    arm64_memblock_init(memblock, dtb, DTB_PHYS, "mem=256M", space, layout, config, [].append)
     assert memblock.memory == [PhysRange(GIB, 0x50000000), PhysRange(layout.text, layout.end)]
 
 
@@ -476,9 +479,9 @@ def test_mem_does_not_take_the_first_kernel_s_initrd_away() -> None:
     tree.setprop(chosen, "linux,initrd-end", cells(0x60002001))
     tree.pack()
     space = AddressSpace(GIB, 0xFFFF800008000000, LINUX_6_1.text, LINUX_6_1.end - LINUX_6_1.text)
-    memblock, _ = arm64_memblock_init(
-        Fdt(bytes(tree.data)), DTB_PHYS, "mem=256M", space, LINUX_6_1, KernelConfig("6.4"), [].append
-    )
+    dtb, config = Fdt(bytes(tree.data)), KernelConfig("6.4")
+    memblock = early_init_dt_scan(dtb, config, [].append)
+    arm64_memblock_init(memblock, dtb, DTB_PHYS, "mem=256M", space, LINUX_6_1, config, [].append)
     pages = PhysRange(0x60000000, 0x60003000)
     assert memblock.memory == [PhysRange(GIB, 0x50000000), pages]
     assert pages in memblock.reserved

@@ -58,11 +58,20 @@ class Rules:
     pglist_data_size           sizeof(pg_data_t) of a kernel with NUMA
     section_usage_bits         bits for a pageblock in a section's usage map
     memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
-    keeps_odd_pools            a pool of /reserved-memory that nobody takes stays reserved; one for DMA is told in KiB
     tells_reserved_mem         each region of /reserved-memory has a line in the log
     cma_says_what_was_asked    the CMA area's line has the size that was asked for, not that which it has
+    cma_limit_is_asked         cma=SIZE@START-END may end above the DMA limit
     cma_says_node              the CMA area's line ends with the node
     memmap_at_once             sparse_init() takes one buffer for all sections
+    ragged_is_none             a property of addresses and sizes that is not whole pairs is none
+    usable_ranges              MAX_USABLE_RANGES, of linux,usable-memory-range
+    maps_whole_pages           map_mem() leaves out a page that a region has only a part of
+    clears_hotplug             numa_init() forgets which memory is hotpluggable
+    notes_of_possible_cpus     kexec_file_load()'s core header has the notes of CPUs that are not present, too
+    sysfs_has_present_cpus     /sys/devices/system/cpu has no folder for CPUs that are not present
+    reserved_mem_sorted_by_node  regions that are equal keep their order, and one with alloc-ranges joins another
+    reserved_mem_late          regions with a reg have their say when the tree is unflattened
+    reserves_first_reg         of a region's reg the first entry counts, and its driver is asked before
     va_bits                    VA_BITS of a kernel that nobody has configured otherwise
     modules_vsize              MODULES_VSIZE in bytes: the image is linked behind it
     vmemmap_at_end             VMEMMAP_END is 1 GiB below the end of all addresses, whatever a struct page takes
@@ -111,11 +120,20 @@ class Rules:
     pglist_data_size: int = 11392
     section_usage_bits: int = 4
     memreserve_first: bool = True
-    keeps_odd_pools: bool = False
     tells_reserved_mem: bool = False
     cma_says_what_was_asked: bool = False
+    cma_limit_is_asked: bool = False
     cma_says_node: bool = False
     memmap_at_once: bool = True
+    ragged_is_none: bool = False
+    usable_ranges: int = 2
+    maps_whole_pages: bool = False
+    clears_hotplug: bool = False
+    notes_of_possible_cpus: bool = False
+    sysfs_has_present_cpus: bool = False
+    reserved_mem_sorted_by_node: bool = False
+    reserved_mem_late: bool = False
+    reserves_first_reg: bool = False
     va_bits: int = 48
     modules_vsize: int = 128 << 20
     vmemmap_at_end: bool = False
@@ -146,9 +164,13 @@ CHANGES = (
     Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
     Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
     Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
+    Change(
+        (6, 6), "notes_of_possible_cpus", True, "crash_prepare_elf64_headers() of the crash hotplug series"
+    ),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
     Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
+    Change((6, 8), "sysfs_has_present_cpus", True, "GENERIC_CPU_DEVICES; seen in 7.3.4"),
     Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
     Change((6, 9), "vmemmap_at_end", True, "32697ff38287; as 6.12.117's VMCOREINFO has it"),
     Change((6, 9), "idmap_tables", 0, "the early mapping in C: not in 6.12.118's memblock=debug"),
@@ -165,6 +187,8 @@ CHANGES = (
         (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
+    Change((6, 12), "clears_hotplug", True, "numa_memblks_init()"),
+    Change((6, 12), "reserved_mem_late", True, "fdt_scan_reserved_mem_reg_nodes() of 6.12.118"),
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
@@ -211,12 +235,16 @@ CHANGES = (
     Change((7, 1), "dm_crypt_keys", True, "e3a84be1ec2f"),
     Change((7, 2), "data_alias", "read-only", "seen in 7.2.13"),
     Change((7, 3), "data_alias", "invalid", "mark_linear_data_alias_valid(); seen in 7.3.4"),
-    Change((7, 3), "keeps_odd_pools", True, "rmem_dma_setup() says ENODEV: seen in 7.3.4, not in 6.12.117"),
     Change((7, 3), "kho_aligns_by_buddy", True, "SCRATCH_ALIGNMENT_BYTES: seen in 7.3.4"),
     Change((7, 3), "skips_checksum", True, "ee2e80ff50a2"),
     Change((7, 3), "reserved_mem_size", 40, "7.3.4's BTF"),
     Change((7, 3), "marks_invalid", True, "seen in 7.3.4, not in 6.12.117"),
     Change((7, 3), "splits_live", (2, 3), "cpu_supports_bbml3(): or what ID_AA64MMFR2_EL1 says"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
+    Change((7, 3), "reserves_first_reg", True, "fdt_scan_reserved_mem_late() of 7.3.4, reserved_mem_ops"),
+    Change((7, 3), "cma_limit_is_asked", True, "dma_contiguous_reserve() of 7.3.4, not of 6.12.118"),
+    Change((7, 3), "usable_ranges", 6, "c12c63d05dfe"),
+    Change((7, 3), "ragged_is_none", True, "of_flat_dt_get_addr_size_prop(): in 7.3.4, not in 6.12.118"),
+    Change((7, 3), "maps_whole_pages", True, "read in 7.3.4's map_mem(), not in 6.12.118's"),
 )
 """Every change that the model knows, in order of release."""

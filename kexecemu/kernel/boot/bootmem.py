@@ -24,13 +24,8 @@ def create_idmap(config: KernelConfig, memblock: Memblock) -> None:
 
 
 def unflatten_device_tree(config: KernelConfig, tree: Fdt, memblock: Memblock) -> None:
-    """unflatten_device_tree(): the reserved_mem array, the nodes, and of_alias_scan()'s entries."""
-    rules = config.release.rules
-    parent = tree.path_offset("/reserved-memory")
-    regions = sum(1 for _ in tree.subnodes(parent)) if parent is not None else 0
-    if rules.reserved_mem_size and regions:
-        memblock.phys_alloc_range(regions * rules.reserved_mem_size, _CACHE_LINE)
-    size = _nodes_size(tree, rules.of_property_size)
+    """unflatten_device_tree(): the nodes, and of_alias_scan()'s entries."""
+    size = _nodes_size(tree, config.release.rules.of_property_size)
     memblock.phys_alloc_range(align_up(size, 4) + 4, 8)
     aliases = tree.path_offset("/aliases")
     if aliases is None:
@@ -61,6 +56,8 @@ def arch_numa_init(config: KernelConfig, memblock: Memblock) -> None:
     if not config.enabled("NUMA"):
         return
     rules = config.release.rules
+    if rules.clears_hotplug:
+        memblock.clear_hotplug()
     if rules.numa_distances:
         memblock.phys_alloc_range(_NODES * _NODES, config.page_size)
     memblock.phys_alloc_range(align_up(rules.pglist_data_size, _CACHE_LINE), _CACHE_LINE)

@@ -15,8 +15,8 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node", "console_phys", "cpu_affinities"]
-__all__ += ["gic_version", "initrd_range", "memory_ranges", "reg_ranges", "set_bootargs"]
+__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node", "console_phys"]
+__all__ += ["gic_version", "initrd_range", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
@@ -88,15 +88,6 @@ def reg_ranges(dtb: Fdt, node: int, parent: int) -> list[PhysRange]:
     return ranges
 
 
-def memory_ranges(dtb: Fdt) -> list[PhysRange]:
-    """All RAM that the device tree's memory nodes describe (early_init_dt_scan_memory())."""
-    ranges: list[PhysRange] = []
-    for node in dtb.subnodes(0):
-        if dtb.getprop(node.offset, "device_type") == b"memory\0":
-            ranges += [area for area in reg_ranges(dtb, node.offset, 0) if area.size]
-    return ranges
-
-
 def initrd_range(dtb: Fdt) -> PhysRange | None:
     """The first kernel's own initrd as /chosen names it: exact physical bytes, None if there is none."""
     chosen = dtb.path_offset("/chosen")
@@ -108,16 +99,6 @@ def initrd_range(dtb: Fdt) -> PhysRange | None:
         return None
     start, end = join_cells(start_cells[:2]), join_cells(end_cells[:2])
     return PhysRange(start, end) if start < end else None
-
-
-def cpu_affinities(dtb: Fdt) -> list[int]:
-    """MPIDR affinities of the CPUs in /cpus, in the order of their nodes (smp_init_cpus())."""
-    cpus = dtb.path_offset("/cpus")
-    if cpus is None:
-        return []
-    nodes = [one.offset for one in dtb.subnodes(cpus)]
-    nodes = [node for node in nodes if dtb.getprop(node, "device_type") == b"cpu\0"]
-    return [join_cells(dtb.get_cells(node, "reg") or [0]) for node in nodes]
 
 
 def gic_version(dtb: Fdt) -> int:

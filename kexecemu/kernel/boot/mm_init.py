@@ -25,11 +25,11 @@ from kexecemu.kernel.memory.sparsemem import (
     sections_per_root,
     vmemmap_base,
 )
-from kexecemu.kernel.memory.zones import max_zone_phys
+from kexecemu.kernel.memory.zones import max_zone_phys, zone_movable_start
 from kexecemu.machine.memory.descriptors import TableFormat
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
 __all__ = ["ZONE_NAMES", "Zone", "mm_init", "zone_sizes"]
@@ -81,6 +81,7 @@ def mm_init(guest: GuestKernel, arch: ArchSetup, config: KernelConfig, fmt: Tabl
     guest.write("max_pfn", memblock.end_of_dram // page)
     guest.write("min_low_pfn", -(-memblock.start_of_dram // page))
     guest.write("high_memory", guest.space.linear_virt(memblock.end_of_dram))
+    memblock.clear_hotplug()  # as memblock_free_all() does
     guest.write("_totalram_pages", sum(zone.managed_pages for zone in zones))
 
 
@@ -161,19 +162,22 @@ def zone_sizes(config: KernelConfig, memblock: Memblock, dma_phys_limit: int) ->
     """
     page = config.page_size
     first, last = -(-memblock.start_of_dram // page), memblock.end_of_dram // page
+    movable = zone_movable_start(config, memblock) // page
     limits = (
         dma_phys_limit // page if config.enabled("ZONE_DMA") else 0,
         max_zone_phys(32, memblock) // page if config.enabled("ZONE_DMA32") else 0,
         last,
-        0,  # Movable: nobody asked for kernelcore= or movablecore=
+        last if movable else 0,  # nobody asked for kernelcore= or movablecore=
     )
-    free = memblock.free_ranges()
+    regions, free = memblock.regions(), subtract(memblock.mappable(), memblock.reserved)
     zones = []
     low = first
     for name, limit in zip(ZONE_NAMES, limits, strict=True):
         high = max(limit, low)
         end = min(high, last)
-        present = _pages(memblock.memory, low, end, page)
+        if movable and name != "Movable":
+            high = end = max(low, min(end, movable))
+        present = _pages(regions, low, end, page)
         spanned = max(0, end - low)
         zones.append(Zone(name, low if spanned else 0, spanned, present, _pages(free, low, end, page)))
         low = high

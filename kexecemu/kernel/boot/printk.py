@@ -49,13 +49,13 @@ class Printk:
         self._buffer = guest.phys("__log_buf")
 
     def log(self, text: str, ns: int, level: int = _LOGLEVEL_INFO) -> None:
-        """Store and print one line; ns is its time stamp in nanoseconds of virtual time."""
+        """Store and print one record, of one line or several; ns is its time stamp in nanoseconds of virtual time."""
         # A stray write may have hit the ring itself: records get lost then, but the console still works.
         with suppress(BusError):
             self._store(text.encode(), ns, level)
         stamp = f"[{ns // 1_000_000_000:5d}.{ns // 1000 % 1_000_000:06d}] "
         # A serial console gets a carriage return before each line feed (uart_console_write()).
-        self._uart.transmit((stamp + text + "\r\n").encode())
+        self._uart.transmit("".join(f"{stamp}{line}\r\n" for line in text.split("\n")).encode())
 
     def _size(self, bits_at: int) -> int:
         # The mask only matters for a ring that was stamped on.

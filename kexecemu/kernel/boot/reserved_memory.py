@@ -1,263 +1,267 @@
 """/reserved-memory: what the device tree keeps for firmware and devices, placed by it or by the kernel.
 
-Followed: drivers/of/of_reserved_mem.c and early_init_dt_reserve_memory() of drivers/of/fdt.c; rmem_cma_setup() of
-kernel/dma/contiguous.c for what of it becomes the default CMA area.
+Followed: drivers/of/of_reserved_mem.c of 6.1, 6.12 and 7.3, and what of it was in drivers/of/fdt.c. What
+becomes of a region that has a driver is in reserved_pools.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
-from kexecemu.formats.fdt import Fdt, join_cells
+from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.fdt_read import Node
-from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.fdt_memory import is_available, pairs, root_cells
+from kexecemu.kernel.boot.reserved_pools import Pools, Region, Setup, alloc_size
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.shown import shown
 
-__all__ = ["ReservedMem", "fdt_scan_reserved_mem", "is_available", "save_reg_nodes"]
+__all__ = ["ReservedMemory", "heapsort"]
 
 _MAX_REGIONS = 64  # MAX_RESERVED_REGIONS
-_ALIGN = 64  # SMP_CACHE_BYTES
+_CACHE_LINE = 64
+_U64 = 1 << 64
 
 Print = Callable[[str], None]
 
 
-@shown()
-@dataclass(frozen=True)
-class ReservedMem:
-    """One region that has a node of its own: physical, and whether it is the tree's choice for the default CMA area."""
-
-    name: str
-    area: PhysRange
-    nomap: bool = False
-    reusable: bool = False
-    default_cma: bool = False
-
-    @property
-    def line(self) -> str:
-        """As fdt_init_reserved_mem_node() tells it; the last byte is given."""
-        start, last = f"{self.area.start:#018x}", f"{self.area.last:#018x}"
-        how = f"{'nomap' if self.nomap else 'map'} {'reusable' if self.reusable else 'non-reusable'}"
-        return f"OF: reserved mem: {start}..{last} ({self.area.size >> 10} KiB) {how} {self.name}"
-
-
-def is_available(tree: Fdt, node: int) -> bool:
-    """of_fdt_device_is_available(): no status, or okay."""
-    status = tree.getprop(node, "status")
-    return status is None or status.split(b"\0")[0] in (b"ok", b"okay")
-
-
-def fdt_scan_reserved_mem(
-    era: Era, tree: Fdt, memblock: Memblock, cma_align: int, log: Print
-) -> list[ReservedMem]:
-    """Reserve what has a reg, then find places for what has only a size; gives the latter, and log the words for it.
-
-    cma_align is CMA_MIN_ALIGNMENT_BYTES.
-    """
-    parent = tree.path_offset("/reserved-memory")
-    if parent is None:
-        return []
-    if not _root_is_right(tree, parent):
-        log("OF: reserved mem: Reserved memory: unsupported node format, ignoring")
-        return []
-    dynamic: list[Node] = []
-    for node in _available(tree, parent):
-        if tree.getprop(node.offset, "reg") is not None:
-            _reserve_reg(era, tree, node, memblock, log)
-        elif tree.getprop(node.offset, "size") is not None and len(dynamic) < _MAX_REGIONS:
-            dynamic.append(node)
-    if era.rules.memreserve_first:
-        dynamic = _sorted_when_all_are_equal(dynamic)
-    found, odd = [], list[ReservedMem]()
-    for node in dynamic:
-        one = _alloc_size(tree, node, memblock, cma_align, log)
-        if one is None:
-            continue
-        if _init_node(era, tree, node, one, cma_align > 1, log):
-            found.append(one)
-        elif era.rules.reserved_mem_size:
-            _give_back(memblock, one)
-        else:  # all of them are looked at when all have a place
-            odd.append(one)
-    for one in odd:
-        _give_back(memblock, one)
-    return found
-
-
-def _give_back(memblock: Memblock, one: ReservedMem) -> None:
-    if one.nomap:
-        memblock.clear_nomap(one.area)
-    else:
-        memblock.free(one.area)
-
-
-def _sorted_when_all_are_equal(nodes: list[Node]) -> list[Node]:
-    """__rmem_check_for_overlap() sorts them while none has an address: what lib/sort.c's heapsort makes of that."""
-    found = list(nodes)
+def heapsort(found: list[Region], key: Callable[[Region], tuple[int, ...]]) -> None:
+    """sort() of lib/sort.c: its order of what is equal is no other's."""
     parts, end = len(found) // 2, len(found)
+    if not parts:
+        return
     while True:
         if parts:
             parts -= 1
         else:
             end -= 1
-            if end <= 0:
-                return found
+            if not end:
+                return
             found[0], found[end] = found[end], found[0]
         down = parts
         while 2 * down + 2 < end:
-            down = 2 * down + 1
+            left, right = 2 * down + 1, 2 * down + 2
+            down = left if key(found[left]) >= key(found[right]) else right
         if 2 * down + 2 == end:
             down = 2 * down + 1
-        while down not in (parts, 0):  # each is as large as its parent: it stays where it is
+        while down != parts and key(found[parts]) >= key(found[down]):
             down = (down - 1) // 2
-            if down == parts:
-                break
+        where = down
+        while down != parts:
+            down = (down - 1) // 2
+            found[down], found[where] = found[where], found[down]
 
 
-def _init_node(era: Era, tree: Fdt, node: Node, one: ReservedMem, cma: bool, log: Print) -> bool:
-    """fdt_init_reserved_mem_node(), with rmem_cma_setup() and rmem_dma_setup() before it; False to give it back.
+class ReservedMemory:
+    """reserved_mem[] of a kernel that boots.
 
-    A pool that is reusable is for CMA, where there is any (cma) and it is mapped; the other kind refuses it.
+    scan() reserves what has a reg and finds places for what has only a size; scan_late() is what
+    unflatten_device_tree() does about it from 6.12 on. log gets the kernel's words.
     """
-    odd = one.reusable and (one.nomap or not cma)
-    if _is_pool(tree, node.offset) and odd and not era.rules.keeps_odd_pools:
-        log(f"OF: reserved mem: node {one.name} compatible matching fail")
-        return False
-    if _is_pool(tree, node.offset) and not odd:
-        kind, size = ("CMA" if one.reusable else "DMA"), f"{one.area.size >> 20} MiB"
-        if kind == "DMA" and era.rules.keeps_odd_pools:
-            size = f"{one.area.size >> 10} KiB"
-        log(f"Reserved memory: created {kind} memory pool at {one.area.start:#018x}, size {size}")
-        log(f"OF: reserved mem: initialized node {one.name}, compatible id shared-dma-pool")
-    if era.rules.tells_reserved_mem:
-        log(one.line)
-    return True
 
+    def __init__(
+        self, config: KernelConfig, tree: Fdt, memblock: Memblock, *, cma_asked: bool, log: Print
+    ) -> None:
+        """cma_asked: the command line has cma=."""
+        self.regions: list[Region] = []
+        self._pools = Pools(config, tree, cma_asked=cma_asked, log=log)
+        self._tree, self._memblock = tree, memblock
+        self._rules, self._print = config.release.rules, log
+        self._parent = tree.path_offset("/reserved-memory")
+        self._room = _MAX_REGIONS
 
-def _is_pool(tree: Fdt, node: int) -> bool:
-    return "shared-dma-pool" in (tree.get_strings(node, "compatible") or [])
+    @property
+    def default_cma(self) -> PhysRange | None:
+        """The tree's choice for the default CMA area, physical, if it became one."""
+        return self._pools.default_cma
 
+    def _log(self, text: str) -> None:
+        self._print(f"OF: reserved mem: {text}")
 
-def save_reg_nodes(
-    era: Era, tree: Fdt, dynamic: Sequence[ReservedMem], memblock: Memblock, cma: bool, log: Print
-) -> list[ReservedMem]:
-    """fdt_scan_reserved_mem_reg_nodes(): those with a reg are told, and join the others; cma: there are CMA areas."""
-    parent = tree.path_offset("/reserved-memory")
-    if parent is None:
-        if era.rules.tells_reserved_mem:
-            log("OF: reserved mem: Reserved memory: No reserved-memory node in the DT")
-        return []
-    if not _root_is_right(tree, parent):
-        return []
-    found = []
-    for node in _available(tree, parent):
-        regs = _pairs(tree, node.offset, "reg")
-        if regs is None and tree.getprop(node.offset, "reg") is not None and era.rules.tells_reserved_mem:
-            log(f"OF: reserved mem: {_bad_reg(node)}")
-        if regs and regs[0].size:
-            one = ReservedMem(node.name, regs[0], *_flags(tree, node.offset))
-            if _init_node(era, tree, node, one, cma, log):
-                found.append(one)
+    def _has(self, node: Node, name: str) -> bool:
+        return self._tree.getprop(node.offset, name) is not None
+
+    def _available(self) -> Iterator[Node]:
+        if self._parent is not None:
+            for node in self._tree.subnodes(self._parent):
+                if is_available(self._tree, node.offset):
+                    yield node
+
+    def _root_is_right(self) -> bool:
+        """__reserved_mem_check_root(): the cells are the root's, and there are ranges."""
+        assert self._parent is not None
+        names = ("#address-cells", "#size-cells")
+        given = tuple(self._tree.get_u32(self._parent, name) for name in names)
+        right = given == root_cells(self._tree) and self._tree.getprop(self._parent, "ranges") is not None
+        if not right:
+            self._log("Reserved memory: unsupported node format, ignoring")
+        return right
+
+    # -- the first pass ------------------------------------------------------------------------------------------
+
+    def scan(self, memreserve: Callable[[], None]) -> None:
+        """early_init_fdt_scan_reserved_mem(); memreserve reserves what is in the blob's own list."""
+        if self._rules.memreserve_first:
+            memreserve()
+        self._scan_nodes()
+        if not self._rules.memreserve_first:
+            memreserve()
+
+    def _scan_nodes(self) -> None:
+        if self._parent is None:
+            return
+        if not self._root_is_right():
+            self._room = 0 if self._rules.reserves_first_reg else _MAX_REGIONS
+            return
+        dynamic, count = list[Node](), 0
+        for node in self._available():
+            known = self._reserve_reg(node)
+            count += known is True
+            if known is None and self._has(node, "size"):
+                if not self._rules.reserved_mem_late:
+                    self._save(node)
+                elif len(dynamic) < _MAX_REGIONS:
+                    dynamic.append(node)
+                else:
+                    self._log(f"too many defined dynamic regions, skip '{node.name}'")
+        if not self._rules.reserved_mem_late:
+            self._init_all()
+            return
+        for node in dynamic:
+            area = self._alloc_size(node)
+            if area is not None:
+                self._init_saved(node, *area)
+                count += 1
+        self._room = count
+
+    def _reserve_reg(self, node: Node) -> bool | None:
+        """__reserved_mem_reserve_reg(): whether that went well; None where there is no reg."""
+        rules = self._rules
+        said = "OF: reserved mem" if rules.reserved_mem_late else "OF: fdt"
+        regs = pairs(self._tree, node.offset, "reg")
+        if rules.reserves_first_reg:
+            if not regs:
+                return None
+            if len(regs) > 1:
+                words = f"has {len(regs)} <base size> entries, only the first is used"
+                self._print(f"{said}: Reserved memory: node '{node.name}' {words}")
+            if self._pools.validate(node) is Setup.FAILED:
+                return False
+        elif not self._has(node, "reg"):
+            return None
+        elif regs is None:
+            self._print(f"{said}: {_bad_reg(node)}")
+            return False
+        nomap = self._has(node, "no-map")
+        for number, (base, size) in enumerate(regs or []):
+            if number and rules.reserves_first_reg:
+                break
+            if not size or not self._reserve(PhysRange(base, min(base + size, _U64)), nomap):
+                what = f"base {base:#018x}, size {size >> 20} MiB"
+                words = f"failed to reserve memory for node '{node.name}': {what}"
+                self._print(f"{said}: Reserved memory: {words}")
+            if not number and not rules.reserved_mem_late:
+                self._save(node, base, size)
+        return True
+
+    def _reserve(self, area: PhysRange, nomap: bool) -> bool:
+        """early_init_dt_reserve_memory(): what is reserved already cannot be no-map."""
+        memblock = self._memblock
+        if not nomap:
+            memblock.reserve(area)
+        elif any(one.overlaps(area) for one in memblock.memory) and memblock.is_region_reserved(area):
+            return False
+        else:
+            memblock.mark_nomap(area)
+        return True
+
+    def _save(self, node: Node, base: int = 0, size: int = 0) -> bool:
+        """fdt_reserved_mem_save_node(): an element of the array, if there is room."""
+        if len(self.regions) >= self._room:
+            which = f", skip '{node.name}'" if self._rules.reserves_first_reg else "."
+            self._log(f"not enough space for all defined regions{which}")
+            return False
+        self.regions.append(Region(node, base, size))
+        return True
+
+    def scan_late(self) -> None:
+        """fdt_scan_reserved_mem_reg_nodes(), later fdt_scan_reserved_mem_late(): the array, and what has a reg."""
+        rules = self._rules
+        if self._parent is None:
+            if rules.tells_reserved_mem and rules.reserved_mem_late:
+                self._log("Reserved memory: No reserved-memory node in the DT")
+            return
+        if not rules.reserved_mem_late:
+            return
+        if self._room:
+            self._memblock.phys_alloc_range(self._room * rules.reserved_mem_size, _CACHE_LINE)
+        if not self._root_is_right():
+            return
+        for node in self._available():
+            regs = pairs(self._tree, node.offset, "reg")
+            if regs is None and self._has(node, "reg") and not rules.reserves_first_reg:
+                self._log(_bad_reg(node))
+            if not regs or (rules.reserves_first_reg and self._pools.validate(node) is Setup.FAILED):
+                continue
+            if len(regs) > 1 and not rules.reserves_first_reg:
+                function = "fdt_scan_reserved_mem_reg_nodes()"
+                self._log(f"{function} ignores {len(regs) - 1} regions in node '{node.name}'")
+            if regs[0][1]:
+                self._init_saved(node, *regs[0])
+        self._check_for_overlap()
+
+    # -- what is done with an element ----------------------------------------------------------------------------
+
+    def _init_all(self) -> None:
+        """fdt_init_reserved_mem(), before 6.12: in the order of addresses, those without one first."""
+        self._check_for_overlap()
+        for one in self.regions:
+            if not one.size:
+                area = self._alloc_size(one.node)
+                if area is None:
+                    continue
+                one.base, one.size = area
+            self._init_node(one)
+
+    def _init_saved(self, node: Node, base: int, size: int) -> None:
+        if not self._save(node, base, size):
+            return
+        good = self._init_node(self.regions[-1])
+        if not good and self._rules.reserves_first_reg:
+            self.regions.pop()  # its element is used for the next one
+
+    def _init_node(self, one: Region) -> bool:
+        """fdt_init_reserved_mem_node(): the driver has its say; a region that it does not want is given back."""
+        nomap = self._has(one.node, "no-map")
+        area = PhysRange(one.base, min(one.base + one.size, _U64))
+        if self._pools.setup(one, self._memblock) is Setup.FAILED:
+            self._log(f"node {one.node.name} compatible matching fail")
+            if nomap:
+                self._memblock.clear_nomap(area)
             else:
-                _give_back(memblock, one)
-    return [*dynamic, *found]
+                self._memblock.free(area)
+            return False
+        if self._rules.tells_reserved_mem:
+            reusable = "reusable" if self._has(one.node, "reusable") else "non-reusable"
+            how = f"{'nomap' if nomap else 'map'} {reusable}"
+            last = (one.base + one.size - 1) % _U64
+            self._log(f"{one.base:#018x}..{last:#018x} ({one.size >> 10} KiB) {how} {one.node.name}")
+        return True
+
+    def _alloc_size(self, node: Node) -> tuple[int, int] | None:
+        return alloc_size(self._pools, node, self._memblock, self.regions, self._print)
+
+    def _check_for_overlap(self) -> None:
+        """__rmem_check_for_overlap(): sorts them, and says which neighbours overlap."""
+        stable = self._rules.reserved_mem_sorted_by_node
+        heapsort(self.regions, lambda one: (*one.key, one.node.offset) if stable else one.key)
+        for this, following in pairwise(self.regions):
+            if this.base + this.size > following.base:
+                one, other = (
+                    f"{each.node.name} ({each.base:#018x}--{(each.base + each.size) % _U64:#018x})"
+                    for each in (this, following)
+                )
+                self._log(f"OVERLAP DETECTED!\n{one} overlaps with {other}")
 
 
 def _bad_reg(node: Node) -> str:
     return f"Reserved memory: invalid reg property in '{node.name}', skipping node."
-
-
-def _root_is_right(tree: Fdt, parent: int) -> bool:
-    """__reserved_mem_check_root(): the cells are the root's, and there are ranges."""
-    cells = ("#address-cells", "#size-cells")
-    same = (tree.address_cells(parent), tree.size_cells(parent)) == (
-        tree.address_cells(0),
-        tree.size_cells(0),
-    )
-    given = all(tree.get_u32(parent, name) is not None for name in cells)
-    return same and given and tree.getprop(parent, "ranges") is not None
-
-
-def _available(tree: Fdt, parent: int) -> Iterator[Node]:
-    return (node for node in tree.subnodes(parent) if is_available(tree, node.offset))
-
-
-def _flags(tree: Fdt, node: int) -> tuple[bool, bool, bool]:
-    """no-map, reusable, and whether it is to be the default CMA area."""
-    nomap = tree.getprop(node, "no-map") is not None
-    reusable = tree.getprop(node, "reusable") is not None
-    default = (
-        _is_pool(tree, node)
-        and reusable
-        and not nomap
-        and tree.getprop(node, "linux,cma-default") is not None
-    )
-    return nomap, reusable, default
-
-
-def _pairs(tree: Fdt, node: int, name: str) -> list[PhysRange] | None:
-    """Addresses with sizes, by the root's cells; None where the property's length does not fit them."""
-    cells = tree.get_cells(node, name)
-    width = tree.address_cells(0) + tree.size_cells(0)
-    if cells is None or not width or len(cells) % width:
-        return None
-    found = []
-    for at in range(0, len(cells), width):
-        start = join_cells(cells[at : at + tree.address_cells(0)])
-        size = join_cells(cells[at + tree.address_cells(0) : at + width])
-        found.append(PhysRange.of(start % (1 << 64), size % (1 << 64)))
-    return found
-
-
-def _reserve_reg(era: Era, tree: Fdt, node: Node, memblock: Memblock, log: Print) -> None:
-    """__reserved_mem_reserve_reg(), and early_init_dt_reserve_memory() for each of its regions."""
-    said = "OF: reserved mem" if era.rules.tells_reserved_mem else "OF: fdt"
-    regs = _pairs(tree, node.offset, "reg")
-    if regs is None:
-        log(f"{said}: {_bad_reg(node)}")
-        return
-    nomap = tree.getprop(node.offset, "no-map") is not None
-    for area in regs:
-        taken = any(one.overlaps(area) for one in memblock.reserved)
-        if not area.size or (nomap and taken and any(one.overlaps(area) for one in memblock.memory)):
-            base, size = f"{area.start:#018x}", area.size >> 20
-            log(
-                f"{said}: Reserved memory: failed to reserve memory for node '{node.name}': "
-                f"base {base}, size {size} MiB"
-            )
-        elif nomap:
-            memblock.mark_nomap(area)
-        else:
-            memblock.reserve(area)
-
-
-def _alloc_size(tree: Fdt, node: Node, memblock: Memblock, cma_align: int, log: Print) -> ReservedMem | None:
-    """__reserved_mem_alloc_size(): the highest place that fits, in the first of alloc-ranges that has one."""
-    size_cells, align_cells = (tree.get_cells(node.offset, name) for name in ("size", "alignment"))
-    for name, cells, width in (
-        ("size", size_cells, tree.size_cells(0)),
-        ("alignment", align_cells, tree.address_cells(0)),
-    ):
-        if (cells is None and name == "size") or (cells is not None and len(cells) != width):
-            log(f"OF: reserved mem: invalid {name} property in '{node.name}' node.")
-            return None
-    size = join_cells(size_cells or [])
-    align = join_cells(align_cells or []) or _ALIGN
-    nomap, reusable, default = _flags(tree, node.offset)
-    if reusable and not nomap and _is_pool(tree, node.offset):
-        align = max(align, cma_align)
-    ranges: list[PhysRange] | None = [PhysRange(0, 1 << 64)]
-    if tree.getprop(node.offset, "alloc-ranges") is not None:
-        ranges = _pairs(tree, node.offset, "alloc-ranges")
-        if ranges is None:
-            log(f"OF: reserved mem: invalid alloc-ranges property in '{node.name}', skipping node.")
-            return None
-    places = (memblock.phys_alloc_range(size, align, one.start, one.end) for one in ranges or [])
-    base = next((place for place in places if place), 0) if size else 0
-    if not base:
-        log(f"OF: reserved mem: failed to allocate memory for node '{node.name}': size {size >> 20} MiB")
-        return None
-    area = PhysRange.of(base, size)
-    if nomap:
-        memblock.mark_nomap(area)
-    return ReservedMem(node.name, area, nomap, reusable, default)

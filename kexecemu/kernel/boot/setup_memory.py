@@ -15,10 +15,10 @@ from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.cmdline import memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
-from kexecemu.kernel.boot.firmware import initrd_range, memory_ranges
+from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.late_memblock import nr_kernel_pages
-from kexecemu.kernel.boot.reserved_memory import ReservedMem, fdt_scan_reserved_mem, save_reg_nodes
-from kexecemu.kernel.memory.cma import cma_declare_contiguous, cma_min_alignment
+from kexecemu.kernel.boot.reserved_memory import ReservedMemory
+from kexecemu.kernel.memory.cma import cma_declare_contiguous
 from kexecemu.kernel.memory.crashkernel import (
     CrashReservation,
     Print,
@@ -32,7 +32,7 @@ from kexecemu.kernel.memory.linear_map import (
     defer_reserve_crashkernel,
     plan_linear_map,
 )
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import Memblock, within_pages
 from kexecemu.kernel.memory.sparsemem import SparseMemory, sparse_init
 from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages
 from kexecemu.machine.ranges import PhysRange
@@ -75,7 +75,10 @@ class TextLayout:
 @shown()
 @dataclass(frozen=True)
 class ArchSetup:
-    """What setup_arch() has decided and built."""
+    """What setup_arch() has decided and built.
+
+    system_ram is what request_standard_resources() finds: whole pages, region by region.
+    """
 
     memblock: Memblock
     reservation: CrashReservation
@@ -83,6 +86,7 @@ class ArchSetup:
     dma_phys_limit: int
     sparse: SparseMemory
     nr_kernel_pages: int
+    system_ram: tuple[PhysRange, ...]
     cma_area: PhysRange | None = None
 
 
@@ -101,6 +105,7 @@ def alloc_table(memblock: Memblock, page: int) -> int:
 
 
 def arm64_memblock_init(
+    memblock: Memblock,
     dtb: Fdt,
     dtb_phys: int,
     cmdline: str,
@@ -108,17 +113,13 @@ def arm64_memblock_init(
     layout: TextLayout,
     config: KernelConfig,
     log: Print,
-) -> tuple[Memblock, list[ReservedMem]]:
-    """RAM from the memory nodes, and what is taken before any allocation: kernel, initrd, device tree, reservations.
+) -> ReservedMemory:
+    """What of the memory in memblock is left out, and what is taken before any allocation: kernel, initrd, tree.
 
-    With it come the regions of /reserved-memory that the kernel has found a place for; log gets its messages.
+    And the reservations. Gives the regions of /reserved-memory; log gets the kernel's messages.
     """
-    memblock = Memblock()
     page = config.page_size
-    for area in memory_ranges(dtb):
-        start, end = -(-area.start // page) * page, area.end // page * page
-        if start < end:
-            memblock.add(PhysRange(start, end))
+    memblock.movable_node = parameter(cmdline, "movable_node") is not None
     memblock.reserve(PhysRange.of(dtb_phys, dtb.totalsize))
     top = 1 << 64
     memblock.remove(PhysRange(space.memstart + space.linear_region_size, top))
@@ -135,13 +136,10 @@ def arm64_memblock_init(
         memblock.clear_nomap(pages)
         memblock.reserve(pages)
     memblock.reserve(PhysRange(text_alias(config, layout).start, layout.end))
-    era, reserved = config.release, dtb.mem_reservations()
-    if era.rules.memreserve_first:
-        _reserve_all(memblock, reserved)
-    align = cma_min_alignment(config) if config.enabled("CMA") else 1
-    dynamic = fdt_scan_reserved_mem(era, dtb, memblock, align, log)
-    _reserve_all(memblock, reserved)
-    return memblock, dynamic
+    asked = parameter(cmdline, "cma") is not None
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=asked, log=log)
+    reserved.scan(lambda: _reserve_all(memblock, dtb.mem_reservations()))
+    return reserved
 
 
 def _reserve_all(memblock: Memblock, entries: Sequence[MemReserve]) -> None:
@@ -166,7 +164,7 @@ def setup_memory(
     layout: TextLayout,
     tables: MapTarget,
     tree: Fdt,
-    dynamic: Sequence[ReservedMem],
+    reserved: ReservedMemory,
     log: Print,
     bbm: int = 0,
 ) -> ArchSetup:
@@ -174,7 +172,7 @@ def setup_memory(
 
     `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
     `memblock`, because that decides where a late reservation comes to lie. tree is the device tree as it is then,
-    dynamic what arm64_memblock_init() gave besides; log gets the kernel's messages. bbm is the CPUs' level of FEAT_BBM.
+    reserved what arm64_memblock_init() gave; log gets the kernel's messages. bbm is the CPUs' level of FEAT_BBM.
     """
 
     def reserve() -> CrashReservation:
@@ -188,7 +186,7 @@ def setup_memory(
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res, bbm, data)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
-    regions = save_reg_nodes(config.release, tree, dynamic, memblock, config.enabled("CMA"), log)
+    reserved.scan_late()
     unflatten_device_tree(config, tree, memblock)
     arch_numa_init(config, memblock)
     dma_limit = arm64_dma_phys_limit(config, memblock)
@@ -205,14 +203,14 @@ def setup_memory(
         return sparse, pages
 
     made = None if before else free_area_init()
-    asked = parameter(cmdline, "cma") is not None
-    cma_area = next((one.area for one in regions if one.default_cma), None) if config.enabled("CMA") else None
-    if config.enabled("CMA") and (asked or cma_area is None):
+    cma_area = reserved.default_cma
+    if config.enabled("CMA") and cma_area is None:
         cma_area = _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
     if deferred:
         reservation = reserve()
     sparse, pages = made or free_area_init()
-    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages, cma_area)
+    system_ram = tuple(within_pages(memblock.mappable(), config.page_size))
+    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages, system_ram, cma_area)
 
 
 def _dma_contiguous_reserve(
@@ -229,4 +227,7 @@ def _dma_contiguous_reserve(
     if not size:
         return None
     limit = min(end or dma_limit, dma_limit)
-    return cma_declare_contiguous(config, memblock, size, log, start=start, limit=limit)
+    if config.release.rules.cma_limit_is_asked:
+        limit = end or dma_limit
+    fixed = end == start + size
+    return cma_declare_contiguous(config, memblock, size, log, start=start, limit=limit, fixed=fixed)

@@ -7,7 +7,9 @@ guest memory, and into state.arch what a kernel computes once.
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, panic_force_cpu, parameter
+from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, memparse, panic_force_cpu, parameter, parameters
+from kexecemu.kernel.boot.cpus import smp_init_cpus
+from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.setup_memory import (
@@ -39,7 +41,11 @@ def setup_arch(state: KernelState) -> None:
     boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     _take_seeds(state, bootargs)
+    memblock = early_init_dt_scan(tree, state.config, state.log)
     state.log(f"Machine model: {state.machine_model}")
+    page = state.config.page_size
+    for asked in filter(None, parameters(bootargs, "mem")):
+        state.log(f"Memory limited to {memparse(asked)[0] // page * page >> 20}MB")
     for words in rodata_messages(state.config, bootargs):
         state.log(words)
     if state.config.release.rules.panic_force_cpu:
@@ -53,10 +59,9 @@ def setup_arch(state: KernelState) -> None:
     guest.write("memstart_addr", state.space.phys_offset)
     guest.write("page_offset", -(1 << state.space.va_bits))
     layout = TextLayout(*map(guest.phys, IMAGE_MARKS))
-    memblock, dynamic = arm64_memblock_init(
-        tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
+    reserved = arm64_memblock_init(
+        memblock, tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
     )
-    page = state.config.page_size
 
     def alloc_cleared() -> int:
         phys = alloc_table(memblock, page)
@@ -72,24 +77,25 @@ def setup_arch(state: KernelState) -> None:
         layout,
         state.early.swapper,
         Fdt(state.initial_boot_params),
-        dynamic,
+        reserved,
         state.log,
         state.board.bbm,
     )
     mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)
+    state.cpus = smp_init_cpus(tree, bootargs, len(state.board.cpus), state.log)
+    _publish_cpus(state)
     state.log(f"Kernel command line: {bootargs}")
-    _smp_init_cpus(state)
     oops = parameter(bootargs, "oops")
     guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
 
 
-def _smp_init_cpus(state: KernelState) -> None:
-    guest, count = state.guest, len(state.affinities)
-    guest.write("__cpu_present_mask", (1 << count) - 1)
+def _publish_cpus(state: KernelState) -> None:
+    guest, count = state.guest, len(state.cpus.affinities)
+    guest.write("__cpu_present_mask", (1 << state.cpus.present) - 1)
     guest.write("__cpu_possible_mask", (1 << count) - 1)
     guest.write_u32("nr_cpu_ids", count)
-    for index, affinity in enumerate(state.affinities):
+    for index, affinity in enumerate(state.cpus.affinities):
         guest.write("cpu_logical_map", affinity, 8 * index)
 
 
@@ -138,7 +144,7 @@ def _kho_memory_init(state: KernelState) -> None:
     allocate_late(
         memblock,
         page=state.config.page_size,
-        cpus=len(state.affinities),
+        cpus=len(state.cpus.affinities),
         cmdline=state.guest.string(state.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE),
         dma_phys_limit=limit,
         pages=state.arch.nr_kernel_pages,

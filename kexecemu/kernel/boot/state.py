@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from kexecemu.errors import MachineError
+from kexecemu.errors import InputError, MachineError
 from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.cpus import CpuMasks
+from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.kho import KhoEarly, KhoScratch
+from kexecemu.kernel.memory.memblock import within_pages
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
@@ -85,7 +88,12 @@ class KernelState:
         tree = Fdt(dtb)
         places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
-        memstart = memstart_addr(board.ram.banks[0].start, config.page_size)
+        memory = early_init_dt_scan(tree, config, lambda text: None)
+        memstart = memstart_addr(memory.start_of_dram, config.page_size)
+        if places.kernel_phys < memstart:
+            raise InputError(
+                "the first kernel lies below all memory that its tree leaves it, and does not boot"
+            )
         self.space = AddressSpace.of(
             config, memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size
         )
@@ -95,8 +103,8 @@ class KernelState:
         self.printk = Printk(self.guest, board.uart)
         self.early = EarlyTables(self.guest, config.page_size)
         self.kexec = KexecState(purgatory)
-        # A tree without /cpus still has the CPU that reads it.
-        self.affinities = (firmware.cpu_affinities(tree) or [0])[: len(board.cpus)]
+        self.cpus = CpuMasks((0,), 1)
+        """Possible and present CPUs."""
         self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
         self.console_phys = firmware.console_phys(tree)
         """Physical address of the console's PL011 (0: none)."""
@@ -141,8 +149,9 @@ class KernelState:
     @property
     def total_ram_pages(self) -> int:
         """totalram_pages(): what memblock had left for the buddy allocator, and what KHO has given back."""
+        page = self.config.page_size
         areas = [*self.arch.memblock.free_ranges(), *(self.kho.areas if self.kho else ())]
-        return sum(area.size for area in areas) // self.config.page_size
+        return sum(area.size for area in within_pages(areas, page)) // page
 
     @property
     def image(self) -> Kimage | None:

@@ -16,9 +16,11 @@ from kexecemu.kernel.image.protection import protect_crashkres, protected_areas,
 from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
 from kexecemu.kernel.load.relocation import Relocation, load_normal_segments, prepare_relocation
+from kexecemu.kernel.memory.memblock import across_pages
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["copy_vmcoreinfo", "elf_headers", "load_normal", "next_device_tree"]
+__all__ = ["copy_vmcoreinfo", "elf_headers", "kexec_tools_elf_headers", "load_normal", "next_device_tree"]
+__all__ += ["sysfs_cpus"]
 __all__ += ["protect", "protected", "publish", "publish_reboot", "unprotect"]
 
 _CRASH_NOTE_SIZE = 424
@@ -29,19 +31,37 @@ def elf_headers(state: KernelState, cma: Sequence[PhysRange] = ()) -> bytes:
 
     cma is what the capture kernel will take of it besides crashkernel memory.
     """
+    cpus = state.cpus
+    count = len(cpus.affinities) if state.config.release.rules.notes_of_possible_cpus else cpus.present
+    return _core_header(state, count, state.arch.memblock.mappable(), cma)
+
+
+def kexec_tools_elf_headers(state: KernelState) -> bytes:
+    """The same as kexec-tools make it, of the CPUs that /sys shows and "System RAM" in /proc/iomem."""
+    return _core_header(state, sysfs_cpus(state), state.arch.system_ram, ())
+
+
+def sysfs_cpus(state: KernelState) -> int:
+    """How many CPUs have a folder in /sys/devices/system/cpu."""
+    present = state.config.release.rules.sysfs_has_present_cpus
+    return state.cpus.present if present else len(state.cpus.affinities)
+
+
+def _core_header(
+    state: KernelState, notes: int, memory: Sequence[PhysRange], cma: Sequence[PhysRange]
+) -> bytes:
     guest, space, reservation = state.guest, state.space, state.arch.reservation
     note_phys = space.virt_to_phys(guest.read("vmcoreinfo_note"))
-    count = len(state.affinities)
     return prepare_elf_headers(
-        crash_notes=[(state.crash_notes_phys(cpu), _CRASH_NOTE_SIZE) for cpu in range(count)],
+        crash_notes=[(state.crash_notes_phys(cpu), _CRASH_NOTE_SIZE) for cpu in range(notes)],
         vmcoreinfo_note=(note_phys, note_size(state.config.page_size)),
         kernel_text=(space.kimage_vaddr, space.kimage_phys, space.kimage_size),
-        memory=state.arch.memblock.mappable(),
+        memory=memory,
         exclude=[
             area for area in (reservation.crashk_res, reservation.crashk_low_res, *cma) if area is not None
         ],
         linear_virt=space.linear_virt,
-        possible_cpus=count,
+        possible_cpus=len(state.cpus.affinities),
     )
 
 
@@ -164,4 +184,5 @@ def load_normal(state: KernelState, image: Kimage) -> Relocation | None:
     pages = load_normal_segments(guest, image, memblock.free_ranges(), state.config.page_size)
     if image.head & IND_DONE:
         return None
-    return prepare_relocation(guest, image, pages, memblock.mappable(), state.tables.fmt)
+    mapped = across_pages(memblock.mappable(), state.config.page_size)
+    return prepare_relocation(guest, image, pages, mapped, state.tables.fmt)

@@ -5,7 +5,7 @@ kexec-pe-zboot.c of 2.0.29.
 The kernel has no part in this: segments, purgatory and digest are made here, and the kernel copies what it is given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kexecemu.errors import FormatError, InputError
@@ -191,12 +191,10 @@ def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: 
         bootargs = to_bytes(cmdline) + b"\0"
         tree.setprop(chosen, "bootargs", bootargs.ljust(align_up(len(bootargs), 4), b"\0"))
         _renew_kaslr_seed(view, tree, chosen)
-        tree.delprop(chosen, "linux,elfcorehdr")
-        tree.delprop(chosen, "linux,usable-memory-range")
         # The exact length of the header here, not whole pages as in the kernel's tree.
-        tree.appendprop_addrrange(0, chosen, "linux,elfcorehdr", core.mem, core.bufsz)
-        for area in filter(None, (view.crash_kernel, view.crash_kernel_low)):
-            tree.appendprop_addrrange(0, chosen, "linux,usable-memory-range", area.start, area.size)
+        _set_ranges(tree, chosen, "linux,elfcorehdr", [(core.mem, core.bufsz)])
+        areas = [area for area in (view.crash_kernel, view.crash_kernel_low) if area is not None]
+        _set_ranges(tree, chosen, "linux,usable-memory-range", [(one.start, one.size) for one in areas])
         if initrd is not None:  # dtb_set_initrd(): 64 bits each
             tree.setprop_u64(chosen, "linux,initrd-start", initrd.mem)
             tree.setprop_u64(chosen, "linux,initrd-end", initrd.mem + initrd.bufsz)
@@ -204,6 +202,14 @@ def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: 
         return tree.to_bytes()
     except FormatError as error:
         raise InputError(f"kexec-tools: {error}") from error
+
+
+def _set_ranges(tree: FdtEditor, chosen: int, name: str, ranges: Sequence[tuple[int, int]]) -> None:
+    """fdt_setprop_ranges(): where the property is there already, as in a kdump kernel's tree, it keeps its place."""
+    if tree.getprop(chosen, name) is not None:
+        tree.setprop(chosen, name, b"")
+    for phys, size in ranges:
+        tree.appendprop_addrrange(0, chosen, name, phys, size)
 
 
 def _renew_kaslr_seed(view: MachineView, tree: FdtEditor, chosen: int) -> None:

@@ -100,7 +100,7 @@ def kexec_tools_load(
     region = state.crashk_res
     if region is None:
         raise InputError("kexec-tools: memory for crashkernel is not reserved")
-    core_header = environment.elf_headers(state)
+    core_header = environment.kexec_tools_elf_headers(state)
     headers = len(parse_core_header(core_header).program_headers)
     view = MachineView(
         crash_kernel=region,

@@ -5,19 +5,19 @@ from collections.abc import Callable
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.zones import MAX_PAGE_ORDER
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["buddy_block", "cma_declare_contiguous", "cma_min_alignment"]
 
 # By PAGE_SIZE: a huge page. Debian's 6.1 has its 64 MiB of CMA at 5b600000 on a board of 512 MiB.
 _HUGE_PAGE = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
-_MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}  # CONFIG_ARCH_FORCE_MAX_ORDER
 _4G = 4 << 30
 
 
 def buddy_block(page: int) -> int:
     """MAX_ORDER_NR_PAGES of a PAGE_SIZE, in bytes: the largest block of the buddy allocator."""
-    return page << _MAX_PAGE_ORDER[page]
+    return page << MAX_PAGE_ORDER[page]
 
 
 def cma_min_alignment(config: KernelConfig) -> int:
@@ -34,23 +34,49 @@ def cma_declare_contiguous(
     *,
     start: int = 0,
     limit: int = 0,
+    fixed: bool = False,
 ) -> PhysRange | None:
     """An area of that many bytes at least, from start on and below limit (physical; 0: anywhere); None for no room.
 
-    Above 4 GiB, where there is so much memory, from below: away from what is in use; else from above.
+    fixed is at start and nowhere else. Above 4 GiB, where there is so much memory, from below: away from what is in
+    use; else from above.
     """
     align = cma_min_alignment(config)
-    rules, area, end = config.release.rules, align_up(size, align), memblock.end_of_dram
-    mib = (size if rules.cma_says_what_was_asked else area) >> 20
-    base, node = 0, " on node -1" if rules.cma_says_node else ""
-    if limit:
-        end = min(limit & -align, end)
-    if start + area <= end:
-        if end >= _4G + area:
-            base = memblock.phys_alloc_range_bottom_up(area, align, _4G, end)
-        base = base or memblock.phys_alloc_range(area, align, align_up(start, align), end)
-    if not base:
+    rules, node = config.release.rules, ""
+    if rules.cma_says_node:
+        node = " on node -1"
+
+    def refuse(why: str, mib: int) -> None:
+        if why:
+            log(f"cma: {why}")
         log(f"cma: Failed to reserve {mib} MiB{node}")
+
+    if fixed and start % align:
+        refuse(f"Region at {start:#018x} must be aligned to {align:#018x} bytes", size >> 20)
+        return None
+    start, area, end = align_up(start, align), align_up(size, align), memblock.end_of_dram
+    mib = (size if rules.cma_says_what_was_asked else area) >> 20
+    if fixed and start < end < start + area and not rules.cma_says_what_was_asked:
+        refuse(f"Region at {start:#018x} defined on low/high memory boundary ({end:#018x})", mib)
+        return None
+    end = min(limit & -align, end) or end
+    if start + area > end:
+        refuse(f"Size ({area:#018x}) of region at {start:#018x} exceeds limit ({end:#018x})", mib)
+        return None
+    base = _find(memblock, start, area, align, end, fixed=fixed)
+    if not base:
+        refuse("", mib)
         return None
     log(f"cma: Reserved {mib} MiB at {base:#018x}{node}")
     return PhysRange.of(base, area)
+
+
+def _find(memblock: Memblock, start: int, area: int, align: int, end: int, *, fixed: bool) -> int:
+    """Where it is, reserved; 0 for nowhere. A place that is asked for need not be memory."""
+    if fixed and start:
+        if memblock.is_region_reserved(PhysRange.of(start, area)):
+            return 0
+        memblock.reserve(PhysRange.of(start, area))
+        return start
+    base = memblock.phys_alloc_range_bottom_up(area, align, _4G, end) if end >= _4G + area else 0
+    return base or memblock.phys_alloc_range(area, align, start, end)

@@ -12,7 +12,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.cmdline import memparse, parameter, parameters, strtobool
 from kexecemu.kernel.base.config import KernelConfig, Protection
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import Memblock, across_pages, within_pages
 from kexecemu.machine.memory.descriptors import (
     AF,
     AP_RO,
@@ -244,7 +244,10 @@ def _pieces(
     if special is not None:
         last.insert(1, MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))
     apart = [piece.area for piece in (*first, *last)]
-    banks = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in subtract(memblock.mappable(), apart)]
+    # __create_pgd_mapping() maps every page that a region has a byte in, unless its caller sees to that.
+    whole = within_pages if config.release.rules.maps_whole_pages else across_pages
+    mapped = whole(subtract(memblock.mappable(), apart), config.page_size)
+    banks = [MapPiece(area, PAGE_KERNEL_TAGGED, **how) for area in mapped]
     return (*first, *banks, *last)
 
 

@@ -4,7 +4,7 @@ from kexecemu.kernel.base.address_space import align_up
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
-__all__ = ["Memblock", "merge"]
+__all__ = ["Memblock", "across_pages", "merge", "within_pages"]
 
 _ANYWHERE = 1 << 64
 _FIRST_PAGE = 4096  # memblock never hands out page 0: its address means failure
@@ -23,11 +23,38 @@ def merge(ranges: list[PhysRange]) -> list[PhysRange]:
     return joined
 
 
-@shown("memory", "reserved", "nomap")
+def _split(ranges: list[PhysRange], marked: list[PhysRange]) -> list[PhysRange]:
+    """The same bytes, in pieces that are all marked or not at all."""
+    if not marked:
+        return ranges
+    others = subtract(ranges, marked)
+    return sorted(others + subtract(ranges, others))
+
+
+def within_pages(ranges: list[PhysRange], page: int) -> list[PhysRange]:
+    """Of each range the whole pages inside, as for_each_mem_pfn_range() has them; page is in bytes."""
+    inside = ((align_up(one.start, page), one.end // page * page) for one in ranges)
+    return [PhysRange(start, end) for start, end in inside if start < end]
+
+
+def across_pages(ranges: list[PhysRange], page: int) -> list[PhysRange]:
+    """The pages that the ranges have a byte in, each once, in pieces as before; ranges ascend."""
+    found: list[PhysRange] = []
+    for one in ranges:
+        start, end = one.start // page * page, align_up(one.end, page)
+        start = max(start, found[-1].end) if found else start
+        if start < end:
+            found.append(PhysRange(start, end))
+    return found
+
+
+@shown("memory", "reserved", "nomap", "hotplug")
 class Memblock:
     """Physical memory as the kernel sees it before the buddy allocator lives.
 
-    memory is all RAM, reserved what is taken, nomap the part of memory that the linear map must skip for now.
+    memory is all RAM, reserved what is taken, nomap the part of memory that the linear map must skip for now, hotplug
+    what firmware may take away again. Memory of different marks is in different regions, and nothing is allocated
+    across their borders. Nothing is in whole pages but what callers make so.
     """
 
     def __init__(self) -> None:
@@ -35,6 +62,9 @@ class Memblock:
         self.reserved: list[PhysRange] = []
         self.nomap: list[PhysRange] = []
         self._found: list[PhysRange] = []
+        self.hotplug: list[PhysRange] = []
+        self.movable_node = False
+        """movable_node_is_enabled(): nothing is allocated in hotplug memory."""
 
     def add(self, area: PhysRange) -> None:
         """memblock_add(): there is RAM at these physical addresses."""
@@ -52,6 +82,10 @@ class Memblock:
     def _reserve(self, area: PhysRange) -> None:
         self.reserved = merge([*self.reserved, area])
 
+    def is_region_reserved(self, area: PhysRange) -> bool:
+        """memblock_is_region_reserved(): is a byte of it taken?"""
+        return any(one.overlaps(area) for one in self.reserved)
+
     def free(self, area: PhysRange) -> None:
         """memblock_phys_free(): undo a reservation."""
         self.reserved = subtract(self.reserved, [area])
@@ -63,6 +97,14 @@ class Memblock:
     def clear_nomap(self, area: PhysRange) -> None:
         """memblock_clear_nomap()."""
         self.nomap = subtract(self.nomap, [area])
+
+    def mark_hotplug(self, area: PhysRange) -> None:
+        """memblock_mark_hotplug(): this RAM may be taken away."""
+        self.hotplug = merge([*self.hotplug, area])
+
+    def clear_hotplug(self) -> None:
+        """memblock_clear_hotplug() for all of it."""
+        self.hotplug = []
 
     @property
     def phys_mem_size(self) -> int:
@@ -85,16 +127,21 @@ class Memblock:
         return sum(min(area.end, limit) - area.start for area in given if area.start <= limit)
 
     def mappable(self) -> list[PhysRange]:
-        """for_each_mem_range(): memory without the parts that are marked nomap."""
-        return subtract(self.memory, self.nomap)
+        """for_each_mem_range(): the regions of memory that are not marked nomap."""
+        return _split(subtract(self.memory, self.nomap), self.hotplug)
 
     def nomap_memory(self) -> list[PhysRange]:
         """Memory that is marked nomap: regions of their own in memblock.memory."""
-        return subtract(self.memory, self.mappable())
+        return _split(subtract(self.memory, subtract(self.memory, self.nomap)), self.hotplug)
+
+    def regions(self) -> list[PhysRange]:
+        """for_each_mem_region(): all memory, ascending."""
+        return sorted(self.mappable() + self.nomap_memory())
 
     def free_ranges(self) -> list[PhysRange]:
-        """Memory that is neither reserved nor nomap, ascending."""
-        return subtract(self.mappable(), self.reserved)
+        """for_each_free_mem_range(): memory that is neither reserved nor nomap, ascending."""
+        skipped = self.hotplug if self.movable_node else []
+        return subtract(self.mappable(), [*self.reserved, *skipped])
 
     def phys_alloc_range(self, size: int, align: int, start: int = 0, end: int = 0) -> int:
         """memblock_phys_alloc_range(): reserve `size` bytes below `end` (0: anywhere), the highest that fit.
@@ -115,9 +162,10 @@ class Memblock:
 
     def phys_alloc_range_bottom_up(self, size: int, align: int, start: int, end: int) -> int:
         """As phys_alloc_range(), the lowest that fit."""
+        start, end = max(start, _FIRST_PAGE), end or _ANYWHERE
         for area in self.free_ranges():
             candidate = align_up(max(area.start, start), align)
-            if candidate + size <= min(area.end, end):
+            if candidate < min(area.end, end) and candidate + size <= min(area.end, end):
                 self._reserve(PhysRange.of(candidate, size))
                 return candidate
         return 0

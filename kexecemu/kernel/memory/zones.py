@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator
 
+from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import Memblock, within_pages
 
-__all__ = ["PHYS_MASK_LIMIT", "arm64_dma_phys_limit", "max_zone_phys", "zone_messages"]
+__all__ = ["MAX_PAGE_ORDER", "PHYS_MASK_LIMIT", "arm64_dma_phys_limit", "max_zone_phys"]
+__all__ += ["zone_messages", "zone_movable_start"]
 
 PHYS_MASK_LIMIT = 1 << 48
+MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}
+"""MAX_PAGE_ORDER, by PAGE_SIZE: CONFIG_ARCH_FORCE_MAX_ORDER."""
+
 _U32_MAX = (1 << 32) - 1
 
 
@@ -36,6 +41,15 @@ def arm64_dma_phys_limit(
     return PHYS_MASK_LIMIT
 
 
+def zone_movable_start(config: KernelConfig, memblock: Memblock) -> int:
+    """find_zone_movable_pfns_for_nodes(): the physical address that ZONE_MOVABLE begins at, 0 for none."""
+    if not memblock.movable_node:
+        return 0
+    starts = [one.start for one in memblock.regions() if any(one.overlaps(area) for area in memblock.hotplug)]
+    start = align_up(min(starts, default=0), config.page_size << MAX_PAGE_ORDER[config.page_size])
+    return start if start < memblock.end_of_dram else 0
+
+
 def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int) -> Iterator[str]:
     """What free_area_init() prints of zones and memory: the boot log between reservation and CMA.
 
@@ -57,7 +71,9 @@ def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int)
     if config.enabled("ZONE_DEVICE"):
         yield f"  {'Device':<8} empty"
     yield "Movable zone start for each node"
+    if movable := zone_movable_start(config, memblock):
+        yield f"  Node 0: {movable:#018x}"
     yield "Early memory node ranges"
-    for area in sorted(memblock.mappable() + memblock.nomap_memory()):
+    for area in within_pages(memblock.regions(), config.page_size):
         yield f"  node   0: [mem {area.start:#018x}-{area.last:#018x}]"
     yield f"Initmem setup node 0 [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]"

@@ -1,0 +1,148 @@
+"""Which CPUs a kernel has, by its tree and its command line; what became of that in real kernels' core headers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_bench import IMAGE, INITRD
+
+from kexecemu.crash.kernel import Kernel
+from kexecemu.crash.outcome import Outcome
+from kexecemu.formats.elf import PT_NOTE
+from kexecemu.formats.elfcore import parse_core_header
+from kexecemu.formats.fdt import Fdt, FdtEditor, build, cells
+from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.cpus import cpu_affinities, cpu_count, smp_init_cpus
+from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.procfs import sysfs
+from kexecemu.machine.board import Board
+from kexecemu.machine.ranges import PhysRange
+
+BANK = PhysRange.of(1 << 30, 256 << 20)
+
+
+def board_tree(count: int, cpu: int | None = None, **properties: bytes | None) -> bytes:
+    """The board's tree; of one CPU some properties are set or, where they are None, deleted."""
+    editor = FdtEditor(virt_device_tree([BANK], count, 0x9000000), 32768)
+    if cpu is not None:
+        node = editor.path_offset(f"/cpus/cpu@{cpu:x}")
+        assert node is not None
+        for name, value in properties.items():
+            if value is None:
+                editor.delprop(node, name)
+            else:
+                editor.setprop(node, name, value)
+    editor.pack()
+    return editor.to_bytes()
+
+
+def notes(core: bytes) -> int:
+    """Notes of CPUs: all but VMCOREINFO's."""
+    return sum(one.type == PT_NOTE for one in parse_core_header(core).program_headers) - 1
+
+
+# What real kernels had: (era, CPUs, command line, tree of CPU 1, notes by kexec-tools). 6.1.192, 6.12.118, 7.3.4.
+REAL = [
+    ("6.1", 4, "nr_cpus=2", {}, 2),
+    ("6.1", 4, "nosmp", {}, 4),
+    ("7.3", 4, "nosmp numa=off", {}, 1),
+    ("6.1", 3, "", {"status": b"fail\0"}, 2),
+    ("7.3", 3, "", {"status": b"fail\0"}, 2),
+    ("6.12", 3, "", {"device_type": None}, 3),
+    ("6.1", 3, "", {"status": b"disabled\0"}, 3),
+    ("7.3", 3, "maxcpus=2", {}, 3),
+]
+
+
+@pytest.mark.parametrize(("era", "count", "cmdline", "changed", "found"), REAL)
+def test_kexec_tools_note_the_cpus_that_they_noted_on_a_real_machine(
+    era: str, count: int, cmdline: str, changed: dict[str, bytes | None], found: int
+) -> None:
+    dtb = board_tree(count, 1, **changed)
+    with Kernel.boot(
+        Board([BANK], count), KernelConfig(era), cmdline=f"crashkernel=64M {cmdline}", dtb=dtb
+    ) as kernel:
+        segment = kernel.kexec_tools_load(IMAGE, INITRD, "panic=5").segment("elfcorehdr")
+        assert segment is not None and notes(bytes(segment.buf)) == found
+        assert sum(name.endswith("/crash_notes") for name in sysfs(kernel)) == found
+        assert kernel.panic().outcome is Outcome.CAPTURED
+
+
+@pytest.mark.parametrize(("era", "found"), [("6.1", 1), ("6.5", 1), ("6.6", 4), ("7.3", 4)])
+def test_kexec_file_load_notes_present_cpus_and_from_6_6_on_possible_ones(era: str, found: int) -> None:
+    with Kernel.boot(
+        Board("256M", 4), KernelConfig(era), cmdline="crashkernel=64M maxcpus=0 rodata=off"
+    ) as kernel:
+        segment = kernel.kexec_file_load(IMAGE, INITRD, "panic=5").segment("elfcorehdr")
+        assert segment is not None and notes(bytes(segment.buf)) == found
+        assert "smp: Brought up 1 node, 1 CPU\n" in kernel.board.uart.text
+        assert kernel.panic().outcome is Outcome.CAPTURED
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "possible", "present"),
+    [
+        ("", 6, 6),
+        ("nr_cpus=3", 3, 3),
+        ("nr_cpus=5 nr_cpus=0x2 nr_cpus=4", 2, 2),
+        ("nr_cpus=0", 6, 6),
+        ("nr_cpus=-1 nr_cpus", 6, 6),
+        ("nr_cpus=64", 6, 6),
+        ("nr_cpus=010", 6, 6),
+        ("nr_cpus=03,7", 3, 3),
+        ("nosmp", 6, 1),
+        ("maxcpus=0", 6, 1),
+        ("maxcpus=0 maxcpus=2", 6, 6),
+        ("nosmp maxcpus=many", 6, 1),
+        ("nr_cpus=2 nosmp", 2, 1),
+        ("nosmpx maxcpus=3", 6, 6),
+    ],
+)
+def test_the_command_line_keeps_cpus_out(cmdline: str, possible: int, present: int) -> None:
+    said: list[str] = []
+    masks = smp_init_cpus(Fdt(board_tree(6)), cmdline, 6, said.append)
+    assert (len(masks.affinities), masks.present) == (possible, present)
+    clipped = f"Number of cores (6) exceeds configured maximum of {possible} - clipping"
+    assert said == ([clipped] if possible < 6 else [])
+
+
+def test_a_board_whose_boot_cpu_has_failed_runs_on_it_alone() -> None:
+    dtb = Fdt(board_tree(3, 0, status=b"fail-hw\0"))
+    said: list[str] = []
+    assert smp_init_cpus(dtb, "", 3, said.append).affinities == (0,)
+    assert said == ["missing boot CPU MPIDR, not enabling secondaries"]
+    assert cpu_count(dtb) == 3
+
+
+def test_a_tree_without_cpus_has_the_one_that_reads_it() -> None:
+    tree = Fdt(build({"compatible": "x"}))
+    assert (cpu_affinities(tree), cpu_count(tree)) == ([0], 1)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["cpu", "core", "cpus"]),
+            st.sampled_from([None, "cpu", "cache"]),
+            st.sampled_from([None, "okay", "disabled", "fail", "fail-sss", "failed"]),
+        ),
+        max_size=6,
+    )
+)
+def test_a_cpu_is_what_is_called_so_or_of_that_type_and_has_not_failed(
+    nodes: list[tuple[str, str | None, str | None]],
+) -> None:
+    children: dict[str, dict[str, object]] = {}
+    expected = [0]
+    for number, (name, kind, status) in enumerate([("cpu", "cpu", None), *nodes]):
+        node: dict[str, object] = {"reg": cells(number)}
+        if kind is not None:
+            node["device_type"] = kind
+        if status is not None:
+            node["status"] = status
+        children[f"{name}@{number:x}"] = node
+        if number and (name == "cpu" or kind == "cpu") and status not in ("fail", "fail-sss"):
+            expected.append(number)
+    tree = build({"cpus": {"#address-cells": 1, "#size-cells": 0, **children}})  # type: ignore[dict-item]
+    assert cpu_affinities(Fdt(tree)) == expected

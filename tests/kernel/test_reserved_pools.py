@@ -200,6 +200,18 @@ def test_from_6_5_on_a_range_beside_another_region_is_filled_from_there(era: str
     assert (taken(memblock, low), taken(memblock, high)) == (near, not near)
 
 
+@pytest.mark.parametrize(("era", "below"), [("6.1", True), ("6.4", True), ("6.12", False), ("7.3", False)])
+def test_a_place_is_found_beside_memreserve_before_6_12_and_before_it_is_read_since(
+    era: str, below: bool
+) -> None:
+    top = PhysRange.of(BANK.end - MIB, MIB)
+    dtb, config = Fdt(tree(("d", size(MIB)))), KernelConfig(era)
+    memblock = early_init_dt_scan(dtb, config, print)
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=[].append)
+    reserved.scan(lambda: memblock.reserve(top))
+    assert reserved.regions[0].base == top.start - (MIB if below else 0)
+
+
 def test_no_size_no_place_no_alignment_and_a_ragged_range_are_the_node_s_own_fault() -> None:
     nodes: list[Node] = [
         ("nofit", {**size(0x10000000), "alloc-ranges": cells(0, 0x50000000, 0, 0x1000000)}),

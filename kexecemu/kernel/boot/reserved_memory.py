@@ -105,6 +105,8 @@ class ReservedMemory:
         self._scan_nodes()
         if not self._rules.memreserve_first:
             memreserve()
+        if not self._rules.reserved_mem_late:
+            self._init_all()
 
     def _scan_nodes(self) -> None:
         if self._parent is None:
@@ -124,7 +126,6 @@ class ReservedMemory:
                 else:
                     self._log(f"too many defined dynamic regions, skip '{node.name}'")
         if not self._rules.reserved_mem_late:
-            self._init_all()
             return
         for node in dynamic:
             area = self._alloc_size(node)

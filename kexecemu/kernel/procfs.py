@@ -60,7 +60,9 @@ def _system_ram(state: KernelState) -> list[_Resource]:
             whole = PhysRange(reserved.start // page * page, -(-reserved.end // page) * page)
             if whole.overlaps(area):
                 inside = PhysRange(max(whole.start, area.start), min(whole.end, area.end))
-                region.children += [_Resource(part, "reserved") for part in subtract([inside], taken)]
+                parts = subtract([inside], taken)  # reserve_region_with_split()
+                region.children += [_Resource(part, "reserved") for part in parts]
+                taken += parts
     return regions
 
 

@@ -141,6 +141,32 @@ def test_what_was_printed_of_memory_counts_line_by_line() -> None:
     assert different(list(compare_messages(real, real.replace("(64 MB)", "(65 MB)")))) == ["crash memory"]
 
 
+@pytest.mark.parametrize(
+    ("group", "line"),
+    [
+        ("memory left out", "Memory limited to 700MB"),
+        ("memory left out", "OF: fdt: Ignoring memory block 0x76000400 - 0x76000df0"),
+        ("CMA", "cma: Region at 0x0000000060100000 must be aligned to 0x0000000000200000 bytes"),
+        ("CMA", "cma: Failed to reserve 64 MiB"),
+        ("CMA", "cma: Size (0x1) of region at 0x2 exceeds limit (0x3)"),
+        ("zones", "  Node 0: 0x0000000070000000"),
+        ("reserved memory", 'Skipping dt linux,cma-default node in favor for "cma=" kernel param.'),
+        ("reserved memory", "a (0x000000007b000000--0x000000007b002000) overlaps with b (0x01--0x02)"),
+        ("CPUs", "Number of cores (4) exceeds configured maximum of 2 - clipping"),
+        ("CPUs", "missing boot CPU MPIDR, not enabling secondaries"),
+    ],
+)
+def test_a_line_that_one_kernel_alone_printed_counts(group: str, line: str) -> None:
+    log = "[    0.000000] Zone ranges:\n[    0.000000] Initmem setup node 0 [mem 0x1-0x2]\n"
+    more = log + f"[    0.000000] {line}\n"
+    assert different(list(compare_messages(more, more))) == []
+    assert (
+        different(list(compare_messages(more, log)))
+        == different(list(compare_messages(log, more)))
+        == [group]
+    )
+
+
 ROWS = [
     FactRow("places", "kernel", "0x1", "0x1"),
     FactRow("places", "initrd", "0x2", "0x3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from kexecemu.formats.fdt import cells
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.load import environment
 from kexecemu.kernel.memory.memblock import across_pages, within_pages
+from kexecemu.kernel.procfs import proc_iomem
 from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 
@@ -92,6 +94,10 @@ def test_any_odd_region_is_left_out_of_the_dump_and_the_map_is_the_era_s(
         hidden = [(area.start, area.end) for area in odd]
         for start, size in loads_of(environment.elf_headers(kernel)):
             assert not any(start < end and at < start + size for at, end in hidden)
+        for depth in ("", "  "):
+            lines = re.findall(rf"^{depth}(\w+)-(\w+) : ", proc_iomem(kernel), re.M)
+            for (_, last), (first, _) in pairwise(lines):
+                assert int(last, 16) < int(first, 16), "no resource overlaps the next"
         for area in odd:
             for page in range(area.start // PAGE - 1, area.end // PAGE + 2):
                 where = PhysRange.of(page * PAGE, PAGE)

@@ -163,6 +163,7 @@ CHANGES = (
     Change((6, 5), "counts_low_region", True, "16c6006af4d4"),
     Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
     Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
+    Change((6, 5), "reserved_mem_sorted_by_node", True, "6.12.118's of_reserved_mem.c, not 6.1.192's"),
     Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
     Change(
         (6, 6), "notes_of_possible_cpus", True, "crash_prepare_elf64_headers() of the crash hotplug series"

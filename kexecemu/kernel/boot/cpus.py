@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kexecemu.formats.fdt import Fdt, join_cells
+from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import parameters
 from kexecemu.shown import shown
 
@@ -37,7 +37,8 @@ def _cpu_nodes(tree: Fdt) -> Iterator[tuple[int, bool]]:
         if node.name.partition("@")[0] == "cpu" or kind.split(b"\0")[0] == b"cpu":
             status = (tree.getprop(node.offset, "status") or b"").split(b"\0")[0]
             failed = status == b"fail" or status.startswith(b"fail-")
-            yield join_cells(tree.get_cells(node.offset, "reg") or [0]), failed
+            reg = tree.getprop(node.offset, "reg") or b""
+            yield int.from_bytes(reg[: len(reg) & -4], "big") % (1 << 64), failed
 
 
 def cpu_count(tree: Fdt) -> int:

@@ -12,7 +12,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock, merge, within_pages
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["early_init_dt_scan", "is_available", "memory_ranges", "pairs", "root_cells"]
+__all__ = ["early_init_dt_scan", "first_cell", "is_available", "memory_ranges", "pairs", "root_cells"]
 
 _U64 = 1 << 64
 _BOARD_PAGE = 4096
@@ -26,11 +26,16 @@ def is_available(tree: Fdt, node: int) -> bool:
     return status is None or status.split(b"\0")[0] in (b"ok", b"okay")
 
 
+def first_cell(tree: Fdt, node: int, name: str) -> int | None:
+    """be32_to_cpup() of a property, however long that is; None where there is none."""
+    value = tree.getprop(node, name)
+    return None if value is None or len(value) < 4 else int.from_bytes(value[:4], "big")
+
+
 def root_cells(tree: Fdt) -> tuple[int, int]:
     """dt_root_addr_cells and dt_root_size_cells: 1 unless the root says something else."""
-    count = (tree.get_u32(0, name) for name in ("#address-cells", "#size-cells"))
-    address, size = (1 if one is None else min(one, 4) for one in count)
-    return address, size
+    address, size = (first_cell(tree, 0, name) for name in ("#address-cells", "#size-cells"))
+    return 1 if address is None else address, 1 if size is None else size
 
 
 def pairs(tree: Fdt, node: int, name: str, *, whole: bool = True) -> list[tuple[int, int]] | None:

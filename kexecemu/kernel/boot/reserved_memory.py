@@ -10,7 +10,7 @@ from itertools import pairwise
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.fdt_read import Node
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.fdt_memory import is_available, pairs, root_cells
+from kexecemu.kernel.boot.fdt_memory import first_cell, is_available, pairs, root_cells
 from kexecemu.kernel.boot.reserved_pools import Pools, Region, Setup, alloc_size
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.machine.ranges import PhysRange
@@ -90,7 +90,7 @@ class ReservedMemory:
         """__reserved_mem_check_root(): the cells are the root's, and there are ranges."""
         assert self._parent is not None
         names = ("#address-cells", "#size-cells")
-        given = tuple(self._tree.get_u32(self._parent, name) for name in names)
+        given = tuple(first_cell(self._tree, self._parent, name) for name in names)
         right = given == root_cells(self._tree) and self._tree.getprop(self._parent, "ranges") is not None
         if not right:
             self._log("Reserved memory: unsupported node format, ignoring")
@@ -105,6 +105,8 @@ class ReservedMemory:
         self._scan_nodes()
         if not self._rules.memreserve_first:
             memreserve()
+        if not self._rules.reserved_mem_late:
+            self._init_all()
 
     def _scan_nodes(self) -> None:
         if self._parent is None:
@@ -124,7 +126,6 @@ class ReservedMemory:
                 else:
                     self._log(f"too many defined dynamic regions, skip '{node.name}'")
         if not self._rules.reserved_mem_late:
-            self._init_all()
             return
         for node in dynamic:
             area = self._alloc_size(node)

@@ -1,8 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A part of entry.S (PURGATORY_TRAP): the vectors where there is more to do
- * than to stop. What stands between them saves a page.
+ * than to stop.
  */
+
+/* What lies on the stack when enter is done: see there, and push_caller. */
+#ifdef PURGATORY_CALLER
+#define FRAME_SIZE	(32 + CALLER_SIZE)
+#else
+#define FRAME_SIZE	32
+#endif
 
 	/*
 	 * Whatever we were doing, say what happened. It may be the map that is
@@ -43,6 +50,8 @@ trapped:
 
 #ifdef PURGATORY_EARLY
 	/*
+	 * Here and below, what stands between two vectors saves a page.
+	 *
 	 * The early check: a kernel that is still alive calls this, its MMU off
 	 * for the moment. x0 is 0 if all is well, 1 if not; x18 to x30, sp and
 	 * system registers come back as they were.
@@ -110,7 +119,8 @@ leave:
 	b	trapped
 
 #ifdef PURGATORY_CALLER
-1:	has_gcs_and_tcr2 x5, x6
+1:	has_tcr2 x6
+	has_gcs	x5
 	if_el2	x4, 4f
 	cbz	x6, 2f
 	msr	TCR2_EL1, x8

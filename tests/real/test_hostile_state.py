@@ -71,6 +71,7 @@ def enter(
     symbols = {
         "purgatory_no_mmu": bytes(8),
         "purgatory_no_crypto": bytes(8),
+        "purgatory_gcs": struct.pack("<Q", cpu.startswith("max")),
         "purgatory_sme": struct.pack("<Q", cpu.startswith("max")),
         "purgatory_policy": struct.pack("<Q", Policy.RETURN),
         "purgatory_self_digest": b"",

@@ -58,7 +58,7 @@ _MISSING = {
     ("gcc", "pac and bti"): "BTI for the kernel wants another gcc",
 }
 _FILES = ("machine_kexec.o", "machine_kexec_file.o", "kexec_image.o", "kexec_purgatory.o")
-# make asks sparse about __typeof_unqual__ since 7.0 and, where it does not know that, does without: then C=1 is nothing.
+# make asks sparse about __typeof_unqual__ and, where it does not know that, does without: then C=1 is nothing.
 _WARNINGS = ("W=1", "C=1", "CHECK=sparse -D__typeof_unqual__=__typeof__")
 _REFUSED = "C=1 specified, but"
 _RELOCATIONS = {273, 274, 279, 280, 282, 283}  # those of kexec_purgatory.c

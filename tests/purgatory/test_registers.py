@@ -192,7 +192,7 @@ def test_what_comes_next_is_fetched_anew_and_entered_with_its_state(purgatory_ro
 
 
 def test_gcs_is_touched_where_the_cpu_has_it_and_the_kernel_uses_it(purgatory_ro: Path, el: El) -> None:
-    """Firmware of a kernel that does not may trap it; and a word of a stray store does not switch on what is not there."""
+    """Firmware of a kernel that does not may trap it; and a stray word does not bring what is not there."""
     for path in (purgatory_ro, CORE):
         for used in (0, 1, 1 << 63):
             for there in (0, 1, 15):

@@ -119,17 +119,16 @@ leave:
 	b	trapped
 
 #ifdef PURGATORY_CALLER
-1:	has_tcr2 x6
-	has_gcs	x5
-	if_el2	x4, 4f
-	cbz	x6, 2f
+	/* 0 is what they are now, or they are not there. */
+1:	if_el2	x4, 4f
+	cbz	x8, 2f
 	msr	TCR2_EL1, x8
-2:	cbz	x5, 3f
+2:	cbz	x7, 3f
 	msr	GCSCR_EL1, x7
 3:	b	restore
-4:	cbz	x6, 5f
+4:	cbz	x8, 5f
 	msr	TCR2_EL2, x8
-5:	cbz	x5, 6f
+5:	cbz	x7, 6f
 	msr	GCSCR_EL2, x7
 6:	b	restore
 #endif

@@ -60,6 +60,7 @@ _MISSING = {
 _FILES = ("machine_kexec.o", "machine_kexec_file.o", "kexec_image.o", "kexec_purgatory.o")
 # make asks sparse about __typeof_unqual__ and, where it does not know that, does without: then C=1 is nothing.
 _WARNINGS = ("W=1", "C=1", "CHECK=sparse -D__typeof_unqual__=__typeof__")
+_OURS = re.compile(r"arch/arm64/(purgatory/|kernel/kexec_purgatory)|^failed$")
 _REFUSED = "C=1 specified, but"
 _RELOCATIONS = {273, 274, 279, 280, 282, 283}  # those of kexec_purgatory.c
 
@@ -124,9 +125,10 @@ def build(
     ours = ["arch/arm64/purgatory/", "arch/arm64/kernel/kexec_purgatory.o"] if there else []
     said = tree.make(out, *ours, *targets)
     if more and ours:  # the kernel's own files have warnings of their own
-        said += tree.make(out, *more, *ours)
-        if _REFUSED in said:
-            raise SystemExit(f"{said}\nmake C=1 looks at nothing: it needs sparse (apt-get install sparse)")
+        looked = tree.make(out, *more, *ours)
+        if _REFUSED in looked:
+            raise SystemExit(f"{looked}\nmake C=1 looks at nothing: it needs sparse (apt-get install sparse)")
+        said += "".join(f"\n{line}" for line in looked.splitlines() if _OURS.search(line))
     ours = [
         line
         for line in said.splitlines()

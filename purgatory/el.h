@@ -28,11 +28,13 @@
 /* By their numbers: assemblers know the names for newer profiles of the architecture only. */
 #define ID_AA64MMFR3_EL1	s3_0_c0_c7_3
 #define MMFR3_TCRX_WIDTH	4		/* from bit 0 on */
-#define PFR1_GCS_SHIFT		44		/* of ID_AA64PFR1_EL1 */
 #define TCR2_EL1		s3_0_c2_c0_3
 #define TCR2_EL2		s3_4_c2_c0_3
+#ifndef PURGATORY_NO_GCS
+#define PFR1_GCS		(0xf << 44)	/* of ID_AA64PFR1_EL1 */
 #define GCSCR_EL1		s3_0_c2_c5_0
 #define GCSCR_EL2		s3_4_c2_c5_0
+#endif
 
 #ifdef __ASSEMBLER__
 	/* Branch to \label at EL2 without VHE. */
@@ -45,13 +47,29 @@
 .Lnot_el2\@:
 	.endm
 
-	/* 0 where the CPU has no guarded control stack, or no TCR2: no such registers then. */
-	.macro	has_gcs_and_tcr2, gcs, tcr2
-	mrs	\gcs, id_aa64pfr1_el1
-	ubfx	\gcs, \gcs, #PFR1_GCS_SHIFT, #4
-	mrs	\tcr2, ID_AA64MMFR3_EL1
-	and	\tcr2, \tcr2, #(1 << MMFR3_TCRX_WIDTH) - 1
+	/*
+	 * 0 where the CPU has no TCR2: no such register then. Where it has, Linux
+	 * uses it by the same look, and firmware has to let it (booting.rst).
+	 */
+	.macro	has_tcr2, reg
+	mrs	\reg, ID_AA64MMFR3_EL1
+	and	\reg, \reg, #(1 << MMFR3_TCRX_WIDTH) - 1
 	.endm
+
+#ifndef PURGATORY_NO_GCS
+	/*
+	 * 0 where the CPU has no guarded control stack, or Linux does not use it:
+	 * firmware need not let anybody touch its registers then. Both, as what
+	 * the loader has said is not known to be that yet.
+	 */
+	.macro	has_gcs, reg
+	mrs	\reg, id_aa64pfr1_el1
+	ands	\reg, \reg, #PFR1_GCS
+	b.eq	.Lhas_no_gcs\@
+	ldr	\reg, purgatory_gcs
+.Lhas_no_gcs\@:
+	.endm
+#endif
 
 	/* A constant of 32 bits. */
 	.macro	mov32, reg, value
@@ -80,25 +98,6 @@
 .Lby_line_done\@:
 	dsb	sy
 	.endm
-#else
-#include "types.h"
-
-#define sysreg_read(reg) ({					\
-	u64 __value;						\
-	asm volatile("mrs %0, " #reg : "=r" (__value));		\
-	__value;						\
-})
-
-static inline int at_el2(void)
-{
-	return sysreg_read(CurrentEL) == CurrentEL_EL2;
-}
-
-/* At EL2 without VHE, where registers and descriptors are EL2's own. */
-static inline int at_plain_el2(void)
-{
-	return at_el2() && !(sysreg_read(hcr_el2) >> HCR_E2H_SHIFT & 1);
-}
 #endif
 
 #endif /* EL_H */

@@ -13,10 +13,7 @@
 #define FRAME_DTB	16
 #ifdef PURGATORY_CALLER
 #include "caller.h"
-#define FRAME_SIZE	(32 + CALLER_SIZE)
 #else
-#define FRAME_SIZE	32
-
 	.macro	caller_keeps_return_address
 	.endm
 	.macro	caller_keeps_stack
@@ -52,8 +49,8 @@ decided:
 	cbnz	x0, 3f
 
 	/*
-	 * The kernel's boot protocol is the contract we were entered with. TCR2
-	 * and GCSCR stay 0, which is what a kernel that knows them not expects.
+	 * The kernel's boot protocol is the contract we were entered with. What
+	 * else was set to 0 stays so: a kernel that does not know it expects that.
 	 */
 	ic	iallu			// what comes next is not what was here
 	dsb	nsh
@@ -64,8 +61,10 @@ decided:
 	mov	x2, xzr
 	mov	x3, xzr
 
-	/* VBAR and SCTLR from x13 and x12, and on to x14; x4 changes. */
+#ifdef PURGATORY_CALLER
 restore:
+#endif
+	/* VBAR and SCTLR from x13 and x12, and on to x14; x4 changes. */
 	if_el2	x4, 1f
 	msr	vbar_el1, x13
 	msr	sctlr_el1, x12
@@ -89,26 +88,38 @@ purgatory_stop:
 	.size	purgatory_stop, . - purgatory_stop
 
 	/* Our state of one exception level; VBAR and SCTLR go to x13 and x12. */
-	.macro	own_state, sctlr, off, vbar, gcscr, tcr2
+	.macro	own_state, sctlr, off, vbar, tcr2
 	mrs	x12, \sctlr
 	mrs	x13, \vbar
 	mov32	x0, \off
 	adr	x1, purgatory_vectors
 	msr	\sctlr, x0
 	msr	\vbar, x1
-	cbz	x5, .Lno_gcs\@
-	caller_keeps x7, \gcscr
-	msr	\gcscr, xzr
-.Lno_gcs\@:
 	cbz	x6, .Lno_tcr2\@
 	caller_keeps x8, \tcr2
 	msr	\tcr2, xzr		// no indirect permissions, overlays, protected tables ...
 .Lno_tcr2\@:
+	isb				// from here on a load is in our byte order
 	.endm
+
+#ifdef PURGATORY_NO_GCS
+	.macro	own_gcs, gcscr
+	.endm
+#else
+	/* No guarded control stack, if there is one that the kernel may switch on. */
+	.macro	own_gcs, gcscr
+	has_gcs	x5
+	cbz	x5, .Lno_gcs\@
+	caller_keeps x7, \gcscr
+	msr	\gcscr, xzr
+	isb
+.Lno_gcs\@:
+	.endm
+#endif
 
 	/*
 	 * x14 is where to go on. Nothing may be loaded or stored, nor called
-	 * (that pushes, with GCSCR.PCRSEL), before the state is ours.
+	 * (that pushes, with a guarded control stack), before the state is ours.
 	 *
 	 * Then: what a stray store did to us may still be in a cache. There it
 	 * would be hidden from a look with the caches off, and be executed with
@@ -116,14 +127,16 @@ purgatory_stop:
 	 */
 enter:
 	mov	x15, x0
-	has_gcs_and_tcr2 x5, x6
+	has_tcr2 x6
 	caller_keeps_stack
 	msr	spsel, #1
 	if_el2	x0, 1f
-	own_state sctlr_el1, SCTLR_EL1_MMU_OFF, vbar_el1, GCSCR_EL1, TCR2_EL1
+	own_state sctlr_el1, SCTLR_EL1_MMU_OFF, vbar_el1, TCR2_EL1
+	own_gcs	GCSCR_EL1
 	b	2f
-1:	own_state sctlr_el2, SCTLR_EL2_MMU_OFF, vbar_el2, GCSCR_EL2, TCR2_EL2
-2:	isb
+1:	own_state sctlr_el2, SCTLR_EL2_MMU_OFF, vbar_el2, TCR2_EL2
+	own_gcs	GCSCR_EL2
+2:
 	adr	x0, purgatory_vectors
 	adr	x1, purgatory_data_end
 	bl	dcache_clean_inval_poc	// changes x0, x2 to x4
@@ -179,7 +192,7 @@ purgatory_stack:
 purgatory_stack_top:
 
 	.section .data_end, "aw", %progbits
-	.balign	64			// no line of a cache is shared with what follows
+	.balign	64			// lines may be longer: by_line takes them whole
 	.globl	purgatory_data_end
 purgatory_data_end:
 

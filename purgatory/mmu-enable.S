@@ -65,15 +65,16 @@ mmu_disable:
 	mov	x0, x1
 	mov	x1, x2
 	bl	dcache_clean_inval_poc	// changes x0, x2 to x4
-	isb				// Falkor erratum 1041 wants one right here
 	if_el2	x9, 1f
+	isb				// Falkor erratum 1041 wants one right here
 	msr	sctlr_el1, x8
 	isb
 	msr	mair_el1, x5
 	msr	tcr_el1, x6
 	msr	ttbr0_el1, x7
 	b	2f
-1:	msr	sctlr_el2, x8
+1:	isb
+	msr	sctlr_el2, x8
 	isb
 	msr	mair_el2, x5
 	msr	tcr_el2, x6

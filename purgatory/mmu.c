@@ -8,8 +8,8 @@
  * data the other way round, the regions can only be read. The UART is not there
  * at all: nothing is printed while the MMU is on.
  */
-#include "el.h"
 #include "options.h"
+#include "sysreg.h"
 
 #ifndef __KERNEL__
 __kexec_purgatory u64 purgatory_no_mmu;
@@ -43,7 +43,10 @@ __kexec_purgatory u64 purgatory_no_mmu;
 #define SCTLR_C			BIT(2)
 #define SCTLR_I			BIT(12)
 
-/* A crash image lies in one or two places. Where regions are in many, and it takes more, the MMU stays off. */
+/*
+ * A crash image lies in one or two places. Where regions are in many, and it
+ * takes more, the MMU stays off.
+ */
 #define TABLES			24
 
 #define sysreg_read_el(reg) \
@@ -68,7 +71,7 @@ static u64 *new_table(void)
 	int i;
 
 	if (tables_used == TABLES)
-		return 0;
+		return NULL;
 	tables_used++;
 	for (i = 0; i < 512; i++) {
 		table[i] = 0;
@@ -100,7 +103,7 @@ static int map(u64 *table, int level, u64 start, u64 end, u64 attributes)
 			continue;
 		}
 		if (!*entry) {
-			below = level < LAST_LEVEL ? new_table() : 0;
+			below = level < LAST_LEVEL ? new_table() : NULL;
 			if (!below)
 				return 0;
 			*entry = (unsigned long)below | PTE_TABLE | PTE_VALID;

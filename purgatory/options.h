@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What can be built into the purgatory besides its core. A macro of each
- * option is defined or not, by the command line or by Kconfig; without it the
- * option's files are not compiled, and what they would have done is nothing:
- * the empty functions below.
+ * What the purgatory is made of.
+ *
+ * Options: what can be built into it besides its core. A macro of each is
+ * defined or not, by the command line or by Kconfig; without it the option's
+ * files are not compiled, and what they would have done is nothing: the empty
+ * functions below.
  *
  * PURGATORY_CACHES	MMU and caches on while it hashes: mmu.c, mmu-enable.S
  * PURGATORY_SHA2	SHA-256 by the CPU's instructions: sha2.c, sha256-ce.S
@@ -39,10 +41,12 @@
 #define PURGATORY_STATE		1	/* somebody goes on from what a run leaves, or reads it */
 #endif
 
+#if defined(PURGATORY_CACHES) || defined(PURGATORY_TRAP)
 #define PURGATORY_PAGE_SIZE	4096
+#endif
 
-/* With a map, what is written has pages of its own. */
 #ifdef PURGATORY_CACHES
+/* There is a map, and what is written has pages of its own. */
 #define PURGATORY_DATA_ALIGN	PURGATORY_PAGE_SIZE
 #else
 #define PURGATORY_DATA_ALIGN	64
@@ -51,6 +55,12 @@
 #ifndef __ASSEMBLER__
 
 #include "purgatory.h"
+
+#if defined(PURGATORY_CACHES) || defined(PURGATORY_SHA2) || defined(PURGATORY_TRAP)
+/* What the purgatory stores to, in one place that is clean of caches when it begins. */
+#define __purgatory_data	__section(".data")
+#endif
+
 #if defined(PURGATORY_RECORD) || !defined(__KERNEL__)
 #include "record.h"			/* what its functions are called with, too */
 #endif
@@ -152,8 +162,8 @@ extern u64 purgatory_uart_base;
 void report_start(void);
 void report_line(const char *what);
 
-/* STOP, and why; 0 if that has been said. */
-unsigned long stop(const char *why);
+/* It stops, and why; NULL if that has been said. */
+void report_stop(const char *why);
 
 void report_result(u32 damaged, const u8 *found);
 void report_trap(unsigned long esr, unsigned long elr, unsigned long far);
@@ -177,7 +187,7 @@ static inline void report_begin(void) { }
 #endif
 static inline void report_start(void) { }
 static inline void report_line(const char *what) { }
-static inline unsigned long stop(const char *why) { return STOP; }
+static inline void report_stop(const char *why) { }
 static inline void report_result(u32 damaged, const u8 *found) { }
 static inline void report_trap(unsigned long esr, unsigned long elr, unsigned long far) { }
 static inline void report_no_more(void) { }

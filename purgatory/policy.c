@@ -44,5 +44,6 @@ unsigned long refuse(u32 damaged)
 		report_line("repaired from the copy");
 		return START_KERNEL;
 	}
-	return stop(0);
+	report_stop(NULL);
+	return STOP;
 }

@@ -4,8 +4,8 @@
  * one question: are the loaded segments still the bytes that were loaded? Read
  * purgatory() first.
  *
- * What is called here and is neither here nor in entry.S and sha256.c belongs
- * to an option, and is nothing where that is not built in: see options.h.
+ * Options: what is called here and is neither here nor in entry.S and sha256.c
+ * belongs to one, and is nothing where that is not built in: see options.h.
  */
 #include "options.h"
 
@@ -13,6 +13,9 @@ __kexec_purgatory struct kexec_sha_region purgatory_sha_regions[KEXEC_SEGMENT_MA
 __kexec_purgatory __aligned(8) u8 purgatory_sha256_digest[SHA256_DIGEST_SIZE];
 __kexec_purgatory u64 purgatory_kernel_entry;
 __kexec_purgatory u64 purgatory_dtb;
+#ifndef PURGATORY_NO_GCS
+__kexec_purgatory u64 purgatory_gcs;
+#endif
 
 /* Behind all symbols that a loader sets: the linker's script sees to it. */
 __section(".kexec-purgatory.last") __aligned(8)
@@ -101,7 +104,8 @@ void clean_regions(void)
 	for (i = 0; i < KEXEC_SEGMENT_MAX; i++) {
 		const struct kexec_sha_region *region = &purgatory_sha_regions[i];
 
-		dcache_clean_inval_poc(region->start, region->start + region->len);
+		if (region->len)
+			dcache_clean_inval_poc(region->start, region->start + region->len);
 	}
 }
 
@@ -119,19 +123,6 @@ int regions_match(u8 found[SHA256_DIGEST_SIZE])
 	}
 	sha256_final(&sctx, found);
 	return digest_same(found, purgatory_sha256_digest);
-}
-
-static u32 check_regions(u8 found[SHA256_DIGEST_SIZE])
-{
-	u32 damaged;
-
-	caches_on();
-	damaged = regions_match(found) ? 0 : PURGATORY_REGIONS;
-	record_found(found);
-	locate(damaged);
-	caches_off();
-	repair(damaged);
-	return damaged;
 }
 
 /*
@@ -156,7 +147,13 @@ u32 check(unsigned long dtb)
 		caches_prepare();
 		report_start();
 		clean_regions();
-		damaged = check_regions(found);
+		caches_on();
+		if (!regions_match(found))
+			damaged = PURGATORY_REGIONS;
+		record_found(found);
+		locate(damaged);
+		caches_off();
+		repair(damaged);
 		sha2_end();
 	}
 
@@ -169,21 +166,28 @@ unsigned long finish(unsigned long answer)
 {
 	if (answer != START_KERNEL)
 		return answer;
-	if (!purgatory_kernel_entry)
-		return stop("no kernel entry");
+	if (!purgatory_kernel_entry) {
+		report_stop("no kernel entry");
+		return STOP;
+	}
 	chosen();
 	return START_KERNEL;
 }
 
 unsigned long purgatory(unsigned long dtb)
 {
+#ifdef PURGATORY_POLICY
 	u32 damaged;
 
 	begin(0);
 	damaged = check(dtb);
-#ifdef PURGATORY_POLICY
 	return finish(damaged ? refuse(damaged) : START_KERNEL);
 #else
-	return finish(damaged ? stop(0) : START_KERNEL);
+	begin(0);
+	if (check(dtb)) {
+		report_stop(NULL);
+		return STOP;
+	}
+	return finish(START_KERNEL);
 #endif
 }

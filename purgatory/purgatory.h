@@ -5,7 +5,6 @@
  * A loader has to set purgatory_sha_regions and purgatory_sha256_digest, as
  * the kernel's generic code does, and purgatory_kernel_entry, as its arm64 code
  * has to. Everything else may stay zero and then means what is said beside it.
- * Options have symbols of their own: options.h.
  * All of these lie in .kexec-purgatory, which is PROGBITS: the kernel's loader
  * refuses to set a symbol in a bss section, or one whose size is not exactly
  * the expected one.
@@ -17,9 +16,6 @@
 #include "types.h"
 
 #define __kexec_purgatory	__section(".kexec-purgatory")
-
-/* What the purgatory stores to, in one place that is clean of caches when it begins. */
-#define __purgatory_data	__section(".data")
 
 #ifdef __KERNEL__
 #include <linux/purgatory.h>
@@ -46,6 +42,15 @@ extern u64 purgatory_kernel_entry;
 
 /* The device tree's physical address: x0 has to be that. 0: not compared. */
 extern u64 purgatory_dtb;
+
+#ifndef PURGATORY_NO_GCS
+/*
+ * Not 0: the kernel that loads us uses guarded control stacks, so GCSCR may be
+ * written to. Where it does not, firmware need not let anybody, and what is in
+ * GCSCR is what that kernel has made its own calls with.
+ */
+extern u64 purgatory_gcs;
+#endif
 
 /*
  * SHA-256 of all of .text and .kexec-purgatory as loaded, from purgatory_start

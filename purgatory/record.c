@@ -3,8 +3,8 @@
  * PURGATORY_RECORD: what was found, in memory. Others read it, whenever the
  * machine stops: so `state` is stored behind what it announces.
  */
-#include "el.h"
 #include "options.h"
+#include "sysreg.h"
 
 __section(".data.verdict") __aligned(PURGATORY_PAGE_SIZE)
 struct purgatory_verdict purgatory_verdict = {

@@ -136,12 +136,11 @@ void report_result(u32 damaged, const u8 *found)
 	report_damage();
 }
 
-unsigned long stop(const char *why)
+void report_stop(const char *why)
 {
 	if (why)
 		report_line(why);
 	report_line("stopped");
-	return STOP;
 }
 
 void report_trap(unsigned long esr, unsigned long elr, unsigned long far)

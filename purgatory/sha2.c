@@ -2,8 +2,8 @@
 /*
  * PURGATORY_SHA2: SHA-256 by the CPU's own instructions, where it has them.
  */
-#include "el.h"
 #include "options.h"
+#include "sysreg.h"
 
 #ifdef __KERNEL__
 #include "sha256-k.h"

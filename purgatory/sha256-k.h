@@ -3,6 +3,7 @@
  * The constants of SHA-256, for the one file that defines them: lib/crypto
  * keeps its own to itself.
  */
+extern const u32 sha256_k[64];
 const u32 sha256_k[64] __aligned(16) = {
 	0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5,
 	0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,

@@ -1,8 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A part of entry.S (PURGATORY_TRAP): the vectors where there is more to do
- * than to stop. What stands between them saves a page.
+ * than to stop.
  */
+
+/* What lies on the stack when enter is done: see there, and push_caller. */
+#ifdef PURGATORY_CALLER
+#define FRAME_SIZE	(32 + CALLER_SIZE)
+#else
+#define FRAME_SIZE	32
+#endif
 
 	/*
 	 * Whatever we were doing, say what happened. It may be the map that is
@@ -43,6 +50,8 @@ trapped:
 
 #ifdef PURGATORY_EARLY
 	/*
+	 * Here and below, what stands between two vectors saves a page.
+	 *
 	 * The early check: a kernel that is still alive calls this, its MMU off
 	 * for the moment. x0 is 0 if all is well, 1 if not; x18 to x30, sp and
 	 * system registers come back as they were.
@@ -110,16 +119,16 @@ leave:
 	b	trapped
 
 #ifdef PURGATORY_CALLER
-1:	has_gcs_and_tcr2 x5, x6
-	if_el2	x4, 4f
-	cbz	x6, 2f
+	/* 0 is what they are now, or they are not there. */
+1:	if_el2	x4, 4f
+	cbz	x8, 2f
 	msr	TCR2_EL1, x8
-2:	cbz	x5, 3f
+2:	cbz	x7, 3f
 	msr	GCSCR_EL1, x7
 3:	b	restore
-4:	cbz	x6, 5f
+4:	cbz	x8, 5f
 	msr	TCR2_EL2, x8
-5:	cbz	x5, 6f
+5:	cbz	x7, 6f
 	msr	GCSCR_EL2, x7
 6:	b	restore
 #endif

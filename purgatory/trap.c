@@ -52,6 +52,7 @@ unsigned long purgatory_trapped(unsigned long esr, unsigned long elr, unsigned l
 #ifdef PURGATORY_POLICY
 	return finish(refuse(suspected));
 #else
-	return stop(0);
+	report_stop(NULL);
+	return STOP;
 #endif
 }

@@ -5,6 +5,7 @@
 #ifdef __KERNEL__
 #include <linux/bits.h>
 #include <linux/compiler.h>
+#include <linux/stddef.h>
 #include <linux/types.h>
 #include <asm/byteorder.h>
 #else
@@ -19,6 +20,7 @@ typedef u32 __le32;
 #define __cold		__attribute__((cold))
 #define __section(name)	__attribute__((section(name)))
 #define noinline	__attribute__((noinline))
+#define NULL		((void *)0)
 #define BIT(n)		(1UL << (n))
 #define __force
 #ifdef __AARCH64EB__

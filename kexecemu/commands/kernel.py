@@ -106,7 +106,8 @@ def build(
     plan = plan_given(version, series, pages, config, compiler)
     try:
         with counted("building", "objects") as on_object:
-            built = build_kernel(plan, cache_folder(), jobs or os.cpu_count() or 1, on_object, keep=keep)
+            at_a_time = jobs or os.cpu_count() or 1
+            built = build_kernel(plan, cache_folder(), at_a_time, on_object, _say_waiting, keep=keep)
     except BuildError as error:
         raise failed("build", error) from error
     except OSError as error:
@@ -129,6 +130,10 @@ def build(
         print(f"{'' if number else 'series':<11}{step}")
     size = f"{built.purgatory.stat().st_size:,} bytes" if built.purgatory else "none"
     print(f"purgatory  {size}")
+
+
+def _say_waiting() -> None:
+    say_line("kernel build: another one builds the same; waiting until it is done")
 
 
 def boot(

@@ -27,7 +27,7 @@ def patches(
     ] = "purgatory",
     out: Annotated[Path | None, option("--out", "A folder for the patches; it is made.", "DIR")] = None,
     author: Annotated[
-        str, option("--author", "Who signs them off.", "NAME")
+        str, option("--author", "Who signs them off, with an address.", "NAME")
     ] = "kexecemu <kexecemu@example.org>",
     check: Annotated[
         bool, option("--check", "Run the kernel's checkpatch.pl --strict on them.", None)
@@ -38,18 +38,21 @@ def patches(
     Exit status 1 if checkpatch says anything that is not among the exceptions with a reason.
     """
     from kexecemu.fetch.cache import cache_folder
-    from kexecemu.kbuild.patches import checkpatch, make_patches, source_files
+    from kexecemu.kbuild.patches import check_author, checkpatch, make_patches, source_files
     from kexecemu.kbuild.series import find_series
-    from kexecemu.kbuild.source import find_source
+    from kexecemu.kbuild.source import find_source, package_of
 
     if out is None and not check:
         raise InputError("nothing to do: give --out DIR, or --check")
     check_folder("--out", out)
+    check_author(author)
     written = Written()
     tarball = find_source(version, cache_folder())
     folder = find_series(series)
-    source = source_files(folder, version, tarball, check=check)
-    made = make_patches(folder, version, source, author)
+    with counted(f"reading {tarball.name}", "files of it") as each:
+        each()
+        source = source_files(folder, version, tarball, check=check, each=each)
+    made = make_patches(folder, version, source, author, package_of(version, cache_folder()))
     if out is not None:
         with written.writing("--out", out):
             with replacing_folder(out) as new:

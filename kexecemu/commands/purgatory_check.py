@@ -115,17 +115,23 @@ def _table(checks: Sequence[Check]) -> list[str]:
 
 def _blanks(checks: Sequence[Check]) -> Iterator[tuple[str, str]]:
     """The rows with blanks in them, and why those are there."""
-    dead = "it does not boot an untouched image"
     for one in checks:
         yield from ((row, f"{one.name}: {why}") for row, why in one.absent.items())
     for one in checks:
         if one.instructions_per_byte is None:
-            yield "instructions per byte", f"{one.name}: {dead}"
+            yield "instructions per byte", f"{one.name}: {_why_none(one)}"
     for one in checks:
         if one.scalar_per_byte is None:
             boots = one.instructions_per_byte is not None
-            why = "it cannot be told to do without them" if boots else dead
+            why = "it cannot be told to do without them" if boots else _why_none(one)
             yield "without SHA-2 instructions", f"{one.name}: {why}"
+
+
+def _why_none(check: Check) -> str:
+    """What the untouched image came to, by the row that says so."""
+    if Reply.BOOTS in check.replies.get(UNTOUCHED, []):
+        return "it boots an untouched image, but does not come to an end with a larger initrd"
+    return "it does not boot an untouched image"
 
 
 def _number(value: float | None) -> str:

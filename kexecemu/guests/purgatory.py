@@ -28,7 +28,13 @@ CORE = ("entry.S", "purgatory.c", "sha256.c")
 still enters correctly."""
 
 _CORE_HEADERS = ("el.h", "options.h", "purgatory.h", "types.h", "sha256.h", "sha256-k.h", "purgatory.lds")
-_HEADERS = {"report.c": ("report.h",), "record.c": ("record.h",), "locate.c": ("locate.h",)}
+_HEADERS = {
+    "mmu.c": ("sysreg.h",),
+    "sha2.c": ("sysreg.h",),
+    "report.c": ("report.h",),
+    "record.c": ("record.h", "sysreg.h"),
+    "locate.c": ("locate.h",),
+}
 _CALLERS = ("policy", "early")  # PURGATORY_CALLER in options.h
 
 
@@ -107,7 +113,7 @@ def files_of(options: Sequence[str]) -> tuple[str, ...]:
     more = [header for source in sources for header in _HEADERS.get(source, ())]
     more += ["trap.S"] if "trap.c" in sources else []
     more += ["caller.h"] if set(_CALLERS) & set(options) else []
-    return (*_CORE_HEADERS, *sources, *more)
+    return (*_CORE_HEADERS, *sources, *dict.fromkeys(more))
 
 
 def code_lines(text: str) -> int:

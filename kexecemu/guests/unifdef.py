@@ -23,18 +23,24 @@ _DERIVED = {
 
 _DIRECTIVE = re.compile(r"\s*#\s*(ifdef|ifndef|if|else|endif)\b\s*(.*?)\s*(?:/\*.*\*/\s*)?$", re.S)
 _EMPTY_FUNCTION = re.compile(r"static inline (\w+) (\w+)\(.*\)\s*\{ (?:return 0; )?\}$")
+_OF_OPTIONS = re.compile(
+    r"^ \* Options: .*\n(?: \* .*\n)*(?: \*\n(?= \* ))?", re.M
+)  # a paragraph of a comment
 _EMPTY_MACRO = re.compile(r"\t\.macro\t(\w+)[^\n]*\n\t\.endm")
 
 _Known = Mapping[str, bool]
 
 
-def without_options(sources: Mapping[str, str], kept: Set[str], *, kernel: bool) -> dict[str, str]:
+def without_options(
+    sources: Mapping[str, str], kept: Set[str], *, kernel: bool, gcs: bool = True
+) -> dict[str, str]:
     """The sources, by their names, without the options that are not in kept.
 
-    kernel says whether __KERNEL__ is defined.
+    kernel says whether __KERNEL__ is defined, gcs whether that kernel knows guarded control stacks.
     """
     known = {f"PURGATORY_{name.upper()}": False for name in OPTIONS if name not in kept} | {
-        "__KERNEL__": kernel
+        "__KERNEL__": kernel,
+        "PURGATORY_NO_GCS": not gcs,
     }
     known |= {macro: False for macro, options in _DERIVED.items() if not kept & set(options)}
     texts = {name: _conditionals(text, known) for name, text in sources.items()}
@@ -42,7 +48,8 @@ def without_options(sources: Mapping[str, str], kept: Set[str], *, kernel: bool)
     gone = tuple(f" * {name}\t" for name in known)
     for name, text in texts.items():
         lines = (line for line in text.splitlines(keepends=True) if not line.startswith(gone))
-        texts[name] = _tidy("".join(lines))
+        left = "".join(lines)
+        texts[name] = _tidy(left if kept else _OF_OPTIONS.sub("", left))
     return texts
 
 

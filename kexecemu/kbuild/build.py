@@ -21,7 +21,7 @@ from kexecemu.errors import BuildError, InputError
 from kexecemu.files import replace_file
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kbuild.options import fragment_text, not_taken, with_defaults
-from kexecemu.kbuild.series import apply_series, read_step, series_path
+from kexecemu.kbuild.series import apply_series, read_series, read_step, series_path
 from kexecemu.kbuild.source import find_source, package_of, unpack_source
 from kexecemu.kbuild.toolchain import Toolchain
 from kexecemu.linux.first_purgatory import built_in_purgatory
@@ -57,7 +57,12 @@ class BuildPlan:
     toolchain: Toolchain = field(default_factory=Toolchain)
 
     def key(self, cache: Path) -> str:
-        """A name for what comes of it: of the package, the series, the options and the compiler; needs the source."""
+        """A name for what comes of it: of the package, the series, the options and the compiler; needs the source.
+
+        InputError for a series that has no step for this version.
+        """
+        for one in self.series:
+            read_series(one, self.version)
         find_source(self.version, cache)
         parts = [package_of(self.version, cache), series_digest(self.series), fragment_text(self.options)]
         text = "\n".join([*parts, self.toolchain.name, self.toolchain.release()])
@@ -146,11 +151,18 @@ def _told(path: Path) -> dict[str, object]:
 
 
 def build_kernel(
-    plan: BuildPlan, cache: Path, jobs: int, on_object: OnObject = lambda: None, *, keep: bool = False
+    plan: BuildPlan,
+    cache: Path,
+    jobs: int,
+    on_object: OnObject = lambda: None,
+    on_wait: Callable[[], object] = lambda: None,
+    *,
+    keep: bool = False,
 ) -> BuiltKernel:
     """Build it unless it is there, with so many jobs at a time; on_object hears of each object.
 
-    keep leaves source and objects beside it (see work_folder()), which else are deleted.
+    keep leaves source and objects beside it (see work_folder()), which else are deleted. on_wait is called where
+    somebody else builds the same, before that is waited for.
 
     One build of a plan at a time: the next one waits, and then finds it there. Raises InputError where something is
     missing or does not fit (source, tools, series, an option that the kernel does not take), BuildError where make
@@ -158,7 +170,7 @@ def build_kernel(
     """
     key = plan.key(cache)
     folder, work = kernels_folder(cache) / key, work_folder(kernels_folder(cache) / key)
-    with _lock(kernels_folder(cache) / f".{key}.lock"):
+    with _lock(kernels_folder(cache) / f".{key}.lock", on_wait):
         if (folder / "BUILD.json").is_file():
             return read_built(folder)
         plan.toolchain.check(plan.options)
@@ -180,10 +192,14 @@ def build_kernel(
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -201,7 +217,11 @@ def _edited_tree(plan: BuildPlan, cache: Path, work: Path) -> list[str]:
     shutil.rmtree(work, ignore_errors=True)
     work.unlink(missing_ok=True)
     unpack_source(find_source(plan.version, cache), work / "src")
-    steps = [step for one in plan.series for step in apply_series(one, plan.version, work / "src")]
+    try:
+        steps = [step for one in plan.series for step in apply_series(one, plan.version, work / "src")]
+    except InputError:
+        shutil.rmtree(work, ignore_errors=True)  # with another series it is another build
+        raise
     replace_file(done, json.dumps(steps).encode())
     return steps
 

@@ -11,7 +11,7 @@ from kexecemu.errors import InputError
 from kexecemu.kbuild.on_board import board_runs
 from kexecemu.kbuild.on_qemu import QemuRuns, qemu_runs, run_in_qemu
 from kexecemu.kbuild.qemu import QemuMachine
-from kexecemu.kbuild.trial import Loaded, Trial
+from kexecemu.kbuild.trial import NO_PURGATORY, Loaded, Trial
 from kexecemu.machine.virt import FLASH
 from kexecemu.scenario.purgatory_bench import every_case, model_replies
 from kexecemu.shown import shown
@@ -95,7 +95,9 @@ def judge_kernel(
     path = trial.kernel.purgatory
     obj = trial.kernel.built_in()
     if obj is None:
-        raise InputError(f"{trial.kernel.folder}: this kernel has no purgatory: there is nothing to judge")
+        raise InputError(
+            f"{trial.kernel.folder}: this kernel has no purgatory that is known here: {NO_PURGATORY}"
+        )
     if path is None:
         raise InputError(
             f"{trial.kernel.folder}: the model needs purgatory.ro, which is not beside the Image"

@@ -31,11 +31,12 @@ _WANTED = {
     "a series of ours": "ARM64_KEXEC_PURGATORY ARM64_KEXEC_PURGATORY_REPORT CRYPTO CRYPTO_SHA256",
     "the CPU": (
         "ARM64_VA_BITS_48 ARM64_HW_AFDBM ARM64_PAN ARM64_PTR_AUTH ARM64_BTI ARM64_E0PD ARM64_SVE ARM64_SME "
+        "ARM64_GCS "
         "UNMAP_KERNEL_AT_EL0"
     ),
 }
 # What some releases have no choice of: always there, or not to be had.
-_IF_THERE: tuple[str, ...] = ("ARM64_PAN", "ARM64_SME", "SYSCTL", "PROC_SYSCTL")
+_IF_THERE: tuple[str, ...] = ("ARM64_PAN", "ARM64_SME", "ARM64_GCS", "SYSCTL", "PROC_SYSCTL")
 _IF_THERE += ("ARM64_KEXEC_PURGATORY", "ARM64_KEXEC_PURGATORY_REPORT")
 _SERIES = "ARM64_KEXEC_PURGATORY"  # how the names of options begin that a series of ours brings
 

@@ -1,6 +1,7 @@
 """A series as patches for a mailing list, made of its edits and a source tree; and what checkpatch.pl says of them."""
 
 import difflib
+import itertools
 import lzma
 import re
 import tarfile
@@ -15,15 +16,18 @@ from kexecemu.errors import BuildError, InputError
 from kexecemu.files import read_file
 from kexecemu.kbuild.series import Step, apply_step, read_series
 
-__all__ = ["EXCEPTIONS", "Complaint", "Patch", "checkpatch", "make_patches", "source_files"]
+__all__ = ["EXCEPTIONS", "Complaint", "Patch", "check_author", "checkpatch", "make_patches", "source_files"]
 
+# What could end a header's line, or an address, is in neither.
+_AUTHOR = re.compile(r"[^<>\s][^<>]* <[^<>@\s]+@[^<>@\s]+>")
+_STAT_WIDTH = 80
 _CHECKPATCH = ("scripts/checkpatch.pl", "scripts/spelling.txt", "scripts/const_structs.checkpatch")
 
 EXCEPTIONS: Mapping[str, str] = {
     r"FILE_PATH_CHANGES": "arch/arm64 and tools/testing/selftests are in MAINTAINERS with all that is below them",
     r"CAMELCASE.*<(Elf_|Elf64_)": "types of linux/elf.h",
     r"CAMELCASE.*<(CurrentEL\w*|L\w+)>": "a system register of the architecture; labels of the assembler",
-    r"GIT_COMMIT_ID": "Debian's source has no history to look it up in",
+    r"COMMIT_ID": "Debian's source has no history to look it up in",
     r"el\.h.*BIT_MACRO": "for the assembler, too, which knows no UL",
     r"el\.h.*SPACING.*around that ':'": "labels of macros for the assembler, read as C",
 }
@@ -46,11 +50,19 @@ class Complaint:
     reason: str
 
 
-def source_files(series: Path, version: str, tarball: Path, *, check: bool) -> dict[str, bytes]:
+def check_author(author: str) -> None:
+    """InputError for one that is no name and address, as git am wants them."""
+    if not author.isprintable() or not _AUTHOR.fullmatch(author):
+        raise InputError(f"--author {author[:60]!r} is not a name and an address, as You <you@example.org>")
+
+
+def source_files(
+    series: Path, version: str, tarball: Path, *, check: bool, each: Callable[[], None] = lambda: None
+) -> dict[str, bytes]:
     """What of linux-source's archive a series edits, by path; with check, checkpatch.pl and what that reads, too.
 
-    Unpacking takes seconds, so it is done once for all. InputError for a series for another version, and for a file
-    that is not there.
+    Unpacking takes seconds, so it is done once for all; each is called for each file that was found. InputError for a
+    series for another version, and for a file that is not there.
     """
     steps = read_series(series, version)
     ours = {new.path for step in steps for new in step.new}
@@ -64,6 +76,7 @@ def source_files(series: Path, version: str, tarball: Path, *, check: bool) -> d
                 if content is not None:
                     found[path] = content.read()
                     missing.remove(path)
+                    each()
                     if not missing:
                         break
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
@@ -73,14 +86,16 @@ def source_files(series: Path, version: str, tarball: Path, *, check: bool) -> d
     return found
 
 
-def make_patches(series: Path, version: str, source: Mapping[str, bytes], author: str) -> list[Patch]:
+def make_patches(
+    series: Path, version: str, source: Mapping[str, bytes], author: str, base: str = ""
+) -> list[Patch]:
     """The patches of a series for a version of Linux, in order, the cover letter first if it has one.
 
-    source has the files that are edited. author is a name and an address. InputError for a series that does not fit.
+    source has the files that are edited, base the words for what they are of. author is a name and an address.
+    InputError for a series that does not fit. No mail has a date: git am takes the moment.
     """
+    check_author(author)
     steps = read_series(series, version)
-    if not author.isprintable() or not author.strip():
-        raise InputError(f"--author {author[:60]!r} is not one line of printable characters")
     patches = []
     with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
         tree = Path(name)
@@ -97,7 +112,7 @@ def make_patches(series: Path, version: str, source: Mapping[str, bytes], author
     if cover.is_file():
         subject, _, body = _text(cover.name, read_file(cover)).partition("\n\n")
         listed = "\n".join(f"  {step.subject}" for step in steps)
-        base = f"For Linux {version}, as Debian's linux-source has it."
+        base = f"base: {base or f'Linux {version}'}"
         head = _head(author, f"[PATCH 0/{total}] {subject}")
         text = f"{head}{body.rstrip()}\n\n{base}\n\n{listed}\n\n{_stat(whole, after)}\n"
         patches.insert(0, Patch("0000-cover-letter.patch", text))
@@ -176,7 +191,7 @@ def _patch(
 ) -> Patch:
     diffs = "".join(_diff(path, before.get(path), text, step) for path, text in after.items())
     slug = re.sub(r"[^A-Za-z0-9]+", "-", step.subject).strip("-")[:52]
-    body = f"{step.body.strip()}\n\nSigned-off-by: {author}\n---\n{_stat(before, after)}\n{diffs}--\n"
+    body = f"{step.body.strip()}\n\nSigned-off-by: {author}\n---\n{_stat(before, after)}\n\n{diffs}--\n"
     subject = f"[PATCH {number}/{total}] {step.subject}"
     return Patch(f"{number:04}-{slug}.patch", _head(author, subject) + body)
 
@@ -194,14 +209,36 @@ def _diff(path: str, before: str | None, after: str, step: Step) -> str:
 
 
 def _stat(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """As git's --stat ends: how many files, and lines in and out."""
-    added = removed = files = 0
+    """As git's --stat: a line for each file, how many lines in and out, and which files are new."""
+    changed: dict[str, tuple[int, int]] = {}
     for path, text in after.items():
         old = before.get(path, "")
-        if old == text and path in before:
-            continue
-        files += 1
-        for line in difflib.unified_diff(old.splitlines(), text.splitlines(), lineterm="", n=0):
-            added += line.startswith("+") and not line.startswith("+++")
-            removed += line.startswith("-") and not line.startswith("---")
-    return f" {files} files changed, {added} insertions(+), {removed} deletions(-)"
+        if old != text or path not in before:
+            lines = difflib.unified_diff(old.splitlines(), text.splitlines(), lineterm="", n=0)
+            signs = [line[0] for line in itertools.islice(lines, 2, None)]
+            changed[path] = (signs.count("+"), signs.count("-"))
+    wide = max(map(len, changed), default=0)
+    digits = len(str(max(map(sum, changed.values()), default=0)))
+    room = max(_STAT_WIDTH - wide - digits - 5, 10)
+    most = max(map(sum, changed.values()), default=0)
+    told = [
+        f" {path:<{wide}} | {sum(counts):>{digits}} {_graph(*counts, room, most)}".rstrip()
+        for path, counts in changed.items()
+    ]
+    added, removed = (sum(column) for column in zip(*changed.values(), strict=True)) if changed else (0, 0)
+    counts = [_counted(len(changed), "file", " changed")]
+    counts += [_counted(added, "insertion", "(+)")] if added or not removed else []
+    counts += [_counted(removed, "deletion", "(-)")] if removed or not added else []
+    return "\n".join([*told, f" {', '.join(counts)}"])
+
+
+def _counted(number: int, what: str, more: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}{more}"
+
+
+def _graph(added: int, removed: int, room: int, most: int) -> str:
+    """Signs for lines, so many to a sign that the longest of all fits into the room."""
+    if most <= room:
+        return "+" * added + "-" * removed
+    signs, minus = -(-(added + removed) * room // most), -(-removed * room // most)
+    return "+" * (signs - minus) + "-" * minus

@@ -1,5 +1,6 @@
 """A kernel of ours in QEMU, from the start to the moment when it has loaded its crash kernel and waits."""
 
+import time
 from pathlib import Path
 
 from kexecemu.errors import InputError
@@ -17,6 +18,8 @@ from kexecemu.machine.virt import RAM_BASE
 
 __all__ = ["LIMIT_SECONDS", "boot_command", "last_line", "loaded_in"]
 
+_END = "\nfirst: end: "
+_LINE_SECONDS = 5.0  # for what stands behind it
 LIMIT_SECONDS = 120.0
 """For the boot, and for the capture kernel. A boot takes some seconds."""
 
@@ -31,12 +34,21 @@ def boot_command(setup: LinuxSetup, machine: QemuMachine, folder: Path) -> list[
     return [*machine.command(find_qemu()), *files, "-append", words]
 
 
+def _hear_line(qemu: Qemu, start: int) -> None:
+    """The rest of the line that begins there."""
+    end = time.monotonic() + _LINE_SECONDS
+    while "\n" not in qemu.console[start:] and not qemu.ended and time.monotonic() < end:
+        qemu.pump(0.05)
+
+
 def loaded_in(qemu: Qemu, setup: LinuxSetup) -> Loaded:
     """Boot, until the crash kernel is loaded and init waits for a line; the machine is stopped then.
 
     InputError where the kernel does not come so far.
     """
-    hit = qemu.wait_for((f"\n{WAITING}\n", "\nfirst: end: ", PANIC_END), LIMIT_SECONDS)
+    hit = qemu.wait_for((f"\n{WAITING}\n", _END, PANIC_END), LIMIT_SECONDS)
+    if hit == _END:
+        _hear_line(qemu, qemu.console.rfind(_END.strip()))
     if hit is None or WAITING not in hit:
         why = qemu.trouble if qemu.ended else ""
         raise InputError(f"the kernel has loaded no crash kernel: {why or last_words(qemu.console)}")

@@ -68,6 +68,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _SHIPPED = ("purgatory", "protect")
+_WITHOUT_GCS = ("6.12",)  # Linux knows guarded control stacks since 6.13
 
 
 def series_path(name: str = "purgatory") -> Path:
@@ -111,7 +112,7 @@ def apply_series(series: Path, version: str, tree: Path) -> list[str]:
 def apply_step(step: Step, version: str, tree: Path) -> None:
     """Apply one step to a source tree."""
     if step.purgatory is not None:
-        _lay_purgatory(step.purgatory, tree / "arch/arm64/purgatory")
+        _lay_purgatory(step.purgatory, tree / "arch/arm64/purgatory", gcs=version not in _WITHOUT_GCS)
     for new in step.new:
         if _is_for(version, new.versions):
             _create(new, tree)
@@ -158,13 +159,13 @@ def _is_for(version: str, versions: Sequence[str]) -> bool:
     return not versions or version in versions
 
 
-def _lay_purgatory(options: Sequence[str], folder: Path) -> None:
+def _lay_purgatory(options: Sequence[str], folder: Path, *, gcs: bool) -> None:
     chosen = chosen_options(options)
     ours = ("sha256.c", "sha256.h", *(() if "sha2" in chosen else ("sha256-k.h",)))
     names = [name for name in files_of(chosen) if name not in ours]
     sources = {name: read_file(purgatory_sources() / name).decode() for name in names}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in without_options(sources, set(chosen), kernel=True).items():
+    for name, text in without_options(sources, set(chosen), kernel=True, gcs=gcs).items():
         with replacing(folder / name) as file:
             file.write(text.encode())
 

@@ -26,12 +26,14 @@ from kexecemu.linux.initramfs import CAPTURE_CMDLINE, capture_initramfs
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
+from kexecemu.scenario.setup import whole
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault, Injection
 from kexecemu.stray.target import area_of, resolve_by
 from kexecemu.suggest import did_you_mean, there_are
 
 __all__ = [
+    "NO_PURGATORY",
     "Loaded",
     "Trial",
     "TrialEnd",
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 _RAM, _CRASHKERNEL = "512M", "192M"
+NO_PURGATORY = "no relocatable ELF object for arm64 with purgatory_start"
+"""What is looked for in an Image. Linux' own loader does not ask an embedded object what machine it is for."""
 
 
 @shown()
@@ -139,6 +143,7 @@ def setup_of(trial: Trial) -> LinuxSetup:
     image = trial.kernel.image.read_bytes()
     if not has_magic(image):
         raise InputError(f"{trial.kernel.image}: {no_image(image)}")
+    whole(image, trial.kernel.image)
     programs = fetched_programs()
     words = [
         f"crashkernel={_CRASHKERNEL}",
@@ -199,6 +204,8 @@ def check_targets(kernel: BuiltKernel, faults: Sequence[Fault]) -> None:
             if name not in symbols:
                 like = did_you_mean(name, symbols)
                 raise InputError(f"target {base}: the purgatory has no symbol {name}{like}")
+        elif obj is None and base.partition(":")[0] == "purgatory":
+            raise InputError(f"target {base}: the Image has none that is known here ({NO_PURGATORY})")
         elif base not in known:
             raise InputError(
                 f"target {base}: no such segment{there_are(base, known)}, and physical addresses"
@@ -207,7 +214,7 @@ def check_targets(kernel: BuiltKernel, faults: Sequence[Fault]) -> None:
 
     with closing(Ram([anywhere])) as ram:
         for fault in faults:
-            resolve_by(ram, area, fault)
+            resolve_by(ram, area, fault, called="RAM that there are")
 
 
 def trial_end(

@@ -54,7 +54,7 @@ def _written(one: Injection) -> str:
 
 def _purgatory(end: TrialEnd) -> str:
     if end.image.purgatory is None:
-        return "none: this kernel has none"
+        return "none that is known here"
     if end.purgatory is None:
         return f"not entered; {end.stood}"
     verdict = end.purgatory.verdict

@@ -123,9 +123,15 @@ class _Bench:
         reply = judge_reply(bool(faults), end.outcome, end.damage, end.purgatory, end.capture)
         return reply, abort.far if abort is not None and abort.has_far else None
 
-    def measure(self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS) -> tuple[int, int, int] | None:
-        """Instructions of a run that finds nothing, bytes hashed, and SP at its end; None if it does not boot."""
+    def measure(
+        self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS, budget: int = 0
+    ) -> tuple[int, int, int] | None:
+        """Instructions of a run that finds nothing, bytes hashed, and SP at its end; None if it does not boot.
+
+        budget is what it may take at least, as FirstKernel.purgatory_budget.
+        """
         kernel, image, _ = self.load(initrd, more)
+        kernel.purgatory_budget = budget
         kernel.crash()
         run = run_purgatory(kernel, image)
         if run.end is not PurgatoryEnd.KERNEL:
@@ -134,8 +140,12 @@ class _Bench:
 
     def per_byte(self, more: Mapping[str, str] = _NO_OPTIONS) -> float | None:
         """Instructions for a byte more: from two sizes, without what a run costs whatever the size."""
-        small, large = self.measure(_INITRD, more), self.measure(_LARGER_INITRD, more)
-        if small is None or large is None:
+        small = self.measure(_INITRD, more)
+        if small is None:
+            return None
+        # As slow as it was with less: what is usual may not do for the larger one.
+        large = self.measure(_LARGER_INITRD, more, 2 * small[0] * _LARGER_INITRD // _INITRD)
+        if large is None:
             return None
         return round((large[0] - small[0]) / (large[1] - small[1]), 2)
 

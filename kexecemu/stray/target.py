@@ -75,9 +75,15 @@ def resolve(kernel: KernelModel, fault: Fault) -> PhysRange:
     return resolve_by(kernel.ram, lambda base: _area(kernel, base), fault)
 
 
-def resolve_by(ram: Ram, area_of: Callable[[str], PhysRange], fault: Fault) -> PhysRange:
-    """The same, where area_of(name) knows the physical range that a name stands for."""
-    phys = _first_byte(ram, area_of, fault.at.strip(), fault.length if fault.model is None else 1)
+def resolve_by(
+    ram: Ram, area_of: Callable[[str], PhysRange], fault: Fault, called: str | None = None
+) -> PhysRange:
+    """The same, where area_of(name) knows the physical range that a name stands for.
+
+    called is what such a range is called where it is not what the name says.
+    """
+    length = fault.length if fault.model is None else 1
+    phys = _first_byte(ram, area_of, fault.at.strip(), length, called)
     bank = next(bank for bank in ram.banks if phys in bank)
     return PhysRange(phys, min(phys + fault.length, bank.end))
 
@@ -86,7 +92,9 @@ def _value(digits: str) -> int:
     return number(digits, "target", 16 if digits[:2] in ("0x", "0X") else 10)
 
 
-def _first_byte(ram: Ram, area_of: Callable[[str], PhysRange], target: str, length: int) -> int:
+def _first_byte(
+    ram: Ram, area_of: Callable[[str], PhysRange], target: str, length: int, called: str | None
+) -> int:
     if _NUMBER.match(target):
         phys = _value(target)
         if not any(bank.covers(PhysRange.of(phys, length)) for bank in ram.banks):
@@ -100,6 +108,6 @@ def _first_byte(ram: Ram, area_of: Callable[[str], PhysRange], target: str, leng
     if offset + length > area.size:
         raise InputError(
             f"target {target}: {length} byte{'s' if length != 1 else ''} at offset {offset:#x} do not fit in the "
-            f"{area.size:#x} bytes of {match['base']}"
+            f"{area.size:#x} bytes of {called or match['base']}"
         )
     return area.start + offset

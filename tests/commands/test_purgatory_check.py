@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kexecemu.commands.purgatory_check import unmet
+from kexecemu.commands.purgatory_check import _table, unmet
+from kexecemu.crash import running
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.purgatory_check import RUNS, Reply, judge_reply
@@ -18,6 +20,8 @@ from kexecemu.crash.stages import CaptureEnd, CaptureRun, PurgatoryEnd, Purgator
 from kexecemu.crash.verdict import Damaged, Verdict, VerdictState
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import MachineError
+from kexecemu.kernel.image.purgatory import parse_purgatory
+from kexecemu.scenario.purgatory_bench import Check, _Bench, instructions_per_byte
 from kexecemu.scenario.runner import Result
 from kexecemu.scenario.runner import crash as run_crash
 from kexecemu.scenario.setup import Setup
@@ -300,3 +304,33 @@ def test_a_blank_says_why_it_is_one(tmp_path: Path) -> None:
     assert "\n- says that there is nothing to tell:\n" in done.stdout
     assert "\n  check switched off, and initrd: other.ro: it has no symbol skip_checks\n" in done.stdout
     assert "\n  without SHA-2 instructions: other.ro: it cannot be told to do without them\n" in done.stdout
+
+
+def test_a_slow_purgatory_that_boots_has_its_instructions_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is usual is enough for the image of the rows, and not for the larger one that the count takes."""
+    core = purgatory_path("core")
+    obj = parse_purgatory(core.read_bytes())
+    usual = instructions_per_byte(core, obj, "kernel")
+    assert usual is not None
+    bench = _Bench(core, obj, "kernel", {})
+    small = bench.measure(0x4000)
+    assert small is not None
+    monkeypatch.setattr(running, "_BUDGET_PER_BYTE", 0)
+    monkeypatch.setattr(running, "_BUDGET_BASE", small[0] + 20_000)
+    assert bench.measure(0x4000) == small and bench.measure(0x24000) is None
+    assert instructions_per_byte(core, obj, "kernel") == usual
+
+
+def test_a_count_that_cannot_be_had_says_why() -> None:
+    none = Check("x", "kernel", {"nothing": [Reply.BOOTS]}, None, None, [], 0, 0)
+    dead = replace(none, replies={"nothing": [Reply.FALSE_ALARM]})
+    for check, said in (
+        (none, "does not come to an end with a larger initrd"),
+        (dead, "does not boot an untouch"),
+    ):
+        lines = [
+            line
+            for line in _table([check])
+            if line.startswith(("  instructions per byte: ", "  without SHA-2 instructions: "))
+        ]
+        assert [said in line for line in lines[-2:]] == [True, True]

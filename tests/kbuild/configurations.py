@@ -58,6 +58,10 @@ _MISSING = {
     ("gcc", "pac and bti"): "BTI for the kernel wants another gcc",
 }
 _FILES = ("machine_kexec.o", "machine_kexec_file.o", "kexec_image.o", "kexec_purgatory.o")
+# make asks sparse about __typeof_unqual__ and, where it does not know that, does without: then C=1 is nothing.
+_WARNINGS = ("W=1", "C=1", "CHECK=sparse -D__typeof_unqual__=__typeof__")
+_OURS = re.compile(r"arch/arm64/(purgatory/|kernel/kexec_purgatory)|^failed$")
+_REFUSED = "C=1 specified, but"
 _RELOCATIONS = {273, 274, 279, 280, 282, 283}  # those of kexec_purgatory.c
 
 
@@ -121,7 +125,10 @@ def build(
     ours = ["arch/arm64/purgatory/", "arch/arm64/kernel/kexec_purgatory.o"] if there else []
     said = tree.make(out, *ours, *targets)
     if more and ours:  # the kernel's own files have warnings of their own
-        said += tree.make(out, *more, *ours)
+        looked = tree.make(out, *more, *ours)
+        if _REFUSED in looked:
+            raise SystemExit(f"{looked}\nmake C=1 looks at nothing: it needs sparse (apt-get install sparse)")
+        said += "".join(f"\n{line}" for line in looked.splitlines() if _OURS.search(line))
     ours = [
         line
         for line in said.splitlines()
@@ -146,7 +153,7 @@ def main() -> int:
     parser.add_argument("version")
     parser.add_argument("--compiler", default="gcc", help="gcc, clang, or clang-19 for that version of LLVM")
     parser.add_argument("--only", default="", help="names of configurations, with commas")
-    parser.add_argument("--warnings", action="store_true", help="with W=1, and C=1 where there is sparse")
+    parser.add_argument("--warnings", action="store_true", help="with W=1 and C=1, which needs sparse")
     given = parser.parse_args()
     wrong = left_out = 0
     words = set()
@@ -155,7 +162,7 @@ def main() -> int:
         unpack_source(find_source(given.version, cache_folder()), folder / "src")
         apply_series(find_series("purgatory"), given.version, folder / "src")
         tree = Tree(folder / "src", given.compiler)
-        more = ["W=1", "C=1"] if given.warnings else []
+        more = [*_WARNINGS] if given.warnings else []
         for title, text in CONFIGURATIONS.items():
             if given.only and title not in given.only.split(","):
                 continue

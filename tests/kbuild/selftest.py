@@ -4,8 +4,8 @@
     python tests/kbuild/selftest.py 7.3
 
 The script and the kernel's own kexec_common_lib.sh go into a second initramfs, which the kernel unpacks over the first;
-its configuration lies where the library looks for a module folder's. Exit status 1 unless the script says that it has
-passed, and that it skips where the configuration has no purgatory.
+its configuration lies where the library looks for a module folder's. Exit status 1 unless the script passes, skips
+where there is no purgatory or where loading is not allowed, and leaves nothing loaded where it fails.
 """
 
 from __future__ import annotations
@@ -38,10 +38,36 @@ mount -t sysfs sysfs /sys
 mkdir -p /lib/modules/$(uname -r)
 cp /selftest/config /lib/modules/$(uname -r)/config
 cd /selftest
+{before}
 IMAGE=/boot/Image INITRD=/boot/initrd sh ./{script}
-echo "selftest: status $?"
+status=$?
+echo "selftest: loaded $(cat /sys/kernel/kexec_crash_loaded)"
+echo "selftest: status $status"
 poweroff -f
 """
+
+
+# A kexec that fails the third time, before the real one.
+_FAILING = r"""mkdir bin
+export KEXEC=$(command -v kexec) PATH=/selftest/bin:$PATH
+printf "#!/bin/sh\necho x >> calls\n[ \$(wc -l < calls) = 3 ] || exec $KEXEC \"\$@\"\nexit 1" > bin/kexec
+chmod +x bin/kexec"""
+_LOCKED = """\
+mkdir /locked
+mount -t tmpfs securityfs /locked
+echo "none [integrity] confidentiality" > /locked/lockdown"""
+_OFF = (b"CONFIG_ARM64_KEXEC_PURGATORY=y", b"# CONFIG_ARM64_KEXEC_PURGATORY is not set")
+_FORCED = (b"CONFIG_ARM64_KEXEC_PURGATORY=y", b"CONFIG_ARM64_KEXEC_PURGATORY=y\nCONFIG_KEXEC_SIG_FORCE=y")
+# What is so, a line of the configuration changed, what is done before, the exit status.
+CASES = (
+    ("with the series", None, "", 0),
+    ("its option said to be off", _OFF, "", 4),
+    ("signatures said to be required", _FORCED, "", 4),
+    ("loading disabled", None, "echo 1 > /proc/sys/kernel/kexec_load_disabled", 4),
+    ("loading limited", None, "echo 5 > /proc/sys/kernel/kexec_load_limit_panic", 4),
+    ("locked down, as it seems", None, _LOCKED, 4),
+    ("the third load fails", None, _FAILING, 1),
+)
 
 
 def library(version: str) -> bytes:
@@ -55,12 +81,12 @@ def library(version: str) -> bytes:
     raise SystemExit(f"{version}: no {_LIBRARY} in the source")
 
 
-def run(built: BuiltKernel, shell_library: bytes, config: bytes) -> str:
+def run(built: BuiltKernel, shell_library: bytes, config: bytes, before: str = "") -> str:
     """What the console says from the script's start."""
     setup = setup_of(Trial(built, dump=False))
     script = (series_path().parent / "files" / _SCRIPT).read_bytes()
     files = {
-        "selftest/init": _INIT.format(script=_SCRIPT).encode(),
+        "selftest/init": _INIT.format(script=_SCRIPT, before=before).encode(),
         f"selftest/{_SCRIPT}": script,
         "selftest/kexec_common_lib.sh": shell_library,
         "selftest/config": config,
@@ -87,18 +113,16 @@ def main() -> int:
     version = parser.parse_args().version
     built = built_kernel(version, None, "4k", None, "gcc")
     config = (built.folder / "config").read_bytes()
-    off = re.sub(
-        rb"(?m)^CONFIG_ARM64_KEXEC_PURGATORY=y$", b"# CONFIG_ARM64_KEXEC_PURGATORY is not set", config
-    )
     good = True
     shell_library = library(version)
-    for what, one, expected in (("with the series", config, 0), ("its option said to be off", off, 4)):
-        console = run(built, shell_library, one)
+    for what, changed, before, expected in CASES:
+        one = re.sub(rb"(?m)^%b$" % changed[0], changed[1], config) if changed is not None else config
+        console = run(built, shell_library, one, before)
         said = [
             line for line in console.splitlines() if line and not re.match(r"\[ *\d", line)
         ]  # but the kernel's
         print(f"{version}, {what}:", *said[-10:], sep="\n    ", flush=True)
-        good = good and f"selftest: status {expected}" in said
+        good = good and f"selftest: status {expected}" in said and "selftest: loaded 0" in said
     return 0 if good else 1
 
 

@@ -5,6 +5,7 @@ make and tar are real ones; compilers are scripts that are only asked for their 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -285,3 +286,36 @@ def test_a_source_that_cannot_be_unpacked_is_one_short_line(cache: Path) -> None
     with pytest.raises(InputError) as refused:
         build_kernel(plan(), cache, 1)
     assert str(refused.value).startswith(str(tarball)) and len(str(refused.value)) < len(str(tarball)) + 320
+
+
+def test_a_series_for_another_version_is_refused_before_anything_is_done(cache: Path, series: Path) -> None:
+    step = series / "01-second.toml"
+    step.write_text(f'versions = ["7.3"]\n{step.read_text()}')
+    for way in (lambda: build_kernel(plan(series), cache, 1), lambda: find_built(plan(series), cache)):
+        with pytest.raises(InputError, match=r"series: no step of this series is for Linux 6.12"):
+            way()
+    assert not kernels_folder(cache).exists()
+
+
+def test_a_series_that_does_not_fit_leaves_no_tree(cache: Path, series: Path) -> None:
+    step = series / "01-second.toml"
+    step.write_text(f"{step.read_text()}after = 'nowhere'\n")
+    with pytest.raises(InputError, match=r"file.c: no lines fit 'nowhere'"):
+        build_kernel(plan(series), cache, 1)
+    assert [path.suffix for path in kernels_folder(cache).iterdir()] == [".lock"]
+
+
+def test_who_waits_for_another_build_of_the_same_is_told_so(cache: Path) -> None:
+    told: list[str] = []
+    build_kernel(plan(), cache, 1, on_wait=lambda: told.append("waiting"))
+    assert told == []
+    lock = kernels_folder(cache) / f".{plan().key(cache)}.lock"
+    with open(lock) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def waiting() -> None:
+            told.append("waiting")
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        assert build_kernel(plan(), cache, 1, on_wait=waiting).image.is_file()
+    assert told == ["waiting"]

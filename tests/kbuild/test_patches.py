@@ -70,9 +70,34 @@ def test_a_patch_says_what_and_why_and_who(tmp_path: Path) -> None:
     assert one.text.startswith(
         f"From: {_AUTHOR}\nSubject: [PATCH 1/2] arm64: one\n\nWhy one.\n\nSigned-off-by: {_AUTHOR}"
     )
-    assert " 2 files changed, 2 insertions(+), 1 deletions(-)\n" in two.text
+    assert "\n---\n kernel/a.c    | 2 +-\n kernel/run.sh | 1 +\n 2 files changed, 2 insertions(+)" in two.text
+    assert "2 insertions(+), 1 deletion(-)\n\ndiff --git" in two.text
+    assert "\nbase: Linux 6.12\n" in cover.text
     assert cover.text.startswith(f"From: {_AUTHOR}\nSubject: [PATCH 0/2] arm64: both\n\nWhat and why.\n")
     assert "  arm64: one\n  arm64: two\n" in cover.text
+
+
+@pytest.mark.parametrize("lines", [1, 3, 70, 1000])
+def test_a_stat_counts_as_git_does(tmp_path: Path, lines: int) -> None:
+    series = _series(tmp_path)
+    new = "".join(f"{number}\n" for number in range(lines))
+    (series / "01-one.toml").write_text(
+        'subject = "arm64: one"\nbody = "Why."\n'
+        f'[[edit]]\npath = "kernel/a.c"\nreplace = "^line 20$"\nlines = """\n{new}"""\n'
+        '[[new]]\npath = "kernel/run.sh"\nsource = "linux/files/test_kexec_purgatory.sh"\n'
+    )
+    patch = make_patches(series, "6.12", {"kernel/a.c": _C.encode()}, _AUTHOR)[1]
+    (tmp_path / "p").write_text(patch.text)
+    told = subprocess.run(
+        ["git", "apply", "--stat", "p"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    stat = patch.text.partition("\n---\n")[2].partition("\n\ndiff --git")[0].splitlines()
+    theirs = told.stdout.splitlines()
+    assert [line.rstrip("+- ").split() for line in stat[:-1]] == [
+        line.rstrip("+- ").split() for line in theirs[:-1]
+    ]
+    assert stat[-1] == theirs[-1].rstrip()
+    assert max(map(len, stat)) <= 80
 
 
 def test_a_source_without_a_file_that_is_edited_is_named(tmp_path: Path) -> None:
@@ -102,9 +127,29 @@ def test_a_series_of_new_files_only_needs_nothing_of_the_source(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("author", "cover", "source", "said"),
     [
-        ("x\nSubject: y", b"a\n\nb\n", "entry.S", r"--author 'x.nSubject: y' is not one line"),
-        ("x\udcff", b"a\n\nb\n", "entry.S", "--author"),
-        (" ", b"a\n\nb\n", "entry.S", "--author ' ' is not one line"),
+        *[
+            (author, b"a\n\nb\n", "entry.S", "--author .* is not a name and an address, as You <you@exam")
+            for author in (
+                "x\nSubject: y",
+                "x\udcff",
+                " ",
+                "noaddress",
+                "you@example.org",
+                "<you@example.org>",
+                " <you@example.org>",
+                "You <you>",
+                "You <you@>",
+                "You <@example.org>",
+                "You <a@b> <c@d>",
+                "You <a@b@c>",
+                "You <a b@c>",
+                "You<you@example.org>",
+                "You <you@example.org> ",
+                "You <you@example.org>\n",
+                "A\tB <a@b>",
+                "",
+            )
+        ],
         (_AUTHOR, b"\xff\xfe", "entry.S", "cover-letter.txt: is no text in UTF-8"),
         (_AUTHOR, b"a\n\nb\n", "purgatory.ro", "kernel/new: is no text in UTF-8"),
     ],

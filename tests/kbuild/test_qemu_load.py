@@ -59,3 +59,17 @@ def test_memory_that_has_no_load_is_one_line_whatever_is_in_it(seed: int) -> Non
         bytes(0x10000) if not seed else IMAGE[: chance.randrange(64, len(IMAGE))] + chance.randbytes(9000)
     )
     refusal(Liar("40000000-5fffffff : System RAM\n  53600000-53dfffff : Crash kernel", memory))
+
+
+def test_the_last_word_of_init_is_heard_to_its_end() -> None:
+    """What is printed comes in pieces, and the first of them may end behind the word that is waited for."""
+    pieces = ["first: Linux 7.3.4\nno room\nfirst: end: ", "kexec failed\n"]
+    liar = Liar("")
+    liar.console = ""
+
+    def pump(_seconds: float) -> None:
+        liar.console += pieces.pop(0)
+
+    pump(0)
+    liar.pump = pump  # type: ignore[attr-defined]
+    assert refusal(liar) == "the kernel has loaded no crash kernel: no room; first: end: kexec failed"

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
-from kexecemu.kbuild.series import apply_series, find_series, read_series, series_path
+from kexecemu.guests.purgatory import files_of
+from kexecemu.kbuild.series import apply_series, apply_step, find_series, read_series, series_path
 
 _C = """\
 #include <linux/kexec.h>
@@ -166,3 +168,53 @@ def test_a_series_is_one_that_ships_or_a_folder_of_its_own(
     assert find_series(".").resolve() == tmp_path.resolve()
     with pytest.raises(InputError, match="--series: a name is empty"):
         find_series("")
+
+
+def test_what_ships_has_no_line_that_is_too_long_for_the_kernel() -> None:
+    """100 columns: checkpatch says so, too, but that needs the kernel's source."""
+    for name in ("purgatory", "protect"):
+        for path in sorted(series_path(name).glob("*.toml")):
+            for line in path.read_text().splitlines():
+                assert len(line.expandtabs(8)) <= 100, (path.name, line)
+    steps = read_series(series_path(), "7.3")
+    for name in {name for step in steps if step.purgatory is not None for name in files_of(step.purgatory)}:
+        for line in (purgatory_sources() / name).read_text().splitlines():
+            assert len(line.expandtabs(8)) <= 100, (name, line)
+
+
+@pytest.mark.parametrize(("version", "known"), [("6.12", False), ("7.3", True)])
+def test_guarded_control_stacks_are_spoken_of_where_linux_knows_them(
+    tmp_path: Path, version: str, known: bool
+) -> None:
+    """6.12 does not, and asks no firmware for them: not a word of them is in its purgatory or its loader."""
+    for step in read_series(series_path(), version):
+        if step.purgatory is None:
+            continue
+        tree = tmp_path / step.subject.replace("/", "-")
+        apply_step(msgspec.structs.replace(step, new=(), edit=()), version, tree)
+        text = "".join(path.read_text() for path in sorted(tree.rglob("*.[chS]")))
+        assert ("purgatory_gcs" in text) is ("GCSCR" in text) is known
+    lines = [
+        edit.lines
+        for step in read_series(series_path(), version)
+        for edit in step.edit
+        if not edit.versions or version in edit.versions
+    ]
+    assert any("gcs" in one for one in lines) is known
+
+
+def test_a_step_has_nothing_that_only_a_later_one_uses(tmp_path: Path) -> None:
+    step = next(step for step in read_series(series_path(), "7.3") if step.purgatory == ())
+    apply_step(msgspec.structs.replace(step, new=(), edit=()), "7.3", tmp_path)
+    folder = tmp_path / "arch/arm64/purgatory"
+    text = "".join(path.read_text() for path in sorted(folder.iterdir()))
+    for later in (
+        "FRAME_SIZE",
+        "sysreg_read",
+        "PURGATORY_PAGE_SIZE",
+        "__purgatory_data",
+        "restore",
+        " option",
+        "Option",
+    ):
+        assert later not in text, later

@@ -267,8 +267,9 @@ def test_the_relocation_that_does_nothing_does_nothing(number: int) -> None:
 def test_an_unknown_type_is_refused_in_the_kernel_s_words(number: int) -> None:
     with pytest.raises(KexecError) as caught:
         relocate(number, bytearray(8), 0, 0, 0, 0)
+    why = ": by a GOT, which is not there (compile with -fno-pic)" if 300 <= number <= 313 else ""
     assert str(caught.value) == (
-        f"Unknown rela relocation: {number} (ENOEXEC from arch_kexec_apply_relocations_add)"
+        f"Unknown rela relocation: {number}{why} (ENOEXEC from arch_kexec_apply_relocations_add)"
     )
 
 

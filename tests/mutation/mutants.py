@@ -38,7 +38,7 @@ STATEMENT = re.compile(
 )
 ASM_SWAPS = {"b.eq": "b.ne", "b.ne": "b.eq", "b.hs": "b.lo", "cbz": "cbnz", "cbnz": "cbz", "eq": "ne"}
 # Sources have one language by their name; of the headers these have code in it.
-ASSEMBLY_HEADERS, C_HEADERS = ("el.h", "caller.h"), ("el.h", "options.h", "record.h", "sha256.h")
+ASSEMBLY_HEADERS, C_HEADERS = ("el.h", "caller.h"), ("sysreg.h", "options.h", "record.h", "sha256.h")
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,9 @@ class Cpu:
     def get(self, symbol: str) -> bytes:
         return bytes(self.uc.mem_read(*self.bench.loaded.symbols[symbol]))
 
+    def set(self, symbol: str, value: int) -> None:
+        self.uc.mem_write(self.at(symbol), struct.pack("<Q", value))
+
     @property
     def suffix(self) -> str:
         """Of the names of the registers that rule here: with VHE those of EL1 mean those of EL2."""
@@ -183,7 +186,7 @@ def registers(
         "hcr_el2": 1 << 34 if el is El.VHE else (1 << 64) - 1 & ~(1 << 34),
         "ctr_el0": 0x84448004 & ~(0xF << 16) | 4 << 16,
         "pfr0": 0,
-        "pfr1": (1 << 44 if gcs else 0)
+        "pfr1": 1 << 44  # whether it may be touched is not for this to say
         | (1 << 24 if sme else 0)
         | 0xF << 28
         | 0xF << 20

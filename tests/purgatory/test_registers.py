@@ -30,7 +30,9 @@ def cpu_of(path: Path, el: El, spoilt: bool = False, **more: object) -> Cpu:
     features = {name: more.pop(name) for name in ("gcs", "tcr2", "sme", "sha2") if name in more}
     data = bytes_of("region", LENGTH)
     symbols = {"purgatory_uart_base": bytes(8), **more.pop("symbols", {})}  # type: ignore[dict-item]
-    if path != CORE:  # the kernel says so to whoever loads
+    # The kernel says so to whoever loads.
+    symbols["purgatory_gcs"] = struct.pack("<Q", features.get("gcs", True))
+    if path != CORE:
         symbols["purgatory_sme"] = struct.pack("<Q", features.get("sme", True))
     cpu = Cpu(
         path,
@@ -48,7 +50,7 @@ def at_entry(cpu: Cpu) -> list[Event]:
     """What is written before anything else is done."""
     suffix = cpu.suffix
     vectors = cpu.bench.loaded.symbols["purgatory_vectors"][0]
-    both = [("gcscr" + suffix, 0), ("tcr2" + suffix, 0)]
+    both = [("tcr2" + suffix, 0), ("gcscr" + suffix, 0)]
     return [
         ("sctlr" + suffix, SCTLR_OFF[cpu.el]),
         ("vbar" + suffix, vectors),
@@ -107,12 +109,12 @@ def test_each_step_stands_where_the_architecture_wants_it(purgatory_ro: Path, el
     cpu.enter("purgatory_start")
     fp = "cptr" if el is El.EL2 else "cpacr"
     tlbi = "tlbi vmalle1" if el is El.EL1 else "tlbi alle2"
-    clean, nothing, drop = (["dmb sy", *line, "dsb sy"] for line in (["dc civac"], [], ["dc ivac"]))
+    clean, drop = (["dmb sy", line, "dsb sy"] for line in ("dc civac", "dc ivac"))
     assert steps(cpu) == [
-        "spsel 1", "sctlr", "vbar", "gcscr", "tcr2", "isb", *clean, "ic iallu", "dsb nsh", "isb",
+        "spsel 1", "sctlr", "vbar", "tcr2", "isb", "gcscr", "isb", *clean, "ic iallu", "dsb nsh", "isb",
         fp, "isb", *(["smstop sm"] if sme else []),
         *clean,  # where the tables will be
-        *clean, *nothing * 15,  # sixteen regions, one of them not empty
+        *clean,  # sixteen regions, one of them not empty
         *drop, tlbi, "ic iallu", "dsb nsh", "mair", "tcr", "ttbr0", "isb", "sctlr", "isb",
         *clean, "isb", "sctlr", "isb", "mair", "tcr", "ttbr0", "isb", tlbi, "dsb nsh", "isb", *clean,
         fp, "isb",
@@ -167,8 +169,8 @@ def test_before_the_state_is_known_nothing_is_stored_and_nothing_is_called(
         cpu = cpu_of(path, el)
         cpu.enter("purgatory_start")
         first = next(at for at, (name, _) in enumerate(cpu.events) if name in ("store", "call"))
-        own = at_entry(cpu)
-        assert [name for name, _ in cpu.events[:first]] == ["spsel 1", *[name for name, _ in own], "isb"]
+        own = [name for name, _ in at_entry(cpu)]
+        assert [name for name, _ in cpu.events[:first]] == ["spsel 1", *own[:-1], "isb", own[-1], "isb"]
         # Then what is in caches of ourselves goes to memory, all of it, and only then is anything stored or run.
         store = next(at for at, (name, _) in enumerate(cpu.events) if name == "store")
         names = [name for name, _ in cpu.events[first + 1 : store]]
@@ -187,6 +189,18 @@ def test_what_comes_next_is_fetched_anew_and_entered_with_its_state(purgatory_ro
         assert [name for name, _ in cpu.events[-5:]] == [
             "ic iallu", "dsb nsh", "vbar" + cpu.suffix, "sctlr" + cpu.suffix, "isb",
         ]  # fmt: skip
+
+
+def test_gcs_is_touched_where_the_cpu_has_it_and_the_kernel_uses_it(purgatory_ro: Path, el: El) -> None:
+    """Firmware of a kernel that does not may trap it; and a stray word does not bring what is not there."""
+    for path in (purgatory_ro, CORE):
+        for used in (0, 1, 1 << 63):
+            for there in (0, 1, 15):
+                cpu = cpu_of(path, el, gcs=bool(used and there))
+                cpu.registers["pfr1"] = cpu.registers["pfr1"] & ~(0xF << 44) | there << 44
+                cpu.set("purgatory_gcs", used)
+                assert cpu.enter("purgatory_start") == KERNEL_ENTRY
+                assert (("gcscr" + cpu.suffix, 0) in cpu.events) == bool(used and there)
 
 
 @pytest.mark.parametrize("missing", ["gcs", "tcr2", "nothing"])

@@ -20,7 +20,7 @@ import pytest
 
 from kexecemu.data import purgatory_path
 from tests.purgatory.conftest import SHIPPED, Bench, El, Mode, load
-from tests.purgatory.hostile_state import HostileState, Places
+from tests.purgatory.hostile_state import ISB, HostileState, Places, encode, mov, put_char, write
 from tests.purgatory.test_policies import Policy
 
 pytestmark = pytest.mark.real
@@ -71,6 +71,7 @@ def enter(
     symbols = {
         "purgatory_no_mmu": bytes(8),
         "purgatory_no_crypto": bytes(8),
+        "purgatory_gcs": struct.pack("<Q", cpu.startswith("max")),
         "purgatory_sme": struct.pack("<Q", cpu.startswith("max")),
         "purgatory_policy": struct.pack("<Q", Policy.RETURN),
         "purgatory_self_digest": b"",
@@ -138,3 +139,69 @@ def test_the_early_check_gives_back_any_state_that_it_found(
 def test_the_core_alone_can_take_any_state_too(qemu: Path, tmp_path: Path, el: El, cpu: str) -> None:
     hostile, console = enter(qemu, tmp_path, el, cpu, core=True)
     check(hostile, console, ["S" if damaged else "K" for damaged in hostile.damaged])
+
+
+# -- firmware above ----------------------------------------------------------------------------------------------------
+
+SCR_EL3, HCRX_EL2, CPTR_EL3, VBAR_EL3 = (3, 6, 1, 1, 0), (3, 4, 1, 2, 2), (3, 6, 1, 1, 2), (3, 6, 12, 0, 0)
+ELR_EL3, SPSR_EL3 = (3, 6, 4, 0, 1), (3, 6, 4, 0, 0)
+# NS, HCE, RW, HXEn, TCR2En: what booting.rst of 6.12 asks for; and GCSEn, which that of 7.3 adds.
+SCR_OF_612, SCR_GCSEN = 1 | 1 << 8 | 1 << 10 | 1 << 38 | 1 << 43, 1 << 39
+ERET, HLT_SEMIHOSTING = 0xD69F03E0, 0xD45E0000
+VECTORS, EXIT_BLOCK = 0x4B000000, 0x4C000000
+
+
+def say_and_end(letter: str) -> bytes:
+    """The letter, and QEMU's exit."""
+    return encode([*put_char(letter), *mov(0, 0x18), *mov(1, EXIT_BLOCK), HLT_SEMIHOSTING])
+
+
+@pytest.mark.parametrize("core", [False, True], ids=["", "core"])
+@pytest.mark.parametrize(
+    ("gcsen", "used", "end"), [(0, 0, "K"), (0, 1, "T"), (SCR_GCSEN, 0, "K"), (SCR_GCSEN, 1, "K")]
+)
+@pytest.mark.parametrize("el", [El.EL1, El.EL2], ids=lambda el: el.name)
+def test_where_linux_uses_no_gcs_firmware_need_not_let_anybody_touch_it(
+    qemu: Path, tmp_path: Path, el: El, gcsen: int, used: int, end: str, core: bool
+) -> None:
+    """With FEAT_GCS, and EL3: a purgatory that is told of a use that there is not is what traps ("T")."""
+    bench = Bench(load(CORE if core else SHIPPED, PHYS), PHYS, mode=Mode(el))
+    symbols = {"purgatory_gcs": struct.pack("<Q", used), "purgatory_self_digest": b""}
+    code = [
+        *write(SCR_EL3, SCR_OF_612 | gcsen),
+        *write(CPTR_EL3, 1 << 8 | 1 << 12),
+        *write(VBAR_EL3, VECTORS),
+    ]
+    code += [*write((3, 4, 1, 1, 0), 1 << 31), *write(HCRX_EL2, 1 << 14 | 1 << 22)]
+    code += [*write(ELR_EL3, bench.loaded.symbols["purgatory_start"][0])]
+    code += [*write(SPSR_EL3, 0x3C5 if el is El.EL1 else 0x3C9), ISB]
+    code += [*mov(0, DTB), *mov(1, 0), *mov(2, 0), *mov(3, 0), ERET]
+    data = bytes(1000)
+    files = {
+        PHYS: bench.image_with([(DATA, len(data))], hashlib.sha256(data).digest(), KERNEL_ENTRY, 0, symbols),
+        DATA: data,
+        KERNEL_ENTRY: say_and_end("K"),
+        CODE: encode(code),
+        VECTORS: say_and_end("T").rjust(0x400 + len(say_and_end("T")), b"\0"),
+        EXIT_BLOCK: struct.pack("<2Q", 0x20026, 0),
+    }
+    command = [
+        str(qemu),
+        "-M",
+        "virt,secure=on,virtualization=on",
+        "-cpu",
+        "max",
+        "-m",
+        "512M",
+        "-nic",
+        "none",
+    ]
+    command += ["-display", "none", "-serial", "stdio", "-monitor", "none"]
+    command += ["-semihosting-config", "enable=on,target=native"]
+    for phys, content in files.items():
+        path = tmp_path / f"{phys:x}"
+        path.write_bytes(content)
+        command += ["-device", f"loader,file={path},addr={phys:#x},force-raw=on"]
+    command += ["-device", f"loader,addr={CODE:#x},cpu-num=0"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=True)
+    assert done.stdout.decode() == end

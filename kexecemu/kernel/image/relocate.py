@@ -100,6 +100,9 @@ _INSTRUCTIONS = {
     299: _Instruction("LDST128_ABS_LO12_NC", _low12, 4, 12, 10, aligned=True),
 }
 
+_OF_A_GOT = range(300, 314)
+"""R_AARCH64_MOVW_GOTOFF_G0 to R_AARCH64_LD64_GOTPAGE_LO15: what position-independent code has."""
+
 SUPPORTED_TYPES = frozenset({*_NONE, *_DATA, *_INSTRUCTIONS})
 
 
@@ -127,7 +130,8 @@ def relocate(kind: int, place: bytearray | memoryview, offset: int, P: int, S: i
         return
     instruction = _INSTRUCTIONS.get(kind)
     if instruction is None:
-        raise KexecError(ENOEXEC, _STEP, f"Unknown rela relocation: {kind}")
+        why = ": by a GOT, which is not there (compile with -fno-pic)" if kind in _OF_A_GOT else ""
+        raise KexecError(ENOEXEC, _STEP, f"Unknown rela relocation: {kind}{why}")
     value = instruction.value(target, P)
     if instruction.aligned and value & ((1 << instruction.shift) - 1):
         raise KexecError(ENOEXEC, _STEP, f"misaligned value {value & _U64:#x} in relocation type {kind}")

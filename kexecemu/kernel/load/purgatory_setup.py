@@ -142,6 +142,9 @@ def _values(image: Kimage, config: KernelConfig, hashed: Sequence[Segment]) -> d
         "purgatory_no_crypto": int(not config.enabled("KEXEC_PURGATORY_CRYPTO")),
         "purgatory_page_digests": table.mem if table is not None else 0,
         "purgatory_copy": copy.mem if copy is not None else 0,
+        # system_supports_gcs() and system_supports_sme(): the engine's CPUs have neither.
+        "purgatory_gcs": 0,
+        "purgatory_sme": 0,
     }
     if config.enabled("KEXEC_PURGATORY_CHOSEN") and dtb is not None:
         image.verdict_record = _chosen_record(tree, dtb.mem)

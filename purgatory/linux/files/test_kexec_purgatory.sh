@@ -15,10 +15,23 @@ TEST="$0"
 
 IMAGE="${IMAGE:-$KERNEL_IMAGE}"
 LOADED=/sys/kernel/kexec_crash_loaded
+SYSCTL=/proc/sys/kernel
+LOCKDOWN="${SECURITYFS:-/sys/kernel/security}/lockdown"
 
 loaded()
 {
 	cat $LOADED
+}
+
+unload()
+{
+	kexec -s -p -u > /dev/null 2>&1
+}
+
+# $1: a sysctl of the kernel, $2: what it has to be, where there is one.
+sysctl_is()
+{
+	[ ! -f "$SYSCTL/$1" ] || [ "$(cat "$SYSCTL/$1")" = "$2" ]
 }
 
 # $1: how often this was done before, for the message.
@@ -43,6 +56,17 @@ kconfig_enabled "CONFIG_ARM64_KEXEC_PURGATORY=y" "there is a purgatory"
 if [ $? -eq 0 ]; then
 	log_skip "CONFIG_ARM64_KEXEC_PURGATORY is not enabled"
 fi
+# What may keep anybody from loading, and says nothing of a purgatory.
+kconfig_enabled "CONFIG_KEXEC_SIG_FORCE=y" "signatures are required"
+if [ $? -eq 1 ]; then
+	log_skip "only a signed kernel can be loaded"
+fi
+if [ -f "$LOCKDOWN" ] && ! grep -q "\[none\]" "$LOCKDOWN"; then
+	log_skip "the kernel is locked down"
+fi
+if ! sysctl_is kexec_load_disabled 0 || ! sysctl_is kexec_load_limit_panic -1; then
+	log_skip "loading is disabled, or limited"
+fi
 if [ "$(cat /sys/kernel/kexec_crash_size)" = 0 ]; then
 	log_skip "no memory is reserved, see crashkernel="
 fi
@@ -53,6 +77,8 @@ if [ ! -f "$IMAGE" ]; then
 	log_skip "no kernel to load at $IMAGE"
 fi
 
+# Nothing was loaded before, so nothing is left behind, however it ends.
+trap unload EXIT
 load 0
 purgatory=$(logged "Loaded purgatory at")
 start=$(logged "start:")
@@ -70,8 +96,7 @@ if [ "$(logged "Loaded purgatory at")" != "$purgatory" ]; then
 	log_fail "the same image has its purgatory elsewhere"
 fi
 
-kexec -s -p -u
-if [ $? -ne 0 ] || [ "$(loaded)" != 0 ]; then
+if ! unload || [ "$(loaded)" != 0 ]; then
 	log_fail "the crash image was not unloaded"
 fi
 

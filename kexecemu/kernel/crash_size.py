@@ -52,6 +52,7 @@ def crash_shrink_memory(state: KernelState, new_size: int) -> None:
         state.arch.memblock.free(area)
     state.arch = replace(state.arch, reservation=replace(new, released=(*old.released, *back)))
     publish_resources(state)
+    state.free_memory.publish()
 
 
 def _shrunk(area: PhysRange | None, size: int) -> PhysRange | None:

@@ -17,6 +17,8 @@ from kexecemu.kernel.memory.linear_map import rodata_messages
 
 __all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
 
+_CACHE_LINE = 64  # SMP_CACHE_BYTES
+
 
 def setup_arch(state: KernelState) -> None:
     """setup_arch(): device tree, memblock, reservation and linear map; the boot messages of that part."""
@@ -58,12 +60,40 @@ def setup_arch(state: KernelState) -> None:
         dynamic,
         state.log,
     )
-    mm_init(guest, state.arch, state.config, state.early.fmt)
+    _setup_command_line(state, boot_command_line)
+    _alloc_vmcoreinfo_note(state)
+    state.free_memory = mm_init(guest, state.arch, state.config, state.early.fmt)
     publish_resources(state)
     state.log(f"Kernel command line: {bootargs}")
     _smp_init_cpus(state)
     oops = parameter(bootargs, "oops")
     guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
+
+
+def _alloc(state: KernelState, size: int, align: int, what: str) -> int:
+    """memblock_alloc(), which panics where there is no room: physical, zeroed."""
+    phys = state.arch.memblock.phys_alloc_range(size, align)
+    if not phys:
+        raise InputError(f"RAM is too small for {what}")
+    state.ram.fill(phys, size)
+    return phys
+
+
+def _setup_command_line(state: KernelState, boot_command_line: bytes) -> None:
+    """setup_command_line(): copies in the linear map, one to keep and one that parameters point into."""
+    size = len(boot_command_line) + 1
+    saved, _static = (_alloc(state, size, _CACHE_LINE, "its command line") for _ in range(2))
+    state.ram.write(saved, boot_command_line)
+    state.guest.write("saved_command_line", state.space.linear_virt(saved))
+
+
+def _alloc_vmcoreinfo_note(state: KernelState) -> None:
+    """A note for larger pages than 4 KiB, which is what the guest's own buffer is for."""
+    page = state.config.page_size
+    if note_size(page) > VMCOREINFO_NOTE_SIZE:
+        size = align_up(note_size(page), page)
+        phys = _alloc(state, size, page, f"a note of {size:#x} bytes")
+        state.guest.write("vmcoreinfo_note", state.space.linear_virt(phys))
 
 
 def _smp_init_cpus(state: KernelState) -> None:
@@ -95,14 +125,6 @@ def _take_seeds(state: KernelState, bootargs: str) -> None:
 def kernel_init_freeable(state: KernelState) -> None:
     """The rest of the boot: timekeeping_init() and crash_save_vmcoreinfo_init()."""
     timekeeping_init(state.guest, state.now_ns)
-    page = state.config.page_size
-    if note_size(page) > VMCOREINFO_NOTE_SIZE:
-        # The guest's own buffer is for pages of 4 KiB.
-        size = align_up(note_size(page), page)
-        phys = state.arch.memblock.phys_alloc_range(size, page)
-        if not phys:
-            raise InputError(f"RAM is too small for a note of {size:#x} bytes")
-        state.guest.write("vmcoreinfo_note", state.space.linear_virt(phys))
     text = vmcoreinfo_text(state.guest, state.config)
     state.store_vmcoreinfo(text)
     write_note(state.guest, text)

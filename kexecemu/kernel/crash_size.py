@@ -5,7 +5,7 @@ from errno import EBUSY, EINVAL, ENOENT
 
 from kexecemu.errors import KexecError
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.boot.start_kernel import publish_resources
+from kexecemu.kernel.boot.resources import publish_resources
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.memory.crashkernel import CrashReservation
 from kexecemu.machine.ranges import PhysRange

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from kernel_bench import IMAGE, INITRD, boot
 
 from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.crash_size import crash_shrink_memory
 from kexecemu.kernel.model import KernelModel
+from kexecemu.kernel.procfs import proc_iomem
 from kexecemu.machine.ranges import PhysRange
 
 RELEASES = [era.value for era in Era]
@@ -67,6 +71,40 @@ def test_crash_resources_say_what_they_are(cmdline: str) -> None:
         for symbol in ("crashk_res", "crashk_low_res"):
             # IORESOURCE_BUSY | IORESOURCE_SYSTEM_RAM, IORES_DESC_CRASH_KERNEL
             assert members(kernel, symbol, "resource", "flags", "desc") == [0x81000200, 1]
+
+
+def resource_lines(kernel: KernelModel, virt: int, parent: int, depth: int) -> list[str]:
+    """r_show() of what hangs on a resource, by the pointers in guest memory."""
+    lines = []
+    while virt:
+        start, end, name, flags, _, up, sibling, child = struct.unpack(
+            "<8Q", kernel.guest.read_virt(virt, 64)
+        )
+        assert up == parent and flags & 0x200
+        lines.append(f"{'  ' * depth}{start:08x}-{end:08x} : {kernel.guest.string(name)}\n")
+        lines += resource_lines(kernel, child, virt, depth + 1)
+        virt = sibling
+    return lines
+
+
+@pytest.mark.parametrize(
+    "cmdline",
+    ["crashkernel=64M", "crashkernel=64M,high crashkernel=32M,low", "quiet"],
+)
+def test_the_tree_of_resources_is_what_proc_iomem_lists(cmdline: str) -> None:
+    with boot(cmdline=cmdline, ram="6G") as kernel:
+
+        def held() -> list[str]:
+            child = kernel.guest.read("iomem_resource", kernel.guest.vmlinux.offsetof("resource", "child"))
+            return resource_lines(kernel, child, kernel.guest.vmlinux.virt("iomem_resource"), 0)
+
+        def listed() -> list[str]:
+            return [line for line in proc_iomem(kernel).splitlines(keepends=True) if "pl011" not in line]
+
+        assert held() == listed()
+        if kernel.crashk_res:
+            crash_shrink_memory(kernel, 20 << 20)
+            assert held() == listed()
 
 
 @pytest.mark.parametrize("release", ["6.1", "6.5", "6.12", "7.3"])

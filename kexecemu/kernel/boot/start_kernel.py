@@ -9,13 +9,14 @@ from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, parameter
 from kexecemu.kernel.boot.mm_init import mm_init
+from kexecemu.kernel.boot.resources import alloc_resources, publish_resources
 from kexecemu.kernel.boot.setup_memory import TextLayout, alloc_table, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
 from kexecemu.kernel.memory.linear_map import rodata_messages
 
-__all__ = ["kernel_init_freeable", "publish_resources", "setup_arch"]
+__all__ = ["kernel_init_freeable", "setup_arch"]
 
 _CACHE_LINE = 64  # SMP_CACHE_BYTES
 
@@ -60,6 +61,7 @@ def setup_arch(state: KernelState) -> None:
         dynamic,
         state.log,
     )
+    alloc_resources(state)
     _setup_command_line(state, boot_command_line)
     _alloc_vmcoreinfo_note(state)
     state.free_memory = mm_init(guest, state.arch, state.config, state.early.fmt)
@@ -128,18 +130,3 @@ def kernel_init_freeable(state: KernelState) -> None:
     text = vmcoreinfo_text(state.guest, state.config)
     state.store_vmcoreinfo(text)
     write_note(state.guest, text)
-
-
-def publish_resources(state: KernelState) -> None:
-    """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
-    guest, reservation = state.guest, state.arch.reservation
-    for name, area in (
-        ("crashk_res", reservation.crashk_res),
-        ("crashk_low_res", reservation.crashk_low_res),
-    ):
-        guest.write(name, area.start if area else 0, guest.vmlinux.offsetof("resource", "start"))
-        guest.write(name, area.last if area else 0, guest.vmlinux.offsetof("resource", "end"))
-    area = reservation.crashk_res
-    if area is not None:
-        words = f"crashkernel reserved at {area} ({area.size >> 20} MiB)"
-        state.say("crashkernel", words, start_phys=area.start, end_phys=area.last)

@@ -98,6 +98,8 @@ class KernelState:
         self.console_phys = firmware.console_phys(tree)
         """Physical address of the console's PL011 (0: none)."""
         self._arch: ArchSetup | None = None
+        self.resources = PhysRange(0, 0)
+        """Physical addresses of what request_standard_resources() has allocated, empty before."""
         self._free_memory: FreeMemory | None = None
 
     @property

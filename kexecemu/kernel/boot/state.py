@@ -151,7 +151,9 @@ class KernelState:
     @property
     def total_ram_pages(self) -> int:
         """totalram_pages(): what memblock had left for the buddy allocator."""
-        return sum(area.size for area in self.arch.memblock.free_ranges()) // self.config.page_size
+        page = self.config.page_size
+        pages = (area.end // page - -(-area.start // page) for area in self.arch.memblock.free_ranges())
+        return sum(max(count, 0) for count in pages)
 
     @property
     def image(self) -> Kimage | None:

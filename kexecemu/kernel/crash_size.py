@@ -5,7 +5,7 @@ from errno import EBUSY, EINVAL, ENOENT
 
 from kexecemu.errors import KexecError
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.boot.start_kernel import publish_resources
+from kexecemu.kernel.boot.resources import publish_resources
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.memory.crashkernel import CrashReservation
 from kexecemu.machine.ranges import PhysRange
@@ -52,6 +52,7 @@ def crash_shrink_memory(state: KernelState, new_size: int) -> None:
         state.arch.memblock.free(area)
     state.arch = replace(state.arch, reservation=replace(new, released=(*old.released, *back)))
     publish_resources(state)
+    state.free_memory.publish()
 
 
 def _shrunk(area: PhysRange | None, size: int) -> PhysRange | None:

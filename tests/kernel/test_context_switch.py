@@ -15,7 +15,8 @@ RELEASES = [era.value for era in Era]
 
 def member(kernel: KernelModel, task: str, name: str) -> int:
     """A u32 of a task."""
-    return kernel.guest.read_u32(task, kernel.guest.vmlinux.offsetof("task_struct", name))
+    virt = kernel.task_virt(task) + kernel.guest.vmlinux.offsetof("task_struct", name)
+    return kernel.ram.read_u32(kernel.space.virt_to_phys(virt))
 
 
 def rq(kernel: KernelModel, cpu: int, name: str) -> int:
@@ -46,7 +47,7 @@ def running(kernel: KernelModel) -> list[str]:
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_task_that_panics_runs_in_the_dump(release: str) -> None:
     with boot(era=release, cpus=2) as kernel:
-        virt = kernel.guest.vmlinux.virt
+        virt = kernel.task_virt
         assert running(kernel) == ["init_task"]
         assert nr_running(kernel, 0) == nr_running(kernel, 1) == (0, 0)
         assert rq(kernel, 0, "curr") == rq(kernel, 0, "idle") == virt("init_task")

@@ -7,8 +7,9 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_bench import small
+from kernel_bench import boot, small
 
+from kexecemu.kernel.boot.loglevel import LogLevel, level_of, split_level
 from kexecemu.kernel.model import KernelModel
 
 FINALIZED = 2
@@ -131,5 +132,106 @@ def test_a_ring_that_was_stamped_on_loses_messages_but_not_the_console(symbol: s
 
 def test_time_stamps_on_the_console_are_in_seconds_and_microseconds() -> None:
     kernel = small()
-    kernel.printk.log("late", 12_345_678_900)
+    kernel.printk.log("late", 12_345_678_900, LogLevel.INFO)
     assert kernel.board.uart.text.replace("\r", "").endswith("[   12.345678] late\n")
+
+
+# -- levels ------------------------------------------------------------------------------------------------------------
+
+
+def levels(kernel: KernelModel) -> dict[str, int]:
+    """The level of each record's text, by where the bits are in the layout."""
+    guest, layout = kernel.guest, kernel.guest.vmlinux
+    size, at = layout.sizeof("printk_info"), layout.offsetof("printk_info", "level")
+    shift = layout.bitfield_shift("printk_info", "level")
+    infos = guest.phys("_printk_rb_static_infos")
+    texts = {seq: text for seq, _, text in records(kernel)}
+    found = {}
+    for index in range(128):
+        info = infos + index * size
+        text = texts.get(guest.ram.read_u64(info))
+        if (
+            text is not None and guest.ram.read_u64(info + 8 * 2) & 0xFFFF
+        ):  # text_len; the rest was never used
+            found[text] = guest.ram.read_u32(info + at // 4 * 4) >> (at % 4 * 8 + shift) & 7
+    assert len(found) == len(set(texts.values()))
+    return found
+
+
+def test_a_crash_is_told_at_the_levels_of_a_real_kernel() -> None:
+    """By pr_notice(), pr_emerg() and KERN_DEFAULT in the sources of 6.1, 6.12 and 7.3."""
+    with boot(cpus=2, cmdline="crashkernel=64M rodata=of") as kernel:
+        kernel.crash()
+        found = levels(kernel)
+        for start, level in (
+            ("Linux version ", 5),
+            ("Machine model: ", 6),
+            ("Invalid option string for rodata", 4),
+            ("crashkernel reserved: ", 6),
+            ("Kernel command line: ", 5),
+            ("smp: Brought up ", 6),
+            ("sysrq: Trigger a crash", 6),
+            ("Kernel panic - not syncing: ", 0),
+            ("CPU: 0 PID: 57 ", 4),
+            ("Hardware name: ", 4),
+            ("Call trace:", 4),
+            (" panic+", 4),
+        ):
+            (text,) = (text for text in found if text.startswith(start))
+            assert found[text] == level, text
+        assert not any("\x01" in text for text in found)
+        assert "\x01" not in kernel.board.uart.text
+
+
+def test_an_oops_is_told_at_the_levels_of_a_real_kernel() -> None:
+    with boot(cmdline="oops=panic") as kernel:
+        kernel.stray_write_virt(0x40, b"\0")
+        found = levels(kernel)
+        for start, level in (
+            ("Unable to handle kernel NULL pointer", 1),
+            ("Mem abort info:", 1),
+            ("  FSC = ", 1),
+            ("swapper pgtable: ", 1),
+            ("[0000000000000040] pgd=", 1),
+            ("Internal error: Oops: ", 0),
+            ("pc : ", 4),
+            ("x29: ", 4),
+            ("Kernel panic - not syncing: Oops: Fatal exception", 0),
+        ):
+            (text,) = (text for text in found if text.startswith(start))
+            assert found[text] == level, text
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("cannot allocate crashkernel low memory (size:0x8000000).", LogLevel.ERR),
+        ("cannot allocate crashkernel (size:0x8000000)", LogLevel.WARNING),
+        ("crashkernel: memory value expected", LogLevel.WARNING),
+        ("crashkernel size resulted in zero bytes", LogLevel.INFO),
+        ("cma: Failed to reserve 64 MiB on node -1", LogLevel.ERR),
+        ("cma: Reserved 64 MiB at 0x000000007c000000", LogLevel.INFO),
+        ("OF: reserved mem: Reserved memory: No reserved-memory node in the DT", LogLevel.INFO),
+        ("OF: reserved mem: Reserved memory: unsupported node format, ignoring", LogLevel.ERR),
+        ("OF: reserved mem: initialized node pool, compatible id shared-dma-pool", LogLevel.INFO),
+        ("SMP: failed to stop secondary CPUs 1", LogLevel.WARNING),
+        ('RNG is not initialised: omitting "rng-seed" property', LogLevel.NOTICE),
+    ],
+)
+def test_a_line_has_the_level_at_which_the_kernel_says_it(line: str, level: LogLevel) -> None:
+    assert level_of(line) is level
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("\x010Kernel panic", (LogLevel.EMERG, "Kernel panic")),
+        ("\x017x", (LogLevel.DEBUG, "x")),
+        ("plain", (LogLevel.WARNING, "plain")),
+        ("\x018x", (LogLevel.WARNING, "\x018x")),
+        ("\x01", (LogLevel.WARNING, "\x01")),
+        ("", (LogLevel.WARNING, "")),
+    ],
+)
+def test_a_level_before_a_text_is_no_part_of_it(text: str, split: tuple[LogLevel, str]) -> None:
+    assert split_level(text) == split

@@ -213,7 +213,7 @@ def test_the_kernel_gets_its_registers_back_from_the_early_check() -> None:
     kernel.ram.write(image.segments[0].mem + 64, b"\xff")
     assert refused(kernel) == "the early check has failed"
     assert {name: cpu.sysreg(name) for name in names[:-1]} == before
-    assert cpu.sysreg("SP_EL0") == kernel.guest.vmlinux.virt("task_bash")
+    assert cpu.sysreg("SP_EL0") == kernel.task_virt("task_bash")
 
 
 def test_an_early_check_works_on_pages_that_are_not_mapped() -> None:

@@ -17,7 +17,7 @@ PAGES = ("ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES")
 
 def slab_page(kernel: KernelModel) -> tuple[int, bytes]:
     """The struct page of the tasks' page, by the page tables: its virtual address, and what it holds."""
-    phys = kernel.guest.phys("task_slab_start")
+    phys = kernel.free_memory.slab.start
     virt = vmemmap_base(kernel.space, kernel.page_size) + phys // kernel.page_size * 64
     walk = kernel.tables.walk(virt)
     assert walk.phys is not None
@@ -31,7 +31,7 @@ def allocated(kernel: KernelModel) -> set[int]:
     offset = kernel.guest.read_u32("task_struct_cache", layout.offsetof("kmem_cache", "offset"))
     (counters,) = struct.unpack_from("<Q", slab, layout.offsetof("slab", "counters"))
     (free,) = struct.unpack_from("<Q", slab, layout.offsetof("slab", "freelist"))
-    base = kernel.space.linear_virt(kernel.guest.phys("task_slab_start"))
+    base = kernel.space.linear_virt(kernel.free_memory.slab.start)
     objects = {base + index * size for index in range(counters >> 16 & 0x7FFF)}
     on_list = set()
     while free:

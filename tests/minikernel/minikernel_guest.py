@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -217,7 +218,7 @@ class Guest:
     def _printk(self, cpu: Cpu) -> None:
         arguments = iter(cpu.x(n) for n in (1, 2, 3))
         text = ""
-        rest = self.string(cpu.x(0))
+        rest = re.sub(r"^\x01[0-7]", "", self.string(cpu.x(0)))
         while rest:
             before, percent, rest = rest.partition("%")
             text += before

@@ -70,6 +70,8 @@ class Row:
 
 
 TRACE = r"machine_kexec .*__crash_kexec .*panic .*sysrq_handle_crash .*__handle_sysrq .*write_sysrq_trigger "
+BASH = 0xFFFF000000800870  # its task: in the first page of the first free block of the largest order
+_AREA = r"\w{16} +\w{16} +ffff8000\w{8} - ffff8000\w{8} +\d+"
 CRASH = (
     Row(
         "crash",
@@ -93,6 +95,7 @@ CRASH = (
         "the kernel's log",
         r"Linux version {era}\.0-kexecemu .*Starting crashdump kernel.*Bye!$",
     ),
+    Row("crash", "log -m", "its levels", r"<5>Linux version .*<0>Kernel panic .*<4>Call trace:.*<6>Bye!$"),
     Row(
         "crash",
         "runq",
@@ -102,13 +105,26 @@ CRASH = (
     Row("crash", "task -R __state,on_cpu", "members of the task", r"__state = 0,\n +on_cpu = 1"),
     Row("crash", "timer", "timers", r"TIMER_BASES\[0\].* 500 +\w+ +\w+ +<delayed_work_timer_fn>"),
     Row("crash", "irq", "interrupts", r"^ 11 +\w{16} +\w{16} +.arch_timer.$.*^ 13 .*uart-pl011"),
+    Row("crash", "irq -a", "the CPUs that they go to", r"^ 11 arch_timer +0-1$.*^ 13 uart-pl011 +0-1$"),
     Row("crash", "kmem -s", "slab caches", r"^\w+ +\d+ +4 +5 +1 +4k +task_struct$"),
     Row("crash", "kmem -S task_struct", "its slabs", r"NODE 0 PARTIAL:.* 0 +5 +4 +1$"),
+    Row(
+        "crash",
+        f"kmem -s {BASH:x}",
+        "the object of an address",
+        rf" ffff000000800000 +0 +5 +4 +1$.*\[{BASH:x}\]",
+    ),
     Row("crash", "kmem -g", "page flags", r"^PG_lru .*^PG_swapbacked "),
-    Row("crash", "kmem -i", "memory", r"TOTAL MEM +\d+ +1[0-9.]+ MB"),
+    Row("crash", "kmem -i", "memory", r"TOTAL MEM +\d+ +1[0-9.]+ MB.*FREE +\d+ +1[0-9.]+ MB .*SLAB +1 "),
+    Row("crash", "kmem -f", "free blocks, as many as it counts", r"^nr_free_pages: [1-9]\d+ +\(verified\)$"),
+    Row("crash", "kmem -v", "areas of the vmalloc range", rf"^{_AREA}\n{_AREA}\n{_AREA}\n{_AREA}$"),
     Row("crash", "kmem -z", "zones", r'NAME: "DMA".*NAME: "Normal"'),
     Row("crash", "kmem -n", "sections of memory", r"^ +8 +\w{16} +\w{16} +\w{16} +PMOE +262144"),
     Row("crash", "kmem -p 44000000", "the page of an address", r"^\w{16} +44000000 "),
+    Row("crash", "kmem -p 40210000", "that of the kernel's image", r"^\w{16} +40210000 .* reserved$"),
+    Row(
+        "crash", "p -x crashk_res", "a resource", r"flags = 0x81000200,\n +desc = 0x1,\n +parent = 0xffff0000"
+    ),
     Row("crash", "rd -p 44000000", "memory by its physical address", r"44000000: +00000000efbeadde"),
     Row("crash", "vtop ffff000004000000", "the page tables", r"ffff000004000000 +44000000 *$.*PGD: .*PTE: "),
     Row("crash", "sym panic", "symbols", r"^\w{16} \(T\) panic "),
@@ -122,6 +138,7 @@ CRASH = (
 )
 TOOLS = (
     Row("makedumpfile", "--dump-dmesg", "the kernel's log", r"Linux version {era}\.0-kexecemu .*Bye!$"),
+    Row("makedumpfile", "-d 16", "a dump without free pages", r"Free pages +: 0x0*[1-9a-f]"),
     Row("makedumpfile", "-c -d 31", "a dump without what is not needed", r"^KDUMP$"),
     Row("vmcore-dmesg", "", "the kernel's log", r"Linux version {era}\.0-kexecemu .*Bye!$"),
 )
@@ -140,11 +157,24 @@ DRGN = (
     Row("drgn", "uptime(), ktime_get_real_seconds()", "the time", r"^0\.\d+ 1670716800$"),
     Row("drgn", "load_vmlinux_kallsyms()", "symbols without a file", r"^panic$"),
     Row("drgn", "follow_phys()", "the page tables", r"^0x44000000$"),
+    Row(
+        "drgn",
+        "phys_to_virt(), pfn_to_virt(), page_to_virt()",
+        "the linear map",
+        r"^ffff000004000000 deadbeef$",
+    ),
+    Row("drgn", "in_direct_map()", "what is in it", r"^True False$"),
+    Row("drgn", "PageReserved(), PageSlab()", "pages", r"^True False False False False True$"),
+    Row("drgn", "nr_free_pages(), zone_page_state()", "free memory", r"^True True True$"),
+    Row("drgn", "for_each_vmap_area(), find_vmap_area()", "areas of the vmalloc range", r"^4 True$"),
+    Row("drgn", "get_printk_records()", "levels of the log", r"^0 Kernel panic - not syncing"),
+    Row("drgn", "ktime_get_boottime_seconds()", "seconds since the boot", r"^0$"),
     Row("drgn", "for_each_online_cpu()", "CPUs", r"^\[0, 1\]$"),
     Row("drgn", "for_each_online_pgdat()", "nodes", r"^\[0\] 0x40000$"),
     Row("drgn", "prog['contig_page_data'].node_zones[0]", "zones", r"^DMA$"),
     Row("drgn", "for_each_slab_cache()", "slab caches", r"^task_struct$"),
-    Row("drgn", "slab_cache_for_each_allocated_object()", "objects of one", r"^57$"),
+    Row("drgn", "slab_cache_for_each_allocated_object()", "objects of one", r"^\[1, 2, 9, 57\] 4 5$"),
+    Row("drgn", "identify_address()", "what an address is", r"^task: 57 \(bash\)$"),
     Row("drgn", "for_each_irq_desc()", "interrupts", r"^11 arch_timer$.*^13 uart-pl011$"),
     Row("drgn", "for_each_module()", "modules", r"^\[\]$"),
 )
@@ -166,7 +196,27 @@ SNIPPETS: Mapping[str, str] = {
     "print(z.name.string_().decode())",
     "for_each_slab_cache()": SLABS,
     "slab_cache_for_each_allocated_object()": "c = find_slab_cache('task_struct')\n"
-    "for t in slab_cache_for_each_allocated_object(c, 'struct task_struct'): print(t.pid.value_())",
+    "u = slab_cache_usage(c)\n"
+    "print([t.pid.value_() for t in slab_cache_for_each_allocated_object(c, 'struct task_struct')],"
+    " u.active_objs, u.num_objs)",
+    "identify_address()": "from drgn.helpers.common import identify_address\nprint(identify_address(find_task(57)))",
+    "phys_to_virt(), pfn_to_virt(), page_to_virt()": "v = phys_to_virt(0x44000000)\n"
+    "assert v == pfn_to_virt(0x44000) == page_to_virt(pfn_to_page(0x44000))\n"
+    "print(hex(v)[2:], prog.read(v, 4).hex())",
+    "in_direct_map()": "print(in_direct_map(find_task(57)), in_direct_map(prog.symbol('panic').address))",
+    "PageReserved(), PageSlab()": "image, free = phys_to_page(0x40210000), phys_to_page(0x44000000)\n"
+    "print(*(f(p) for p in (image, free, virt_to_page(find_task(57))) for f in (PageReserved, PageSlab)))",
+    "nr_free_pages(), zone_page_state()": "z = prog['contig_page_data'].node_zones[0]\n"
+    "listed = sum(len(list(list_for_each(h.address_of_()))) << o"
+    " for o, a in enumerate(z.free_area) for h in a.free_list)\n"
+    "print(nr_free_pages() == zone_page_state(z, prog['NR_FREE_PAGES']) > 40000,"
+    " listed == nr_free_pages() == totalram_pages() - 1, z.managed_pages.counter == totalram_pages())",
+    "for_each_vmap_area(), find_vmap_area()": "areas = list(for_each_vmap_area())\n"
+    "print(len(areas), find_vmap_area(prog.symbol('panic').address) == areas[0])",
+    "get_printk_records()": "from drgn.helpers.linux.printk import get_printk_records\n"
+    "(r,) = (r for r in get_printk_records() if b'panic' in r.text and b'syncing' in r.text)\n"
+    "print(r.level, r.text.decode())",
+    "ktime_get_boottime_seconds()": "print(ktime_get_boottime_seconds().value_())",
     "for_each_irq_desc()": "for n, d in for_each_irq_desc(): print(n, irq_desc_action_names(d)[0].decode())",
     "for_each_module()": "print(list(for_each_module()))",
 }
@@ -252,10 +302,15 @@ def ask_crash(dump: Dump, tools: Tools, *options: str) -> Iterator[tuple[Row, st
 def ask_tools(dump: Dump, tools: Tools) -> Iterator[tuple[Row, str]]:
     """makedumpfile and vmcore-dmesg."""
     folder = dump.vmcore.parent
-    log, small, dmesg = TOOLS
+    log, free, small, dmesg = TOOLS
     said = tools.run("makedumpfile", "--dump-dmesg", dump.vmcore, folder / "log", cwd=folder)
     words = "" if "The dmesg log is saved" in said else f"error: {said}"
     yield log, words + ((folder / "log").read_text() if (folder / "log").is_file() else "")
+    report = "16"
+    yield (
+        free,
+        tools.run("makedumpfile", "-d", "16", "--message-level", report, dump.vmcore, "free", cwd=folder),
+    )
     said = tools.run("makedumpfile", "-c", "-d", "31", dump.vmcore, folder / "small", cwd=folder)
     words = "\n".join(line for line in said.splitlines() if COMPLAINT.search(line))
     begins = (folder / "small").read_bytes()[:8] if (folder / "small").is_file() else said.encode()

@@ -47,6 +47,10 @@ class Vmlinux:
         found: Mapping[str, int] = self.layout["structs"][struct]["members"]
         return found
 
+    def bitfield_shift(self, struct: str, member: str) -> int:
+        """By how many bits a member is above the beginning of the word that it is a part of."""
+        return int(self.layout["structs"][struct]["bitfields"][member]["shift"])
+
     @property
     def build_id(self) -> str:
         """The GNU build id in hex, as VMCOREINFO carries it."""

@@ -82,12 +82,8 @@ def _swiotlb(memblock: Memblock, page: int, cpus: int, dma_phys_limit: int) -> N
     memblock.phys_alloc_range(areas * _AREA, _CACHE_LINE)
 
 
-def allocate_late(
-    memblock: Memblock, *, page: int, cpus: int, cmdline: str, dma_phys_limit: int, pages: int
-) -> None:
+def allocate_late(memblock: Memblock, *, page: int, cpus: int, dma_phys_limit: int, pages: int) -> None:
     """All of it, in the kernel's order. page is PAGE_SIZE, pages what nr_kernel_pages() was for the zones."""
-    for _ in range(2):
-        memblock.phys_alloc_range(len(cmdline.encode()) + 1, _CACHE_LINE)
     _percpu(memblock, page, cpus)
     for entry, scale in _HASHES:
         memblock.phys_alloc_range(_hash_size(pages, page, entry, scale), _CACHE_LINE)

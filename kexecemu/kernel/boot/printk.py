@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from kexecemu.errors import BusError
 from kexecemu.kernel.base.vmlinux import GuestKernel
+from kexecemu.kernel.boot.loglevel import LogLevel
 from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.shown import shown
 
@@ -14,7 +15,6 @@ _STATE_SHIFT = 62
 _ID_MASK = (1 << _STATE_SHIFT) - 1
 _FINALIZED, _REUSABLE = 2, 3
 _LOG_NEWLINE = 2
-_LOGLEVEL_INFO = 6
 _FAILED_LPOS = 1
 _U64 = (1 << 64) - 1
 _DESC = struct.Struct("<QQQ")  # state_var, text_blk_lpos.begin and .next
@@ -48,7 +48,7 @@ class Printk:
         self._info_size = layout.sizeof("printk_info")
         self._buffer = guest.phys("__log_buf")
 
-    def log(self, text: str, ns: int, level: int = _LOGLEVEL_INFO) -> None:
+    def log(self, text: str, ns: int, level: LogLevel) -> None:
         """Store and print one record, of one line or several; ns is its time stamp in nanoseconds of virtual time."""
         # A stray write may have hit the ring itself: records get lost then, but the console still works.
         with suppress(BusError):

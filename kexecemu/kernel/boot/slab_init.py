@@ -1,29 +1,57 @@
-"""The one slab that there is, of the tasks: its struct page, and the list of its free objects (mm/slub.c).
+"""The one slab that there is, of the tasks: a page of its own, its struct page, and its free objects (mm/slub.c).
 
-Its objects are in the image, where other kernels have none; readers find them by the linear map's address of that page.
+What is linked of the tasks is what they are at boot. They live in the linear map, where all is that is allocated.
 """
 
 import struct
+from functools import cache
+from pathlib import Path
 
-from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.base.vmlinux import GuestKernel
-from kexecemu.kernel.boot.vmcoreinfo_lines import vmcoreinfo_lines
-from kexecemu.kernel.memory.sparsemem import STRUCT_PAGE_SIZE, MemoryMap, section_size_bits, vmemmap_base
+from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux, load_vmlinux
+from kexecemu.kernel.boot.struct_page import NO_TYPE, StructPages
+from kexecemu.kernel.memory.sparsemem import STRUCT_PAGE_SIZE
+from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["slab_init"]
+__all__ = ["slab_init", "task_virt"]
 
-_SLAB_SIZE = 4096  # what vmlinux.lds lets the tasks have of their page
-_NO_TYPE = 0xFFFFFFFF
+_SLAB_SIZE = 4096  # of a larger page no more is used
+_WRITABLE = 2  # PF_W
 
 
-def _slab_mark(config: KernelConfig) -> tuple[int, int]:
-    """A slab's page flags and its page type: the one or the other says what it is, as VMCOREINFO does."""
-    numbers = dict(
-        what.split("=") for kind, what in vmcoreinfo_lines(config) if kind == "NUMBER" and "=" in what
+def _linked(vmlinux: Vmlinux) -> range:
+    """Virtual addresses of the tasks as they are linked."""
+    return range(vmlinux.virt("task_slab_start"), vmlinux.virt("task_slab_end"))
+
+
+@cache
+def _pointers(path: Path) -> tuple[tuple[int, int], ...]:
+    """(virtual address, value) of each pointer in the image's data that leads to a task, or to a member of one."""
+    vmlinux = load_vmlinux(path)
+    linked = _linked(vmlinux)
+    return tuple(
+        (segment.vaddr + 8 * index, value)
+        for segment in vmlinux.elf.segments
+        if segment.flags & _WRITABLE
+        for index, (value,) in enumerate(struct.iter_unpack("<Q", segment.data[: len(segment.data) & -8]))
+        if value in linked
     )
-    if "PG_slab" in numbers:
-        return 1 << int(numbers["PG_slab"]), _NO_TYPE
-    return 0, int(numbers["PAGE_SLAB_MAPCOUNT_VALUE"]) % (1 << 32)
+
+
+def task_virt(guest: GuestKernel, slab: PhysRange, name: str) -> int:
+    """The virtual address of a task by its symbol's name; init_task and the idle tasks are where they are linked."""
+    linked, virt = _linked(guest.vmlinux), guest.vmlinux.virt(name)
+    return virt - linked.start + guest.space.linear_virt(slab.start) if virt in linked else virt
+
+
+def _move_tasks(guest: GuestKernel, slab: PhysRange) -> None:
+    """As if fork() had made them there: nobody has a pointer to where they were linked, and there is nothing left."""
+    space, start, size = guest.space, guest.phys("task_slab_start"), len(_linked(guest.vmlinux))
+    delta = space.linear_virt(slab.start) - guest.vmlinux.virt("task_slab_start")
+    for virt, value in _pointers(guest.vmlinux.path):
+        guest.ram.write_u64(space.virt_to_phys(virt), (value + delta) % (1 << 64))
+    guest.ram.fill(slab.start, slab.size)
+    guest.ram.write(slab.start, guest.ram.read(start, size))
+    guest.ram.fill(start, size)
 
 
 def _free_objects(guest: GuestKernel, start_phys: int, used: int, objects: int) -> int:
@@ -38,29 +66,24 @@ def _free_objects(guest: GuestKernel, start_phys: int, used: int, objects: int) 
     return virts[0] if virts else 0
 
 
-def slab_init(guest: GuestKernel, config: KernelConfig, memory_map: MemoryMap) -> None:
-    """Fill the slab's struct page and put it on its node's list; the memory map is there."""
-    layout, space, page = guest.vmlinux, guest.space, config.page_size
-    start_phys, size = guest.phys("task_slab_start"), layout.sizeof("task_struct")
-    section_bits = section_size_bits(page)
-    map_phys = memory_map.get(start_phys >> section_bits)
-    if map_phys is None:
-        return
-    page_phys = map_phys + (start_phys & (1 << section_bits) - 1) // page * STRUCT_PAGE_SIZE
-    page_virt = vmemmap_base(space, page) + start_phys // page * STRUCT_PAGE_SIZE
-    used = (layout.virt("task_slab_end") - layout.virt("task_slab_start")) // size
-    objects = _SLAB_SIZE // size
-    flags, page_type = _slab_mark(config)
-    members = layout.members("slab")
+def slab_init(guest: GuestKernel, pages: StructPages, slab: PhysRange, page_size: int) -> None:
+    """Move the tasks into a free page (physical), fill its struct page and put it on its node's list."""
+    layout, members = guest.vmlinux, guest.vmlinux.members("slab")
+    _move_tasks(guest, slab)
+    used, objects = (size // layout.sizeof("task_struct") for size in (len(_linked(layout)), _SLAB_SIZE))
+    # The one or the other says that it is a slab.
+    flags, kind = 1 << pages.numbers["PG_slab"] if "PG_slab" in pages.numbers else 0, NO_TYPE
+    kind = pages.numbers.get("PAGE_SLAB_MAPCOUNT_VALUE", kind) % (1 << 32)
     node_virt = layout.virt("task_struct_node") + layout.offsetof("kmem_cache_node", "partial")
-    slab = bytearray(STRUCT_PAGE_SIZE)
-    struct.pack_into("<Q", slab, 0, flags)
-    struct.pack_into("<Q", slab, members["slab_cache"], layout.virt("task_struct_cache"))
-    struct.pack_into("<QQ", slab, members["slab_list"], node_virt, node_virt)
-    struct.pack_into("<Q", slab, members["freelist"], _free_objects(guest, start_phys, used, objects))
-    struct.pack_into("<Q", slab, members["counters"], used | objects << 16)
-    struct.pack_into("<I", slab, members["__page_type"], page_type)
-    struct.pack_into("<I", slab, members["__page_refcount"], 1)
-    guest.ram.write(page_phys, slab)
-    entry_virt = (page_virt + members["slab_list"]) % (1 << 64)
-    guest.ram.write(space.virt_to_phys(node_virt), struct.pack("<QQ", entry_virt, entry_virt))
+    page = bytearray(STRUCT_PAGE_SIZE)
+    struct.pack_into("<Q", page, 0, flags)
+    struct.pack_into("<Q", page, members["slab_cache"], layout.virt("task_struct_cache"))
+    struct.pack_into("<QQ", page, members["slab_list"], node_virt, node_virt)
+    struct.pack_into("<Q", page, members["freelist"], _free_objects(guest, slab.start, used, objects))
+    struct.pack_into("<Q", page, members["counters"], used | objects << 16)
+    struct.pack_into("<I", page, members["__page_type"], kind)
+    struct.pack_into("<I", page, members["__page_refcount"], 1)
+    pfn = slab.start // page_size
+    pages.write(pfn, bytes(page))
+    entry_virt = (pages.virt(pfn) + members["slab_list"]) % (1 << 64)
+    guest.ram.write(guest.space.virt_to_phys(node_virt), struct.pack("<QQ", entry_virt, entry_virt))

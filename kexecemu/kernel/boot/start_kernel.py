@@ -4,6 +4,8 @@ Each function works on a kernel whose boot CPU stands at the guest function of t
 guest memory, and into state.arch what a kernel computes once.
 """
 
+from functools import partial
+
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
@@ -12,6 +14,7 @@ from kexecemu.kernel.boot.cpus import smp_init_cpus
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
+from kexecemu.kernel.boot.resources import alloc_resources, publish_resources
 from kexecemu.kernel.boot.setup_memory import (
     IMAGE_MARKS,
     TextLayout,
@@ -26,10 +29,12 @@ from kexecemu.kernel.memory.kho import parse_kho, reserve_scratch
 from kexecemu.kernel.memory.linear_map import rodata_messages
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 
-__all__ = ["NR_CPUS", "kernel_init_freeable", "publish_resources", "setup_arch"]
+__all__ = ["NR_CPUS", "kernel_init_freeable", "setup_arch"]
 
 NR_CPUS = 64
 """The guest kernel's, and nr_cpu_ids while early parameters are read."""
+
+_CACHE_LINE = 64  # SMP_CACHE_BYTES
 
 
 def setup_arch(state: KernelState) -> None:
@@ -81,13 +86,43 @@ def setup_arch(state: KernelState) -> None:
         state.log,
         state.board.bbm,
     )
-    mm_init(guest, state.arch, state.config, state.early.fmt)
-    publish_resources(state)
+    alloc_resources(state)
     state.cpus = smp_init_cpus(tree, bootargs, len(state.board.cpus), state.log)
     _publish_cpus(state)
+    _setup_command_line(state, boot_command_line)
+    _alloc_vmcoreinfo_note(state)
     state.log(f"Kernel command line: {bootargs}")
+    late = partial(_kho_memory_init, state)
+    state.free_memory = mm_init(guest, state.arch, state.config, state.early.fmt, late)
+    publish_resources(state)
     oops = parameter(bootargs, "oops")
     guest.write_u32("panic_on_oops", int(oops == "panic" or state.config.enabled("PANIC_ON_OOPS")))
+
+
+def _alloc(state: KernelState, size: int, align: int, what: str) -> int:
+    """memblock_alloc(), which panics where there is no room: physical, zeroed."""
+    phys = state.arch.memblock.phys_alloc_range(size, align)
+    if not phys:
+        raise InputError(f"RAM is too small for {what}")
+    state.ram.fill(phys, size)
+    return phys
+
+
+def _setup_command_line(state: KernelState, boot_command_line: bytes) -> None:
+    """setup_command_line(): copies in the linear map, one to keep and one that parameters point into."""
+    size = len(boot_command_line) + 1
+    saved, _static = (_alloc(state, size, _CACHE_LINE, "its command line") for _ in range(2))
+    state.ram.write(saved, boot_command_line)
+    state.guest.write("saved_command_line", state.space.linear_virt(saved))
+
+
+def _alloc_vmcoreinfo_note(state: KernelState) -> None:
+    """A note for larger pages than 4 KiB, which is what the guest's own buffer is for."""
+    page = state.config.page_size
+    if note_size(page) > VMCOREINFO_NOTE_SIZE:
+        size = align_up(note_size(page), page)
+        phys = _alloc(state, size, page, f"a note of {size:#x} bytes")
+        state.guest.write("vmcoreinfo_note", state.space.linear_virt(phys))
 
 
 def _publish_cpus(state: KernelState) -> None:
@@ -118,16 +153,7 @@ def _take_seeds(state: KernelState, bootargs: str) -> None:
 
 def kernel_init_freeable(state: KernelState) -> None:
     """The rest of the boot: timekeeping_init(), crash_save_vmcoreinfo_init(), and at its end mark_rodata_ro()."""
-    _kho_memory_init(state)
     timekeeping_init(state.guest, state.now_ns)
-    page = state.config.page_size
-    if note_size(page) > VMCOREINFO_NOTE_SIZE:
-        # The guest's own buffer is for pages of 4 KiB.
-        size = align_up(note_size(page), page)
-        phys = state.arch.memblock.phys_alloc_range(size, page)
-        if not phys:
-            raise InputError(f"RAM is too small for a note of {size:#x} bytes")
-        state.guest.write("vmcoreinfo_note", state.space.linear_virt(phys))
     text = vmcoreinfo_text(state.guest, state.config)
     state.store_vmcoreinfo(text)
     write_note(state.guest, text)
@@ -145,7 +171,6 @@ def _kho_memory_init(state: KernelState) -> None:
         memblock,
         page=state.config.page_size,
         cpus=len(state.cpus.affinities),
-        cmdline=state.guest.string(state.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE),
         dma_phys_limit=limit,
         pages=state.arch.nr_kernel_pages,
     )
@@ -154,18 +179,3 @@ def _kho_memory_init(state: KernelState) -> None:
         state.ram.write(state.kho.array_phys, state.kho.array)
         areas = ", ".join(str(area) for area in state.kho.areas)
         state.say("kho", f"kexec handover: scratch areas {areas}")
-
-
-def publish_resources(state: KernelState) -> None:
-    """crashk_res and crashk_low_res in the guest's memory (inclusive ends, 0 for none)."""
-    guest, reservation = state.guest, state.arch.reservation
-    for name, area in (
-        ("crashk_res", reservation.crashk_res),
-        ("crashk_low_res", reservation.crashk_low_res),
-    ):
-        guest.write(name, area.start if area else 0, guest.vmlinux.offsetof("resource", "start"))
-        guest.write(name, area.last if area else 0, guest.vmlinux.offsetof("resource", "end"))
-    area = reservation.crashk_res
-    if area is not None:
-        words = f"crashkernel reserved at {area} ({area.size >> 20} MiB)"
-        state.say("crashkernel", words, start_phys=area.start, end_phys=area.last)

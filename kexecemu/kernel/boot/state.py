@@ -20,8 +20,11 @@ from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.cpus import CpuMasks
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
+from kexecemu.kernel.boot.free_area import FreeMemory
+from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
+from kexecemu.kernel.boot.slab_init import task_virt
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.kho import KhoEarly, KhoScratch
@@ -114,6 +117,9 @@ class KernelState:
         self.kho: KhoScratch | None = None
         """Scratch areas, None where kexec handover is off."""
         self._arch: ArchSetup | None = None
+        self.resources = PhysRange(0, 0)
+        """Physical addresses of what request_standard_resources() has allocated, empty before."""
+        self._free_memory: FreeMemory | None = None
 
     @property
     def arch(self) -> ArchSetup:
@@ -125,6 +131,21 @@ class KernelState:
     @arch.setter
     def arch(self, arch: ArchSetup) -> None:
         self._arch = arch
+
+    @property
+    def free_memory(self) -> FreeMemory:
+        """What mm_init() left; MachineError before it has run."""
+        if self._free_memory is None:
+            raise MachineError("the kernel has not booted yet")
+        return self._free_memory
+
+    @free_memory.setter
+    def free_memory(self, free_memory: FreeMemory) -> None:
+        self._free_memory = free_memory
+
+    def task_virt(self, name: str) -> int:
+        """The virtual address of a task of a booted kernel, by the name of its symbol."""
+        return task_virt(self.guest, self.free_memory.slab, name)
 
     @property
     def tables(self) -> PageTables:
@@ -182,9 +203,9 @@ class KernelState:
         """Virtual time since power on: one nanosecond an instruction, and the time that nobody ran through."""
         return self.board.instructions + self.board.idle * 10**9 // INSTRUCTIONS_PER_SECOND
 
-    def log(self, text: str) -> None:
-        """printk(): into the ring in guest memory and to the console."""
-        self.printk.log(text, self.now_ns)
+    def log(self, text: str, level: LogLevel | None = None) -> None:
+        """printk(): into the ring in guest memory and to the console; without a level the kernel's own for it."""
+        self.printk.log(text, self.now_ns, level_of(text) if level is None else level)
 
     def say(self, kind: str, text: str, **facts: int | str | bool | None) -> None:
         """Record an event on the board's timeline."""

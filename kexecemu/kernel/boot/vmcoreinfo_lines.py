@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import parse_release
 
-__all__ = ["vmcoreinfo_lines"]
+__all__ = ["vmcoreinfo_lines", "vmcoreinfo_numbers"]
 
 # A kind and what of it there is. In brackets before it: from which release on, and up to (not with) which; a
 # configuration's option, or "!" and one. A number that is not the same everywhere is found out by vmcoreinfo.py.
@@ -107,3 +107,9 @@ def vmcoreinfo_lines(config: KernelConfig) -> Iterator[tuple[str, str]]:
         if _holds(condition.lstrip("["), config):
             kind, *names = (rest if bracket else row).split()
             yield from ((kind, what) for what in names)
+
+
+def vmcoreinfo_numbers(config: KernelConfig) -> dict[str, int]:
+    """The numbers that are the same in all kernels of a release and configuration: bits and types of pages."""
+    found = (what.split("=") for kind, what in vmcoreinfo_lines(config) if kind == "NUMBER" and "=" in what)
+    return {name: int(value) for name, value in found}

@@ -118,8 +118,9 @@ class Execution:
     def _call(self, function: str, arguments: Sequence[int], task: str, until: Collection[int]) -> CpuStop:
         cpu, guest = self._board.boot_cpu, self._guest
         put_back, idle_task = _keep(cpu), cpu.sysreg("SP_EL0")
-        task_virt = guest.vmlinux.virt(task)
-        stack = guest.read(task, guest.vmlinux.offsetof("task_struct", "stack"))
+        task_virt = self._state.task_virt(task)
+        stack_phys = guest.space.virt_to_phys(task_virt + guest.vmlinux.offsetof("task_struct", "stack"))
+        stack = guest.ram.read_u64(stack_phys)
         switch_to(self._guest, task_virt)
         cpu.set_sysreg("SP_EL0", task_virt)
         cpu.sp = stack + _THREAD_SIZE - guest.vmlinux.sizeof("pt_regs")

@@ -10,6 +10,7 @@ from functools import partial
 
 from kexecemu.formats.elfnote import crash_note
 from kexecemu.kernel.boot import start_kernel
+from kexecemu.kernel.boot.loglevel import LogLevel, split_level
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall_time
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
@@ -41,7 +42,8 @@ def printk(state: KernelState, cpu: Cpu) -> None:
             return state.guest.string(value)
         return f"{value:x}" if match.group() == "%lx" else str((value + (1 << 31)) % (1 << 32) - (1 << 31))
 
-    state.log(_FORMAT.sub(expand, state.guest.string(cpu.x(0))).rstrip("\n"))
+    level, form = split_level(state.guest.string(cpu.x(0)))
+    state.log(_FORMAT.sub(expand, form).rstrip("\n"), level)
 
 
 def crash_save_vmcoreinfo(state: KernelState, cpu: Cpu) -> None:
@@ -77,7 +79,7 @@ def crash_save_cpu(state: KernelState, cpu: Cpu) -> None:
 def report_kernel_fault(state: KernelState, cpu: Cpu) -> None:
     """report_kernel_fault(addr, esr, regs): "Unable to handle kernel ..." and what the tables say."""
     for line in oops.fault_report(state.guest, state.tables, cpu.x(0), cpu.x(1)):
-        state.log(line)
+        state.log(line, LogLevel.ALERT)
 
 
 def report_die(state: KernelState, cpu: Cpu) -> None:
@@ -86,8 +88,10 @@ def report_die(state: KernelState, cpu: Cpu) -> None:
     text = guest.string(cpu.x(0))
     regs = oops.read_pt_regs(guest, cpu.x(2))
     task = oops.task_line(guest, rules, cpu.sysreg("SP_EL0"), cpu.index)
-    for line in oops.die_report(guest, rules, text, cpu.x(1), regs, task):
-        state.log(line)
+    headline, *rest = oops.die_report(guest, rules, text, cpu.x(1), regs, task)
+    state.log(headline, LogLevel.EMERG)
+    for line in rest:
+        state.log(line, LogLevel.WARNING)
     # Guest memory may hold anything there, and an event is one line.
     text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     words = f"{text} on cpu{cpu.index} at {guest.vmlinux.describe(regs.pc)}"

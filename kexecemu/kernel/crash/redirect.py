@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from kexecemu.kernel.boot.loglevel import LogLevel
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.crash import oops
 from kexecemu.machine.cpu.cpu import Cpu
@@ -59,11 +60,11 @@ def _online(state: KernelState, cpu: int) -> bool:
 def dump_stack(state: KernelState, cpu: Cpu) -> None:
     """dump_stack() of a CPU at a function's first instruction: who is running, on what machine, how it came here."""
     rules = state.config.release.rules
-    state.log(oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index))
-    state.log(f"Hardware name: {state.machine_model} (DT)")
     # x30 still is the return address of the call to the function itself.
-    for line in oops.call_trace(state.guest, rules, cpu.x(30), cpu.x(29), fault=False):
-        state.log(line)
+    trace = oops.call_trace(state.guest, rules, cpu.x(30), cpu.x(29), fault=False)
+    task = oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index)
+    for line in (task, f"Hardware name: {state.machine_model} (DT)", *trace):
+        state.log(line, LogLevel.WARNING)
 
 
 def panic_dump_stack(state: KernelState, cpu: Cpu) -> None:

@@ -17,7 +17,7 @@ from kexecemu.kernel.load.devtree import RNG_SEED_SIZE, kexec_device_tree
 from kexecemu.kernel.load.elfcorehdr import prepare_elf_headers
 from kexecemu.kernel.load.relocation import Relocation, load_normal_segments, prepare_relocation
 from kexecemu.kernel.memory.memblock import across_pages
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.ranges import PhysRange, subtract
 
 __all__ = ["copy_vmcoreinfo", "elf_headers", "kexec_tools_elf_headers", "load_normal", "next_device_tree"]
 __all__ += ["sysfs_cpus"]
@@ -166,9 +166,22 @@ def _write_kimage(
         guest.write(pointer, 0)
         return
     guest.ram.fill(guest.phys(storage), layout.sizeof("kimage"))
-    members = {"head": image.head, "start": image.start, "nr_segments": len(image.segments)}
+    code_page, safecopy = image.control_code_page, image.vmcoreinfo_safecopy
+    members = {
+        "head": image.head,
+        "start": image.start,
+        "nr_segments": len(image.segments),
+        "control_page": image.control_page,
+        "control_code_page": state.free_memory.page_virt(code_page) if code_page else 0,
+        "vmcoreinfo_data_copy": state.space.linear_virt(safecopy) if safecopy else 0,
+        "type": image.crash | image.file_mode << layout.bitfield_shift("kimage", "file_mode"),
+    }
     for name, value in members.items():
         guest.write(storage, value, layout.offsetof("kimage", name))
+    for name in ("control_pages", "dest_pages", "unusable_pages"):  # INIT_LIST_HEAD()
+        at = layout.offsetof("kimage", name)
+        for link in ("next", "prev"):
+            guest.write(storage, layout.virt(storage) + at, at + layout.offsetof("list_head", link))
     guest.ram.write(guest.phys(storage) + layout.offsetof("kimage", "segment"), pack_segments(image.segments))
     base = guest.phys(storage) + layout.offsetof("kimage", "arch")
     # Only kexec_file_load() knows which segment is the device tree.
@@ -181,7 +194,8 @@ def _write_kimage(
 def load_normal(state: KernelState, image: Kimage) -> Relocation | None:
     """kimage_load_normal_segment() for every segment, then machine_kexec_post_load(): None for nothing to be moved."""
     guest, memblock = state.guest, state.arch.memblock
-    pages = load_normal_segments(guest, image, memblock.free_ranges(), state.config.page_size)
+    free = subtract(memblock.free_ranges(), [state.free_memory.slab])
+    pages = load_normal_segments(guest, image, free, state.config.page_size)
     if image.head & IND_DONE:
         return None
     mapped = across_pages(memblock.mappable(), state.config.page_size)

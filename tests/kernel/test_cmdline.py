@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kexecemu.kernel.base.cmdline import (
     CrashkernelOption,
+    get_option,
     memparse,
     parameter,
     parse_crashkernel_option,
@@ -108,6 +109,28 @@ def test_a_bare_name_has_an_empty_value_and_a_missing_one_has_none() -> None:
     assert parameter("debug quiet", "quiet") == ""
     assert parameter("debug quiet", "rodata") is None
     assert parameter("xrodata=on rodatax=on", "rodata") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("0", 0),
+        ("7", 7),
+        ("0x1f", 31),
+        ("017", 15),
+        ("09", 0),
+        ("-5", -5),
+        ("12,13", 12),
+        ("12-13", 12),
+        ("2147483648", -(1 << 31)),
+        ("4294967295", -1),
+        ("-4294967295", 1),
+        ("1" + "0" * 5000, 0),
+        *((text, None) for text in ("", "-", "--1", "x", "K", " 1", "+1")),
+    ],
+)
+def test_get_option_reads_an_int_off_the_front(value: str, number: int | None) -> None:
+    assert get_option(value) == number
 
 
 def test_a_value_may_hold_further_equals_signs() -> None:

@@ -20,6 +20,8 @@ class Rules:
                                ,low is given there are 128 MiB of low memory
     falls_back_low             crashkernel=X,high is looked for above the limit, then below; @offset has own words
     low_where_it_reaches_over  low memory is left out if the region begins so far below the limit, else if below it
+    kfence_early_pool          KFENCE's pool is set up before the linear map and has pages of its own; else KFENCE needs
+                               base pages all over, whatever its interval
     generic_reservation        reserve_crashkernel_generic(): the size is not rounded to whole pages
     refuses_all_of_ram         a region as large as all RAM is not looked for
     gives_up                   a reservation that fails where there are no DMA zones ends
@@ -75,6 +77,7 @@ class Rules:
     falls_back_high: bool = False
     falls_back_low: bool = False
     low_where_it_reaches_over: bool = False
+    kfence_early_pool: bool = True
     generic_reservation: bool = False
     refuses_all_of_ram: bool = False
     gives_up: bool = True
@@ -136,8 +139,10 @@ CHANGES = (
     Change((6, 2), "falls_back_high", True, "a9ae89df7377, a149cf00b158"),
     Change((6, 2), "low_where_it_reaches_over", True, "a149cf00b158"),
     Change((6, 2), "gives_up", False, "a9ae89df7377: the limit is as high as high memory goes"),
+    Change((6, 2), "kfence_early_pool", False, "mainline before 6.4; the stable 6.1 has it"),
     Change((6, 3), "memreserve_first", False, "b41328187629"),
     Change((6, 4), "tells_reserved_mem", True, "seen in 6.12.117, not in 6.1.192"),
+    Change((6, 4), "kfence_early_pool", True, "bfa7965b33ab"),
     Change((6, 4), "protects_by_pte", False, "0d124e96051b"),
     Change((6, 4), "early_reservation", False, "504cae453f82"),
     Change((6, 5), "falls_back_low", True, "6c4dcaddbd36"),

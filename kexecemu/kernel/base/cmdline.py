@@ -10,7 +10,7 @@ from errno import EINVAL, ENOENT
 
 from kexecemu.shown import shown
 
-__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "kstrtoint", "memparse"]
+__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "get_option", "kstrtoint", "memparse"]
 __all__ += ["panic_force_cpu", "parameter", "parameters"]
 __all__ += ["parse_crashkernel_option", "strtobool", "to_bytes"]
 
@@ -35,18 +35,14 @@ def to_bytes(cmdline: str) -> bytes:
     return cmdline.encode("utf-8", "surrogateescape")
 
 
-def memparse(text: str) -> tuple[int, str]:
-    """Read a number (decimal, 0x hex or 0 octal) with an optional K, M, G, T, P or E; return it in bytes and the rest.
-
-    Nothing readable gives (0, text), as memparse() leaves its end pointer at the start. A suffix alone is readable:
-    it is looked for where the number ends, whether there was one or not, so that crashkernel=M asks for 0 bytes.
-    """
+def _simple_strtoull(text: str) -> tuple[int, str]:
+    """simple_strtoull(text, 0): a number (decimal, 0x hex or 0 octal) modulo 2^64, and the rest; 0 for none."""
     match = _NUMBER.match(text)
     digits = match.group() if match else ""
-    value, rest = 0, text[len(digits) :]
+    value = 0
     if digits:
         hexadecimal = digits[:2] in ("0x", "0X")
-        # As many digits as there are, modulo 2^64; Python itself reads no more than 4,300.
+        # As many digits as there are; Python itself reads no more than 4,300.
         if hexadecimal or digits[0] == "0":
             value = int(digits, 16 if hexadecimal else 8)
         else:
@@ -54,9 +50,29 @@ def memparse(text: str) -> tuple[int, str]:
             for at in range(_BLOCK, len(digits), _BLOCK):
                 block = digits[at : at + _BLOCK]
                 value = (value * 10 ** len(block) + int(block)) & _U64
+    return value & _U64, text[len(digits) :]
+
+
+def memparse(text: str) -> tuple[int, str]:
+    """Read a number (decimal, 0x hex or 0 octal) with an optional K, M, G, T, P or E; return it in bytes and the rest.
+
+    Nothing readable gives (0, text), as memparse() leaves its end pointer at the start. A suffix alone is readable:
+    it is looked for where the number ends, whether there was one or not, so that crashkernel=M asks for 0 bytes.
+    """
+    value, rest = _simple_strtoull(text)
     if rest and (shift := _SHIFTS.get(rest[0].lower())) is not None:
         value, rest = value << shift, rest[1:]
     return value & _U64, rest
+
+
+def get_option(text: str) -> int | None:
+    """get_option(): the number at the start, with a minus or without, in 32 bits; None for none."""
+    digits = text.removeprefix("-")
+    value, rest = _simple_strtoull(digits)
+    if rest == digits:
+        return None
+    value = (-value if digits != text else value) & 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
 
 
 def strtobool(text: str) -> bool | None:

@@ -23,6 +23,7 @@ class Rules:
     kfence_early_pool          KFENCE's pool is set up before the linear map and has pages of its own; else KFENCE needs
                                base pages all over, whatever its interval
     generic_reservation        reserve_crashkernel_generic(): the size is not rounded to whole pages
+    range_prefixes             what is before "Memory value expected" for the size in a list of ranges, and its offset
     refuses_all_of_ram         a region as large as all RAM is not looked for
     gives_up                   a reservation that fails where there are no DMA zones ends
     suffixes                   which crashkernel= options are not of the plain kind
@@ -79,6 +80,7 @@ class Rules:
     low_where_it_reaches_over: bool = False
     kfence_early_pool: bool = True
     generic_reservation: bool = False
+    range_prefixes: tuple[str, str] = ("", "")
     refuses_all_of_ram: bool = False
     gives_up: bool = True
     suffixes: tuple[str, ...] = (",high", ",low")
@@ -152,6 +154,7 @@ CHANGES = (
     Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
     Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
+    Change((6, 7), "range_prefixes", ("crashkernel: ", "crahskernel: "), "seen in 6.12, not in 6.1"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
     Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
     Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
@@ -193,6 +196,7 @@ CHANGES = (
     ),
     Change((6, 17), "garbage_in_kexec_buf", ("load_other_segments",), "image_load() is mended in 6.17-rc"),
     Change((6, 17), "segments_in_cma", True, "07d24902977e"),
+    Change((6, 17), "range_prefixes", ("crashkernel: ", "crashkernel: "), "seen in 7.3, not in 6.12"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
     Change((6, 18), "garbage_in_kexec_buf", (), "struct kexec_buf kbuf = {}: seen in 7.3.4"),

@@ -116,6 +116,13 @@ def test_a_seed_that_the_kernel_has_used_up_becomes_another_one_if_there_are_ran
     assert fdt.getprop(chosen, "rng-seed") is None
 
 
+@pytest.mark.parametrize("cmdline", ["crashkernel=96M", "crashkernel=96M quiet panic=5"])
+def test_an_empty_command_line_leaves_the_running_kernel_s_own(cmdline: str) -> None:
+    # set_bootargs() of 2.0.25 and 2.0.29, and kexec -p --append "" on Debian's 6.1
+    fdt, chosen = chosen_of(booted(cmdline), "")
+    assert fdt.getprop(chosen, "bootargs") == cmdline.encode() + b"\0"
+
+
 def test_a_seed_that_nokaslr_has_left_there_is_refused() -> None:
     # Linux 6.1 with nokaslr, and kexec-tools 2.0.25: "setup_2nd_dtb: kaslr-seed is not wiped to 0."
     with pytest.raises(InputError, match="kaslr-seed is not wiped to 0"):
@@ -153,6 +160,24 @@ def call(kernel: Kernel, **change: object) -> None:
     assert kernel.crashk_res is not None
     arguments = KexecLoadArguments(kernel.crashk_res.start, segments(kernel))
     kexec_load(kernel, replace(arguments, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("era", "known"),
+    [("6.1", 0), ("6.5", 0), ("6.6", 4), ("6.7", 4), ("6.12", 4 | 8), ("6.18", 4 | 8), ("7.3", 4 | 8)],
+)
+def test_the_flags_that_are_taken_are_the_era_s(era: str, known: int) -> None:
+    """KEXEC_UPDATE_ELFCOREHDR is 4, KEXEC_CRASH_HOTPLUG_SUPPORT is 8."""
+    with Kernel.boot(Board("256M"), KernelConfig(era), cmdline="crashkernel=64M") as kernel:
+        for bit in range(1, 16):
+            flags = KEXEC_ARCH_AARCH64 | KEXEC_ON_CRASH | 1 << bit
+            if known & 1 << bit:
+                call(kernel, flags=flags)
+                assert kernel.image is not None and len(kernel.image.segments) == 1
+                continue
+            with pytest.raises(KexecError, match="unknown flags") as refusal:
+                call(kernel, flags=flags)
+            assert refusal.value.errno == EINVAL
 
 
 @pytest.mark.parametrize(

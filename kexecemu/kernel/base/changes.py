@@ -32,6 +32,8 @@ class Rules:
     text_alias_starts_at_text  the read-only alias of the kernel text in the linear map starts at _text, not at _stext
     ima_in_crash_images        ima_add_kexec_buffer() adds its segment to crash images too
     ima_filled_at_reboot       IMA's segment is reserved at the load and filled at the reboot, no digest covers it
+    load_flags                 KEXEC_FLAGS; arm64 has no use for those of crash hotplug, and does not know
+                               KEXEC_PRESERVE_CONTEXT
     file_load_flags            KEXEC_FILE_FLAGS
     ima_extra_memory           IMA's segment has room for IMA_KEXEC_EXTRA_MEMORY_KB
     kho                        CONFIG_KEXEC_HANDOVER is to be had
@@ -89,6 +91,7 @@ class Rules:
     text_alias_starts_at_text: bool = False
     ima_in_crash_images: bool = True
     ima_filled_at_reboot: bool = False
+    load_flags: int = 0x1
     file_load_flags: int = 0x7
     ima_extra_memory: bool = False
     kho: bool = False
@@ -153,6 +156,7 @@ CHANGES = (
     Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
     Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
     Change((6, 6), "guest", "vmlinux-6.6", "page flags in another order"),
+    Change((6, 6), "load_flags", 0x5, "a72bbec70da2: KEXEC_UPDATE_ELFCOREHDR"),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
     Change((6, 7), "range_prefixes", ("crashkernel: ", "crahskernel: "), "seen in 6.12, not in 6.1"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
@@ -160,6 +164,7 @@ CHANGES = (
     Change((6, 9), "va_bits", 52, "352b0395b505 and those before it: Kconfig's default"),
     Change((6, 9), "vmemmap_at_end", True, "32697ff38287; as 6.12.117's VMCOREINFO has it"),
     Change((6, 9), "idmap_tables", 0, "the early mapping in C: not in 6.12.118's memblock=debug"),
+    Change((6, 10), "load_flags", 0xD, "79365026f869: KEXEC_CRASH_HOTPLUG_SUPPORT"),
     Change((6, 11), "of_property_size", 104, "bin_attribute.llseek; 6.12.118's BTF"),
     Change((6, 11), "gives_up", True, "the dead loop of riscv64, mended for all"),
     Change((6, 12), "cma_says_node", True, "seen in 6.12.117"),

@@ -29,6 +29,10 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "debug_pagealloc= is on unless said: base pages in the linear map",
     ),
     "HUGETLB_PAGE": ("y", "huge pages, and so CMA areas that begin and end with one"),
+    "IMA": (
+        "n",
+        "what is read and run is measured; an older kernel's list of that is taken out of the next one's tree",
+    ),
     "IMA_KEXEC": ("n", "IMA's measurement list goes to the next kernel, as the first segment of its image"),
     "IMA_KEXEC_EXTRA_MEMORY_KB": (
         "0",

@@ -187,9 +187,10 @@ def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: 
     try:
         tree = FdtEditor(view.device_tree, len(view.device_tree) + len(cmdline) + 0x1000)
         chosen = chosen_node(tree)
-        # dtb_set_property() rounds every value up to whole cells.
-        bootargs = to_bytes(cmdline) + b"\0"
-        tree.setprop(chosen, "bootargs", bootargs.ljust(align_up(len(bootargs), 4), b"\0"))
+        if cmdline:  # set_bootargs() leaves the running kernel's own where there is nothing to set
+            # dtb_set_property() rounds every value up to whole cells.
+            bootargs = to_bytes(cmdline) + b"\0"
+            tree.setprop(chosen, "bootargs", bootargs.ljust(align_up(len(bootargs), 4), b"\0"))
         _renew_kaslr_seed(view, tree, chosen)
         tree.delprop(chosen, "linux,elfcorehdr")
         tree.delprop(chosen, "linux,usable-memory-range")
@@ -211,7 +212,7 @@ def _renew_kaslr_seed(view: MachineView, tree: FdtEditor, chosen: int) -> None:
     seed = tree.get_u64(chosen, "kaslr-seed")
     if seed is None:
         return
-    if seed:
+    if seed & 0xFFFFFFFF:  # it looks at an int of it
         raise InputError(
             "kexec-tools: kaslr-seed is not wiped to 0 (as by a kernel that was booted with nokaslr)"
         )

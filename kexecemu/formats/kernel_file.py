@@ -8,6 +8,7 @@ pez_prepare() there).
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import pe
@@ -104,16 +105,24 @@ def is_gzip(data: bytes) -> bool:
     return data[:2] == _GZIP
 
 
-def unpack_gzip(data: bytes, limit: int) -> bytes:
+class Unpacked(NamedTuple):
+    """What came out of a compressed file, and whether the file ended before its data did."""
+
+    data: bytes
+    cut_off: bool
+
+
+def unpack_gzip(data: bytes, limit: int) -> Unpacked:
     """All members of a gzip file one after another, as gzread() gives them: what follows the last one is left out.
 
-    Raises FormatError for damaged or cut off data, and where there are more than `limit` bytes.
+    A file that is cut off gives what is in it, which zlib takes for no error. Raises FormatError for damaged data, of
+    which nothing is had, for what is too short to give anything, and where there are more than `limit` bytes.
     """
-    found = bytearray()
-    while is_gzip(data):
+    found, cut_off = bytearray(), False
+    while is_gzip(data) and not cut_off:
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         pending = data
-        while not member.eof:
+        while not member.eof and not cut_off:
             try:
                 piece = member.decompress(pending, _CHUNK)
             except zlib.error as error:
@@ -122,10 +131,11 @@ def unpack_gzip(data: bytes, limit: int) -> bytes:
             pending = member.unconsumed_tail
             if len(found) > limit:
                 raise FormatError(f"gzip: more than {limit:#x} bytes come out of it")
-            if not piece and not pending and not member.eof:
-                raise FormatError("gzip: the file is cut off")
+            cut_off = not piece and not pending and not member.eof
         data = member.unused_data
-    return bytes(found)
+    if cut_off and not found:
+        raise FormatError("gzip: the file is cut off")
+    return Unpacked(bytes(found), cut_off)
 
 
 def _elf(data: bytes) -> KernelFile:

@@ -328,8 +328,9 @@ def test_an_image_without_a_size_is_taken_for_one_of_an_old_kernel() -> None:
     ("kernel", "words"),
     [
         (gzip.compress(b"text", mtime=0), "cannot determine the file type"),
-        (gzip.compress(STUB, mtime=0)[:-9], "gzip: the file is cut off"),
-        (gzip.compress(STUB, mtime=0)[:500] + bytes(900), "gzip: "),
+        (gzip.compress(STUB, mtime=0)[:9], "gzip: the file is cut off"),
+        (gzip.compress(STUB, mtime=0)[:-8] + bytes(8), "gzip: incorrect data check"),
+        (b"", "cannot read the kernel: the file is empty"),
         (zboot_of(b"", b"zstd22"), "an EFI zboot kernel, zstd22 inside"),
         (zboot_of(gzip.compress(STUB, mtime=0), b"gzip")[:500], "zboot: the file is cut off"),
         (fixture_path("guests/vmlinux").read_bytes(), "kdump is not supported on arm64 for an ELF file"),

@@ -115,6 +115,9 @@ def prepare_crash_load(
     purgatory that cannot be linked or lacks kexec-tools' symbols.
     """
     said: list[str] = []
+    for file, what in ((kernel, "kernel"), (initrd, "initrd")):
+        if file is not None and not file:
+            raise InputError(f"kexec-tools: cannot read the {what}: the file is empty")
     kernel = _unpack(kernel, said)
     if len(to_bytes(cmdline)) > _COMMAND_LINE_MAX:
         raise InputError(f"kexec-tools: the command line is longer than {_COMMAND_LINE_MAX} characters")
@@ -127,10 +130,10 @@ def prepare_crash_load(
         said.append(f"the Image says no size: {size >> 20} MiB are taken for it, {text_offset:#x} into 2 MiB")
     kernel_mem = align_up(region.start, _KERNEL_ALIGN) + text_offset
     memsz = align_up(size, view.page_size)
-    if len(kernel) > memsz:
-        said.append(f"{len(kernel) - memsz:#x} bytes behind the Image's image_size are left out")
+    if len(kernel) > size:
+        said.append(f"{len(kernel) - size:#x} bytes behind the Image's image_size are left out")
     core = segments.add("elfcorehdr", view.core_header, len(view.core_header), region.start, top_down=True)
-    segments.taken.append(Segment("kernel", kernel[:memsz], kernel_mem, memsz))
+    segments.taken.append(Segment("kernel", kernel[:size], kernel_mem, memsz))
     if kernel_mem + size > core.mem:
         raise InputError(
             f"kexec-tools: the kernel of {size:#x} bytes does not fit in crashkernel {region} of {region.size:#x} bytes"
@@ -157,13 +160,14 @@ def _unpack(data: bytes, said: list[str]) -> bytes:
     inner, packed = data, zboot(data)
     try:
         if is_gzip(data):
-            inner = unpack_gzip(data, _UNPACKED_MAX)
-            said.append(f"the kernel is unpacked (gzip): {len(inner):#x} bytes")
+            inner, cut_off = unpack_gzip(data, _UNPACKED_MAX)
+            more = ", and there the file is cut off" if cut_off else ""
+            said.append(f"the kernel is unpacked (gzip): {len(inner):#x} bytes{more}")
         elif packed is not None and packed.compression == "gzip":
             payload = data[packed.offset : packed.offset + packed.size]
             if len(payload) < packed.size:
                 raise FormatError("zboot: the file is cut off")
-            inner = unpack_gzip(payload, _UNPACKED_MAX)
+            inner = unpack_gzip(payload, _UNPACKED_MAX).data
             words = "kexec-tools 2.0.27 or later does that; 2.0.25 refuses it"
             said.append(f"the kernel is unpacked (zboot, gzip): {len(inner):#x} bytes; {words}")
     except FormatError as error:

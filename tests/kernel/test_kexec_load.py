@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from errno import EACCES, EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
@@ -279,6 +280,43 @@ def zboot_of(packed: bytes, compression: bytes) -> bytes:
     return header.ljust(96, b"\0") + packed + bytes(100)
 
 
+def uimage_of(
+    data: bytes, *, kind: int = 2, system: int = 5, arch: int = 22, comp: int = 0, size: int | None = None
+) -> bytes:
+    """struct image_header of U-Boot, and what it carries."""
+    told = len(data) if size is None else size
+    rest = struct.pack(">5I4B32s", 0, told, 0, 0, zlib.crc32(data), system, arch, kind, comp, b"Linux")
+    magic = b"\x27\x05\x19\x56"
+    return magic + struct.pack(">I", zlib.crc32(magic + bytes(4) + rest)) + rest + data
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        (uimage_of(STUB, kind=3), "type 3 is no kernel"),
+        (uimage_of(STUB, kind=4), "type 4 is no kernel"),
+        (uimage_of(STUB, system=2), "for another system"),
+        (uimage_of(STUB, arch=2), "for another machine"),
+        (uimage_of(STUB, comp=2), "compressed by other than gzip"),
+        (uimage_of(STUB, size=len(STUB) + 1), "its header says"),
+        (uimage_of(STUB) + b"x", "its header says"),
+        (uimage_of(STUB)[:-1], "its header says"),
+        (uimage_of(STUB)[:-1] + b"x", "the data's checksum"),
+        (uimage_of(STUB)[:8] + b"x" + uimage_of(STUB)[9:], "the header's checksum"),
+        (uimage_of(STUB, comp=1), "uImage: incorrect header check"),
+        (uimage_of(gzip.compress(STUB, mtime=0)[:500], comp=1), "its gzip data is cut off"),
+    ],
+)
+def test_a_uimage_that_kexec_tools_refuses_is_refused_and_why_is_said(kernel: bytes, why: str) -> None:
+    with pytest.raises(InputError, match=f"kexec-tools: uImage: .*{why}|kexec-tools: {why}"):
+        booted().kexec_tools_load(kernel, None, CMDLINE)
+
+
+def test_a_uimage_of_something_else_is_refused_as_that_would_be() -> None:
+    with pytest.raises(InputError, match="cannot determine the file type"):
+        booted().kexec_tools_load(uimage_of(b"text" * 100), None, CMDLINE)
+
+
 @pytest.mark.parametrize(
     "pack",
     [
@@ -291,6 +329,12 @@ def zboot_of(packed: bytes, compression: bytes) -> bytes:
             id="two members",
         ),
         pytest.param(lambda data: zboot_of(gzip.compress(data, mtime=0), b"gzip"), id="zboot"),
+        pytest.param(lambda data: uimage_of(data), id="uImage"),
+        pytest.param(lambda data: uimage_of(data, kind=14), id="uImage that may lie anywhere"),
+        pytest.param(
+            lambda data: uimage_of(gzip.compress(data, mtime=0), comp=1), id="uImage with gzip inside"
+        ),
+        pytest.param(lambda data: gzip.compress(uimage_of(data), mtime=0), id="gzip with a uImage inside"),
     ],
 )
 def test_a_kernel_that_kexec_tools_unpacks_lies_where_its_image_would(pack: Callable[[bytes], bytes]) -> None:

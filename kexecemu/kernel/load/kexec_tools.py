@@ -13,7 +13,15 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
-from kexecemu.formats.kernel_file import NO_MAGIC, VMLINUX, is_gzip, kernel_file, unpack_gzip, zboot
+from kexecemu.formats.kernel_file import (
+    NO_MAGIC,
+    VMLINUX,
+    is_gzip,
+    kernel_file,
+    unpack_gzip,
+    unpack_uimage,
+    zboot,
+)
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import Era
@@ -170,6 +178,10 @@ def _unpack(data: bytes, said: list[str]) -> bytes:
             inner = unpack_gzip(payload, _UNPACKED_MAX).data
             words = "kexec-tools 2.0.27 or later does that; 2.0.25 refuses it"
             said.append(f"the kernel is unpacked (zboot, gzip): {len(inner):#x} bytes; {words}")
+        carried = unpack_uimage(inner, _UNPACKED_MAX)
+        if carried is not None:
+            inner = carried
+            said.append(f"the kernel is unpacked (uImage): {len(inner):#x} bytes")
     except FormatError as error:
         raise InputError(f"kexec-tools: {error}") from error
     found = kernel_file(inner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from image_header import build
 
+from kexecemu.data import fixture_path
 from kexecemu.formats.elf import PT_LOAD
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
@@ -186,3 +188,41 @@ def test_without_a_load_the_reservation_is_told_whatever_it_is(cmdline: str, res
     assert (value["crashkernel"] is not None) is reserved
     assert (value["segments"], value["entry"], value["digest"]) == ([], None, None)
     assert value["sysfs"]["/sys/kernel/kexec_crash_loaded"] == "0\n"
+
+
+@pytest.mark.parametrize("syscall", ["kexec_load", "kexec_file_load"])
+def test_a_kernel_that_is_cut_off_is_loaded_as_kexec_does_and_said(syscall: str, tmp_path: Path) -> None:
+    stub = fixture_path("guests/capture-Image").read_bytes()
+    path = tmp_path / "Image"
+    path.write_bytes(stub[:5000])
+    value = load(tmp_path, "--kernel", str(path), "--syscall", syscall)
+    missing = len(stub) - 5000
+    assert segment(tmp_path, "kernel")[:5001] == stub[:5000] + b"\0"
+    (words,) = value["warnings"]  # type: ignore[misc]
+    found = re.fullmatch(
+        f"kernel {path}: truncated: at least 0x([0-9a-f]+) bytes are missing at its end", words
+    )
+    assert found is not None and 0 < int(found[1], 16) <= missing
+
+
+def test_of_a_gzip_file_that_is_cut_off_what_comes_out_is_loaded(tmp_path: Path) -> None:
+    stub = fixture_path("guests/capture-Image").read_bytes()
+    path = tmp_path / "Image.gz"
+    path.write_bytes(gzip.compress(stub, mtime=0)[:1000])
+    value = load(tmp_path, "--kernel", str(path), "--syscall", "kexec_load")
+    (kernel,) = (one for one in value["segments"] if one["name"] == "kernel")  # type: ignore[attr-defined]
+    assert 64 < kernel["bufsz"] < len(stub)
+    assert segment(tmp_path, "kernel")[: kernel["bufsz"]] == stub[: kernel["bufsz"]]
+    (words,) = value["warnings"]  # type: ignore[misc]
+    assert words.startswith(f"kernel {path}: truncated: ")
+
+
+@pytest.mark.parametrize("what", ["whole", "not loaded"])
+def test_nothing_is_said_of_a_kernel_that_is_whole_or_not_loaded(what: str, tmp_path: Path) -> None:
+    stub = fixture_path("guests/capture-Image").read_bytes()
+    path = tmp_path / "Image"
+    path.write_bytes(stub if what == "whole" else stub[:5000])
+    options = ["--no-load"] if what == "not loaded" else []
+    command = [sys.executable, "-m", "kexecemu", "load", "--json", "--kernel", str(path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (json.loads(done.stdout)["warnings"], done.stderr) == ([], "")

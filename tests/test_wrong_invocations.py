@@ -85,6 +85,7 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "no-size.Image": damaged(STUB, 16, bytes(8)),
         "huge.Image": build(image_size=1 << 30),
         "zip.Image": gzip.compress(STUB, mtime=0)[:1000],
+        "zip.head": gzip.compress(STUB, mtime=0)[:9],
         "zboot.efi": struct.pack("<2s2x4sII8x32s", b"MZ", b"zimg", 64, 100, b"zstd22") + bytes(200),
         "vmlinux": fixture_path("guests/vmlinux").read_bytes(),
         "large.dtb": _large_tree(),

@@ -50,7 +50,8 @@ def load_command(
     if json:
         from kexecemu.report.json import load_object
 
-        print_json(load_object(kernel, image, setup.seed), written.files)
+        said = booted.file_warnings(image) if image is not None else []
+        print_json(load_object(kernel, image, setup.seed, said), written.files)
     else:
         from kexecemu.report.terminal import account
         from kexecemu.report.text import print_layout

@@ -1,23 +1,26 @@
 """What a file that should be a kernel is, when it is no arm64 Image: its kind, and who unwraps it.
 
 Kernels are shipped as gzip, as an EFI program that unpacks itself (zboot), as a unified kernel image, as vmlinux. The
-kernel's own loader takes none of them; kexec-tools unpacks some in user space first (slurp_decompress_file() and
-pez_prepare() there).
+kernel's own loader takes none of them; kexec-tools unpacks some in user space first (slurp_decompress_file(),
+pez_prepare() and uImage_load() there).
 """
 
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import pe
 from kexecemu.formats.elf import EM_AARCH64
 from kexecemu.shown import shown
 
-__all__ = ["NO_MAGIC", "VMLINUX", "KernelFile", "is_gzip", "kernel_file", "no_image", "unpack_gzip", "zboot"]
+__all__ = ["NO_MAGIC", "VMLINUX", "KernelFile", "is_gzip", "kernel_file", "no_image"]
+__all__ += ["unpack_gzip", "unpack_uimage", "zboot"]
 
 NO_MAGIC = 'no "ARM\\x64" at offset 56'
 _GZIP = b"\x1f\x8b"
+_UIMAGE_MAGIC = b"\x27\x05\x19\x56"
 
 _MAGICS = (
     # (where, magic, what it is, how to get an Image out of it)
@@ -29,7 +32,7 @@ _MAGICS = (
     (0, b"\x89LZO\0", "compressed with lzop", "lzop -d unpacks it"),
     (0, b"BZh", "compressed with bzip2", "bunzip2 unpacks it"),
     (0, b"\x5d\0\0", "compressed with lzma", "xz -d --format=lzma unpacks it"),
-    (0, b"\x27\x05\x19\x56", "a U-Boot uImage", "dumpimage takes the Image out"),
+    (0, _UIMAGE_MAGIC, "a U-Boot uImage", "dumpimage takes the Image out, kexec-tools does for kexec_load"),
     (0, b"\xd0\x0d\xfe\xed", "a device tree or a U-Boot FIT", "dumpimage takes the Image out of a FIT"),
     (0, b"ANDROID!", "an Android boot image", "unpack_bootimg takes the Image out"),
     (0, b"PK\x03\x04", "a zip archive", "unzip unpacks it"),
@@ -39,6 +42,14 @@ _MAGICS = (
 _EFI_AARCH64 = 0xAA64
 _ZBOOT = struct.Struct("<2s2x4sII8x32s")
 _CHUNK = 1 << 20
+
+# struct image_header of U-Boot: magic, hcrc, time, size, load, ep, dcrc; os, arch, type, comp; name.
+_UIMAGE = struct.Struct(">4s6I4B32s")
+_UIMAGE_OS, _UIMAGE_ARCH, _UIMAGE_KERNELS = (
+    5,
+    22,
+    (2, 14),
+)  # Linux, arm64; a kernel, or one that may lie anywhere
 
 
 @shown()
@@ -104,16 +115,24 @@ def is_gzip(data: bytes) -> bool:
     return data[:2] == _GZIP
 
 
-def unpack_gzip(data: bytes, limit: int) -> bytes:
+class Unpacked(NamedTuple):
+    """What came out of a compressed file, and whether the file ended before its data did."""
+
+    data: bytes
+    cut_off: bool
+
+
+def unpack_gzip(data: bytes, limit: int) -> Unpacked:
     """All members of a gzip file one after another, as gzread() gives them: what follows the last one is left out.
 
-    Raises FormatError for damaged or cut off data, and where there are more than `limit` bytes.
+    A file that is cut off gives what is in it, which zlib takes for no error. Raises FormatError for damaged data, of
+    which nothing is had, for what is too short to give anything, and where there are more than `limit` bytes.
     """
-    found = bytearray()
-    while is_gzip(data):
+    found, cut_off = bytearray(), False
+    while is_gzip(data) and not cut_off:
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         pending = data
-        while not member.eof:
+        while not member.eof and not cut_off:
             try:
                 piece = member.decompress(pending, _CHUNK)
             except zlib.error as error:
@@ -122,10 +141,46 @@ def unpack_gzip(data: bytes, limit: int) -> bytes:
             pending = member.unconsumed_tail
             if len(found) > limit:
                 raise FormatError(f"gzip: more than {limit:#x} bytes come out of it")
-            if not piece and not pending and not member.eof:
-                raise FormatError("gzip: the file is cut off")
+            cut_off = not piece and not pending and not member.eof
         data = member.unused_data
-    return bytes(found)
+    if cut_off and not found:
+        raise FormatError("gzip: the file is cut off")
+    return Unpacked(bytes(found), cut_off)
+
+
+def unpack_uimage(data: bytes, limit: int) -> bytes | None:
+    """What a U-Boot uImage carries, as uImage_probe() and uImage_load() of kexec-tools take it; None for anything else.
+
+    Raises FormatError where they refuse it, and where more than `limit` bytes come out of its gzip data.
+    """
+    if len(data) < _UIMAGE.size or not data.startswith(_UIMAGE_MAGIC):
+        return None
+    _, header_crc, _, size, _, _, data_crc, system, machine, kind, compression, _ = _UIMAGE.unpack_from(data)
+    inner = data[_UIMAGE.size :]
+    for wrong, why in (
+        (
+            zlib.crc32(data[:4] + bytes(4) + data[8 : _UIMAGE.size]) != header_crc,
+            "the header's checksum is wrong",
+        ),
+        (kind not in _UIMAGE_KERNELS, f"type {kind} is no kernel"),
+        (system != _UIMAGE_OS, f"it is for another system ({system})"),
+        (machine != _UIMAGE_ARCH, f"it is for another machine ({machine})"),
+        (compression > 1, "it is compressed by other than gzip"),
+        (size != len(inner), f"its header says {size:#x} bytes, and there are {len(inner):#x}"),
+        (zlib.crc32(inner) != data_crc, "the data's checksum is wrong"),
+    ):
+        if wrong:
+            raise FormatError(f"uImage: {why}")
+    if not compression:
+        return inner
+    try:
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        found = member.decompress(inner, limit)
+    except zlib.error as error:
+        raise FormatError(f"uImage: {str(error).partition(': ')[2] or error}") from error
+    if not member.eof:
+        raise FormatError("uImage: its gzip data is cut off, or more than there is room for")
+    return found
 
 
 def _elf(data: bytes) -> KernelFile:

@@ -1,5 +1,6 @@
 """A run or a load as the one JSON object that --json prints; programs rely on its keys."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,12 @@ def _made_by(kernel: Kernel | None) -> dict[str, Any]:
     }
 
 
-def load_object(kernel: Kernel, image: Kimage | None, seed: int) -> dict[str, Any]:
+def load_object(
+    kernel: Kernel, image: Kimage | None, seed: int, warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """What `kexecemu load --json` prints. Addresses are physical, as integers; ends are inclusive.
 
-    image is None where nothing was loaded.
+    image is None where nothing was loaded; warnings are about the files.
     """
     return {
         **_image(kernel, image),
@@ -70,7 +73,7 @@ def load_object(kernel: Kernel, image: Kimage | None, seed: int) -> dict[str, An
         "sysfs": sysfs(kernel),
         "messages": [line.partition("] ")[2] for line in kernel.board.uart.text.splitlines()],
         "vmcoreinfo": kernel.vmcoreinfo().decode(errors="backslashreplace"),
-        "warnings": not_modelled(kernel),
+        "warnings": [*not_modelled(kernel), *warnings],
         "config": dict(kernel.config.options),
     }
 

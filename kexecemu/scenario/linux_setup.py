@@ -1,5 +1,6 @@
 """A setup whose first kernel is a real Linux: its files, and what it is started with."""
 
+import warnings
 from pathlib import Path
 
 from kexecemu.arguments import contents
@@ -11,17 +12,24 @@ from kexecemu.linux.first_boot import LinuxSetup
 from kexecemu.machine.virt import check_stuck
 from kexecemu.scenario.checks import check_real
 from kexecemu.scenario.options import Setup, check_first, given_options
-from kexecemu.scenario.setup import whole
+from kexecemu.scenario.setup import Truncated, truncated
 
 __all__ = ["linux_setup", "read_kernel"]
 
 
-def read_kernel(path: Path) -> bytes:
-    """An Image from a file; InputError for one that no boot loader starts, or that is cut off."""
+def read_kernel(path: Path, *, by_kexec: bool = False) -> bytes:
+    """An Image from a file; InputError for one that no boot loader starts, or that is cut off.
+
+    by_kexec: it is what a kernel is to load, and kexec takes what is cut off: that is a warning.
+    """
     image = contents(path, "kernel")
     if not has_magic(image):
         raise InputError(f"kernel {path}: {no_image(image)}")
-    return whole(image, path)
+    if words := truncated(image, path):
+        if not by_kexec:
+            raise InputError(words)
+        warnings.warn(words, Truncated, stacklevel=2)
+    return image
 
 
 def linux_setup(setup: Setup) -> LinuxSetup:
@@ -42,7 +50,7 @@ def linux_setup(setup: Setup) -> LinuxSetup:
     programs = fetched_programs()
     return LinuxSetup(
         image=image,
-        crash_image=image if second == first else read_kernel(second),
+        crash_image=image if second == first else read_kernel(second, by_kexec=True),
         crash_initrd=fetched_initrd(second) if setup.initrd is None else contents(setup.initrd, "initrd"),
         **vars(programs),
         cpus=cpus,

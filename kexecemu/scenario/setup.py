@@ -11,7 +11,7 @@ from kexecemu.crash.kernel import Kernel
 from kexecemu.data import PURGATORIES, fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import missing_bytes
+from kexecemu.formats.image import has_magic, missing_bytes
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_count
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
@@ -29,7 +29,17 @@ from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
 from kexecemu.stray.inject import inject
 
-__all__ = ["Booted", "Listener", "Setup", "boot", "load_disturbed", "prepare", "settle", "whole"]
+__all__ = [
+    "Booted",
+    "Listener",
+    "Setup",
+    "Truncated",
+    "boot",
+    "load_disturbed",
+    "prepare",
+    "settle",
+    "truncated",
+]
 
 # Hears each chunk of the console as it is sent.
 Listener = Callable[[bytes], object]
@@ -83,8 +93,7 @@ def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
     if linux or is_fetched(path):
         path = fetched_kernel(path)
     path = path or fixture_path("guests/capture-Image")
-    image = whole(contents(path, "kernel"), path)
-    initrd = None
+    image, initrd = contents(path, "kernel"), None
     if linux and setup.initrd is None:
         initrd = fetched_initrd(path)
     elif str(setup.initrd) != "none":
@@ -92,15 +101,20 @@ def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
     return image, initrd, contents(setup.dtb, "device tree") if setup.dtb else None
 
 
-def whole(image: bytes, path: Path) -> bytes:
-    """The Image of a file; InputError where it is cut off."""
-    if missing := missing_bytes(image):
-        raise InputError(f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end")
-    return image
+def truncated(image: bytes, path: str | Path | None) -> str | None:
+    """In words that an Image is cut off, where that is to be seen; None where it is not."""
+    missing = missing_bytes(image)
+    return (
+        f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end" if missing else None
+    )
 
 
 class NotModelled(UserWarning):
     """A real kernel would have done something else."""
+
+
+class Truncated(UserWarning):
+    """A file is cut off: neither kexec-tools nor a kernel finds out, and nor does this refuse it."""
 
 
 @shown("setup", "kernel")
@@ -124,7 +138,16 @@ class Booted:
         except KexecError as error:
             raise _with_paths(error, setup) from error
         assert loaded is not None
+        for words in self.file_warnings(loaded):
+            warnings.warn(words, Truncated, stacklevel=2)
         return kernel, loaded
+
+    def file_warnings(self, loaded: Kimage) -> list[str]:
+        """What is wrong with the files that were loaded, and nobody minds: each in one line."""
+        segment = loaded.segment("kernel")
+        unpacked = bytes(segment.buf) if segment is not None else b""
+        words = truncated(self.image if has_magic(self.image) else unpacked, self.setup.kernel)
+        return [words] if words else []
 
 
 def boot(setup: Setup, console: Listener | None = None) -> Booted:

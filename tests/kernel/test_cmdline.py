@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from kexecemu.kernel.base.cmdline import (
     CrashkernelOption,
+    get_option,
     memparse,
     parameter,
     parse_crashkernel_option,
     strtobool,
 )
+from kexecemu.kernel.base.era import Era
 
 MIB, GIB = 1 << 20, 1 << 30
 RAM = 4 * GIB
@@ -110,6 +112,28 @@ def test_a_bare_name_has_an_empty_value_and_a_missing_one_has_none() -> None:
     assert parameter("xrodata=on rodatax=on", "rodata") is None
 
 
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("0", 0),
+        ("7", 7),
+        ("0x1f", 31),
+        ("017", 15),
+        ("09", 0),
+        ("-5", -5),
+        ("12,13", 12),
+        ("12-13", 12),
+        ("2147483648", -(1 << 31)),
+        ("4294967295", -1),
+        ("-4294967295", 1),
+        ("1" + "0" * 5000, 0),
+        *((text, None) for text in ("", "-", "--1", "x", "K", " 1", "+1")),
+    ],
+)
+def test_get_option_reads_an_int_off_the_front(value: str, number: int | None) -> None:
+    assert get_option(value) == number
+
+
 def test_a_value_may_hold_further_equals_signs() -> None:
     assert parameter("root=PARTUUID=abc", "root") == "PARTUUID=abc"
 
@@ -134,21 +158,21 @@ def test_a_simple_option_is_a_size_and_perhaps_an_offset(value: str, size: int, 
 
 
 @pytest.mark.parametrize(
-    ("value", "warning"),
+    ("value", "size", "warning"),
     [
-        ("", "crashkernel: memory value expected"),
-        (" quiet", "crashkernel: memory value expected"),
-        ("auto", "crashkernel: memory value expected"),
-        ("-128M", "crashkernel: memory value expected"),
-        ("128MB", "crashkernel: unrecognized char: B"),
-        ("128M,", "crashkernel: unrecognized char: ,"),
-        ("128M,medium", "crashkernel: unrecognized char: ,"),
+        ("", 0, "crashkernel: memory value expected"),
+        (" quiet", 0, "crashkernel: memory value expected"),
+        ("auto", 0, "crashkernel: memory value expected"),
+        ("-128M", 0, "crashkernel: memory value expected"),
+        ("128MB", 128 * MIB, "crashkernel: unrecognized char: B"),
+        ("128M,", 128 * MIB, "crashkernel: unrecognized char: ,"),
+        ("128M,medium", 128 * MIB, "crashkernel: unrecognized char: ,"),
     ],
 )
 def test_a_simple_option_that_cannot_be_read_is_refused_with_the_kernel_s_words(
-    value: str, warning: str
+    value: str, size: int, warning: str
 ) -> None:
-    assert parse(value) == (CrashkernelOption(error=EINVAL), [warning])
+    assert parse(value) == (CrashkernelOption(size, error=EINVAL), [warning])
 
 
 def test_a_suffix_alone_asks_for_nothing_and_is_no_error() -> None:
@@ -185,17 +209,19 @@ def test_the_last_option_with_the_suffix_asked_for_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "warning"),
+    ("value", "size", "warning"),
     [
-        (",high", "crashkernel: memory value expected"),
-        ("x,high", "crashkernel: memory value expected"),
-        ("1Gx,high", "crashkernel: unrecognized char: x"),
-        ("1G@2G,high", "crashkernel: unrecognized char: @"),
-        ("1G,high,high", "crashkernel: unrecognized char: ,"),
+        (",high", 0, "crashkernel: memory value expected"),
+        ("x,high", 0, "crashkernel: memory value expected"),
+        ("1Gx,high", GIB, "crashkernel: unrecognized char: x"),
+        ("1G@2G,high", GIB, "crashkernel: unrecognized char: @"),
+        ("1G,high,high", GIB, "crashkernel: unrecognized char: ,"),
     ],
 )
-def test_a_suffixed_option_that_cannot_be_read_is_refused(value: str, warning: str) -> None:
-    assert parse(value, suffix=",high") == (CrashkernelOption(error=EINVAL), [warning])
+def test_a_suffixed_option_that_cannot_be_read_is_refused_with_the_size_that_was_read(
+    value: str, size: int, warning: str
+) -> None:
+    assert parse(value, suffix=",high") == (CrashkernelOption(size, error=EINVAL), [warning])
 
 
 def test_a_suffixed_option_of_zero_is_a_zero_and_not_an_error() -> None:
@@ -265,6 +291,25 @@ def test_a_list_of_ranges_that_cannot_be_read_is_refused(value: str, words: str)
     assert len(warnings) == 1 and warnings[0].endswith(words)
 
 
+@pytest.mark.parametrize(
+    ("era", "size", "offset"),
+    [
+        ("6.1", "", ""),
+        ("6.6", "", ""),
+        ("6.7", "crashkernel: ", "crahskernel: "),
+        ("6.12", "crashkernel: ", "crahskernel: "),
+        ("7.3", "crashkernel: ", "crashkernel: "),
+    ],
+)
+def test_two_of_the_warnings_about_ranges_begin_as_the_era_has_it(era: str, size: str, offset: str) -> None:
+    said: list[str] = []
+    for line in ("crashkernel=1G-:x", "crashkernel=1G-:64M@x", "crashkernel=x-:64M"):
+        prefixes = Era(era).rules.range_prefixes
+        parse_crashkernel_option(line, 2 * GIB, None, said.append, prefixes=prefixes)
+    expected = "Memory value expected"
+    assert said == [size + expected, f"{offset}{expected} after '@'", f"crashkernel: {expected}"]
+
+
 def test_ranges_behind_the_one_that_matches_are_not_even_read() -> None:
     assert parse("1G-:64M,rubbish")[0].size == 64 * MIB
 
@@ -279,7 +324,7 @@ def test_no_command_line_makes_the_parser_do_anything_but_answer(value: str, ram
         option, warnings = parse(value, ram, suffix)
         assert option.error in (0, EINVAL, ENOENT)
         assert (option.error == EINVAL) <= bool(warnings)
-        assert not option.error or option == CrashkernelOption(error=option.error)
+        assert not option.error or option == CrashkernelOption(option.size, error=option.error)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_before_7_3_the_option_is_skipped_and_before_6_17_it_is_what_decides(era
     ("cmdline", "last"),
     [
         ("crashkernel=32M,cma", "cma: Reserved 64 MiB"),  # not without a plain one
-        ("crashkernel=128M crashkernel=x,cma", "crashkernel: memory value expected"),
+        ("crashkernel=128M crashkernel=x,cma", "crashkernel reserved"),  # what is wrong was said before
         ("crashkernel=128M crashkernel=0,cma", "crashkernel reserved"),
         ("crashkernel=1G crashkernel=32M,cma", "cma: Reserved 64 MiB"),
     ],
@@ -106,6 +106,53 @@ def test_what_asks_for_nothing_gets_nothing(cmdline: str, last: str) -> None:
     with Board("512M") as board:
         assert boot(board, cmdline).crashk_cma_ranges == ()
         assert said(board)[-1].startswith(last)
+
+
+@pytest.mark.parametrize(
+    ("value", "char", "mib"),
+    [
+        ("64M@zz,cma", "@", 64),  # as Debian's 7.3.4 has it
+        ("64M@0x50000000,cma", "@", 64),
+        ("64MB,cma", "B", 64),
+        ("64M,high,cma", ",", 64),
+        ("32M-:64M,cma", "-", 32),
+        ("64M,cma,cma", ",", 64),
+    ],
+)
+def test_what_is_wrong_behind_the_size_is_said_first_and_no_matter(value: str, char: str, mib: int) -> None:
+    for line in (f"crashkernel=128M crashkernel={value}", f"crashkernel={value} crashkernel=128M"):
+        with Board("1G", 2) as board:
+            kernel = boot(board, line)
+            words, reserved, area, last = said(board)[-4:]
+            assert words == f"crashkernel: unrecognized char: {char}"
+            assert reserved.startswith("crashkernel reserved: ") and kernel.crashk_res is not None
+            assert area.startswith(f"cma: Reserved {mib} MiB at ")
+            assert last == f"crashkernel CMA reserved: {mib} MB in 1 ranges"
+            assert [one.size for one in kernel.crashk_cma_ranges] == [mib << 20]
+
+
+@pytest.mark.parametrize("line", ["crashkernel=x", "crashkernel=128MB", "crashkernel=4G", "crashkernel=0"])
+def test_areas_are_read_but_not_reserved_where_a_plain_option_is_of_no_use(line: str) -> None:
+    with Board("512M") as board:
+        assert boot(board, f"{line} crashkernel=64M@z,cma").crashk_cma_ranges == ()
+        assert said(board)[-1] == "crashkernel: unrecognized char: @"
+        assert sum("char: @" in one for one in said(board)) == 1
+
+
+@pytest.mark.parametrize("line", ["crashkernel=x,high", "crashkernel=128M,high crashkernel=x,low"])
+def test_areas_are_not_read_where_the_others_cannot_be(line: str) -> None:
+    with Board("512M") as board:
+        assert boot(board, f"{line} crashkernel=64M@z,cma").crashk_cma_ranges == ()
+        assert not any("char: @" in one for one in said(board))
+
+
+@pytest.mark.parametrize("era", [era.value for era in Era if era < Era.V7_3])
+def test_before_7_3_what_is_wrong_with_it_is_not_read_and_before_6_17_it_is_a_plain_option(era: str) -> None:
+    with Board("512M") as board:
+        kernel = boot(board, "crashkernel=128M crashkernel=64M@zz,cma", era)
+        assert not any("unrecognized" in one for one in said(board))
+        assert kernel.crashk_res is not None and kernel.crashk_cma_ranges == ()
+        assert kernel.crashk_res.size == (64 if Era(era) < Era.V6_17 else 128) << 20
 
 
 def test_a_kernel_without_cma_says_so() -> None:

@@ -198,9 +198,12 @@ def test_an_old_ima_buffer_goes_with_its_reservation() -> None:
         },
         mem_reservations=[(0x47000000, 0x5000)],
     )
-    blob = _crash(base, initrd=None, elfcorehdr=None, crashk_res=None)
+    blob = _crash(base, initrd=None, elfcorehdr=None, crashk_res=None, have_ima_kexec=True)
     assert Fdt(blob).mem_reservations() == []
     assert "linux,ima-kexec-buffer" not in _chosen(blob)
+    blob = _crash(base, initrd=None, elfcorehdr=None, crashk_res=None)
+    assert Fdt(blob).mem_reservations() == [(0x47000000, 0x5000)]
+    assert _chosen(blob)["linux,ima-kexec-buffer"] == reg64(0x47000000, 0x5000)
 
 
 def test_a_running_kernel_s_tree_that_is_no_tree_is_refused() -> None:

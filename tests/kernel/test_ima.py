@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from kernel_bench import IMAGE, INITRD, arm64_image, boot, small
+from kernel_bench import GIB, IMAGE, INITRD, MIB, arm64_image, boot, small
 
 from kexecemu.crash.damage import find_damage
-from kexecemu.formats.fdt import Fdt, MemReserve, reg64
+from kexecemu.formats.fdt import Fdt, FdtEditor, MemReserve, reg64
+from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import IMA, KEXEC_FILE_ON_CRASH, Kimage
 from kexecemu.kernel.load.ima import measurement_list
 from kexecemu.kernel.model import KernelModel
+from kexecemu.machine.ranges import PhysRange
 
 ON = {"IMA_KEXEC": "y"}
 
@@ -73,6 +75,25 @@ def test_in_6_1_it_is_filled_at_the_load_of_an_ordinary_image_as_well() -> None:
     assert image.sha_regions[0] == image.segments[0].area and image.segments[0].buf == measurement_list()
     kernel.reboot()
     assert find_damage(kernel.ram, image, purgatory=False) == []
+
+
+@pytest.mark.parametrize("era", ["6.1", "6.12", "7.3"])
+@pytest.mark.parametrize(
+    ("options", "gone"), [({}, False), ({"IMA": "n"}, False), ({"IMA": "y"}, True), (ON, True)]
+)
+def test_an_older_kernel_s_list_is_taken_out_of_the_tree_where_ima_is_built_in(
+    era: str, options: dict[str, str], gone: bool
+) -> None:
+    banks = (PhysRange.of(GIB, 256 * MIB),)
+    tree = FdtEditor(virt_device_tree(banks, 1, 0x9000000, cmdline="crashkernel=64M"), 1 << 16)
+    chosen = tree.path_offset("/chosen")
+    assert chosen is not None
+    old = reg64(0x47000000, 0x5000)
+    tree.setprop(chosen, "linux,ima-kexec-buffer", old)
+    tree.add_mem_rsv(0x47000000, 0x5000)
+    kernel = boot(era, None, ram=list(banks), dtb=tree.to_bytes(), options=options)
+    property_, reserved = told(kernel, load(kernel))
+    assert (property_ == old, MemReserve(0x47000000, 0x5000) in reserved) == (not gone, not gone)
 
 
 def test_without_the_option_nothing_is_added() -> None:

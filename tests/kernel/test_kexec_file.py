@@ -133,9 +133,10 @@ def test_with_no_reservation_nothing_can_be_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cmdline", "bootargs"), [(None, None), ("", None), ("a b", ["a b"]), (b"a\0b\0", ["a"])]
+    ("cmdline", "bootargs"),
+    [(None, None), (b"", None), ("", [""]), (b"\0", [""]), ("a b", ["a b"]), (b"a\0b\0", ["a"])],
 )
-def test_a_command_line_of_length_0_deletes_bootargs(
+def test_a_command_line_of_length_0_deletes_bootargs_and_an_empty_one_has_a_nul(
     kernel: KernelModel, cmdline: str | bytes | None, bootargs: list[str] | None
 ) -> None:
     image = kernel.kexec_file_load(IMAGE, INITRD, cmdline)

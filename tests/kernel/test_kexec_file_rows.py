@@ -162,6 +162,7 @@ def test_b2_a_command_line_of_no_length_deletes_bootargs(kernel: Kernel) -> None
         (b"", None),
         (None, None),
         (b"\0", b"\0"),
+        ("", b"\0"),
         ("quiet", b"quiet\0"),
         (b"a\0b\0", b"a\0"),
     ):

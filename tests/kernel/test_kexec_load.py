@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from errno import EACCES, EADDRNOTAVAIL, EBUSY, EINVAL, EPERM
@@ -116,6 +117,13 @@ def test_a_seed_that_the_kernel_has_used_up_becomes_another_one_if_there_are_ran
     assert fdt.getprop(chosen, "rng-seed") is None
 
 
+@pytest.mark.parametrize("cmdline", ["crashkernel=96M", "crashkernel=96M quiet panic=5"])
+def test_an_empty_command_line_leaves_the_running_kernel_s_own(cmdline: str) -> None:
+    # set_bootargs() of 2.0.25 and 2.0.29, and kexec -p --append "" on Debian's 6.1
+    fdt, chosen = chosen_of(booted(cmdline), "")
+    assert fdt.getprop(chosen, "bootargs") == cmdline.encode() + b"\0"
+
+
 def test_a_seed_that_nokaslr_has_left_there_is_refused() -> None:
     # Linux 6.1 with nokaslr, and kexec-tools 2.0.25: "setup_2nd_dtb: kaslr-seed is not wiped to 0."
     with pytest.raises(InputError, match="kaslr-seed is not wiped to 0"):
@@ -153,6 +161,24 @@ def call(kernel: Kernel, **change: object) -> None:
     assert kernel.crashk_res is not None
     arguments = KexecLoadArguments(kernel.crashk_res.start, segments(kernel))
     kexec_load(kernel, replace(arguments, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("era", "known"),
+    [("6.1", 0), ("6.5", 0), ("6.6", 4), ("6.7", 4), ("6.12", 4 | 8), ("6.18", 4 | 8), ("7.3", 4 | 8)],
+)
+def test_the_flags_that_are_taken_are_the_era_s(era: str, known: int) -> None:
+    """KEXEC_UPDATE_ELFCOREHDR is 4, KEXEC_CRASH_HOTPLUG_SUPPORT is 8."""
+    with Kernel.boot(Board("256M"), KernelConfig(era), cmdline="crashkernel=64M") as kernel:
+        for bit in range(1, 16):
+            flags = KEXEC_ARCH_AARCH64 | KEXEC_ON_CRASH | 1 << bit
+            if known & 1 << bit:
+                call(kernel, flags=flags)
+                assert kernel.image is not None and len(kernel.image.segments) == 1
+                continue
+            with pytest.raises(KexecError, match="unknown flags") as refusal:
+                call(kernel, flags=flags)
+            assert refusal.value.errno == EINVAL
 
 
 @pytest.mark.parametrize(
@@ -254,6 +280,43 @@ def zboot_of(packed: bytes, compression: bytes) -> bytes:
     return header.ljust(96, b"\0") + packed + bytes(100)
 
 
+def uimage_of(
+    data: bytes, *, kind: int = 2, system: int = 5, arch: int = 22, comp: int = 0, size: int | None = None
+) -> bytes:
+    """struct image_header of U-Boot, and what it carries."""
+    told = len(data) if size is None else size
+    rest = struct.pack(">5I4B32s", 0, told, 0, 0, zlib.crc32(data), system, arch, kind, comp, b"Linux")
+    magic = b"\x27\x05\x19\x56"
+    return magic + struct.pack(">I", zlib.crc32(magic + bytes(4) + rest)) + rest + data
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        (uimage_of(STUB, kind=3), "type 3 is no kernel"),
+        (uimage_of(STUB, kind=4), "type 4 is no kernel"),
+        (uimage_of(STUB, system=2), "for another system"),
+        (uimage_of(STUB, arch=2), "for another machine"),
+        (uimage_of(STUB, comp=2), "compressed by other than gzip"),
+        (uimage_of(STUB, size=len(STUB) + 1), "its header says"),
+        (uimage_of(STUB) + b"x", "its header says"),
+        (uimage_of(STUB)[:-1], "its header says"),
+        (uimage_of(STUB)[:-1] + b"x", "the data's checksum"),
+        (uimage_of(STUB)[:8] + b"x" + uimage_of(STUB)[9:], "the header's checksum"),
+        (uimage_of(STUB, comp=1), "uImage: incorrect header check"),
+        (uimage_of(gzip.compress(STUB, mtime=0)[:500], comp=1), "its gzip data is cut off"),
+    ],
+)
+def test_a_uimage_that_kexec_tools_refuses_is_refused_and_why_is_said(kernel: bytes, why: str) -> None:
+    with pytest.raises(InputError, match=f"kexec-tools: uImage: .*{why}|kexec-tools: {why}"):
+        booted().kexec_tools_load(kernel, None, CMDLINE)
+
+
+def test_a_uimage_of_something_else_is_refused_as_that_would_be() -> None:
+    with pytest.raises(InputError, match="cannot determine the file type"):
+        booted().kexec_tools_load(uimage_of(b"text" * 100), None, CMDLINE)
+
+
 @pytest.mark.parametrize(
     "pack",
     [
@@ -266,6 +329,12 @@ def zboot_of(packed: bytes, compression: bytes) -> bytes:
             id="two members",
         ),
         pytest.param(lambda data: zboot_of(gzip.compress(data, mtime=0), b"gzip"), id="zboot"),
+        pytest.param(lambda data: uimage_of(data), id="uImage"),
+        pytest.param(lambda data: uimage_of(data, kind=14), id="uImage that may lie anywhere"),
+        pytest.param(
+            lambda data: uimage_of(gzip.compress(data, mtime=0), comp=1), id="uImage with gzip inside"
+        ),
+        pytest.param(lambda data: gzip.compress(uimage_of(data), mtime=0), id="gzip with a uImage inside"),
     ],
 )
 def test_a_kernel_that_kexec_tools_unpacks_lies_where_its_image_would(pack: Callable[[bytes], bytes]) -> None:
@@ -303,8 +372,9 @@ def test_an_image_without_a_size_is_taken_for_one_of_an_old_kernel() -> None:
     ("kernel", "words"),
     [
         (gzip.compress(b"text", mtime=0), "cannot determine the file type"),
-        (gzip.compress(STUB, mtime=0)[:-9], "gzip: the file is cut off"),
-        (gzip.compress(STUB, mtime=0)[:500] + bytes(900), "gzip: "),
+        (gzip.compress(STUB, mtime=0)[:9], "gzip: the file is cut off"),
+        (gzip.compress(STUB, mtime=0)[:-8] + bytes(8), "gzip: incorrect data check"),
+        (b"", "cannot read the kernel: the file is empty"),
         (zboot_of(b"", b"zstd22"), "an EFI zboot kernel, zstd22 inside"),
         (zboot_of(gzip.compress(STUB, mtime=0), b"gzip")[:500], "zboot: the file is cut off"),
         (fixture_path("guests/vmlinux").read_bytes(), "kdump is not supported on arm64 for an ELF file"),

@@ -20,7 +20,10 @@ class Rules:
                                ,low is given there are 128 MiB of low memory
     falls_back_low             crashkernel=X,high is looked for above the limit, then below; @offset has own words
     low_where_it_reaches_over  low memory is left out if the region begins so far below the limit, else if below it
+    kfence_early_pool          KFENCE's pool is set up before the linear map and has pages of its own; else KFENCE needs
+                               base pages all over, whatever its interval
     generic_reservation        reserve_crashkernel_generic(): the size is not rounded to whole pages
+    range_prefixes             what is before "Memory value expected" for the size in a list of ranges, and its offset
     refuses_all_of_ram         a region as large as all RAM is not looked for
     gives_up                   a reservation that fails where there are no DMA zones ends
     suffixes                   which crashkernel= options are not of the plain kind
@@ -29,6 +32,8 @@ class Rules:
     text_alias_starts_at_text  the read-only alias of the kernel text in the linear map starts at _text, not at _stext
     ima_in_crash_images        ima_add_kexec_buffer() adds its segment to crash images too
     ima_filled_at_reboot       IMA's segment is reserved at the load and filled at the reboot, no digest covers it
+    load_flags                 KEXEC_FLAGS; arm64 has no use for those of crash hotplug, and does not know
+                               KEXEC_PRESERVE_CONTEXT
     file_load_flags            KEXEC_FILE_FLAGS
     ima_extra_memory           IMA's segment has room for IMA_KEXEC_EXTRA_MEMORY_KB
     kho                        CONFIG_KEXEC_HANDOVER is to be had
@@ -84,7 +89,9 @@ class Rules:
     falls_back_high: bool = False
     falls_back_low: bool = False
     low_where_it_reaches_over: bool = False
+    kfence_early_pool: bool = True
     generic_reservation: bool = False
+    range_prefixes: tuple[str, str] = ("", "")
     refuses_all_of_ram: bool = False
     gives_up: bool = True
     suffixes: tuple[str, ...] = (",high", ",low")
@@ -93,6 +100,7 @@ class Rules:
     text_alias_starts_at_text: bool = False
     ima_in_crash_images: bool = True
     ima_filled_at_reboot: bool = False
+    load_flags: int = 0x1
     file_load_flags: int = 0x7
     ima_extra_memory: bool = False
     kho: bool = False
@@ -154,8 +162,10 @@ CHANGES = (
     Change((6, 2), "falls_back_high", True, "a9ae89df7377, a149cf00b158"),
     Change((6, 2), "low_where_it_reaches_over", True, "a149cf00b158"),
     Change((6, 2), "gives_up", False, "a9ae89df7377: the limit is as high as high memory goes"),
+    Change((6, 2), "kfence_early_pool", False, "mainline before 6.4; the stable 6.1 has it"),
     Change((6, 3), "memreserve_first", False, "b41328187629"),
     Change((6, 4), "tells_reserved_mem", True, "seen in 6.12.117, not in 6.1.192"),
+    Change((6, 4), "kfence_early_pool", True, "bfa7965b33ab"),
     Change((6, 4), "protects_by_pte", False, "0d124e96051b"),
     Change((6, 4), "early_reservation", False, "504cae453f82"),
     Change((6, 5), "falls_back_low", True, "6c4dcaddbd36"),
@@ -168,7 +178,9 @@ CHANGES = (
     Change(
         (6, 6), "notes_of_possible_cpus", True, "crash_prepare_elf64_headers() of the crash hotplug series"
     ),
+    Change((6, 6), "load_flags", 0x5, "a72bbec70da2: KEXEC_UPDATE_ELFCOREHDR"),
     Change((6, 7), "generic_reservation", True, "fdc268232dbb"),
+    Change((6, 7), "range_prefixes", ("crashkernel: ", "crahskernel: "), "seen in 6.12, not in 6.1"),
     Change((6, 7), "top_down_skips_last_page", False, "816d334afa85"),
     Change((6, 8), "file_load_flags", 0xF, "KEXEC_FILE_DEBUG"),
     Change((6, 8), "sysfs_has_present_cpus", True, "GENERIC_CPU_DEVICES; seen in 7.3.4"),
@@ -178,6 +190,7 @@ CHANGES = (
     Change(
         (6, 10), "guest", "vmlinux-6.12", "page flags in another order, page types; 6.12.117's VMCOREINFO"
     ),
+    Change((6, 10), "load_flags", 0xD, "79365026f869: KEXEC_CRASH_HOTPLUG_SUPPORT"),
     Change((6, 11), "of_property_size", 104, "bin_attribute.llseek; 6.12.118's BTF"),
     Change((6, 11), "gives_up", True, "the dead loop of riscv64, mended for all"),
     Change((6, 12), "cma_says_node", True, "seen in 6.12.117"),
@@ -215,6 +228,7 @@ CHANGES = (
     Change((6, 16), "kho", True, "ARCH_SUPPORTS_KEXEC_HANDOVER"),
     Change((6, 17), "garbage_in_kexec_buf", ("load_other_segments",), "image_load() is mended in 6.17-rc"),
     Change((6, 17), "segments_in_cma", True, "07d24902977e"),
+    Change((6, 17), "range_prefixes", ("crashkernel: ", "crashkernel: "), "seen in 7.3, not in 6.12"),
     Change((6, 17), "file_load_flags", 0x3F, "07d24902977e: FORCE_DTB, NO_CMA"),
     Change((6, 17), "suffixes", (",high", ",low", ",cma"), "crashkernel=X,cma of x86"),
     Change((6, 18), "garbage_in_kexec_buf", (), "struct kexec_buf kbuf = {}: seen in 7.3.4"),

@@ -10,7 +10,7 @@ from errno import EINVAL, ENOENT
 
 from kexecemu.shown import shown
 
-__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "kstrtoint", "memparse"]
+__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "get_option", "kstrtoint", "memparse"]
 __all__ += ["panic_force_cpu", "parameter", "parameters"]
 __all__ += ["parse_crashkernel_option", "strtobool", "to_bytes"]
 
@@ -22,6 +22,7 @@ _U64 = (1 << 64) - 1
 _BLOCK = 1000
 _RAM_ROUNDING = 128 << 20
 _NAME = "crashkernel="
+_PREFIX = "crashkernel: "
 
 Warn = Callable[[str], None]
 
@@ -35,18 +36,14 @@ def to_bytes(cmdline: str) -> bytes:
     return cmdline.encode("utf-8", "surrogateescape")
 
 
-def memparse(text: str) -> tuple[int, str]:
-    """Read a number (decimal, 0x hex or 0 octal) with an optional K, M, G, T, P or E; return it in bytes and the rest.
-
-    Nothing readable gives (0, text), as memparse() leaves its end pointer at the start. A suffix alone is readable:
-    it is looked for where the number ends, whether there was one or not, so that crashkernel=M asks for 0 bytes.
-    """
+def _simple_strtoull(text: str) -> tuple[int, str]:
+    """simple_strtoull(text, 0): a number (decimal, 0x hex or 0 octal) modulo 2^64, and the rest; 0 for none."""
     match = _NUMBER.match(text)
     digits = match.group() if match else ""
-    value, rest = 0, text[len(digits) :]
+    value = 0
     if digits:
         hexadecimal = digits[:2] in ("0x", "0X")
-        # As many digits as there are, modulo 2^64; Python itself reads no more than 4,300.
+        # As many digits as there are; Python itself reads no more than 4,300.
         if hexadecimal or digits[0] == "0":
             value = int(digits, 16 if hexadecimal else 8)
         else:
@@ -54,9 +51,29 @@ def memparse(text: str) -> tuple[int, str]:
             for at in range(_BLOCK, len(digits), _BLOCK):
                 block = digits[at : at + _BLOCK]
                 value = (value * 10 ** len(block) + int(block)) & _U64
+    return value & _U64, text[len(digits) :]
+
+
+def memparse(text: str) -> tuple[int, str]:
+    """Read a number (decimal, 0x hex or 0 octal) with an optional K, M, G, T, P or E; return it in bytes and the rest.
+
+    Nothing readable gives (0, text), as memparse() leaves its end pointer at the start. A suffix alone is readable:
+    it is looked for where the number ends, whether there was one or not, so that crashkernel=M asks for 0 bytes.
+    """
+    value, rest = _simple_strtoull(text)
     if rest and (shift := _SHIFTS.get(rest[0].lower())) is not None:
         value, rest = value << shift, rest[1:]
     return value & _U64, rest
+
+
+def get_option(text: str) -> int | None:
+    """get_option(): the number at the start, with a minus or without, in 32 bits; None for none."""
+    digits = text.removeprefix("-")
+    value, rest = _simple_strtoull(digits)
+    if rest == digits:
+        return None
+    value = (-value if digits != text else value) & 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
 
 
 def strtobool(text: str) -> bool | None:
@@ -107,7 +124,10 @@ def parameter(cmdline: str, name: str) -> str | None:
 @shown()
 @dataclass(frozen=True)
 class CrashkernelOption:
-    """One parsed crashkernel= option: bytes, a physical base (0: anywhere), or an errno (positive) in `error`."""
+    """One parsed crashkernel= option: bytes, a physical base (0: anywhere), or an errno (positive) in `error`.
+
+    The size is set before what follows it is looked at: it may be there where there is an error, too.
+    """
 
     size: int = 0
     base: int = 0
@@ -128,13 +148,17 @@ def _last_option(cmdline: str, suffix: str | None, suffixes: tuple[str, ...]) ->
 
 
 class _Unreadable(Exception):
-    """Why an option cannot be read, in the kernel's words."""
+    """Why an option cannot be read, in the kernel's words, and the size that was read by then, in bytes."""
+
+    def __init__(self, why: str, size: int = 0, prefix: str = _PREFIX) -> None:
+        super().__init__(prefix + why)
+        self.size = size
 
 
-def _number(text: str, otherwise: str = "Memory value expected") -> tuple[int, str]:
+def _number(text: str, otherwise: str = "Memory value expected", prefix: str = _PREFIX) -> tuple[int, str]:
     value, rest = memparse(text)
     if rest == text:
-        raise _Unreadable(otherwise)
+        raise _Unreadable(otherwise, prefix=prefix)
     return value, rest
 
 
@@ -144,7 +168,7 @@ def _behind(text: str, sign: str) -> str:
     return text[1:]
 
 
-def _parse_ranges(text: str, system_ram: int, warn: Warn) -> CrashkernelOption:
+def _parse_ranges(text: str, system_ram: int, warn: Warn, prefixes: tuple[str, str]) -> CrashkernelOption:
     """parse_crashkernel_mem(): start-[end]:size[,...][@offset]; the first range that holds system_ram wins."""
     # Firmware keeps some RAM for itself; rounding lets users write 4G where they see 3.9G.
     system_ram = -(-system_ram // _RAM_ROUNDING) * _RAM_ROUNDING
@@ -156,7 +180,7 @@ def _parse_ranges(text: str, system_ram: int, warn: Warn) -> CrashkernelOption:
             end, rest = _number(rest)
             if end <= start:
                 raise _Unreadable("end <= start")
-        this_size, rest = _number(_behind(rest, ":"))
+        this_size, rest = _number(_behind(rest, ":"), prefix=prefixes[0])
         if this_size >= system_ram:
             raise _Unreadable("invalid size")
         if start <= system_ram < end:
@@ -167,8 +191,11 @@ def _parse_ranges(text: str, system_ram: int, warn: Warn) -> CrashkernelOption:
         warn("crashkernel size resulted in zero bytes")
         return CrashkernelOption()
     offset = re.match(r"[^ @]*@", rest)
-    base = _number(rest[offset.end() :], "Memory value expected after '@'")[0] if offset else 0
-    return CrashkernelOption(size, base)
+    if not offset:
+        return CrashkernelOption(size)
+    return CrashkernelOption(
+        size, _number(rest[offset.end() :], "Memory value expected after '@'", prefixes[1])[0]
+    )
 
 
 def _parse_plain(text: str, suffix: str) -> CrashkernelOption:
@@ -178,7 +205,7 @@ def _parse_plain(text: str, suffix: str) -> CrashkernelOption:
         return CrashkernelOption(size, memparse(rest[1:])[0])
     tail = rest.removeprefix(suffix)
     if not rest.startswith(suffix) or tail[:1] not in (" ", ""):
-        raise _Unreadable(f"unrecognized char: {tail[0]}")
+        raise _Unreadable(f"unrecognized char: {tail[0]}", size)
     return CrashkernelOption(size)
 
 
@@ -189,10 +216,12 @@ def parse_crashkernel_option(
     warn: Warn = lambda text: None,
     *,
     suffixes: tuple[str, ...] = (",high", ",low"),
+    prefixes: tuple[str, str] = (_PREFIX, _PREFIX),
 ) -> CrashkernelOption:
     """__parse_crashkernel(): read the last crashkernel= option of the kind that `suffix` (",high", ",low") names.
 
-    system_ram is in bytes, suffixes are what the kernel knows. error is ENOENT when there is no such option, EINVAL
+    system_ram is in bytes, suffixes are what the kernel knows, prefixes what it puts before two of the warnings about
+    a list of ranges (no size, no offset). error is ENOENT when there is no such option, EINVAL
     when it cannot be read; warn gets the kernel's warning.
     """
     text = _last_option(cmdline, suffix, suffixes)
@@ -200,8 +229,8 @@ def parse_crashkernel_option(
         return CrashkernelOption(error=ENOENT)
     try:
         if not suffix and ":" in text.split(" ", 1)[0]:
-            return _parse_ranges(text, system_ram, warn)
+            return _parse_ranges(text, system_ram, warn, prefixes)
         return _parse_plain(text, suffix or "")
     except _Unreadable as why:
-        warn(f"crashkernel: {why}")
-        return CrashkernelOption(error=EINVAL)
+        warn(str(why))
+        return CrashkernelOption(why.size, error=EINVAL)

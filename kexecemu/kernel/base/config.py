@@ -95,6 +95,12 @@ def _check_handover(options: dict[str, str]) -> None:
         raise InputError("config option KEXEC_HANDOVER_ENABLE_DEFAULT=y needs KEXEC_HANDOVER=y")
 
 
+def _check_ima(options: dict[str, str]) -> None:
+    """What IMA_KEXEC depends on."""
+    if options.get("IMA_KEXEC") == "y" and options.setdefault("IMA", "y") == "n":
+        raise InputError("config option IMA_KEXEC=y needs IMA=y")
+
+
 def _check_era(options: Mapping[str, str], era: Era) -> None:
     """InputError for what is asked for and the era has not."""
     for name, rule in _OF_AN_ERA.items():
@@ -114,6 +120,7 @@ def _parse_options(given: Mapping[str, str], era: Era) -> dict[str, str]:
     _check_purgatory(options)
     _check_era(options, era)
     _check_handover(options)
+    _check_ima(options)
     page_sizes = ("ARM64_4K_PAGES", "ARM64_16K_PAGES", "ARM64_64K_PAGES")
     chosen = [name for name in page_sizes if options.get(name) == "y"]
     if len(chosen) > 1:

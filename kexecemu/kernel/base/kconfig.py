@@ -29,6 +29,10 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
         "debug_pagealloc= is on unless said: base pages in the linear map",
     ),
     "HUGETLB_PAGE": ("y", "huge pages, and so CMA areas that begin and end with one"),
+    "IMA": (
+        "n",
+        "what is read and run is measured; an older kernel's list of that is taken out of the next one's tree",
+    ),
     "IMA_KEXEC": ("n", "IMA's measurement list goes to the next kernel, as the first segment of its image"),
     "IMA_KEXEC_EXTRA_MEMORY_KB": (
         "0",
@@ -57,6 +61,10 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "KEXEC_PURGATORY_PAGE_DIGESTS": ("n", "a table of the digests of all pages, to say which one it is"),
     "KEXEC_PURGATORY_POLICY": ("stop", "what to do when the check fails"),
     "KFENCE": ("n", "the memory error detector; its pool has pages of its own"),
+    "KFENCE_NUM_OBJECTS": (
+        "255",
+        "guarded allocations at a time: the pool has two pages for each, and two more",
+    ),
     "KFENCE_SAMPLE_INTERVAL": (
         "100",
         "milliseconds between guarded allocations; 0: off at boot, a late pool needs base pages all over",
@@ -80,7 +88,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 # Numbers that Kconfig has a range for.
-_LARGEST: Mapping[str, int] = {"IMA_KEXEC_EXTRA_MEMORY_KB": 40}
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "IMA_KEXEC_EXTRA_MEMORY_KB": (0, 40),
+    "KFENCE_NUM_OBJECTS": (1, 65535),
+}
 
 
 class OptionRow(NamedTuple):
@@ -118,8 +129,11 @@ def check_option(name: str, value: str) -> str:
     elif KNOWN_OPTIONS[short].isdigit():
         if not re.fullmatch(r"[0-9]{1,9}", value):
             raise InputError(f"config option {name} takes a number, not {value!r}")
-        if int(value) > _LARGEST.get(short, int(value)):
-            raise InputError(f"config option {name} is {_LARGEST[short]} at most, not {value}")
+        least, most = _RANGES.get(short, (int(value), int(value)))
+        if int(value) < least:
+            raise InputError(f"config option {name} is {least} at least, not {value}")
+        if int(value) > most:
+            raise InputError(f"config option {name} is {most} at most, not {value}")
     elif value not in ("y", "n"):
         raise InputError(f"config option {name} is y or n, not {value!r}")
     return short

@@ -183,7 +183,7 @@ def setup_memory(
     deferred = defer_reserve_crashkernel(config)
     reservation = CrashReservation() if deferred else reserve()
     text, data = text_alias(config, layout), layout.data(config.page_size)
-    plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res, bbm, data)
+    plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res, bbm, data, log)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
     reserved.scan_late()

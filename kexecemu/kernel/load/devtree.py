@@ -38,6 +38,7 @@ def kexec_device_tree(
     kaslr_seed: int | None = None,
     rng_seed: bytes | None = None,
     ima: tuple[int, int] | None = None,
+    have_ima_kexec: bool = False,
     dm_crypt_keys: tuple[int, int] | None = None,
     kho: Mapping[str, tuple[int, int] | None] | None = None,
 ) -> bytes:
@@ -47,7 +48,8 @@ def kexec_device_tree(
     elfcorehdr are (phys, size in bytes); elfcorehdr and crashk_res are given for a crash kernel, None
     otherwise. cmdline None deletes bootargs. kaslr_seed (64 bits) and rng_seed (RNG_SEED_SIZE bytes) are
     given once the random number generator is initialised; None leaves them out, as the kernel does before. ima is
-    (phys, size in bytes) of the segment for IMA's measurement list, dm_crypt_keys of that with keys (its bufsz).
+    (phys, size in bytes) of the segment for IMA's measurement list, have_ima_kexec is CONFIG_HAVE_IMA_KEXEC: an old one
+    is taken out. dm_crypt_keys of that with keys (its bufsz).
     kho has the properties of kexec handover, as kho.chosen_properties() gives them.
     Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
     """
@@ -82,7 +84,8 @@ def kexec_device_tree(
         if rng_seed is not None:
             fdt.setprop(chosen, "rng-seed", rng_seed)
         fdt.setprop_empty(chosen, "linux,booted-from-kexec")
-        _delete_ima_buffer(fdt, chosen)
+        if have_ima_kexec:
+            _remove_ima_buffer(fdt, chosen)
         if ima is not None:
             fdt.appendprop_addrrange(0, chosen, _IMA_PROPERTY, *ima)
             fdt.add_mem_rsv(*ima)
@@ -169,8 +172,8 @@ def _add_crash_part(fdt: FdtEditor, chosen: int, name: str, part: tuple[int, int
     fdt.add_mem_rsv(*part)
 
 
-def _delete_ima_buffer(fdt: FdtEditor, chosen: int) -> None:
-    """Drop what an earlier kernel measured."""
+def _remove_ima_buffer(fdt: FdtEditor, chosen: int) -> None:
+    """remove_ima_buffer(): drop what an earlier kernel measured."""
     value = fdt.getprop(chosen, _IMA_PROPERTY)
     if value is None:
         return

@@ -94,6 +94,7 @@ def next_device_tree(
         kaslr_seed=kaslr_seed,
         rng_seed=rng_seed,
         ima=(ima.start, ima.size) if ima else None,
+        have_ima_kexec=state.config.enabled("IMA"),
         dm_crypt_keys=(dm_crypt_keys.start, dm_crypt_keys.size) if dm_crypt_keys else None,
         kho=kho,
     )

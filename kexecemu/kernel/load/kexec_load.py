@@ -18,7 +18,7 @@ from kexecemu.shown import shown
 
 __all__ = ["KEXEC_ON_CRASH", "KexecLoadArguments", "kexec_load"]
 
-KEXEC_ON_CRASH = 1  # all of arm64's flags; KEXEC_PRESERVE_CONTEXT, 2, is none
+KEXEC_ON_CRASH = 1
 KEXEC_ARCH_MASK = 0xFFFF0000
 KEXEC_ARCH_DEFAULT = 0
 
@@ -48,7 +48,7 @@ def kexec_load(
         raise KexecError(EPERM, step, "needs CAP_SYS_BOOT, and kexec_load_disabled must be 0")
     if state.kexec.signature_policy is not None:
         state.kexec.signature_policy.check_kexec_load(state.log)
-    if flags & ~KEXEC_ARCH_MASK & ~KEXEC_ON_CRASH:
+    if flags & ~KEXEC_ARCH_MASK & ~state.config.release.rules.load_flags:
         raise KexecError(EINVAL, step, f"unknown flags {flags & ~KEXEC_ARCH_MASK:#x}")
     if len(arguments.segments) > KEXEC_SEGMENT_MAX:
         raise KexecError(EINVAL, step, f"{len(arguments.segments)} segments, {KEXEC_SEGMENT_MAX} at most")

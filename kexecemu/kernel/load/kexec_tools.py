@@ -13,7 +13,15 @@ from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.image import parse as parse_header
-from kexecemu.formats.kernel_file import NO_MAGIC, VMLINUX, is_gzip, kernel_file, unpack_gzip, zboot
+from kexecemu.formats.kernel_file import (
+    NO_MAGIC,
+    VMLINUX,
+    is_gzip,
+    kernel_file,
+    unpack_gzip,
+    unpack_uimage,
+    zboot,
+)
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import Era
@@ -115,6 +123,9 @@ def prepare_crash_load(
     purgatory that cannot be linked or lacks kexec-tools' symbols.
     """
     said: list[str] = []
+    for file, what in ((kernel, "kernel"), (initrd, "initrd")):
+        if file is not None and not file:
+            raise InputError(f"kexec-tools: cannot read the {what}: the file is empty")
     kernel = _unpack(kernel, said)
     if len(to_bytes(cmdline)) > _COMMAND_LINE_MAX:
         raise InputError(f"kexec-tools: the command line is longer than {_COMMAND_LINE_MAX} characters")
@@ -127,10 +138,10 @@ def prepare_crash_load(
         said.append(f"the Image says no size: {size >> 20} MiB are taken for it, {text_offset:#x} into 2 MiB")
     kernel_mem = align_up(region.start, _KERNEL_ALIGN) + text_offset
     memsz = align_up(size, view.page_size)
-    if len(kernel) > memsz:
-        said.append(f"{len(kernel) - memsz:#x} bytes behind the Image's image_size are left out")
+    if len(kernel) > size:
+        said.append(f"{len(kernel) - size:#x} bytes behind the Image's image_size are left out")
     core = segments.add("elfcorehdr", view.core_header, len(view.core_header), region.start, top_down=True)
-    segments.taken.append(Segment("kernel", kernel[:memsz], kernel_mem, memsz))
+    segments.taken.append(Segment("kernel", kernel[:size], kernel_mem, memsz))
     if kernel_mem + size > core.mem:
         raise InputError(
             f"kexec-tools: the kernel of {size:#x} bytes does not fit in crashkernel {region} of {region.size:#x} bytes"
@@ -157,15 +168,20 @@ def _unpack(data: bytes, said: list[str]) -> bytes:
     inner, packed = data, zboot(data)
     try:
         if is_gzip(data):
-            inner = unpack_gzip(data, _UNPACKED_MAX)
-            said.append(f"the kernel is unpacked (gzip): {len(inner):#x} bytes")
+            inner, cut_off = unpack_gzip(data, _UNPACKED_MAX)
+            more = ", and there the file is cut off" if cut_off else ""
+            said.append(f"the kernel is unpacked (gzip): {len(inner):#x} bytes{more}")
         elif packed is not None and packed.compression == "gzip":
             payload = data[packed.offset : packed.offset + packed.size]
             if len(payload) < packed.size:
                 raise FormatError("zboot: the file is cut off")
-            inner = unpack_gzip(payload, _UNPACKED_MAX)
+            inner = unpack_gzip(payload, _UNPACKED_MAX).data
             words = "kexec-tools 2.0.27 or later does that; 2.0.25 refuses it"
             said.append(f"the kernel is unpacked (zboot, gzip): {len(inner):#x} bytes; {words}")
+        carried = unpack_uimage(inner, _UNPACKED_MAX)
+        if carried is not None:
+            inner = carried
+            said.append(f"the kernel is unpacked (uImage): {len(inner):#x} bytes")
     except FormatError as error:
         raise InputError(f"kexec-tools: {error}") from error
     found = kernel_file(inner)
@@ -187,9 +203,10 @@ def _second_device_tree(view: MachineView, cmdline: str, core: Segment, initrd: 
     try:
         tree = FdtEditor(view.device_tree, len(view.device_tree) + len(cmdline) + 0x1000)
         chosen = chosen_node(tree)
-        # dtb_set_property() rounds every value up to whole cells.
-        bootargs = to_bytes(cmdline) + b"\0"
-        tree.setprop(chosen, "bootargs", bootargs.ljust(align_up(len(bootargs), 4), b"\0"))
+        if cmdline:  # set_bootargs() leaves the running kernel's own where there is nothing to set
+            # dtb_set_property() rounds every value up to whole cells.
+            bootargs = to_bytes(cmdline) + b"\0"
+            tree.setprop(chosen, "bootargs", bootargs.ljust(align_up(len(bootargs), 4), b"\0"))
         _renew_kaslr_seed(view, tree, chosen)
         # The exact length of the header here, not whole pages as in the kernel's tree.
         _set_ranges(tree, chosen, "linux,elfcorehdr", [(core.mem, core.bufsz)])
@@ -217,7 +234,7 @@ def _renew_kaslr_seed(view: MachineView, tree: FdtEditor, chosen: int) -> None:
     seed = tree.get_u64(chosen, "kaslr-seed")
     if seed is None:
         return
-    if seed:
+    if seed & 0xFFFFFFFF:  # it looks at an int of it
         raise InputError(
             "kexec-tools: kaslr-seed is not wiped to 0 (as by a kernel that was booted with nokaslr)"
         )

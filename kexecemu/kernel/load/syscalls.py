@@ -65,7 +65,7 @@ def kexec_file_load(
     *,
     capable: bool,
 ) -> Kimage | None:
-    """kexec_file_load(2) as user space calls it; a str command line gets its NUL.
+    """kexec_file_load(2) as user space calls it; a str command line gets its NUL, an empty one too; None is no length.
 
     Files are bytes, paths, or open with all that may be wrong with that. Without an initrd KEXEC_FILE_NO_INITRAMFS is
     added, as kexec-tools does. Raises InputError for what no system call can be made of, KexecError for what it
@@ -73,7 +73,7 @@ def kexec_file_load(
     """
     integer(flags, "flags")
     if cmdline is not None and not isinstance(cmdline, bytes):
-        cmdline = to_bytes(text(cmdline, "cmdline")) + b"\0" if cmdline else None
+        cmdline = to_bytes(text(cmdline, "cmdline")) + b"\0"
     if initrd is None:
         flags |= KEXEC_FILE_NO_INITRAMFS
     # A path is opened here, as user space does.

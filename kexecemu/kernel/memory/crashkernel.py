@@ -6,6 +6,7 @@ Followed: arch/arm64/mm/init.c of 6.1 to 6.6, kernel/crash_reserve.c of 6.12 and
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import ENOENT
+from typing import NamedTuple
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import align_up
@@ -51,20 +52,37 @@ def _reserve_low(memblock: Memblock, size: int, low_max: int, log: Print) -> Phy
     return PhysRange.of(base, size)
 
 
-def _parse(era: Era, cmdline: str, total: int, log: Print) -> tuple[CrashkernelOption, int, bool] | None:
-    """parse_crashkernel(): the option, the low size and whether ,high was asked for; None for nothing to reserve."""
-    suffixes = era.rules.suffixes
-    option = parse_crashkernel_option(cmdline, total, None, log, suffixes=suffixes)
+class _Asked(NamedTuple):
+    """What parse_crashkernel() gives: the option, whether it was X,high, and the sizes of the others in bytes."""
+
+    option: CrashkernelOption
+    high: bool
+    low_size: int
+    cma_size: int
+
+
+def _parse(era: Era, cmdline: str, total: int, log: Print) -> _Asked | None:
+    """parse_crashkernel(), for so many bytes of RAM; None for nothing to reserve.
+
+    What is wrong with X,cma is said, and no matter: its size counts that was read by then.
+    """
+    rules, low_size = era.rules, 0
+    words = rules.range_prefixes
+    option = parse_crashkernel_option(cmdline, total, None, log, suffixes=rules.suffixes, prefixes=words)
     high = option.error == ENOENT
     if high:
         option = parse_crashkernel_option(cmdline, total, ",high", log)
-    if option.error or not option.size:
+        if option.error or not option.size:
+            return None
+        low = parse_crashkernel_option(cmdline, total, ",low", log)
+        if low.error not in (0, ENOENT):
+            return None
+        default = DEFAULT_LOW_SIZE if rules.falls_back_high else 0
+        low_size = default if low.error else low.size
+    cma_size = parse_crashkernel_option(cmdline, 0, ",cma", log).size if rules.reserves_cma else 0
+    if option.error or not option.size or (rules.refuses_all_of_ram and option.size >= total):
         return None
-    low = parse_crashkernel_option(cmdline, total, ",low", log) if high else CrashkernelOption()
-    if low.error not in (0, ENOENT):
-        return None
-    default = DEFAULT_LOW_SIZE if era.rules.falls_back_high else 0
-    return option, default if low.error else low.size, high
+    return _Asked(option, high, low_size, cma_size)
 
 
 def _windows(
@@ -96,12 +114,10 @@ def reserve_crashkernel(
     where the era's kernel never comes out of this.
     """
     rules, low_max = era.rules, dma_phys_limit
-    parsed = _parse(era, cmdline, memblock.phys_mem_size, log)
-    if parsed is None:
+    asked = _parse(era, cmdline, memblock.phys_mem_size, log)
+    if asked is None:
         return CrashReservation()
-    option, low_size, high = parsed
-    if rules.refuses_all_of_ram and option.size >= memblock.phys_mem_size:
-        return CrashReservation()
+    option, high, low_size, _ = asked
     size = option.size if rules.generic_reservation else align_up(option.size, page_size)
     base = 0
     for attempt, (start, end) in enumerate(_windows(era, option, size, high, low_max)):
@@ -138,14 +154,13 @@ def reserve_crashkernel_cma(
 ) -> tuple[PhysRange, ...]:
     """crashkernel=X,cma: memory that the first kernel uses for what can be moved, and the capture kernel takes over.
 
-    Up to four areas; where one is not to be had, areas half as large are tried.
+    Up to four areas; where one is not to be had, areas half as large are tried. reserve_crashkernel() was before, and
+    has said what there is to say of the command line.
     """
-    if not config.release.rules.reserves_cma:
+    asked = _parse(config.release, cmdline, memblock.phys_mem_size, lambda said: None)
+    if asked is None or not asked.cma_size:
         return ()
-    quiet = _parse(config.release, cmdline, memblock.phys_mem_size, lambda text: None)
-    size = parse_crashkernel_option(cmdline, 0, ",cma", log).size if quiet is not None else 0
-    if not size or (quiet is not None and quiet[0].size >= memblock.phys_mem_size):
-        return ()
+    size = asked.cma_size
     if not config.enabled("CMA"):
         log("crashkernel CMA reservation not supported")
         return ()

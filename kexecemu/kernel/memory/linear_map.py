@@ -4,13 +4,13 @@ Followed: map_mem() in arch/arm64/mm/mmu.c before and after commit 04a2a7af3d97.
 (`plan_linear_map`), the map itself is page tables in guest RAM (`build_linear_map`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import AddressSpace
-from kexecemu.kernel.base.cmdline import memparse, parameter, parameters, strtobool
+from kexecemu.kernel.base.cmdline import get_option, parameter, parameters, strtobool
 from kexecemu.kernel.base.config import KernelConfig, Protection
 from kexecemu.kernel.memory.memblock import Memblock, across_pages, within_pages
 from kexecemu.machine.memory.descriptors import (
@@ -33,8 +33,9 @@ __all__ += ["LinearMapPlan", "MapPiece"]
 __all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel"]
 __all__ += ["plan_linear_map", "rodata_messages"]
 
+Print = Callable[[str], None]
+
 _TABLES_LIMIT = 512 << 20
-_KFENCE_NUM_OBJECTS = 255
 
 # What rodata= says of rodata_full: before rodata_noalias, and with it.
 _RODATA: tuple[Mapping[str, bool], Mapping[str, bool]] = (
@@ -94,11 +95,11 @@ def _debug_pagealloc_enabled(config: KernelConfig, cmdline: str) -> bool:
 
 def _kfence_early_init(config: KernelConfig, cmdline: str) -> bool:
     """kfence_early_init: KFENCE's pool is set up at boot."""
-    interval = config.number("KFENCE_SAMPLE_INTERVAL")
+    interval: int | None = config.number("KFENCE_SAMPLE_INTERVAL")
     for asked in parameters(cmdline, "kfence.sample_interval"):
-        value, rest = memparse(asked)
-        interval = interval if rest == asked else value
-    return bool(interval)
+        value = get_option(asked)
+        interval = interval if value is None else value
+    return config.release.rules.kfence_early_pool and bool(interval)
 
 
 def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
@@ -106,13 +107,21 @@ def _late_kfence(config: KernelConfig, cmdline: str) -> bool:
     return config.enabled("KFENCE") and not _kfence_early_init(config, cmdline)
 
 
-def _kfence_pool(config: KernelConfig, cmdline: str, memblock: Memblock) -> PhysRange | None:
-    """arm64_kfence_alloc_pool(): KFENCE_POOL_SIZE of memory with CONFIG_KFENCE_NUM_OBJECTS as Kconfig has it."""
+def _kfence_pool(
+    config: KernelConfig, cmdline: str, memblock: Memblock, log: Print
+) -> tuple[PhysRange | None, str]:
+    """arm64_kfence_alloc_pool(): KFENCE_POOL_SIZE of memory, None for none; and the command line as it holds then.
+
+    A pool that there is no room for is not tried again at boot, as if the interval were 0.
+    """
     if not config.enabled("KFENCE") or not _kfence_early_init(config, cmdline):
-        return None
-    size = (_KFENCE_NUM_OBJECTS + 1) * 2 * config.page_size
+        return None, cmdline
+    size = (config.number("KFENCE_NUM_OBJECTS") + 1) * 2 * config.page_size
     phys = memblock.phys_alloc_range(size, config.page_size)
-    return PhysRange.of(phys, size) if phys else None
+    if phys:
+        return PhysRange.of(phys, size), cmdline
+    log("failed to allocate kfence pool")
+    return None, f"{cmdline} kfence.sample_interval=0"
 
 
 def can_set_direct_map(config: KernelConfig, cmdline: str) -> bool:
@@ -183,14 +192,15 @@ def plan_linear_map(
     crashk_res: PhysRange | None,
     bbm: int = 0,
     data: PhysRange | None = None,
+    log: Print = lambda said: None,
 ) -> LinearMapPlan:
     """Decide the linear map's pieces as map_mem() does.
 
     text is the physical range that gets the read-only alias, data that of the kernel's data and bss; crashk_res the
     crash region if it is reserved already (it is not when the reservation is deferred); bbm the CPUs' level of
-    FEAT_BBM. KFENCE's pool is allocated.
+    FEAT_BBM. KFENCE's pool is allocated; log gets what the kernel says where it is not to be had.
     """
-    pool = _kfence_pool(config, cmdline, memblock)
+    pool, cmdline = _kfence_pool(config, cmdline, memblock, log)
     pages_only, splits = force_pte_mapping(config, cmdline, bbm), splits_live(config, bbm)
     full = "rodata=on" if config.release.rules.rodata_noalias else "rodata=full"
     reason = f"{full}, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"

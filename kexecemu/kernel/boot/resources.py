@@ -14,6 +14,7 @@ from kexecemu.errors import InputError
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.memory.memblock import across_pages
 from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.shown import shown
 
 __all__ = ["Resource", "alloc_resources", "publish_resources", "system_ram"]
 
@@ -26,6 +27,7 @@ _CRASH_KERNEL = 1  # IORES_DESC_CRASH_KERNEL
 _SPARE = 32  # for what is reserved from then on, and crash memory that is given back
 
 
+@shown()
 @dataclass
 class Resource:
     """A struct resource: physical addresses, a name, and what is in it."""

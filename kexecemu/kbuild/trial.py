@@ -26,7 +26,7 @@ from kexecemu.linux.initramfs import CAPTURE_CMDLINE, capture_initramfs
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
-from kexecemu.scenario.setup import whole
+from kexecemu.scenario.setup import truncated
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault, Injection
 from kexecemu.stray.target import area_of, resolve_by
@@ -143,7 +143,8 @@ def setup_of(trial: Trial) -> LinuxSetup:
     image = trial.kernel.image.read_bytes()
     if not has_magic(image):
         raise InputError(f"{trial.kernel.image}: {no_image(image)}")
-    whole(image, trial.kernel.image)
+    if wrong := truncated(image, trial.kernel.image):
+        raise InputError(wrong)
     programs = fetched_programs()
     words = [
         f"crashkernel={_CRASHKERNEL}",

@@ -232,6 +232,9 @@ def test_regions_come_in_the_order_that_heapsort_leaves(keys: list[tuple[int, in
     lib_sort(theirs)
     assert [one.node.offset for one in ours] == [one.node.offset for one in theirs]
     assert [one.key for one in ours] == sorted(keys)
+    heapsort(ours, lambda one: one.key, double_pop=True)
+    assert [one.key for one in ours] == sorted(keys)
+    assert sorted(one.node.offset for one in ours) == list(range(len(keys)))
 
 
 # -- pools that no driver takes: by the sources of 6.1.176, 6.12.117 and 7.3.4 ----------------------------------------

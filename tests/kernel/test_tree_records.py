@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from kernel_bench import boot
 
+from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel.boot.cpus import cpu_count
 from kexecemu.kernel.procfs import proc_iomem
 from kexecemu.linux.rows import Same, compare_messages
 
@@ -26,7 +28,7 @@ def test_the_model_says_what_the_real_kernel_said(path: Path) -> None:
     dtb = gzip.decompress((DATA / f"{name}.dtb.gz").read_bytes())
     # Debian's kernels have the zone from 6.12 on.
     options = OPTIONS | ({} if era == "6.1" else {"ZONE_DEVICE": "y"})
-    with boot(era, cmdline, cpus=2, dtb=dtb, options=options) as kernel:
+    with boot(era, cmdline, cpus=cpu_count(Fdt(dtb)), dtb=dtb, options=options) as kernel:
         rows = list(compare_messages(record, kernel.board.uart.text))
         assert [row for row in rows if row.same is not Same.EQUAL] == []
         assert len(rows) > 8

@@ -24,31 +24,57 @@ _U64 = 1 << 64
 Print = Callable[[str], None]
 
 
-def heapsort(found: list[Region], key: Callable[[Region], tuple[int, ...]]) -> None:
-    """sort() of lib/sort.c: its order of what is equal is no other's."""
-    parts, end = len(found) // 2, len(found)
-    if not parts:
+def heapsort(
+    found: list[Region], key: Callable[[Region], tuple[int, ...]], *, double_pop: bool = False
+) -> None:
+    """sort() of lib/sort.c: its order of what is equal is no other's; double_pop is how it does it from 6.11 on."""
+    top, end, shift = len(found) // 2, len(found), 0
+    if not top:
         return
+
+    def swap(one: int, other: int) -> None:
+        found[one], found[other] = found[other], found[one]
+
     while True:
-        if parts:
-            parts -= 1
-        else:
+        if top:
+            top -= 1 << shift
+        elif double_pop and end > 3:
             end -= 1
-            if not end:
-                return
-            found[0], found[end] = found[end], found[0]
-        down = parts
-        while 2 * down + 2 < end:
-            left, right = 2 * down + 1, 2 * down + 2
-            down = left if key(found[left]) >= key(found[right]) else right
-        if 2 * down + 2 == end:
-            down = 2 * down + 1
-        while down != parts and key(found[parts]) >= key(found[down]):
-            down = (down - 1) // 2
-        where = down
-        while down != parts:
-            down = (down - 1) // 2
-            found[down], found[where] = found[where], found[down]
+            swap(0, end)
+            shift = int(key(found[1]) <= key(found[2]))
+            top = 1 << shift
+            end -= 1
+            swap(top, end)
+        elif not double_pop and end > 1:
+            end -= 1
+            swap(0, end)
+        else:
+            break
+        _sift(found, key, top, end, strict=double_pop)
+    if double_pop:
+        end -= 1
+        swap(0, end)
+        if end == 2 and key(found[0]) > key(found[1]):
+            swap(0, 1)
+
+
+def _sift(
+    found: list[Region], key: Callable[[Region], tuple[int, ...]], top: int, end: int, *, strict: bool
+) -> None:
+    """The element at top down into the heap below end; strict: of equal children the right one is on its way."""
+    down = top
+    while 2 * down + 2 < end:
+        left, right = 2 * down + 1, 2 * down + 2
+        one, other = key(found[left]), key(found[right])
+        down = left if one > other or (one == other and not strict) else right
+    if 2 * down + 2 == end:
+        down = 2 * down + 1
+    while down != top and key(found[top]) >= key(found[down]):
+        down = (down - 1) // 2
+    where = down
+    while down != top:
+        down = (down - 1) // 2
+        found[down], found[where] = found[where], found[down]
 
 
 class ReservedMemory:
@@ -253,8 +279,10 @@ class ReservedMemory:
 
     def _check_for_overlap(self) -> None:
         """__rmem_check_for_overlap(): sorts them, and says which neighbours overlap."""
-        stable = self._rules.reserved_mem_sorted_by_node
-        heapsort(self.regions, lambda one: (*one.key, one.node.offset) if stable else one.key)
+        newest = self._rules.reserves_first_reg
+        by_node = self._rules.reserved_mem_sorted_by_node and not newest
+        key = (lambda one: (*one.key, one.node.offset)) if by_node else (lambda one: one.key)
+        heapsort(self.regions, key, double_pop=newest)
         for this, following in pairwise(self.regions):
             if this.base + this.size > following.base:
                 one, other = (

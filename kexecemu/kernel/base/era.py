@@ -165,6 +165,7 @@ CHANGES = (
         (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
+    Change((6, 12), "maps_whole_pages", True, "seen in 6.12.118 and 7.3.4; not in 6.1.192's map_mem()"),
     Change((6, 12), "clears_hotplug", True, "numa_memblks_init()"),
     Change((6, 12), "guest", "vmlinux-6.12", "no vmap_area_list; 6.12.117's VMCOREINFO"),
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
@@ -198,7 +199,6 @@ CHANGES = (
     Change((7, 3), "cma_limit_is_asked", True, "dma_contiguous_reserve() of 7.3.4, not of 6.12.118"),
     Change((7, 3), "usable_ranges", 6, "c12c63d05dfe"),
     Change((7, 3), "ragged_is_none", True, "of_flat_dt_get_addr_size_prop(): in 7.3.4, not in 6.12.118"),
-    Change((7, 3), "maps_whole_pages", True, "read in 7.3.4's map_mem(), not in 6.12.118's"),
 )
 """Every change that the model knows, in order of release."""
 

@@ -202,6 +202,7 @@ CHANGES = (
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
     Change((6, 12), "clears_hotplug", True, "numa_memblks_init()"),
+    Change((6, 12), "maps_whole_pages", True, "seen in 6.12.118 and 7.3.4; not in 6.1.192's map_mem()"),
     Change((6, 12), "reserved_mem_late", True, "fdt_scan_reserved_mem_reg_nodes() of 6.12.118"),
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
@@ -260,6 +261,5 @@ CHANGES = (
     Change((7, 3), "cma_limit_is_asked", True, "dma_contiguous_reserve() of 7.3.4, not of 6.12.118"),
     Change((7, 3), "usable_ranges", 6, "c12c63d05dfe"),
     Change((7, 3), "ragged_is_none", True, "of_flat_dt_get_addr_size_prop(): in 7.3.4, not in 6.12.118"),
-    Change((7, 3), "maps_whole_pages", True, "read in 7.3.4's map_mem(), not in 6.12.118's"),
 )
 """Every change that the model knows, in order of release."""

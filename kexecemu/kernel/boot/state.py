@@ -93,10 +93,11 @@ class KernelState:
         self.dtb_phys = places.dtb_phys
         memory = early_init_dt_scan(tree, config, lambda text: None)
         memstart = memstart_addr(memory.start_of_dram, config.page_size)
-        if places.kernel_phys < memstart:
-            raise InputError(
-                "the first kernel lies below all memory that its tree leaves it, and does not boot"
-            )
+        image = PhysRange.of(places.kernel_phys, vmlinux.size)
+        if not any(area.covers(image) for area in memory.memory):
+            # A real 7.3.4 says nothing at all.
+            outside = "the first kernel lies outside of the memory that its tree leaves it"
+            raise InputError(f"{outside}: it does not boot")
         self.space = AddressSpace.of(
             config, memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size
         )

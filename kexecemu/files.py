@@ -183,8 +183,8 @@ def _replaceable(name: str, found: os.stat_result) -> bool:
 
 
 def name_as_given(error: OSError, name: str) -> None:
-    """An error about a temporary file is one about the file that the caller knows."""
-    if error.filename is None or OURS in str(error.filename):
+    """An error about a temporary file, or its folder, is one about the file that the caller knows."""
+    if error.filename in (None, os.path.dirname(name)) or OURS in str(error.filename):
         error.filename, error.filename2 = name, None
 
 

@@ -210,7 +210,7 @@ def test_ours(end):
 
 
 INPUT_ERRORS = {
-    'kexecemu_run(era="6.3")': "InputError: era '6.3' is not modelled",
+    'kexecemu_run(era="5.9")': "InputError: era '5.9' is not modelled",
     'kexecemu_run(faults=[Fault("nowhere", write=b"x")])': "InputError: target nowhere: no such segment or symbol;",
     'kexecemu_run("goldne")': "InputError: no scenario ",
     'kexecemu_run(initrd_size="100M", cmdline="crashkernel=64M")': "KexecError: ",
@@ -238,7 +238,7 @@ def test_an_input_error_is_the_tests_line_and_one_sentence(failing):
 
 
 def test_all_of_our_frames_are_there_for_who_wants_them(failing):
-    result = failing('def test_it(kexecemu_run):\n    kexecemu_run(era="6.3")\n', "--full-trace")
+    result = failing('def test_it(kexecemu_run):\n    kexecemu_run(era="5.9")\n', "--full-trace")
     result.stdout.fnmatch_lines(["*kexecemu/kernel/base/config.py:*"])
 
 
@@ -246,7 +246,7 @@ def test_an_error_of_input_in_a_fixture_of_the_tester_s_is_as_short(failing):
     body = """
 @pytest.fixture
 def loaded(kexecemu_kernel):
-    return kexecemu_kernel(era="6.3")
+    return kexecemu_kernel(era="5.9")
 
 def test_it(loaded):
     pass
@@ -254,7 +254,7 @@ def test_it(loaded):
     result = failing(body)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        [">*return kexecemu_kernel(era=*", "E*InputError: era '6.3' is not modelled*"]
+        [">*return kexecemu_kernel(era=*", "E*InputError: era '5.9' is not modelled*"]
     )
     result.stdout.no_fnmatch_line("*kexecemu/testing.py*")
 

@@ -1,8 +1,8 @@
 """What memblock is asked for between setup_arch() and the buddy allocator: it decides where KHO's scratch areas lie.
 
-Followed: setup_command_line(), pcpu_embed_first_chunk(), alloc_large_system_hash() as vfs_caches_init_early() calls it,
-and swiotlb_init(). The per-CPU areas are those of a small kernel, 64 KiB for each; a larger one has twice or thrice as
-much, which moves the areas where it goes over a multiple of their alignment.
+Followed: pcpu_embed_first_chunk(), alloc_large_system_hash() as vfs_caches_init_early() calls it, and swiotlb_init().
+The command line's copies come before it, in start_kernel.py. The per-CPU areas are those of a small kernel, 64 KiB for
+each; a larger one has twice or thrice as much, which moves the areas where it goes over a multiple of their alignment.
 """
 
 from kexecemu.kernel.base.address_space import align_up
@@ -14,17 +14,11 @@ __all__ = ["allocate_late", "nr_kernel_pages"]
 _CACHE_LINE = 64
 _PERCPU_UNIT = 64 << 10
 _SMALL = (8, 8, 4, 8, 288, 136, 1024, 1032, 256)  # struct pcpu_chunk, its maps and slots
-_HASHES = (
-    (8, 13),
-    (8, 14),
-)  # of dentries and of inodes: bytes for each, and 2^this many bytes of memory for one
+# Of dentries and of inodes: bytes for each, and 2^this many bytes of memory for one.
+_HASHES = ((8, 13), (8, 14))
 _ADAPT_SCALE, _ADAPT_SHIFT = 64 << 30, 2
-_SLAB, _SEGMENT, _SLOT, _AREA = (
-    2048,
-    128,
-    24,
-    16,
-)  # IO_TLB_SIZE, IO_TLB_SEGSIZE, sizeof io_tlb_slot and io_tlb_area
+# IO_TLB_SIZE, IO_TLB_SEGSIZE, and the sizes of struct io_tlb_slot and struct io_tlb_area.
+_SLAB, _SEGMENT, _SLOT, _AREA = 2048, 128, 24, 16
 _MOST_SLABS, _FEWEST_SLABS = (64 << 20) // _SLAB, (1 << 20) // _SLAB
 
 

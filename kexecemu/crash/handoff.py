@@ -21,12 +21,12 @@ from kexecemu.errors import InputError, MachineError
 from kexecemu.files import replace_file, replacing
 from kexecemu.folders import replacing_folder
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.kernel.model import KernelModel
 from kexecemu.machine import virt
 from kexecemu.machine.board import Board
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
+from kexecemu.stray.first import FirstKernel
 from kexecemu.visible import json_text
 
 __all__ = ["FILES", "Handoff", "check_board", "write_handoff"]
@@ -89,7 +89,7 @@ def check_board(board: Board) -> None:
 
 def write_handoff(
     folder: Path,
-    kernel: KernelModel,
+    kernel: FirstKernel,
     image: Kimage,
     *,
     el: int = 1,
@@ -208,7 +208,7 @@ _SCRIPT = Path(__file__).with_name("run-qemu.sh")
 
 
 def _state(
-    kernel: KernelModel,
+    kernel: FirstKernel,
     image: Kimage,
     pieces: list[_Piece],
     el: int,

@@ -92,6 +92,11 @@ class FirstLinux:
         return self._of_load()[0]
 
     @property
+    def crashing_cpu(self) -> SystemCpu:
+        """The CPU that made the machine stop last; none but the one that crashes leaves Linux."""
+        return self.board.cpus[self.stands_at]
+
+    @property
     def said(self) -> KexecSaid:
         """What kexec-tools said of it; MachineError before load()."""
         return self._of_load()[1]

@@ -63,6 +63,10 @@ class FirstKernel(Target, Protocol):
         """The crash image that is loaded, None without one."""
 
     @property
+    def crashing_cpu(self) -> SystemCpu:
+        """The CPU that goes through the crash, and leaves this kernel."""
+
+    @property
     def crashk_res(self) -> PhysRange | None:
         """The crash kernel's physical memory."""
 

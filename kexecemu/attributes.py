@@ -9,7 +9,6 @@ from contextlib import suppress
 
 __all__ = ["append_only", "keep_attributes"]
 
-_ACL = "system.posix_acl_access"
 _OURS_TO_KEEP = ("user.", "system.")  # security. and trusted. are the system's
 _FS_IOC_GETFLAGS = 0x80000000 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
 _FS_APPEND_FL = 0x20

@@ -208,11 +208,9 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
 
 
 def _alias(asked: LinearMapSurvey) -> str:
-    """What the linear map's alias of the kernel's data is."""
-    from kexecemu.kernel.memory.linear_map import rodata_enabled
+    from kexecemu.kernel.memory.linear_map import data_alias
 
-    rules = asked.config.release.rules
-    return rules.data_alias if rodata_enabled(asked.config, asked.cmdline) else "writable"
+    return data_alias(asked.config, asked.cmdline)
 
 
 _METHODS = {

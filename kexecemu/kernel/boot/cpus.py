@@ -4,17 +4,15 @@ Followed: of_get_next_cpu_node() of drivers/of/cpu.c, smp_init_cpus() and smp_pr
 and the parameters of kernel/smp.c.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.base.cmdline import parameters
+from kexecemu.kernel.base.cmdline import get_option, parameters
 from kexecemu.shown import shown
 
 __all__ = ["CpuMasks", "cpu_affinities", "cpu_count", "smp_init_cpus"]
 
-_NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 _BOOT_CPU = 0  # MPIDR affinity of the CPU that a board starts with
 
 
@@ -60,24 +58,13 @@ def smp_init_cpus(tree: Fdt, cmdline: str, powered: int, log: Callable[[str], No
     affinities = cpu_affinities(tree)[:powered]
     if (_BOOT_CPU, True) in _cpu_nodes(tree):
         log("missing boot CPU MPIDR, not enabling secondaries")
-    limits = (_get_option(asked) for asked in parameters(cmdline, "nr_cpus"))
+    limits = (get_option(asked) for asked in parameters(cmdline, "nr_cpus"))
     nr_cpus = min((one for one in limits if one is not None and one > 0), default=len(affinities))
     if len(affinities) > nr_cpus:
         words = f"exceeds configured maximum of {nr_cpus} - clipping"
         log(f"Number of cores ({len(affinities)}) {words}")
         affinities = affinities[:nr_cpus]
     return CpuMasks(tuple(affinities), 1 if _nosmp(cmdline) else len(affinities))
-
-
-def _get_option(text: str) -> int | None:
-    """get_option(): the number that a text begins with; None where there is none."""
-    found = _NUMBER.match(text)
-    if found is None:
-        return None
-    digits = found[0].lstrip("-")
-    octal = digits[0] == "0" and digits[1:2] not in ("x", "X")
-    value = int(digits, 8) if octal else int(digits, 0)
-    return -value if found[0][0] == "-" else value
 
 
 def _nosmp(cmdline: str) -> bool:
@@ -88,6 +75,6 @@ def _nosmp(cmdline: str) -> bool:
         if name == "nosmp":
             most = 0
         elif name == "maxcpus":
-            asked = _get_option(value)
+            asked = get_option(value)
             most = most if asked is None else asked
     return most == 0

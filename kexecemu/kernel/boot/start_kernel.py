@@ -157,8 +157,8 @@ def kernel_init_freeable(state: KernelState) -> None:
     text = vmcoreinfo_text(state.guest, state.config)
     state.store_vmcoreinfo(text)
     write_note(state.guest, text)
-    bootargs = state.guest.string(state.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE)
-    mark_linear_data_alias(state.tables, state.space, state.config, bootargs, state.arch.plan)
+    places = state.tables, state.space, state.config
+    mark_linear_data_alias(*places, state.boot_command_line, state.arch.plan)
     state.flush_tlb_kernel_range()
 
 

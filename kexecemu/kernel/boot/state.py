@@ -15,6 +15,7 @@ from kexecemu.errors import InputError, MachineError
 from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
+from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
@@ -185,6 +186,11 @@ class KernelState:
         """The device tree that this kernel was booted with, as it is in memory now."""
         size = struct.unpack(">I", self.ram.read(self.dtb_phys + 4, 4))[0]
         return self.ram.read(self.dtb_phys, size)
+
+    @property
+    def boot_command_line(self) -> str:
+        """The command line that the kernel was booted with, as it is in its memory."""
+        return self.guest.string(self.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE)
 
     @property
     def redirected_from(self) -> int | None:

@@ -24,7 +24,7 @@ _PARAMETERS = {
 
 def not_modelled(state: KernelState) -> list[str]:
     """What there is of it, each in one line."""
-    cmdline = state.guest.string(state.guest.vmlinux.virt("boot_command_line"), 2048)
+    cmdline = state.boot_command_line
     found = [
         f"{name}= is not modelled: {what}"
         for name, what in _PARAMETERS.items()

@@ -206,15 +206,16 @@ class Execution:
         did not come to its last moment with the MMU on, or that a store then has led astray, is not continued: the stop
         says where the CPU stands. An exception in the last code is FAULT.
         """
-        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc not in self._last:
-            return stop
-        if not self.in_panic:
+        if self._is_last(stop) and not self.in_panic:
             return CpuStop(CpuStopKind.BREAKPOINT, self._state.crashing_cpu.pc, 0)
         return self._leave(stop)
 
+    def _is_last(self, stop: CpuStop) -> bool:
+        return stop.kind is CpuStopKind.BREAKPOINT and stop.pc in self._last
+
     def _leave(self, stop: CpuStop) -> CpuStop:
         cpu, guest = self._state.crashing_cpu, self._guest
-        if stop.kind is not CpuStopKind.BREAKPOINT or stop.pc not in self._last:
+        if not self._is_last(stop):
             return stop
         if stop.pc == self._mmu_on_virt:
             function = range(self._mmu_on_virt, self._mmu_on_virt + _JUMP_SIZE)

@@ -16,14 +16,10 @@ from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
 from kexecemu.kernel.crash import oops
 from kexecemu.kernel.crash.redirect import panic_dump_stack, panic_try_force_cpu
-from kexecemu.kernel.crash.smp import crash_smp_send_stop, smp_send_stop, warn_of_stale_cpus
+from kexecemu.kernel.crash.smp import Run, crash_smp_send_stop, smp_send_stop, warn_of_stale_cpus
 from kexecemu.machine.cpu.cpu import Cpu
-from kexecemu.machine.cpu.stop import CpuStop
 
 __all__ = ["host_functions"]
-
-Run = Callable[..., CpuStop]
-"""Lets a CPU of the kernel run until something other than a host function stops it: Execution.run()."""
 
 _FORMAT = re.compile(r"%(?:s|lx|d|%)")
 

@@ -1,13 +1,11 @@
 """panic_force_cpu=: a panic goes on on another CPU than the one that panicked (kernel/panic.c, from 7.0 on)."""
 
-from collections.abc import Callable
-
-from kexecemu.kernel.boot.loglevel import LogLevel
 from kexecemu.kernel.boot.state import KernelState
-from kexecemu.kernel.crash import oops
+from kexecemu.kernel.crash.dump_stack import dump_stack
+from kexecemu.kernel.crash.smp import Run
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.exceptions import Pstate
-from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
+from kexecemu.machine.cpu.stop import CpuStopKind
 
 __all__ = ["panic_dump_stack", "panic_try_force_cpu"]
 
@@ -15,7 +13,7 @@ _PANIC_CPU_INVALID = 0xFFFF_FFFF
 _LIMIT = 1_000_000  # instructions; taking the IPI, and standing still, takes hundreds
 
 
-def panic_try_force_cpu(state: KernelState, run: Callable[..., CpuStop], cpu: Cpu) -> Cpu | None:
+def panic_try_force_cpu(state: KernelState, run: Run, cpu: Cpu) -> Cpu | None:
     """panic_try_force_cpu() of a CPU at panic()'s first instruction: the CPU that goes on in its place, else None.
 
     The message is at the address in x0. By the IPI of smp_call_function_single_async() the other CPU, which is idle
@@ -55,16 +53,6 @@ def _online(state: KernelState, cpu: int) -> bool:
     """cpu_online(); one that was stopped is not."""
     cpus = state.board.cpus
     return cpu < len(cpus) and cpus[cpu].powered and bool(state.guest.read("__cpu_online_mask") >> cpu & 1)
-
-
-def dump_stack(state: KernelState, cpu: Cpu) -> None:
-    """dump_stack() of a CPU at a function's first instruction: who is running, on what machine, how it came here."""
-    rules = state.config.release.rules
-    # x30 still is the return address of the call to the function itself.
-    trace = oops.call_trace(state.guest, rules, cpu.x(30), cpu.x(29), fault=False)
-    task = oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index)
-    for line in (task, f"Hardware name: {state.machine_model} (DT)", *trace):
-        state.log(line, LogLevel.WARNING)
 
 
 def panic_dump_stack(state: KernelState, cpu: Cpu) -> None:

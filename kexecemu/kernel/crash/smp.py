@@ -7,17 +7,20 @@ with interrupts off. 7.3's third, SDEI, is for firmware that has it, and the boa
 from collections.abc import Callable
 
 from kexecemu.kernel.base.cmdline import parameters, strtobool
+from kexecemu.kernel.boot.loglevel import LogLevel
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.crash import oops
+from kexecemu.kernel.crash.dump_stack import show_stack
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 
-__all__ = ["crash_smp_send_stop", "smp_send_stop", "warn_of_stale_cpus"]
+__all__ = ["Run", "crash_smp_send_stop", "smp_send_stop", "warn_of_stale_cpus"]
 
 Run = Callable[..., CpuStop]
+"""Lets a CPU of the kernel run until something other than a host function stops it: Execution.run()."""
 
 _CMA_DMA_TIMEOUT = 10  # CMA_DMA_TIMEOUT_SEC
 _STOP_LIMIT = 1_000_000  # instructions; stopping takes hundreds, so a CPU that is still up then is lost
@@ -87,8 +90,7 @@ def _stop_others(state: KernelState, run: Run, cpu: Cpu) -> None:
 
 def _has_pseudo_nmi(state: KernelState) -> bool:
     """ipi_should_be_nmi(): CONFIG_ARM64_PSEUDO_NMI, irqchip.gicv3_pseudo_nmi= and a GICv3."""
-    cmdline = state.guest.string(state.guest.vmlinux.virt("boot_command_line"), 2048)
-    asked = [strtobool(value) for value in parameters(cmdline, "irqchip.gicv3_pseudo_nmi")]
+    asked = [strtobool(value) for value in parameters(state.boot_command_line, "irqchip.gicv3_pseudo_nmi")]
     known = [False, *(value for value in asked if value is not None)]
     return state.config.enabled("ARM64_PSEUDO_NMI") and known[-1] and state.board.gic.version == 3
 
@@ -113,15 +115,12 @@ def warn_of_stale_cpus(state: KernelState, cpu: Cpu) -> None:
     if not state.board.timeline.of(_FAILED):
         return
     rules = state.config.release.rules
-    state.log("------------[ cut here ]------------")
+    state.log("------------[ cut here ]------------", LogLevel.WARNING)
     state.log("Some CPUs may be stale, kdump will be unreliable.")
-    state.log(oops.task_line(state.guest, rules, cpu.sysreg("SP_EL0"), cpu.index))
-    state.log(f"Hardware name: {state.machine_model} (DT)")
     head, first, *frames = oops.call_trace(state.guest, rules, cpu.pc, cpu.x(29), fault=True)
     caller = f" {state.guest.vmlinux.describe(cpu.x(30), backtrace=True)}"  # it has made no frame yet
-    for line in (head, first, caller, *frames):
-        state.log(line)
-    state.log("---[ end trace 0000000000000000 ]---")
+    show_stack(state, cpu, (head, first, caller, *frames))
+    state.log("---[ end trace 0000000000000000 ]---", LogLevel.WARNING)
 
 
 def smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:

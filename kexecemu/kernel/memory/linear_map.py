@@ -76,6 +76,11 @@ def rodata_enabled(config: KernelConfig, cmdline: str) -> bool:
     return not known or known[-1] != "off"
 
 
+def data_alias(config: KernelConfig, cmdline: str) -> str:
+    """What the linear map's alias of the kernel's data and bss is in the end: the era's word, unless rodata=off."""
+    return config.release.rules.data_alias if rodata_enabled(config, cmdline) else "writable"
+
+
 def rodata_messages(config: KernelConfig, cmdline: str) -> Iterator[str]:
     """set_debug_rodata(): what the kernel says of words that it does not know."""
     words = _RODATA[config.release.rules.rodata_noalias]
@@ -236,23 +241,16 @@ def _pieces(
     pool: PhysRange | None,
 ) -> tuple[MapPiece, ...]:
     """The pieces in map_mem()'s order, which decides where tables come to lie."""
-    how = {"blocks": blocks, "contiguous": blocks}
-    first: list[MapPiece] = []
-    last: list[MapPiece] = []
-    image_first = config.release.rules.data_alias != "writable"
-    if pool is not None:
-        pages = MapPiece(pool, PAGE_KERNEL_TAGGED, blocks=False, contiguous=False)
-        (first if image_first else last).append(pages)
-    if image_first:
-        first.append(MapPiece(text, PAGE_KERNEL_RO, **how))
-    else:
+    how, pages = {"blocks": blocks, "contiguous": blocks}, {"blocks": False, "contiguous": False}
+    of_pool = [MapPiece(pool, PAGE_KERNEL_TAGGED, **pages)] if pool is not None else []
+    first, last = [], [MapPiece(special, PAGE_KERNEL, **pages)] if special is not None else []
+    if config.release.rules.data_alias == "writable":
         # The alias is mapped writable first and made read-only by mark_linear_text_alias_ro(), which keeps the sizes.
         # Its flags are NO_CONT_MAPPINGS and nothing else: it may have blocks where all other RAM is base pages.
-        last.insert(0, MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False))
-    if data is not None:
-        first.append(MapPiece(data, PAGE_KERNEL_TAGGED, **how))
-    if special is not None:
-        last.insert(1, MapPiece(special, PAGE_KERNEL, blocks=False, contiguous=False))
+        last = [MapPiece(text, PAGE_KERNEL_RO, blocks=True, contiguous=False), *last, *of_pool]
+    else:
+        first = [*of_pool, MapPiece(text, PAGE_KERNEL_RO, **how)]
+        first += [MapPiece(data, PAGE_KERNEL_TAGGED, **how)] if data is not None else []
     apart = [piece.area for piece in (*first, *last)]
     # __create_pgd_mapping() maps every page that a region has a byte in, unless its caller sees to that.
     whole = within_pages if config.release.rules.maps_whole_pages else across_pages

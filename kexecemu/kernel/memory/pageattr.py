@@ -2,7 +2,7 @@
 
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.memory.linear_map import PAGE_KERNEL_RO, LinearMapPlan, rodata_enabled
+from kexecemu.kernel.memory.linear_map import PAGE_KERNEL_RO, LinearMapPlan, data_alias
 from kexecemu.machine.memory.descriptors import AP_RO, ATTR_IDX, DBM, NG, VALID
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
@@ -37,8 +37,8 @@ def mark_linear_data_alias(
 
     It was mapped apart, so that nothing is split. The caller must invalidate the TLB afterwards.
     """
-    how = config.release.rules.data_alias
-    if plan.data is None or how == "writable" or not rodata_enabled(config, cmdline):
+    how = data_alias(config, cmdline)
+    if plan.data is None or how == "writable":
         return
     set_bits, clear_bits = invalid_bits(config)
     if how == "read-only":

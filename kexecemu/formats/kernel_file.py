@@ -8,15 +8,17 @@ pez_prepare() and uImage_load() there).
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError
 from kexecemu.formats import pe
 from kexecemu.formats.elf import EM_AARCH64
+from kexecemu.formats.image import missing_bytes
 from kexecemu.shown import shown
 
 __all__ = ["NO_MAGIC", "VMLINUX", "KernelFile", "is_gzip", "kernel_file", "no_image"]
-__all__ += ["unpack_gzip", "unpack_uimage", "zboot"]
+__all__ += ["truncated", "unpack_gzip", "unpack_uimage", "zboot"]
 
 NO_MAGIC = 'no "ARM\\x64" at offset 56'
 _GZIP = b"\x1f\x8b"
@@ -45,11 +47,8 @@ _CHUNK = 1 << 20
 
 # struct image_header of U-Boot: magic, hcrc, time, size, load, ep, dcrc; os, arch, type, comp; name.
 _UIMAGE = struct.Struct(">4s6I4B32s")
-_UIMAGE_OS, _UIMAGE_ARCH, _UIMAGE_KERNELS = (
-    5,
-    22,
-    (2, 14),
-)  # Linux, arm64; a kernel, or one that may lie anywhere
+# Linux, arm64; a kernel, or one that may lie anywhere.
+_UIMAGE_OS, _UIMAGE_ARCH, _UIMAGE_KERNELS = 5, 22, (2, 14)
 
 
 @shown()
@@ -108,6 +107,14 @@ def no_image(data: bytes) -> str:
     """What there is to say of a file that is no arm64 Image: that, and what it is where that is known."""
     found = kernel_file(data)
     return "no arm64 Image" + (f": {found}" if found is not None else "")
+
+
+def truncated(image: bytes, path: str | Path | None) -> str | None:
+    """In words that an Image is cut off, where that is to be seen; None where it is not."""
+    missing = missing_bytes(image)
+    return (
+        f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end" if missing else None
+    )
 
 
 def is_gzip(data: bytes) -> bool:

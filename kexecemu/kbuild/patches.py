@@ -218,9 +218,9 @@ def _stat(before: Mapping[str, str], after: Mapping[str, str]) -> str:
             signs = [line[0] for line in itertools.islice(lines, 2, None)]
             changed[path] = (signs.count("+"), signs.count("-"))
     wide = max(map(len, changed), default=0)
-    digits = len(str(max(map(sum, changed.values()), default=0)))
-    room = max(_STAT_WIDTH - wide - digits - 5, 10)
     most = max(map(sum, changed.values()), default=0)
+    digits = len(str(most))
+    room = max(_STAT_WIDTH - wide - digits - 5, 10)
     told = [
         f" {path:<{wide}} | {sum(counts):>{digits}} {_graph(*counts, room, most)}".rstrip()
         for path, counts in changed.items()

@@ -17,7 +17,7 @@ from kexecemu.errors import InputError
 from kexecemu.fetch.cache import fetched
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.formats.image import has_magic
-from kexecemu.formats.kernel_file import no_image
+from kexecemu.formats.kernel_file import no_image, truncated
 from kexecemu.kbuild.build import BuiltKernel
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.fetched import fetched_programs
@@ -26,7 +26,6 @@ from kexecemu.linux.initramfs import CAPTURE_CMDLINE, capture_initramfs
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import RAM_BASE
-from kexecemu.scenario.setup import truncated
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault, Injection
 from kexecemu.stray.target import area_of, resolve_by

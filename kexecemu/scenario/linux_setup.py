@@ -6,13 +6,13 @@ from pathlib import Path
 from kexecemu.arguments import contents
 from kexecemu.errors import InputError
 from kexecemu.formats.image import has_magic
-from kexecemu.formats.kernel_file import no_image
+from kexecemu.formats.kernel_file import no_image, truncated
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_programs
 from kexecemu.linux.first_boot import LinuxSetup
 from kexecemu.machine.virt import check_stuck
 from kexecemu.scenario.checks import check_real
 from kexecemu.scenario.options import Setup, check_first, given_options
-from kexecemu.scenario.setup import Truncated, truncated
+from kexecemu.scenario.setup import Truncated
 
 __all__ = ["linux_setup", "read_kernel"]
 

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kexecemu.arguments import contents, instance
@@ -11,7 +10,8 @@ from kexecemu.crash.kernel import Kernel
 from kexecemu.data import PURGATORIES, fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.fdt import Fdt
-from kexecemu.formats.image import has_magic, missing_bytes
+from kexecemu.formats.image import has_magic
+from kexecemu.formats.kernel_file import truncated
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_count
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
@@ -38,7 +38,6 @@ __all__ = [
     "load_disturbed",
     "prepare",
     "settle",
-    "truncated",
 ]
 
 # Hears each chunk of the console as it is sent.
@@ -99,14 +98,6 @@ def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
     elif str(setup.initrd) != "none":
         initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
     return image, initrd, contents(setup.dtb, "device tree") if setup.dtb else None
-
-
-def truncated(image: bytes, path: str | Path | None) -> str | None:
-    """In words that an Image is cut off, where that is to be seen; None where it is not."""
-    missing = missing_bytes(image)
-    return (
-        f"kernel {path}: truncated: at least {missing:#x} bytes are missing at its end" if missing else None
-    )
 
 
 class NotModelled(UserWarning):

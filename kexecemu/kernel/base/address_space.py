@@ -8,7 +8,7 @@ from typing import Self
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.shown import shown
 
-__all__ = ["AddressSpace", "align_up", "memstart_addr"]
+__all__ = ["AddressSpace", "align_up", "memstart_addr", "roundup_pow_of_two"]
 
 _U64 = 1 << 64
 _MEMSTART_SHIFT = {4096: 30, 16384: 30, 65536: 29}
@@ -17,6 +17,11 @@ _MEMSTART_SHIFT = {4096: 30, 16384: 30, 65536: 29}
 def align_up(value: int, align: int) -> int:
     """ALIGN(): the first multiple of align (0: any number) from value on."""
     return -(-value // align) * align if align else value
+
+
+def roundup_pow_of_two(value: int) -> int:
+    """roundup_pow_of_two(): the first power of two from value on."""
+    return 1 << max(0, value - 1).bit_length()
 
 
 def memstart_addr(start_of_dram: int, page_size: int) -> int:

@@ -5,8 +5,8 @@ The command line's copies come before it, in start_kernel.py. The per-CPU areas 
 each; a larger one has twice or thrice as much, which moves the areas where it goes over a multiple of their alignment.
 """
 
-from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.base.address_space import align_up, roundup_pow_of_two
+from kexecemu.kernel.memory.memblock import Memblock, within_pages
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["allocate_late", "nr_kernel_pages"]
@@ -24,11 +24,7 @@ _MOST_SLABS, _FEWEST_SLABS = (64 << 20) // _SLAB, (1 << 20) // _SLAB
 
 def nr_kernel_pages(memblock: Memblock, page: int) -> int:
     """calc_nr_kernel_pages(): whole pages that are free now."""
-    return sum(max(0, area.end // page - -(-area.start // page)) for area in memblock.free_ranges())
-
-
-def _roundup_pow_of_two(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
+    return sum(area.size for area in within_pages(memblock.free_ranges(), page)) // page
 
 
 def _hash_size(pages: int, page: int, entry: int, scale: int) -> int:
@@ -39,7 +35,7 @@ def _hash_size(pages: int, page: int, entry: int, scale: int) -> int:
         scale, adapt = scale + 1, adapt << _ADAPT_SHIFT
     shift = scale - (page.bit_length() - 1)
     wanted = wanted >> shift if shift > 0 else wanted << -shift
-    wanted = _roundup_pow_of_two(max(wanted, page // entry))
+    wanted = roundup_pow_of_two(max(wanted, page // entry))
     most = max(1, (pages * page >> 4) // entry)
     return entry << min(wanted, most).bit_length() - 1
 
@@ -61,7 +57,7 @@ def _swiotlb_slabs(memblock: Memblock, page: int, cpus: int, dma_phys_limit: int
         return _MOST_SLABS
     size = align_up(-(-memblock.phys_mem_size // 1024), _SLAB)
     slabs = align_up(min(size // _SLAB, _MOST_SLABS), _SEGMENT)
-    return _roundup_pow_of_two(max(slabs, _SEGMENT * _roundup_pow_of_two(cpus)))
+    return roundup_pow_of_two(max(slabs, _SEGMENT * roundup_pow_of_two(cpus)))
 
 
 def _swiotlb(memblock: Memblock, page: int, cpus: int, dma_phys_limit: int) -> None:
@@ -72,7 +68,7 @@ def _swiotlb(memblock: Memblock, page: int, cpus: int, dma_phys_limit: int) -> N
             return
         slabs = align_up(slabs >> 1, _SEGMENT)
     memblock.phys_alloc_range(align_up(slabs * _SLOT, page), page)
-    areas = min(_roundup_pow_of_two(cpus), max(1, slabs // _SEGMENT))
+    areas = min(roundup_pow_of_two(cpus), max(1, slabs // _SEGMENT))
     memblock.phys_alloc_range(areas * _AREA, _CACHE_LINE)
 
 

@@ -6,7 +6,7 @@ kernel has in the area can be moved away for this, but for the buffers of device
 
 from collections.abc import Callable, Sequence
 
-from kexecemu.kernel.base.address_space import align_up
+from kexecemu.kernel.base.address_space import align_up, roundup_pow_of_two
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.cma import buddy_block
@@ -38,7 +38,7 @@ def _atomic_pools(state: KernelState, area: PhysRange) -> list[PhysRange]:
     config, page = state.config, state.config.page_size
     memory = state.total_ram_pages * page + area.size
     size = max(_POOL, min(memory // (_GIB // _POOL) // page * page, buddy_block(page)))
-    size = 1 << (size - 1).bit_length()
+    size = roundup_pow_of_two(size)
     above = state.arch.memblock.end_of_dram > state.arch.dma_phys_limit
     pools: list[PhysRange] = []
     for _ in range(max(1, int(above) + int(config.has_dma_zones))):

@@ -49,8 +49,8 @@ def kexec_device_tree(
     otherwise. cmdline None deletes bootargs. kaslr_seed (64 bits) and rng_seed (RNG_SEED_SIZE bytes) are
     given once the random number generator is initialised; None leaves them out, as the kernel does before. ima is
     (phys, size in bytes) of the segment for IMA's measurement list, have_ima_kexec is CONFIG_HAVE_IMA_KEXEC: an old one
-    is taken out. dm_crypt_keys of that with keys (its bufsz).
-    kho has the properties of kexec handover, as kho.chosen_properties() gives them.
+    is taken out. dm_crypt_keys is (phys, bufsz) of the segment with keys; kho has the properties of kexec handover, as
+    kho.chosen_properties() gives them.
     Raises KexecError(EINVAL) where libfdt would fail, and if an old initrd's start comes without its end.
     """
     try:

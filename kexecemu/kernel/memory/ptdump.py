@@ -1,8 +1,8 @@
 """The linear map as the kernel's own page-table dump prints it (/sys/kernel/debug/kernel_page_tables).
 
 Followed: note_page() and dump_prot() in arch/arm64/mm/ptdump.c; a line per stretch of equal entries at one level, read
-from the tables in guest RAM. The columns are those of 7.3. Those of 6.1 to 6.12
-print alike, but for blocks that are not valid, and there are none.
+from the tables in guest RAM. The columns are those of 7.3; 6.1 to 6.12 print alike, but for blocks that are not valid,
+of which they have none.
 """
 
 from collections.abc import Iterator

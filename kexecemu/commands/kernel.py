@@ -26,6 +26,7 @@ from kexecemu.commands.kernel_given import (
     PagesOption,
     SeriesOption,
     VersionArgument,
+    WhenOption,
     WriteOption,
     built_kernel,
     counted,
@@ -162,6 +163,7 @@ def boot(
 def stamp(
     kernel: KernelArgument,
     write: WriteOption,
+    when: WhenOption = "after-load",
     by: ByOption = "dma",
     expect: ExpectOption = None,
     on: OnOption = "qemu",
@@ -178,7 +180,7 @@ def stamp(
     verbose: VerboseOption = False,
     raw_console: RawConsoleOption = False,
 ) -> None:
-    """The same as boot, with words written astray between load and panic.
+    """The same as boot, with words written astray between the load and the capture kernel's first instruction.
 
     A TARGET is a segment (kernel, initrd, dtb, elfcorehdr, purgatory), purgatory:SYMBOL, crashkernel,
     crashkernel-free or a physical address, with +OFFSET.
@@ -188,7 +190,7 @@ def stamp(
 
     if expect is not None and expect not in list(Reply):
         raise InputError(f"--expect: there is no reply {expect!r}{there_are(expect, list(Reply))}")
-    faults = [fault_given(text, by) for text in write]
+    faults = [fault_given(text, by, when) for text in write]
     machine = machine_given(on, cpu, el, cpus)
     if by == "cpu" and machine is None:
         raise InputError("--by cpu: a store by the kernel's own linear map is for QEMU")
@@ -263,6 +265,8 @@ kexecemu kernel stamp 6.12 --write initrd+0x1000=deadbeef --expect caught
 A word of the initrd.
 kexecemu kernel stamp 6.12 --write purgatory:purgatory_kernel_entry=0000000000000000
 The address that the purgatory jumps to.
+kexecemu kernel stamp 6.12 --write initrd+0x1000=deadbeef --when after-check --expect missed
+What no check can see.
 """
 add_command(app, "fetch", fetch, "Commands", _FETCH_EXAMPLES)
 add_command(app, "build", build, "Commands", _BUILD_EXAMPLES)

@@ -31,7 +31,7 @@ __all__ = [
     "CpusOption",
     "ElOption",
 ]
-__all__ += ["ExpectOption", "WriteOption"]
+__all__ += ["ExpectOption", "WhenOption", "WriteOption"]
 __all__ += ["KaslrOption", "KernelArgument", "OnOption", "PagesOption", "SeriesOption", "VersionArgument"]
 __all__ += ["built_kernel", "counted", "failed", "fault_given", "machine_given", "plan_given"]
 
@@ -47,7 +47,8 @@ _ON = "qemu, or board: our own."
 _CMDLINE = "Words for the first kernel's command line, as rodata=noalias."
 _EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
 _CPU = "max, neoverse-v1, cortex-a57, or neoverse-v3: max with that one's ID. QEMU only."
-_WRITE = "Write these bytes there after the load, as initrd+0x1000=deadbeef. Repeatable."
+_WRITE = "Write these bytes there, as initrd+0x1000=deadbeef. Repeatable."
+_WHEN = "after-load; at-jump: as the purgatory is entered; or after-check: as the kernel is."
 _BY = "dma: behind every CPU's back; or cpu: a store through the kernel's linear map, which may fault. QEMU only."
 _EXPECT = "The reply to expect, a word of kexecemu purgatory check; another exits with 1."
 
@@ -66,6 +67,7 @@ KaslrOption = Annotated[
 CmdlineOption = Annotated[str, option("--cmdline", _CMDLINE, "TEXT", BOOTING)]
 OnOption = Annotated[str, option("--on", _ON, "WHERE", BOOTING)]
 WriteOption = Annotated[list[str], option("--write", _WRITE, "TARGET=HEX")]
+WhenOption = Annotated[str, option("--when", _WHEN, "MOMENT")]
 ByOption = Annotated[str, option("--by", _BY, "WHO")]
 ExpectOption = Annotated[str | None, option("--expect", _EXPECT, "REPLY")]
 
@@ -129,16 +131,20 @@ def machine_given(on: str, cpu: str, el: str, cpus: int) -> "QemuMachine | None"
     return None
 
 
-def fault_given(text: str, by: str = "dma") -> "Fault":
-    """TARGET=HEX, written by DMA or by a CPU's store."""
-    from kexecemu.stray.fault import By, Fault, parse_hex
+def fault_given(text: str, by: str = "dma", when: str = "after-load") -> "Fault":
+    """TARGET=HEX, written by DMA or by a CPU's store, at a moment of on_qemu.MOMENTS."""
+    from kexecemu.kbuild.on_qemu import MOMENTS
+    from kexecemu.stray.fault import By, Fault, When, parse_hex, parse_when
 
     at, sign, digits = text.rpartition("=")
     if not sign or not at or not digits:
         raise InputError(f"--write {text!r} is not TARGET=HEX, as initrd+0x1000=deadbeef")
     if by not in ("dma", "cpu"):
         raise InputError(f"--by {by!r} is not one of dma, cpu")
-    return Fault(at, write=parse_hex(digits, f"--write {text}"), by=By(by))
+    moment, _ = parse_when(when, "--when", MOMENTS)
+    if by == "cpu" and moment is not When.AFTER_LOAD:
+        raise InputError(f"--by cpu --when {when}: the kernel is gone by then, no CPU of it stores")
+    return Fault(at, write=parse_hex(digits, f"--write {text}"), by=By(by), when=moment)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ matters to nobody. Only the names of its variables differ between the kernel's k
 import enum
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kexecemu.crash.damage import Damage
@@ -20,7 +20,7 @@ from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
-from kexecemu.stray.fault import By, Fault
+from kexecemu.stray.fault import By, Fault, When
 
 __all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "judge_reply", "more_cases"]
 
@@ -45,6 +45,7 @@ _SYMBOLS = {
     "itself": ("purgatory_self_digest", "purgatory_self_digest"),
 }
 _REGION = 16  # bytes of an entry of the table of regions
+_SAYS_YES = bytes.fromhex("000080d2 c0035fd6")  # mov x0, #0; ret
 _SWITCHED_OFF = 4  # PURGATORY_BOOT_ANYWAY, and for skip_checks a value like any other but 0
 _NO_STACK = "where its stack is, is not known: no purgatory_stack_top, and SP is elsewhere"
 
@@ -184,6 +185,12 @@ def more_cases(ram: Ram, image: Kimage, loaded: LoadedPurgatory, interface: str)
         symbol("regions[1].len = 0", "regions", bytes(8), _REGION + 8),
         symbol("kernel's entry = 0", "entry", bytes(8)),
         symbol("its own digest, zeros", "itself", bytes(32)),
+        # What no check can see, and how near to it one gets.
+        _one("initrd, a word, at the jump", replace(stray_initrd, when=When.AT_JUMP)),
+        _one("initrd, a word, after the check", replace(stray_initrd, when=When.AFTER_CHECK)),
+        Case("code that says yes, and initrd", ((_dma("purgatory:purgatory", _SAYS_YES), stray_initrd),))
+        if loaded.has_symbol("purgatory")
+        else Case("code that says yes, and initrd", (), "it has no symbol purgatory"),
     ]
     return rows
 

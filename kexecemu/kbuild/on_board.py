@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from kexecemu.crash.moments import crash
+from kexecemu.crash.moments import Act, At, crash, follow
 from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten, setup_of, trial_end
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.snapshot import Snapshots
-from kexecemu.stray.first import Progress, through
+from kexecemu.stray.first import Progress
 from kexecemu.stray.inject import inject
 
 __all__ = ["BoardRuns", "board_runs"]
@@ -36,7 +37,7 @@ class BoardRuns:
         self._snapshots.close()
 
     def run(self, written: WhatIsWritten, *, linux: bool = True) -> TrialEnd:
-        """One crash, with what is written astray after the load; linux follows the capture kernel to its end."""
+        """One crash, with what is written astray on its way; linux follows the capture kernel to its end."""
         first = self._first
         self._snapshots.restore(self._point)
         for cpu in first.board.cpus:
@@ -44,9 +45,10 @@ class BoardRuns:
         first.board.virtio.slots[DUMP_SLOT] = None  # the disk of the run before
         first.injections.clear()
         first.stands_at = self._at
+        acts: dict[At, list[Act]] = {}
         for fault in written(self.loaded):
-            inject(first, fault)
-        end = through(crash(first, linux=linux, progress=self._progress))
+            acts.setdefault(fault.moment, []).append(partial(inject, first, fault))
+        end = follow(crash(first, wanted=acts, linux=linux, progress=self._progress), acts)
         linux_run = end.capture.linux if end.capture is not None else None
         return trial_end(
             end.outcome,

@@ -25,7 +25,7 @@ from kexecemu.crash.stages import (
     itself_changed,
 )
 from kexecemu.crash.verdict import read_verdict
-from kexecemu.errors import MachineError
+from kexecemu.errors import InputError, MachineError
 from kexecemu.kbuild.gdbstub import Registers
 from kexecemu.kbuild.qemu import Qemu, QemuMachine, restored_words
 from kexecemu.kbuild.qemu_dump import MemoryHeld, dump_loads, true_dump
@@ -48,12 +48,15 @@ from kexecemu.kbuild.trial import (
     trial_end,
 )
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.stray.fault import By, Fault, Injection
+from kexecemu.stray.fault import By, Fault, Injection, When
 
-__all__ = ["PURGATORY_SECONDS", "QemuRuns", "qemu_runs", "run_in_qemu"]
+__all__ = ["MOMENTS", "PURGATORY_SECONDS", "QemuRuns", "qemu_runs", "run_in_qemu"]
 
 PURGATORY_SECONDS = 30.0
 """For the purgatory, which takes a second where it has no caches and no SHA-2 instructions."""
+
+MOMENTS = (When.AFTER_LOAD, When.AT_JUMP, When.AFTER_CHECK)
+"""When something can be written: where QEMU stands, and the last as the kernel is entered."""
 
 _LOOK_SECONDS = 0.4
 _LOOKS = 3  # in which a CPU that masks everything has not moved: it has stopped for good
@@ -128,8 +131,14 @@ class _Run:
 
     def follow(self, written: WhatIsWritten) -> TrialEnd:
         loaded, gdb = self.loaded, self.qemu.gdb
-        image = loaded.image
-        stores = self._write(loaded, written(loaded))
+        image, faults = loaded.image, written(loaded)
+        if other := next((one.when for one in faults if one.when not in MOMENTS), None):
+            raise InputError(f"in QEMU there is no moment {other.value}, but {', '.join(MOMENTS)}")
+
+        def write(when: When) -> str:
+            return self._write(loaded, [one for one in faults if one.when is when])
+
+        stores = write(When.AFTER_LOAD)
         gdb.set_breakpoint(image.start)
         printed = len(self.qemu.console)
         gdb.resume()
@@ -146,6 +155,7 @@ class _Run:
         loads = dump_loads(self.qemu, image) if self.disk is not None else []
         self.qemu.copy_memory(loaded.region, loaded.ram)
         self._look_at_stores(loaded.ram, self.qemu.console[printed:])
+        write(When.AT_JUMP)
         damage = find_damage(loaded.ram, image, purgatory=True)
         purgatory, stood = None, ""
         if image.purgatory is not None:
@@ -153,6 +163,8 @@ class _Run:
             entered_kernel = purgatory.end is PurgatoryEnd.KERNEL
         else:
             entered_kernel = True
+        if entered_kernel:
+            write(When.AFTER_CHECK)
         damage += find_damage(loaded.ram, image, purgatory=False)
         if not entered_kernel:
             outcome = self._outcome(loaded, damage, purgatory, None)
@@ -239,7 +251,7 @@ class _Run:
         image, gdb, qemu = loaded.image, self.qemu.gdb, self.qemu
         purgatory = image.purgatory
         assert purgatory is not None
-        before = self._elr(gdb.registers())
+        before = self._exception("ELR", gdb.registers())
         told = image.kernel_entry
         if purgatory.has_symbol("purgatory_kernel_entry"):
             told = loaded.ram.read_u64(purgatory.symbol_phys("purgatory_kernel_entry"))
@@ -252,9 +264,9 @@ class _Run:
             gdb.clear_breakpoint(door)
         qemu.copy_memory(loaded.region, loaded.ram)
         verdict = read_verdict(loaded.ram, purgatory)
-        elr = self._elr(registers)
+        elr, esr = (self._exception(name, registers) for name in ("ELR", "ESR"))
         elr = None if elr == before else elr  # what the old kernel has left
-        end = purgatory_end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, elr=elr)
+        end = purgatory_end_of(loaded, registers.pc, verdict, doors=doors, stopped=stopped, elr=elr, esr=esr)
         stood = f"PC {registers.pc:#x}, in {place_of_pc(loaded.image, registers.pc)}"
         if elr is not None and elr not in purgatory.segment.area:
             stood += f", after an exception at {elr:#x}, in {place_of_pc(loaded.image, elr)}"
@@ -262,9 +274,9 @@ class _Run:
         itself = not purgatory.has_symbol("purgatory_verdict") and itself_changed(loaded.ram, purgatory)
         return PurgatoryRun(end, registers.pc, 0, verdict, itself=itself), stood
 
-    def _elr(self, registers: Registers) -> int | None:
-        """Where the last exception came from, at the level that the CPU is at."""
-        return self.qemu.gdb.system_register(f"ELR_EL{max(registers.el, 1)}")
+    def _exception(self, register: str, registers: Registers) -> int | None:
+        """ELR or ESR of the last exception, at the level that the CPU is at."""
+        return self.qemu.gdb.system_register(f"{register}_EL{max(registers.el, 1)}")
 
     def _until_it_ends(self, doors: set[int]) -> tuple[Registers, bool]:
         """Its registers at a breakpoint, or where it has stopped for good (True) or has not in time (False)."""

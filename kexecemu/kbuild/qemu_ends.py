@@ -25,6 +25,8 @@ _FAULT = re.compile(r"Unable to handle kernel .{0,80}? at virtual address ([0-9a
 _FAULT_ESR = re.compile(r"ESR = 0x([0-9a-f]{1,16})\b")
 _FAULT_CPU = re.compile(r"\] CPU: ([0-9]{1,6}) ")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+_NOT_FETCHED = (0x20, 0x21, 0x22)
+"""Classes of exceptions (ESR_ELx.EC) of an instruction that was not there: instruction aborts, and a PC out of line."""
 _LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
 
 
@@ -74,12 +76,13 @@ def purgatory_end_of(
     doors: Collection[int],
     stopped: bool,
     elr: int | None = None,
+    esr: int | None = None,
 ) -> PurgatoryEnd:
     """How a purgatory ended whose CPU stands at a physical address, with this record (None: it has none).
 
     doors are where it was waited for: the kernel's entry, and what it was told of that. stopped says that its CPU
     stands there for good, or has come to a door, and elr where the last exception came from since the purgatory's entry
-    (None: there was none). loaded.ram is memory as it is now.
+    (None: there was none), esr what it was. loaded.ram is memory as it is now.
     """
     image = loaded.image
     purgatory = image.purgatory
@@ -88,8 +91,9 @@ def purgatory_end_of(
     inside = pc in area
     if pc == image.kernel_entry:
         return PurgatoryEnd.KERNEL
-    # Its own vectors have stopped it, but it had left its code before.
-    strayed = inside and elr is not None and elr not in area
+    # Its own vectors have stopped it, but it had left its code before: for code, not for where nothing can be fetched.
+    fetched = esr is None or esr >> 26 not in _NOT_FETCHED
+    strayed = inside and elr is not None and elr not in area and fetched
     if pc in doors or strayed or (state is VerdictState.MATCH and not inside):
         return PurgatoryEnd.ELSEWHERE
     if state is VerdictState.MISMATCH:

@@ -2,7 +2,7 @@
 
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.kbuild.trial import TrialEnd
-from kexecemu.stray.fault import Injection
+from kexecemu.stray.fault import Injection, When
 from kexecemu.visible import lines_text
 
 __all__ = ["trial_text"]
@@ -33,7 +33,10 @@ def trial_text(where: str, end: TrialEnd) -> str:
     """where says on which machine it was."""
     lines = [("kernel", f"Linux {end.release}, {where}")]
     lines += [("loaded", f"{one.name:<11}{one.area} ({one.bufsz:,} bytes)") for one in end.image.segments]
-    lines += [("stamped", f"{one.fault.at} ({one.phys:#x}): {_written(one)}") for one in end.injections]
+    lines += [
+        ("stamped", f"{one.fault.at} ({one.phys:#x}): {_written(one)}{_moment(one)}")
+        for one in end.injections
+    ]
     lines += [("purgatory", _purgatory(end)), ("capture", _capture(end))]
     # The meanings speak of a dump that was taken: here it may have been looked at only.
     looked = end.capture is not None and end.capture.end is CaptureEnd.HEADERS
@@ -50,6 +53,10 @@ def _written(one: Injection) -> str:
     if one.exception is not None:
         return f"{one.before.hex()} as before: cpu{one.cpu}'s store was a fault, ESR {one.exception.esr:#x}"
     return f"{one.before.hex()} -> {one.after.hex()}"
+
+
+def _moment(one: Injection) -> str:
+    return "" if one.fault.when is When.AFTER_LOAD else f", {one.fault.when_word}"
 
 
 def _purgatory(end: TrialEnd) -> str:

@@ -82,6 +82,15 @@ def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loa
     # An instruction that is none, where no code was loaded: it had gone there.
     away = own.segment.mem - 0x40000
     assert purgatory_end_of(core, at, None, doors=(), stopped=True, elr=away) is PurgatoryEnd.ELSEWHERE
+    # A damaged return address, where nothing can be fetched: it has run nothing there, as in the model.
+    for esr, end in (
+        (0x02000000, PurgatoryEnd.ELSEWHERE),  # undefined, after it was fetched
+        (0x96000010, PurgatoryEnd.ELSEWHERE),  # a load of its
+        (0x86000000, PurgatoryEnd.TRAPPED),  # instruction abort, address size
+        (0x8A000000, PurgatoryEnd.TRAPPED),  # PC alignment
+    ):
+        nowhere = 0x4B725FA9C02AA0
+        assert purgatory_end_of(core, at, None, doors=(), stopped=True, elr=nowhere, esr=esr) is end
     loaded.ram.write_u32(at, NOP)
     loaded.ram.write_u32(at + 4, BRANCH_TO_SELF)
     assert ends(at) is PurgatoryEnd.HUNG  # nor is it one that it was loaded with

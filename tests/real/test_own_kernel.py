@@ -18,7 +18,7 @@ from kexecemu.kbuild.qemu import QemuMachine
 from kexecemu.kbuild.series import series_path
 from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten
 from kexecemu.scenario.runner import run_scenario
-from kexecemu.stray.fault import By, Fault
+from kexecemu.stray.fault import By, Fault, When
 
 pytestmark = pytest.mark.real
 
@@ -73,6 +73,25 @@ def test_a_stamped_word_is_refused_in_qemu(place: str, cpu: str, el: str) -> Non
     assert (end.reply.value, end.outcome.value) == ("caught", "detected"), end.as_object()
     assert [(one.segment, one.length) for one in end.damage] == [(place.partition("+")[0], 4)]
     assert end.capture is None
+
+
+@pytest.mark.parametrize(("when", "reply"), [(When.AT_JUMP, "caught"), (When.AFTER_CHECK, "missed")])
+def test_what_comes_after_the_check_is_not_found_and_what_comes_right_before_is(
+    board: BoardRuns, when: When, reply: str
+) -> None:
+    def stray(loaded: Loaded) -> list[Fault]:
+        return [Fault("initrd+0x1000", write=STRAY, by=By.DMA, when=when)]
+
+    ends = [run_in_qemu(Trial(built()), QemuMachine(), stray), board.run(stray)]
+    assert [one.reply.value for one in ends] == [reply, reply], [one.as_object() for one in ends]
+    assert [[hit.fault.when for hit in one.injections] for one in ends] == [[when], [when]]
+    assert [[(one.segment, one.length) for one in end.damage] for end in ends] == [[("initrd", 4)]] * 2
+
+
+def test_a_moment_that_qemu_does_not_stop_at_is_refused() -> None:
+    with pytest.raises(InputError, match="no moment hashing, but after-load, at-jump, after-check"):
+        late = Fault("initrd", write=STRAY, by=By.DMA, when=When.WHILE_HASHING, step=7)
+        run_in_qemu(Trial(built()), QemuMachine(), lambda loaded: [late])
 
 
 @pytest.mark.parametrize(

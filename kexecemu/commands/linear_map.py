@@ -246,5 +246,5 @@ def _saving(sides: Mapping[str, LinearMapSurvey]) -> str:
         less = before.table_bytes - after.table_bytes
         return f"the series saved {saved:,} table pages here ({less:,} bytes)"
     if set(after.leaves) == {sides[_AFTER].config.page_size}:
-        return f"the series saved nothing here: {sides[_AFTER].reason} after it as well (try rodata=on)"
+        return f"the series saved nothing here: after it, too, {sides[_AFTER].reason}"
     return "the series saved nothing here: the map is the same before and after it"

@@ -29,7 +29,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.protection import protect_crashkres
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
-from kexecemu.kernel.memory.crashkernel import CrashReservation
+from kexecemu.kernel.memory.crashkernel import CrashReservation, why_nothing_asked
 from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.kernel.memory.paging import granule_of
@@ -154,7 +154,7 @@ def _survey(
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only the reservation is of interest here.
     messages = tuple(line for line in said if "crashkernel" in line)
-    load = None if loaded is None else _protect(loaded, config, arch, tables, space, messages)
+    load = None if loaded is None else _protect(loaded, config, arch, tables, space, cmdline, messages)
     found = config, cmdline, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
     dump = ptdump_linear_map(tables, space) if ptdump else None
     return LinearMapSurvey(*found, "built" if build else "formula", load, dump, arch.plan.data)
@@ -185,12 +185,14 @@ def _protect(
     arch: ArchSetup,
     tables: PageTables,
     space: AddressSpace,
+    cmdline: str,
     messages: Sequence[str],
 ) -> LoadPrice:
     """Protect the segments as a load does at its end; InputError for an image that a kernel would have refused."""
     crashk_res = arch.reservation.crashk_res
     if crashk_res is None:
-        words = messages[-1] if messages else "the command line has no crashkernel= that asks for any"
+        why = why_nothing_asked(config.release, cmdline, arch.memblock.phys_mem_size)
+        words = why or (messages[-1] if messages else "the kernel says nothing of it")
         raise InputError(f"nothing can be loaded: no crashkernel memory is reserved: {words}")
     image = Kimage(control_page=crashk_res.start, segments=list(loaded))
     page = config.page_size

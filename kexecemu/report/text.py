@@ -18,6 +18,7 @@ from kexecemu.machine.timeline import Event
 from kexecemu.report.campaign_words import tone_of
 from kexecemu.report.terminal import print_table, say
 from kexecemu.scenario.runner import Result
+from kexecemu.scenario.setup import no_reservation
 
 __all__ = ["console_parts", "print_events", "print_layout", "print_result", "purgatory_word", "ram_and_cpus"]
 
@@ -35,7 +36,7 @@ def print_layout(console: Console, kernel: Kernel, image: Kimage | None) -> None
     """The crash region, "none" without one, and what was loaded where."""
     region, low = kernel.crashk_res, kernel.crashk_low_res
     if region is None:
-        say(console, "[bold]crashkernel[/]  ", "none")
+        say(console, "[bold]crashkernel[/]  ", f"none: {no_reservation(kernel)}")
     rows: list[tuple[str, PhysRange | None]] = [
         ("[bold]crashkernel[/]  ", region),
         ("[bold]low part[/]     ", low),

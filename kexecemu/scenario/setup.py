@@ -19,6 +19,7 @@ from kexecemu.kernel.boot.firmware import gic_version
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.memory.crashkernel import why_nothing_asked
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
@@ -36,6 +37,7 @@ __all__ = [
     "Truncated",
     "boot",
     "load_disturbed",
+    "no_reservation",
     "prepare",
     "settle",
 ]
@@ -122,7 +124,7 @@ class Booted:
         """Load the crash image; KexecError when the load is refused."""
         kernel, setup = self.kernel, self.setup
         if kernel.crashk_res is None:
-            raise InputError(_no_reservation(kernel))
+            raise InputError(f"no crashkernel memory is reserved: {no_reservation(kernel)}")
         load = kernel.kexec_tools_load if setup.call == "kexec_load" else kernel.kexec_file_load
         try:
             loaded = load(self.image, self.initrd, setup.append)
@@ -212,9 +214,11 @@ def _with_paths(error: KexecError, setup: Setup) -> KexecError:
     return KexecError(error.errno or 0, error.step, f"{what} {path}:{rest}")
 
 
-def _no_reservation(kernel: Kernel) -> str:
-    """Why there is no crash memory, in the kernel's own words where it said any."""
+def no_reservation(kernel: Kernel) -> str:
+    """Why a kernel has no crash memory, in its own words where it said any."""
+    total = kernel.arch.memblock.phys_mem_size
+    if why := why_nothing_asked(kernel.config.release, kernel.boot_command_line, total):
+        return why
     said = [line for line in kernel.board.uart.text.splitlines() if "crashkernel" in line]
     words = [line.split("] ", 1)[-1] for line in said if "Kernel command line" not in line]
-    reason = words[-1] if words else "the first kernel's command line has no crashkernel= that asks for any"
-    return f"no crashkernel memory is reserved: {reason}"
+    return words[-1] if words else "the kernel says nothing of it"

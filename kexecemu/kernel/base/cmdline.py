@@ -109,10 +109,15 @@ def panic_force_cpu(cmdline: str, nr_cpu_ids: int) -> tuple[int | None, list[str
     return cpu, said
 
 
+def arguments(cmdline: str, name: str) -> list[str | None]:
+    """What parse_args() gives the handler of each `name=value` on the command line in order, None for a bare `name`."""
+    words = (word.partition("=") for word in cmdline.split())
+    return [value if equals else None for key, equals, value in words if key == name]
+
+
 def parameters(cmdline: str, name: str) -> list[str]:
     """The values of all `name=value` on the command line in order, "" for a bare `name`."""
-    words = (word.partition("=") for word in cmdline.split())
-    return [value for key, _, value in words if key == name]
+    return [value or "" for value in arguments(cmdline, name)]
 
 
 def parameter(cmdline: str, name: str) -> str | None:

@@ -128,7 +128,7 @@ def check_option(name: str, value: str) -> str:
             )
     elif KNOWN_OPTIONS[short].isdigit():
         if not re.fullmatch(r"[0-9]{1,9}", value):
-            raise InputError(f"config option {name} takes a number, not {value!r}")
+            raise InputError(f"config option {name} takes a number below 10^9, not {value!r}")
         least, most = _RANGES.get(short, (int(value), int(value)))
         if int(value) < least:
             raise InputError(f"config option {name} is {least} at least, not {value}")

@@ -16,7 +16,7 @@ from kexecemu.kernel.memory.memblock import across_pages
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
-__all__ = ["Resource", "alloc_resources", "publish_resources", "system_ram"]
+__all__ = ["Resource", "alloc_resources", "is_inserted", "publish_resources", "system_ram"]
 
 _RESOURCE = struct.Struct("<QQQQQQQQ")  # start, end, name, flags, desc, parent, sibling, child
 _MEM, _SYSTEM_RAM = 0x200, 0x1000200  # IORESOURCE_MEM, IORESOURCE_SYSTEM_RAM
@@ -37,6 +37,11 @@ class Resource:
     children: list[Resource] = field(default_factory=list)
 
 
+def is_inserted(state: KernelState, crash: PhysRange) -> bool:
+    """insert_crashkernel_resources() asks whether the start is below the inclusive end: a single byte is left out."""
+    return crash.size > 1 or not state.config.release.rules.generic_reservation
+
+
 def system_ram(state: KernelState) -> list[Resource]:
     """RAM and what is in it; not sorted."""
     guest, memblock, page = state.guest, state.arch.memblock, state.config.page_size
@@ -52,7 +57,8 @@ def system_ram(state: KernelState) -> list[Resource]:
         (PhysRange(guest.phys("_sdata"), guest.phys("_end")), "Kernel data"),
     ]
     reservation = state.arch.reservation
-    fixed += [(area, "Crash kernel") for area in (reservation.crashk_low_res, reservation.crashk_res) if area]
+    crash = (reservation.crashk_low_res, reservation.crashk_res)
+    fixed += [(area, "Crash kernel") for area in crash if area is not None and is_inserted(state, area)]
     fixed += [(area, "System RAM") for area in reservation.released]
     regions = []
     for area in state.arch.system_ram:

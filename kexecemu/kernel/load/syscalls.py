@@ -12,6 +12,7 @@ from kexecemu.formats.elfrel import object_or_embedded
 from kexecemu.kernel.base.cmdline import to_bytes
 from kexecemu.kernel.base.config import KernelConfig, Way
 from kexecemu.kernel.boot.firmware import MAX_FDT_SIZE
+from kexecemu.kernel.boot.resources import is_inserted
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.image.kimage import KEXEC_FILE_NO_INITRAMFS, Kimage
 from kexecemu.kernel.image.purgatory import parse_purgatory
@@ -98,7 +99,7 @@ def kexec_tools_load(
     initrd = contents(initrd, "initrd") if initrd is not None else None
     text(cmdline, "cmdline")
     region = state.crashk_res
-    if region is None:
+    if region is None or not is_inserted(state, region):
         raise InputError("kexec-tools: memory for crashkernel is not reserved")
     core_header = environment.kexec_tools_elf_headers(state)
     headers = len(parse_core_header(core_header).program_headers)

@@ -51,6 +51,9 @@ def cma_declare_contiguous(
             log(f"cma: {why}")
         log(f"cma: Failed to reserve {mib} MiB{node}")
 
+    if not size:
+        refuse("", 0)
+        return None
     if fixed and start % align:
         refuse(f"Region at {start:#018x} must be aligned to {align:#018x} bytes", size >> 20)
         return None

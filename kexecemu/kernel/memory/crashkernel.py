@@ -19,12 +19,13 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["CRASH_ALIGN", "DEFAULT_LOW_SIZE", "CrashReservation", "reserve_crashkernel"]
-__all__ += ["reserve_crashkernel_cma"]
+__all__ += ["reserve_crashkernel_cma", "why_nothing_asked"]
 
 CRASH_ALIGN = 2 << 20
 DEFAULT_LOW_SIZE = 128 << 20
 _HIGH_MAX = PHYS_MASK_LIMIT
 _CMA_RANGES_MAX = 4  # CRASHKERNEL_CMA_RANGES_MAX
+_U64 = (1 << 64) - 1
 
 Print = Callable[[str], None]
 
@@ -83,6 +84,31 @@ def _parse(era: Era, cmdline: str, total: int, log: Print) -> _Asked | None:
     if option.error or not option.size or (rules.refuses_all_of_ram and option.size >= total):
         return None
     return _Asked(option, high, low_size, cma_size)
+
+
+def why_nothing_asked(era: Era, cmdline: str, total: int) -> str:
+    """Why a command line asks for no crash region of a kernel with so many bytes of RAM, where it says nothing of it.
+
+    "" where something is asked for, or where the kernel itself has a word on it.
+    """
+
+    def parsed(suffix: str | None) -> CrashkernelOption:
+        return parse_crashkernel_option(cmdline, total, suffix, suffixes=era.rules.suffixes)
+
+    option = parsed(None)
+    if option.error == ENOENT:
+        option = parsed(",high")
+        if option.error == ENOENT:
+            others = [suffix for suffix in (",low", ",cma") if parsed(suffix).error != ENOENT]
+            if not others:
+                return "the first kernel's command line has no crashkernel="
+            return f"crashkernel=X{others[0]} by itself reserves no crash region"
+    if option.error:
+        return ""
+    if era.rules.refuses_all_of_ram and option.size >= total:
+        asked = f"crashkernel= asks for {option.size:#x} bytes, all of RAM ({total:#x}) or more"
+        return f"{asked}: the kernel refuses it without a word"
+    return "" if option.size else "crashkernel= asks for no bytes"
 
 
 def _windows(
@@ -165,7 +191,8 @@ def reserve_crashkernel_cma(
         log("crashkernel CMA reservation not supported")
         return ()
     page = config.page_size
-    request, reserved, found = align_up(size, page), 0, list[PhysRange]()
+    # In 64 bits: what is within a page of their end is nothing.
+    request, reserved, found = align_up(size, page) & _U64, 0, list[PhysRange]()
     while size > reserved and len(found) < _CMA_RANGES_MAX:
         area = cma_declare_contiguous(config, memblock, request, log)
         if area is not None:

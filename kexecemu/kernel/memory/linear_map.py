@@ -10,7 +10,7 @@ from typing import Protocol
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import AddressSpace
-from kexecemu.kernel.base.cmdline import get_option, parameter, parameters, strtobool
+from kexecemu.kernel.base.cmdline import arguments, get_option, parameter, parameters, strtobool
 from kexecemu.kernel.base.config import KernelConfig, Protection
 from kexecemu.kernel.memory.memblock import Memblock, across_pages, within_pages
 from kexecemu.machine.memory.descriptors import (
@@ -82,11 +82,11 @@ def data_alias(config: KernelConfig, cmdline: str) -> str:
 
 
 def rodata_messages(config: KernelConfig, cmdline: str) -> Iterator[str]:
-    """set_debug_rodata(): what the kernel says of words that it does not know."""
+    """set_debug_rodata(): what the kernel says of words that it does not know, and of none, which it is a null for."""
     words = _RODATA[config.release.rules.rodata_noalias]
-    for asked in parameters(cmdline, "rodata"):
+    for asked in arguments(cmdline, "rodata"):
         if asked not in words:
-            yield f"Invalid option string for rodata: '{asked}'"
+            yield f"Invalid option string for rodata: '{'(null)' if asked is None else asked}'"
 
 
 def _debug_pagealloc_enabled(config: KernelConfig, cmdline: str) -> bool:
@@ -154,6 +154,22 @@ def force_pte_mapping(config: KernelConfig, cmdline: str, bbm: int) -> bool:
     return can_set_direct_map(config, cmdline)
 
 
+def _why_base_pages(config: KernelConfig, cmdline: str, splits: bool) -> str:
+    """What asks for them, in a clause, and the word that would have blocks where there is one."""
+    debug = _debug_pagealloc_enabled(config, cmdline)
+    causes = ["debug_pagealloc"] if debug else []
+    if not splits:
+        causes += ["a late KFENCE"] if _late_kfence(config, cmdline) else []
+        if rodata_full(config, cmdline):
+            full, blocks = ("on", "noalias") if config.release.rules.rodata_noalias else ("full", "on")
+            asked = any(_RODATA[full == "on"].get(word) for word in parameters(cmdline, "rodata"))
+            default = f"rodata={full}" if asked else f"rodata={full} by default"
+            if not causes:
+                return f"{default} needs base pages, rodata={blocks} would not"
+            causes.append(default)
+    return f"{' and '.join(causes)} {'need' if len(causes) > 1 else 'needs'} base pages"
+
+
 def pre_series_map(config: KernelConfig, bbm: int) -> bool:
     """map_mem() treats the crashkernel region specially: before 6.4, or for a protection that changes single pages."""
     return config.way in (Protection.PTE, Protection.READONLY) and not splits_live(config, bbm)
@@ -207,8 +223,7 @@ def plan_linear_map(
     """
     pool, cmdline = _kfence_pool(config, cmdline, memblock, log)
     pages_only, splits = force_pte_mapping(config, cmdline, bbm), splits_live(config, bbm)
-    full = "rodata=on" if config.release.rules.rodata_noalias else "rodata=full"
-    reason = f"{full}, debug_pagealloc or late kfence need base pages" if pages_only else "blocks"
+    reason = _why_base_pages(config, cmdline, splits) if pages_only else "blocks"
     special = None
     if pre_series_map(config, bbm) and parameter(cmdline, "crashkernel") is not None:
         if defer_reserve_crashkernel(config):
@@ -281,8 +296,8 @@ def build_linear_map(tables: MapTarget, space: AddressSpace, plan: LinearMapPlan
     in_ram = isinstance(tables, PageTables)
     if in_ram and paged // tables.fmt.granule.size * ENTRY_SIZE > _TABLES_LIMIT:
         raise InputError(
-            f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here; "
-            "with rodata=on and no protection it is built of blocks"
+            f"a linear map of {round(paged / (1 << 30))} GiB by base pages is more than is built here "
+            f"({plan.reason}); kexecemu linear-map reckons it"
         )
     for one in plan.pieces:
         virt, phys, size = space.linear_virt(one.area.start), one.area.start, one.area.size

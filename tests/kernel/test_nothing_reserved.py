@@ -1,0 +1,40 @@
+"""Why there is no crash region, where the kernel itself says nothing of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from kexecemu import Board, Kernel, KernelConfig
+from kexecemu.kernel.base.era import Era
+from kexecemu.kernel.memory.crashkernel import why_nothing_asked
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "why"),
+    [
+        ("quiet", "the first kernel's command line has no crashkernel="),
+        ("crashkernel=64M,low", "crashkernel=X,low by itself reserves no crash region"),
+        ("crashkernel=64M,cma", "crashkernel=X,cma by itself reserves no crash region"),
+        ("crashkernel=0", "crashkernel= asks for no bytes"),
+        ("crashkernel=1G", "asks for 0x40000000 bytes, all of RAM (0x40000000) or more"),
+        ("crashkernel=1G,high", "asks for 0x40000000 bytes, all of RAM (0x40000000) or more"),
+    ],
+)
+def test_a_line_that_asks_for_nothing_is_told_why(cmdline: str, why: str) -> None:
+    assert why in why_nothing_asked(Era("7.3"), cmdline, GIB)
+
+
+@pytest.mark.parametrize("cmdline", ["crashkernel=64M", "crashkernel=64M,high", "crashkernel=x"])
+def test_of_what_is_asked_for_the_kernel_speaks_itself(cmdline: str) -> None:
+    assert why_nothing_asked(Era("7.3"), cmdline, GIB) == ""
+
+
+def test_a_size_that_wraps_to_nothing_reserves_no_cma_and_a_bare_rodata_is_a_null() -> None:
+    line = "crashkernel=64M crashkernel=18446744073709551615,cma rodata"
+    with Kernel.boot(Board("1G"), KernelConfig("7.3"), cmdline=line) as kernel:
+        said = kernel.board.uart.text
+        assert kernel.crashk_cma_ranges == ()
+    assert "cma: Failed to reserve 0 MiB" in said and "0 MB reserved in 0 ranges" in said
+    assert "Invalid option string for rodata: '(null)'" in said

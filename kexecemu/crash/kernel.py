@@ -10,12 +10,12 @@ end.outcome, end.damage, end.console, end.timeline, end.vmcore
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from kexecemu.arguments import instance
 from kexecemu.crash.end import End
-from kexecemu.crash.moments import SYSRQ, Act, At, crash, follow
+from kexecemu.crash.moments import SYSRQ, crash, follow, injecting
 from kexecemu.crash.running import capture_stage, run_purgatory
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun
 from kexecemu.crash.words import tell_capture, tell_purgatory
@@ -106,9 +106,7 @@ class Kernel(model.KernelModel):
         is called now and then while the purgatory hashes and while a Linux runs. Raises MachineError when the engine
         fails.
         """
-        acts: dict[At, list[Act]] = {}
-        for fault in self._pending:
-            acts.setdefault(fault.moment, []).append(partial(inject, self, fault))
+        acts = injecting(self, self._pending)
         return follow(crash(self, message, acts, linux=linux, progress=progress), acts)
 
     def leave(self, message: str) -> Generator[None, None, Left]:

@@ -4,8 +4,9 @@ A stray write of a scenario or a campaign, a snapshot, a recorder, the hand-over
 that". Nothing else happens between two moments than what the machine does.
 """
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from kexecemu.crash.damage import Damage, find_damage, written_by_early_check
@@ -22,13 +23,14 @@ from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.shown import shown
-from kexecemu.stray.fault import When, when_word
+from kexecemu.stray.fault import Fault, When, when_word
 from kexecemu.stray.first import FirstKernel, Left, Progress, through
+from kexecemu.stray.inject import inject
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
-__all__ = ["SYSRQ", "Act", "At", "Passed", "crash", "follow"]
+__all__ = ["SYSRQ", "Act", "At", "Passed", "crash", "follow", "injecting"]
 
 SYSRQ = "sysrq triggered crash"
 
@@ -67,6 +69,14 @@ def follow(steps: Generator[At, None, End], acts: Mapping[At, Sequence[Act]]) ->
             one()
 
     return through(_told(steps, lambda at: at, act))
+
+
+def injecting(first: FirstKernel, faults: Iterable[Fault]) -> dict[At, list[Act]]:
+    """Stray writes as what is to be done, each at its moment."""
+    acts: dict[At, list[Act]] = {}
+    for fault in faults:
+        acts.setdefault(fault.moment, []).append(partial(inject, first, fault))
+    return acts
 
 
 def crash(

@@ -43,6 +43,7 @@ _SYMBOLS = {
     "console": ("purgatory_uart_base", "arm64_sink"),
     "switch": ("purgatory_policy", "skip_checks"),
     "itself": ("purgatory_self_digest", "purgatory_self_digest"),
+    "code": ("purgatory", "purgatory"),
 }
 _REGION = 16  # bytes of an entry of the table of regions
 _SAYS_YES = bytes.fromhex("000080d2 c0035fd6")  # mov x0, #0; ret
@@ -188,9 +189,7 @@ def more_cases(ram: Ram, image: Kimage, loaded: LoadedPurgatory, interface: str)
         # What no check can see, and how near to it one gets.
         _one("initrd, a word, at the jump", replace(stray_initrd, when=When.AT_JUMP)),
         _one("initrd, a word, after the check", replace(stray_initrd, when=When.AFTER_CHECK)),
-        Case("code that says yes, and initrd", ((_dma("purgatory:purgatory", _SAYS_YES), stray_initrd),))
-        if loaded.has_symbol("purgatory")
-        else Case("code that says yes, and initrd", (), "it has no symbol purgatory"),
+        symbol("code that says yes, and initrd", "code", _SAYS_YES, 0, stray_initrd),
     ]
     return rows
 

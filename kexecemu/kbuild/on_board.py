@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
-from kexecemu.crash.moments import Act, At, crash, follow
+from kexecemu.crash.moments import crash, follow, injecting
 from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten, setup_of, trial_end
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.stray.first import Progress
-from kexecemu.stray.inject import inject
 
 __all__ = ["BoardRuns", "board_runs"]
 
@@ -45,9 +43,7 @@ class BoardRuns:
         first.board.virtio.slots[DUMP_SLOT] = None  # the disk of the run before
         first.injections.clear()
         first.stands_at = self._at
-        acts: dict[At, list[Act]] = {}
-        for fault in written(self.loaded):
-            acts.setdefault(fault.moment, []).append(partial(inject, first, fault))
+        acts = injecting(first, written(self.loaded))
         end = follow(crash(first, wanted=acts, linux=linux, progress=self._progress), acts)
         linux_run = end.capture.linux if end.capture is not None else None
         return trial_end(

@@ -9,7 +9,7 @@ from kexecemu.kbuild.trial import Loaded
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
-from kexecemu.machine.cpu.exceptions import GuestException
+from kexecemu.machine.cpu.exceptions import EC_IABT_LOWER, EC_IABT_SAME, EC_PC_ALIGNMENT, GuestException
 from kexecemu.machine.cpu.registers import BRANCH_TO_SELF, WFE, WFI
 
 __all__ = ["PANIC_END", "SAID", "linux_end", "place_of_pc", "purgatory_end_of"]
@@ -25,8 +25,8 @@ _FAULT = re.compile(r"Unable to handle kernel .{0,80}? at virtual address ([0-9a
 _FAULT_ESR = re.compile(r"ESR = 0x([0-9a-f]{1,16})\b")
 _FAULT_CPU = re.compile(r"\] CPU: ([0-9]{1,6}) ")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
-_NOT_FETCHED = (0x20, 0x21, 0x22)
-"""Classes of exceptions (ESR_ELx.EC) of an instruction that was not there: instruction aborts, and a PC out of line."""
+_NOT_FETCHED = (EC_IABT_LOWER, EC_IABT_SAME, EC_PC_ALIGNMENT)
+"""Exceptions of an instruction that was not there."""
 _LAST_WORDS = ((CAPTURE_DONE, LinuxEnd.DONE), (HEADERS_READ, LinuxEnd.HEADERS), (NO_VMCORE, LinuxEnd.NO_DUMP))
 
 

@@ -123,8 +123,13 @@ class TrialEnd:
             "kernel_entry": self.image.kernel_entry,
             "digest": self.image.digest.hex() if self.image.digest else None,
             "stamps": [
-                {"at": one.fault.at, "phys": one.phys, "before": one.before.hex(), "after": one.after.hex()}
-                | {"when": one.fault.when_word}
+                {
+                    "at": one.fault.at,
+                    "phys": one.phys,
+                    "before": one.before.hex(),
+                    "after": one.after.hex(),
+                    "when": one.fault.when_word,
+                }
                 for one in self.injections
             ],
             "damage": [

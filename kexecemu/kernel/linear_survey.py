@@ -29,7 +29,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.protection import protect_crashkres
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
-from kexecemu.kernel.memory.crashkernel import CrashReservation, why_nothing_asked
+from kexecemu.kernel.memory.crashkernel import CrashReservation, why_nothing
 from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.kernel.memory.paging import granule_of
@@ -191,8 +191,7 @@ def _protect(
     """Protect the segments as a load does at its end; InputError for an image that a kernel would have refused."""
     crashk_res = arch.reservation.crashk_res
     if crashk_res is None:
-        why = why_nothing_asked(config.release, cmdline, arch.memblock.phys_mem_size)
-        words = why or (messages[-1] if messages else "the kernel says nothing of it")
+        words = why_nothing(config.release, cmdline, arch.memblock.phys_mem_size, messages)
         raise InputError(f"nothing can be loaded: no crashkernel memory is reserved: {words}")
     image = Kimage(control_page=crashk_res.start, segments=list(loaded))
     page = config.page_size

@@ -10,7 +10,7 @@ from kexecemu.arguments import instance
 from kexecemu.arguments import path as path_of
 from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.moments import Act, At, follow
+from kexecemu.crash.moments import At, follow, injecting
 from kexecemu.crash.moments import crash as moments_of
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.verdict import VerdictFlags
@@ -25,7 +25,6 @@ from kexecemu.scenario.setup import Listener, Setup, load_disturbed, prepare
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault, When
 from kexecemu.stray.first import Progress
-from kexecemu.stray.inject import inject
 
 __all__ = ["Result", "crash", "mismatches_of", "run_scenario", "scenario_setup"]
 
@@ -86,11 +85,10 @@ def crash(
     for fault in faults:
         instance(fault, Fault, "fault")
     first, image = _loaded(setup, faults, progress, console)
-    todo: dict[At, list[Act]] = {}
-    for fault in faults:
-        if fault.when is not When.DURING_LOAD:
-            first.place(fault)  # a target that is not there is told before anything runs
-            todo.setdefault(fault.moment, []).append(partial(inject, first, fault))
+    later = [fault for fault in faults if fault.when is not When.DURING_LOAD]
+    for fault in later:
+        first.place(fault)  # a target that is not there is told before anything runs
+    todo = injecting(first, later)
     for at, act in (acts or {}).items():
         todo.setdefault(at, []).append(partial(act, first))
     linux = setup.linux is not None or setup.capture == "linux"

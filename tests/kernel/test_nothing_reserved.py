@@ -6,7 +6,7 @@ import pytest
 
 from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.kernel.base.era import Era
-from kexecemu.kernel.memory.crashkernel import why_nothing_asked
+from kexecemu.kernel.memory.crashkernel import why_nothing
 
 GIB = 1 << 30
 
@@ -23,12 +23,13 @@ GIB = 1 << 30
     ],
 )
 def test_a_line_that_asks_for_nothing_is_told_why(cmdline: str, why: str) -> None:
-    assert why in why_nothing_asked(Era("7.3"), cmdline, GIB)
+    assert why in why_nothing(Era("7.3"), cmdline, GIB, ["said"])
 
 
 @pytest.mark.parametrize("cmdline", ["crashkernel=64M", "crashkernel=64M,high", "crashkernel=x"])
 def test_of_what_is_asked_for_the_kernel_speaks_itself(cmdline: str) -> None:
-    assert why_nothing_asked(Era("7.3"), cmdline, GIB) == ""
+    assert why_nothing(Era("7.3"), cmdline, GIB, ["first", "said"]) == "said"
+    assert why_nothing(Era("7.3"), cmdline, GIB, []) == "the kernel says nothing of it"
 
 
 def test_a_size_that_wraps_to_nothing_reserves_no_cma_and_a_bare_rodata_is_a_null() -> None:

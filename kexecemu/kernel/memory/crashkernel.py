@@ -3,7 +3,7 @@
 Followed: arch/arm64/mm/init.c of 6.1 to 6.6, kernel/crash_reserve.c of 6.12 and 7.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import ENOENT
 from typing import NamedTuple
@@ -19,13 +19,13 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["CRASH_ALIGN", "DEFAULT_LOW_SIZE", "CrashReservation", "reserve_crashkernel"]
-__all__ += ["reserve_crashkernel_cma", "why_nothing_asked"]
+__all__ += ["reserve_crashkernel_cma", "why_nothing"]
 
 CRASH_ALIGN = 2 << 20
 DEFAULT_LOW_SIZE = 128 << 20
 _HIGH_MAX = PHYS_MASK_LIMIT
 _CMA_RANGES_MAX = 4  # CRASHKERNEL_CMA_RANGES_MAX
-_U64 = (1 << 64) - 1
+_U64 = 1 << 64
 
 Print = Callable[[str], None]
 
@@ -86,11 +86,13 @@ def _parse(era: Era, cmdline: str, total: int, log: Print) -> _Asked | None:
     return _Asked(option, high, low_size, cma_size)
 
 
-def why_nothing_asked(era: Era, cmdline: str, total: int) -> str:
-    """Why a command line asks for no crash region of a kernel with so many bytes of RAM, where it says nothing of it.
+def why_nothing(era: Era, cmdline: str, total: int, said: Sequence[str]) -> str:
+    """Why a kernel with so many bytes of RAM has no crash region: by its command line, or by the last that it said."""
+    return _why_nothing_asked(era, cmdline, total) or (said[-1] if said else "the kernel says nothing of it")
 
-    "" where something is asked for, or where the kernel itself has a word on it.
-    """
+
+def _why_nothing_asked(era: Era, cmdline: str, total: int) -> str:
+    """What is wrong with a command line of which the kernel says nothing; "" where it does, or nothing is wrong."""
 
     def parsed(suffix: str | None) -> CrashkernelOption:
         return parse_crashkernel_option(cmdline, total, suffix, suffixes=era.rules.suffixes)
@@ -192,7 +194,7 @@ def reserve_crashkernel_cma(
         return ()
     page = config.page_size
     # In 64 bits: what is within a page of their end is nothing.
-    request, reserved, found = align_up(size, page) & _U64, 0, list[PhysRange]()
+    request, reserved, found = align_up(size, page) % _U64, 0, list[PhysRange]()
     while size > reserved and len(found) < _CMA_RANGES_MAX:
         area = cma_declare_contiguous(config, memblock, request, log)
         if area is not None:

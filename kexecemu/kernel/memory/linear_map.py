@@ -57,23 +57,26 @@ PAGE_KERNEL_ROX = (_PROT & ~PXN) | AP_RO | ATTR_IDX(_MT_NORMAL)
 PROT_DEVICE = _PROT | DBM | ATTR_IDX(_MT_DEVICE_NGNRNE)
 
 
+def _rodata(config: KernelConfig, cmdline: str) -> str | None:
+    """The last rodata= that this kernel knows."""
+    words = _RODATA[config.release.rules.rodata_noalias]
+    return next((asked for asked in reversed(parameters(cmdline, "rodata")) if asked in words), None)
+
+
 def rodata_full(config: KernelConfig, cmdline: str) -> bool:
     """rodata_full: CONFIG_RODATA_FULL_DEFAULT_ENABLED, while there is one, or the last rodata= that is known.
 
     That is on, off or full; from 6.18 on noalias, off or on, of which the last is what full was.
     """
-    words = _RODATA[config.release.rules.rodata_noalias]
-    full = config.release.rules.rodata_noalias or config.enabled("RODATA_FULL_DEFAULT_ENABLED")
-    for asked in parameters(cmdline, "rodata"):
-        full = words.get(asked, full)
-    return full
+    noalias, asked = config.release.rules.rodata_noalias, _rodata(config, cmdline)
+    if asked is not None:
+        return _RODATA[noalias][asked]
+    return noalias or config.enabled("RODATA_FULL_DEFAULT_ENABLED")
 
 
 def rodata_enabled(config: KernelConfig, cmdline: str) -> bool:
     """rodata_enabled: the last rodata= that is known is not off."""
-    words = _RODATA[config.release.rules.rodata_noalias]
-    known = [asked for asked in parameters(cmdline, "rodata") if asked in words]
-    return not known or known[-1] != "off"
+    return _rodata(config, cmdline) != "off"
 
 
 def data_alias(config: KernelConfig, cmdline: str) -> str:
@@ -156,17 +159,15 @@ def force_pte_mapping(config: KernelConfig, cmdline: str, bbm: int) -> bool:
 
 def _why_base_pages(config: KernelConfig, cmdline: str, splits: bool) -> str:
     """What asks for them, in a clause, and the word that would have blocks where there is one."""
-    debug = _debug_pagealloc_enabled(config, cmdline)
-    causes = ["debug_pagealloc"] if debug else []
-    if not splits:
-        causes += ["a late KFENCE"] if _late_kfence(config, cmdline) else []
-        if rodata_full(config, cmdline):
-            full, blocks = ("on", "noalias") if config.release.rules.rodata_noalias else ("full", "on")
-            asked = any(_RODATA[full == "on"].get(word) for word in parameters(cmdline, "rodata"))
-            default = f"rodata={full}" if asked else f"rodata={full} by default"
-            if not causes:
-                return f"{default} needs base pages, rodata={blocks} would not"
-            causes.append(default)
+    causes = ["debug_pagealloc"] if _debug_pagealloc_enabled(config, cmdline) else []
+    if not splits and _late_kfence(config, cmdline):
+        causes.append("a late KFENCE")
+    if not splits and rodata_full(config, cmdline):
+        full, blocks = ("on", "noalias") if config.release.rules.rodata_noalias else ("full", "on")
+        word = f"rodata={full}" if _rodata(config, cmdline) else f"rodata={full} by default"
+        if not causes:
+            return f"{word} needs base pages, rodata={blocks} would not"
+        causes.append(word)
     return f"{' and '.join(causes)} {'need' if len(causes) > 1 else 'needs'} base pages"
 
 

@@ -54,7 +54,7 @@ def judge(
     compiler: CompilerOption = "gcc",
     json: JsonOption = False,
 ) -> None:
-    """Every fault of purgatory check, and a dozen more, on the real kernel, beside what the model says of it.
+    """Every fault of purgatory check, and fifteen more, on the real kernel, beside what the model says of it.
 
     Exit status 1 if an intact image does not capture, or anything is not as the model says.
     """

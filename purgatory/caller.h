@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * PURGATORY_CALLER: what entry.S does besides where somebody waits for an answer.
- * Until the stack is ours x9 is the caller's
- * x30, x10 and x11 are SPSel and SP, x7 and x8 GCSCR and TCR2.
+ * Until the stack is ours x9 is the caller's x30, x10 and x11 are SPSel and SP, x7
+ * and x8 GCSCR and TCR2.
  */
 #ifndef CALLER_H
 #define CALLER_H

@@ -4,9 +4,9 @@
  * than to stop.
  */
 
-/* What lies on the stack when enter is done: see there, and push_caller. */
+/* What lies on the stack when enter is done: see there. */
 #ifdef PURGATORY_CALLER
-#define FRAME_SIZE	(32 + CALLER_SIZE)
+#define FRAME_SIZE	(32 + CALLER_SIZE)	/* the caller's by push_caller */
 #else
 #define FRAME_SIZE	32
 #endif

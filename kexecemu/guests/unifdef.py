@@ -200,6 +200,6 @@ def _tidy(text: str) -> str:
     text = re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
     text = re.sub(r"\{\n\n", "{\n", text)
     text = re.sub(r"\n\n(\t*\})", r"\n\1", text)
-    text = text.replace("\n *\n */", "\n */")
+    text = re.sub(r"(?:\n \*)+\n \*/", "\n */", text)
     # One statement is left between braces: without them, as the kernel wants it.
     return re.sub(r"(\n(\t+)(?:for|if|while) [^\n]*\)) \{(\n[^\n{}]*;\n)\2\}\n", r"\1\3", text)

@@ -103,7 +103,8 @@ def purgatory_end_of(
             PurgatoryEnd.TRAPPED
         )  # or at the dead kernel's vectors, which cannot be fetched with the MMU off
     keeps = purgatory.has_symbol("purgatory_verdict")
-    if stopped and elr is not None and not keeps:
+    if inside and elr is not None and not keeps:
+        # Stopped or not, as in purgatory_end(): its vectors may lead to the same exception again and again.
         return PurgatoryEnd.TRAPPED
     return PurgatoryEnd.MISMATCH if stopped and not keeps and _refuses(loaded, pc) else PurgatoryEnd.HUNG
 

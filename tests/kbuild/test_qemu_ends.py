@@ -33,6 +33,16 @@ def loaded() -> Iterator[Loaded]:
         yield Loaded(kernel.ram, kernel.crashk_res, image, parse(purgatory_path().read_bytes()))
 
 
+def without_record(loaded: Loaded) -> Loaded:
+    """With a purgatory that keeps no record, as the kernel's own."""
+    assert loaded.image.purgatory is not None and loaded.obj is not None
+    own = loaded.image.purgatory
+    found = FoundPurgatory(loaded.obj, own.segment)
+    found.has_symbol = lambda name: name != "purgatory_verdict"  # type: ignore[method-assign]
+    found.buf[:] = own.buf
+    return replace(loaded, image=replace(loaded.image, purgatory=found))
+
+
 def record(state: VerdictState) -> Verdict:
     return Verdict(state, 0, bytes(32), bytes(32))
 
@@ -62,13 +72,9 @@ def test_the_end_is_read_from_where_it_stands_and_from_its_record(
 
 
 def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loaded) -> None:
-    assert loaded.image.purgatory is not None and loaded.obj is not None
-    own = loaded.image.purgatory
-    found = FoundPurgatory(loaded.obj, own.segment)
-    found.has_symbol = lambda name: name != "purgatory_verdict"  # type: ignore[method-assign]
-    core = replace(loaded, image=replace(loaded.image, purgatory=found))
+    core, own = without_record(loaded), loaded.image.purgatory
+    assert own is not None
     at, _ = own.symbol_table()["purgatory_stop"]
-    found.buf[:] = own.buf
 
     def ends(here: int) -> PurgatoryEnd:
         return purgatory_end_of(core, here, None, doors=(), stopped=True)
@@ -94,6 +100,22 @@ def test_without_a_record_a_refusal_is_a_loop_that_was_loaded_as_one(loaded: Loa
     loaded.ram.write_u32(at, NOP)
     loaded.ram.write_u32(at + 4, BRANCH_TO_SELF)
     assert ends(at) is PurgatoryEnd.HUNG  # nor is it one that it was loaded with
+
+
+def test_without_a_record_an_exception_is_the_end_though_its_vectors_meet_it_for_ever(loaded: Loaded) -> None:
+    core, own = without_record(loaded), loaded.image.purgatory
+    assert own is not None
+    stored_over, vector, away = own.entry + 0x10, own.segment.mem + 0x200, own.segment.mem - 0x40000
+
+    def moves_at(pc: int, elr: int | None, image: Loaded = core) -> PurgatoryEnd:
+        said = record(VerdictState.CHECKING) if image is loaded else None
+        return purgatory_end_of(image, pc, said, doors=(), stopped=False, elr=elr, esr=0x02000000)
+
+    assert moves_at(vector, stored_over) is moves_at(stored_over, stored_over) is PurgatoryEnd.TRAPPED
+    assert moves_at(vector, None) is PurgatoryEnd.HUNG  # no exception since its entry
+    assert moves_at(vector, away) is PurgatoryEnd.ELSEWHERE
+    assert moves_at(AWAY, stored_over) is PurgatoryEnd.HUNG  # its exceptions are another's
+    assert moves_at(vector, stored_over, loaded) is PurgatoryEnd.HUNG  # a record would say so
 
 
 def test_a_target_is_what_a_scenario_would_call_it(loaded: Loaded) -> None:

@@ -19,10 +19,11 @@ from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.purgatory import LoadedPurgatory
 from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 from kexecemu.stray.fault import By, Fault, When
 
-__all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "judge_reply", "more_cases"]
+__all__ = ["CODE", "RUNS", "UNTOUCHED", "Case", "Reply", "cases", "code_areas", "judge_reply", "more_cases"]
 
 CODE_WORDS = 32
 CODE, UNTOUCHED = f"purgatory's code, {CODE_WORDS} bits", "nothing"
@@ -57,7 +58,7 @@ class Reply(enum.StrEnum):
     BOOTS = "boots"  # nothing was hit, and the capture kernel took its dump
     HARMLESS = "harmless"  # something was hit, and the capture kernel took its dump from intact memory
     CAUGHT = "caught"  # it refused what is damaged, or said so and booted
-    MISSED = "missed"  # corrupt bytes or a wrong address reached the capture kernel, and nobody noticed
+    MISSED = "missed"  # corrupt bytes or a wrong address reached the capture kernel or its dump, and nobody noticed
     FALSE_ALARM = "false alarm"  # every byte that it hashes is as loaded, and it refused to boot
     HUNG = "hung"  # no verdict within the budget of instructions
     TRAPPED = "trapped"  # an exception ended it, and it left no word
@@ -91,8 +92,8 @@ def _invert(ram: Ram, phys: int, mask: int = 0xFFFFFFFF) -> Fault:
     return _dma(phys, struct.pack("<I", ram.read_u32(phys) ^ mask))
 
 
-def _code_words(obj: RelocatableObject, loaded: LoadedPurgatory) -> list[int]:
-    """Physical addresses of instructions, spread evenly over the section that the entry is in.
+def code_areas(obj: RelocatableObject, loaded: LoadedPurgatory) -> list[PhysRange]:
+    """Where the instructions are, physical: those of the section that the entry is in.
 
     Where the object has mapping symbols ($x code, $d data: the ELF ABI for AArch64), data between the code is left out.
     """
@@ -107,11 +108,15 @@ def _code_words(obj: RelocatableObject, loaded: LoadedPurgatory) -> list[int]:
     marks = sorted(
         (one.value, one.name[:2]) for one in obj.symbols if one.shndx == section.index and one.name[:1] == "$"
     )
-    words: list[int] = []
-    for (begin, kind), (end, _) in zip(marks, [*marks[1:], (section.size, "")], strict=True):
-        words += range(begin, end, 4) if kind == "$x" else ()
-    words = words or list(range(0, section.size - 3, 4))
-    return [base + words[(2 * each + 1) * len(words) // (2 * CODE_WORDS)] for each in range(CODE_WORDS)]
+    ends = [*(at for at, _ in marks[1:]), section.size]
+    areas = [(at, end) for (at, kind), end in zip(marks, ends, strict=True) if kind == "$x" and at < end]
+    return [PhysRange(base + at, base + end) for at, end in areas or [(0, section.size)]]
+
+
+def _code_words(obj: RelocatableObject, loaded: LoadedPurgatory) -> list[int]:
+    """Physical addresses of instructions, spread evenly over code_areas()."""
+    words = [at for area in code_areas(obj, loaded) for at in range(area.start, area.end - 3, 4)]
+    return [words[(2 * each + 1) * len(words) // (2 * CODE_WORDS)] for each in range(CODE_WORDS)]
 
 
 def cases(
@@ -234,7 +239,7 @@ def judge_reply(
         )
         return Reply.CAUGHT if harmed or itself else Reply.FALSE_ALARM
     if capture is not None:
-        if harmed or capture.end not in _CAPTURED:
+        if harmed or outcome is Outcome.SILENT or capture.end not in _CAPTURED:
             return Reply.MISSED
         return Reply.HARMLESS if hit else Reply.BOOTS
     if outcome is Outcome.TRAPPED:

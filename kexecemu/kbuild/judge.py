@@ -30,8 +30,10 @@ class Judged:
     """One row: what each place made of each run, by its name in PLACES; those that were not asked are not there.
 
     absent says why a row has no runs. in_flash are the runs that abort in the model at an address where QEMU's virt has
-    flash: on that machine nothing aborts, and what comes is not compared. captured is said of the intact image: a
-    capture kernel came up, and its dump, if it has a disk for one, was a true one.
+    flash: on that machine nothing aborts, and what comes is not compared. hit is what of the purgatory each run writes
+    to, "" where that is something else. rewritten are the runs in which the purgatory stores to its own code: what is
+    run then no two boots have alike, so they are compared with nothing. captured is said of the intact image: a capture
+    kernel came up, and its dump, if it has a disk for one, was a true one.
     """
 
     case: str
@@ -39,18 +41,24 @@ class Judged:
     absent: str = ""
     captured: Mapping[str, bool] = field(default_factory=dict)
     in_flash: Sequence[int] = ()
+    hit: Sequence[str] = ()
+    rewritten: Sequence[int] = ()
 
     @property
     def differs(self) -> list[str]:
         """The places that do not say what the model says, run for run."""
-        model = self.replies["model"]
+        return [name for name in self.replies if self._apart(name)]
 
-        def compared(name: str) -> list[Reply]:
-            replies = zip(self.replies[name], model, strict=True)
-            apart = self.in_flash if name == "qemu" else ()
-            return [said if at in apart else found for at, (found, said) in enumerate(replies)]
+    @property
+    def differing_runs(self) -> list[int]:
+        """The numbers, from 0, of the runs of which some place does not say what the model says."""
+        return sorted({at for name in self.replies for at in self._apart(name)})
 
-        return [name for name in self.replies if compared(name) != list(model)]
+    def _apart(self, name: str) -> list[int]:
+        pairs = enumerate(zip(self.replies[name], self.replies["model"], strict=True))
+        left_out = {*self.rewritten, *(self.in_flash if name == "qemu" else ())}
+        compared = ((at, pair) for at, pair in pairs if at not in left_out)
+        return [at for at, (found, said) in compared if found is not said]
 
     @property
     def wrong(self) -> list[str]:
@@ -72,6 +80,8 @@ class Judged:
             "runs": {name: [one.value for one in found] for name, found in self.replies.items()},
             "absent": self.absent or None,
             "in_flash": list(self.in_flash),
+            "rewritten": list(self.rewritten),
+            "hit": list(self.hit),
             "differs": self.differs,
             "wrong": self.wrong,
         }
@@ -117,6 +127,8 @@ def judge_kernel(
             model[name].absent,
             captured if name == UNTOUCHED else {},
             _in_flash(model[name].aborted),
+            model[name].hit,
+            [at for at, own in enumerate(model[name].rewritten) if own],
         )
         for name, replies in found.items()
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kexecemu.crash.dump import Dump
 from kexecemu.crash.moments import crash, follow, injecting
 from kexecemu.kbuild.trial import Loaded, Trial, TrialEnd, WhatIsWritten, setup_of, trial_end
 from kexecemu.linux.capture import DUMP_SLOT
@@ -45,7 +46,6 @@ class BoardRuns:
         first.stands_at = self._at
         acts = injecting(first, written(self.loaded))
         end = follow(crash(first, wanted=acts, linux=linux, progress=self._progress), acts)
-        linux_run = end.capture.linux if end.capture is not None else None
         return trial_end(
             end.outcome,
             self.loaded.image,
@@ -56,7 +56,7 @@ class BoardRuns:
             console=end.console,
             el=1 if end.purgatory is not None or end.capture is not None else None,
             release=first.release,
-            dump=linux_run.true_dump if linux_run is not None and linux_run.vmcore is not None else None,
+            dump=end.dump is Dump.TRUE if end.vmcore is not None else None,
             stood="" if end.capture is not None else end.reason,
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kexecemu.crash.damage import Damage, find_damage
 from kexecemu.crash.dump import Dump
-from kexecemu.crash.outcome import Outcome, judge
+from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.stages import (
     LINUX_ENDS,
     CaptureEnd,
@@ -25,7 +25,7 @@ from kexecemu.crash.stages import (
     itself_changed,
 )
 from kexecemu.crash.verdict import read_verdict
-from kexecemu.errors import InputError, MachineError
+from kexecemu.errors import InputError
 from kexecemu.kbuild.gdbstub import Registers
 from kexecemu.kbuild.qemu import Qemu, QemuMachine, restored_words
 from kexecemu.kbuild.qemu_dump import MemoryHeld, dump_loads, true_dump
@@ -48,6 +48,7 @@ from kexecemu.kbuild.trial import (
     trial_end,
 )
 from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Fault, Injection, When
 
 __all__ = ["MOMENTS", "PURGATORY_SECONDS", "QemuRuns", "qemu_runs", "run_in_qemu"]
@@ -144,7 +145,7 @@ class _Run:
         gdb.resume()
         self.qemu.type(f"{stores}\n".encode())
         stopped = gdb.wait_for_stop(LIMIT_SECONDS)
-        self._is_there()
+        self.qemu.check_running()
         if not stopped or gdb.registers().pc != image.start:
             return self._end(
                 Outcome.HUNG, loaded, [], None, None, stood=last_line(self.qemu.console[printed:])
@@ -152,10 +153,10 @@ class _Run:
         gdb.clear_breakpoint(image.start)
         self.cpu = gdb.current_cpu()
         entered = gdb.registers()
-        loads = dump_loads(self.qemu, image) if self.disk is not None else []
         self.qemu.copy_memory(loaded.region, loaded.ram)
-        self._look_at_stores(loaded.ram, self.qemu.console[printed:])
+        self._look_at_stores(loaded, self.qemu.console[printed:])
         write(When.AT_JUMP)
+        loads = dump_loads(self.qemu, image) if self.disk is not None else []
         damage = find_damage(loaded.ram, image, purgatory=True)
         purgatory, stood = None, ""
         if image.purgatory is not None:
@@ -166,18 +167,21 @@ class _Run:
         if entered_kernel:
             write(When.AFTER_CHECK)
         damage += find_damage(loaded.ram, image, purgatory=False)
-        if not entered_kernel:
-            outcome = self._outcome(loaded, damage, purgatory, None)
-            return self._end(outcome, loaded, damage, purgatory, None, el=entered.el, stood=stood)
-        capture, dump = self._capture(image.kernel_entry, loads)
-        outcome = self._outcome(loaded, damage, purgatory, capture, dump)
-        return self._end(outcome, loaded, damage, purgatory, capture, el=entered.el, dump=dump)
+        for one in self.injections:
+            self._see(loaded, PhysRange.of(one.phys, len(one.before)))
+        differ = written_bytes_differ(loaded.ram, self.injections)
+        capture, dump = self._capture(image.kernel_entry, loads) if entered_kernel else (None, None)
+        word = Dump.WRONG if dump is False else Dump.TRUE
+        outcome = judge(loaded.ram, self.injections, damage, purgatory, capture, dump=word, differ=differ)
+        stood = "" if capture is not None else stood
+        return self._end(outcome, loaded, damage, purgatory, capture, el=entered.el, dump=dump, stood=stood)
 
     def _write(self, loaded: Loaded, faults: Sequence[Fault]) -> str:
         """Do what DMA does; returned is what init is to be told of what its CPU does (first.sh)."""
         stores = ""
         for fault in faults:
             place = place_of(loaded, fault)
+            self._see(loaded, place)
             before = loaded.ram.read(place.start, place.size)
             data = fault.data(before)
             if fault.by is By.CPU:
@@ -188,28 +192,23 @@ class _Run:
             self.injections.append(Injection(fault, place.start, before, data))
         return stores
 
-    def _look_at_stores(self, ram: Ram, console: str) -> None:
+    def _see(self, loaded: Loaded, place: PhysRange) -> None:
+        """Have what is outside of the crash region, too, in the RAM of ours as it is now."""
+        if not loaded.region.covers(place):
+            self.qemu.copy_memory(place, loaded.ram)
+
+    def _look_at_stores(self, loaded: Loaded, console: str) -> None:
         """What became of those that a CPU was to do: the kernel's own words say which of them was a fault."""
         fault = store_fault(console)
         for at, one in enumerate(self.injections):
             if one.fault.by is By.CPU:
-                after = ram.read(one.phys, len(one.before))
+                place = PhysRange.of(one.phys, len(one.before))
+                self._see(loaded, place)
+                after = loaded.ram.read(place.start, place.size)
                 refused = fault if after == one.before != one.after else None
                 self.injections[at] = replace(
                     one, after=after, exception=refused, cpu=fault.cpu if fault else None
                 )
-
-    def _outcome(
-        self,
-        loaded: Loaded,
-        damage: list[Damage],
-        purgatory: PurgatoryRun | None,
-        capture: CaptureRun | None,
-        dump: bool | None = None,
-    ) -> Outcome:
-        word = Dump.WRONG if dump is False else Dump.TRUE
-        changed = any(one.changed for one in self.injections)
-        return judge(loaded.ram, self.injections, damage, purgatory, capture, dump=word, differ=changed)
 
     def _end(
         self,
@@ -238,11 +237,6 @@ class _Run:
             dump=dump,
             stood=stood,
         )
-
-    def _is_there(self) -> None:
-        """MachineError where it is not the guest that has ended, but QEMU."""
-        if self.qemu.ended:
-            raise MachineError(f"QEMU has ended: {self.qemu.trouble or 'without a word'}")
 
     # -- the purgatory ---------------------------------------------------------------------------------------------
 
@@ -306,7 +300,7 @@ class _Run:
         gdb.resume()
         hit = qemu.wait_for((SAID, PANIC_END), LIMIT_SECONDS, printed)
         if hit is None:
-            self._is_there()
+            qemu.check_running()
         qemu.wait_for(("reboot: Power down",), 1, printed)
         said = qemu.console[printed:]
         linux = linux_end(said, panicked=hit == PANIC_END)

@@ -144,6 +144,11 @@ class Qemu:
         lines = (self.folder / "errors").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
+    def check_running(self) -> None:
+        """MachineError where it is not the guest that has ended, but QEMU."""
+        if self.ended:
+            raise MachineError(f"QEMU has ended: {self.trouble or 'without a word'}")
+
     def type(self, data: bytes) -> None:
         """On its console."""
         assert self._process.stdin is not None

@@ -44,14 +44,14 @@ def _hear_line(qemu: Qemu, start: int) -> None:
 def loaded_in(qemu: Qemu, setup: LinuxSetup) -> Loaded:
     """Boot, until the crash kernel is loaded and init waits for a line; the machine is stopped then.
 
-    InputError where the kernel does not come so far.
+    InputError where the kernel does not come so far, MachineError where QEMU does not.
     """
     hit = qemu.wait_for((f"\n{WAITING}\n", _END, PANIC_END), LIMIT_SECONDS)
     if hit == _END:
         _hear_line(qemu, qemu.console.rfind(_END.strip()))
     if hit is None or WAITING not in hit:
-        why = qemu.trouble if qemu.ended else ""
-        raise InputError(f"the kernel has loaded no crash kernel: {why or last_words(qemu.console)}")
+        qemu.check_running()
+        raise InputError(f"the kernel has loaded no crash kernel: {last_words(qemu.console)}")
     with believed():
         region, _ = crash_kernel(split_records(qemu.console).get("iomem.txt", ""))
         if region is None:

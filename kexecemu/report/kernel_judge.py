@@ -38,6 +38,18 @@ def judge_text(judged: Sequence[Judged]) -> str:
     apart = [f"  {one.case}: {_many(len(one.in_flash), 'run')}" for one in judged if one.in_flash]
     if apart and "qemu" in places:
         lines += ["", "Not compared with QEMU, whose virt has flash where they abort in the model:", *apart]
+    apart = [f"  {_run_text(one, at, places)}" for one in judged for at in one.rewritten]
+    if apart:
+        lines += [
+            "",
+            "Not compared, since the purgatory stores to its own code, and runs what no two boots have alike:",
+            *apart,
+        ]
+    odd = [
+        "  " + _run_text(one, at, places) for one in judged for at in one.differing_runs if len(one.hit) > 1
+    ]
+    if odd:
+        lines += ["", "Of rows with many runs those that are not as the model says, counted from 0:", *odd]
     differ = [one.case for one in judged if one.differs]
     wrong = [one.case for one in judged if one.wrong]
     runs = sum(len(found) for one in judged for name, found in one.replies.items() if name != "model")
@@ -51,6 +63,13 @@ def judge_text(judged: Sequence[Judged]) -> str:
         + (", an intact image does not capture" if wrong else ""),
     ]
     return lines_text(lines)
+
+
+def _run_text(one: Judged, at: int, places: Sequence[str]) -> str:
+    said = ", ".join(
+        f"{_HEADS[name]} {one.replies[name][at].value}" for name in places if name in one.replies
+    )
+    return f"{one.case}: run {at}, {one.hit[at] or 'elsewhere'}: {said}"
 
 
 def _many(count: int, word: str) -> str:

@@ -33,10 +33,7 @@ def trial_text(where: str, end: TrialEnd) -> str:
     """where says on which machine it was."""
     lines = [("kernel", f"Linux {end.release}, {where}")]
     lines += [("loaded", f"{one.name:<11}{one.area} ({one.bufsz:,} bytes)") for one in end.image.segments]
-    lines += [
-        ("stamped", f"{one.fault.at} ({one.phys:#x}): {_written(one)}{_moment(one)}")
-        for one in end.injections
-    ]
+    lines += [("stamped", f"{_where(one)}: {_written(one)}{_moment(one)}") for one in end.injections]
     lines += [("purgatory", _purgatory(end)), ("capture", _capture(end))]
     # The meanings speak of a dump that was taken: here it may have been looked at only.
     looked = end.capture is not None and end.capture.end is CaptureEnd.HEADERS
@@ -47,6 +44,11 @@ def trial_text(where: str, end: TrialEnd) -> str:
         shown.append(f"{'' if name == before else name:<11}{text}".rstrip())
         before = name
     return lines_text(shown)
+
+
+def _where(one: Injection) -> str:
+    phys = f"{one.phys:#x}"
+    return phys if one.fault.at == phys else f"{one.fault.at} ({phys})"
 
 
 def _written(one: Injection) -> str:

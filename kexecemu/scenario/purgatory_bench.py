@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from kexecemu.crash.kernel import Kernel
-from kexecemu.crash.purgatory_check import Case, Reply, cases, judge_reply, more_cases
+from kexecemu.crash.purgatory_check import Case, Reply, cases, code_areas, judge_reply, more_cases
 from kexecemu.crash.running import run_purgatory
 from kexecemu.crash.stages import PurgatoryEnd
 from kexecemu.data import fixture_path
@@ -21,6 +21,7 @@ from kexecemu.machine.cpu.access import AccessChecker, Violation
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
+from kexecemu.stray.target import resolve
 from kexecemu.suggest import there_are
 
 __all__ = [
@@ -112,16 +113,23 @@ class _Bench:
         assert image is not None and image.purgatory is not None
         return kernel, image, image.purgatory
 
-    def reply(self, faults: Sequence[Fault], budget: int = 0) -> tuple[Reply, int | None]:
-        """Inject, panic, follow to the end; and the address of the purgatory's last abort, if it has one."""
-        kernel, _, _ = self.load()
+    def reply(self, faults: Sequence[Fault], budget: int = 0) -> tuple[Reply, int | None, bool]:
+        """Inject, panic, follow to the end.
+
+        Also the address of the purgatory's last abort, if it has one, and whether it has stored to its own code.
+        """
+        kernel, _, loaded = self.load()
         kernel.purgatory_budget = budget
         for fault in faults:
             kernel.inject(fault)
-        end = kernel.panic()
+
+        def code() -> list[bytes]:
+            return [kernel.ram.read(area.start, area.size) for area in code_areas(self.obj, loaded)]
+
+        before, end = code(), kernel.panic()
         abort = end.purgatory.fault if end.purgatory is not None else None
         reply = judge_reply(bool(faults), end.outcome, end.damage, end.purgatory, end.capture)
-        return reply, abort.far if abort is not None and abort.has_far else None
+        return reply, abort.far if abort is not None and abort.has_far else None, code() != before
 
     def measure(
         self, initrd: int, more: Mapping[str, str] = _NO_OPTIONS, budget: int = 0
@@ -199,11 +207,17 @@ def _stack_top(loaded: LoadedPurgatory, sp: int | None) -> int | None:
 @shown()
 @dataclass(frozen=True)
 class Modelled:
-    """What the model says of a row's runs, where each aborted (physical) or None, and why there is no run."""
+    """What the model says of a row's runs, where each aborted (physical) or None, and why there is no run.
+
+    hit is what of the purgatory each run writes to, as SYMBOL+OFFSET: "" where it is something else. rewritten says of
+    each whether the purgatory has stored to its own code.
+    """
 
     replies: list[Reply]
     aborted: list[int | None]
     absent: str
+    hit: list[str]
+    rewritten: list[bool]
 
 
 _REAL_TIME = 2_000_000_000  # instructions; a real machine is given some ten times as many
@@ -225,7 +239,15 @@ def model_replies(path: Path, obj: RelocatableObject, rows: Sequence[str] = ()) 
     found = {}
     for case in every if not rows else [one for one in every if any(word in one.name for word in rows)]:
         ends = [bench.reply(faults, _REAL_TIME) for faults in case.runs]
-        found[case.name] = Modelled([reply for reply, _ in ends], [at for _, at in ends], case.absent)
+        places = [resolve(kernel, one[0]).start if one else 0 for one in case.runs]
+        hit = [_place(loaded, at) if at in loaded.segment.area else "" for at in places]
+        found[case.name] = Modelled(
+            [reply for reply, _, _ in ends],
+            [at for _, at, _ in ends],
+            case.absent,
+            hit,
+            [own for *_, own in ends],
+        )
     return found
 
 

@@ -196,6 +196,7 @@ INITRD, OWN = [Damage("initrd", 0, 1)], [Damage("purgatory", 0, 1)]
         (Outcome.DETECTED, OWN, PurgatoryEnd.MISMATCH, None, Reply.FALSE_ALARM),
         (Outcome.DETECTED, [], PurgatoryEnd.MISMATCH, None, Reply.FALSE_ALARM),
         (Outcome.SILENT, INITRD, PurgatoryEnd.KERNEL, CaptureEnd.DONE, Reply.MISSED),
+        (Outcome.SILENT, [], PurgatoryEnd.KERNEL, CaptureEnd.DONE, Reply.MISSED),  # the dump is wrong
         (Outcome.TRAPPED, INITRD, PurgatoryEnd.KERNEL, CaptureEnd.TRAPPED, Reply.MISSED),
         (Outcome.MISBOOT, OWN, PurgatoryEnd.KERNEL, CaptureEnd.BAD_ENTRY, Reply.MISSED),
         (Outcome.LATENT, OWN, PurgatoryEnd.KERNEL, CaptureEnd.DONE, Reply.HARMLESS),

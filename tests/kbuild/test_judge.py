@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,38 @@ def test_the_table_names_what_differs_and_what_does_not_apply() -> None:
         "  stack: where it is, is not known",
         "",
         "3 rows, 3 runs: 1 row is not as the model says",
+    ]
+
+
+def test_of_a_row_with_many_runs_those_that_differ_are_named() -> None:
+    rows = [
+        Judged("initrd", {"model": [GOOD], "qemu": [BAD]}, hit=[""]),
+        Judged(
+            CODE,
+            {"model": [GOOD, BAD, GOOD], "board": [GOOD, BAD, BAD], "qemu": [GOOD, GOOD, GOOD]},
+            in_flash=[1],
+            hit=["purgatory+0x4", "sha256+0x8", "sha256+0xc"],
+        ),
+    ]
+    assert [one.differing_runs for one in rows] == [[0], [2]]
+    assert judge_text(rows).splitlines()[-4:-2] == [
+        "Of rows with many runs those that are not as the model says, counted from 0:",
+        "  purgatory's code, 32 bits: run 2, sha256+0xc: model caught, board missed, QEMU caught",
+    ]
+    assert rows[1].as_object()["hit"] == ["purgatory+0x4", "sha256+0x8", "sha256+0xc"]
+
+
+def test_a_run_whose_purgatory_stores_to_its_own_code_is_shown_and_not_compared() -> None:
+    """Bits of a digest of what each boot has otherwise are its next instructions."""
+    replies = {"model": [BAD, GOOD], "board": [BAD, GOOD], "qemu": [BAD, BAD]}
+    row = Judged(CODE, replies, hit=["purgatory+0x4", "sha256+0x8"], rewritten=[1])
+    assert (row.differs, row.differing_runs) == ([], [])
+    assert replace(row, rewritten=[0]).differs == ["qemu"]
+    assert judge_text([row]).splitlines()[-4:] == [
+        "Not compared, since the purgatory stores to its own code, and runs what no two boots have alike:",
+        "  purgatory's code, 32 bits: run 1, sha256+0x8: model caught, board caught, QEMU missed",
+        "",
+        "1 row, 4 runs: all are as the model says",
     ]
 
 

@@ -22,11 +22,14 @@ IMAGE = fixture_path("guests/capture-Image").read_bytes()
 class Liar:
     """In QEMU's place: a console, and memory of any bytes."""
 
-    ended, trouble = False, ""
+    ended = False
 
     def __init__(self, iomem: str, memory: bytes = b"") -> None:
         self.console = f"first: record iomem.txt\n{iomem}\nfirst: end of iomem.txt\n{WAITING}\n"
         self.memory = memory
+
+    def check_running(self) -> None:
+        """It runs."""
 
     def wait_for(self, words: tuple[str, ...], *_: Any) -> str | None:
         return next((word for word in words if word in self.console), None)

@@ -88,6 +88,29 @@ def test_what_comes_after_the_check_is_not_found_and_what_comes_right_before_is(
     assert [[(one.segment, one.length) for one in end.damage] for end in ends] == [[("initrd", 4)]] * 2
 
 
+@pytest.mark.parametrize(
+    ("words", "when", "said"),
+    [
+        ([STRAY], When.AFTER_LOAD, ("harmless", "latent", True)),
+        ([STRAY], When.AT_JUMP, ("harmless", "latent", True)),
+        ([STRAY], When.AFTER_CHECK, ("missed", "silent", False)),
+        ([STRAY, b"\xcc" * 4], When.AFTER_CHECK, ("harmless", "masked", True)),
+    ],
+)
+def test_memory_of_the_crashed_kernel_is_what_the_dump_has_to_show_from_the_jump_on(
+    board: BoardRuns, words: list[bytes], when: When, said: tuple[str, str, bool]
+) -> None:
+    """Free memory, which the boot loader or nobody has written to: 0xcc in both, or what is put there first."""
+
+    def stray(loaded: Loaded) -> list[Fault]:
+        before = Fault("0x48000000", write=b"\xcc" * 4, by=By.DMA, when=When.AFTER_LOAD)
+        return [before, *(Fault("0x48000000", write=one, by=By.DMA, when=when) for one in words)]
+
+    for end in (run_in_qemu(Trial(built()), QemuMachine(), stray), board.run(stray)):
+        assert (end.reply.value, end.outcome.value, end.dump) == said, end.as_object()
+        assert [one.after for one in end.injections] == [b"\xcc" * 4, *words]
+
+
 def test_a_moment_that_qemu_does_not_stop_at_is_refused() -> None:
     with pytest.raises(InputError, match="no moment hashing, but after-load, at-jump, after-check"):
         late = Fault("initrd", write=STRAY, by=By.DMA, when=When.WHILE_HASHING, step=7)

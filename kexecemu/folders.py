@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,7 +32,20 @@ def folder_hindrance(path: str | os.PathLike[str]) -> str:
         return f"{what}is not a folder"
     if not os.access(above, os.W_OK | os.X_OK):
         return f"no permission to write into {what or 'it'}".rstrip()
-    return f"nothing in {what or 'it'} can be renamed".replace("  ", " ") if append_only(str(above)) else ""
+    if append_only(str(above)):
+        return f"nothing in {what or 'it'} can be renamed".replace("  ", " ")
+    return _no_room(above, what.strip() or "it")
+
+
+def _no_room(folder: Path, called: str) -> str:
+    """/proc and its like have the permission, and no room; a file system with blocks is not touched."""
+    if os.statvfs(folder).f_blocks:
+        return ""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=OURS, dir=folder))
+    except OSError as error:
+        return f"no folder can be made in {called}: {error.strerror}"
+    return ""
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:

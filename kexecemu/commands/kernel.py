@@ -29,6 +29,7 @@ from kexecemu.commands.kernel_given import (
     WhenOption,
     WriteOption,
     built_kernel,
+    check_cmdline,
     counted,
     failed,
     fault_given,
@@ -129,7 +130,7 @@ def build(
     print(f"compiler   {built.compiler}")
     for number, step in enumerate(built.steps or ("none",)):
         print(f"{'' if number else 'series':<11}{step}")
-    size = f"{built.purgatory.stat().st_size:,} bytes" if built.purgatory else "none"
+    size = f"{built.purgatory} ({built.purgatory.stat().st_size:,} bytes)" if built.purgatory else "none"
     print(f"purgatory  {size}")
 
 
@@ -140,8 +141,8 @@ def _say_waiting() -> None:
 def boot(
     kernel: KernelArgument,
     on: OnOption = "qemu",
-    cpu: CpuOption = "max",
-    el: ElOption = "el1",
+    cpu: CpuOption = None,
+    el: ElOption = None,
     cpus: CpusOption = 1,
     kaslr: KaslrOption = True,
     cmdline: CmdlineOption = "",
@@ -154,6 +155,7 @@ def boot(
     raw_console: RawConsoleOption = False,
 ) -> None:
     """Boot, load once more by kexec_file_load, panic, say what came of it: exit status 1 without a true dump."""
+    check_cmdline(cmdline)
     machine = machine_given(on, cpu, el, cpus)
     built = built_kernel(kernel, series, pages, config, compiler)
     end = _tried(built, machine, cpus, kaslr, cmdline, [], json, hearing(verbose, raw_console))
@@ -167,8 +169,8 @@ def stamp(
     by: ByOption = "dma",
     expect: ExpectOption = None,
     on: OnOption = "qemu",
-    cpu: CpuOption = "max",
-    el: ElOption = "el1",
+    cpu: CpuOption = None,
+    el: ElOption = None,
     cpus: CpusOption = 1,
     kaslr: KaslrOption = True,
     cmdline: CmdlineOption = "",
@@ -190,6 +192,7 @@ def stamp(
 
     if expect is not None and expect not in list(Reply):
         raise InputError(f"--expect: there is no reply {expect!r}{there_are(expect, list(Reply))}")
+    check_cmdline(cmdline)
     faults = [fault_given(text, by, when) for text in write]
     machine = machine_given(on, cpu, el, cpus)
     if by == "cpu" and machine is None:
@@ -215,12 +218,9 @@ def _tried(
     from kexecemu.kbuild.on_board import board_runs
     from kexecemu.kbuild.on_qemu import run_in_qemu
     from kexecemu.kbuild.trial import Trial, check_targets
-    from kexecemu.kernel.base.cmdline import parameter
     from kexecemu.report.kernel_trial import trial_text
     from kexecemu.report.progress import LINUX_PARTS, progress_bar
 
-    if parameter(cmdline, "console") is not None:
-        raise InputError("--cmdline console=: it is on the first PL011 that the kernel is listened to")
     check_targets(built, faults)
     trial = Trial(built, cpus=cpus, kaslr=kaslr, words=cmdline)
     try:

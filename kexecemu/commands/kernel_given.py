@@ -33,7 +33,15 @@ __all__ = [
 ]
 __all__ += ["ExpectOption", "WhenOption", "WriteOption"]
 __all__ += ["KaslrOption", "KernelArgument", "OnOption", "PagesOption", "SeriesOption", "VersionArgument"]
-__all__ += ["built_kernel", "counted", "failed", "fault_given", "machine_given", "plan_given"]
+__all__ += [
+    "built_kernel",
+    "check_cmdline",
+    "counted",
+    "failed",
+    "fault_given",
+    "machine_given",
+    "plan_given",
+]
 
 BUILDING, BOOTING = "What is built", "The machine"
 
@@ -45,8 +53,8 @@ _CONFIG = "A line of the kernel's configuration, as KASAN=y. Repeatable."
 _COMPILER = "gcc or clang."
 _ON = "qemu, or board: our own."
 _CMDLINE = "Words for the first kernel's command line, as rodata=noalias."
-_EL = "Where the kernel lives: el1, el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
-_CPU = "max, neoverse-v1, cortex-a57, or neoverse-v3: max with that one's ID. QEMU only."
+_EL = "Where the kernel lives: el1 (the default), el2 (at EL1, its stub at EL2) or vhe (at EL2). QEMU only."
+_CPU = "max (the default), neoverse-v1, cortex-a57, or neoverse-v3: max with that one's ID. QEMU only."
 _WRITE = "Write these bytes there, as initrd+0x1000=deadbeef. Repeatable."
 _WHEN = "after-load; at-jump: as the purgatory is entered; or after-check: as the kernel is."
 _BY = "dma: behind every CPU's back; or cpu: a store through the kernel's linear map, which may fault. QEMU only."
@@ -58,8 +66,8 @@ SeriesOption = Annotated[str | None, option("--series", _SERIES, "NAME,...|DIR|n
 PagesOption = Annotated[str, option("--pages", _PAGES, "SIZE", BUILDING)]
 ConfigOption = Annotated[list[str] | None, option("--config", _CONFIG, "LINE", BUILDING)]
 CompilerOption = Annotated[str, option("--compiler", _COMPILER, "NAME", BUILDING)]
-CpuOption = Annotated[str, option("--cpu", _CPU, "NAME", BOOTING)]
-ElOption = Annotated[str, option("--el", _EL, "LEVEL", BOOTING)]
+CpuOption = Annotated[str | None, option("--cpu", _CPU, "NAME", BOOTING)]
+ElOption = Annotated[str | None, option("--el", _EL, "LEVEL", BOOTING)]
 CpusOption = Annotated[int, option("--cpus", "Number of CPUs.", "N", BOOTING, parser=processes)]
 KaslrOption = Annotated[
     bool, typer.Option("--kaslr/--nokaslr", help="Move the kernel about.", rich_help_panel=BOOTING)
@@ -89,7 +97,12 @@ def plan_given(
     from kexecemu.kbuild.toolchain import Toolchain
 
     check_version(version)
-    folders = () if series == "none" else tuple(map(find_series, (series or "purgatory").split(",")))
+    names = (series or "purgatory").split(",")
+    if "none" in names and len(names) > 1:
+        raise InputError(f"--series {series}: none, and others")
+    folders = () if names == ["none"] else tuple(map(find_series, names))
+    if len({one.resolve() for one in folders}) < len(folders):
+        raise InputError(f"--series {series}: one of them is there twice")
     return BuildPlan(version, folders, fragment(pages, config or ()), Toolchain(compiler))
 
 
@@ -113,22 +126,33 @@ def built_kernel(
         words += [f"--pages {pages}"] if pages != "4k" else []
         words += [f"--config {line}" for line in config or ()]
         words += [f"--compiler {compiler}"] if compiler != "gcc" else []
-        raise InputError(f"it is not built yet: run {' '.join(['kexecemu kernel build', kernel, *words])}")
+        command = " ".join(["kexecemu kernel build", kernel, *words])
+        raise InputError(f"Linux {kernel} is not built so yet: run {command}")
     return found
 
 
-def machine_given(on: str, cpu: str, el: str, cpus: int) -> "QemuMachine | None":
+def machine_given(on: str, cpu: str | None, el: str | None, cpus: int) -> "QemuMachine | None":
     """QEMU's, or None for our board."""
     from kexecemu.kbuild.qemu import QemuMachine
 
     if on not in ("qemu", "board"):
         raise InputError(f"--on {on!r} is not one of qemu, board")
     if on == "qemu":
-        return QemuMachine(cpu, el, cpus)
-    for name, value, usual in (("--cpu", cpu, "max"), ("--el", el, "el1")):
-        if value != usual:
+        return QemuMachine(cpu or "max", el or "el1", cpus)
+    for name, value in (("--cpu", cpu), ("--el", el)):
+        if value is not None:
             raise InputError(f"{name} {value}: our own board has one CPU model, and that lives at EL1")
     return None
+
+
+def check_cmdline(cmdline: str) -> None:
+    """InputError for words with which the first kernel does not get to the crash, or is not heard."""
+    from kexecemu.kernel.base.cmdline import parameter
+
+    if not (cmdline.isascii() and cmdline.isprintable()):
+        raise InputError(f"--cmdline: one line of printable ASCII, not {cmdline!r}")
+    if parameter(cmdline, "console") is not None:
+        raise InputError("--cmdline console=: it is on the first PL011 that the kernel is listened to")
 
 
 def fault_given(text: str, by: str = "dma", when: str = "after-load") -> "Fault":

@@ -40,8 +40,8 @@ Only the rows that have one of these words in their name.
 def judge(
     kernel: KernelArgument,
     on: Annotated[str, option("--on", "both, qemu, or board: our own.", "WHERE", BOOTING)] = "both",
-    cpu: CpuOption = "max",
-    el: ElOption = "el1",
+    cpu: CpuOption = None,
+    el: ElOption = None,
     cpus: CpusOption = 1,
     kaslr: KaslrOption = True,
     jobs: Annotated[int, option("-j", "QEMUs at a time.", "N", BOOTING, parser=processes)] = 1,
@@ -59,15 +59,12 @@ def judge(
     Exit status 1 if an intact image does not capture, or anything is not as the model says.
     """
     from kexecemu.kbuild.judge import judge_kernel
-    from kexecemu.kbuild.qemu import QemuMachine
     from kexecemu.kbuild.trial import Trial
     from kexecemu.report.kernel_judge import judge_text
 
     if on not in ("both", "qemu", "board"):
         raise InputError(f"--on {on!r} is not one of both, qemu, board")
-    machine = None if on == "board" else QemuMachine(cpu, el, cpus)
-    if machine is None:
-        machine_given(on, cpu, el, cpus)
+    machine = machine_given("board" if on == "board" else "qemu", cpu, el, cpus)
     trial = Trial(built_kernel(kernel, series, pages, config, compiler), cpus=cpus, kaslr=kaslr)
     try:
         with counted("judging", "runs") as count:

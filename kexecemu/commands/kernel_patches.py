@@ -46,6 +46,8 @@ def patches(
         raise InputError("nothing to do: give --out DIR, or --check")
     check_folder("--out", out)
     check_author(author)
+    if "," in series:
+        raise InputError(f"--series {series}: patches are made of one series at a time")
     written = Written()
     tarball = find_source(version, cache_folder())
     folder = find_series(series)
@@ -58,7 +60,7 @@ def patches(
             with replacing_folder(out) as new:
                 for patch in made:
                     replace_file(new / patch.name, patch.text.encode())
-            print(f"{len(made)} files in {out}")
+            print(f"{len(made)} file{'s' if len(made) != 1 else ''} in {out}")
     if not check:
         written.exit()
     try:

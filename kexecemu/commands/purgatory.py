@@ -145,7 +145,7 @@ def info(file: Annotated[Path, typer.Argument(help=_OBJECT)], json: JsonOption =
 
 
 _REQUIRE = (
-    "caught, boots, no-missed, no-false-alarm, no-hung, no-trapped or no-misboot: exit with 1 "
+    "caught, boots, no-missed, no-false-alarm, no-hung, no-trapped, no-trap-reported or no-misboot: exit with 1 "
     "and name the rows where it is not so; with commas or repeated."
 )
 

@@ -5,6 +5,7 @@ release do not matter, and are not touched.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 
 from kexecemu.children import run_child
-from kexecemu.errors import FetchError
+from kexecemu.errors import FetchError, InputError
 
 __all__ = ["Apt", "Archive", "run_program"]
 
 _TIMEOUT_SECONDS = 900
+_MIRROR = re.compile(r"[a-z][a-z0-9+]*:[^\s\[\]]+")  # the second word of a line of a sources.list
 
 # Read by apt after the machine's own configuration, which it overrides. The hooks are those of the machine's own
 # lists and packages, which are not touched here.
@@ -131,6 +133,8 @@ class Archive:
     """
 
     def __init__(self, folder: Path, say: Say, mirror: str | None = None) -> None:
+        if mirror is not None and not _MIRROR.fullmatch(mirror):
+            raise InputError(f"--mirror {mirror!r} is no address, as http://deb.debian.org/debian")
         self._folder, self._say, self._mirror = folder, say, mirror
         self._apts: dict[tuple[str, str], Apt] = {}
 

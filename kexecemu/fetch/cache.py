@@ -66,10 +66,10 @@ def fetch_targets(
     """Fetch each of these into a cache, into a folder of its name, unless it is there.
 
     One fetch at a time in a cache: the next one waits, and then finds everything there. Raises FetchError if something
-    cannot be had; what had come before it is kept.
+    cannot be had, InputError for a mirror that is no address; what had come before it is kept.
     """
+    archive = Archive(cache, say, mirror)
     with _lock(cache):
-        archive = Archive(cache, say, mirror)
         for what, target in targets.items():
             there = target.find(cache / what)
             if there is not None:

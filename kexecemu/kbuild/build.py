@@ -194,13 +194,21 @@ def build_kernel(
 @contextlib.contextmanager
 def _lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Who had it before has deleted it: then another one may have made it anew.
+            if not path.exists() or not path.samefile(f"/proc/self/fd/{file.fileno()}"):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _edited_tree(plan: BuildPlan, cache: Path, work: Path) -> list[str]:

@@ -53,6 +53,8 @@ def parse_lines(lines: Iterable[str]) -> dict[str, str]:
             found[match[1]] = match[2]
         else:
             raise InputError(f"--config {line!r} is no line of a kernel's configuration: as KASAN=y")
+        if not any(letter.isupper() for letter in line.strip().removeprefix("CONFIG_")):
+            raise InputError(f"--config {line!r}: options are written in capitals, as KASAN=y")
     return found
 
 

@@ -71,6 +71,8 @@ def check_real(initrd: str | None, cmdline: str | None) -> None:
     """InputError for values with which a real first kernel leads to nothing."""
     if initrd == "none":
         raise InputError("load.initrd: a real capture kernel needs an initrd that takes the dump")
+    if cmdline is not None and not (cmdline.isascii() and cmdline.isprintable()):
+        raise InputError(f"kernel.cmdline: a real kernel's is one line of printable ASCII, not {cmdline!r}")
     if any(word == "quiet" or word.startswith("loglevel=") for word in (cmdline or "").split()):
         raise InputError(
             "kernel.cmdline: the first kernel must say on its console that it is left: no quiet, no loglevel="

@@ -34,6 +34,12 @@ def test_what_is_no_such_line_is_refused(line: str) -> None:
         parse_lines([line])
 
 
+@pytest.mark.parametrize("line", ["kasan=y", "CONFIG_kasan=n"])
+def test_an_option_in_small_letters_is_refused_before_anything_is_unpacked(line: str) -> None:
+    with pytest.raises(InputError, match="options are written in capitals, as KASAN=y"):
+        parse_lines([line])
+
+
 def test_a_size_of_pages_is_its_option_and_there_are_three() -> None:
     for pages, name in (("4k", "ARM64_4K_PAGES"), ("16k", "ARM64_16K_PAGES"), ("64k", "ARM64_64K_PAGES")):
         found = [one for one in fragment(pages) if one.endswith("K_PAGES")]

@@ -13,6 +13,7 @@ from kexecemu.errors import KexecError
 from kexecemu.formats import x509
 from kexecemu.kernel.signature.keyring import Keyring, SystemKeyrings
 from kexecemu.kernel.signature.policy import KexecSignaturePolicy, Lockdown
+from kexecemu.kernel.signature.policy_options import policy_of
 
 KEYRINGS = SystemKeyrings(Keyring.of(".builtin_trusted_keys", [x509.parse(signing.der_of(signing.CA))]))
 GOOD, UNSIGNED = signing.good().data, signing.pe_image()
@@ -149,3 +150,8 @@ def test_a_key_that_is_not_there_any_more_refuses_what_was_loaded_before() -> No
     with pytest.raises(KexecError) as error:
         dataclasses.replace(enforcing, keyrings=SystemKeyrings()).check(GOOD, [].append)
     assert error.value.errno == ENOKEY
+
+
+def test_secure_boot_is_what_the_firmware_says_and_off_where_nobody_says_it() -> None:
+    assert not policy_of({}, "").secure_boot
+    assert policy_of({}, "", secure_boot=True).secure_boot

@@ -82,6 +82,14 @@ def test_a_no_map_region_that_is_in_memreserve_as_well_is_refused_by_6_1(era: st
     assert said(kernel)[-1] == CRASH
 
 
+def test_such_a_region_is_refused_in_whichever_part_of_memory_it_lies(boot: Boot) -> None:
+    """A no-map region before it cuts memory in pieces, of which it is in one."""
+    first: Node = ("first@60000000", {"reg": cells(0, 0x60000000, 0, 0x1000000), **NOMAP})
+    kernel = boot("6.1", tree(first, SECMON, memreserve=(0x50000000, 0x1000000)))
+    assert "failed to reserve memory for node 'secmon@50000000'" in said(kernel)[0]
+    assert ram(kernel) == ["40000000-5fffffff", "60000000-60ffffff", "61000000-7fffffff"]
+
+
 @ERAS
 @pytest.mark.parametrize("status", ["disabled", "fail", "reserved", ""])
 def test_a_region_that_is_not_available_is_ignored(era: str, status: str, boot: Boot) -> None:

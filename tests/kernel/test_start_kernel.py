@@ -73,6 +73,16 @@ def test_crash_resources_say_what_they_are(cmdline: str) -> None:
             assert members(kernel, symbol, "resource", "flags", "desc") == [0x81000200, 1]
 
 
+BUSY, MEM, SYSTEM_RAM = 0x80000000, 0x200, 0x1000200
+
+
+def flags_of(name: str, depth: int) -> int:
+    """request_standard_resources() and reserve_memblock_reserved_regions(): busy but for what is no RAM."""
+    if name != "reserved":
+        return SYSTEM_RAM | BUSY
+    return MEM | BUSY if depth else MEM
+
+
 def resource_lines(kernel: KernelModel, virt: int, parent: int, depth: int) -> list[str]:
     """r_show() of what hangs on a resource, by the pointers in guest memory."""
     lines = []
@@ -80,7 +90,7 @@ def resource_lines(kernel: KernelModel, virt: int, parent: int, depth: int) -> l
         start, end, name, flags, _, up, sibling, child = struct.unpack(
             "<8Q", kernel.guest.read_virt(virt, 64)
         )
-        assert up == parent and flags & 0x200
+        assert up == parent and flags == flags_of(kernel.guest.string(name), depth)
         lines.append(f"{'  ' * depth}{start:08x}-{end:08x} : {kernel.guest.string(name)}\n")
         lines += resource_lines(kernel, child, virt, depth + 1)
         virt = sibling

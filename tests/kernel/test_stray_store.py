@@ -51,6 +51,19 @@ def kernel_and_image() -> Iterator[tuple[Kernel, Kimage]]:
 # -- where nothing forbids it --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("offset", [0, 512, 4096 - len(DATA)])
+def test_a_store_to_the_very_buffer_that_it_takes_its_bytes_from_stays(offset: int) -> None:
+    kernel, _ = loaded(cmdline="crashkernel=64M rodata=off")
+    with kernel.board:
+        buffer = kernel.guest.phys("stray_buffer")
+        before = kernel.ram.read(buffer, 4096)
+        assert kernel.store(buffer + offset, DATA, 1, by="cpu") is None
+        assert kernel.ram.read(buffer + offset, len(DATA)) == DATA
+        # What is beside it is that store's, too: nobody puts the buffer back then.
+        kernel.store(initrd_phys(kernel.image), DATA, 1, by="cpu")  # type: ignore[arg-type]
+        assert kernel.ram.read(buffer + offset, len(DATA)) == DATA != before[offset : offset + len(DATA)]
+
+
 @pytest.mark.parametrize("by", WRITERS)
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.parametrize("moment", ["alive", "in panic"])

@@ -68,12 +68,20 @@ def read_file(path: str | os.PathLike[str], most: int = LARGEST) -> bytes:
         # What has no size, as a file of /proc, may have no end either.
         most = most if found.st_size else min(most, _LARGEST_PIPED)
         if found.st_size <= most:
-            data = file.read(found.st_size + 1)
-            if len(data) != found.st_size:
-                data += file.read(most + 1 - len(data))
+            data, size = b"", found.st_size + 1
+            while size and (more := _now(file.read(size), name)):
+                data += more
+                size = most + 1 - len(data)
             if len(data) <= most:
                 return data
     raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", name)
+
+
+def _now(data: bytes | None, name: str) -> bytes:
+    """What was read; OSError where a read that waits for nobody has nothing, as of /proc/kmsg."""
+    if data is None:
+        raise OSError(errno.EAGAIN, "has nothing to read now: somebody would have to write to it", name)
+    return data
 
 
 def _check_readable(found: os.stat_result, name: str, opened: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kexecemu import files
 from kexecemu.cli import main
 from kexecemu.files import LARGEST, read_file
 
@@ -86,3 +87,19 @@ def test_a_device_is_none_to_read_whatever_opened_it(tmp_path: Path) -> None:
 
 def test_a_file_whose_size_nobody_knows_is_read_to_its_end() -> None:
     assert read_file("/proc/self/status").startswith(b"Name:")
+
+
+def test_what_would_have_to_be_waited_for_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /proc/kmsg, which says that it is a regular file, or a FIFO that takes the place of one."""
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(files, "_check_readable", lambda *_: None)
+    fd = os.open(tmp_path / "fifo", os.O_RDWR)
+    try:
+        for sent in (b"", b"so far"):
+            os.write(fd, sent)
+            with pytest.raises(OSError, match="has nothing to read now: somebody would have to write to it"):
+                read_file(tmp_path / "fifo")
+    finally:
+        os.close(fd)

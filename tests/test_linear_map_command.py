@@ -244,7 +244,7 @@ def test_the_table_in_the_documentation_is_what_the_command_says(run: Any) -> No
         ("--ram 1000000001", "not made of whole pages"),
         ("--ram 256T", "48 bits"),
         ("--ram 2M", "too small to boot"),
-        ("--era 5.10", "era '5.10' is not modelled"),
+        ("--era 5.10", "era '5.10' is older than 6.1"),
         ("--protection full", "protection 'full' is not known"),
         ("--config ZONE_DMA", "write NAME=VALUE"),
         ("--config ZONES=y", "not one that the model knows"),

@@ -210,7 +210,7 @@ def test_ours(end):
 
 
 INPUT_ERRORS = {
-    'kexecemu_run(era="5.9")': "InputError: era '5.9' is not modelled",
+    'kexecemu_run(era="5.9")': "InputError: era '5.9' is older than 6.1, the oldest that is modelled",
     'kexecemu_run(faults=[Fault("nowhere", write=b"x")])': "InputError: target nowhere: no such segment or symbol;",
     'kexecemu_run("goldne")': "InputError: no scenario ",
     'kexecemu_run(initrd_size="100M", cmdline="crashkernel=64M")': "KexecError: ",
@@ -254,7 +254,7 @@ def test_it(loaded):
     result = failing(body)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        [">*return kexecemu_kernel(era=*", "E*InputError: era '5.9' is not modelled*"]
+        [">*return kexecemu_kernel(era=*", "E*InputError: era '5.9' is older than 6.1*"]
     )
     result.stdout.no_fnmatch_line("*kexecemu/testing.py*")
 

@@ -76,6 +76,36 @@ def test_a_release_that_is_newer_than_all_eras_is_none_of_them(release: str) -> 
         Era.of_release(release)
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("7.4", "newer than 7.3, the newest that is modelled"),
+        ("7.10-rc1", "newer than 7.3, the newest that is modelled"),
+        ("5.10", "older than 6.1, the oldest that is modelled"),
+        ("5.10.221-1", "older than 6.1, the oldest that is modelled"),
+        ("6.1.192", "a release of 6.1, which is the era's name: write 6.1"),
+        ("6.12.118", "a release of 6.12, which is the era's name: write 6.12"),
+        ("6.1.0-37-arm64", "a release of 6.1, which is the era's name: write 6.1"),
+        ("7.3-rc5", "a release of 7.3, which is the era's name: write 7.3"),
+        ("6.20", "not modelled: 7.0 follows 6.19"),
+    ],
+)
+def test_an_era_that_there_is_not_is_placed_by_its_version(asked: str, words: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        Era.given(asked)
+    assert str(refusal.value) == f"era {asked!r} is {words}"
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "6", "6.04", "v6.4", "six", "6.4 ", "6.4\n", "\N{ARABIC-INDIC DIGIT SIX}.4"]
+)
+def test_what_is_no_version_is_answered_with_the_names_of_the_eras(asked: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        Era.given(asked)
+    assert str(refusal.value).startswith(f"era {asked!r} is not modelled")
+    assert str(refusal.value).endswith(f"known are {', '.join(era.value for era in Era)}")
+
+
 def test_every_release_at_which_something_changes_begins_an_era() -> None:
     eras = {era.since for era in Era}
     assert {one.since for one in CHANGES} <= eras

@@ -58,7 +58,7 @@ def _check_purgatory(options: dict[str, str]) -> None:
         options.setdefault("KEXEC_PURGATORY_CHOSEN", "y")
 
 
-def _member(kind: type[_Kind], value: str, what: str, refusal: str) -> _Kind:
+def _member(kind: type[_Kind], value: str, what: str) -> _Kind:
     """The member with a value; InputError with the nearest and all that there are for one that there is not."""
     text(value, what)
     try:
@@ -66,7 +66,7 @@ def _member(kind: type[_Kind], value: str, what: str, refusal: str) -> _Kind:
     except ValueError:
         known = [one.value for one in kind]
         like = did_you_mean(value, known)
-        raise InputError(f"{what} {value!r} is {refusal}{like}; known are {', '.join(known)}") from None
+        raise InputError(f"{what} {value!r} is not known{like}; known are {', '.join(known)}") from None
 
 
 def _va_bits(options: Mapping[str, str], era: Era) -> dict[str, str]:
@@ -161,12 +161,12 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.era, Era):
-            object.__setattr__(self, "era", _member(Era, self.era, "era", "not modelled"))
+            object.__setattr__(self, "era", Era.given(self.era))
         if self.protection is not None and not isinstance(self.protection, Protection):
-            way = _member(Protection, self.protection, "protection", "not known")
+            way = _member(Protection, self.protection, "protection")
             object.__setattr__(self, "protection", way)
         if not isinstance(self.check_way, Way):
-            object.__setattr__(self, "check_way", _member(Way, self.check_way, "way", "not known"))
+            object.__setattr__(self, "check_way", _member(Way, self.check_way, "way"))
         if self.purgatory is not None:
             instance(self.purgatory, (bool, str, Path), "purgatory")
         options = _parse_options(instance(self.options, Mapping, "options"), self.release)

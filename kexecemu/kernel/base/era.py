@@ -8,10 +8,15 @@ from dataclasses import replace
 from functools import cache, total_ordering
 from typing import Self
 
+from kexecemu.arguments import text
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.changes import CHANGES, Rules
+from kexecemu.suggest import did_you_mean
 
 __all__ = ["Era", "parse_release", "where_so"]
+
+# As a kernel is numbered: 6.12, 6.12.118, 6.12-rc3, 6.1.0-37-arm64. 6.04 and 6.x are none of these.
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})([-.+~][!-~]*)?")
 
 
 @total_ordering
@@ -80,6 +85,31 @@ class Era(enum.Enum):
     def rules(self) -> Rules:
         """Every rule as this era has it."""
         return _rules(self.since)
+
+    @classmethod
+    def given(cls, value: str) -> Era:
+        """The era that somebody asks for by name; InputError for one that there is not, and what would be one."""
+        named = {era.value: era for era in cls}.get(text(value, "era"))
+        if named is None:
+            raise InputError(f"era {value!r} is {cls._why_none(value)}")
+        return named
+
+    @classmethod
+    def _why_none(cls, value: str) -> str:
+        known = [era.value for era in cls]
+        version = _VERSION.fullmatch(value)
+        if version is None:
+            like = did_you_mean(value, known)
+            return f"not modelled{like}; known are {', '.join(known)}"
+        since = int(version[1]), int(version[2])
+        if since < min(cls).since:
+            return f"older than {min(cls).value}, the oldest that is modelled"
+        if since > max(cls).since:
+            return f"newer than {max(cls).value}, the newest that is modelled"
+        line = max(era for era in cls if era.since <= since)
+        if line.since == since:
+            return f"a release of {line.value}, which is the era's name: write {line.value}"
+        return f"not modelled: {min(era for era in cls if era > line).value} follows {line.value}"
 
     @classmethod
     def of_release(cls, release: str) -> Era:

@@ -215,6 +215,33 @@ def test_the_account_says_what_the_alias_of_the_kernel_s_data_is(
     assert found["data"] == (None if alias is None else {"start": 0x40240000, "end": 0x4053AFFF})
 
 
+RODATA_NOTE = "before 6.18 rodata=on was what noalias is now, and full what on is now: 6.1 and 6.4 have "
+UNKNOWN = "Invalid option string for rodata: '{}'"
+
+
+@pytest.mark.parametrize(
+    ("era", "words", "has", "kernel_says"),
+    [
+        ("6.18", "rodata=on", "rodata=on here", None),
+        ("7.3", "rodata=noalias", f"rodata=full by default here ({UNKNOWN.format('noalias')})", None),
+        ("6.17", "rodata=on", None, None),
+        ("6.18", "", None, None),
+        ("6.18", "rodata=off", None, None),
+        ("6.18", "rodata=full", None, "full"),
+        ("6.1", "rodata=noalias", None, "noalias"),
+    ],
+)
+def test_that_the_sides_read_rodata_with_other_words_is_said_where_it_matters(
+    run: Any, era: str, words: str, has: str | None, kernel_says: str | None
+) -> None:
+    notes = [] if has is None else [RODATA_NOTE + has]
+    text = run("--era", era, "--cmdline", words)
+    assert [line for line in text.splitlines() if "before 6.18" in line] == notes
+    found = json.loads(run("--era", era, "--cmdline", words, "--json"))
+    assert found["notes"] == notes
+    assert found["messages"] == ([] if kernel_says is None else [UNKNOWN.format(kernel_says)])
+
+
 def test_a_cpu_whose_blocks_can_be_split_is_said_and_what_a_load_costs_on_it(run: Any) -> None:
     load = ("--era", "7.3", "--protection", "pte", "--loaded", "dtb=0x7ec01000+0x1000")
     pages, blocks = (json.loads(run(*load, *more, "--json")) for more in ((), ("--bbm", "3")))

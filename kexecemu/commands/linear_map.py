@@ -174,6 +174,7 @@ def _object(
         "crashkernel_low": _range(asked.reservation.crashk_low_res),
         "messages": list(asked.messages),
         "reason": asked.reason,
+        "notes": _notes(asked, sides),
         "method": asked.method,
         **_price(asked.price),
         "load": None if load is None else {"table_pages": load.table_pages, "entries": load.entries},
@@ -203,8 +204,22 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
         lines.append(f"after a load  {written}, {pages}")
     before, after = sides[_BEFORE].price, sides[_AFTER].price
     columns = {"this kernel": asked.price, f"before ({_BEFORE})": before, f"after ({_AFTER})": after}
-    lines += ["", *_table(columns), "", _saving(sides), _METHODS[asked.method]]
+    lines += ["", *_table(columns), "", *_notes(asked, sides), _saving(sides), _METHODS[asked.method]]
     return lines_text(lines)
+
+
+def _notes(asked: LinearMapSurvey, sides: Mapping[str, LinearMapSurvey]) -> list[str]:
+    """What makes the two sides no measure of this kernel: rodata= of one command line, read with other words."""
+    from kexecemu.kernel.memory.linear_map import rodata_full, rodata_messages, rodata_words
+
+    side, cmdline = sides[_AFTER].config, asked.cmdline
+    if rodata_full(asked.config, cmdline) == rodata_full(side, cmdline):
+        return []
+    said = "".join(f" ({words})" for words in rodata_messages(side, cmdline))
+    return [
+        "before 6.18 rodata=on was what noalias is now, and full what on is now: "
+        f"{_BEFORE} and {_AFTER} have {rodata_words(side, cmdline)} here{said}"
+    ]
 
 
 def _alias(asked: LinearMapSurvey) -> str:

@@ -30,6 +30,7 @@ from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.protection import protect_crashkres
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.memory.crashkernel import CrashReservation, why_nothing
+from kexecemu.kernel.memory.linear_map import rodata_messages
 from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.kernel.memory.paging import granule_of
@@ -61,9 +62,10 @@ class LoadPrice:
 class LinearMapSurvey:
     """The linear map of one machine as one kernel would build it.
 
-    text is the physical range of the read-only alias; messages what the kernel would print about its reservation;
-    method "built" if the tables were in guest RAM, "formula" if they were reckoned. load and ptdump are there if
-    they were asked for. data is the physical range of the kernel's data and bss, whose alias is the era's data_alias.
+    text is the physical range of the read-only alias; messages what the kernel would print about rodata= and its
+    reservation; method "built" if the tables were in guest RAM, "formula" if they were reckoned. load and ptdump are
+    there if they were asked for. data is the physical range of the kernel's data and bss, whose alias is the era's
+    data_alias.
     """
 
     config: KernelConfig
@@ -152,9 +154,10 @@ def _survey(
     if build:
         mark_linear_data_alias(tables, space, config, cmdline, arch.plan)
     price = measure_linear_map(tables, space) if build else counted.price
-    # Of what the kernel would say only the reservation is of interest here.
-    messages = tuple(line for line in said if "crashkernel" in line)
-    load = None if loaded is None else _protect(loaded, config, arch, tables, space, cmdline, messages)
+    # Of what the kernel would say only what decides about the map is of interest here.
+    reserved_as = [line for line in said if "crashkernel" in line]
+    load = None if loaded is None else _protect(loaded, config, arch, tables, space, cmdline, reserved_as)
+    messages = (*rodata_messages(config, cmdline), *reserved_as)
     found = config, cmdline, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
     dump = ptdump_linear_map(tables, space) if ptdump else None
     return LinearMapSurvey(*found, "built" if build else "formula", load, dump, arch.plan.data)

@@ -31,7 +31,7 @@ from kexecemu.shown import shown
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "PROT_DEVICE"]
 __all__ += ["LinearMapPlan", "MapPiece"]
 __all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel"]
-__all__ += ["plan_linear_map", "rodata_messages"]
+__all__ += ["plan_linear_map", "rodata_full", "rodata_messages", "rodata_words"]
 
 Print = Callable[[str], None]
 
@@ -72,6 +72,16 @@ def rodata_full(config: KernelConfig, cmdline: str) -> bool:
     if asked is not None:
         return _RODATA[noalias][asked]
     return noalias or config.enabled("RODATA_FULL_DEFAULT_ENABLED")
+
+
+def rodata_words(config: KernelConfig, cmdline: str) -> str:
+    """What decides about rodata_full, as this kernel writes it."""
+    asked, noalias = _rodata(config, cmdline), config.release.rules.rodata_noalias
+    if asked is not None:
+        return f"rodata={asked}"
+    if not rodata_full(config, cmdline):
+        return "CONFIG_RODATA_FULL_DEFAULT_ENABLED=n"
+    return f"rodata={'on' if noalias else 'full'} by default"
 
 
 def rodata_enabled(config: KernelConfig, cmdline: str) -> bool:
@@ -163,8 +173,8 @@ def _why_base_pages(config: KernelConfig, cmdline: str, splits: bool) -> str:
     if not splits and _late_kfence(config, cmdline):
         causes.append("a late KFENCE")
     if not splits and rodata_full(config, cmdline):
-        full, blocks = ("on", "noalias") if config.release.rules.rodata_noalias else ("full", "on")
-        word = f"rodata={full}" if _rodata(config, cmdline) else f"rodata={full} by default"
+        blocks = "noalias" if config.release.rules.rodata_noalias else "on"
+        word = rodata_words(config, cmdline)
         if not causes:
             return f"{word} needs base pages, rodata={blocks} would not"
         causes.append(word)

@@ -54,7 +54,7 @@ NO_BOARD: list[tuple[str, Callable[[], object], str]] = [
         "overlap",
     ),
     ("CPUs as text", lambda: Board(cpus="2"), "cpus: a whole number is wanted, not str '2'"),
-    ("no CPUs", lambda: Board(cpus=0), "a board has 1 to 256 CPUs, not 0"),
+    ("no CPUs", lambda: Board(cpus=0), "a board has 1 to 123 CPUs, not 0"),
     ("a GIC as text", lambda: Board(gic="3"), "gic: a whole number is wanted, not str '3'"),
     ("an odd base", lambda: Board(ram_base=5), "ram_base: 0x5 is not the start of a page"),
     ("a base below zero", lambda: Board(ram_base=-4096), "ram_base: -4096 is less than 0"),

@@ -181,9 +181,7 @@ def _command(
 ) -> list[str]:
     """The command line; without a folder the files' names are relative to it."""
     cpus = len(board.cpus)
-    # Which clusters CPUs are in follows from the interrupt controller; up to 8 CPUs both say the same.
-    gic3 = board.gic.version == 3 or cpus > virt.GICV2_CPUS
-    machine = "virt" + ",virtualization=on" * (el == 2) + ",gic-version=3" * gic3
+    machine = "virt" + ",virtualization=on" * (el == 2) + ",gic-version=3" * (board.gic.version == 3)
     words = [_QEMU, "-M", machine, "-cpu", cpu_model, "-m", _size(board.ram.size), "-smp", str(cpus)]
     # A reset would start it all over again.
     words += ["-no-reboot", "-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none"]

@@ -52,7 +52,7 @@ class LinuxSetup:
     packages: Path
     ram: str | int = DEFAULT_RAM
     cpus: int = 1
-    gic: int = 2
+    gic: int | None = None
     cmdline: str = DEFAULT_CMDLINE
     append: str = CAPTURE_CMDLINE
     syscall: str = "kexec_load"
@@ -137,5 +137,5 @@ def _device_tree(board: Board, setup: LinuxSetup, initrd: PhysRange) -> bytes:
         # Linux leaves a seed that it does not use, and kexec-tools refuses to load where one is left.
         kaslr_seed=None if "nokaslr" in setup.cmdline.split() else kaslr_seed,
         rng_seed=rng_seed,
-        gic=setup.gic,
+        gic=board.gic.version,
     )

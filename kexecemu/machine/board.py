@@ -24,12 +24,8 @@ from kexecemu.shown import brief, shown
 
 __all__ = ["Board", "parse_size"]
 
-MAX_CPUS = 256
+MAX_CPUS = virt.GICV3_CPUS
 PHYS_LIMIT = 1 << 44  # Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits
-
-
-def _unconnected(level: bool) -> None:
-    """An interrupt line that leads nowhere."""
 
 
 _SIZE = re.compile(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", re.IGNORECASE | re.ASCII)
@@ -50,14 +46,20 @@ def parse_size(size: str | int) -> int:
     return value
 
 
-def check_numbers(cpus: int, gic: int) -> None:
-    """InputError when there is no board with so many CPUs, or with an interrupt controller of that version."""
+def check_numbers(cpus: int, gic: int | None) -> int:
+    """The version of a board's interrupt controller; InputError when there is none such, or not with so many CPUs.
+
+    None is as in QEMU 11.1's virt: a GICv2 for up to 8 CPUs, else a GICv3. (7.2's refuses more than 8 then.)
+    """
     if not 1 <= cpus <= MAX_CPUS:
         raise InputError(f"a board has 1 to {MAX_CPUS} CPUs, not {cpus}")
-    if gic not in (2, 3):
+    if gic not in (None, 2, 3):
         raise InputError(f"a board has a GIC of version 2 or 3, not {gic}")
-    if gic == 3 and cpus > virt.GICV3_CPUS:
-        raise InputError(f"a board with a GICv3 has 1 to {virt.GICV3_CPUS} CPUs, not {cpus}")
+    if gic == 2 and cpus > virt.GICV2_CPUS:
+        raise InputError(
+            f"a board with a GICv2 has 1 to {virt.GICV2_CPUS} CPUs, not {cpus}; with a GICv3 up to {MAX_CPUS}"
+        )
+    return gic or (2 if cpus <= virt.GICV2_CPUS else 3)
 
 
 def _banks(ram: str | int | Sequence[PhysRange], base_phys: int) -> Sequence[PhysRange]:
@@ -92,11 +94,13 @@ class Board:
         ram_base: int = virt.RAM_BASE,
         uart_base: int = virt.UART.start,
         absent: bool = False,
-        gic: int = 2,
+        gic: int | None = None,
         bbm: int = 0,
         stuck_cpus: Iterable[int] = (),
     ) -> None:
-        """gic is the interrupt controller's architecture, 2 or 3; bbm the CPUs' level of FEAT_BBM, 0 to 3.
+        """gic is the interrupt controller's architecture, 2 or 3; None is 2, which is for up to 8 CPUs, and else 3.
+
+        bbm is the CPUs' level of FEAT_BBM, 0 to 3.
 
         A Cortex-A57 has none: with others the model kernel may build another linear map, and no code finds it in a
         register. stuck_cpus hear no interrupt once the model kernel crashes; the one that crashes is not asked.
@@ -106,7 +110,7 @@ class Board:
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it.
         """
-        check_numbers(integer(cpus, "cpus"), integer(gic, "gic"))
+        gic = check_numbers(integer(cpus, "cpus"), None if gic is None else integer(gic, "gic"))
         self.stuck_cpus = virt.check_stuck(stuck_cpus, cpus)
         """Those that cannot be stopped."""
         self.bbm = virt.check_bbm(integer(bbm, "bbm"))
@@ -115,8 +119,7 @@ class Board:
             if integer(base, what, 0) % HOST_PAGE:
                 raise InputError(f"{what}: {base:#x} is not the start of a page of {HOST_PAGE:#x} bytes")
         banks = _banks(ram, ram_base)
-        gic2_cpus = min(cpus, virt.GICV2_CPUS)
-        self.gic: Gic2 | Gic3 = Gic2(gic2_cpus, self._interrupt) if gic == 2 else Gic3(cpus, self._interrupt)
+        self.gic: Gic2 | Gic3 = (Gic2 if gic == 2 else Gic3)(cpus, self._interrupt)
         self.uart = Pl011(uart_base, irq=self.gic.line(virt.UART_SPI))
         for bank in banks:
             if bank.overlaps(self.uart.phys):
@@ -154,17 +157,14 @@ class Board:
 
     def _cpu(self, index: int) -> SystemCpu:
         devices: list[MmioDevice] = []
-        physical: Line = _unconnected
-        virtual: Line = _unconnected
         registers: CpuInterface3 | None = None
         if isinstance(self.gic, Gic3):
             devices += [self.gic.distributor, self.gic.redistributors]
             registers = self.gic.cpu_interface(index)
-        elif index < virt.GICV2_CPUS:
+        else:
             devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
-        if index < self.gic.cpus:
-            physical = self._timer_line(index, self.gic.line(virt.TIMER_PHYSICAL_PPI, index))
-            virtual = self._timer_line(index, self.gic.line(virt.TIMER_VIRTUAL_PPI, index))
+        physical = self._timer_line(index, self.gic.line(virt.TIMER_PHYSICAL_PPI, index))
+        virtual = self._timer_line(index, self.gic.line(virt.TIMER_VIRTUAL_PPI, index))
         devices += [self.virtio, self.rtc, *self._absent]
         taken = [*self.ram.banks, self.uart.phys]
         return SystemCpu(

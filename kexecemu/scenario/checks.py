@@ -32,8 +32,9 @@ def checks_of(
     yield ("kernel", "protection"), partial(KernelConfig, protection=kernel.protection)
     for name, value in kernel.config.items():
         yield ("kernel", "config", name), partial(check_option, name, value)
-    yield ("machine", "cpus"), partial(check_numbers, 1 if machine.cpus is None else machine.cpus, 2)
-    yield ("machine", "gic"), partial(check_numbers, 1, 2 if machine.gic is None else machine.gic)
+    cpus = 1 if machine.cpus is None else machine.cpus
+    yield ("machine", "cpus"), partial(check_numbers, cpus, None)
+    yield ("machine", "gic"), partial(check_numbers, cpus, machine.gic)
     yield ("machine", "bbm"), partial(check_bbm, machine.bbm)
     yield ("machine", "ram"), partial(_check_size, "machine.ram", machine.ram)
     yield ("load", "initrd_size"), partial(_check_size, "load.initrd_size", scenario.load.initrd_size)

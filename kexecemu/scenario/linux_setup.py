@@ -54,7 +54,7 @@ def linux_setup(setup: Setup) -> LinuxSetup:
         crash_initrd=fetched_initrd(second) if setup.initrd is None else contents(setup.initrd, "initrd"),
         **vars(programs),
         cpus=cpus,
-        gic=setup.value("gic"),
+        gic=setup.gic,
         syscall=setup.call,
         checks=setup.call == "kexec_load" and setup.purgatory != "none",
         # What is not given is as LinuxSetup has it.

@@ -55,9 +55,9 @@ class Setup:
     )
     gic: int | None = _machine(
         None,
-        "Version of the interrupt controller. With dtb: the one that it has.",
+        "Version of the interrupt controller.",
         "2|3",
-        otherwise=2,
+        without="2 for up to 8 CPUs, else 3; with dtb, the one that it has",
         schema={"enum": [2, 3]},
     )
     bbm: int = _machine(

@@ -57,7 +57,7 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
 def _board(setup: Setup, dtb: bytes | None) -> Board:
     cpus_are: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
     if dtb is None:
-        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.value("gic"), **cpus_are)
+        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **cpus_are)
     try:
         tree = Fdt(dtb)
         banks, count = memory_ranges(tree), cpu_count(tree)
@@ -71,7 +71,7 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
     try:
         cpus = count if setup.cpus is None else setup.cpus
         real = setup.capture == "linux"
-        gic = setup.gic if setup.gic is not None else gic_version(tree) if real else 2
+        gic = setup.gic if setup.gic is not None else gic_version(tree) if real else None
         return Board(banks, cpus, absent=real, gic=gic, **cpus_are)
     except MachineError as error:
         raise InputError(f"device tree {setup.dtb}: {error}") from error

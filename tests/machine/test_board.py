@@ -42,7 +42,7 @@ def test_ram_given_as_a_size_begins_at_ram_base():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"ram": 4097}, {"cpus": 0}, {"cpus": 257}, {"ram": [PhysRange.of(0x9000000, 1 << 20)]}]
+    "bad", [{"ram": 4097}, {"cpus": 0}, {"cpus": 124}, {"ram": [PhysRange.of(0x9000000, 1 << 20)]}]
 )
 def test_a_board_that_cannot_be_is_refused(bad):
     with pytest.raises(InputError):
@@ -90,6 +90,23 @@ def test_time_is_what_all_cpus_retired(new_guest, a64):
     assert [cpu.instructions for cpu in guest.board.cpus] == [4, 8]
     assert guest.board.instructions == 12
     assert guest.board.timeline.record("test", "now").when == 12
+
+
+@pytest.mark.parametrize(("cpus", "gic"), [(1, 2), (8, 2), (9, 3), (123, 3)])
+def test_a_board_of_more_cpus_than_a_gicv2_takes_has_a_gicv3(cpus, gic):
+    with Board("4M", cpus) as board:
+        assert (board.gic.version, board.gic.cpus) == (gic, cpus)
+    with Board("4M", cpus, gic=3) as board:
+        assert board.gic.version == 3
+
+
+def test_a_gicv2_that_is_asked_for_has_no_ninth_cpu():
+    with Board("4M", 8, gic=2) as board:
+        assert board.gic.version == 2
+    with pytest.raises(
+        InputError, match=r"^a board with a GICv2 has 1 to 8 CPUs, not 9; with a GICv3 up to 123$"
+    ):
+        Board("4M", 9, gic=2)
 
 
 def test_a_cpu_that_never_ran_costs_no_engine():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from image_header import build
 
+from kexecemu.cli import main
 from kexecemu.data import fixture_path
 from kexecemu.formats.elf import PT_LOAD
 from kexecemu.formats.elfcore import parse_core_header
@@ -49,6 +50,24 @@ def bootargs(dtb: bytes) -> str:
     strings = tree.get_strings(chosen, "bootargs")
     assert strings
     return strings[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "words"),
+    [
+        ("256M", 256 << 20, "256 MiB"),
+        ("1G", 1 << 30, "1 GiB"),
+        ("33333K", 33336 << 10, "33336 KiB"),
+        ("1", 4096, "4 KiB"),
+    ],
+)
+def test_a_region_of_any_size_is_told_exactly(
+    capsys: pytest.CaptureFixture[str], asked: str, size: int, words: str
+) -> None:
+    assert main(["load", "--no-load", "--ram", "4G", "--cmdline", f"crashkernel={asked}"]) == 0
+    match = re.fullmatch(r"crashkernel  0x(\w+)-0x(\w+)  (.+)\n", capsys.readouterr().out)
+    assert match is not None and match[3] == words
+    assert int(match[2], 16) - int(match[1], 16) + 1 == size
 
 
 def test_the_real_machine_gets_the_real_kernels_layout_and_device_tree(tmp_path: Path) -> None:

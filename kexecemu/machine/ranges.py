@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kexecemu.shown import shown
 
-__all__ = ["PhysRange", "subtract"]
+__all__ = ["PhysRange", "exact_size", "subtract"]
 
 
 @shown()
@@ -53,6 +53,14 @@ class PhysRange:
 
     def __str__(self) -> str:
         return f"{self.start:#x}-{self.last:#x}" if self.size else f"{self.start:#x} (empty)"
+
+
+def exact_size(size: int) -> str:
+    """A size in the largest unit of which it is a whole number: "1 GiB", "1536 MiB", "33336 KiB", "1 byte"."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} byte{'s' if size != 1 else ''}"
 
 
 def subtract(ranges: Iterable[PhysRange], holes: Iterable[PhysRange]) -> list[PhysRange]:

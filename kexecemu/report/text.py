@@ -13,7 +13,7 @@ from kexecemu.kernel.base.config import KernelConfig, Way
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.linux.first import FirstLinux
 from kexecemu.machine.board import Board
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.ranges import PhysRange, exact_size
 from kexecemu.machine.timeline import Event
 from kexecemu.report.campaign_words import tone_of
 from kexecemu.report.terminal import print_table, say
@@ -44,7 +44,7 @@ def print_layout(console: Console, kernel: Kernel, image: Kimage | None) -> None
     rows += [("[bold]in CMA[/]       ", area) for area in kernel.crashk_cma_ranges]
     for label, area in rows:
         if area is not None:
-            say(console, label, f"{area.start:#012x}-{area.last:#012x}  {area.size >> 20} MiB")
+            say(console, label, f"{area.start:#012x}-{area.last:#012x}  {exact_size(area.size)}")
     if image is None:
         return
     table = []
@@ -59,9 +59,7 @@ def print_layout(console: Console, kernel: Kernel, image: Kimage | None) -> None
 
 def ram_and_cpus(board: Board) -> str:
     """How large a board is: "1 GiB, 2 CPUs"."""
-    size = board.ram.size
-    ram = f"{size >> 30} GiB" if size % (1 << 30) == 0 else f"{size >> 20} MiB"
-    return f"{ram}, {len(board.cpus)} CPU{'s' if len(board.cpus) > 1 else ''}"
+    return f"{exact_size(board.ram.size)}, {len(board.cpus)} CPU{'s' if len(board.cpus) > 1 else ''}"
 
 
 def purgatory_word(config: KernelConfig, syscall: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from kexecemu.errors import InputError
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.memory.memblock import across_pages
-from kexecemu.machine.ranges import PhysRange, subtract
+from kexecemu.machine.ranges import PhysRange, exact_size, subtract
 from kexecemu.shown import shown
 
 __all__ = ["Resource", "alloc_resources", "is_inserted", "publish_resources", "system_ram"]
@@ -154,5 +154,5 @@ def publish_resources(state: KernelState) -> None:
     _publish_tree(state)
     area = reservation.crashk_res
     if area is not None:
-        words = f"crashkernel reserved at {area} ({area.size >> 20} MiB)"
+        words = f"crashkernel reserved at {area} ({exact_size(area.size)})"
         state.say("crashkernel", words, start_phys=area.start, end_phys=area.last)

@@ -52,6 +52,19 @@ def bootargs(dtb: bytes) -> str:
     return strings[0]
 
 
+def test_the_log_has_no_line_of_what_is_not_modelled_and_the_page_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """print_unknown_bootoptions() goes by every __setup() and parameter that a build has."""
+    line = "Unknown kernel command line parameters"
+    assert main(["load", "--json", "--no-load", "--cmdline", "crashkernel=64M kmode=full"]) == 0
+    messages = json.loads(capsys.readouterr().out)["messages"]
+    assert "Kernel command line: crashkernel=64M kmode=full" in messages
+    assert not any(line in one for one in messages)
+    about = (Path(__file__).parents[1] / "docs" / "json.md").read_text().split("`messages`\n", 1)[1]
+    assert line in about.split("\n\n", 1)[0]
+
+
 @pytest.mark.parametrize(
     ("asked", "size", "words"),
     [

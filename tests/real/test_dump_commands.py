@@ -6,7 +6,9 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,53 @@ def test_a_dump_of_52_bit_addresses_needs_the_option_that_the_page_names(tmp_pat
     assert "exit status 1" in said
     assert "-m phys_offset=0x40000000" in DOCS.read_text()
     assert dump_commands.crash_options(kind) == ["-m", "phys_offset=0x40000000"]
+
+
+@pytest.mark.parametrize("target", ["dumptools", "dumptools-trixie"])
+def test_what_the_page_says_to_open_a_dump_opens_one(
+    fetched: Callable[[str], Path], tmp_path: Path, target: str
+) -> None:
+    folder = fetched(target)
+    if shutil.which("qemu-aarch64-static") is None:
+        pytest.skip("qemu-aarch64 is not installed (Debian: qemu-user-static)")
+    blocks = re.findall(r"^```sh\n(.*?)^```", DOCS.read_text(), re.M | re.S)
+    (block,) = (block for block in blocks if f"fetch {target}\n" in block and "qemu-aarch64" in block)
+    place = f"~/.cache/kexecemu/{target}"
+    assert block.count(place) == 1
+    script = "set -e\n" + block.replace(place, str(folder)).replace(
+        "kexecemu ", f"{sys.executable} -m kexecemu "
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(dump_commands.TOP), "KEXECEMU_CACHE": str(folder.parent)},
+        input="bt\nquit\n",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "write_sysrq_trigger at ffff8" in done.stdout
+    assert done.stdout.endswith("Starting crashdump kernel...\n") or done.stdout.endswith("Bye!\n")
+    assert ("vmcore.small" in script) is (tmp_path / "vmcore.small").is_file()
+
+
+def test_crash_takes_a_dump_of_7_0_with_a_vmlinux_made_as_the_page_says(tmp_path: Path) -> None:
+    kind = KINDS["7.3, 48 bits"]._replace(era="7.0")
+    try:
+        tools = Tools.of(kind.target, dump_commands.qemu_user())
+    except NotFetched as error:
+        pytest.skip(str(error))
+    dump = Dump.make(kind, tmp_path)
+    (command,) = re.findall(r"`(sed .*?)`", DOCS.read_text())
+    subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env={**os.environ, "vmlinux": str(dump.vmlinux)}, check=True
+    )
+    (tmp_path / "commands").write_text("bt\nquit\n")
+    words = ("crash", "-s", "-i", tmp_path / "commands")
+    assert "is not SMP" in tools.run(*words, dump.vmlinux, dump.vmcore, cwd=tmp_path)
+    assert "write_sysrq_trigger at" in tools.run(*words, tmp_path / "vmlinux-7.0", dump.vmcore, cwd=tmp_path)
 
 
 def test_the_table_has_every_row_and_names_the_tools() -> None:

@@ -31,7 +31,7 @@ def fetch_command(
         list[str] | None, typer.Argument(metavar="NAME", help=_NAMES, autocompletion=complete.fetch_targets)
     ] = None,
     show: Annotated[bool, option("--list", "Say what there is to fetch, and what is there.")] = False,
-    every: Annotated[bool, option("--all", "Fetch everything that there is.")] = False,
+    every: Annotated[bool, option("--all", "Fetch everything that a release of Debian has.")] = False,
     cache: Annotated[
         Path | None, option("--cache", "Elsewhere than $KEXECEMU_CACHE or ~/.cache/kexecemu.", "DIR")
     ] = None,
@@ -50,7 +50,11 @@ def fetch_command(
         for name, target in TARGETS.items():
             print(f"{name:<17}{'fetched' if cached(name, folder) else '-':<9}{target.summary}")
         return
-    wanted = list(TARGETS) if every else list(dict.fromkeys(names or USUAL))
+    wanted = (
+        [name for name, one in TARGETS.items() if not one.old]
+        if every
+        else list(dict.fromkeys(names or USUAL))
+    )
     for name in wanted:
         if name not in TARGETS:
             raise InputError(f"there is no {name!r} to fetch{there_are(name, TARGETS)}")

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from kexecemu.children import run_child
 from kexecemu.errors import FetchError, InputError
@@ -18,6 +19,10 @@ from kexecemu.errors import FetchError, InputError
 __all__ = ["Apt", "Archive", "run_program"]
 
 _TIMEOUT_SECONDS = 900
+_HELPER = "/usr/lib/apt/apt-helper"
+_SNAPSHOT = "http://snapshot.debian.org/archive/debian/20260320T000000Z/"
+"""Debian's archive as it was when the newest of what is fetched by download_old() was in it."""
+
 _MIRROR = re.compile(r"[a-z][a-z0-9+]*:[^\s\[\]]+")  # the second word of a line of a sources.list
 
 # Read by apt after the machine's own configuration, which it overrides. The hooks are those of the machine's own
@@ -108,6 +113,22 @@ class Apt:
         """Put the packages named, and nothing else, into a folder."""
         self.update()
         self._run(["apt-get", "download", *packages], cwd=folder)
+
+    def download_old(self, path: str, sha256: str, folder: Path) -> None:
+        """Put a package that no release has any more into a folder, by its path in the archive and its digest.
+
+        From the mirrors of Debian, some of which keep such ones, else from snapshot.debian.org.
+        """
+        rows = (line.split() for line in self.index_targets("$(ORIGIN) $(REPO_URI)"))
+        mirrors = dict.fromkeys(row[-1] for row in rows if row[0] == "Debian")
+        place = folder / os.path.basename(path)
+        for where in (*mirrors, _SNAPSHOT):
+            words = ["download-file", f"{where}{quote(path)}", str(place), f"SHA256:{sha256}"]
+            done = run_program([_HELPER, "-c", str(self._conf), *words])
+            if done.returncode == 0 and place.is_file():
+                return
+        why = self._trouble or "no mirror keeps it, and snapshot.debian.org cannot be reached"
+        raise FetchError(f"{place.name}: no release of Debian has it any more; {why}")
 
     def download_with_dependencies(self, packages: Sequence[str], folder: Path) -> None:
         """Put packages and everything that they need into a folder."""

@@ -6,7 +6,7 @@ Everything is pinned to a release by its codename, so that two machines have the
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kexecemu.errors import FetchError
@@ -28,7 +28,8 @@ class FetchTarget:
 
     keep, file and needs are patterns below the packages' root; an empty file stands for the folder itself. What was
     fetched before it was known that needs are needed lacks them, and counts as not fetched. native says that it is for
-    this machine's architecture and not for arm64. finish puts what was kept into its final form, where it has another.
+    this machine's architecture and not for arm64; old that no release has it any more, and that nobody should count on
+    its being there. finish puts what was kept into its final form, where it has another.
     """
 
     summary: str
@@ -38,6 +39,7 @@ class FetchTarget:
     needs: Sequence[str] = ()
     release: str = _BOOKWORM
     native: bool = False
+    old: bool = False
     finish: Callable[[Path], None] | None = None
 
     def find(self, folder: Path) -> Path | None:
@@ -105,6 +107,12 @@ def _one_layout(kept: Path) -> None:
             path.rename(place)
 
 
+def _old_kernel(summary: str, path: str, sha256: str, release: str) -> FetchTarget:
+    """A kernel that a release had once, by its package's path in the archive."""
+    usual = _kernel(summary, "", release)
+    return replace(usual, download=lambda apt, folder: apt.download_old(path, sha256, folder), old=True)
+
+
 # glibc's loader is given everything by the script, so that none of the machine's own libraries is taken.
 _STARTER = """\
 #!/bin/sh
@@ -145,6 +153,12 @@ TARGETS = {
     "kernel-trixie": _kernel("Debian 13's, Linux 6.12", "linux-image-cloud-arm64", "trixie"),
     "kernel-backports": _kernel(
         "the newest that Debian 13 offers as a backport", "linux-image-cloud-arm64", "trixie-backports"
+    ),
+    "kernel-6.18": _old_kernel(
+        "Linux 6.18, once Debian 13's backport: by name only, where a mirror still has it",
+        "pool/main/l/linux-signed-arm64/linux-image-6.18.15+deb13-cloud-arm64_6.18.15-1~bpo13+1_arm64.deb",
+        "d8769e7a5cd50d504354c1bb13d92becb004178ed1195e575d5680e33cb84c30",
+        "trixie-backports",
     ),
     "kernel-16k": _kernel("Debian 13's for pages of 16 KiB", "linux-image-arm64-16k", "trixie"),
     # /usr/bin in releases with a merged /usr, /bin before.

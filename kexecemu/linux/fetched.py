@@ -36,6 +36,7 @@ _OTHER_NAMES = {
     "6.1": "kernel",
     "trixie": "kernel-trixie",
     "6.12": "kernel-trixie",
+    "6.18": "kernel-6.18",
     "backports": "kernel-backports",
     "7.3": "kernel-backports",
 }

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 import kexecemu
-from kexecemu.errors import NotFetched
+from kexecemu.errors import FetchError, NotFetched
+from kexecemu.fetch.apt import Archive, run_program
 from kexecemu.fetch.cache import cache_folder, cached, fetched, fetched_folder, kernel_modules
 from kexecemu.fetch.targets import TARGETS
 
@@ -329,3 +331,51 @@ def test_a_name_that_is_no_target_is_refused_with_those_that_are(tmp_path: Path)
     [said] = done.stderr.splitlines()
     assert said == f"kexecemu: there is no 'vmlinuz' to fetch; there are {', '.join(TARGETS)}"
     assert {"kernel", "kernel-trixie", "busybox", "dumptools", "kexec-tools"} <= set(TARGETS)
+
+
+OLD = "pool/main/l/linux/image-6+deb13_6-1~bpo13+1_arm64.deb"
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [
+        ("mirror.example", ["http://mirror.example/debian/"]),
+        ("snapshot.debian.org", ["http://mirror.example/debian/", "http://mirror.example/security/"]),
+        ("nowhere", []),
+    ],
+)
+def test_what_no_release_has_any_more_comes_from_a_mirror_or_from_the_snapshots(
+    tmp_path: Path, kernel_tools: Path, monkeypatch: pytest.MonkeyPatch, there: str, asked: list[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{kernel_tools}:/usr/bin:/bin")
+    apt = Archive(tmp_path / "cache", lambda line: None).apt("bookworm", "arm64")
+    seen: list[str] = []
+
+    def helped(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        if not command[0].endswith("apt-helper"):
+            return run_program(command, cwd)
+        what, uri, place, digest = command[3:]
+        assert (what, digest) == ("download-file", "SHA256:1234") and unquote(uri).endswith(OLD)
+        seen.append(unquote(uri).removesuffix(OLD))
+        if there in uri:
+            Path(place).write_text("package")
+        return subprocess.CompletedProcess(command, 0 if there in uri else 100, "", "")
+
+    monkeypatch.setattr("kexecemu.fetch.apt.run_program", helped)
+    if there == "nowhere":
+        with pytest.raises(
+            FetchError, match=r"^image-6\+deb13_6-1~bpo13\+1_arm64.deb: no release of Debian has it"
+        ):
+            apt.download_old(OLD, "1234", tmp_path)
+        return
+    apt.download_old(OLD, "1234", tmp_path)
+    assert (tmp_path / Path(OLD).name).read_text() == "package"
+    assert seen[: len(asked)] == asked and there in seen[-1]
+
+
+def test_all_is_what_releases_have(tmp_path: Path, tools: Path) -> None:
+    """A mirror that has thrown an old package away is nobody's fault."""
+    old = [name for name, one in TARGETS.items() if one.old]
+    assert old == ["kernel-6.18"]
+    done = run(tmp_path / "cache", "--all", path=f"{tools}:/usr/bin:/bin")
+    assert done.returncode == 1 and "6.18" not in done.stdout + done.stderr

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-KERNELS = ("6.1", "6.12", "7.3")
+KERNELS = ("6.1", "6.12", "6.18", "7.3")
 MACHINES = (
     ("1004M", 2, "crashkernel=192M"),
     ("777M", 1, "crashkernel=160M"),

@@ -19,6 +19,7 @@ BOARDS = [
     ("kernel", "6G", 1, "crashkernel=256M,high crashkernel=64M,low"),
     ("kernel", "768M", 1, "crashkernel=128M@0x50000000 nokaslr"),
     ("kernel-trixie", "6G", 1, "crashkernel=256M,high"),
+    ("kernel-6.18", "1004M", 2, "crashkernel=192M"),
 ]
 
 

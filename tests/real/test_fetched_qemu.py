@@ -54,7 +54,7 @@ def test_a_board_of_so_many_cpus_has_the_interrupt_controller_that_it_has_there(
             Board("4M", cpus, gic=2)
 
 
-@pytest.mark.parametrize("name", ["kernel", "kernel-trixie", "kernel-backports"])
+@pytest.mark.parametrize("name", ["kernel", "kernel-trixie", "kernel-6.18", "kernel-backports"])
 def test_real_kernels_boot_on_a_cpu_of_today(
     qemu: Path, fetched: Callable[[str], Path], initramfs: Path, name: str
 ) -> None:

@@ -104,7 +104,7 @@ class RealKernel:
         return self.modules.name
 
 
-@pytest.fixture(scope="module", params=["kernel", "kernel-trixie", "kernel-backports"])
+@pytest.fixture(scope="module", params=["kernel", "kernel-trixie", "kernel-6.18", "kernel-backports"])
 def kernel(request: pytest.FixtureRequest, fetched: Callable[[str], Path]) -> RealKernel:
     """Linux 6.1, with virtio as modules; 6.12 and what is newest, with half of it built in and compressed modules."""
     image, modules = fetched(request.param), kernel_modules(request.param)

@@ -252,7 +252,7 @@ def test_kaslr_is_on_and_another_seed_puts_the_kernel_elsewhere(captured: Captur
 # -- other kernels, initrds and boards -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["kernel-trixie", "kernel-backports"])
+@pytest.mark.parametrize("name", ["kernel-trixie", "kernel-6.18", "kernel-backports"])
 def test_newer_kernels_capture_too(
     setup: Setup, fetched: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:

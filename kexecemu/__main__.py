@@ -14,8 +14,9 @@ def main() -> int:
     if hears:
         # Nothing is open yet, and an exception in the middle of an import may be swallowed or dressed up there.
         signal.signal(signal.SIGINT, _at_once)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, partial(_terminated, os.getpid()))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, partial(_terminated, os.getpid()))
     from kexecemu.cli import main as command_line
     from kexecemu.commands.streams import open_closed
     from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
@@ -40,11 +41,11 @@ def main() -> int:
         leave()
 
 
-def _terminated(parent: int, *_: object) -> None:
-    """End as shells count SIGTERM, and take what is temporary along; a child has nothing that is its own."""
+def _terminated(parent: int, number: int, _: object) -> None:
+    """End as shells count signals, and take what is temporary along; a child has nothing that is its own."""
     if os.getpid() != parent:
-        os._exit(143)
-    raise SystemExit(143)
+        os._exit(128 + number)
+    raise SystemExit(128 + number)
 
 
 def _at_once(*_: object) -> None:

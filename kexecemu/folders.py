@@ -15,7 +15,17 @@ from kexecemu.files import OURS, name_as_given
 from kexecemu.interrupt import undoing
 from kexecemu.opened import named
 
-__all__ = ["folder_hindrance", "replacing_folder"]
+__all__ = ["folder_hindrance", "replacing_folder", "temporary_folder"]
+
+
+@contextmanager
+def temporary_folder(prefix: str, place: Path | None = None) -> Iterator[Path]:
+    """A folder that goes when the block ends, and when Ctrl-C ends the process in it."""
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=place) as name,
+        undoing(partial(shutil.rmtree, name, ignore_errors=True)),
+    ):
+        yield Path(name)
 
 
 def folder_hindrance(path: str | os.PathLike[str]) -> str:

@@ -37,10 +37,11 @@ import ctypes, sys
 from pathlib import Path
 from kexecemu.children import child
 from kexecemu.files import replacing
+from kexecemu.folders import temporary_folder
 from kexecemu.interrupt import guarded
 mutex = ctypes.create_string_buffer(128)
 lock = ctypes.CDLL(None).pthread_mutex_lock
-with guarded(), replacing("result") as file, child(["sleep", "60"]) as process:
+with guarded(), temporary_folder("t.", Path.cwd()), replacing("result") as file, child(["sleep", "60"]) as process:
     file.write(b"half")
     file.flush()
     print(process.pid, flush=True)
@@ -68,6 +69,34 @@ def test_a_call_that_does_not_come_back_is_ended_and_leaves_nothing(tmp_path: Pa
             os.kill(started, 0)
             assert time.monotonic() - begin < 10
             time.sleep(0.05)
+
+
+TERMINATED = """
+import time
+from pathlib import Path
+import kexecemu.cli
+from kexecemu.folders import temporary_folder
+def command_line():
+    with temporary_folder("t.", Path.cwd()):
+        print("there", flush=True)
+        time.sleep(60)
+kexecemu.cli.main = command_line
+from kexecemu.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_terminated_or_loses_the_terminal_takes_what_is_temporary_along(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start("-c", TERMINATED, cwd=tmp_path)
+    assert process.stdout is not None and process.stdout.readline() == "there\n"
+    assert list(tmp_path.iterdir())
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
 
 
 DURING_IMPORT = """

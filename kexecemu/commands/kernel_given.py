@@ -97,7 +97,7 @@ def plan_given(
     from kexecemu.kbuild.toolchain import Toolchain
 
     check_version(version)
-    names = (series or "purgatory").split(",")
+    names = ("purgatory" if series is None else series).split(",")
     if "none" in names and len(names) > 1:
         raise InputError(f"--series {series}: none, and others")
     folders = () if names == ["none"] else tuple(map(find_series, names))
@@ -117,8 +117,11 @@ def built_kernel(
     if os.sep in kernel:
         if not Path(kernel).is_dir():
             raise InputError(f"{kernel}: is no folder")
+        given = {"--series": series is not None, "--pages": pages != "4k", "--config": bool(config)}
+        if wrong := [name for name, one in {**given, "--compiler": compiler != "gcc"}.items() if one]:
+            raise InputError(f"{wrong[0]}: the kernel in {kernel} is as it was built")
         return read_built(Path(kernel))
-    if kernel not in SOURCES and Path(kernel).is_dir():
+    if kernel and kernel not in SOURCES and Path(kernel).is_dir():
         raise InputError(f"there is no source of Linux {kernel!r}; the folder of that name is ./{kernel}")
     found = find_built(plan_given(kernel, series, pages, config, compiler), cache_folder())
     if found is None:

@@ -61,7 +61,7 @@ class Reply(enum.StrEnum):
     MISSED = "missed"  # corrupt bytes or a wrong address reached the capture kernel or its dump, and nobody noticed
     FALSE_ALARM = "false alarm"  # every byte that it hashes is as loaded, and it refused to boot
     HUNG = "hung"  # no verdict within the budget of instructions
-    TRAPPED = "trapped"  # an exception ended it, and it left no word
+    TRAPPED = "trapped"  # an exception ended it, and it left no record
     TRAP_REPORTED = "trap reported"  # an exception ended it, and its record says so
     MISBOOT = "misboot"  # it jumped to what is not the kernel's entry
 

@@ -109,7 +109,7 @@ def _trapped(facts: Facts) -> str:
     verdict = facts.purgatory.verdict if facts.purgatory is not None else None
     if verdict is not None and verdict.state is VerdictState.TRAPPED:
         return "an exception ended the purgatory, which reported it"
-    return "an exception ended the purgatory, which left no word of it"
+    return "an exception ended the purgatory, which left no record of it"
 
 
 def _astray(outcome: Outcome, facts: Facts) -> str:

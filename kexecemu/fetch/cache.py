@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from kexecemu.errors import FetchError, NotFetched
 from kexecemu.fetch.apt import Archive, Say, run_program
 from kexecemu.fetch.targets import TARGETS, FetchTarget
+from kexecemu.folders import temporary_folder
 
 __all__ = ["cache_folder", "cached", "fetch", "fetch_targets", "fetched", "fetched_folder", "kernel_modules"]
 
@@ -80,8 +80,7 @@ def fetch_targets(
 
 def _fetch_one(what: str, target: FetchTarget, cache: Path, archive: Archive, say: Say) -> None:
     apt = archive.apt(target.release, target.architecture())
-    with tempfile.TemporaryDirectory(prefix=f".{what}.", dir=cache) as name:
-        scratch = Path(name)
+    with temporary_folder(f".{what}.", cache) as scratch:
         for part in ("packages", "root", "kept"):
             (scratch / part).mkdir()
         say(f"{what}: downloading {target.summary}")

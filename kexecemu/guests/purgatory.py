@@ -1,13 +1,13 @@
 """The purgatory and its options: what each is made of and needs, and how an object with a choice of them is built."""
 
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kexecemu.data import purgatory_sources
 from kexecemu.errors import InputError
+from kexecemu.folders import temporary_folder
 from kexecemu.guests.toolchain import (
     MMU_OFF_CFLAGS,
     MMU_OFF_CLANG,
@@ -173,8 +173,8 @@ def build_purgatory(options: Sequence[str], compiler: str = "zig") -> bytes:
 
     By "zig" all options give the bytes of purgatory.ro, none those of core.ro.
     """
-    with tempfile.TemporaryDirectory(prefix="kexecemu-build-") as temporary:
-        stage = Path(temporary) / "stage"
-        tools = Toolchain(compiler, purgatory_sources().parent, Path(temporary) / "cache")
+    with temporary_folder("kexecemu-build-") as temporary:
+        stage = temporary / "stage"
+        tools = Toolchain(compiler, purgatory_sources().parent, temporary / "cache")
         build_target(purgatory_target(options, "built.ro"), tools, stage)
         return (stage / "built.ro").read_bytes()

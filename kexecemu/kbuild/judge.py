@@ -12,7 +12,7 @@ from kexecemu.kbuild.on_board import board_runs
 from kexecemu.kbuild.on_qemu import QemuRuns, qemu_runs, run_in_qemu
 from kexecemu.kbuild.qemu import QemuMachine
 from kexecemu.kbuild.trial import NO_PURGATORY, Loaded, Trial
-from kexecemu.machine.virt import FLASH
+from kexecemu.machine.virt import RAM_BASE
 from kexecemu.scenario.purgatory_bench import every_case, model_replies
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
@@ -30,10 +30,10 @@ class Judged:
     """One row: what each place made of each run, by its name in PLACES; those that were not asked are not there.
 
     absent says why a row has no runs. in_flash are the runs that abort in the model at an address where QEMU's virt has
-    flash: on that machine nothing aborts, and what comes is not compared. hit is what of the purgatory each run writes
-    to, "" where that is something else. rewritten are the runs in which the purgatory stores to its own code: what is
-    run then no two boots have alike, so they are compared with nothing. captured is said of the intact image: a capture
-    kernel came up, and its dump, if it has a disk for one, was a true one.
+    flash or devices: on that machine nothing aborts, and what comes is not compared. hit is what of the purgatory each
+    run writes to, "" where that is something else. rewritten are the runs in which the purgatory stores to its own
+    code: what is run then no two boots have alike, so they are compared with nothing. captured is said of the intact
+    image: a capture kernel came up, and its dump, if it has a disk for one, was a true one.
     """
 
     case: str
@@ -135,8 +135,8 @@ def judge_kernel(
 
 
 def _in_flash(aborted: Sequence[int | None]) -> list[int]:
-    """Which runs abort where QEMU's virt has flash, which reads as zeros and takes stores, and the model nothing."""
-    return [number for number, at in enumerate(aborted) if at is not None and at in FLASH]
+    """Which runs abort below RAM, where QEMU's virt has flash, devices and PCIe's windows."""
+    return [number for number, at in enumerate(aborted) if at is not None and at < RAM_BASE]
 
 
 def _cases(loaded: Loaded) -> dict[str, Case]:

@@ -6,7 +6,6 @@ that still moves, with no word, after PURGATORY_SECONDS.
 """
 
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from kexecemu.crash.stages import (
 )
 from kexecemu.crash.verdict import read_verdict
 from kexecemu.errors import InputError
+from kexecemu.folders import temporary_folder
 from kexecemu.kbuild.gdbstub import Registers
 from kexecemu.kbuild.qemu import Qemu, QemuMachine, restored_words
 from kexecemu.kbuild.qemu_dump import MemoryHeld, dump_loads, true_dump
@@ -74,8 +74,7 @@ def run_in_qemu(
 ) -> TrialEnd:
     """One boot, load, crash in a QEMU of its own. InputError where the kernel does not come as far as the load."""
     setup = setup_of(trial)
-    with tempfile.TemporaryDirectory(prefix="kexecemu-trial-") as name:
-        folder = Path(name)
+    with temporary_folder("kexecemu-trial-") as folder:
         command = boot_command(setup, machine, folder)
         disk = folder / "dump" if trial.dump else None
         if disk is not None:
@@ -117,8 +116,8 @@ class QemuRuns:
 @contextmanager
 def qemu_runs(trial: Trial, machine: QemuMachine) -> Iterator[QemuRuns]:
     """A kernel that is up in QEMU with its crash kernel loaded, kept in a folder that goes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="kexecemu-trial-") as name:
-        yield QemuRuns(trial, machine, Path(name))
+    with temporary_folder("kexecemu-trial-") as folder:
+        yield QemuRuns(trial, machine, folder)
 
 
 @dataclass

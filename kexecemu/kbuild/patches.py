@@ -5,7 +5,6 @@ import itertools
 import lzma
 import re
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from kexecemu.children import run_child
 from kexecemu.errors import BuildError, InputError
 from kexecemu.files import read_file
+from kexecemu.folders import temporary_folder
 from kexecemu.kbuild.series import Step, apply_step, read_series
 
 __all__ = ["EXCEPTIONS", "Complaint", "Patch", "check_author", "checkpatch", "make_patches", "source_files"]
@@ -97,8 +97,7 @@ def make_patches(
     check_author(author)
     steps = read_series(series, version)
     patches = []
-    with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
-        tree = Path(name)
+    with temporary_folder("kexecemu-patches-") as tree:
         _lay(tree, {path: data for path, data in source.items() if path not in _CHECKPATCH})
         total = len(steps)
         before = _files(tree)
@@ -127,8 +126,7 @@ def checkpatch(
     each is called before a patch: they take seconds.
     """
     complaints = []
-    with tempfile.TemporaryDirectory(prefix="kexecemu-patches-") as name:
-        tree = Path(name)
+    with temporary_folder("kexecemu-patches-") as tree:
         _lay(tree, {path: source[path] for path in _CHECKPATCH})
         for patch in patches:
             if patch.name.startswith("0000"):
@@ -237,8 +235,13 @@ def _counted(number: int, what: str, more: str) -> str:
 
 
 def _graph(added: int, removed: int, room: int, most: int) -> str:
-    """Signs for lines, so many to a sign that the longest of all fits into the room."""
+    """Signs for lines, so many to a sign that the longest of all fits into the room; one of each kind at least."""
     if most <= room:
         return "+" * added + "-" * removed
-    signs, minus = -(-(added + removed) * room // most), -(-removed * room // most)
-    return "+" * (signs - minus) + "-" * minus
+
+    def scaled(lines: int) -> int:
+        return 1 + lines * (room - 1) // most if lines else 0
+
+    signs = max(scaled(added + removed), bool(added) + bool(removed))
+    plus = scaled(added) if added < removed else signs - scaled(removed)
+    return "+" * plus + "-" * (signs - plus)

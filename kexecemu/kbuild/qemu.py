@@ -33,6 +33,7 @@ LEVELS = ("el1", "el2", "vhe")
 """Where the kernel lives, and what of it: EL1 without EL2, EL1 with its hypervisor stub at EL2, EL2."""
 
 _WITHOUT_VHE = ("cortex-a57",)
+WITHOUT_16K = ("cortex-a57", "neoverse-v1")  # in QEMU
 _CONNECT_SECONDS = 20
 _STATE_SECONDS = 60  # to save or restore some hundred megabytes
 
@@ -54,6 +55,11 @@ class QemuMachine:
             raise InputError(f"--el {self.el!r} is not one of {', '.join(LEVELS)}")
         if self.el == "vhe" and self.cpu in _WITHOUT_VHE:
             raise InputError(f"--el vhe: a {self.cpu} has no VHE")
+
+    def check_pages(self, size: int) -> None:
+        """InputError where the CPU has no pages of so many bytes: such a kernel says nothing at all."""
+        if size == 16 << 10 and self.cpu in WITHOUT_16K:
+            raise InputError(f"--cpu {self.cpu}: it has no pages of 16 KiB, and this kernel no others")
 
     @property
     def text(self) -> str:

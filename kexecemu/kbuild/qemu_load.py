@@ -25,7 +25,8 @@ LIMIT_SECONDS = 120.0
 
 
 def boot_command(setup: LinuxSetup, machine: QemuMachine, folder: Path) -> list[str]:
-    """QEMU's command line, with files that are written to the folder."""
+    """QEMU's command line, with files that are written to the folder; InputError for a CPU without such pages."""
+    machine.check_pages(first_page_size(setup.image))
     # A kernel in somebody's own tree may be built anew meanwhile: QEMU gets the one that was read.
     (folder / "Image").write_bytes(setup.image)
     (folder / "initrd").write_bytes(first_initrd(setup))

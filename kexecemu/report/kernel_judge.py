@@ -37,7 +37,11 @@ def judge_text(judged: Sequence[Judged]) -> str:
         lines += ["", "- says that a row does not apply:", *absent]
     apart = [f"  {one.case}: {_many(len(one.in_flash), 'run')}" for one in judged if one.in_flash]
     if apart and "qemu" in places:
-        lines += ["", "Not compared with QEMU, whose virt has flash where they abort in the model:", *apart]
+        lines += [
+            "",
+            "Not compared with QEMU, whose virt has flash or devices where they abort in the model:",
+            *apart,
+        ]
     apart = [f"  {_run_text(one, at, places)}" for one in judged for at in one.rewritten]
     if apart:
         lines += [

@@ -146,7 +146,7 @@ def test_a_variable_that_made_no_difference_is_named_and_the_check_was_not_switc
 def test_a_trap_that_the_purgatory_reported_is_told_from_one_that_it_could_not() -> None:
     reported = purgatory(PurgatoryEnd.TRAPPED, state=VerdictState.TRAPPED)
     assert why(Outcome.TRAPPED, purgatory=reported).endswith("which reported it")
-    assert why(Outcome.TRAPPED, purgatory=purgatory(PurgatoryEnd.TRAPPED)).endswith("left no word of it")
+    assert why(Outcome.TRAPPED, purgatory=purgatory(PurgatoryEnd.TRAPPED)).endswith("left no record of it")
 
 
 def test_no_end_speaks_of_a_dump_that_was_not_taken() -> None:

@@ -25,14 +25,14 @@ from kexecemu.errors import KexecemuError
 from kexecemu.kbuild.build import BuiltKernel
 from kexecemu.kbuild.judge import judge_kernel
 from kexecemu.kbuild.on_qemu import run_in_qemu
-from kexecemu.kbuild.qemu import QemuMachine
+from kexecemu.kbuild.qemu import WITHOUT_16K, QemuMachine
 from kexecemu.kbuild.trial import Trial
 from kexecemu.scenario.purgatory_bench import model_replies
 
 _CPUS = ("max", "neoverse-v1", "cortex-a57")
 _LEVELS = ("el1", "el2", "vhe")
 # By the CPUs' own ID registers, in QEMU 11; the kernel says so and stops.
-_WITHOUT = {("cortex-a57", "16k"), ("neoverse-v1", "16k")}
+_WITHOUT = {(cpu, "16k") for cpu in WITHOUT_16K}
 
 
 def machines(numbers: list[int], pages: str) -> Iterator[QemuMachine]:

@@ -36,7 +36,7 @@ def test_what_aborts_where_qemu_has_flash_is_not_compared_with_it_but_with_the_b
     assert row.differs == []
     assert judge_text([row]).splitlines()[-5:] == [
         "",
-        "Not compared with QEMU, whose virt has flash where they abort in the model:",
+        "Not compared with QEMU, whose virt has flash or devices where they abort in the model:",
         "  purgatory's code, 32 bits: 1 run",
         "",
         "1 row, 2 runs: all are as the model says",

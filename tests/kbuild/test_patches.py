@@ -97,6 +97,7 @@ def test_a_stat_counts_as_git_does(tmp_path: Path, lines: int) -> None:
         line.rstrip("+- ").split() for line in theirs[:-1]
     ]
     assert stat[-1] == theirs[-1].rstrip()
+    assert set(stat[0]) & set("+-") == {"+", "-"}  # as git diff: one of each kind at least
     assert max(map(len, stat)) <= 80
 
 

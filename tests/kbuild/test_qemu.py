@@ -46,6 +46,15 @@ def test_a_machine_that_there_is_none_of_is_refused(cpu: str, el: str, said: str
     assert str(error.value) == said
 
 
+def test_a_kernel_of_pages_that_the_cpu_has_not_is_refused_before_it_says_nothing() -> None:
+    with pytest.raises(
+        InputError, match=r"^--cpu cortex-a57: it has no pages of 16 KiB, and this kernel no others$"
+    ):
+        QemuMachine("cortex-a57").check_pages(16 << 10)
+    for cpu, size in (("cortex-a57", 4 << 10), ("cortex-a57", 64 << 10), ("max", 16 << 10)):
+        QemuMachine(cpu).check_pages(size)
+
+
 def script(folder: Path, text: str) -> list[str]:
     path = folder / "qemu.py"
     path.write_text(f"import sys\n{text}\n")

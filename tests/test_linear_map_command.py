@@ -250,6 +250,12 @@ def test_a_cpu_whose_blocks_can_be_split_is_said_and_what_a_load_costs_on_it(run
     assert (pages["load"]["table_pages"], blocks["load"]["table_pages"]) == (0, 1)
 
 
+def test_blocks_that_nobody_would_split_are_plain_blocks_on_such_a_cpu(run: Any) -> None:
+    for word, reason in (("noalias", "blocks"), ("on", "blocks that can be split live (FEAT_BBM level 3)")):
+        found = run("--era", "7.3", "--bbm", "3", "--cmdline", f"crashkernel=256M rodata={word}", "--json")
+        assert json.loads(found)["reason"] == reason
+
+
 def test_the_table_in_the_documentation_is_what_the_command_says(run: Any) -> None:
     rows = re.findall(r"^    (\w+) +([\d,]+) +([\d,]+)$", linear_price.__doc__ or "", re.M)
     assert [row[0] for row in rows] == ["1G", "4G", "256G", "4T"]

@@ -116,6 +116,15 @@ def test_an_intact_image_that_was_refused_is_called_that() -> None:
     assert end.reason == "the purgatory refused an intact image: what it compares with is not as loaded"
 
 
+def test_an_image_of_which_more_than_the_purgatory_is_damaged_is_none_that_is_intact() -> None:
+    own, run = Damage("purgatory", 0, 4), purgatory(PurgatoryEnd.MISMATCH)
+    intact = "the purgatory refused an intact image: what it compares with is not as loaded"
+    assert why(Outcome.DETECTED, purgatory=run, damage=[own]) == intact
+    for damage in ([own, INITRD], [INITRD, own], [INITRD]):
+        found = why(Outcome.DETECTED, purgatory=run, damage=damage)
+        assert found == "the purgatory found that the loaded image is not as loaded"
+
+
 # -- what was not -----------------------------------------------------------------------------------------------
 
 

@@ -14,14 +14,15 @@ from image_header import build
 
 from kexecemu import Board, Kernel, KernelConfig, Outcome
 from kexecemu.crash.moments import Passed, crash, follow
-from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
+from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd, purgatory_end
 from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
-from kexecemu.crash.verdict import VerdictState, read_verdict
+from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError
 from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import FdtEditor, cells
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.stray.fault import By, Fault, When
 
 STUB = fixture_path("guests/capture-Image").read_bytes()
@@ -54,6 +55,25 @@ def test_a_good_run_ends_at_the_kernel_with_every_byte_hashed() -> None:
     assert end.verdict.state is VerdictState.MATCH
     assert end.verdict.bytes_hashed == sum(region.size for region in image.sha_regions)
     assert end.verdict.expected == end.verdict.found == image.digest
+
+
+def test_to_where_it_was_called_from_is_a_return_but_to_the_kernel_or_within_itself_it_is_none() -> None:
+    kernel, image = loaded()
+    assert image.purgatory is not None
+    inside, away = image.purgatory.segment.mem + 0x40, kernel.ram.banks[0].start + 0x1000
+    found = {state: Verdict(state, 0, bytes(32), bytes(32)) for state in VerdictState}
+
+    def ends(pc: int, back: int, state: VerdictState = VerdictState.MISMATCH) -> PurgatoryEnd:
+        kind = CpuStopKind.LEFT if pc != inside else CpuStopKind.DEADLINE
+        stop = CpuStop(kind, pc, 1000)
+        return purgatory_end(kernel.board.boot_cpu, image, stop, 1000, found[state], back)
+
+    assert ends(away, away) is PurgatoryEnd.RETURNED
+    assert ends(away, away, VerdictState.TRAPPED) is PurgatoryEnd.RETURNED
+    assert ends(away, away, VerdictState.MATCH) is PurgatoryEnd.ELSEWHERE
+    assert ends(away, away + 4) is PurgatoryEnd.ELSEWHERE
+    assert ends(image.kernel_entry, image.kernel_entry) is PurgatoryEnd.KERNEL
+    assert ends(inside, inside) is PurgatoryEnd.MISMATCH
 
 
 def test_progress_is_told_now_and_then_and_only_ever_grows() -> None:

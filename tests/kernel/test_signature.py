@@ -367,6 +367,16 @@ def wrapped(length: int, body: bytes) -> bytes:
         (b"\x02\x02\x00\x00", ELIBBAD),
         (b"\x30\x02\x05\x00", EBADMSG),
         (b"\x30\x80\x05\x00", EBADMSG),
+        # Each form of a length, by one byte too short and exact.
+        (b"\x30\x03\x05\x00", ELIBBAD),
+        (b"\x30\x81\x80" + b"\x05\x00" * 63 + b"\x05", ELIBBAD),
+        (b"\x30\x81\x80" + b"\x05\x00" * 64, EBADMSG),
+        (b"\x30\x82\x00\x80" + b"\x05\x00" * 63 + b"\x05", ELIBBAD),
+        (b"\x30\x82\x00\x80" + b"\x05\x00" * 64, EBADMSG),
+        # What the decoder takes at most, and a byte more, there and not there.
+        (b"\x30\x82\xff\xfb" + b"\x05" * 0xFFFB, EBADMSG),
+        (b"\x30\x82\xff\xfc" + b"\x05" * 0xFFFC, EMSGSIZE),
+        (b"\x30\x82\xff\xfc" + b"\x05" * 0xFFFB, ELIBBAD),
     ],
 )
 def test_what_the_wrapper_holds_must_look_like_pkcs7(body: bytes, errno: int) -> None:

@@ -190,6 +190,8 @@ def changes(node: ast.AST, boolean: bool, known: dict[str, list[str]]) -> Iterat
             isinstance(one, ast.Attribute | ast.Subscript) for one in targets
         ):
             yield node, "dropped", "pass"
+        case ast.Call(func=ast.Name(id="min" | "max")):
+            pass  # in whichever order
         case ast.Call(args=[first, second, *rest]) if not any(
             isinstance(one, ast.Starred) for one in node.args
         ):
@@ -226,7 +228,7 @@ def visited(node: ast.AST, boolean: bool = False) -> Iterator[tuple[ast.AST, boo
             children = [node.value] if node.value is not None else []
         case ast.Raise(exc=ast.Call() as call):
             children = [one for one in call.args if not isinstance(one, ast.Constant)]
-        case ast.Assign(targets=[ast.Name(id="__all__")]):
+        case ast.Assign(targets=[ast.Name(id="__all__")]) | ast.AugAssign(target=ast.Name(id="__all__")):
             return
     yield node, boolean
     for child in children:

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -147,10 +147,11 @@ def far(path: str) -> list[str]:
     return [str(one) for one in files if str(one) not in near(path)]
 
 
-def in_order(mutant: PythonMutant, maps: Iterable[dict[str, Any]], likely: Sequence[str]) -> dict[str, float]:
+def in_order(mutant: PythonMutant, maps: Sequence[dict[str, Any]], likely: Sequence[str]) -> dict[str, float]:
     """The tests that reach it, with their seconds: likely ones; those that call the function; the rest of their files.
 
-    The rest, since what one test calls is kept for others at times. Those of cheap files come first.
+    The rest, since what one test calls is kept for others at times. Those of cheap files come first. All of them where
+    none is known to reach it: in a module without functions, or in another process.
     """
     place = f"{mutant.path}::{mutant.function}"
 
@@ -175,6 +176,9 @@ def in_order(mutant: PythonMutant, maps: Iterable[dict[str, Any]], likely: Seque
             }
             first.append((sum(exact.values()), exact))
             rest.append((sum(others.values()), others))
+    if not first:
+        taken = [sorted(one["times"].items(), key=lambda pair: pair[1]) for one in maps]
+        rest = [(sum(took for _, took in some), dict(some)) for some in taken]
     known: dict[str, float] = {}
     for _, group in [*sorted(first, key=lambda one: one[0]), *sorted(rest, key=lambda one: one[0])]:
         known |= group

@@ -15,6 +15,9 @@ SAMPLE = '''
 """A text that is left alone."""
 from enum import Enum
 
+__all__ = ["find"]
+__all__ += ["is_one"]
+
 class Colour(Enum):
     RED = 7
     BLUE = 8
@@ -29,7 +32,7 @@ def find(rows, most=3, *, deep=True):
             rows[0] = max(row, most)
             continue
         most += 1
-    print(rows)
+    print(rows, most)
     return Colour.RED if deep else (
         most
         - 2)
@@ -59,14 +62,14 @@ def every(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Pyth
         ("if rows and not deep:", "if (rows):"),
         ("if rows and not deep:", "if rows and (deep):"),
         ("rows[0] = max(row, most)", "pass"),
-        ("rows[0] = max(row, most)", "rows[0] = (max(most, row))"),
         ("rows[0] = max(row, most)", "rows[0] = min(row, most)"),
         ("rows[0] = max(row, most)", "rows[(1)] = max(row, most)"),
         ("def find(rows, most=3, *, deep=True):", "def find(rows, most=(4), *, deep=True):"),
         ("def find(rows, most=3, *, deep=True):", "def find(rows, most=3, *, deep=False):"),
         ("most += 1", "most -= 1"),
         ("continue", "pass"),
-        ("print(rows)", "pass"),
+        ("print(rows, most)", "pass"),
+        ("print(rows, most)", "(print(most, rows))"),
         ('raise ValueError("no 4")', "pass"),
         ("return row > 1", "return not (row > 1)"),
         ("RED = 7", "RED = (8)"),
@@ -74,6 +77,11 @@ def every(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Pyth
 )
 def test_a_fault_of_each_kind_is_among_them(every: list[PythonMutant], old: str, new: str) -> None:
     assert any((one.old, one.new) == (old, new) for one in every)
+
+
+def test_what_is_no_other_program_is_not_among_them(every: list[PythonMutant]) -> None:
+    """The greater of two is the same in either order, and nobody reads the rest of __all__."""
+    assert not any("max(most, row)" in one.new or "__all__" in one.old for one in every)
 
 
 def test_each_is_another_program_with_one_change_and_its_text_left_alone(every: list[PythonMutant]) -> None:
@@ -117,6 +125,10 @@ def test_tests_are_ordered_by_what_killed_before_and_by_what_calls_the_function(
     away = {"times": {"v::1": 1.0}, "reaches": {"v::1": ["kexecemu/a.py::g"]}}
     assert list(rooms.in_order(mutant, [here, there, away], [])) == ["u::1", "t::1", "u::2", "t::3", "t::2"]
     assert next(iter(rooms.in_order(mutant, [here, there, away], ["t::2", "gone"]))) == "t::2"
+    # Nothing is known to reach it: all of them, those of cheap files first.
+    there["times"]["u::3"] = 0.1
+    nowhere = PythonMutant("kexecemu/c.py", "", 1, "compare", "", "", "")
+    assert list(rooms.in_order(nowhere, [there, away], [])) == ["v::1", "u::3", "u::2", "u::1"]
 
 
 def test_the_rooms_that_are_tried_are_there_with_tests_of_their_own() -> None:

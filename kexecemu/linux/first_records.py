@@ -110,7 +110,8 @@ def believed() -> Iterator[None]:
 def last_words(console: str) -> str:
     """Why there is no load, in the words of whoever had the last: the kernel, kexec or init."""
     lines = [line for line in console.splitlines() if line.strip()]
-    panic = [line for line in lines if "Kernel panic" in line]
+    # Its end may not have been heard in full.
+    panic = [line for line in lines if "Kernel panic" in line and "---[ end" not in line]
     if panic or not lines:
         return (panic or ["it said nothing"])[-1]
     if not lines[-1].startswith("first: end: kexec failed"):

@@ -157,3 +157,13 @@ def test_records_are_read_whatever_stands_between():
     text = "x\nfirst: record a\n1\n[    1.000000] y\n2\nfirst: end of a\n"
     text += "first: record b\nfirst: record c\n3\nfirst: end of c\n"
     assert split_records(text) == {"a": "1\n2\n", "c": "3\n"}
+
+
+def test_of_a_panic_its_own_line_is_told_and_not_that_of_its_end() -> None:
+    console = (
+        "Linux\n[ 0.2] Kernel panic - not syncing: Requested init /nope failed (error -2).\n"
+        "[ 0.2] CPU: 0\n[ 0.3] ---[ end Kernel panic"
+    )
+    said = "[ 0.2] Kernel panic - not syncing: Requested init /nope failed (error -2)."
+    assert last_words(console) == said
+    assert last_words(console.partition("\n[ 0.3]")[0]) == said

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.outcome import Outcome
@@ -108,8 +109,8 @@ def code_areas(obj: RelocatableObject, loaded: LoadedPurgatory) -> list[PhysRang
     marks = sorted(
         (one.value, one.name[:2]) for one in obj.symbols if one.shndx == section.index and one.name[:1] == "$"
     )
-    ends = [*(at for at, _ in marks[1:]), section.size]
-    areas = [(at, end) for (at, kind), end in zip(marks, ends, strict=True) if kind == "$x" and at < end]
+    bounds = pairwise([*marks, (section.size, "")])
+    areas = [(at, end) for (at, kind), (end, _) in bounds if kind == "$x" and at < end]
     return [PhysRange(base + at, base + end) for at, end in areas or [(0, section.size)]]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kexecemu import Board, Kernel, KernelConfig
-from kexecemu.crash.purgatory_check import CODE, UNTOUCHED, Reply, cases, more_cases
+from kexecemu.crash.purgatory_check import CODE, UNTOUCHED, Reply, cases, code_areas, more_cases
 from kexecemu.data import fixture_path, purgatory_path
 from kexecemu.errors import InputError
 from kexecemu.formats.elfrel import parse
@@ -143,6 +143,13 @@ def test_every_fault_and_the_intact_image_have_a_row_of_their_own() -> None:
     # A linker may have its symbols in any order.
     turned = replace(obj, symbol_tables={at: some[::-1] for at, some in obj.symbol_tables.items()})
     assert every_case(kernel.ram, image, turned, image.purgatory) == every
+    # Nor need it have left those that say what is code: the whole section is, then.
+    whole = {at: tuple(one for one in some if one.name[:1] != "$") for at, some in obj.symbol_tables.items()}
+    [area] = code_areas(replace(obj, symbol_tables=whole), image.purgatory)
+    assert (
+        all(area.covers(one) for one in code_areas(obj, image.purgatory))
+        and area.start == image.purgatory.entry
+    )
 
 
 def test_the_model_says_where_a_run_aborts() -> None:

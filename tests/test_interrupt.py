@@ -18,8 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LINE = "kexecemu: interrupted\n"
 
 
+def hearing_signals() -> None:
+    """As in a terminal, even where we are a shell's job in the background, or nohup's."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*command: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """A process that hears of SIGINT even where we are a shell's job in the background, and says when it is ready."""
+    """A process that hears of signals, and says when it is ready."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=cwd,
@@ -27,7 +33,7 @@ def start(*command: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=hearing_signals,
     )
 
 

@@ -13,8 +13,10 @@ from kexecemu.kernel.base.cmdline import (
     get_option,
     memparse,
     parameter,
+    parameters,
     parse_crashkernel_option,
     strtobool,
+    words,
 )
 from kexecemu.kernel.base.era import Era
 
@@ -337,3 +339,23 @@ def test_no_command_line_makes_the_parser_do_anything_but_answer(value: str, ram
 )
 def test_a_boolean_is_read_by_its_first_letters(text: str, value: bool | None) -> None:
     assert strtobool(text) is value
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "said"),
+    [
+        ("mem=1G quiet", [("mem", "1G"), ("quiet", None)]),
+        ('mem="1100M" "mem=2000M" "quiet"', [("mem", "1100M"), ("mem", "2000M"), ("quiet", None)]),
+        ('a="b c"d "e f"=g', [("a", 'b c"d'), ('e f"', "g")]),
+        ('a="b', [("a", "b")]),
+        ("nr-cpus=2 kfence.sample-interval=1", [("nr_cpus", "2"), ("kfence.sample_interval", "1")]),
+        ("a=1 -- a=2", [("a", "1")]),
+        ("a --=1 b", [("a", None), ("__", "1"), ("b", None)]),
+        ("a= =b", [("a", ""), ("=b", None)]),
+    ],
+)
+def test_words_are_those_that_parse_args_makes(cmdline: str, said: list[tuple[str, str | None]]) -> None:
+    assert list(words(cmdline)) == said
+    for name, _ in said:
+        assert parameters(cmdline, name) == [value or "" for one, value in said if one == name]
+    assert parameter("nr_cpus=2", "nr-cpus") == parameter("nr-cpus=2", "nr_cpus") == "2"

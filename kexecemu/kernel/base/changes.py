@@ -235,6 +235,7 @@ CHANGES = (
     Change((6, 18), "garbage_in_kexec_buf", (), "struct kexec_buf kbuf = {}: seen in 7.3.4"),
     Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
     Change((6, 18), "splits_live", (2,), "a166563e7ec3; level 2 by a list of CPUs"),
+    Change((6, 18), "cma_limit_is_asked", True, "seen in 6.18.15 and 7.3.4, not in 6.12.118"),
     Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
     Change(
         (7, 0),
@@ -258,7 +259,6 @@ CHANGES = (
     Change((7, 3), "splits_live", (2, 3), "cpu_supports_bbml3(): or what ID_AA64MMFR2_EL1 says"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
     Change((7, 3), "reserves_first_reg", True, "fdt_scan_reserved_mem_late() of 7.3.4, reserved_mem_ops"),
-    Change((7, 3), "cma_limit_is_asked", True, "dma_contiguous_reserve() of 7.3.4, not of 6.12.118"),
     Change((7, 3), "usable_ranges", 6, "c12c63d05dfe"),
     Change((7, 3), "ragged_is_none", True, "of_flat_dt_get_addr_size_prop(): in 7.3.4, not in 6.12.118"),
 )

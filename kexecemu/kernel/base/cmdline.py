@@ -4,15 +4,15 @@ Followed: lib/cmdline.c and kernel/crash_core.c (6.1), kernel/crash_reserve.c (6
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from errno import EINVAL, ENOENT
 
 from kexecemu.shown import shown
 
-__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "get_option", "kstrtoint", "memparse"]
+__all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "arguments", "get_option", "kstrtoint", "memparse"]
 __all__ += ["panic_force_cpu", "parameter", "parameters"]
-__all__ += ["parse_crashkernel_option", "strtobool", "to_bytes"]
+__all__ += ["parse_crashkernel_option", "strtobool", "to_bytes", "words"]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 _INTEGER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?")
@@ -20,6 +20,7 @@ _INTEGER_DIGITS = 1000
 _SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _U64 = (1 << 64) - 1
 _BLOCK = 1000
+_WORD = re.compile(r'(?:"[^"]*(?:"|$)|[^ \t\n\v\f\r"])+')
 _RAM_ROUNDING = 128 << 20
 _NAME = "crashkernel="
 _PREFIX = "crashkernel: "
@@ -93,26 +94,47 @@ def kstrtoint(text: str) -> int | None:
     return value if -1 << 31 <= value < 1 << 31 else None
 
 
+def words(cmdline: str) -> Iterator[tuple[str, str | None]]:
+    """parse_args(): each word's name, with _ for -, which are the same, and its value, None where there is no =.
+
+    It ends at a bare --, what follows is init's. Blanks in quotes part nothing, and quotes around a word or a value are
+    none of it (next_arg()).
+    """
+    for match in _WORD.finditer(cmdline):
+        word = match[0]
+        quoted = word.startswith('"')
+        word = word.removeprefix('"')
+        equals = word.find("=", 1)
+        name, value = (word, None) if equals < 0 else (word[:equals], word[equals + 1 :])
+        if value is not None and value.startswith('"'):
+            value = value[1:].removesuffix('"')
+        elif quoted and value is None:
+            name = name.removesuffix('"')
+        elif quoted and value is not None:
+            value = value.removesuffix('"')
+        if name == "--" and value is None:
+            return
+        yield name.replace("-", "_"), value
+
+
 def panic_force_cpu(cmdline: str, nr_cpu_ids: int) -> tuple[int | None, list[str]]:
     """panic_force_cpu_setup() for each panic_force_cpu=: the CPU, None for none, and what is said of bad ones."""
     cpu, said = None, []
-    for word in cmdline.split():
-        name, equals, value = word.partition("=")
+    for name, value in words(cmdline):
         if name != "panic_force_cpu":
             continue
-        number = kstrtoint(value)
+        number = kstrtoint(value or "")
         if number is not None and 0 <= number < nr_cpu_ids:
             cpu = number
             continue
-        said += [f"panic_force_cpu: invalid value '{value}'"] * bool(equals)
+        said += [f"panic_force_cpu: invalid value '{value}'"] * (value is not None)
         said.append("Malformed early option 'panic_force_cpu'")
     return cpu, said
 
 
 def arguments(cmdline: str, name: str) -> list[str | None]:
     """What parse_args() gives the handler of each `name=value` on the command line in order, None for a bare `name`."""
-    words = (word.partition("=") for word in cmdline.split())
-    return [value if equals else None for key, equals, value in words if key == name]
+    return [value for key, value in words(cmdline) if key == name.replace("-", "_")]
 
 
 def parameters(cmdline: str, name: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.base.cmdline import get_option, parameters
+from kexecemu.kernel.base.cmdline import get_option, parameters, words
 from kexecemu.shown import shown
 
 __all__ = ["CpuMasks", "cpu_affinities", "cpu_count", "smp_init_cpus"]
@@ -70,11 +70,10 @@ def smp_init_cpus(tree: Fdt, cmdline: str, powered: int, log: Callable[[str], No
 def _nosmp(cmdline: str) -> bool:
     """Whether "nosmp" or "maxcpus=0" leaves the secondary CPUs where they are: what is said last counts."""
     most = -1
-    for word in cmdline.split():
-        name, _, value = word.partition("=")
+    for name, value in words(cmdline):
         if name == "nosmp":
             most = 0
         elif name == "maxcpus":
-            asked = get_option(value)
+            asked = get_option(value or "")
             most = most if asked is None else asked
     return most == 0

@@ -12,7 +12,7 @@ from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.fdt_blob import MemReserve
 from kexecemu.kernel.base.address_space import AddressSpace
-from kexecemu.kernel.base.cmdline import memparse, parameter
+from kexecemu.kernel.base.cmdline import arguments, memparse, parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
 from kexecemu.kernel.boot.firmware import initrd_range
@@ -136,7 +136,7 @@ def arm64_memblock_init(
         memblock.clear_nomap(pages)
         memblock.reserve(pages)
     memblock.reserve(PhysRange(text_alias(config, layout).start, layout.end))
-    asked = parameter(cmdline, "cma") is not None
+    asked = any(value is not None for value in arguments(cmdline, "cma"))
     reserved = ReservedMemory(config, dtb, memblock, cma_asked=asked, log=log)
     reserved.scan(lambda: _reserve_all(memblock, dtb.mem_reservations()))
     return reserved
@@ -218,8 +218,10 @@ def _dma_contiguous_reserve(
 ) -> PhysRange | None:
     """dma_contiguous_reserve(): cma=SIZE[@START[-END]] or what the kernel was built with, below the DMA limit."""
     size, start, end = config.number("CMA_SIZE_MBYTES") << 20, 0, 0
-    asked = parameter(cmdline, "cma")
-    if asked is not None:
+    # early_cma() for each: one with a size alone keeps where an earlier one wants it, and a bare one is nothing.
+    for asked in arguments(cmdline, "cma"):
+        if asked is None:
+            continue
         size, rest = memparse(asked)
         if rest[:1] == "@":
             start, rest = memparse(rest[1:])

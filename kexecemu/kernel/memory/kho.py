@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.base.cmdline import memparse, strtobool
+from kexecemu.kernel.base.cmdline import memparse, strtobool, words
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.cma import buddy_block, cma_min_alignment
 from kexecemu.kernel.memory.memblock import Memblock
@@ -84,9 +84,8 @@ def parse_kho(config: KernelConfig, cmdline: str, log: Print) -> KhoEarly:
     found = KhoEarly(config.enabled("KEXEC_HANDOVER_ENABLE_DEFAULT"))
     if not config.enabled("KEXEC_HANDOVER"):
         return KhoEarly()
-    for word in cmdline.split():
-        name, _, value = word.partition("=")
-        name, taken = name.replace("-", "_"), None
+    for name, given in words(cmdline):
+        value, taken = given or "", None
         if name == "kho":
             enable = strtobool(value)
             taken = None if enable is None else replace(found, enable=enable)

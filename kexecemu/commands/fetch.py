@@ -43,18 +43,14 @@ def fetch_command(
     below the cache: nothing is installed, and nothing here needs root.
     """
     from kexecemu.fetch.cache import cache_folder, cached, fetch
-    from kexecemu.fetch.targets import TARGETS, USUAL
+    from kexecemu.fetch.targets import EVERY, TARGETS, USUAL
 
     folder = cache.absolute() if cache is not None else cache_folder()
     if show:
         for name, target in TARGETS.items():
             print(f"{name:<17}{'fetched' if cached(name, folder) else '-':<9}{target.summary}")
         return
-    wanted = (
-        [name for name, one in TARGETS.items() if not one.old]
-        if every
-        else list(dict.fromkeys(names or USUAL))
-    )
+    wanted = list(dict.fromkeys(EVERY if every else names or USUAL))
     for name in wanted:
         if name not in TARGETS:
             raise InputError(f"there is no {name!r} to fetch{there_are(name, TARGETS)}")

@@ -114,22 +114,21 @@ def built_kernel(
     from kexecemu.kbuild.build import find_built, read_built
     from kexecemu.kbuild.source import SOURCES
 
+    usual = {"--pages": "4k", "--compiler": "gcc"}
+    lines = [("--config", line) for line in config or ()]
+    given = [("--series", series), ("--pages", pages), *lines, ("--compiler", compiler)]
+    words = [(name, one) for name, one in given if one is not None and one != usual.get(name)]
     if os.sep in kernel:
         if not Path(kernel).is_dir():
             raise InputError(f"{kernel}: is no folder")
-        given = {"--series": series is not None, "--pages": pages != "4k", "--config": bool(config)}
-        if wrong := [name for name, one in {**given, "--compiler": compiler != "gcc"}.items() if one]:
-            raise InputError(f"{wrong[0]}: the kernel in {kernel} is as it was built")
+        if words:
+            raise InputError(f"{words[0][0]}: the kernel in {kernel} is as it was built")
         return read_built(Path(kernel))
     if kernel and kernel not in SOURCES and Path(kernel).is_dir():
         raise InputError(f"there is no source of Linux {kernel!r}; the folder of that name is ./{kernel}")
     found = find_built(plan_given(kernel, series, pages, config, compiler), cache_folder())
     if found is None:
-        words = [f"--series {series}"] if series else []
-        words += [f"--pages {pages}"] if pages != "4k" else []
-        words += [f"--config {line}" for line in config or ()]
-        words += [f"--compiler {compiler}"] if compiler != "gcc" else []
-        command = " ".join(["kexecemu kernel build", kernel, *words])
+        command = " ".join(["kexecemu kernel build", kernel, *itertools.chain(*words)])
         raise InputError(f"Linux {kernel} is not built so yet: run {command}")
     return found
 
@@ -150,9 +149,9 @@ def machine_given(on: str, cpu: str | None, el: str | None, cpus: int) -> "QemuM
 
 def check_cmdline(cmdline: str) -> None:
     """InputError for words with which the first kernel does not get to the crash, or is not heard."""
-    from kexecemu.kernel.base.cmdline import parameter
+    from kexecemu.kernel.base.cmdline import is_one_line, parameter
 
-    if not (cmdline.isascii() and cmdline.isprintable()):
+    if not is_one_line(cmdline):
         raise InputError(f"--cmdline: one line of printable ASCII, not {cmdline!r}")
     if parameter(cmdline, "console") is not None:
         raise InputError("--cmdline console=: it is on the first PL011 that the kernel is listened to")

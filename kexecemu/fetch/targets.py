@@ -13,7 +13,7 @@ from kexecemu.errors import FetchError
 from kexecemu.fetch.apt import Apt, run_program
 from kexecemu.shown import shown
 
-__all__ = ["TARGETS", "USUAL", "FetchTarget"]
+__all__ = ["EVERY", "TARGETS", "USUAL", "FetchTarget"]
 
 _BOOKWORM = "bookworm"
 
@@ -217,3 +217,4 @@ TARGETS = {
     ),
 }
 USUAL = ("kernel", "busybox")
+EVERY = tuple(name for name, one in TARGETS.items() if not one.old)

@@ -5,7 +5,6 @@ import select
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from typing import Self
 from kexecemu.children import child
 from kexecemu.errors import InputError, MachineError
 from kexecemu.fetch.cache import cached
-from kexecemu.interrupt import undoing
+from kexecemu.folders import temporary_folder
 from kexecemu.kbuild.gdbstub import GdbStub
 from kexecemu.machine.devices.pl011 import CONSOLE_LIMIT, kept_of
 from kexecemu.machine.memory.ram import Ram
@@ -106,13 +105,11 @@ class Qemu:
     """A running QEMU. console is what it has printed so far; hear() gets each piece of that."""
 
     def __init__(self, command: Sequence[str], hear: Callable[[bytes], object] = lambda data: None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="kexecemu-qemu-")
-        self.folder = Path(self._folder.name)
+        self._running = ExitStack()
+        self.folder = self._running.enter_context(temporary_folder("kexecemu-qemu-"))
         self._hear, self._output = hear, b""
         self._gdb: GdbStub | None = None
-        self._running = ExitStack()
         with open(self.folder / "errors", "wb") as errors:
-            self._running.enter_context(undoing(self._folder.cleanup))
             self._process = self._running.enter_context(
                 child(
                     # It lives in that folder, since its words for files take neither every character nor a long path.
@@ -131,7 +128,6 @@ class Qemu:
         if self._gdb is not None:
             self._gdb.close()
         self._running.close()
-        self._folder.cleanup()
 
     @property
     def console(self) -> str:

@@ -50,7 +50,7 @@ def judge_text(judged: Sequence[Judged]) -> str:
             *apart,
         ]
     odd = [
-        "  " + _run_text(one, at, places) for one in judged for at in one.differing_runs if len(one.hit) > 1
+        f"  {_run_text(one, at, places)}" for one in judged for at in one.differing_runs if len(one.hit) > 1
     ]
     if odd:
         lines += ["", "Of rows with many runs those that are not as the model says, counted from 0:", *odd]

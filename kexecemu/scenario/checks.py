@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from kexecemu.errors import InputError
+from kexecemu.kernel.base.cmdline import is_one_line
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.kconfig import check_option
 from kexecemu.kernel.image.kimage import SEGMENT_NAMES
@@ -72,7 +73,7 @@ def check_real(initrd: str | None, cmdline: str | None) -> None:
     """InputError for values with which a real first kernel leads to nothing."""
     if initrd == "none":
         raise InputError("load.initrd: a real capture kernel needs an initrd that takes the dump")
-    if cmdline is not None and not (cmdline.isascii() and cmdline.isprintable()):
+    if cmdline is not None and not is_one_line(cmdline):
         raise InputError(f"kernel.cmdline: a real kernel's is one line of printable ASCII, not {cmdline!r}")
     if any(word == "quiet" or word.startswith("loglevel=") for word in (cmdline or "").split()):
         raise InputError(

@@ -14,16 +14,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+
+from own_init import booted
 
 from kexecemu.commands.kernel_given import built_kernel
-from kexecemu.formats.cpio import CpioEntry, build
 from kexecemu.kbuild.build import BuiltKernel
-from kexecemu.kbuild.qemu import Qemu, QemuMachine, find_qemu
-from kexecemu.kbuild.trial import Trial, setup_of
-from kexecemu.linux.first_boot import first_cmdline, first_initrd
+from kexecemu.kbuild.qemu import QemuMachine
 
 _SECONDS = 90
 _UP = "kdump: Linux "  # the capture kernel's init, which is the next one's here
@@ -48,22 +44,10 @@ _SAYS = ("reboot: loaded 1", "purgatory: checking", "purgatory: digests match", 
 
 def run(built: BuiltKernel, machine: QemuMachine, cmdline: str) -> str:
     """What the console says until the next kernel is up."""
-    setup = setup_of(Trial(built, dump=False, words=cmdline))
-    entries = [CpioEntry.directory("reboot"), CpioEntry.file("reboot/init", _INIT, executable=True)]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "Image").write_bytes(setup.image)
-        first = first_initrd(replace(setup, crash_image=setup.image))
-        (folder / "initrd").write_bytes(first + bytes(-len(first) % 512) + build(entries))
-        words = [f"{one},its=off" if one.startswith("virt,") else one for one in machine.command(find_qemu())]
-        words += ["-kernel", str(folder / "Image"), "-initrd", str(folder / "initrd")]
-        append = " ".join(
-            word for word in (first_cmdline(setup), machine.words, "rdinit=/reboot/init") if word
-        )
-        with Qemu([*words, "-append", append]) as qemu:
-            qemu.wait_for((f"\n{_UP}", "purgatory: stopped", "Kernel panic", "Power down"), _SECONDS)
-            qemu.pump(0.2)
-            return qemu.console
+    with booted(built, machine, "reboot", {"init": _INIT}, cmdline, its=False) as qemu:
+        qemu.wait_for((f"\n{_UP}", "purgatory: stopped", "Kernel panic", "Power down"), _SECONDS)
+        qemu.pump(0.2)
+        return qemu.console
 
 
 def main() -> int:

@@ -14,19 +14,15 @@ import argparse
 import re
 import sys
 import tarfile
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+
+from own_init import booted
 
 from kexecemu.commands.kernel_given import built_kernel
 from kexecemu.fetch.cache import cache_folder
-from kexecemu.formats.cpio import CpioEntry, build
 from kexecemu.kbuild.build import BuiltKernel
-from kexecemu.kbuild.qemu import Qemu, QemuMachine, find_qemu
+from kexecemu.kbuild.qemu import QemuMachine
 from kexecemu.kbuild.series import series_path
 from kexecemu.kbuild.source import find_source
-from kexecemu.kbuild.trial import Trial, setup_of
-from kexecemu.linux.first_boot import first_cmdline, first_initrd
 
 _LIBRARY = "tools/testing/selftests/kexec/kexec_common_lib.sh"
 _SCRIPT = "test_kexec_purgatory.sh"
@@ -83,28 +79,16 @@ def library(version: str) -> bytes:
 
 def run(built: BuiltKernel, shell_library: bytes, config: bytes, before: str = "") -> str:
     """What the console says from the script's start."""
-    setup = setup_of(Trial(built, dump=False))
-    script = (series_path().parent / "files" / _SCRIPT).read_bytes()
     files = {
-        "selftest/init": _INIT.format(script=_SCRIPT, before=before).encode(),
-        f"selftest/{_SCRIPT}": script,
-        "selftest/kexec_common_lib.sh": shell_library,
-        "selftest/config": config,
+        "init": _INIT.format(script=_SCRIPT, before=before).encode(),
+        _SCRIPT: (series_path().parent / "files" / _SCRIPT).read_bytes(),
+        "kexec_common_lib.sh": shell_library,
+        "config": config,
     }
-    entries = [CpioEntry.directory("selftest")]
-    entries += [CpioEntry.file(path, data, executable=True) for path, data in files.items()]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "Image").write_bytes(setup.image)
-        first = first_initrd(replace(setup, crash_image=setup.image))
-        (folder / "initrd").write_bytes(first + bytes(-len(first) % 512) + build(entries))
-        command = QemuMachine().command(find_qemu())
-        command += ["-kernel", str(folder / "Image"), "-initrd", str(folder / "initrd")]
-        command += ["-append", f"{first_cmdline(setup)} rdinit=/selftest/init"]
-        with Qemu(command) as qemu:
-            qemu.wait_for(("selftest: status ", "Kernel panic"), _SECONDS)
-            qemu.pump(0.2)
-            return qemu.console
+    with booted(built, QemuMachine(), "selftest", files) as qemu:
+        qemu.wait_for(("selftest: status ", "Kernel panic"), _SECONDS)
+        qemu.pump(0.2)
+        return qemu.console
 
 
 def main() -> int:

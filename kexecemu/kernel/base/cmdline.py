@@ -11,7 +11,7 @@ from errno import EINVAL, ENOENT
 from kexecemu.shown import shown
 
 __all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "arguments", "get_option", "kstrtoint", "memparse"]
-__all__ += ["panic_force_cpu", "parameter", "parameters"]
+__all__ += ["is_one_line", "panic_force_cpu", "parameter", "parameters"]
 __all__ += ["parse_crashkernel_option", "strtobool", "to_bytes", "words"]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
@@ -101,20 +101,19 @@ def words(cmdline: str) -> Iterator[tuple[str, str | None]]:
     none of it (next_arg()).
     """
     for match in _WORD.finditer(cmdline):
-        word = match[0]
-        quoted = word.startswith('"')
-        word = word.removeprefix('"')
+        word = match[0].removeprefix('"')
         equals = word.find("=", 1)
-        name, value = (word, None) if equals < 0 else (word[:equals], word[equals + 1 :])
-        if value is not None and value.startswith('"'):
-            value = value[1:].removesuffix('"')
-        elif quoted and value is None:
-            name = name.removesuffix('"')
-        elif quoted and value is not None:
-            value = value.removesuffix('"')
+        if word != match[0] or (equals > 0 and word.startswith('"', equals + 1)):
+            word = word.removesuffix('"')
+        name, value = (word, None) if equals < 0 else (word[:equals], word[equals + 1 :].removeprefix('"'))
         if name == "--" and value is None:
             return
         yield name.replace("-", "_"), value
+
+
+def is_one_line(cmdline: str) -> bool:
+    """Printable ASCII: what a boot loader can hand over, and an init that reads a line of it can read."""
+    return cmdline.isascii() and cmdline.isprintable()
 
 
 def panic_force_cpu(cmdline: str, nr_cpu_ids: int) -> tuple[int | None, list[str]]:

@@ -1,22 +1,23 @@
 """The program: python -m kexecemu, and what is installed as kexecemu."""
 
+# What signal is made of, and built in: reading signal's files takes time, in which Ctrl-C would find nobody.
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
-from functools import partial
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Run the command line; returns the exit status. Ctrl-C ends it in one line from the first import on."""
+    parent = os.getpid()
     hears = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if hears:
         # Nothing is open yet, and an exception in the middle of an import may be swallowed or dressed up there.
         signal.signal(signal.SIGINT, _at_once)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, partial(_terminated, os.getpid()))
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda which, _: _terminated(parent, which))
     from kexecemu.cli import main as command_line
     from kexecemu.commands.streams import open_closed
     from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
@@ -41,7 +42,7 @@ def main() -> int:
         leave()
 
 
-def _terminated(parent: int, number: int, _: object) -> None:
+def _terminated(parent: int, number: int) -> None:
     """End as shells count signals, and take what is temporary along; a child has nothing that is its own."""
     if os.getpid() != parent:
         os._exit(128 + number)

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from fuzz.kills import MARK, processes  # noqa: E402
+from fuzz.kills import MARK, before_main, processes  # noqa: E402
 
 FIRST = 0.12
 """Seconds that Python itself takes to start: before it runs a line of ours nobody can say anything about Ctrl-C."""
@@ -141,7 +141,7 @@ def attack(words: str, count: int, draw: random.Random, base: Path) -> Tried:
         ended = process.returncode, len(said.splitlines())
         # pytest has a status and words of its own. When all is done Python itself lets the signal end it.
         over = (2, 0) if words == "pytest" else (130, 1)
-        if ended not in (over, usual, (-signal.SIGINT, usual[1])):
+        if ended not in (over, usual, (-signal.SIGINT, usual[1])) and not before_main(said.splitlines()):
             tried.wrong.append(f"{at}: status {ended[0]}, {said.strip()[-300:]!r}")
         if took > (2.0 if words.startswith("campaign") else 1.0):
             tried.wrong.append(f"{at}: took {took:.2f} s")

@@ -75,6 +75,13 @@ def hears(pid: int) -> bool:
     return bool(int(caught.split()[1], 16) & 1 << (signal.SIGINT - 1))
 
 
+def before_main(said: list[str]) -> bool:
+    """Is it a KeyboardInterrupt from before main() was called? What Python says of it then is its own words."""
+    ours = [line for line in said if str(ROOT / "kexecemu") in line]
+    first = [str(ROOT / "kexecemu" / name) for name in ("__init__.py", "__main__.py")]
+    return len(said) > 1 and all("in <module>" in line and any(one in line for one in first) for line in ours)
+
+
 @dataclass
 class Case:
     """One size and number of workers."""
@@ -181,12 +188,8 @@ class Case:
 
     def look(self, way: str, status: int, said: list[str], took: float) -> None:
         """The end of the campaign's own process."""
-        if (
-            way.startswith("ctrl-c")
-            and len(said) > 1
-            and not any(str(ROOT / "kexecemu") in line for line in said)
-        ):
-            return  # Python itself was not up yet, and says so in its own words
+        if way.startswith("ctrl-c") and before_main(said):
+            return
         wanted = {"kill": (-signal.SIGKILL,), "nothing": (0,), "worker": (0,)}.get(way, (130, 0))
         if status not in wanted or len(said) != (status == 130):
             self.wrong.append(f"{way}: status {status}, {said}")

@@ -17,6 +17,7 @@ __all__ = [
     "KexecemuError",
     "MachineError",
     "NotFetched",
+    "NothingReserved",
     "WorkersDied",
 ]
 
@@ -31,6 +32,10 @@ class InputError(KexecemuError, ValueError):
 
 class FormatError(InputError):
     """Bytes do not have the format that they should have: an Image, an ELF object, a core, a device tree."""
+
+
+class NothingReserved(InputError):
+    """A real first kernel has reserved no crash memory, so that nothing can be loaded; what it printed is there."""
 
 
 class NotFetched(InputError):

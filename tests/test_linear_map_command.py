@@ -242,6 +242,12 @@ def test_that_the_sides_read_rodata_with_other_words_is_said_where_it_matters(
     assert found["messages"] == ([] if kernel_says is None else [UNKNOWN.format(kernel_says)])
 
 
+def test_what_is_not_modelled_of_a_command_line_is_said(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run("--cmdline", "movablecore=64M", "--json"))
+    assert found["warnings"] == ["movablecore= is not modelled: ZONE_MOVABLE"]
+    assert json.loads(run("--json"))["warnings"] == []
+
+
 def test_a_cpu_whose_blocks_can_be_split_is_said_and_what_a_load_costs_on_it(run: Any) -> None:
     load = ("--era", "7.3", "--protection", "pte", "--loaded", "dtb=0x7ec01000+0x1000")
     pages, blocks = (json.loads(run(*load, *more, "--json")) for more in ((), ("--bbm", "3")))

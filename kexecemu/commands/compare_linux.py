@@ -11,7 +11,7 @@ from kexecemu.arguments import contents
 from kexecemu.commands.options import JsonOption, RawConsoleOption, VerboseOption, flag, hearing, option
 from kexecemu.commands.outputs import print_json
 from kexecemu.commands.streams import say_line
-from kexecemu.errors import InputError
+from kexecemu.errors import InputError, NothingReserved
 from kexecemu.visible import lines_text
 
 __all__ = ["EXAMPLES", "compare_linux_command"]
@@ -61,14 +61,20 @@ def compare_linux_command(
     console = hearing(verbose, raw_console)
     with progress_bar(console is not None, ["the real kernel is running"]) as progress:
         linux = FirstLinux(setup, console)
-        linux.load(progress)
+        try:
+            linux.load(progress)
+        except NothingReserved as error:
+            say_line(f"nothing is loaded, what there is besides is compared: {error}")
     text = _config(path, linux.release)
     built_in = path.with_name("purgatory.ro") if "CONFIG_ARM64_KEXEC_PURGATORY=y" in text else None
     model = boot_model(linux, config_options(text), built_in)
+    warnings = model.not_modelled()
+    for words in warnings:
+        say_line(words)
     with believed():
         rows = compare(linux, model)
     if json:
-        print_json(rows_object(linux.release, rows))
+        print_json(rows_object(linux.release, rows, warnings))
     else:
         sys.stdout.write(
             lines_text([f"Linux {linux.release} beside the model of era {model.config.release.value}"])

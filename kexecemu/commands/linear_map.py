@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from kexecemu.commands.options import JsonOption, flag, option
 from kexecemu.commands.outputs import print_json
+from kexecemu.commands.streams import say_line
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.kconfig import split_options
@@ -70,6 +71,8 @@ def linear_map_command(
     asked = survey_linear_map(
         [bank], kernel, cmdline, text=text_range, loaded=segments, ptdump=ptdump, bbm=level
     )
+    for words in asked.warnings:
+        say_line(words)
     if asked.ptdump is not None:
         sys.stdout.write(asked.ptdump)
         return
@@ -175,6 +178,7 @@ def _object(
         "messages": list(asked.messages),
         "reason": asked.reason,
         "notes": _notes(asked, sides),
+        "warnings": list(asked.warnings),
         "method": asked.method,
         **_price(asked.price),
         "load": None if load is None else {"table_pages": load.table_pages, "entries": load.entries},
@@ -210,12 +214,14 @@ def _account(bank: PhysRange, asked: LinearMapSurvey, sides: Mapping[str, Linear
 
 def _notes(asked: LinearMapSurvey, sides: Mapping[str, LinearMapSurvey]) -> list[str]:
     """What makes the two sides no measure of this kernel: rodata= of one command line, read with other words."""
-    from kexecemu.kernel.memory.linear_map import rodata_full, rodata_messages, rodata_words
+    from kexecemu.kernel.base.cmdline import arguments
+    from kexecemu.kernel.memory.linear_map import rodata_full, rodata_message, rodata_words
 
     side, cmdline = sides[_AFTER].config, asked.cmdline
     if rodata_full(asked.config, cmdline) == rodata_full(side, cmdline):
         return []
-    said = "".join(f" ({words})" for words in rodata_messages(side, cmdline))
+    found = [rodata_message(side, word) for word in arguments(cmdline, "rodata")]
+    said = "".join(f" ({words})" for words in found if words is not None)
     return [
         "before 6.18 rodata=on was what noalias is now, and full what on is now: "
         f"{_BEFORE} and {_AFTER} have {rodata_words(side, cmdline)} here{said}"

@@ -14,6 +14,7 @@ from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import Vmlinux, guest_vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.setup_memory import (
     IMAGE_MARKS,
@@ -25,12 +26,12 @@ from kexecemu.kernel.boot.setup_memory import (
     setup_memory,
     text_alias,
 )
+from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.protection import protect_crashkres
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
 from kexecemu.kernel.memory.crashkernel import CrashReservation, why_nothing
-from kexecemu.kernel.memory.linear_map import rodata_messages
 from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.kernel.memory.paging import granule_of
@@ -65,7 +66,7 @@ class LinearMapSurvey:
     text is the physical range of the read-only alias; messages what the kernel would print about rodata= and its
     reservation; method "built" if the tables were in guest RAM, "formula" if they were reckoned. load and ptdump are
     there if they were asked for. data is the physical range of the kernel's data and bss, whose alias is the era's
-    data_alias.
+    data_alias. warnings are what is not modelled of what was asked for.
     """
 
     config: KernelConfig
@@ -79,6 +80,7 @@ class LinearMapSurvey:
     load: LoadPrice | None = None
     ptdump: str | None = None
     data: PhysRange | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def survey_linear_map(
@@ -139,7 +141,11 @@ def _survey(
     space = AddressSpace.of(config, memstart, vmlinux.virt("_text"), layout.text, size)
     said: list[str] = []
     memblock = early_init_dt_scan(dtb, config, said.append)
-    reserved = arm64_memblock_init(memblock, dtb, dtb_phys, cmdline, space, layout, config, said.append)
+    early = parse_early_param(config, cmdline, said.append)
+    messages = [line for line in said if not line.startswith("OF: ")]
+    reserved = arm64_memblock_init(
+        memblock, dtb, dtb_phys, cmdline, early, space, layout, config, said.append
+    )
     fmt = TableFormat(granule_of(page), space.vabits_actual)
 
     def alloc_tables(count: int) -> None:
@@ -150,17 +156,20 @@ def _survey(
     tables = PageTables(ram, fmt, layout.stext, lambda: alloc_table(memblock, page))
     counted = CountedTables(fmt, alloc_tables)
     target = tables if build else counted
-    arch = setup_memory(memblock, cmdline, config, space, layout, target, dtb, reserved, said.append, bbm)
+    arch = setup_memory(
+        memblock, cmdline, early, config, space, layout, target, dtb, reserved, said.append, bbm
+    )
     if build:
         mark_linear_data_alias(tables, space, config, cmdline, arch.plan)
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only what decides about the map is of interest here.
     reserved_as = [line for line in said if "crashkernel" in line]
     load = None if loaded is None else _protect(loaded, config, arch, tables, space, cmdline, reserved_as)
-    messages = (*rodata_messages(config, cmdline), *reserved_as)
-    found = config, cmdline, text_alias(config, layout), arch.plan.reason, arch.reservation, messages, price
+    told = (*messages, *reserved_as)
+    found = config, cmdline, text_alias(config, layout), arch.plan.reason, arch.reservation, told, price
     dump = ptdump_linear_map(tables, space) if ptdump else None
-    return LinearMapSurvey(*found, "built" if build else "formula", load, dump, arch.plan.data)
+    how, warnings = "built" if build else "formula", tuple(not_modelled(config, cmdline, dtb))
+    return LinearMapSurvey(*found, how, load, dump, arch.plan.data, warnings)
 
 
 def _check_text(banks: Sequence[PhysRange], text: PhysRange, page: int) -> None:

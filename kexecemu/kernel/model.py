@@ -17,8 +17,8 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.early_param import NR_CPUS
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
-from kexecemu.kernel.boot.start_kernel import NR_CPUS
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution

@@ -8,7 +8,7 @@ what Linux does in between is read from the machine.
 import re
 from collections.abc import Callable, Generator
 
-from kexecemu.errors import InputError, MachineError
+from kexecemu.errors import InputError, MachineError, NothingReserved
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.load.syscalls import tell_image
 from kexecemu.linux.first_boot import WAITING, ConsoleWatch, LinuxSetup, boot_linux, first_page_size
@@ -131,12 +131,16 @@ class FirstLinux:
     def load(self, progress: Progress | None = None) -> Kimage:
         """Run until the crash kernel is loaded and init waits; returns what is loaded, checked against memory.
 
-        The machine stands at the last byte that init sent. InputError with its last words if it does not get there.
+        The machine stands at the last byte that init sent. InputError with its last words if it does not get there,
+        NothingReserved where that is for want of crash memory.
         """
         end = self.run_to((WAITING, *_STOPPED), progress)
         console = self.board.uart.text
         if self.marks.hit != WAITING:
-            raise InputError(f"the first Linux has loaded no crash kernel: {last_words(console)} ({end})")
+            self.records = split_records(console)
+            nothing = {"iomem.txt", "dmesg.txt"} <= self.records.keys() and not any(self._crash_kernel())
+            kind = NothingReserved if nothing else InputError
+            raise kind(f"the first Linux has loaded no crash kernel: {last_words(console)} ({end})")
         with believed():
             image = self._read_load(console)
         self.stands_at = end.cpu
@@ -145,10 +149,13 @@ class FirstLinux:
         tell_image(self.board.timeline, image, call, by=f"{call} by kexec-tools", unchecked=unchecked)
         return image
 
+    def _crash_kernel(self) -> tuple[PhysRange | None, PhysRange | None]:
+        return crash_kernel(self.records.get("iomem.txt", ""))
+
     def _read_load(self, console: str) -> Kimage:
         """What memory has of the load, and the records on the console say."""
         self.records = split_records(console)
-        self.crashk_res, self.crashk_low_res = crash_kernel(self.records.get("iomem.txt", ""))
+        self.crashk_res, self.crashk_low_res = self._crash_kernel()
         if self.crashk_res is None:
             raise InputError("the first Linux has reserved no crashkernel memory")
         call, checks, built_in = self.setup.syscall, self.setup.checks, None

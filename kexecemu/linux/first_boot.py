@@ -8,6 +8,8 @@ from pathlib import Path
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import parse as parse_header
+from kexecemu.kernel.base.cmdline import kaslr_disabled
+from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.firmware import choose_places
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.linux.capture import DUMP_SLOT
@@ -18,7 +20,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["DEFAULT_CMDLINE", "DEFAULT_RAM", "WAITING", "ConsoleWatch", "LinuxSetup", "boot_linux"]
-__all__ += ["first_cmdline", "first_initrd", "first_page_size"]
+__all__ += ["first_cmdline", "first_initrd", "first_page_size", "kaslr_is_off"]
 
 DEFAULT_RAM = "512M"
 DEFAULT_CMDLINE = "crashkernel=192M"
@@ -118,6 +120,11 @@ def first_cmdline(setup: LinuxSetup) -> str:
     return f"{setup.cmdline} {_OURS}"
 
 
+def kaslr_is_off(setup: LinuxSetup) -> bool:
+    """Whether its command line turns KASLR off, in any release's words."""
+    return kaslr_disabled(setup.cmdline, {one.rules.nokaslr_field for one in Era})
+
+
 def first_page_size(image: bytes) -> int:
     """Of the kernel in an Image, in bytes, by its header: what it can leave of itself asks for /proc/kcore."""
     return parse_header(image).page_size or _PAGE
@@ -135,7 +142,7 @@ def _device_tree(board: Board, setup: LinuxSetup, initrd: PhysRange) -> bytes:
         rtc=True,
         initrd=initrd,
         # Linux leaves a seed that it does not use, and kexec-tools refuses to load where one is left.
-        kaslr_seed=None if "nokaslr" in setup.cmdline.split() else kaslr_seed,
+        kaslr_seed=None if kaslr_is_off(setup) else kaslr_seed,
         rng_seed=rng_seed,
         gic=board.gic.version,
     )

@@ -96,6 +96,19 @@ def split_records(console: str) -> dict[str, str]:
     return records
 
 
+def _without_records(lines: Sequence[str]) -> list[str]:
+    """What is said outside of whole records."""
+    kept, name, begin = list[str](), "", 0
+    for line in lines:
+        if line.startswith(_BEGIN):
+            name, begin = line.removeprefix(_BEGIN), len(kept)
+        kept.append(line)
+        if name and line == _END + name:
+            del kept[begin:]
+            name = ""
+    return kept
+
+
 @contextmanager
 def believed() -> Iterator[None]:
     """Reading what a first Linux says of its load: what memory does not agree with is an InputError, in one line."""
@@ -109,7 +122,7 @@ def believed() -> Iterator[None]:
 
 def last_words(console: str) -> str:
     """Why there is no load, in the words of whoever had the last: the kernel, kexec or init."""
-    lines = [line for line in console.splitlines() if line.strip()]
+    lines = [line for line in _without_records(console.splitlines()) if line.strip()]
     # Its end may not have been heard in full.
     panic = [line for line in lines if "Kernel panic" in line and "---[ end" not in line]
     if panic or not lines:

@@ -17,7 +17,7 @@ RANDOM = "random by KASLR"
 _SEED = "a random number"
 ALLOCATED = "from the kernel's allocator"
 IMAGE = "the model is a kernel image of its own"
-_LAYOUT = "structures of the model's own build"
+_LAYOUT = "the model's structures are of its own build, with fewer options"
 ABSENT = "-"
 
 
@@ -97,8 +97,10 @@ def _order(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> str:
 
 
 # What of VMCOREINFO is of the image and where it lies, and of structures whose size depends on a whole configuration.
+_PLACES = re.compile(r"SYMBOL\(vmemmap\)|KERNELOFFSET|NUMBER\((kimage_voffset|PHYS_OFFSET)\)")
 _NOT_COUNTED = (
-    (re.compile(r"SYMBOL|KERNELOFFSET|NUMBER\((kimage_voffset|PHYS_OFFSET)\)"), RANDOM),
+    (re.compile(r"SYMBOL\(mem_section\)"), ALLOCATED),
+    (re.compile(r"SYMBOL\((?!vmemmap\))"), IMAGE),
     (re.compile(r"(SIZE|OFFSET|LENGTH)\((pglist_data|zone|free_area|printk_info)\b"), _LAYOUT),
     (re.compile(r"(OSRELEASE|BUILD-ID)$"), IMAGE),
 )
@@ -112,19 +114,21 @@ _MESSAGES = {
     "nodes": re.compile("^ +node +[0-9]|Initmem setup"),
     "reserved memory": re.compile("OF: reserved mem|Reserved memory|^Skipping dt|--0x.* overlaps with "),
     "CPUs": re.compile("^Number of cores|^missing boot CPU"),
+    "early parameters": re.compile("^Malformed early option"),
 }
 _ECHO = re.compile("ommand line|Unknown kernel")
 _TIME = re.compile(r"^\[ *[0-9]+\.[0-9]+\] ")
 
 
-def compare_vmcoreinfo(real: str, model: str) -> Iterator[FactRow]:
-    """Lines by their key. Which keys there are counts, and so do numbers; addresses do not."""
+def compare_vmcoreinfo(real: str, model: str, *, kaslr: bool) -> Iterator[FactRow]:
+    """Lines by their key. Which keys there are counts, and so do numbers; of addresses those that kaslr would draw."""
+    not_counted = (*([(_PLACES, RANDOM)] if kaslr else []), *_NOT_COUNTED)
     ours, theirs = (
         dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line) for text in (real, model)
     )
     for key in dict.fromkeys((*ours, *theirs)):
         both = key in ours and key in theirs
-        why = next((reason for pattern, reason in _NOT_COUNTED if both and pattern.match(key)), "")
+        why = next((reason for pattern, reason in not_counted if both and pattern.match(key)), "")
         yield FactRow("vmcoreinfo", key, ours.get(key, ABSENT), theirs.get(key, ABSENT), why)
 
 

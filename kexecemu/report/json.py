@@ -10,7 +10,6 @@ from kexecemu.crash.end import End
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.verdict import Verdict, VerdictFlags, describe_damage
 from kexecemu.kernel.base.config import Way
-from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.linux.first import FirstLinux
@@ -73,7 +72,7 @@ def load_object(
         "sysfs": sysfs(kernel),
         "messages": [line.partition("] ")[2] for line in kernel.board.uart.text.splitlines()],
         "vmcoreinfo": kernel.vmcoreinfo().decode(errors="backslashreplace"),
-        "warnings": [*not_modelled(kernel), *warnings],
+        "warnings": [*kernel.not_modelled(), *warnings],
         "config": dict(kernel.config.options),
     }
 

@@ -1,6 +1,7 @@
 """What differs between a real kernel and the model of it, told to people and to programs."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from kexecemu.linux.rows import FactRow, Same
@@ -11,14 +12,15 @@ __all__ = ["print_rows", "rows_object"]
 _WIDEST = 60
 
 
-def rows_object(release: str, rows: list[FactRow]) -> dict[str, Any]:
+def rows_object(release: str, rows: list[FactRow], warnings: Sequence[str]) -> dict[str, Any]:
     """What --json prints."""
     counts = Counter(row.same for row in rows)
     told = []
     for row in rows:
         values = {key: getattr(row, key) for key in ("group", "name", "real", "model")}
         told.append({**values, "result": row.same.value, "why": row.why if row.same is Same.SHOWN else None})
-    return {"release": release, "counts": {same.value: counts[same] for same in Same}, "rows": told}
+    numbers = {same.value: counts[same] for same in Same}
+    return {"release": release, "counts": numbers, "warnings": list(warnings), "rows": told}
 
 
 def print_rows(rows: list[FactRow], every: bool) -> str:

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from kexecemu.crash.kernel import Kernel
-from kexecemu.errors import FormatError, InputError
+from kexecemu.errors import FormatError
 from kexecemu.formats.elf import PT_LOAD, ProgramHeader
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
@@ -20,6 +20,7 @@ from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.linux.first import FirstLinux
+from kexecemu.linux.first_boot import kaslr_is_off
 from kexecemu.linux.first_records import iomem
 from kexecemu.linux.rows import (
     ABSENT,
@@ -57,8 +58,8 @@ def config_options(text: str) -> dict[str, str]:
 def boot_model(linux: FirstLinux, options: Mapping[str, str], built_in: Path | None = None) -> Kernel:
     """Our model of the kernel that is running, booted on a board like its own, with the same load done.
 
-    built_in is the purgatory that kernel has, for its kexec_file_load(). Raises InputError or KexecError where the
-    model refuses what the real kernel took.
+    Nothing is loaded where one of the two has reserved nothing. built_in is the purgatory that kernel has, for its
+    kexec_file_load(). Raises InputError or KexecError where the model refuses what the real kernel took.
     """
     setup = linux.setup
     era = Era.of_release(linux.release)
@@ -66,28 +67,35 @@ def boot_model(linux: FirstLinux, options: Mapping[str, str], built_in: Path | N
     purgatory = (str(built_in) if built_in else False) if by_file else setup.kexec
     config = KernelConfig(era, purgatory=purgatory, options=options, rng_ready=True)
     kernel = Kernel.boot(Board(setup.ram, setup.cpus), config, cmdline=None, dtb=linux.dtb, seed=setup.seed)
-    if kernel.crashk_res is None:
-        raise InputError("the model has reserved no crashkernel memory where the real kernel has")
+    if kernel.crashk_res is None or linux.crashk_res is None:
+        return kernel
     load = kernel.kexec_file_load if by_file else kernel.kexec_tools_load
     load(setup.crash_image, setup.crash_initrd, setup.append)
     return kernel
 
 
 def compare(linux: FirstLinux, kernel: Kernel) -> list[FactRow]:
-    """All lines, in groups."""
-    image = kernel.image
-    assert image is not None
+    """All lines, in groups; those about the load where both have loaded."""
+    rows = [*_reservation(linux, kernel), *_resources(linux, kernel)]
+    if kernel.image is not None:
+        rows += _load(linux, kernel, kernel.image)
     return [
-        *_reservation(linux, kernel),
-        *_resources(linux, kernel),
-        *_segments(linux.image, image),
-        *compare_trees(_content(linux.image, "dtb"), _content(image, "dtb")),
-        *_core_header(linux, _content(linux.image, "elfcorehdr"), _content(image, "elfcorehdr")),
-        *_purgatory(linux, kernel, image),
-        *_protection(linux, kernel, image),
-        *compare_vmcoreinfo(_real_vmcoreinfo(linux), kernel.vmcoreinfo().decode(errors="replace")),
+        *rows,
+        *compare_vmcoreinfo(
+            _real_vmcoreinfo(linux),
+            kernel.vmcoreinfo().decode(errors="replace"),
+            kaslr=not kaslr_is_off(linux.setup),
+        ),
         *compare_messages(linux.records["dmesg.txt"], kernel.board.uart.text),
     ]
+
+
+def _load(linux: FirstLinux, kernel: Kernel, image: Kimage) -> Iterator[FactRow]:
+    yield from _segments(linux.image, image)
+    yield from compare_trees(_content(linux.image, "dtb"), _content(image, "dtb"))
+    yield from _core_header(linux, _content(linux.image, "elfcorehdr"), _content(image, "elfcorehdr"))
+    yield from _purgatory(linux, kernel, image)
+    yield from _protection(linux, kernel, image)
 
 
 def _content(image: Kimage, name: str) -> bytes:
@@ -147,7 +155,7 @@ def _headers(blob: bytes) -> list[ProgramHeader]:
 
 
 def _core_header(linux: FirstLinux, real: bytes, model: bytes) -> Iterator[FactRow]:
-    kaslr = "nokaslr" not in linux.setup.cmdline.split()
+    kaslr = not kaslr_is_off(linux.setup)
     ours, theirs = _headers(real), _headers(model)
     yield FactRow("elfcorehdr", "e_phnum", str(len(ours)), str(len(theirs)))
     loads = 0

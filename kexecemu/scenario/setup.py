@@ -16,7 +16,6 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_count
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.firmware import gic_version
-from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.crashkernel import why_nothing
@@ -165,7 +164,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     tree = _own_tree(setup, board) if dtb is None else dtb
     kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed)
     kernel.dm_crypt_keys = setup.dm_crypt_keys
-    for words in not_modelled(kernel):
+    for words in kernel.not_modelled():
         warnings.warn(words, NotModelled, stacklevel=2)
     return Booted(setup, kernel, image, initrd)
 

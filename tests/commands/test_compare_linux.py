@@ -106,24 +106,40 @@ def test_a_seed_may_differ_but_not_be_missing() -> None:
 
 def test_of_vmcoreinfo_numbers_and_keys_count_and_addresses_do_not() -> None:
     real = vmcoreinfo("6.1.192")
-    assert different(list(compare_vmcoreinfo(real, real))) == []
+    assert different(list(compare_vmcoreinfo(real, real, kaslr=True))) == []
 
     def changed(old: str, new: str) -> list[str]:
         assert old in real
-        return different(list(compare_vmcoreinfo(real, real.replace(old, new))))
+        return different(list(compare_vmcoreinfo(real, real.replace(old, new), kaslr=True)))
 
     assert changed("PAGESIZE=4096", "PAGESIZE=16384") == ["PAGESIZE"]
     assert changed("NUMBER(PG_lru)=4", "NUMBER(PG_lru)=5") == ["NUMBER(PG_lru)"]
     assert changed("NUMBER(PG_lru)=4\n", "") == ["NUMBER(PG_lru)"]
     assert changed("SIZE(zone)=1728", "SIZE(zone)=1016") == []
     assert changed("SYMBOL(_stext)=", "SYMBOL(_stext)=f") == []
+    assert changed("KERNELOFFSET=", "KERNELOFFSET=f") == []
     assert changed("SYMBOL(_stext)=", "SYMBOL(_etext)=") == ["SYMBOL(_stext)", "SYMBOL(_etext)"]
+
+
+def test_without_kaslr_what_it_draws_counts_and_what_lies_in_the_image_does_not() -> None:
+    real = vmcoreinfo("6.12.118")
+    keys = ("KERNELOFFSET", "NUMBER(PHYS_OFFSET)", "NUMBER(kimage_voffset)", "SYMBOL(vmemmap)", "SYMBOL(prb)")
+    other = real
+    for key in (*keys, "SYMBOL(mem_section)"):
+        assert f"{key}=" in real
+        other = other.replace(f"{key}=", f"{key}=0x1")
+    rows = list(compare_vmcoreinfo(real, other, kaslr=False))
+    assert set(different(rows)) == set(keys[:4])
+    why = {row.name: row.why for row in rows if row.same is Same.SHOWN}
+    assert why["SYMBOL(prb)"].startswith("the model is a kernel image")
+    assert why["SYMBOL(mem_section)"].startswith("from the kernel's allocator")
+    assert different(list(compare_vmcoreinfo(real, other, kaslr=True))) == []
 
 
 def test_two_releases_differ_in_what_they_write_down() -> None:
     # compound_dtor went away, VMEMMAP's symbol came.
     old, new = vmcoreinfo("6.1.192"), vmcoreinfo("6.12.118")
-    rows = list(compare_vmcoreinfo(new, old))
+    rows = list(compare_vmcoreinfo(new, old, kaslr=True))
     assert {"OFFSET(page.compound_dtor)", "SYMBOL(vmemmap)", "NUMBER(PG_lru)"} <= set(different(rows))
 
 
@@ -154,6 +170,7 @@ def test_what_was_printed_of_memory_counts_line_by_line() -> None:
         ("reserved memory", "a (0x000000007b000000--0x000000007b002000) overlaps with b (0x01--0x02)"),
         ("CPUs", "Number of cores (4) exceeds configured maximum of 2 - clipping"),
         ("CPUs", "missing boot CPU MPIDR, not enabling secondaries"),
+        ("early parameters", "Malformed early option 'cma'"),
     ],
 )
 def test_a_line_that_one_kernel_alone_printed_counts(group: str, line: str) -> None:
@@ -188,11 +205,12 @@ def test_the_table_has_what_differs_with_both_values_and_the_rest_by_its_number(
 
 
 def test_json_has_every_line_and_the_counts() -> None:
-    value = rows_object("6.1", ROWS)
+    value = rows_object("6.1", ROWS, ["x= is not modelled"])
     assert value["counts"] == {"equal": 1, "different": 1, "not counted": 1}
     assert [row["result"] for row in value["rows"]] == ["equal", "different", "not counted"]
     assert value["rows"][2]["why"] == "a random number"
     assert value["rows"][0]["why"] is None
+    assert value["warnings"] == ["x= is not modelled"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.setup_memory import _dma_contiguous_reserve
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.machine.ranges import PhysRange
@@ -21,7 +22,9 @@ def reserve(
         memblock.reserve(taken)
     lines: list[str] = []
     limit = min(memblock.end_of_dram, 4 * GIB)
-    _dma_contiguous_reserve(memblock, cmdline, KernelConfig(era), limit, lines.append)
+    config = KernelConfig(era)
+    asked = parse_early_param(config, cmdline).cma
+    _dma_contiguous_reserve(memblock, asked, config, limit, lines.append)
     return lines, memblock
 
 

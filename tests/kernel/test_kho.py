@@ -15,9 +15,9 @@ from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd
 from kexecemu.errors import KexecError
 from kexecemu.formats.fdt import Fdt, reg64
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.unmodelled import not_modelled
+from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.image.kimage import IMA, KHO_SCRATCH, Kimage
-from kexecemu.kernel.memory.kho import KhoEarly, parse_kho, reserve_scratch
+from kexecemu.kernel.memory.kho import KhoEarly, reserve_scratch
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.kernel.model import KernelModel
 from kexecemu.kernel.procfs import proc_iomem
@@ -84,14 +84,15 @@ def test_kho_and_its_scratch_are_read_as_early_parameters(
     cmdline: str, found: KhoEarly, said: list[str]
 ) -> None:
     log: list[str] = []
-    assert parse_kho(KernelConfig("7.3", options=ON), cmdline, log.append) == found
+    assert parse_early_param(KernelConfig("7.3", options=ON), cmdline, log.append).kho == found
     assert log == said
-    assert parse_kho(KernelConfig("7.3"), cmdline, log.append) == KhoEarly() and log == said
+    assert parse_early_param(KernelConfig("7.3"), cmdline, log.append).kho == KhoEarly() and log == said
 
 
 def test_a_kernel_that_has_it_on_by_default_needs_no_kho() -> None:
     config = KernelConfig("7.3", options={**ON, "KEXEC_HANDOVER_ENABLE_DEFAULT": "y"})
-    assert parse_kho(config, "", print).enable and not parse_kho(config, "kho=off", print).enable
+    assert parse_early_param(config, "").kho.enable
+    assert not parse_early_param(config, "kho=off").kho.enable
 
 
 # -- where the areas are ---------------------------------------------------------------------------------------
@@ -327,7 +328,7 @@ def test_since_7_3_no_digest_is_kept_of_what_lies_safe_and_the_purgatory_lets_it
 def test_it_is_said_what_is_known_only_nearly(
     era: str, options: dict[str, str], cmdline: str, words: list[str]
 ) -> None:
-    found = not_modelled(boot(era, f"crashkernel=64M {cmdline}", ram="512M", options=options))
+    found = boot(era, f"crashkernel=64M {cmdline}", ram="512M", options=options).not_modelled()
     assert len(found) == len(words) and all(
         one.startswith(word) for one, word in zip(found, words, strict=True)
     )

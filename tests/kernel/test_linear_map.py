@@ -11,13 +11,13 @@ from kernel_bench import DATA, GIB, MIB, arm64_image, boot, ptdump
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.config import Era, KernelConfig, Protection
+from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.setup_memory import ArchSetup, TextLayout, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.image.protection import protect_crashkres, unprotect_crashkres
 from kexecemu.kernel.load.kexec_image import CrashFiles, LoadContext, image_load
-from kexecemu.kernel.memory.linear_map import rodata_messages
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.memory.descriptors import Granule, TableFormat
 from kexecemu.machine.memory.mmu import PageTables
@@ -69,7 +69,8 @@ def set_up(
     space = AddressSpace(banks[0].start, 0xFFFF800008000000, layout.text, layout.end - layout.text)
     log: list[str] = []
     memblock = early_init_dt_scan(dtb, config, log.append)
-    reserved = arm64_memblock_init(memblock, dtb, DTB_PHYS, cmdline, space, layout, config, log.append)
+    early = parse_early_param(config, cmdline, log.append)
+    reserved = arm64_memblock_init(memblock, dtb, DTB_PHYS, cmdline, early, space, layout, config, log.append)
     granule = {4096: Granule.K4, 16384: Granule.K16, 65536: Granule.K64}[config.page_size]
     tables = PageTables(
         ram,
@@ -79,7 +80,9 @@ def set_up(
     )
     for _ in range(kernel_tables):
         memblock.phys_alloc_range(config.page_size, config.page_size)
-    arch = setup_memory(memblock, cmdline, config, space, layout, tables, dtb, reserved, log.append, bbm)
+    arch = setup_memory(
+        memblock, cmdline, early, config, space, layout, tables, dtb, reserved, log.append, bbm
+    )
     return Booted(arch, tables, space, config, log)
 
 
@@ -351,7 +354,9 @@ def test_from_6_18_on_rodata_has_other_words(
     config = KernelConfig(era, options=options)
     ram = [line for line in set_up(config, cmdline).ptdump() if "MEM/NORMAL-TAGGED" in line]
     assert all("PTE" in line and "CON" not in line for line in ram) is pages
-    assert list(rodata_messages(config, cmdline)) == said
+    log: list[str] = []
+    parse_early_param(config, cmdline, log.append)
+    assert log == said
 
 
 @pytest.mark.parametrize(
@@ -456,7 +461,8 @@ def test_mem_does_not_take_the_kernel_s_own_memory_away() -> None:
     dtb = Fdt(virt_device_tree((DRAM,), 1, 0x9000000))
     space = AddressSpace(GIB, 0xFFFF800008000000, layout.text, layout.end - layout.text)
     memblock = early_init_dt_scan(dtb, config, [].append)
-    arm64_memblock_init(memblock, dtb, DTB_PHYS, "mem=256M", space, layout, config, [].append)
+    early = parse_early_param(config, "mem=256M")
+    arm64_memblock_init(memblock, dtb, DTB_PHYS, "mem=256M", early, space, layout, config, [].append)
     assert memblock.memory == [PhysRange(GIB, 0x50000000), PhysRange(layout.text, layout.end)]
 
 
@@ -481,7 +487,8 @@ def test_mem_does_not_take_the_first_kernel_s_initrd_away() -> None:
     space = AddressSpace(GIB, 0xFFFF800008000000, LINUX_6_1.text, LINUX_6_1.end - LINUX_6_1.text)
     dtb, config = Fdt(bytes(tree.data)), KernelConfig("6.4")
     memblock = early_init_dt_scan(dtb, config, [].append)
-    arm64_memblock_init(memblock, dtb, DTB_PHYS, "mem=256M", space, LINUX_6_1, config, [].append)
+    early = parse_early_param(config, "mem=256M")
+    arm64_memblock_init(memblock, dtb, DTB_PHYS, "mem=256M", early, space, LINUX_6_1, config, [].append)
     pages = PhysRange(0x60000000, 0x60003000)
     assert memblock.memory == [PhysRange(GIB, 0x50000000), pages]
     assert pages in memblock.reserved

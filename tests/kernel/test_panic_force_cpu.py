@@ -12,8 +12,9 @@ from kexecemu.campaign.golden import golden_run
 from kexecemu.crash.kernel import Kernel
 from kexecemu.errors import InputError
 from kexecemu.formats.elfnote import iterate_notes
-from kexecemu.kernel.base.cmdline import kstrtoint, panic_force_cpu
+from kexecemu.kernel.base.cmdline import kstrtoint
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.board import Board
 from kexecemu.machine.snapshot import Snapshots
@@ -249,7 +250,11 @@ def test_a_number_is_read_as_kstrtoint_reads_it(text: str, value: int | None) ->
     ],
 )
 def test_what_the_kernel_makes_of_the_parameter(cmdline: str, cpu: int | None, said: list[str]) -> None:
-    assert panic_force_cpu(cmdline, 64) == (cpu, said)
+    log: list[str] = []
+    assert parse_early_param(KernelConfig("7.0"), cmdline, log.append).panic_force_cpu == cpu
+    assert log == said
+    assert parse_early_param(KernelConfig("6.18"), cmdline, log.append).panic_force_cpu is None
+    assert log == said
 
 
 def test_what_is_no_number_is_told_at_boot() -> None:

@@ -14,6 +14,7 @@ from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
+from kexecemu.kernel.boot.vmcoreinfo_lines import vmcoreinfo_lines
 
 DATA = Path(__file__).parents[1] / "data" / "vmcoreinfo"
 
@@ -86,6 +87,34 @@ def test_its_structures_are_those_of_a_real_kernel_but_for_configured_ones(
     ]
     assert len(wanted) > 50
     assert [line for line in wanted if line not in ours] == []
+
+
+@pytest.mark.parametrize(
+    ("era", "hugetlb", "found"),
+    [
+        ("6.7", "y", {"PG_hugetlb=8", "PAGE_OFFLINE_MAPCOUNT_VALUE=-257"}),
+        ("6.7", "n", set()),
+        *(
+            ("6.9", one, {"PAGE_HUGETLB_MAPCOUNT_VALUE=-2049", "PAGE_OFFLINE_MAPCOUNT_VALUE=-257"})
+            for one in ("y", "n")
+        ),
+        *(
+            (
+                "6.10",
+                one,
+                {"PAGE_HUGETLB_MAPCOUNT_VALUE=-201326592", "PAGE_OFFLINE_MAPCOUNT_VALUE=-251658240"},
+            )
+            for one in ("y", "n")
+        ),
+    ],
+)
+def test_how_huge_and_offline_pages_are_told_has_changed_twice(
+    era: str, hugetlb: str, found: set[str]
+) -> None:
+    """d99e3140a4d3 in 6.9; types in the highest byte in 6.10."""
+    config = KernelConfig(era, options={"HUGETLB_PAGE": hugetlb})
+    numbers = {what for kind, what in vmcoreinfo_lines(config) if kind == "NUMBER"}
+    assert {one for one in numbers if "hugetlb" in one.lower() or "OFFLINE" in one} == found
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -159,6 +159,14 @@ def test_records_are_read_whatever_stands_between():
     assert split_records(text) == {"a": "1\n2\n", "c": "3\n"}
 
 
+def test_the_last_words_are_not_those_of_the_records_that_follow() -> None:
+    console = "Cannot reserve\nfirst: Linux 6.1 is up\nMemory for crashkernel is not reserved\n"
+    record = "first: record dmesg.txt\n[    0.000000] x\nfirst: end of dmesg.txt\n"
+    end = "first: end: kexec failed with status 255"
+    assert last_words(f"{console}{record}{end}") == last_words(console + end)
+    assert "not reserved" in last_words(console + end)
+
+
 def test_of_a_panic_its_own_line_is_told_and_not_that_of_its_end() -> None:
     console = (
         "Linux\n[ 0.2] Kernel panic - not syncing: Requested init /nope failed (error -2).\n"

@@ -343,7 +343,7 @@ def test_the_inits_use_no_program_that_is_not_in_the_archive(
         "set",
         "else",
     }
-    of_the_shell |= {"continue", "shift", ":", ".", "[", "in"}
+    of_the_shell |= {"continue", "return", "shift", ":", ".", "[", "in"}
     own = {line.partition("(")[0] for line in script.splitlines() if line.endswith("() {")}
     there = {name.removeprefix("bin/") for name in members if name.startswith("bin/")}
     unknown = {}

@@ -52,6 +52,7 @@ class Rules:
     tells_preemption           dump_stack() says whether the kernel is preemptible
     marks_trace                the first line of a call trace says how it was come by
     panic_force_cpu            panic_force_cpu= is known
+    nokaslr_field              the field of a software feature that nokaslr sets
     stop_retries               CPUs that do not hear the stop IPI get a pseudo-NMI, and those alone that then are up are
                                told of as failed, not all that were asked
     idmap_tables               pages that create_idmap() takes from memblock
@@ -119,6 +120,7 @@ class Rules:
     tells_preemption: bool = False
     marks_trace: bool = False
     panic_force_cpu: bool = False
+    nokaslr_field: str = "kaslr.disabled"
     stop_retries: bool = False
     idmap_tables: int = 4
     data_alias: str = "writable"
@@ -171,6 +173,7 @@ CHANGES = (
     Change((6, 5), "falls_back_low", True, "6c4dcaddbd36"),
     Change((6, 5), "low_where_it_reaches_over", False, "6c4dcaddbd36"),
     Change((6, 5), "counts_low_region", True, "16c6006af4d4"),
+    Change((6, 5), "nokaslr_field", "arm64_sw.nokaslr", "0ddc312b7c73"),
     Change((6, 5), "modules_vsize", 2 << 30, "3e35d303ab7d"),
     Change((6, 5), "guest", "vmlinux-6.5", "linked behind the modules; sparse_irqs (721255b9826b)"),
     Change((6, 5), "reserved_mem_sorted_by_node", True, "6.12.118's of_reserved_mem.c, not 6.1.192's"),

@@ -4,19 +4,20 @@ Followed: lib/cmdline.c and kernel/crash_core.c (6.1), kernel/crash_reserve.c (6
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from errno import EINVAL, ENOENT
 
 from kexecemu.shown import shown
 
 __all__ = ["COMMAND_LINE_SIZE", "CrashkernelOption", "arguments", "get_option", "kstrtoint", "memparse"]
-__all__ += ["is_one_line", "panic_force_cpu", "parameter", "parameters"]
+__all__ += ["is_one_line", "kaslr_disabled", "parameter", "parameters"]
 __all__ += ["parse_crashkernel_option", "strtobool", "to_bytes", "words"]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 _INTEGER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?")
 _INTEGER_DIGITS = 1000
+_HEX_DIGIT = re.compile("(?:0[xX])?[0-9a-fA-F]")
 _SHIFTS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _U64 = (1 << 64) - 1
 _BLOCK = 1000
@@ -116,19 +117,22 @@ def is_one_line(cmdline: str) -> bool:
     return cmdline.isascii() and cmdline.isprintable()
 
 
-def panic_force_cpu(cmdline: str, nr_cpu_ids: int) -> tuple[int | None, list[str]]:
-    """panic_force_cpu_setup() for each panic_force_cpu=: the CPU, None for none, and what is said of bad ones."""
-    cpu, said = None, []
-    for name, value in words(cmdline):
-        if name != "panic_force_cpu":
-            continue
-        number = kstrtoint(value or "")
-        if number is not None and 0 <= number < nr_cpu_ids:
-            cpu = number
-            continue
-        said += [f"panic_force_cpu: invalid value '{value}'"] * (value is not None)
-        said.append("Malformed early option 'panic_force_cpu'")
-    return cpu, said
+def kaslr_disabled(cmdline: str, fields: Collection[str]) -> bool:
+    """kaslr_disabled_cmdline(): nokaslr, or the field of the software feature that it stands for; the last one counts.
+
+    fields is what that is called. arch/arm64/kernel/pi/idreg-override.c has a grammar of its own: blanks part in quotes
+    as well, and a value is one hex digit.
+    """
+    disabled = False
+    for word in cmdline.split():
+        if word == "--":
+            break
+        name, equals, value = word.replace("-", "_").partition("=")
+        if not equals and name == "nokaslr":
+            disabled = True
+        elif name in fields and _HEX_DIGIT.fullmatch(value):
+            disabled = int(value, 16) != 0
+    return disabled
 
 
 def arguments(cmdline: str, name: str) -> list[str | None]:

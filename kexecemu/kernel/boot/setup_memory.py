@@ -12,9 +12,10 @@ from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.fdt_blob import MemReserve
 from kexecemu.kernel.base.address_space import AddressSpace
-from kexecemu.kernel.base.cmdline import arguments, memparse, parameter
+from kexecemu.kernel.base.cmdline import parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
+from kexecemu.kernel.boot.early_param import CmaAsked, EarlyParameters
 from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.late_memblock import nr_kernel_pages
 from kexecemu.kernel.boot.reserved_memory import ReservedMemory
@@ -109,6 +110,7 @@ def arm64_memblock_init(
     dtb: Fdt,
     dtb_phys: int,
     cmdline: str,
+    early: EarlyParameters,
     space: AddressSpace,
     layout: TextLayout,
     config: KernelConfig,
@@ -116,7 +118,8 @@ def arm64_memblock_init(
 ) -> ReservedMemory:
     """What of the memory in memblock is left out, and what is taken before any allocation: kernel, initrd, tree.
 
-    And the reservations. Gives the regions of /reserved-memory; log gets the kernel's messages.
+    And the reservations. early is what the command line was parsed to. Gives the regions of /reserved-memory; log gets
+    the kernel's messages.
     """
     page = config.page_size
     memblock.movable_node = parameter(cmdline, "movable_node") is not None
@@ -124,9 +127,8 @@ def arm64_memblock_init(
     top = 1 << 64
     memblock.remove(PhysRange(space.memstart + space.linear_region_size, top))
     memblock.remove(PhysRange(0, space.memstart))
-    limit = memparse(parameter(cmdline, "mem") or "")[0] // page * page
-    if limit:
-        _cap_memory(memblock, limit)
+    if early.memory_limit:
+        _cap_memory(memblock, early.memory_limit)
         memblock.add(PhysRange(layout.text, layout.end))
     initrd = initrd_range(dtb)
     if initrd is not None and initrd.start >= memblock.start_of_dram:
@@ -136,8 +138,7 @@ def arm64_memblock_init(
         memblock.clear_nomap(pages)
         memblock.reserve(pages)
     memblock.reserve(PhysRange(text_alias(config, layout).start, layout.end))
-    asked = any(value is not None for value in arguments(cmdline, "cma"))
-    reserved = ReservedMemory(config, dtb, memblock, cma_asked=asked, log=log)
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=early.cma is not None, log=log)
     reserved.scan(lambda: _reserve_all(memblock, dtb.mem_reservations()))
     return reserved
 
@@ -159,6 +160,7 @@ def _cap_memory(memblock: Memblock, limit: int) -> None:
 def setup_memory(
     memblock: Memblock,
     cmdline: str,
+    early: EarlyParameters,
     config: KernelConfig,
     space: AddressSpace,
     layout: TextLayout,
@@ -205,7 +207,7 @@ def setup_memory(
     made = None if before else free_area_init()
     cma_area = reserved.default_cma
     if config.enabled("CMA") and cma_area is None:
-        cma_area = _dma_contiguous_reserve(memblock, cmdline, config, dma_limit, log)
+        cma_area = _dma_contiguous_reserve(memblock, early.cma, config, dma_limit, log)
     if deferred:
         reservation = reserve()
     sparse, pages = made or free_area_init()
@@ -214,22 +216,16 @@ def setup_memory(
 
 
 def _dma_contiguous_reserve(
-    memblock: Memblock, cmdline: str, config: KernelConfig, dma_limit: int, log: Print
+    memblock: Memblock, asked: CmaAsked | None, config: KernelConfig, dma_limit: int, log: Print
 ) -> PhysRange | None:
-    """dma_contiguous_reserve(): cma=SIZE[@START[-END]] or what the kernel was built with, below the DMA limit."""
-    size, start, end = config.number("CMA_SIZE_MBYTES") << 20, 0, 0
-    # early_cma() for each: one with a size alone keeps where an earlier one wants it, and a bare one is nothing.
-    for asked in arguments(cmdline, "cma"):
-        if asked is None:
-            continue
-        size, rest = memparse(asked)
-        if rest[:1] == "@":
-            start, rest = memparse(rest[1:])
-            end = memparse(rest[1:])[0] if rest[:1] == "-" else start + size
-    if not size:
+    """dma_contiguous_reserve(): what cma= asks for, or what the kernel was built with, below the DMA limit."""
+    wanted = CmaAsked(config.number("CMA_SIZE_MBYTES") << 20) if asked is None else asked
+    if not wanted.size:
         return None
-    limit = min(end or dma_limit, dma_limit)
-    if config.release.rules.cma_limit_is_asked:
-        limit = end or dma_limit
-    fixed = end == start + size
-    return cma_declare_contiguous(config, memblock, size, log, start=start, limit=limit, fixed=fixed)
+    limit = wanted.end or dma_limit
+    if not config.release.rules.cma_limit_is_asked:
+        limit = min(limit, dma_limit)
+    fixed = wanted.end == wanted.start + wanted.size
+    return cma_declare_contiguous(
+        config, memblock, wanted.size, log, start=wanted.start, limit=limit, fixed=fixed
+    )

@@ -9,8 +9,9 @@ from functools import partial
 from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, memparse, panic_force_cpu, parameter, parameters
+from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, kaslr_disabled, parameter
 from kexecemu.kernel.boot.cpus import smp_init_cpus
+from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
@@ -25,14 +26,10 @@ from kexecemu.kernel.boot.setup_memory import (
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
-from kexecemu.kernel.memory.kho import parse_kho, reserve_scratch
-from kexecemu.kernel.memory.linear_map import rodata_messages
+from kexecemu.kernel.memory.kho import reserve_scratch
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 
-__all__ = ["NR_CPUS", "kernel_init_freeable", "setup_arch"]
-
-NR_CPUS = 64
-"""The guest kernel's, and nr_cpu_ids while early parameters are read."""
+__all__ = ["kernel_init_freeable", "setup_arch"]
 
 _CACHE_LINE = 64  # SMP_CACHE_BYTES
 
@@ -49,15 +46,8 @@ def setup_arch(state: KernelState) -> None:
     memblock = early_init_dt_scan(tree, state.config, state.log)
     state.log(f"Machine model: {state.machine_model}")
     page = state.config.page_size
-    for asked in filter(None, parameters(bootargs, "mem")):
-        state.log(f"Memory limited to {memparse(asked)[0] // page * page >> 20}MB")
-    for words in rodata_messages(state.config, bootargs):
-        state.log(words)
-    if state.config.release.rules.panic_force_cpu:
-        state.panic_force_cpu, said = panic_force_cpu(bootargs, NR_CPUS)
-        for words in said:
-            state.log(words)
-    state.kho_early = parse_kho(state.config, bootargs, state.log)
+    early = parse_early_param(state.config, bootargs, state.log)
+    state.panic_force_cpu, state.kho_early = early.panic_force_cpu, early.kho
     guest.ram.write(guest.phys("boot_command_line"), boot_command_line + b"\0")
     pointer_phys = guest.space.virt_to_phys(state.board.boot_cpu.x(0))
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
@@ -65,7 +55,7 @@ def setup_arch(state: KernelState) -> None:
     guest.write("page_offset", -(1 << state.space.va_bits))
     layout = TextLayout(*map(guest.phys, IMAGE_MARKS))
     reserved = arm64_memblock_init(
-        memblock, tree, state.dtb_phys, bootargs, state.space, layout, state.config, state.log
+        memblock, tree, state.dtb_phys, bootargs, early, state.space, layout, state.config, state.log
     )
 
     def alloc_cleared() -> int:
@@ -77,6 +67,7 @@ def setup_arch(state: KernelState) -> None:
     state.arch = setup_memory(
         memblock,
         bootargs,
+        early,
         state.config,
         state.space,
         layout,
@@ -145,7 +136,8 @@ def _take_seeds(state: KernelState, bootargs: str) -> None:
     if chosen is None:
         return
     seed = tree.getprop(chosen, "kaslr-seed")
-    if seed is not None and len(seed) == 8 and "nokaslr" not in bootargs.split():
+    fields = [state.config.release.rules.nokaslr_field]
+    if seed is not None and len(seed) == 8 and not kaslr_disabled(bootargs, fields):
         tree.setprop(chosen, "kaslr-seed", bytes(8))
     tree.nop_property(chosen, "rng-seed")
     state.ram.write(state.dtb_phys, tree.to_bytes())

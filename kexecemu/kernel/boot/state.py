@@ -26,6 +26,7 @@ from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import ArchSetup
 from kexecemu.kernel.boot.slab_init import task_virt
+from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.kho import KhoEarly, KhoScratch
@@ -191,6 +192,10 @@ class KernelState:
     def boot_command_line(self) -> str:
         """The command line that the kernel was booted with, as it is in its memory."""
         return self.guest.string(self.guest.vmlinux.virt("boot_command_line"), COMMAND_LINE_SIZE)
+
+    def not_modelled(self) -> list[str]:
+        """What of this machine and command line a real kernel acts on, each in one line."""
+        return not_modelled(self.config, self.boot_command_line, Fdt(self.initial_boot_params))
 
     @property
     def redirected_from(self) -> int | None:

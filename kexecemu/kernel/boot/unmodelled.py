@@ -2,8 +2,9 @@
 
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import parameter
+from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import Era
-from kexecemu.kernel.boot.state import KernelState
+from kexecemu.kernel.boot.early_param import parse_early_param
 
 __all__ = ["not_modelled"]
 
@@ -14,24 +15,24 @@ _PARAMETERS = {
     "efi": "boards are described by a device tree",
     "hugetlb_cma": "CMA areas for huge pages, which move the crash region",
     "kernelcore": "ZONE_MOVABLE",
-    "kvm-arm.mode": "memory for a protected hypervisor, which moves the crash region",
     "memtest": "memory that fails a test",
     "movablecore": "ZONE_MOVABLE",
     "numa": "nodes",
     "reserve_mem": "named memory, which moves the crash region",
 }
+_PROTECTED = "memory for the hypervisor moves the crash region, but where kernels are started at EL1, as here"
 
 
-def not_modelled(state: KernelState) -> list[str]:
-    """What there is of it, each in one line."""
-    cmdline = state.boot_command_line
+def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt) -> list[str]:
+    """What there is of it for a kernel with this command line on the board of this device tree, each in one line."""
     found = [
         f"{name}= is not modelled: {what}"
         for name, what in _PARAMETERS.items()
         if parameter(cmdline, name) is not None
     ]
-    found += _handover(state, cmdline)
-    tree = Fdt(state.initial_boot_params)
+    if parameter(cmdline, "kvm-arm.mode") == "protected":
+        found.append(f"kvm-arm.mode=protected is not modelled: {_PROTECTED}")
+    found += _handover(config, cmdline)
     nodes = {tree.get_u32(one.offset, "numa-node-id") for one in tree.nodes()} - {None}
     if len(nodes) > 1:
         found.append(f"nodes are not modelled: the {len(nodes)} of the device tree are taken for one")
@@ -41,18 +42,19 @@ def not_modelled(state: KernelState) -> list[str]:
     return found
 
 
-def _handover(state: KernelState, cmdline: str) -> list[str]:
+def _handover(config: KernelConfig, cmdline: str) -> list[str]:
     """What is only nearly so of kexec handover."""
-    if not state.config.enabled("KEXEC_HANDOVER"):
+    if not config.enabled("KEXEC_HANDOVER"):
         asked = parameter(cmdline, "kho") is not None
         return ["kho= says nothing to a kernel without KEXEC_HANDOVER=y (--config)"] if asked else []
-    if not state.kho_early.enable:
+    early = parse_early_param(config, cmdline).kho
+    if not early.enable:
         return []
     found = []
-    if state.kho_early.scale:
+    if early.scale:
         found.append(
             "kho_scratch= in percent is of what memblock has given out, which is known only nearly here"
         )
-    if state.config.release <= Era.V6_18:
+    if config.release <= Era.V6_18:
         found.append("KHO: whether debugfs has finalized it is not modelled: it is taken as done")
     return found

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kexecemu.kernel.base.address_space import align_up
-from kexecemu.kernel.base.cmdline import memparse, strtobool, words
+from kexecemu.kernel.base.cmdline import memparse, strtobool
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.cma import buddy_block, cma_min_alignment
 from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["KhoEarly", "KhoScratch", "parse_kho", "reserve_scratch"]
+__all__ = ["KhoEarly", "KhoScratch", "kho_parameter", "reserve_scratch"]
 
 _ENTRY = struct.Struct("<QQ")  # struct kho_scratch: addr, size
 _AREAS = 3  # one for each node with memory, of which there is one, and two
@@ -79,24 +79,12 @@ def _scratch_size(text: str, given: KhoEarly, log: Print) -> KhoEarly | None:
     return replace(given, scale=0, lowmem=sizes[0], anywhere=sizes[1], pernode=sizes[2])
 
 
-def parse_kho(config: KernelConfig, cmdline: str, log: Print) -> KhoEarly:
-    """The early parameters kho= and kho_scratch=, each as often as it is there; log gets the kernel's words."""
-    found = KhoEarly(config.enabled("KEXEC_HANDOVER_ENABLE_DEFAULT"))
-    if not config.enabled("KEXEC_HANDOVER"):
-        return KhoEarly()
-    for name, given in words(cmdline):
-        value, taken = given or "", None
-        if name == "kho":
-            enable = strtobool(value)
-            taken = None if enable is None else replace(found, enable=enable)
-        elif name == "kho_scratch":
-            taken = _scratch_size(value, found, log)
-        else:
-            continue
-        if taken is None:
-            log(f"Malformed early option '{name}'")
-        found = taken or found
-    return found
+def kho_parameter(name: str, value: str, found: KhoEarly, log: Print) -> KhoEarly | None:
+    """kho= or kho_scratch= after what is found by then; None for what is malformed. log gets the kernel's words."""
+    if name == "kho_scratch":
+        return _scratch_size(value, found, log)
+    enable = strtobool(value)
+    return None if enable is None else replace(found, enable=enable)
 
 
 def _sizes(memblock: Memblock, early: KhoEarly, low_limit: int) -> tuple[int, int]:

@@ -4,13 +4,13 @@ Followed: map_mem() in arch/arm64/mm/mmu.c before and after commit 04a2a7af3d97.
 (`plan_linear_map`), the map itself is page tables in guest RAM (`build_linear_map`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import AddressSpace
-from kexecemu.kernel.base.cmdline import arguments, get_option, parameter, parameters, strtobool
+from kexecemu.kernel.base.cmdline import get_option, parameter, parameters, strtobool
 from kexecemu.kernel.base.config import KernelConfig, Protection
 from kexecemu.kernel.memory.memblock import Memblock, across_pages, within_pages
 from kexecemu.machine.memory.descriptors import (
@@ -31,7 +31,7 @@ from kexecemu.shown import shown
 __all__ = ["MAIR_VALUE", "PAGE_KERNEL", "PAGE_KERNEL_RO", "PAGE_KERNEL_ROX", "PROT_DEVICE"]
 __all__ += ["LinearMapPlan", "MapPiece"]
 __all__ += ["MapTarget", "build_linear_map", "can_set_direct_map", "defer_reserve_crashkernel"]
-__all__ += ["plan_linear_map", "rodata_full", "rodata_messages", "rodata_words"]
+__all__ += ["plan_linear_map", "rodata_full", "rodata_message", "rodata_words"]
 
 Print = Callable[[str], None]
 
@@ -94,12 +94,11 @@ def data_alias(config: KernelConfig, cmdline: str) -> str:
     return config.release.rules.data_alias if rodata_enabled(config, cmdline) else "writable"
 
 
-def rodata_messages(config: KernelConfig, cmdline: str) -> Iterator[str]:
-    """set_debug_rodata(): what the kernel says of words that it does not know, and of none, which it is a null for."""
-    words = _RODATA[config.release.rules.rodata_noalias]
-    for asked in arguments(cmdline, "rodata"):
-        if asked not in words:
-            yield f"Invalid option string for rodata: '{'(null)' if asked is None else asked}'"
+def rodata_message(config: KernelConfig, asked: str | None) -> str | None:
+    """set_debug_rodata(): what the kernel says of a word that it does not know, and of none, which is a null for it."""
+    if asked in _RODATA[config.release.rules.rodata_noalias]:
+        return None
+    return f"Invalid option string for rodata: '{'(null)' if asked is None else asked}'"
 
 
 def _debug_pagealloc_enabled(config: KernelConfig, cmdline: str) -> bool:

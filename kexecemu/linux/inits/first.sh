@@ -31,29 +31,9 @@ short_kallsyms() {
 }
 [ "$(parameter kallsyms short)" = real ] || short_kallsyms
 
-# The kernel gives init the words of its command line that it does not know itself.
-set --
-while read -r word; do
-	set -- "$@" "$word"
-done </kexec.conf
-mkdir -p /tmp/records
-kexec "$@" >/tmp/records/kexec.txt 2>&1
-status=$?
-# What it says is long with -d, and of interest at once only when it went wrong.
-if [ $status != 0 ]; then
-	cat /tmp/records/kexec.txt
-	power_off "end: kexec failed with status $status"
-fi
-
-grep -i -E 'crash|System RAM' /proc/iomem | while read -r line; do
-	say "iomem $line"
-done
-read -r size </sys/kernel/kexec_crash_size
-read -r loaded </sys/kernel/kexec_crash_loaded
-say "kexec_crash_size $size, kexec_crash_loaded $loaded"
-
-records=$(parameter records none)
-if [ "$records" != none ]; then
+leave_records() {
+	records=$(parameter records none)
+	[ "$records" != none ] || return
 	cd /tmp/records
 	cat /proc/iomem >iomem.txt
 	cat /sys/firmware/fdt >fdt.dtb
@@ -84,7 +64,33 @@ if [ "$records" != none ]; then
 		;;
 	esac
 	cd /
+}
+
+# The kernel gives init the words of its command line that it does not know itself.
+set --
+while read -r word; do
+	set -- "$@" "$word"
+done </kexec.conf
+mkdir -p /tmp/records
+kexec "$@" >/tmp/records/kexec.txt 2>&1
+status=$?
+# What it says is long with -d, and of interest at once only when it went wrong.
+if [ $status != 0 ]; then
+	cat /tmp/records/kexec.txt
+	read -r size </sys/kernel/kexec_crash_size
+	say "kexec_crash_size $size"
+	leave_records
+	power_off "end: kexec failed with status $status"
 fi
+
+grep -i -E 'crash|System RAM' /proc/iomem | while read -r line; do
+	say "iomem $line"
+done
+read -r size </sys/kernel/kexec_crash_size
+read -r loaded </sys/kernel/kexec_crash_loaded
+say "kexec_crash_size $size, kexec_crash_loaded $loaded"
+
+leave_records
 
 [ "$loaded" = 1 ] || power_off "end: no crash kernel is loaded"
 say "crash kernel loaded"

@@ -19,6 +19,7 @@ from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.early_param import NR_CPUS
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
+from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.crash.execution import CALL_LIMIT, REFUSALS, SYSRQ_MESSAGE, Execution
@@ -70,12 +71,14 @@ class KernelModel(KernelState):
         cmdline: str | None = "crashkernel=256M",
         dtb: bytes | str | Path | None = None,
         seed: int = 0,
+        layout: TextLayout | None = None,
     ) -> Self:
         """Boot the model kernel on a board and return it idle.
 
         cmdline is the first kernel's command line; None takes the one in dtb. dtb describes the board, as bytes or by
-        its path (default: the board's own tree). seed feeds the kernel's random numbers, once config.rng_ready. Leaving
-        a with block closes the board.
+        its path (default: the board's own tree). seed feeds the kernel's random numbers, once config.rng_ready. layout
+        is that of another kernel's image, whose memory is set up as if it were in the place of the model's smaller one.
+        Leaving a with block closes the board.
 
         Raises InputError when the pieces do not fit together or another kernel has run on the board,
         KexecError(ENOEXEC) when config.purgatory is no usable object.
@@ -92,7 +95,7 @@ class KernelModel(KernelState):
         tree = _device_tree(board, cmdline, dtb)
         if len(board.cpus) > NR_CPUS:
             raise InputError(f"the model kernel runs on at most {NR_CPUS} CPUs, not {len(board.cpus)}")
-        kernel = cls(board, config, tree, guest_vmlinux(config), purgatory_object(config), seed)
+        kernel = cls(board, config, tree, guest_vmlinux(config), purgatory_object(config), seed, layout)
         kernel._start()
         return kernel
 

@@ -17,6 +17,7 @@ from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.base.config import Era, KernelConfig
 from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
+from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.linux.first import FirstLinux
@@ -37,6 +38,7 @@ from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["boot_model", "compare", "config_options"]
 
+_MIN_KIMG_ALIGN = 2 << 20
 _OVER_SEED = "over a device tree with a random number"
 
 
@@ -66,12 +68,29 @@ def boot_model(linux: FirstLinux, options: Mapping[str, str], built_in: Path | N
     by_file = setup.syscall == "kexec_file_load"
     purgatory = (str(built_in) if built_in else False) if by_file else setup.kexec
     config = KernelConfig(era, purgatory=purgatory, options=options, rng_ready=True)
-    kernel = Kernel.boot(Board(setup.ram, setup.cpus), config, cmdline=None, dtb=linux.dtb, seed=setup.seed)
+    board, layout = Board(setup.ram, setup.cpus), _layout(linux)
+    kernel = Kernel.boot(board, config, cmdline=None, dtb=linux.dtb, seed=setup.seed, layout=layout)
     if kernel.crashk_res is None or linux.crashk_res is None:
         return kernel
     load = kernel.kexec_file_load if by_file else kernel.kexec_tools_load
     load(setup.crash_image, setup.crash_initrd, setup.append)
     return kernel
+
+
+def _layout(linux: FirstLinux) -> TextLayout | None:
+    """Where the real image has its parts, by /proc/iomem; None where that does not say, and before 6.9.
+
+    A 2 MiB block of its text takes no table in the linear map, and that moves what is reserved behind the map. Before
+    6.9 map_kernel() takes tables for the image itself, in Debian's 6.1 just as many as are spared.
+    """
+    if Era.of_release(linux.release) < Era.V6_9:
+        return None
+    found = {name: area for _, area, name in iomem(linux.records["iomem.txt"])}
+    code, data = found.get("Kernel code"), found.get("Kernel data")
+    if code is None or data is None:
+        return None
+    text = code.start // _MIN_KIMG_ALIGN * _MIN_KIMG_ALIGN
+    return TextLayout(text, code.start, code.end, data.end, data.start, data.end)
 
 
 def compare(linux: FirstLinux, kernel: Kernel) -> list[FactRow]:

@@ -7,10 +7,12 @@ import struct
 import pytest
 from kernel_bench import IMAGE, INITRD, boot
 
-from kexecemu.kernel.base.config import Era
+from kexecemu.kernel.base.config import Era, KernelConfig
+from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.crash_size import crash_shrink_memory
 from kexecemu.kernel.model import KernelModel
 from kexecemu.kernel.procfs import proc_iomem
+from kexecemu.machine.board import Board
 from kexecemu.machine.ranges import PhysRange
 
 RELEASES = [era.value for era in Era]
@@ -179,3 +181,16 @@ def test_the_loaded_image_says_where_its_control_pages_are() -> None:
             at = kernel.guest.vmlinux.offsetof("kimage", name)
             virt = kernel.guest.vmlinux.virt("crash_kimage_storage") + at
             assert [kernel.guest.read("crash_kimage_storage", at + link) for link in (0, 8)] == [virt, virt]
+
+
+def test_memory_is_set_up_as_around_a_larger_image_that_is_given() -> None:
+    """Debian's 6.12.118 on 2000M: its text has twelve blocks, which take no table in the linear map."""
+    text, end = 0x40200000, 0x42080000
+    layout = TextLayout(text, text, 0x41AB0000, end, 0x41CD0000, end)
+    with Board("2000M", 2) as board, Board("2000M", 2) as other:
+        config = KernelConfig("6.12", options={"CMA_SIZE_MBYTES": "64"})
+        kernel = KernelModel.boot(board, config, cmdline="crashkernel=160M cma=64M", layout=layout)
+        assert kernel.crashk_res == PhysRange.of(0xACC00000, 160 << 20)
+        assert any(area.covers(PhysRange(text, end)) for area in kernel.arch.memblock.reserved)
+        own = KernelModel.boot(other, config, cmdline="crashkernel=160M cma=64M")
+        assert len(own.tables.tables) - len(kernel.tables.tables) == 12

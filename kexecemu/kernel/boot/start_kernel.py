@@ -16,13 +16,7 @@ from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.resources import alloc_resources, publish_resources
-from kexecemu.kernel.boot.setup_memory import (
-    IMAGE_MARKS,
-    TextLayout,
-    alloc_table,
-    arm64_memblock_init,
-    setup_memory,
-)
+from kexecemu.kernel.boot.setup_memory import alloc_table, arm64_memblock_init, setup_memory
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
@@ -53,7 +47,7 @@ def setup_arch(state: KernelState) -> None:
     guest.ram.write_u64(pointer_phys, guest.vmlinux.virt("boot_command_line"))
     guest.write("memstart_addr", state.space.phys_offset)
     guest.write("page_offset", -(1 << state.space.va_bits))
-    layout = TextLayout(*map(guest.phys, IMAGE_MARKS))
+    layout = state.layout
     reserved = arm64_memblock_init(
         memblock, tree, state.dtb_phys, bootargs, early, state.space, layout, state.config, state.log
     )

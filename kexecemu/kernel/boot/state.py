@@ -24,7 +24,7 @@ from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.free_area import FreeMemory
 from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
-from kexecemu.kernel.boot.setup_memory import ArchSetup
+from kexecemu.kernel.boot.setup_memory import IMAGE_MARKS, ArchSetup, TextLayout
 from kexecemu.kernel.boot.slab_init import task_virt
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
@@ -83,8 +83,12 @@ class KernelState:
         vmlinux: Vmlinux,
         purgatory: elfrel.RelocatableObject | None,
         seed: int,
+        layout: TextLayout | None = None,
     ) -> None:
-        """The boot loader's part: image and device tree get into RAM. purgatory is the object inside the kernel."""
+        """The boot loader's part: image and device tree get into RAM. purgatory is the object inside the kernel.
+
+        layout is of a larger image, which memory setup takes for this one.
+        """
         self.seed = seed
         self.random = Random(seed)
         self.board = board
@@ -105,6 +109,7 @@ class KernelState:
         )
         self.guest = GuestKernel(vmlinux, board.ram, self.space)
         self.guest.load(config.release)
+        self.layout = layout or TextLayout(*map(self.guest.phys, IMAGE_MARKS))
         board.ram.write(self.dtb_phys, dtb)
         self.printk = Printk(self.guest, board.uart)
         self.early = EarlyTables(self.guest, config.page_size)

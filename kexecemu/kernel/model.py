@@ -13,11 +13,13 @@ from typing import Self
 
 from kexecemu.arguments import contents, instance, integer, text
 from kexecemu.errors import BusError, FormatError, InputError, KexecError, MachineError
+from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.early_param import NR_CPUS
+from kexecemu.kernel.boot.efi_init import read_efi_map
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.boot.state import KernelState
@@ -72,12 +74,15 @@ class KernelModel(KernelState):
         dtb: bytes | str | Path | None = None,
         seed: int = 0,
         layout: TextLayout | None = None,
+        efi_map: EfiMap | bytes | str | Path | None = None,
     ) -> Self:
         """Boot the model kernel on a board and return it idle.
 
         cmdline is the first kernel's command line; None takes the one in dtb. dtb describes the board, as bytes or by
         its path (default: the board's own tree). seed feeds the kernel's random numbers, once config.rng_ready. layout
         is that of another kernel's image, whose memory is set up as if it were in the place of the model's smaller one.
+        efi_map is the boot log of a machine with that tree that was started by UEFI, with what efi=debug prints, as
+        bytes, by its path or parsed: memory is then what it says, and not what the tree does.
         Leaving a with block closes the board.
 
         Raises InputError when the pieces do not fit together or another kernel has run on the board,
@@ -92,10 +97,13 @@ class KernelModel(KernelState):
             raise InputError("the board is closed: a kernel needs another one")
         if board.instructions or any(cpu.powered for cpu in board.cpus):
             raise InputError("a kernel runs on this board already: each needs a board of its own")
-        tree = _device_tree(board, cmdline, dtb)
+        found = None if efi_map is None else read_efi_map(efi_map)
+        tree = _device_tree(board, cmdline, dtb, required=found is None)
         if len(board.cpus) > NR_CPUS:
             raise InputError(f"the model kernel runs on at most {NR_CPUS} CPUs, not {len(board.cpus)}")
-        kernel = cls(board, config, tree, guest_vmlinux(config), purgatory_object(config), seed, layout)
+        kernel = cls(
+            board, config, tree, guest_vmlinux(config), purgatory_object(config), seed, layout, found
+        )
         kernel._start()
         return kernel
 
@@ -287,8 +295,10 @@ def _own_data(call: str) -> Iterator[None]:
         raise KexecError(EFAULT, call, f"the first kernel's own data is damaged: {error}") from error
 
 
-def _device_tree(board: Board, cmdline: str | None, dtb: bytes | str | Path | None) -> bytes:
-    """What the boot loader hands over; InputError for what describes no machine."""
+def _device_tree(
+    board: Board, cmdline: str | None, dtb: bytes | str | Path | None, *, required: bool
+) -> bytes:
+    """What the boot loader hands over; InputError for what describes no machine: memory is required or not."""
     if dtb is not None:
         dtb = contents(dtb, "device tree")
     else:
@@ -299,6 +309,6 @@ def _device_tree(board: Board, cmdline: str | None, dtb: bytes | str | Path | No
         described = memory_ranges(Fdt(dtb))
     except FormatError as error:
         raise InputError(f"device tree: {error}") from error
-    if not described:
+    if required and not described:
         raise InputError("device tree: no memory node")
     return dtb

@@ -27,6 +27,7 @@ class SetupChanges(TypedDict, total=False):
     gic: int | None
     bbm: int
     dtb: Path | str | None
+    efi_map: Path | str | None
     stuck_cpus: tuple[int, ...]
     era: str
     cmdline: str | None

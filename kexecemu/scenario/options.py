@@ -75,6 +75,14 @@ class Setup:
         without="the board's own",
         only="model",
     )
+    efi_map: Path | None = _machine(
+        None,
+        "The boot log of a machine that UEFI starts, with the memory map that efi=debug prints; with its dtb, which is "
+        "/sys/firmware/fdt.",
+        "FILE",
+        without="memory is what the device tree says",
+        only="model",
+    )
     stuck_cpus: tuple[int, ...] = _machine(
         (),
         "CPUs that cannot be stopped: they hear no interrupt once the first kernel crashes.",

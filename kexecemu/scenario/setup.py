@@ -9,11 +9,13 @@ from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
 from kexecemu.data import PURGATORIES, fixture_path
 from kexecemu.errors import FormatError, InputError, KexecError, MachineError
+from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.kernel_file import truncated
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_count
+from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, read_efi_map
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.firmware import gic_version
 from kexecemu.kernel.boot.virt_board import virt_device_tree
@@ -53,18 +55,22 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
     return virt_device_tree(*places, virtio_slots=(DUMP_SLOT,), rtc=True, gic=board.gic.version)
 
 
-def _board(setup: Setup, dtb: bytes | None) -> Board:
+def _board(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None) -> Board:
     cpus_are: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
     if dtb is None:
         return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **cpus_are)
     try:
         tree = Fdt(dtb)
-        banks, count = memory_ranges(tree), cpu_count(tree)
+        banks = memory_ranges(tree) if efi_map is None else efi_ram(efi_map)
+        count = cpu_count(tree)
     except FormatError as error:
         words = str(error).removeprefix("device tree: ")
         raise InputError(f"device tree {setup.dtb}: {words}") from error
     if setup.ram is not None:
         raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
+    if not banks and efi_parameters(tree) is not None:
+        words = "UEFI starts this machine, and memory is in its map alone: give that (efi_map)"
+        raise InputError(f"device tree {setup.dtb}: {words}")
     if not banks:
         raise InputError(f"device tree {setup.dtb}: no memory node")
     try:
@@ -74,6 +80,14 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
         return Board(banks, cpus, absent=real, gic=gic, **cpus_are)
     except MachineError as error:
         raise InputError(f"device tree {setup.dtb}: {error}") from error
+
+
+def _efi_map(setup: Setup) -> EfiMap | None:
+    if setup.efi_map is None:
+        return None
+    if setup.dtb is None:
+        raise InputError("efi_map is of a machine that dtb describes, and there is none")
+    return read_efi_map(setup.efi_map)
 
 
 def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes:
@@ -156,13 +170,14 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
         raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)
     cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
-    board = _board(setup, dtb)
+    efi_map = _efi_map(setup)
+    board = _board(setup, dtb, efi_map)
     if setup.initrd_size is not None:
         initrd = _padded(initrd, setup.initrd_size, board)
     if console is not None:
         board.uart.listeners.append(console)
     tree = _own_tree(setup, board) if dtb is None else dtb
-    kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed)
+    kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed, efi_map=efi_map)
     kernel.dm_crypt_keys = setup.dm_crypt_keys
     for words in kernel.not_modelled():
         warnings.warn(words, NotModelled, stacklevel=2)

@@ -1,6 +1,6 @@
 """RAM as Linux reads it in a device tree: memory nodes, and what /chosen leaves of them.
 
-Followed: early_init_dt_scan_memory() and early_init_dt_check_for_usable_mem_range() of drivers/of/fdt.c.
+Followed: early_init_dt_scan_memory() and early_init_dtcheck_for_usable_mem_range() of drivers/of/fdt.c.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,16 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock, merge, within_pages
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["early_init_dt_scan", "first_cell", "is_available", "memory_ranges", "pairs", "root_cells"]
+__all__ = [
+    "add_memory",
+    "check_for_usable_mem_range",
+    "early_init_dt_scan",
+    "first_cell",
+    "is_available",
+    "memory_ranges",
+    "pairs",
+    "root_cells",
+]
 
 _U64 = 1 << 64
 _BOARD_PAGE = 4096
@@ -80,27 +89,27 @@ def memory_ranges(tree: Fdt) -> list[PhysRange]:
     return within_pages(merge(found), _BOARD_PAGE)
 
 
-def early_init_dt_scan(tree: Fdt, config: KernelConfig, log: Print) -> Memblock:
+def early_init_dt_scan(tree: Fdt, config: KernelConfig, log: Print, *, required: bool = True) -> Memblock:
     """early_init_dt_scan_nodes(): memblock with the memory that there is; log gets what the kernel says of it.
 
-    InputError for a tree that leaves the kernel none.
+    InputError for a tree that leaves the kernel none, where it is required: UEFI describes memory once more.
     """
     memblock = Memblock()
     whole = config.release.rules.ragged_is_none
     for node in _memory_nodes(tree):
         removable = tree.getprop(node, "hotpluggable") is not None
         for base, size in _described(tree, node, whole=whole):
-            _add_memory(memblock, base, size, config.page_size, log)
+            add_memory(memblock, base, size, config.page_size, log)
             if removable:
                 memblock.mark_hotplug(PhysRange.of(base, size))
-    _check_for_usable_mem_range(tree, config, memblock)
-    if not memblock.memory:
+    check_for_usable_mem_range(tree, config, memblock)
+    if required and not memblock.memory:
         raise InputError("device tree: the first kernel finds no memory in it, and does not boot")
     return memblock
 
 
-def _add_memory(memblock: Memblock, base: int, size: int, page: int, log: Print) -> None:
-    """early_init_dt_add_memory_arch(): whole pages only."""
+def add_memory(memblock: Memblock, base: int, size: int, page: int, log: Print) -> None:
+    """early_init_dt_add_memory_arch(): whole pages only, of `size` bytes from the physical address `base`."""
     if size < page - base % page:
         log(f"OF: fdt: Ignoring memory block {base:#x} - {(base + size) % _U64:#x}")
         return
@@ -109,7 +118,7 @@ def _add_memory(memblock: Memblock, base: int, size: int, page: int, log: Print)
         memblock.add(PhysRange(start, end))
 
 
-def _check_for_usable_mem_range(tree: Fdt, config: KernelConfig, memblock: Memblock) -> None:
+def check_for_usable_mem_range(tree: Fdt, config: KernelConfig, memblock: Memblock) -> None:
     """What a kdump kernel may use; the first range is what is kept, the others are added."""
     chosen = tree.path_offset("/chosen")
     given = pairs(tree, chosen, "linux,usable-memory-range") if chosen is not None else None

@@ -16,7 +16,6 @@ from kexecemu.kernel.base.cmdline import parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
 from kexecemu.kernel.boot.early_param import CmaAsked, EarlyParameters
-from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.late_memblock import nr_kernel_pages
 from kexecemu.kernel.boot.reserved_memory import ReservedMemory
 from kexecemu.kernel.memory.cma import cma_declare_contiguous
@@ -115,11 +114,12 @@ def arm64_memblock_init(
     layout: TextLayout,
     config: KernelConfig,
     log: Print,
+    initrd: PhysRange | None,
 ) -> ReservedMemory:
     """What of the memory in memblock is left out, and what is taken before any allocation: kernel, initrd, tree.
 
     And the reservations. early is what the command line was parsed to. Gives the regions of /reserved-memory; log gets
-    the kernel's messages.
+    the kernel's messages. initrd is where its own is, exact physical bytes.
     """
     page = config.page_size
     memblock.movable_node = parameter(cmdline, "movable_node") is not None
@@ -130,7 +130,6 @@ def arm64_memblock_init(
     if early.memory_limit:
         _cap_memory(memblock, early.memory_limit)
         memblock.add(PhysRange(layout.text, layout.end))
-    initrd = initrd_range(dtb)
     if initrd is not None and initrd.start >= memblock.start_of_dram:
         # mem= must not make it inaccessible, so it is added back.
         pages = PhysRange(initrd.start // page * page, -(-initrd.end // page) * page)

@@ -12,7 +12,9 @@ from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE, kaslr_disabled, parameter
 from kexecemu.kernel.boot.cpus import smp_init_cpus
 from kexecemu.kernel.boot.early_param import parse_early_param
+from kexecemu.kernel.boot.efi_init import efi_init
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
+from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.resources import alloc_resources, publish_resources
@@ -37,7 +39,7 @@ def setup_arch(state: KernelState) -> None:
     boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     _take_seeds(state, bootargs)
-    memblock = early_init_dt_scan(tree, state.config, state.log)
+    memblock = early_init_dt_scan(tree, state.config, state.log, required=state.efi is None)
     state.log(f"Machine model: {state.machine_model}")
     page = state.config.page_size
     early = parse_early_param(state.config, bootargs, state.log)
@@ -48,8 +50,11 @@ def setup_arch(state: KernelState) -> None:
     guest.write("memstart_addr", state.space.phys_offset)
     guest.write("page_offset", -(1 << state.space.va_bits))
     layout = state.layout
+    if state.efi is not None:
+        efi_init(memblock, tree, state.efi, state.config, bootargs, state.log)
+    initrd = state.efi.initrd if state.efi is not None else initrd_range(tree)
     reserved = arm64_memblock_init(
-        memblock, tree, state.dtb_phys, bootargs, early, state.space, layout, state.config, state.log
+        memblock, tree, state.dtb_phys, bootargs, early, state.space, layout, state.config, state.log, initrd
     )
 
     def alloc_cleared() -> int:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats import elfrel
+from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE
@@ -20,7 +21,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.cpus import CpuMasks
-from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
+from kexecemu.kernel.boot.efi_init import efi_boot, efi_parameters, first_memory, write_tables
 from kexecemu.kernel.boot.free_area import FreeMemory
 from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
@@ -84,10 +85,11 @@ class KernelState:
         purgatory: elfrel.RelocatableObject | None,
         seed: int,
         layout: TextLayout | None = None,
+        efi_map: EfiMap | None = None,
     ) -> None:
         """The boot loader's part: image and device tree get into RAM. purgatory is the object inside the kernel.
 
-        layout is of a larger image, which memory setup takes for this one.
+        layout is of a larger image, which memory setup takes for this one; efi_map is of a machine that UEFI starts.
         """
         self.seed = seed
         self.random = Random(seed)
@@ -95,9 +97,14 @@ class KernelState:
         self.config = config
         self.ram = board.ram
         tree = Fdt(dtb)
-        places = firmware.choose_places(board.ram, vmlinux.size, tree)
+        self.efi = efi_boot(tree, efi_map) if efi_map is not None else None
+        """How UEFI has started it, None where the boot loader is another."""
+        if self.efi is not None:
+            places, layout = self.efi.places(vmlinux.size, len(dtb)), layout or self.efi.layout
+        else:
+            places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
-        memory = early_init_dt_scan(tree, config, lambda text: None)
+        memory = first_memory(tree, config, self.efi)
         memstart = memstart_addr(memory.start_of_dram, config.page_size)
         image = PhysRange.of(places.kernel_phys, vmlinux.size)
         if not any(area.covers(image) for area in memory.memory):
@@ -111,6 +118,9 @@ class KernelState:
         self.guest.load(config.release)
         self.layout = layout or TextLayout(*map(self.guest.phys, IMAGE_MARKS))
         board.ram.write(self.dtb_phys, dtb)
+        by_uefi = efi_parameters(tree)
+        if by_uefi is not None:
+            write_tables(board.ram, by_uefi, efi_map)
         self.printk = Printk(self.guest, board.uart)
         self.early = EarlyTables(self.guest, config.page_size)
         self.kexec = KexecState(purgatory)
@@ -200,7 +210,8 @@ class KernelState:
 
     def not_modelled(self) -> list[str]:
         """What of this machine and command line a real kernel acts on, each in one line."""
-        return not_modelled(self.config, self.boot_command_line, Fdt(self.initial_boot_params))
+        tree, efi_map = Fdt(self.initial_boot_params), self.efi.map if self.efi is not None else None
+        return not_modelled(self.config, self.boot_command_line, tree, efi_map)
 
     @property
     def redirected_from(self) -> int | None:

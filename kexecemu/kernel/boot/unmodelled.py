@@ -1,10 +1,12 @@
 """What of a machine or a command line a real kernel acts on and this model does not: said at run time."""
 
+from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.early_param import parse_early_param
+from kexecemu.kernel.boot.efi_init import efi_parameters
 
 __all__ = ["not_modelled"]
 
@@ -12,7 +14,6 @@ __all__ = ["not_modelled"]
 _PARAMETERS = {
     "cma_pernuma": "a CMA area for each node",
     "crash_kexec_post_notifiers": "panic notifiers run before the crash kernel is started",
-    "efi": "boards are described by a device tree",
     "hugetlb_cma": "CMA areas for huge pages, which move the crash region",
     "kernelcore": "ZONE_MOVABLE",
     "memtest": "memory that fails a test",
@@ -20,11 +21,16 @@ _PARAMETERS = {
     "numa": "nodes",
     "reserve_mem": "named memory, which moves the crash region",
 }
+# Of a size that only their content says.
+_TABLES = ("ESRT", "MOKvar", "TPMEventLog", "TPMFinalLog", "Unaccepted")
 _PROTECTED = "memory for the hypervisor moves the crash region, but where kernels are started at EL1, as here"
 
 
-def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt) -> list[str]:
-    """What there is of it for a kernel with this command line on the board of this device tree, each in one line."""
+def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt, efi_map: EfiMap | None = None) -> list[str]:
+    """What there is of it for a kernel with this command line on the board of this device tree, each in one line.
+
+    efi_map is what UEFI says of its memory, where that is known.
+    """
     found = [
         f"{name}= is not modelled: {what}"
         for name, what in _PARAMETERS.items()
@@ -36,9 +42,31 @@ def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt) -> list[str]:
     nodes = {tree.get_u32(one.offset, "numa-node-id") for one in tree.nodes()} - {None}
     if len(nodes) > 1:
         found.append(f"nodes are not modelled: the {len(nodes)} of the device tree are taken for one")
-    chosen = tree.path_offset("/chosen")
-    if chosen is not None and tree.getprop(chosen, "linux,uefi-system-table") is not None:
-        found.append("EFI is not modelled: memory is what the device tree's memory nodes say")
+    return found + _efi(tree, efi_map)
+
+
+def _efi(tree: Fdt, efi_map: EfiMap | None) -> list[str]:
+    """What is not known of a machine that UEFI starts."""
+    numbers = efi_parameters(tree)
+    if numbers is None:
+        return []
+    if efi_map is None:
+        return [
+            "UEFI starts this machine: its memory map is not known (--efi-map), memory nodes are taken for it"
+        ]
+    found = []
+    told, there = (
+        numbers["linux,uefi-mmap-size"] // numbers["linux,uefi-mmap-desc-size"],
+        len(efi_map.descriptors),
+    )
+    if told != there:
+        words = "lines are missing, or it is of another boot"
+        found.append(f"the EFI memory map has {there} lines, and the device tree says {told}: {words}")
+    if not efi_map.tables:
+        found.append("what UEFI's tables reserve is not known: the log has no line with their addresses")
+    taken = [name for name in _TABLES if name in efi_map.tables]
+    if taken:
+        found.append(f"what these tables of UEFI reserve is not modelled: {', '.join(taken)}")
     return found
 
 

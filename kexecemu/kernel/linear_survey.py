@@ -144,7 +144,7 @@ def _survey(
     early = parse_early_param(config, cmdline, said.append)
     messages = [line for line in said if not line.startswith("OF: ")]
     reserved = arm64_memblock_init(
-        memblock, dtb, dtb_phys, cmdline, early, space, layout, config, said.append, None
+        memblock, dtb, dtb_phys, cmdline, early, space, layout, config, said.append
     )
     fmt = TableFormat(granule_of(page), space.vabits_actual)
 

@@ -57,6 +57,7 @@ EXAMPLES: Mapping[str, Any] = {
     "gic": 3,
     "bbm": 2,
     "dtb": "/there/board.dtb",
+    "efi_map": "/there/dmesg.txt",
     "stuck_cpus": [1, 2],
     "era": "6.12",
     "cmdline": "crashkernel=64M",

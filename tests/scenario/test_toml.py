@@ -57,6 +57,7 @@ FULL = Setup(
     bbm=2,
     cmdline="crashkernel=64M",
     dtb=Path("/there/board.dtb"),
+    efi_map=Path("/there/dmesg.txt"),
     era="6.12",
     protection="readonly",
     purgatory="/there/mine.ro",

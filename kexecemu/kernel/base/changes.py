@@ -61,6 +61,8 @@ class Rules:
     of_property_size           sizeof(struct property), in bytes
     reserved_mem_size          sizeof(struct reserved_mem); 0: the array is in the image
     numa_distances             the table of distances between nodes is there from the start
+    node_cpumasks              the masks of the nodes' CPUs are allocated: Debian has 512 CPUs from then on
+    cma_for_each_node          each node has a CMA area as large as the default one (CMA_SIZE_PERNUMA)
     pglist_data_size           sizeof(pg_data_t) of a kernel with NUMA
     section_usage_bits         bits for a pageblock in a section's usage map
     memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
@@ -127,6 +129,8 @@ class Rules:
     of_property_size: int = 96
     reserved_mem_size: int = 0
     numa_distances: bool = True
+    node_cpumasks: bool = False
+    cma_for_each_node: bool = False
     pglist_data_size: int = 11392
     section_usage_bits: int = 4
     memreserve_first: bool = True
@@ -204,6 +208,7 @@ CHANGES = (
         (6, 12), "ima_filled_at_reboot", True, "9ee8888a80fe: upstream since 6.16, and in the stable 6.12"
     ),
     Change((6, 12), "numa_distances", False, "mm/numa_memblks.c"),
+    Change((6, 12), "node_cpumasks", True, "CPUMASK_OFFSTACK; seen in 6.12.118's memblock=debug"),
     Change((6, 12), "clears_hotplug", True, "numa_memblks_init()"),
     Change((6, 12), "maps_whole_pages", True, "seen in 6.12.118 and 7.3.4; not in 6.1.192's map_mem()"),
     Change((6, 12), "reserved_mem_late", True, "fdt_scan_reserved_mem_reg_nodes() of 6.12.118"),
@@ -261,6 +266,7 @@ CHANGES = (
     Change((7, 3), "marks_invalid", True, "seen in 7.3.4, not in 6.12.117"),
     Change((7, 3), "splits_live", (2, 3), "cpu_supports_bbml3(): or what ID_AA64MMFR2_EL1 says"),
     Change((7, 3), "reserves_cma", True, "c12c63d05dfe"),
+    Change((7, 3), "cma_for_each_node", True, "seen in 7.3.4; not in 6.18.15's configuration"),
     Change((7, 3), "reserves_first_reg", True, "fdt_scan_reserved_mem_late() of 7.3.4, reserved_mem_ops"),
     Change((7, 3), "usable_ranges", 6, "c12c63d05dfe"),
     Change((7, 3), "ragged_is_none", True, "of_flat_dt_get_addr_size_prop(): in 7.3.4, not in 6.12.118"),

@@ -1,6 +1,6 @@
 """What setup_arch() allocates between the linear map and the CMA area: small, but it decides where crash memory begins.
 
-Followed: drivers/of/fdt.c and base.c, drivers/base/arch_numa.c and mm/numa.c. Sizes of structures are those of Debian's
+Followed: drivers/of/fdt.c and base.c; the nodes' data comes next, in numa.py. Sizes of structures are those of Debian's
 kernels, by their BTF; a kernel that is configured otherwise is some hundred bytes off.
 """
 
@@ -9,12 +9,10 @@ from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock
 
-__all__ = ["arch_numa_init", "create_idmap", "unflatten_device_tree"]
+__all__ = ["create_idmap", "unflatten_device_tree"]
 
 _DEVICE_NODE, _ALIAS_PROP = 208, 40  # sizeof, on all of them
 _SKIPPED_ALIASES = ("name", "phandle", "linux,phandle")
-_CACHE_LINE = 64
-_NODES = 16  # MAX_NUMNODES, for numa_distance
 
 
 def create_idmap(config: KernelConfig, memblock: Memblock) -> None:
@@ -49,15 +47,3 @@ def _nodes_size(tree: Fdt, property_size: int) -> int:
             unit = node.name.rpartition("@")
             total += property_size + len((unit[0] if unit[1] else node.name).encode()) + 1
     return total
-
-
-def arch_numa_init(config: KernelConfig, memblock: Memblock) -> None:
-    """arch_numa_init() where nobody says what nodes there are: the table of distances, and the one node's data."""
-    if not config.enabled("NUMA"):
-        return
-    rules = config.release.rules
-    if rules.clears_hotplug:
-        memblock.clear_hotplug()
-    if rules.numa_distances:
-        memblock.phys_alloc_range(_NODES * _NODES, config.page_size)
-    memblock.phys_alloc_range(align_up(rules.pglist_data_size, _CACHE_LINE), _CACHE_LINE)

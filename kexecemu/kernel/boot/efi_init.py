@@ -22,7 +22,7 @@ from kexecemu.kernel.boot.fdt_memory import (
     check_for_usable_mem_range,
     early_init_dt_scan,
 )
-from kexecemu.kernel.boot.firmware import BootPlaces, initrd_range
+from kexecemu.kernel.boot.firmware import BootPlaces
 from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.memory.memblock import Memblock, merge, within_pages
 from kexecemu.machine.memory.ram import Ram
@@ -135,7 +135,7 @@ def efi_boot(tree: Fdt, efi_map: EfiMap) -> EfiBoot:
         raise InputError(f"an EFI memory map is given, and the device tree is of no boot by EFI: {missing}")
     kernel = _kernel(efi_map)
     dtb_phys, initrd = _loader_data(efi_map)
-    return EfiBoot(efi_map, found, kernel, initrd_range(tree) or initrd, dtb_phys)
+    return EfiBoot(efi_map, found, kernel, initrd, dtb_phys)
 
 
 def _loads(efi_map: EfiMap, kind: str) -> list[EfiDescriptor]:

@@ -14,9 +14,11 @@ from kexecemu.formats.fdt_blob import MemReserve
 from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.cmdline import parameter
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.bootmem import arch_numa_init, create_idmap, unflatten_device_tree
+from kexecemu.kernel.boot.bootmem import create_idmap, unflatten_device_tree
 from kexecemu.kernel.boot.early_param import CmaAsked, EarlyParameters
+from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.late_memblock import nr_kernel_pages
+from kexecemu.kernel.boot.numa import arch_numa_init
 from kexecemu.kernel.boot.reserved_memory import ReservedMemory
 from kexecemu.kernel.memory.cma import cma_declare_contiguous
 from kexecemu.kernel.memory.crashkernel import (
@@ -114,12 +116,12 @@ def arm64_memblock_init(
     layout: TextLayout,
     config: KernelConfig,
     log: Print,
-    initrd: PhysRange | None,
+    initrd: PhysRange | None = None,
 ) -> ReservedMemory:
     """What of the memory in memblock is left out, and what is taken before any allocation: kernel, initrd, tree.
 
     And the reservations. early is what the command line was parsed to. Gives the regions of /reserved-memory; log gets
-    the kernel's messages. initrd is where its own is, exact physical bytes.
+    the kernel's messages. initrd is where its own is, exact physical bytes, if the tree does not say it.
     """
     page = config.page_size
     memblock.movable_node = parameter(cmdline, "movable_node") is not None
@@ -130,6 +132,7 @@ def arm64_memblock_init(
     if early.memory_limit:
         _cap_memory(memblock, early.memory_limit)
         memblock.add(PhysRange(layout.text, layout.end))
+    initrd = initrd or initrd_range(dtb)
     if initrd is not None and initrd.start >= memblock.start_of_dram:
         # mem= must not make it inaccessible, so it is added back.
         pages = PhysRange(initrd.start // page * page, -(-initrd.end // page) * page)
@@ -189,7 +192,7 @@ def setup_memory(
     create_idmap(config, memblock)
     reserved.scan_late()
     unflatten_device_tree(config, tree, memblock)
-    arch_numa_init(config, memblock)
+    nodes = arch_numa_init(config, tree, memblock, cmdline, log)
     dma_limit = arm64_dma_phys_limit(config, memblock)
 
     before = config.release.rules.reserves_before_memmap
@@ -199,7 +202,7 @@ def setup_memory(
         sparse = sparse_init(memblock, space, config)
         if not before:  # the zones come after the map of their pages
             pages = nr_kernel_pages(memblock, config.page_size)
-        for line in zone_messages(config, memblock, dma_limit):
+        for line in zone_messages(config, memblock, dma_limit, nodes):
             log(line)
         return sparse, pages
 
@@ -207,6 +210,9 @@ def setup_memory(
     cma_area = reserved.default_cma
     if config.enabled("CMA") and cma_area is None:
         cma_area = _dma_contiguous_reserve(memblock, early.cma, config, dma_limit, log)
+    if cma_area is not None and len(nodes) > 1 and config.release.rules.cma_for_each_node:
+        for node in nodes:
+            cma_declare_contiguous(config, memblock, cma_area.size, log, node=node)
     if deferred:
         reservation = reserve()
     sparse, pages = made or free_area_init()

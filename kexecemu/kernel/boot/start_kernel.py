@@ -14,7 +14,6 @@ from kexecemu.kernel.boot.cpus import smp_init_cpus
 from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.efi_init import efi_init
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
-from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.resources import alloc_resources, publish_resources
@@ -52,7 +51,7 @@ def setup_arch(state: KernelState) -> None:
     layout = state.layout
     if state.efi is not None:
         efi_init(memblock, tree, state.efi, state.config, bootargs, state.log)
-    initrd = state.efi.initrd if state.efi is not None else initrd_range(tree)
+    initrd = state.efi.initrd if state.efi is not None else None
     reserved = arm64_memblock_init(
         memblock, tree, state.dtb_phys, bootargs, early, state.space, layout, state.config, state.log, initrd
     )

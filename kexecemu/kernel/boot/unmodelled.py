@@ -2,23 +2,24 @@
 
 from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
-from kexecemu.kernel.base.cmdline import parameter
+from kexecemu.kernel.base.cmdline import parameter, parameters
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.efi_init import efi_parameters
+from kexecemu.kernel.boot.numa import tree_has_nodes
 
 __all__ = ["not_modelled"]
 
 # Parameters of the command line, and what they would do.
 _PARAMETERS = {
     "cma_pernuma": "a CMA area for each node",
+    "numa_cma": "a CMA area for a node",
     "crash_kexec_post_notifiers": "panic notifiers run before the crash kernel is started",
     "hugetlb_cma": "CMA areas for huge pages, which move the crash region",
     "kernelcore": "ZONE_MOVABLE",
     "memtest": "memory that fails a test",
     "movablecore": "ZONE_MOVABLE",
-    "numa": "nodes",
     "reserve_mem": "named memory, which moves the crash region",
 }
 # Of a size that only their content says.
@@ -39,9 +40,12 @@ def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt, efi_map: EfiMap 
     if parameter(cmdline, "kvm-arm.mode") == "protected":
         found.append(f"kvm-arm.mode=protected is not modelled: {_PROTECTED}")
     found += _handover(config, cmdline)
-    nodes = {tree.get_u32(one.offset, "numa-node-id") for one in tree.nodes()} - {None}
-    if len(nodes) > 1:
-        found.append(f"nodes are not modelled: the {len(nodes)} of the device tree are taken for one")
+    if any("fake=" in (value or "") for value in parameters(cmdline, "numa")):
+        found.append(
+            "numa=fake= is not modelled: nodes that are none (Debian's kernels have none of it either)"
+        )
+    if config.enabled("NUMA") and tree_has_nodes(tree):
+        found.append("NUMA: of the dump, zones and lists of free memory are those of a single node")
     return found + _efi(tree, efi_map)
 
 

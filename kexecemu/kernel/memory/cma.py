@@ -35,21 +35,22 @@ def cma_declare_contiguous(
     start: int = 0,
     limit: int = 0,
     fixed: bool = False,
+    node: int | None = None,
 ) -> PhysRange | None:
     """An area of that many bytes at least, from start on and below limit (physical; 0: anywhere); None for no room.
 
     fixed is at start and nowhere else. Above 4 GiB, where there is so much memory, from below: away from what is in
-    use; else from above.
+    use; else from above. node is the NUMA node that has it (None: any).
     """
     align = cma_min_alignment(config)
-    rules, node = config.release.rules, ""
+    rules, where = config.release.rules, ""
     if rules.cma_says_node:
-        node = " on node -1"
+        where = f" on node {-1 if node is None else node}"
 
     def refuse(why: str, mib: int) -> None:
         if why:
             log(f"cma: {why}")
-        log(f"cma: Failed to reserve {mib} MiB{node}")
+        log(f"cma: Failed to reserve {mib} MiB{where}")
 
     if not size:
         refuse("", 0)
@@ -66,20 +67,22 @@ def cma_declare_contiguous(
     if start + area > end:
         refuse(f"Size ({area:#018x}) of region at {start:#018x} exceeds limit ({end:#018x})", mib)
         return None
-    base = _find(memblock, start, area, align, end, fixed=fixed)
+    base = _find(memblock, start, area, align, end, fixed=fixed, node=node)
     if not base:
         refuse("", mib)
         return None
-    log(f"cma: Reserved {mib} MiB at {base:#018x}{node}")
+    log(f"cma: Reserved {mib} MiB at {base:#018x}{where}")
     return PhysRange.of(base, area)
 
 
-def _find(memblock: Memblock, start: int, area: int, align: int, end: int, *, fixed: bool) -> int:
+def _find(
+    memblock: Memblock, start: int, area: int, align: int, end: int, *, fixed: bool, node: int | None
+) -> int:
     """Where it is, reserved; 0 for nowhere. A place that is asked for need not be memory."""
     if fixed and start:
         if memblock.is_region_reserved(PhysRange.of(start, area)):
             return 0
         memblock.reserve(PhysRange.of(start, area))
         return start
-    base = memblock.phys_alloc_range_bottom_up(area, align, _4G, end) if end >= _4G + area else 0
-    return base or memblock.phys_alloc_range(area, align, start, end)
+    base = memblock.phys_alloc_range_bottom_up(area, align, _4G, end, node) if end >= _4G + area else 0
+    return base or memblock.phys_alloc_range(area, align, start, end, node=node, exact=True)

@@ -63,6 +63,8 @@ class Memblock:
         self.nomap: list[PhysRange] = []
         self._found: list[PhysRange] = []
         self.hotplug: list[PhysRange] = []
+        self.nodes: list[tuple[PhysRange, int]] = []
+        """Which memory is of which NUMA node; empty where all of it is the only one's."""
         self.movable_node = False
         """movable_node_is_enabled(): nothing is allocated in hotplug memory."""
 
@@ -106,6 +108,28 @@ class Memblock:
         """memblock_clear_hotplug() for all of it."""
         self.hotplug = []
 
+    def set_node(self, area: PhysRange, node: int) -> None:
+        """memblock_set_node(): these physical addresses are the node's, whoever had them."""
+        ranges: dict[int, list[PhysRange]] = {node: [area]}
+        for one, number in self.nodes:
+            ranges.setdefault(number, []).extend(subtract([one], [] if number == node else [area]))
+        self.nodes = sorted((one, number) for number, some in ranges.items() for one in merge(some))
+
+    def clear_nodes(self) -> None:
+        """memblock_set_node() to none, for all of it."""
+        self.nodes = []
+
+    def node_of(self, phys: int) -> int | None:
+        """The node of a physical address, None where it is nobody's."""
+        return next((number for area, number in self.nodes if phys in area), None)
+
+    def _by_nodes(self, ranges: list[PhysRange]) -> list[PhysRange]:
+        """Regions of two nodes are two."""
+        for area, _ in self.nodes:
+            outside = subtract(ranges, [area])
+            ranges = sorted(outside + subtract(ranges, outside))
+        return ranges
+
     @property
     def phys_mem_size(self) -> int:
         """memblock_phys_mem_size(): all RAM, in bytes."""
@@ -128,29 +152,44 @@ class Memblock:
 
     def mappable(self) -> list[PhysRange]:
         """for_each_mem_range(): the regions of memory that are not marked nomap."""
-        return _split(subtract(self.memory, self.nomap), self.hotplug)
+        return self._by_nodes(_split(subtract(self.memory, self.nomap), self.hotplug))
 
     def nomap_memory(self) -> list[PhysRange]:
         """Memory that is marked nomap: regions of their own in memblock.memory."""
-        return _split(subtract(self.memory, subtract(self.memory, self.nomap)), self.hotplug)
+        inside = subtract(self.memory, subtract(self.memory, self.nomap))
+        return self._by_nodes(_split(inside, self.hotplug))
 
     def regions(self) -> list[PhysRange]:
         """for_each_mem_region(): all memory, ascending."""
         return sorted(self.mappable() + self.nomap_memory())
 
-    def free_ranges(self) -> list[PhysRange]:
-        """for_each_free_mem_range(): memory that is neither reserved nor nomap, ascending."""
+    def free_ranges(self, node: int | None = None) -> list[PhysRange]:
+        """for_each_free_mem_range(): memory neither reserved nor nomap, ascending; of a node if one is given."""
         skipped = self.hotplug if self.movable_node else []
-        return subtract(self.mappable(), [*self.reserved, *skipped])
+        found = subtract(self.mappable(), [*self.reserved, *skipped])
+        return found if node is None else [one for one in found if self.node_of(one.start) == node]
 
-    def phys_alloc_range(self, size: int, align: int, start: int = 0, end: int = 0) -> int:
-        """memblock_phys_alloc_range(): reserve `size` bytes below `end` (0: anywhere), the highest that fit.
+    def phys_alloc_range(
+        self,
+        size: int,
+        align: int,
+        start: int = 0,
+        end: int = 0,
+        *,
+        node: int | None = None,
+        exact: bool = False,
+    ) -> int:
+        """memblock_alloc_range_nid(): reserve `size` bytes below `end` (0: anywhere), the highest that fit.
 
-        align is a power of two in bytes. Returns the physical address, or 0 when nothing fits.
+        align is a power of two in bytes. node is the NUMA node that has them, or where there is no room on it and exact
+        does not forbid it, any (None: any at once). Returns the physical address, or 0 when nothing fits.
         """
+        if node is not None and not exact:
+            on_it = self.phys_alloc_range(size, align, start, end, node=node, exact=True)
+            return on_it or self.phys_alloc_range(size, align, start, end)
         start = max(start, _FIRST_PAGE)
         end = end or _ANYWHERE
-        for area in reversed(self.free_ranges()):
+        for area in reversed(self.free_ranges(node)):
             low, high = max(area.start, start), min(area.end, end)
             if high < low or high - low < size:
                 continue
@@ -160,10 +199,12 @@ class Memblock:
                 return candidate
         return 0
 
-    def phys_alloc_range_bottom_up(self, size: int, align: int, start: int, end: int) -> int:
-        """As phys_alloc_range(), the lowest that fit."""
+    def phys_alloc_range_bottom_up(
+        self, size: int, align: int, start: int, end: int, node: int | None = None
+    ) -> int:
+        """As phys_alloc_range(), the lowest that fit; on the node if one is given."""
         start, end = max(start, _FIRST_PAGE), end or _ANYWHERE
-        for area in self.free_ranges():
+        for area in self.free_ranges(node):
             candidate = align_up(max(area.start, start), align)
             if candidate < min(area.end, end) and candidate + size <= min(area.end, end):
                 self._reserve(PhysRange.of(candidate, size))

@@ -6,6 +6,7 @@ memblock, and how much, from kernels that were booted with memblock=debug.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import AddressSpace, align_up
@@ -78,40 +79,67 @@ def sparse_init(memblock: Memblock, space: AddressSpace, config: KernelConfig) -
     Where the memory map does not fit in one piece the kernel allocates section by section; a section for which there
     is no room is left out (sparse_init_nid() says that some memory will not be available).
     """
-    page, rules = config.page_size, config.release.rules
+    page = config.page_size
     section = 1 << section_size_bits(page)
-    present: set[int] = set()
-    for area in memblock.memory:
-        present.update(range(area.start // section, -(-area.end // section)))
-    sections = sorted(present)
+    of_section: dict[int, int | None] = {}
+    for area in memblock.regions():
+        for number in range(area.start // section, -(-area.end // section)):
+            of_section.setdefault(number, memblock.node_of(area.start))
+    sections = sorted(of_section)
     memblock.phys_alloc_range(8 * nr_section_roots(page), _CACHE_LINE)
-    numbers = sorted({number // sections_per_root(page) for number in sections})
-    roots = {number: memblock.phys_alloc_range(page, _CACHE_LINE) for number in numbers}
+    roots: dict[int, int] = {}
+    for number in sections:
+        root = number // sections_per_root(page)
+        if root not in roots:
+            roots[root] = memblock.phys_alloc_range(page, _CACHE_LINE, node=of_section[number])
     if not all(roots.values()):
         raise InputError("RAM is too small for its own memory map")
+    memory_map: MemoryMap = {}
+    tables: dict[tuple[int, int], int] = {}
+    for node, some in groupby(sections, of_section.__getitem__):
+        memory_map |= _sparse_init_nid(memblock, space, config, list(some), node, tables)
+    return SparseMemory(memory_map, roots, [tables[key] for key in sorted(tables)])
+
+
+def _sparse_init_nid(
+    memblock: Memblock,
+    space: AddressSpace,
+    config: KernelConfig,
+    sections: Sequence[int],
+    node: int | None,
+    tables: dict[tuple[int, int], int],
+) -> MemoryMap:
+    """sparse_init_nid(): the sections of one node that follow each other; tables gets the pages for new ones."""
+    page, rules = config.page_size, config.release.rules
+    section = 1 << section_size_bits(page)
     huge = page // 8 * page  # a block of the last level but one, and a pageblock
     usage = _USAGE_HEAD + align_up(section // huge * rules.section_usage_bits, 64) // 8
-    memblock.phys_alloc_range(usage * len(sections), _CACHE_LINE)
+    memblock.phys_alloc_range(usage * len(sections), _CACHE_LINE, node=node)
     size = section // page * STRUCT_PAGE_SIZE
-    memory_map: MemoryMap = {}
-    whole = align_up(size, huge) * len(sections)
-    buffer = memblock.phys_alloc_range(whole, align_up(size, huge)) if rules.memmap_at_once else 0
-    tables = _table_pages(memblock, space, page, sections, size)
+    whole, buffer = align_up(size, huge) * len(sections), 0
+    if rules.memmap_at_once:
+        buffer = memblock.phys_alloc_range(whole, align_up(size, huge), node=node, exact=True)
+    _add_tables(memblock, space, page, sections, node, tables)
     if buffer:
-        memory_map = {number: buffer + index * size for index, number in enumerate(sections)}
         memblock.free(PhysRange(buffer + len(sections) * size, buffer + whole))
-        return SparseMemory(memory_map, roots, tables)
+        return {number: buffer + index * size for index, number in enumerate(sections)}
     # By blocks with pages of 4 KiB, else page by page, which come one after the other as well.
     align = size if page == _4K else page
-    pieces = ((number, memblock.phys_alloc_range(size, align)) for number in sections)
-    return SparseMemory({number: phys for number, phys in pieces if phys}, roots, tables)
+    pieces = ((number, memblock.phys_alloc_range(size, align, node=node)) for number in sections)
+    return {number: phys for number, phys in pieces if phys}
 
 
-def _table_pages(
-    memblock: Memblock, space: AddressSpace, page: int, sections: Sequence[int], size: int
-) -> list[int]:
+def _add_tables(
+    memblock: Memblock,
+    space: AddressSpace,
+    page: int,
+    sections: Sequence[int],
+    node: int | None,
+    tables: dict[tuple[int, int], int],
+) -> None:
     """Pages for the tables of the memory map: those of the last level where there are no blocks, and those above."""
     base = vmemmap_base(space, page)
+    size = (1 << section_size_bits(page)) // page * STRUCT_PAGE_SIZE
     bits = page.bit_length() - 1
     lowest = bits + (bits - 3) * (2 if page == _4K else 1)
     shifts = (lowest, lowest + bits - 3)
@@ -121,4 +149,6 @@ def _table_pages(
         for at in (base + number * size, base + (number + 1) * size - 1)
         for shift in shifts
     }
-    return [phys for _ in sorted(needed) if (phys := memblock.phys_alloc_range(page, page))]
+    for key in sorted(needed - tables.keys()):
+        if phys := memblock.phys_alloc_range(page, page, node=node):
+            tables[key] = phys

@@ -1,10 +1,11 @@
 """DMA zones, as far as they decide where a crash kernel may lie (arch/arm64/mm/init.c, zone_sizes_init())."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock, within_pages
+from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["MAX_PAGE_ORDER", "PHYS_MASK_LIMIT", "arm64_dma_phys_limit", "max_zone_phys"]
 __all__ += ["zone_messages", "zone_movable_start"]
@@ -50,11 +51,14 @@ def zone_movable_start(config: KernelConfig, memblock: Memblock) -> int:
     return start if start < memblock.end_of_dram else 0
 
 
-def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int) -> Iterator[str]:
+def zone_messages(
+    config: KernelConfig, memblock: Memblock, dma_phys_limit: int, nodes: Sequence[int] = (0,)
+) -> Iterator[str]:
     """What free_area_init() prints of zones and memory: the boot log between reservation and CMA.
 
-    dma_phys_limit is arm64_dma_phys_limit, a physical address. Ends in the text are inclusive.
+    dma_phys_limit is arm64_dma_phys_limit, a physical address; nodes are NUMA's. Ends in the text are inclusive.
     """
+    page = config.page_size
     limits = {
         "DMA": dma_phys_limit if config.enabled("ZONE_DMA") else None,
         "DMA32": max_zone_phys(32, memblock) if config.enabled("ZONE_DMA32") else None,
@@ -74,6 +78,11 @@ def zone_messages(config: KernelConfig, memblock: Memblock, dma_phys_limit: int)
     if movable := zone_movable_start(config, memblock):
         yield f"  Node 0: {movable:#018x}"
     yield "Early memory node ranges"
-    for area in within_pages(memblock.regions(), config.page_size):
-        yield f"  node   0: [mem {area.start:#018x}-{area.last:#018x}]"
-    yield f"Initmem setup node 0 [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]"
+    of_node: dict[int, list[PhysRange]] = {node: [] for node in nodes}
+    for area in within_pages(memblock.regions(), page):
+        node = memblock.node_of(area.start) or 0
+        of_node[node].append(area)
+        yield f"  node {node:3}: [mem {area.start:#018x}-{area.last:#018x}]"
+    for node, areas in of_node.items():
+        span = f"[mem {areas[0].start:#018x}-{areas[-1].last:#018x}]" if areas else "as memoryless"
+        yield f"Initmem setup node {node} {span}"

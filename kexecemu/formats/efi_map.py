@@ -1,7 +1,8 @@
 """The UEFI memory map, as a kernel that was booted with efi=debug prints it and as firmware keeps it in memory.
 
 Read are the lines of reserve_regions() in drivers/firmware/efi/efi-init.c, as efi_md_typeattr_format() makes them, and
-that of efi_config_parse_tables() with the tables' addresses; everything else of a boot log is passed over.
+that of efi_config_parse_tables() with the tables' addresses; of ACPI what says
+which CPUs, nodes and console there are. Everything else of a boot log is passed over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from kexecemu.errors import FormatError
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import brief, shown
 
-__all__ = ["DESCRIPTOR_SIZE", "EFI_PAGE", "EfiDescriptor", "EfiMap", "parse_efi_map"]
+__all__ = ["DESCRIPTOR_SIZE", "EFI_PAGE", "AcpiLog", "EfiDescriptor", "EfiMap", "parse_efi_map"]
 
 EFI_PAGE = 4096
 DESCRIPTOR_SIZE = 48
@@ -64,6 +65,11 @@ _TABLES = re.compile(r"efi: +((?:[A-Za-z][\w .]*=0x[0-9a-f]+ *)+)$")
 _TABLE = re.compile(r"([A-Za-z][\w .]*?)=0x([0-9a-f]+)")
 _BANNER = re.compile(r"efi: +(EFI v\d.*)$")
 _MEMATTR = re.compile(r"efi: memattr: +0x")
+_CPUS = re.compile(r"^(?:rcu: )?\s*RCU restricting CPUs from NR_CPUS=\d+ to nr_cpu_ids=(\d{1,6})\.$")
+_SPCR = re.compile(r"^ACPI: SPCR: console: pl011,mmio(?:32)?,0x([0-9a-f]{1,16}),")
+_DMI = re.compile(r"^DMI: (.+)$")
+_SRAT = re.compile(r"^ACPI: SRAT: Node (\d{1,6}) PXM \d+ \[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]")
+_SLIT = re.compile(r"^ACPI: SLIT 0x")
 _FREED = re.compile(r"^Freeing initrd memory: (\d{1,9})K$")
 _NOT_MAPPED = (1 << 64) - 1
 _START = "Processing EFI memory map"
@@ -103,12 +109,28 @@ class EfiDescriptor:
 
 @shown()
 @dataclass(frozen=True)
+class AcpiLog:
+    """What a boot log says of ACPI's tables.
+
+    cpus is nr_cpu_ids, of MADT's CPUs (0: not said); console SPCR's UART, physical (0: none, or none that is a PL011);
+    machine the line about DMI; nodes SRAT's memory with the numbers of its nodes; distances whether there is a SLIT.
+    """
+
+    cpus: int = 0
+    console: int = 0
+    machine: str = ""
+    nodes: tuple[tuple[int, PhysRange], ...] = ()
+    distances: bool = False
+
+
+@shown()
+@dataclass(frozen=True)
 class EfiMap:
     """A memory map, in its order, and what the same log says of the firmware's tables.
 
     tables are physical addresses by name, in their order; banner is who made the firmware, "" where the log does not
     say it; memattr is how many entries the memory attributes table has, as far as the log has them. initrd_size is in
-    bytes, in whole pages, 0 where the log does not say that it is freed.
+    bytes, in whole pages, 0 where the log does not say that it is freed. acpi is what it says of ACPI.
     """
 
     descriptors: tuple[EfiDescriptor, ...]
@@ -116,6 +138,7 @@ class EfiMap:
     banner: str = ""
     memattr: int = 0
     initrd_size: int = 0
+    acpi: AcpiLog = field(default_factory=AcpiLog)
 
     def of(self, *kinds: str) -> list[EfiDescriptor]:
         """The descriptors of these types."""
@@ -130,11 +153,13 @@ def parse_efi_map(text: str) -> EfiMap:
     """The first memory map in a boot log; FormatError for a bad line, by its number, and for a log without any."""
     found: list[EfiDescriptor] = []
     tables: dict[str, int] = {}
+    said: list[str] = []
     banner, memattr, maps, initrd_size = "", 0, 0, 0
     for number, raw in enumerate(text.splitlines(), 1):
         line = _PRINTK.sub("", raw.strip(), count=1)
         if match := _FREED.search(line):
             initrd_size = initrd_size or int(match[1]) << 10
+        said.append(line)
         if "efi: " not in line:
             continue
         maps += _START in line
@@ -153,7 +178,24 @@ def parse_efi_map(text: str) -> EfiMap:
         raise FormatError(
             "no line of an EFI memory map: a kernel prints it where its command line has efi=debug"
         )
-    return EfiMap(tuple(found), tables, banner, memattr, initrd_size)
+    return EfiMap(tuple(found), tables, banner, memattr, initrd_size, _acpi(said))
+
+
+def _acpi(said: list[str]) -> AcpiLog:
+    """What these lines say of ACPI, each thing once."""
+
+    def first(pattern: re.Pattern[str]) -> str:
+        return next((match[1] for line in said if (match := pattern.search(line))), "")
+
+    areas = (match.groups() for line in said if (match := _SRAT.search(line)))
+    nodes = tuple((int(node), int(start, 16), int(last, 16) + 1) for node, start, last in areas)
+    return AcpiLog(
+        cpus=int(first(_CPUS) or 0),
+        console=int(first(_SPCR) or "0", 16),
+        machine=first(_DMI),
+        nodes=tuple((node, PhysRange(start, end)) for node, start, end in nodes if start < end),
+        distances=any(_SLIT.search(line) for line in said),
+    )
 
 
 def _descriptor(match: re.Match[str], number: int) -> EfiDescriptor:

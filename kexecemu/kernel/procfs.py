@@ -27,8 +27,9 @@ def proc_iomem(state: KernelState) -> str:
     resources = system_ram(state)
     uart = state.board.uart.phys
     if state.console_phys == uart.start:
-        name = f"pl011@{uart.start:x}"
-        resources.append(Resource(uart, name, [Resource(uart, f"{uart.start:x}.pl011 {name}")]))
+        name = f"pl011@{uart.start:x}" if state.acpi is None else "ARMH0011:00"
+        device = f"{uart.start:x}.pl011" if state.acpi is None else name
+        resources.append(Resource(uart, name, [Resource(uart, f"{device} {name}")]))
     return "".join(_lines(resources))
 
 

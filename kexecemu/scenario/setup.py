@@ -14,8 +14,9 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.kernel_file import truncated
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.acpi import uses_acpi
 from kexecemu.kernel.boot.cpus import cpu_count
-from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, read_efi_map
+from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, first_cmdline, read_efi_map
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.firmware import gic_version
 from kexecemu.kernel.boot.virt_board import virt_device_tree
@@ -63,6 +64,12 @@ def _board(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None) -> Board:
         tree = Fdt(dtb)
         banks = memory_ranges(tree) if efi_map is None else efi_ram(efi_map)
         count = cpu_count(tree)
+        if efi_map is not None and uses_acpi(tree, setup.cmdline or first_cmdline(tree), efi_map):
+            if setup.capture == "linux":
+                raise InputError(
+                    "a real capture kernel wants ACPI's tables, which this machine has only a log of"
+                )
+            count = efi_map.acpi.cpus or count
     except FormatError as error:
         words = str(error).removeprefix("device tree: ")
         raise InputError(f"device tree {setup.dtb}: {words}") from error
@@ -186,7 +193,9 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
 
 def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kimage]:
     """boot(), and load the crash image. Raises InputError as that, KexecError when the load is refused."""
-    return boot(setup, console).load()
+    kernel, image = boot(setup, console).load()
+    kernel.check_capture()
+    return kernel, image
 
 
 def load_disturbed(

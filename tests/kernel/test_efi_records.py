@@ -90,9 +90,10 @@ def test_memory_zones_nodes_and_the_crash_region_are_those_of_the_real_kernel(re
         assert len(rows) > 8
         assert _TOP.findall(proc_iomem(kernel)) == _TOP.findall(record.parts["iomem"])
         lines = [_TIME.sub("", line).rstrip() for line in said.splitlines()]
-        for begins in ("efi: (?!memattr)", "NUMA: (?!NODE_DATA|Faking|No NUMA)"):
-            efi = [line for line in record.parts["dmesg"].splitlines() if re.match(begins, line)]
-            assert [line for line in lines if re.match(begins, line)] == efi or not record.by_efi
+        patterns = ["node \\d+ \\[", "NUMA: (?!NODE_DATA|Faking|No NUMA|Initialized|.*disabled)"]
+        for begins in patterns + ["efi: (?!memattr)"] * record.by_efi:
+            lines_of = [line for line in record.parts["dmesg"].splitlines() if re.match(begins, line)]
+            assert [line for line in lines if re.match(begins, line)] == lines_of
         assert all("NUMA" in one for one in kernel.not_modelled())
 
 

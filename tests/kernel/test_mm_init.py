@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from kernel_bench import GIB, IMAGE, INITRD, MIB, boot
@@ -167,12 +168,12 @@ def test_without_room_for_what_leads_to_the_map_the_boot_is_refused(
 ) -> None:
     allocate, mapped = Memblock.phys_alloc_range, []
 
-    def full(self: Memblock, size: int, align: int, start: int = 0, end: int = 0) -> int:
+    def full(self: Memblock, size: int, align: int, start: int = 0, end: int = 0, **on: Any) -> int:
         if (size, align) == (4096, 64) and what == "mem_section[]":
             return 0
         if mapped and align == 4096:
             return 0
-        phys = allocate(self, size, align, start, end)
+        phys = allocate(self, size, align, start, end, **on)
         mapped.extend([phys] if align == 2 * MIB else [])
         return phys
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import get_option, parameters, words
+from kexecemu.machine import virt
 from kexecemu.shown import shown
 
 __all__ = ["CpuMasks", "cpu_affinities", "cpu_count", "smp_init_cpus"]
@@ -53,10 +54,14 @@ def cpu_affinities(tree: Fdt) -> list[int]:
     return [_BOOT_CPU] if not good or (_BOOT_CPU, True) in nodes else good
 
 
-def smp_init_cpus(tree: Fdt, cmdline: str, powered: int, log: Callable[[str], None]) -> CpuMasks:
-    """Possible and present CPUs by tree and command line, of the `powered` that there are; log gets what is said."""
-    affinities = cpu_affinities(tree)[:powered]
-    if (_BOOT_CPU, True) in _cpu_nodes(tree):
+def smp_init_cpus(tree: Fdt | None, cmdline: str, powered: int, log: Callable[[str], None]) -> CpuMasks:
+    """Possible and present CPUs by tree and command line, of the `powered` that there are; log gets what is said.
+
+    Without a tree they are those of ACPI's MADT, which are all that there are.
+    """
+    described = [virt.affinity(index) for index in range(powered)] if tree is None else cpu_affinities(tree)
+    affinities = described[:powered]
+    if tree is not None and (_BOOT_CPU, True) in _cpu_nodes(tree):
         log("missing boot CPU MPIDR, not enabling secondaries")
     limits = (get_option(asked) for asked in parameters(cmdline, "nr_cpus"))
     nr_cpus = min((one for one in limits if one is not None and one > 0), default=len(affinities))

@@ -29,8 +29,8 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["EfiBoot", "efi_boot", "efi_init", "efi_parameters", "efi_ram", "first_memory"]
-__all__ += ["read_efi_map", "write_tables"]
+__all__ = ["EfiBoot", "efi_boot", "efi_init", "efi_parameters", "efi_ram", "first_cmdline"]
+__all__ += ["first_memory", "read_efi_map", "write_tables"]
 
 _PARAMETERS = (
     ("linux,uefi-system-table", "System Table         ", 8),
@@ -188,11 +188,15 @@ def first_memory(tree: Fdt, config: KernelConfig, efi: EfiBoot | None) -> Memblo
     """The memory that a kernel finds before it looks what is taken of it, without a word."""
     memblock = early_init_dt_scan(tree, config, lambda text: None, required=efi is None)
     if efi is not None:
-        chosen = tree.path_offset("/chosen")
-        given = (tree.getprop(chosen, "bootargs") if chosen is not None else None) or b""
-        cmdline = given.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-        efi_init(memblock, tree, efi, config, cmdline, lambda text: None)
+        efi_init(memblock, tree, efi, config, first_cmdline(tree), lambda text: None)
     return memblock
+
+
+def first_cmdline(tree: Fdt) -> str:
+    """The command line in /chosen, "" without one."""
+    chosen = tree.path_offset("/chosen")
+    given = (tree.getprop(chosen, "bootargs") if chosen is not None else None) or b""
+    return given.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 def efi_init(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from kexecemu.formats.efi_map import AcpiLog
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import parameters
@@ -16,7 +17,7 @@ from kexecemu.kernel.boot.fdt_memory import first_cell, pairs
 from kexecemu.kernel.memory.memblock import Memblock, within_pages
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["arch_numa_init", "tree_has_nodes"]
+__all__ = ["arch_numa_init"]
 
 _CACHE_LINE = 64
 _MAX_NUMNODES = 16
@@ -25,7 +26,7 @@ _LOCAL_DISTANCE = 10
 Print = Callable[[str], None]
 
 
-def tree_has_nodes(tree: Fdt) -> bool:
+def _tree_has_nodes(tree: Fdt) -> bool:
     """Whether anything in it says which node it belongs to."""
     return any(tree.getprop(one.offset, "numa-node-id") is not None for one in tree.nodes())
 
@@ -40,29 +41,35 @@ class _Found:
 
 
 def arch_numa_init(
-    config: KernelConfig, tree: Fdt, memblock: Memblock, cmdline: str, log: Print
+    config: KernelConfig, tree: Fdt, memblock: Memblock, cmdline: str, log: Print, acpi: AcpiLog | None = None
 ) -> tuple[int, ...]:
     """arch_numa_init(): memory gets its node, each node its data. The nodes that there are, ascending.
 
-    Where nobody says what nodes there are, or what is said is refused, all of the memory is node 0's.
+    Where nobody says what nodes there are, or what is said is refused, all of the memory is node 0's. acpi is given
+    where ACPI describes the machine.
     """
     if not config.enabled("NUMA"):
         return (0,)
     off = any((value or "").startswith("off") for value in parameters(cmdline, "numa"))
-    if not off and tree_has_nodes(tree):
-        nodes = _NumaInit(config, tree, memblock, log).run()
+    known = bool(acpi.nodes) if acpi is not None else _tree_has_nodes(tree)
+    told = log if known else lambda text: None
+    if known and not off:
+        nodes = _NumaInit(config, tree, memblock, log, acpi).run()
         if nodes:
             return nodes
-        words = "Faking a node at"
-        log(f"NUMA: {words} [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]")
-    return _NumaInit(config, tree, memblock, log if tree_has_nodes(tree) else lambda text: None).dummy()
+    if off:
+        told("NUMA: NUMA disabled")
+    told(f"NUMA: Faking a node at [mem {memblock.start_of_dram:#018x}-{memblock.end_of_dram - 1:#018x}]")
+    return _NumaInit(config, tree, memblock, told).dummy()
 
 
 class _NumaInit:
     """One numa_init()."""
 
-    def __init__(self, config: KernelConfig, tree: Fdt, memblock: Memblock, log: Print) -> None:
-        self.config, self.tree, self.memblock, self.log = config, tree, memblock, log
+    def __init__(
+        self, config: KernelConfig, tree: Fdt, memblock: Memblock, log: Print, acpi: AcpiLog | None = None
+    ) -> None:
+        self.config, self.tree, self.memblock, self.log, self.acpi = config, tree, memblock, log, acpi
         self.rules = config.release.rules
         self.found = _Found()
 
@@ -93,7 +100,7 @@ class _NumaInit:
         return nodes
 
     def _nodes(self) -> tuple[int, ...]:
-        if not self._of_numa_init():
+        if not (self._of_numa_init() if self.acpi is None else self._acpi_numa_init(self.acpi)):
             return ()
         early = self.rules.numa_distances
         if early and not self.found.nodes:
@@ -112,6 +119,14 @@ class _NumaInit:
             for _ in range(nodes[-1] + 1):
                 self.memblock.phys_alloc_range(_CACHE_LINE, _CACHE_LINE)
         return tuple(nodes)
+
+    def _acpi_numa_init(self, acpi: AcpiLog) -> bool:
+        """acpi_numa_init(): what SRAT has, of which the log has said that it was taken."""
+        self.found.blocks = [(node, area) for node, area in acpi.nodes if node < _MAX_NUMNODES]
+        self.found.nodes = {node for node, _ in self.found.blocks}
+        if acpi.distances and self.table is None and self.found.nodes:
+            self.table = self._distances(max(self.found.nodes) + 1)
+        return bool(self.found.nodes)
 
     def _of_numa_init(self) -> bool:
         self._cpus()

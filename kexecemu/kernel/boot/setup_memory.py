@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kexecemu.errors import InputError
+from kexecemu.formats.efi_map import AcpiLog
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.fdt_blob import MemReserve
 from kexecemu.kernel.base.address_space import AddressSpace
@@ -79,7 +80,7 @@ class TextLayout:
 class ArchSetup:
     """What setup_arch() has decided and built.
 
-    system_ram is what request_standard_resources() finds: whole pages, region by region.
+    system_ram is what request_standard_resources() finds: whole pages, region by region. nodes are NUMA's.
     """
 
     memblock: Memblock
@@ -90,6 +91,7 @@ class ArchSetup:
     nr_kernel_pages: int
     system_ram: tuple[PhysRange, ...]
     cma_area: PhysRange | None = None
+    nodes: tuple[int, ...] = (0,)
 
 
 def text_alias(config: KernelConfig, layout: TextLayout) -> PhysRange:
@@ -171,12 +173,14 @@ def setup_memory(
     reserved: ReservedMemory,
     log: Print,
     bbm: int = 0,
+    acpi: AcpiLog | None = None,
 ) -> ArchSetup:
     """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
 
     `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
     `memblock`, because that decides where a late reservation comes to lie. tree is the device tree as it is then,
-    reserved what arm64_memblock_init() gave; log gets the kernel's messages. bbm is the CPUs' level of FEAT_BBM.
+    reserved what arm64_memblock_init() gave; log gets the kernel's messages. bbm is the CPUs' level of FEAT_BBM, acpi
+    what there is in ACPI, None where the tree describes the machine.
     """
 
     def reserve() -> CrashReservation:
@@ -190,9 +194,10 @@ def setup_memory(
     plan = plan_linear_map(config, cmdline, memblock, text, reservation.crashk_res, bbm, data, log)
     build_linear_map(tables, space, plan)
     create_idmap(config, memblock)
-    reserved.scan_late()
-    unflatten_device_tree(config, tree, memblock)
-    nodes = arch_numa_init(config, tree, memblock, cmdline, log)
+    if acpi is None:
+        reserved.scan_late()
+        unflatten_device_tree(config, tree, memblock)
+    nodes = arch_numa_init(config, tree, memblock, cmdline, log, acpi)
     dma_limit = arm64_dma_phys_limit(config, memblock)
 
     before = config.release.rules.reserves_before_memmap
@@ -217,7 +222,7 @@ def setup_memory(
         reservation = reserve()
     sparse, pages = made or free_area_init()
     system_ram = tuple(within_pages(memblock.mappable(), config.page_size))
-    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages, system_ram, cma_area)
+    return ArchSetup(memblock, reservation, plan, dma_limit, sparse, pages, system_ram, cma_area, nodes)
 
 
 def _dma_contiguous_reserve(

@@ -39,7 +39,8 @@ def setup_arch(state: KernelState) -> None:
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     _take_seeds(state, bootargs)
     memblock = early_init_dt_scan(tree, state.config, state.log, required=state.efi is None)
-    state.log(f"Machine model: {state.machine_model}")
+    if state.machine_model:
+        state.log(f"Machine model: {state.machine_model}")
     page = state.config.page_size
     early = parse_early_param(state.config, bootargs, state.log)
     state.panic_force_cpu, state.kho_early = early.panic_force_cpu, early.kho
@@ -74,9 +75,12 @@ def setup_arch(state: KernelState) -> None:
         reserved,
         state.log,
         state.board.bbm,
+        state.acpi,
     )
     alloc_resources(state)
-    state.cpus = smp_init_cpus(tree, bootargs, len(state.board.cpus), state.log)
+    state.cpus = smp_init_cpus(
+        tree if state.acpi is None else None, bootargs, len(state.board.cpus), state.log
+    )
     _publish_cpus(state)
     _setup_command_line(state, boot_command_line)
     _alloc_vmcoreinfo_note(state)

@@ -20,8 +20,9 @@ from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
+from kexecemu.kernel.boot.acpi import uses_acpi
 from kexecemu.kernel.boot.cpus import CpuMasks
-from kexecemu.kernel.boot.efi_init import efi_boot, efi_parameters, first_memory, write_tables
+from kexecemu.kernel.boot.efi_init import efi_boot, efi_parameters, first_cmdline, first_memory, write_tables
 from kexecemu.kernel.boot.free_area import FreeMemory
 from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
@@ -126,8 +127,11 @@ class KernelState:
         self.kexec = KexecState(purgatory)
         self.cpus = CpuMasks((0,), 1)
         """Possible and present CPUs."""
-        self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
-        self.console_phys = firmware.console_phys(tree)
+        self.acpi = efi_map.acpi if efi_map and uses_acpi(tree, first_cmdline(tree), efi_map) else None
+        """What ACPI's tables say, None where the device tree describes the machine."""
+        names = tree.get_strings(0, "model") or tree.get_strings(0, "compatible") or [""]
+        self.machine_model = names[0]
+        self.console_phys = firmware.console_phys(tree) if self.acpi is None else self.acpi.console
         """Physical address of the console's PL011 (0: none)."""
         self.panic_force_cpu: int | None = None
         """The CPU that panic_force_cpu= names, in an era that has it."""
@@ -211,7 +215,10 @@ class KernelState:
     def not_modelled(self) -> list[str]:
         """What of this machine and command line a real kernel acts on, each in one line."""
         tree, efi_map = Fdt(self.initial_boot_params), self.efi.map if self.efi is not None else None
-        return not_modelled(self.config, self.boot_command_line, tree, efi_map)
+        found = not_modelled(self.config, self.boot_command_line, tree, efi_map)
+        if len(self.arch.nodes) > 1:
+            found.append("NUMA: of the dump, zones and lists of free memory are those of a single node")
+        return found
 
     @property
     def redirected_from(self) -> int | None:

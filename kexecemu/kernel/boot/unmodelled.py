@@ -5,9 +5,9 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import parameter, parameters
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import Era
+from kexecemu.kernel.boot.acpi import uses_acpi
 from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.efi_init import efi_parameters
-from kexecemu.kernel.boot.numa import tree_has_nodes
 
 __all__ = ["not_modelled"]
 
@@ -44,8 +44,9 @@ def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt, efi_map: EfiMap 
         found.append(
             "numa=fake= is not modelled: nodes that are none (Debian's kernels have none of it either)"
         )
-    if config.enabled("NUMA") and tree_has_nodes(tree):
-        found.append("NUMA: of the dump, zones and lists of free memory are those of a single node")
+    acpi = efi_map.acpi if efi_map is not None and uses_acpi(tree, cmdline, efi_map) else None
+    if acpi is not None and not acpi.console:
+        found.append("ACPI: the log has no line about a PL011 in SPCR, and so there is no console")
     return found + _efi(tree, efi_map)
 
 

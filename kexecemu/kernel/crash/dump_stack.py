@@ -20,5 +20,9 @@ def dump_stack(state: KernelState, cpu: Cpu) -> None:
 def show_stack(state: KernelState, cpu: Cpu, trace: Iterable[str]) -> None:
     """The CPU's task and its machine, and then the lines of a call trace."""
     task = oops.task_line(state.guest, state.config.release.rules, cpu.sysreg("SP_EL0"), cpu.index)
-    for line in (task, f"Hardware name: {state.machine_model} (DT)", *trace):
+    if state.acpi is not None:
+        name = [f"Hardware name: {state.acpi.machine}"] if state.acpi.machine else []
+    else:
+        name = [f"Hardware name: {state.machine_model} (DT)"] if state.machine_model else []
+    for line in (task, *name, *trace):
         state.log(line, LogLevel.WARNING)

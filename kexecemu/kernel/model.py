@@ -15,12 +15,14 @@ from kexecemu.arguments import contents, instance, integer, text
 from kexecemu.errors import BusError, FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.iomem import Iomem
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
 from kexecemu.kernel.boot.early_param import NR_CPUS
-from kexecemu.kernel.boot.efi_init import read_efi_map
+from kexecemu.kernel.boot.efi_init import first_cmdline, read_efi_map
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
+from kexecemu.kernel.boot.iomem import read_iomem
 from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.virt_board import virt_device_tree
@@ -75,6 +77,7 @@ class KernelModel(KernelState):
         seed: int = 0,
         layout: TextLayout | None = None,
         efi_map: EfiMap | bytes | str | Path | None = None,
+        iomem: Iomem | bytes | str | Path | None = None,
     ) -> Self:
         """Boot the model kernel on a board and return it idle.
 
@@ -83,6 +86,8 @@ class KernelModel(KernelState):
         is that of another kernel's image, whose memory is set up as if it were in the place of the model's smaller one.
         efi_map is the boot log of a machine with that tree that was started by UEFI, with what efi=debug prints, as
         bytes, by its path or parsed: memory is then what it says, and not what the tree does.
+        iomem is /proc/iomem of a kernel of this era that runs on it, for root, in the same ways: memory is what it says
+        and so is the crash region, where the command line is that of dtb.
         Leaving a with block closes the board.
 
         Raises InputError when the pieces do not fit together or another kernel has run on the board,
@@ -98,12 +103,16 @@ class KernelModel(KernelState):
         if board.instructions or any(cpu.powered for cpu in board.cpus):
             raise InputError("a kernel runs on this board already: each needs a board of its own")
         found = None if efi_map is None else read_efi_map(efi_map)
-        tree = _device_tree(board, cmdline, dtb, required=found is None)
+        running = None if iomem is None else read_iomem(iomem)
+        if running is not None and (found is not None or dtb is None):
+            raise InputError("iomem goes with a device tree, and in place of an EFI memory map")
+        given = _device_tree(board, None, dtb, required=found is None and running is None)
+        tree = _device_tree(board, cmdline, given, required=False)
+        same = first_cmdline(Fdt(given)) == first_cmdline(Fdt(tree))
         if len(board.cpus) > NR_CPUS:
             raise InputError(f"the model kernel runs on at most {NR_CPUS} CPUs, not {len(board.cpus)}")
-        kernel = cls(
-            board, config, tree, guest_vmlinux(config), purgatory_object(config), seed, layout, found
-        )
+        pieces = board, config, tree, guest_vmlinux(config), purgatory_object(config), seed, layout
+        kernel = cls(*pieces, found, running, same)
         kernel._start()
         return kernel
 

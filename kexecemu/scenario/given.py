@@ -28,6 +28,7 @@ class SetupChanges(TypedDict, total=False):
     bbm: int
     dtb: Path | str | None
     efi_map: Path | str | None
+    iomem: Path | str | None
     stuck_cpus: tuple[int, ...]
     era: str
     cmdline: str | None

@@ -83,6 +83,14 @@ class Setup:
         without="memory is what the device tree says",
         only="model",
     )
+    iomem: Path | None = _machine(
+        None,
+        "/proc/iomem, as root reads it, of a kernel of this era that runs on the machine of dtb: memory and the place "
+        "of the kernel are what it says, and for the tree's own command line the crash region.",
+        "FILE",
+        without="what the boot makes of the machine",
+        only="model",
+    )
     stuck_cpus: tuple[int, ...] = _machine(
         (),
         "CPUs that cannot be stopped: they hear no interrupt once the first kernel crashes.",

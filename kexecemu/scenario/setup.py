@@ -12,13 +12,15 @@ from kexecemu.errors import FormatError, InputError, KexecError, MachineError
 from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.image import has_magic
+from kexecemu.formats.iomem import Iomem
 from kexecemu.formats.kernel_file import truncated
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.acpi import uses_acpi
+from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
 from kexecemu.kernel.boot.cpus import cpu_count
 from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, first_cmdline, read_efi_map
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.firmware import gic_version
+from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.crashkernel import why_nothing
@@ -56,27 +58,32 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
     return virt_device_tree(*places, virtio_slots=(DUMP_SLOT,), rtc=True, gic=board.gic.version)
 
 
-def _board(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None) -> Board:
+def _board(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None, iomem: Iomem | None) -> Board:
     cpus_are: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
     if dtb is None:
         return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **cpus_are)
     try:
         tree = Fdt(dtb)
-        banks = memory_ranges(tree) if efi_map is None else efi_ram(efi_map)
-        count = cpu_count(tree)
-        if efi_map is not None and uses_acpi(tree, setup.cmdline or first_cmdline(tree), efi_map):
-            if setup.capture == "linux":
-                raise InputError(
-                    "a real capture kernel wants ACPI's tables, which this machine has only a log of"
-                )
+        banks, count = memory_ranges(tree), cpu_count(tree)
+        if iomem is not None:
+            banks = iomem_ram(iomem)
+        elif efi_map is not None:
+            banks = efi_ram(efi_map)
+        by_log = efi_map is not None and uses_acpi(tree, setup.cmdline or first_cmdline(tree), efi_map)
+        if efi_map is not None and by_log:
             count = efi_map.acpi.cpus or count
+        by_acpi = by_log or (iomem is not None and dt_is_stub(tree))
     except FormatError as error:
         words = str(error).removeprefix("device tree: ")
         raise InputError(f"device tree {setup.dtb}: {words}") from error
+    if by_acpi and setup.capture == "linux":
+        raise InputError(
+            "a real capture kernel wants ACPI's tables, and only what a kernel said of them is here"
+        )
     if setup.ram is not None:
         raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
     if not banks and efi_parameters(tree) is not None:
-        words = "UEFI starts this machine, and memory is in its map alone: give that (efi_map)"
+        words = "UEFI starts this machine, and memory is in its map alone: give that (efi_map), or iomem"
         raise InputError(f"device tree {setup.dtb}: {words}")
     if not banks:
         raise InputError(f"device tree {setup.dtb}: no memory node")
@@ -94,7 +101,17 @@ def _efi_map(setup: Setup) -> EfiMap | None:
         return None
     if setup.dtb is None:
         raise InputError("efi_map is of a machine that dtb describes, and there is none")
+    if setup.iomem is not None:
+        raise InputError("give efi_map or iomem, not both: each says what memory there is")
     return read_efi_map(setup.efi_map)
+
+
+def _iomem(setup: Setup) -> Iomem | None:
+    if setup.iomem is None:
+        return None
+    if setup.dtb is None:
+        raise InputError("iomem is of a machine that dtb describes, and there is none")
+    return read_iomem(setup.iomem)
 
 
 def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes:
@@ -178,13 +195,16 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     image, initrd, dtb = _files(setup)
     cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
     efi_map = _efi_map(setup)
-    board = _board(setup, dtb, efi_map)
+    iomem = _iomem(setup)
+    board = _board(setup, dtb, efi_map, iomem)
     if setup.initrd_size is not None:
         initrd = _padded(initrd, setup.initrd_size, board)
     if console is not None:
         board.uart.listeners.append(console)
     tree = _own_tree(setup, board) if dtb is None else dtb
-    kernel = Kernel.boot(board, config, cmdline=cmdline, dtb=tree, seed=setup.seed, efi_map=efi_map)
+    kernel = Kernel.boot(
+        board, config, cmdline=cmdline, dtb=tree, seed=setup.seed, efi_map=efi_map, iomem=iomem
+    )
     kernel.dm_crypt_keys = setup.dm_crypt_keys
     for words in kernel.not_modelled():
         warnings.warn(words, NotModelled, stacklevel=2)

@@ -24,7 +24,7 @@ from kexecemu.linux.rows import Same, compare_messages
 from kexecemu.machine.board import Board
 
 DATA = Path(__file__).parents[1] / "data" / "efi"
-RECORDS = sorted(DATA.glob("*.txt.gz"))
+RECORDS = [path for path in sorted(DATA.glob("*.txt.gz")) if not path.name.startswith("iomem")]
 # Debian's kernels have no kexec_file_load.
 BY_FILE = [path for path in RECORDS if "-file-" in path.name]
 _TOP = re.compile(r"^(\w+-\w+ : (?:System RAM|reserved)|\s*\w+-\w+ : Crash kernel)$", re.M)

@@ -58,6 +58,7 @@ EXAMPLES: Mapping[str, Any] = {
     "bbm": 2,
     "dtb": "/there/board.dtb",
     "efi_map": "/there/dmesg.txt",
+    "iomem": "/there/iomem",
     "stuck_cpus": [1, 2],
     "era": "6.12",
     "cmdline": "crashkernel=64M",

@@ -58,6 +58,7 @@ FULL = Setup(
     cmdline="crashkernel=64M",
     dtb=Path("/there/board.dtb"),
     efi_map=Path("/there/dmesg.txt"),
+    iomem=Path("/there/iomem"),
     era="6.12",
     protection="readonly",
     purgatory="/there/mine.ro",

@@ -1,6 +1,6 @@
 """RAM as Linux reads it in a device tree: memory nodes, and what /chosen leaves of them.
 
-Followed: early_init_dt_scan_memory() and early_init_dtcheck_for_usable_mem_range() of drivers/of/fdt.c.
+Followed: early_init_dt_scan_memory() and early_init_dt_check_for_usable_mem_range() of drivers/of/fdt.c.
 """
 
 from collections.abc import Callable, Iterator

@@ -27,6 +27,7 @@ from kexecemu.kernel.memory.crashkernel import (
     Print,
     reserve_crashkernel,
     reserve_crashkernel_cma,
+    told_reservation,
 )
 from kexecemu.kernel.memory.linear_map import (
     LinearMapPlan,
@@ -174,16 +175,19 @@ def setup_memory(
     log: Print,
     bbm: int = 0,
     acpi: AcpiLog | None = None,
+    reserved_as: CrashReservation | None = None,
 ) -> ArchSetup:
     """The rest of setup_arch() that concerns memory: reservation, linear map, memory map, in the era's order.
 
     `tables` is swapper_pg_dir, or CountedTables where only the numbers matter; either takes its pages from
     `memblock`, because that decides where a late reservation comes to lie. tree is the device tree as it is then,
     reserved what arm64_memblock_init() gave; log gets the kernel's messages. bbm is the CPUs' level of FEAT_BBM, acpi
-    what there is in ACPI, None where the tree describes the machine.
+    what there is in ACPI, None where the tree describes the machine. reserved_as is the reservation where it is known.
     """
 
     def reserve() -> CrashReservation:
+        if reserved_as is not None:
+            return told_reservation(reserved_as, log)
         limit = arm64_dma_phys_limit(config, memblock)
         found = reserve_crashkernel(config.release, cmdline, memblock, limit, config.page_size, log)
         return replace(found, cma=reserve_crashkernel_cma(config, cmdline, memblock, log))

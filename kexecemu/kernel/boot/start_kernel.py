@@ -38,7 +38,9 @@ def setup_arch(state: KernelState) -> None:
     boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     _take_seeds(state, bootargs)
-    memblock = early_init_dt_scan(tree, state.config, state.log, required=state.efi is None)
+    memblock = early_init_dt_scan(
+        tree, state.config, state.log, required=state.efi is None and state.running is None
+    )
     if state.machine_model:
         state.log(f"Machine model: {state.machine_model}")
     page = state.config.page_size
@@ -52,6 +54,8 @@ def setup_arch(state: KernelState) -> None:
     layout = state.layout
     if state.efi is not None:
         efi_init(memblock, tree, state.efi, state.config, bootargs, state.log)
+    if state.running is not None:
+        state.running.apply(memblock)
     initrd = state.efi.initrd if state.efi is not None else None
     reserved = arm64_memblock_init(
         memblock, tree, state.dtb_phys, bootargs, early, state.space, layout, state.config, state.log, initrd
@@ -76,7 +80,10 @@ def setup_arch(state: KernelState) -> None:
         state.log,
         state.board.bbm,
         state.acpi,
+        state.running.reservation if state.running is not None else None,
     )
+    for area in state.running.iomem.reserved if state.running is not None else ():
+        memblock.reserve(area)
     alloc_resources(state)
     state.cpus = smp_init_cpus(
         tree if state.acpi is None else None, bootargs, len(state.board.cpus), state.log

@@ -13,17 +13,19 @@ from typing import Protocol
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats import elfrel
-from kexecemu.formats.efi_map import EfiMap
+from kexecemu.formats.efi_map import AcpiLog, EfiMap
 from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.iomem import Iomem
 from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
 from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
-from kexecemu.kernel.boot.acpi import uses_acpi
+from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
 from kexecemu.kernel.boot.cpus import CpuMasks
 from kexecemu.kernel.boot.efi_init import efi_boot, efi_parameters, first_cmdline, first_memory, write_tables
 from kexecemu.kernel.boot.free_area import FreeMemory
+from kexecemu.kernel.boot.iomem import RunningMachine
 from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import IMAGE_MARKS, ArchSetup, TextLayout
@@ -32,7 +34,7 @@ from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.kho import KhoEarly, KhoScratch
-from kexecemu.kernel.memory.memblock import within_pages
+from kexecemu.kernel.memory.memblock import Memblock, within_pages
 from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
@@ -87,10 +89,13 @@ class KernelState:
         seed: int,
         layout: TextLayout | None = None,
         efi_map: EfiMap | None = None,
+        iomem: Iomem | None = None,
+        same_cmdline: bool = True,
     ) -> None:
         """The boot loader's part: image and device tree get into RAM. purgatory is the object inside the kernel.
 
         layout is of a larger image, which memory setup takes for this one; efi_map is of a machine that UEFI starts.
+        iomem is what a kernel says of the machine that was booted on it, with the same_cmdline or another one.
         """
         self.seed = seed
         self.random = Random(seed)
@@ -100,12 +105,21 @@ class KernelState:
         tree = Fdt(dtb)
         self.efi = efi_boot(tree, efi_map) if efi_map is not None else None
         """How UEFI has started it, None where the boot loader is another."""
-        if self.efi is not None:
+        self.running: RunningMachine | None = None
+        """What is known of the machine as it runs already, None for one that is switched on."""
+        if iomem is not None:
+            self.running = RunningMachine.of(iomem, config, tree, vmlinux.size, same=same_cmdline)
+            places, layout = self.running.places, layout or self.running.layout
+        elif self.efi is not None:
             places, layout = self.efi.places(vmlinux.size, len(dtb)), layout or self.efi.layout
         else:
             places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
-        memory = first_memory(tree, config, self.efi)
+        if self.running is not None:
+            memory = Memblock()
+            self.running.apply(memory)
+        else:
+            memory = first_memory(tree, config, self.efi)
         memstart = memstart_addr(memory.start_of_dram, config.page_size)
         image = PhysRange.of(places.kernel_phys, vmlinux.size)
         if not any(area.covers(image) for area in memory.memory):
@@ -127,8 +141,12 @@ class KernelState:
         self.kexec = KexecState(purgatory)
         self.cpus = CpuMasks((0,), 1)
         """Possible and present CPUs."""
-        self.acpi = efi_map.acpi if efi_map and uses_acpi(tree, first_cmdline(tree), efi_map) else None
+        self.acpi: AcpiLog | None = None
         """What ACPI's tables say, None where the device tree describes the machine."""
+        if efi_map is not None and uses_acpi(tree, first_cmdline(tree), efi_map):
+            self.acpi = efi_map.acpi
+        elif iomem is not None and dt_is_stub(tree):
+            self.acpi = AcpiLog(console=iomem.acpi_console)
         names = tree.get_strings(0, "model") or tree.get_strings(0, "compatible") or [""]
         self.machine_model = names[0]
         self.console_phys = firmware.console_phys(tree) if self.acpi is None else self.acpi.console
@@ -216,6 +234,12 @@ class KernelState:
         """What of this machine and command line a real kernel acts on, each in one line."""
         tree, efi_map = Fdt(self.initial_boot_params), self.efi.map if self.efi is not None else None
         found = not_modelled(self.config, self.boot_command_line, tree, efi_map)
+        if self.running is not None:
+            found = [one for one in found if "--efi-map" not in one]
+            if not self.running.same:
+                found.append(
+                    "iomem is of another command line: what firmware has taken of memory is not known from it"
+                )
         if len(self.arch.nodes) > 1:
             found.append("NUMA: of the dump, zones and lists of free memory are those of a single node")
         return found

@@ -19,7 +19,7 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["CRASH_ALIGN", "DEFAULT_LOW_SIZE", "CrashReservation", "reserve_crashkernel"]
-__all__ += ["reserve_crashkernel_cma", "why_nothing"]
+__all__ += ["reserve_crashkernel_cma", "told_reservation", "why_nothing"]
 
 CRASH_ALIGN = 2 << 20
 DEFAULT_LOW_SIZE = 128 << 20
@@ -175,6 +175,16 @@ def reserve_crashkernel(
             return CrashReservation()
     log(f"crashkernel reserved: 0x{base:016x} - 0x{base + size:016x} ({size >> 20} MB)")
     return CrashReservation(PhysRange.of(base, size), low)
+
+
+def told_reservation(known: CrashReservation, log: Print) -> CrashReservation:
+    """A reservation that is known, with the words about it."""
+    low, area = known.crashk_low_res, known.crashk_res
+    if low is not None:
+        log(f"crashkernel low memory reserved: 0x{low.start:08x} - 0x{low.end:08x} ({low.size >> 20} MB)")
+    if area is not None:
+        log(f"crashkernel reserved: 0x{area.start:016x} - 0x{area.end:016x} ({area.size >> 20} MB)")
+    return known
 
 
 def reserve_crashkernel_cma(

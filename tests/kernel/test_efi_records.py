@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_count
@@ -98,7 +99,11 @@ def test_memory_zones_nodes_and_the_crash_region_are_those_of_the_real_kernel(re
 
 
 def test_kexec_tools_put_segments_and_headers_where_the_real_ones_did(record: Record) -> None:
-    real = record.parts["kexec"]
+    real, append = record.parts["kexec"], json.loads(record.parts["image"])["append"]
+    if "rc 255" in real:  # "setup_2nd_dtb: kaslr-seed is not wiped to 0"
+        with record.boot() as kernel, pytest.raises(InputError, match="kaslr-seed is not wiped"):
+            kernel.kexec_tools_load(record.image, record.initrd, append)
+        return
     found = dict(re.findall(r"^segment\[(\d\]\.\w+) *= (\w+)$", real, re.M))
     names = ("kernel", "initrd", "dtb", "purgatory", "elfcorehdr")
     want = {
@@ -107,9 +112,7 @@ def test_kexec_tools_put_segments_and_headers_where_the_real_ones_did(record: Re
     }
     headers = re.findall(r"^Elf header: p_type = 1, .*p_paddr = (\w+) .*p_memsz = (\w+)$", real, re.M)
     with record.boot() as kernel:
-        image = kernel.kexec_tools_load(
-            record.image, record.initrd, json.loads(record.parts["image"])["append"]
-        )
+        image = kernel.kexec_tools_load(record.image, record.initrd, append)
         got = {one.name: (one.mem, one.bufsz, one.memsz) for one in image.segments}
         # The purgatory is another one.
         assert got.pop("purgatory")[0] == want.pop("purgatory")[0]

@@ -58,7 +58,7 @@ _ATTRIBUTES = {
     "WC": 1,
     "UC": 0,
 }
-_PRINTK = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+(?:\]|\s*\]))?(?:\[ *[TC]\d+\])? *")
+_PRINTK = re.compile(r"^(?:\S.{0,80}? kernel: )?(?:<\d+>)?(?:\[ *\d+\.\d+(?:\]|\s*\]))?(?:\[ *[TC]\d+\])? *")
 _LINE = re.compile(r"efi:\s+(0x[0-9a-f]+)-(0x[0-9a-f]+) \[([^|\]]+)\|([^\]]*)\]\s*$")
 _LIKE = re.compile(r"efi:\s+0x")
 _TABLES = re.compile(r"efi: +((?:[A-Za-z][\w .]*=0x[0-9a-f]+ *)+)$")

@@ -57,6 +57,13 @@ def test_tables_and_the_size_of_the_initrd_are_read() -> None:
     assert found.initrd_size == 2284 << 10
 
 
+def test_a_journal_s_lines_about_other_things_are_read_as_well() -> None:
+    before = "Nov 30 12:00:00 host kernel: "
+    lines = (LINE, "Freeing initrd memory: 2284K", "ACPI: SPCR: console: pl011,mmio,0x9000000,9600")
+    found = parse_efi_map("\n".join(before + line for line in lines))
+    assert (found.initrd_size, found.acpi.console) == (2284 << 10, 0x9000000)
+
+
 def test_unknown_types_and_attributes_keep_their_numbers() -> None:
     line = "efi:   0x000040000000-0x000043ffffff [type=2147483649|attr=0x0100000000000008]"
     one = parse_efi_map(line).descriptors[0]

@@ -17,7 +17,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
-from kexecemu.kernel.boot.early_param import NR_CPUS
+from kexecemu.kernel.boot.cpus import NR_CPUS
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.boot.state import KernelState

@@ -15,6 +15,7 @@ _PARAMETERS = {
     "efi": "boards are described by a device tree",
     "hugetlb_cma": "CMA areas for huge pages, which move the crash region",
     "kernelcore": "ZONE_MOVABLE",
+    "memblock": "each allocation of the boot printed",
     "memtest": "memory that fails a test",
     "movablecore": "ZONE_MOVABLE",
     "numa": "nodes",

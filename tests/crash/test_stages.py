@@ -253,6 +253,19 @@ def test_another_kernel_is_followed_to_its_first_instruction() -> None:
     assert end.vmcore is not None
 
 
+@pytest.mark.parametrize("linux", [False, True])
+def test_another_kernel_that_is_entered_wrongly_is_not_followed_and_has_no_dump(linux: bool) -> None:
+    kernel, image = loaded(OTHER_KERNEL, purgatory=None)
+    layout = kernel.guest.vmlinux
+    at = layout.offsetof("kimage", "arch") + layout.offsetof("kimage_arch", "dtb_mem")
+    kernel.dma_write(f"vmlinux:crash_kimage_storage+{at}", struct.pack("<Q", image.dtb_mem + 8))
+    end = kernel.panic(linux=linux)
+    assert end.capture is not None
+    assert (end.capture.end, end.capture.instructions) == (CaptureEnd.BAD_ENTRY, 0)
+    assert (end.capture.linux, end.vmcore) == (None, None)
+    assert kernel.board.boot_cpu.pc == image.kernel_entry
+
+
 def test_a_text_offset_is_where_the_kernel_is_entered() -> None:
     kernel, image = loaded(build(text_offset=0x80000, image_size=0x10000) + bytes(4096))
     end = kernel.panic()

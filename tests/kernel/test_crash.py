@@ -240,6 +240,21 @@ def test_a_store_to_a_protected_page_is_reported_as_linux_reports_it(
     assert kernel.crash().pc == image.start
 
 
+@pytest.mark.parametrize(("page", "folded"), [("4K", 2), ("16K", 2), ("64K", 3)])
+def test_the_walk_of_an_oops_names_every_level_and_a_folded_one_says_what_is_above_it(
+    page: str, folded: int
+) -> None:
+    """p4d always, with 48 bits of 64 KiB pages, which are three levels, pud too (asm/pgtable-nop4d.h, -nopud.h)."""
+    kernel, image = loaded("6.1", protection="pte", options={f"ARM64_{page}_PAGES": "y"})
+    assert not kernel.stray_write_virt(kernel.space.linear_virt(image.segments[2].mem), b"\xa5" * 4, 4)
+    (line,) = (line for line in console(kernel) if re.match(r"\[\w{16}\] pgd=", line))
+    entries = [one.split("=") for one in line.split("] ")[1].split(", ")]
+    assert [name for name, _ in entries] == ["pgd", "p4d", "pud", "pmd", "pte"]
+    values = [value for _, value in entries]
+    assert values == [values[0]] * (folded - 1) + values[folded - 1 :]
+    assert len(set(values)) == 6 - folded
+
+
 def test_a_null_pointer_is_called_one() -> None:
     kernel, _ = loaded()
     assert not kernel.stray_write_virt(8, b"x")

@@ -305,6 +305,19 @@ def test_a_load_costs_entries_and_with_live_splitting_tables() -> None:
     assert load(KernelConfig("6.12", protection="bbml2")) == (1, 2 * 16 + 513 + 16 + 1 + 2)
 
 
+@pytest.mark.parametrize(("pages", "taken"), [(GIB // 2 // 4096, True), (GIB // 2 // 4096 + 1, False)])
+def test_a_load_of_half_the_ram_is_taken_and_one_of_more_is_none_of_a_kernel(pages: int, taken: bool) -> None:
+    banks, config, cmdline = [PhysRange.of(BASE, GIB)], KernelConfig("6.1"), "crashkernel=640M"
+    region = survey_linear_map(banks, config, cmdline).reservation.crashk_res
+    assert region is not None
+    segments = [Segment("kernel", b"", region.start + 2 * MIB, pages * 4096)]
+    if taken:
+        assert survey_linear_map(banks, config, cmdline, loaded=segments).load is not None
+        return
+    with pytest.raises(InputError, match="these segments cannot have been loaded"):
+        survey_linear_map(banks, config, cmdline, loaded=segments)
+
+
 @pytest.mark.parametrize("build", [True, False])
 def test_ram_that_its_own_tables_fill_is_refused(build: bool) -> None:
     """mem= leaves a machine whose free memory is smaller than the tables of its map."""

@@ -62,7 +62,9 @@ def _fix_text_poke0(state: KernelState) -> int:
     FIXADDR_TOP is 32 MiB below the memory map as long as that is at the end, then 8 MiB below the end of all addresses.
     """
     page, space = state.config.page_size, state.space
-    fixaddr_top = (1 << 64) - (8 << 20) if space.vmemmap_at_end else vmemmap_range(space, page)[0] - (32 << 20)
+    fixaddr_top = (
+        (1 << 64) - (8 << 20) if space.vmemmap_at_end else vmemmap_range(space, page)[0] - (32 << 20)
+    )
     return fixaddr_top - ((4 << 20) // page + 2) * page
 
 

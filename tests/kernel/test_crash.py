@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from prstatus import parse_prstatus
 
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
+from kexecemu.kernel.crash.oops import call_trace
 from kexecemu.kernel.crash.smp import _cpu_list
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
@@ -412,3 +414,46 @@ def test_an_oops_whose_text_was_stamped_on_is_one_line_of_the_timeline() -> None
 )
 def test_a_list_of_cpus_is_written_as_the_kernel_does(cpus: list[int], text: str) -> None:
     assert _cpu_list(cpus) == text
+
+
+# Frame records one behind the other, from a place in free memory on: (where x29 leads, lr), named for what they say.
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([(1, "panic+8"), (0, "panic+8")], 2),  # x29 of 0 is the end
+        ([(1, "panic+8"), (2, 0), (0, "panic+8")], 1),  # and so is an lr of 0
+        ([(1, "panic+8"), (2, "__host_text_start+0"), (0, "panic+8")], 1),  # whom the model called
+        ([(1, "panic+8"), (2, "__host_text_end-1"), (0, "panic+8")], 1),
+        ([(1, "panic+8"), (2, "__host_text_end+0"), (0, "panic+8")], 3),
+        ([(1, "panic+8"), (2, "__host_text_start-1"), (0, "panic+8")], 3),
+        ([(0x100000, "panic+8")], 1),  # there is no such memory
+        ([(number + 1, "panic+8") for number in range(40)], 32),
+    ],
+)
+def test_a_call_trace_goes_to_the_end_of_the_stack_or_to_whom_the_model_called(
+    records: list[tuple[int, str | int]], said: int
+) -> None:
+    kernel = small()
+    layout, base = kernel.guest.vmlinux, kernel.space.linear_virt(0x48000000)
+    for number, (following, lr) in enumerate(records):
+        name, sign, offset = (
+            re.fullmatch(r"(\w+)([+-])(\d)", lr).groups() if isinstance(lr, str) else ("", "", 0)
+        )  # type: ignore[union-attr]
+        virt = layout.virt(name) + int(f"{sign}{offset}") if name else 0
+        frame = base + 16 * following if following else 0
+        kernel.ram.write(0x48000000 + 16 * number, struct.pack("<QQ", frame, virt))
+    rules = kernel.config.release.rules
+    lines = list(call_trace(kernel.guest, rules, layout.virt("panic"), base, fault=True))
+    assert lines[0] == "Call trace:" and len(lines) == 2 + said
+
+
+def test_a_function_s_size_is_told_up_to_the_next_symbol_and_of_the_last_up_to_the_image_s_end() -> None:
+    vmlinux = small().guest.vmlinux
+    places = sorted({virt for name, virt in vmlinux.elf.symbols.items() if not name.startswith("$")})
+    start, end = vmlinux.virt("_text"), vmlinux.virt("_end")
+    inside = [virt for virt in places if start <= virt < end]
+    for at, following in pairwise([*inside, end]):
+        assert vmlinux.describe(at).split("+")[1] == f"0x0/{following - at:#x}"
+    last = inside[-1]
+    assert vmlinux.describe(end - 1).split("+")[1] == f"{end - 1 - last:#x}/{end - last:#x}"
+    assert vmlinux.describe(end) == f"{end:#x}" and vmlinux.describe(start - 1) == f"{start - 1:#x}"

@@ -19,7 +19,6 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.stray.fault import By, Fault, When
 
-
 WFI = bytes.fromhex("7f2003d5")
 
 

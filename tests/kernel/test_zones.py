@@ -68,7 +68,9 @@ def test_a_zone_of_device_memory_is_told_as_real_kernels_have_it() -> None:
 
 
 @pytest.mark.parametrize("hotplug", [[(4, 6)], [(3, 4), (5, 6)], [(5, 6), (3, 4)]])
-def test_zone_movable_begins_at_the_lowest_memory_that_can_be_taken_out(hotplug: list[tuple[int, int]]) -> None:
+def test_zone_movable_begins_at_the_lowest_memory_that_can_be_taken_out(
+    hotplug: list[tuple[int, int]],
+) -> None:
     memory = Memblock()
     memory.add(PhysRange(GIB, 6 * GIB))
     memory.hotplug = [PhysRange(start * GIB, end * GIB) for start, end in hotplug]

@@ -231,6 +231,16 @@ def test_tables_that_an_early_check_has_built_are_built_again_alike(moment: str)
         engine.close()
 
 
+def test_tables_that_are_in_use_while_it_hashes_are_not_overwritten_any_more(checked: FaultDecider) -> None:
+    tables, ram = checked.victim.page_tables, checked.kernel.ram
+    assert tables is not None
+    checked.run(fault("dma.byte.1.crashkernel-free+0.after-check"))
+    live = [phys for phys in range(tables.start, tables.end - 7, 8) if ram.read_u64(phys) & 1]
+    for phys in (live[0], live[len(live) // 2], live[-1]):
+        decided = both(checked, f"dma.stuck-at-0.0.crashkernel+{offset_of(checked, phys):x}.hashing-16")
+        assert decided.how is How.RUN
+
+
 @pytest.mark.parametrize("step", [1, 8, 16, 64, 255])
 def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
     checked: FaultDecider, step: int

@@ -6,7 +6,7 @@ import pytest
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import Era, KernelConfig, Protection
-from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS, option_rows
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,13 @@ def test_one_page_size_excludes_the_others(options: dict[str, str], page_size: i
 )
 def test_dma32_follows_dma_unless_it_is_given(options: dict[str, str], zones: bool) -> None:
     assert KernelConfig(options=options).has_dma_zones is zones
+
+
+def test_the_options_that_there_are_are_listed_by_their_names() -> None:
+    with pytest.raises(InputError) as refusal:
+        KernelConfig(options={"FOO": "y"})
+    names = str(refusal.value).partition("known are ")[2].split(", ")
+    assert names == sorted(names) == [row.name for row in option_rows()] and len(set(names)) == len(names) > 30
 
 
 @pytest.mark.parametrize(

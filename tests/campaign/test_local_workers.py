@@ -40,6 +40,7 @@ def ready(busy: Sequence[Stuck], seconds: float) -> list[Stuck]:
     time.sleep(0.01)
     for one in busy:
         one.left -= 1
+        assert one.left > -100, "it is waited for longer than its grace"
     return [one for one in busy if one.left == 0]
 
 
@@ -55,8 +56,6 @@ def test_after_a_request_to_stop_what_is_under_way_may_end_within_its_grace_and_
     queue, stop = Queue([range(100)], range(100), 5), StopRequest()
     local._give(queue)
     stop.asked = True
-    begun = time.monotonic()
     found = list(local.results(queue, stop))
     assert [len(results) for _, results in found] == [given] * (2 if given else 0)
-    assert time.monotonic() - begun < GRACE + 1
     assert queue.take().positions == range(10, 15)

@@ -53,7 +53,9 @@ def test_the_options_that_there_are_are_listed_by_their_names() -> None:
     with pytest.raises(InputError) as refusal:
         KernelConfig(options={"FOO": "y"})
     names = str(refusal.value).partition("known are ")[2].split(", ")
-    assert names == sorted(names) == [row.name for row in option_rows()] and len(set(names)) == len(names) > 30
+    assert (
+        names == sorted(names) == [row.name for row in option_rows()] and len(set(names)) == len(names) > 30
+    )
 
 
 @pytest.mark.parametrize(

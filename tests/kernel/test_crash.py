@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +13,6 @@ from prstatus import parse_prstatus
 
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
-from kexecemu.kernel.crash.oops import call_trace
 from kexecemu.kernel.crash.smp import _cpu_list
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.model import KernelModel
@@ -242,21 +240,6 @@ def test_a_store_to_a_protected_page_is_reported_as_linux_reports_it(
     assert kernel.crash().pc == image.start
 
 
-@pytest.mark.parametrize(("page", "folded"), [("4K", 2), ("16K", 2), ("64K", 3)])
-def test_the_walk_of_an_oops_names_every_level_and_a_folded_one_says_what_is_above_it(
-    page: str, folded: int
-) -> None:
-    """p4d always, with 48 bits of 64 KiB pages, which are three levels, pud too (asm/pgtable-nop4d.h, -nopud.h)."""
-    kernel, image = loaded("6.1", protection="pte", options={f"ARM64_{page}_PAGES": "y"})
-    assert not kernel.stray_write_virt(kernel.space.linear_virt(image.segments[2].mem), b"\xa5" * 4, 4)
-    (line,) = (line for line in console(kernel) if re.match(r"\[\w{16}\] pgd=", line))
-    entries = [one.split("=") for one in line.split("] ")[1].split(", ")]
-    assert [name for name, _ in entries] == ["pgd", "p4d", "pud", "pmd", "pte"]
-    values = [value for _, value in entries]
-    assert values == [values[0]] * (folded - 1) + values[folded - 1 :]
-    assert len(set(values)) == 6 - folded
-
-
 def test_a_null_pointer_is_called_one() -> None:
     kernel, _ = loaded()
     assert not kernel.stray_write_virt(8, b"x")
@@ -414,46 +397,3 @@ def test_an_oops_whose_text_was_stamped_on_is_one_line_of_the_timeline() -> None
 )
 def test_a_list_of_cpus_is_written_as_the_kernel_does(cpus: list[int], text: str) -> None:
     assert _cpu_list(cpus) == text
-
-
-# Frame records one behind the other, from a place in free memory on: (where x29 leads, lr), named for what they say.
-@pytest.mark.parametrize(
-    ("records", "said"),
-    [
-        ([(1, "panic+8"), (0, "panic+8")], 2),  # x29 of 0 is the end
-        ([(1, "panic+8"), (2, 0), (0, "panic+8")], 1),  # and so is an lr of 0
-        ([(1, "panic+8"), (2, "__host_text_start+0"), (0, "panic+8")], 1),  # whom the model called
-        ([(1, "panic+8"), (2, "__host_text_end-1"), (0, "panic+8")], 1),
-        ([(1, "panic+8"), (2, "__host_text_end+0"), (0, "panic+8")], 3),
-        ([(1, "panic+8"), (2, "__host_text_start-1"), (0, "panic+8")], 3),
-        ([(0x100000, "panic+8")], 1),  # there is no such memory
-        ([(number + 1, "panic+8") for number in range(40)], 32),
-    ],
-)
-def test_a_call_trace_goes_to_the_end_of_the_stack_or_to_whom_the_model_called(
-    records: list[tuple[int, str | int]], said: int
-) -> None:
-    kernel = small()
-    layout, base = kernel.guest.vmlinux, kernel.space.linear_virt(0x48000000)
-    for number, (following, lr) in enumerate(records):
-        name, sign, offset = (
-            re.fullmatch(r"(\w+)([+-])(\d)", lr).groups() if isinstance(lr, str) else ("", "", 0)
-        )  # type: ignore[union-attr]
-        virt = layout.virt(name) + int(f"{sign}{offset}") if name else 0
-        frame = base + 16 * following if following else 0
-        kernel.ram.write(0x48000000 + 16 * number, struct.pack("<QQ", frame, virt))
-    rules = kernel.config.release.rules
-    lines = list(call_trace(kernel.guest, rules, layout.virt("panic"), base, fault=True))
-    assert lines[0] == "Call trace:" and len(lines) == 2 + said
-
-
-def test_a_function_s_size_is_told_up_to_the_next_symbol_and_of_the_last_up_to_the_image_s_end() -> None:
-    vmlinux = small().guest.vmlinux
-    places = sorted({virt for name, virt in vmlinux.elf.symbols.items() if not name.startswith("$")})
-    start, end = vmlinux.virt("_text"), vmlinux.virt("_end")
-    inside = [virt for virt in places if start <= virt < end]
-    for at, following in pairwise([*inside, end]):
-        assert vmlinux.describe(at).split("+")[1] == f"0x0/{following - at:#x}"
-    last = inside[-1]
-    assert vmlinux.describe(end - 1).split("+")[1] == f"{end - 1 - last:#x}/{end - last:#x}"
-    assert vmlinux.describe(end) == f"{end:#x}" and vmlinux.describe(start - 1) == f"{start - 1:#x}"

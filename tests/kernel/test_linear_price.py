@@ -318,6 +318,32 @@ def test_a_load_of_half_the_ram_is_taken_and_one_of_more_is_none_of_a_kernel(pag
         survey_linear_map(banks, config, cmdline, loaded=segments)
 
 
+@each_granule
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_map_by_base_pages_is_built_up_to_512_mib_of_tables_and_not_one_page_more(
+    granule: Granule, more: int
+) -> None:
+    mapped: list[int] = []
+
+    class Tables(PageTables):
+        def map(self, virt: int, phys: int, size: int, *_: object, **__: object) -> None:
+            mapped.append(size)
+
+    paged = ((512 * MIB) // 8 + more) * granule.size
+    pieces = [(PhysRange(0, paged), False), (PhysRange.of(64 * TIB, TIB), True)]  # blocks do not count
+    plan = LinearMapPlan(
+        tuple(MapPiece(area, PAGE_KERNEL, blocks, False) for area, blocks in pieces), "asked for"
+    )
+    tables = Tables(Ram([PhysRange(0, MIB)]), TableFormat(granule), 0, lambda: 0)
+    if not more:
+        build_linear_map(tables, SPACE, plan)
+        assert mapped == [paged, TIB]
+        return
+    with pytest.raises(InputError, match=f"of {paged >> 30} GiB by base pages is more than is built here"):
+        build_linear_map(tables, SPACE, plan)
+    assert not mapped
+
+
 @pytest.mark.parametrize("build", [True, False])
 def test_ram_that_its_own_tables_fill_is_refused(build: bool) -> None:
     """mem= leaves a machine whose free memory is smaller than the tables of its map."""

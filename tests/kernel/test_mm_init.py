@@ -113,7 +113,9 @@ def test_the_tables_of_the_array_are_the_pages_set_aside_for_them_upper_ones_fir
         for at in (0, (1 << bits) // page * 64 - 8):
             steps = kernel.tables.walk(page_virt(kernel, number << bits) + at).steps
             tables |= dict.fromkeys(entry_phys & -page for _, entry_phys, _ in steps)
-    tables = {phys: None for phys in tables if phys not in kernel.guest.area}  # the root, and what is linked below it
+    tables = {
+        phys: None for phys in tables if phys not in kernel.guest.area
+    }  # the root, and what is linked below it
     assert list(tables) == kernel.arch.sparse.table_pages == sorted(tables, reverse=True)
 
 

@@ -318,6 +318,27 @@ def test_a_load_of_half_the_ram_is_taken_and_one_of_more_is_none_of_a_kernel(pag
         survey_linear_map(banks, config, cmdline, loaded=segments)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (PhysRange(BASE + 2 * MIB, BASE + 4 * MIB), None),
+        (PhysRange(BASE + 2 * MIB - 1, BASE + 4 * MIB), "not made of whole pages"),
+        (PhysRange(BASE + 2 * MIB, BASE + 4 * MIB + 1), "not made of whole pages"),
+        (PhysRange(BASE + 2 * MIB, BASE + 2 * MIB), "not made of whole pages"),
+        (PhysRange(BASE + GIB - 2 * MIB, BASE + GIB), None),
+        (PhysRange(BASE + GIB - 2 * MIB, BASE + GIB + 4096), "is outside RAM"),
+        (PhysRange(BASE - 4096, BASE + 2 * MIB), "is outside RAM"),
+    ],
+)
+def test_a_kernel_s_text_is_whole_pages_of_ram(text: PhysRange, words: str | None) -> None:
+    config, banks = KernelConfig("6.4"), [PhysRange.of(BASE, GIB)]
+    if words is None:
+        assert survey_linear_map(banks, config, "", text=text, build=False).text == text
+        return
+    with pytest.raises(InputError, match=words):
+        survey_linear_map(banks, config, "", text=text, build=False)
+
+
 @each_granule
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_map_by_base_pages_is_built_up_to_512_mib_of_tables_and_not_one_page_more(

@@ -170,6 +170,19 @@ def test_where_no_piece_is_large_enough_the_map_is_allocated_section_by_section(
     assert all(small.covers(one) for one in memblock.free_ranges())
 
 
+def test_with_larger_pages_a_section_s_part_of_the_map_is_aligned_to_a_page_alone() -> None:
+    """vmemmap_populate_basepages() has it page by page; with pages of 4 KiB it is a block, or pieces aligned alike."""
+    memblock = Memblock()
+    memblock.add(PhysRange.of(GIB, 128 * MIB))  # one section, of 512 KiB
+    memblock.reserve(PhysRange.of(GIB, 128 * MIB))
+    place, rest = PhysRange.of(GIB + 16 * MIB + 16384, 512 << 10), PhysRange.of(GIB + 64 * MIB, 256 << 10)
+    for one in (place, rest):
+        memblock.free(one)
+    space = AddressSpace(GIB, 0xFFFF800008000000, GIB, 32 * MIB)
+    config = KernelConfig("6.4", options={"ARM64_16K_PAGES": "y"})
+    assert sparse_init(memblock, space, config).memory_map == {8: place.start}
+
+
 def test_the_page_tables_of_the_map_are_no_part_of_the_linear_map_s_count() -> None:
     kernel = boot(cmdline="crashkernel=128M rodata=on")
     table = kernel.tables.walk(page_virt(kernel, GIB)).entry_phys & ~0xFFF

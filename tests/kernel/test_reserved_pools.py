@@ -256,3 +256,13 @@ def test_from_6_12_on_there_is_an_array_with_room_for_every_region(era: str, siz
     reserved.scan_late()
     array = subtract(memblock.reserved, before)
     assert array == ([PhysRange.of((BANK.end - count * size) & -64, count * size)] if size else [])
+
+
+@pytest.mark.parametrize(("size", "last"), [(0x1000, 0xFFFF_FFFF_FFFF_FFFF), (0x2000, 0xFFF)])
+def test_a_region_to_the_end_of_all_addresses_or_beyond_is_told_as_64_bits_have_it(
+    size: int, last: int
+) -> None:
+    base = (1 << 64) - 0x1000
+    memblock, lines = scan("6.12", ("end", {"reg": cells(base >> 32, base & 0xFFFF_FFFF, 0, size)}))
+    assert lines == [f"OF: reserved mem: {base:#018x}..{last:#018x} ({size >> 10} KiB) map non-reusable end"]
+    assert memblock.reserved[-1] == PhysRange(base, 1 << 64)

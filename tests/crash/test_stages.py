@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from image_header import build
 from kexecemu import Board, Kernel, KernelConfig, Outcome
 from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd, purgatory_end
-from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
+from kexecemu.crash.stub import CaptureRecord, CaptureState, Violation, read_record
 from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError
@@ -273,6 +274,27 @@ def test_a_text_offset_is_where_the_kernel_is_entered() -> None:
     assert (
         end.capture is not None and end.capture.pc == kernel.crashk_res.start + 0x80000 == image.kernel_entry
     )
+
+
+def test_the_words_of_the_stub_s_record_are_those_of_its_source() -> None:
+    source = (fixture_path("guests/capture-Image").parents[1] / "capture/capture.h").read_text()
+    bits = {name: 1 << int(bit) for name, bit in re.findall(r"CAPTURE_(\w+) = 1 << (\d+),", source)}
+    assert bits == {one.name: one.value for one in Violation} and len(bits) == 7
+    numbers = {name: int(value) for name, value in re.findall(r"CAPTURE_(\w+) = (\d+),", source)}
+    assert numbers.items() >= {one.name: one.value for one in CaptureState}.items()
+
+
+@pytest.mark.parametrize(("more", "violations"), [(4, Violation.X0_UNALIGNED), (8, Violation.X0_NO_DTB)])
+def test_the_stub_says_what_is_wrong_with_its_entry(more: int, violations: Violation) -> None:
+    kernel, image = loaded(purgatory=None)
+    layout = kernel.guest.vmlinux
+    at = layout.offsetof("kimage", "arch") + layout.offsetof("kimage_arch", "dtb_mem")
+    kernel.dma_write(f"vmlinux:crash_kimage_storage+{at}", struct.pack("<Q", image.dtb_mem + more))
+    end = kernel.panic()
+    assert end.capture is not None and end.capture.record is not None
+    assert end.capture.record.state is CaptureState.CONTRACT_VIOLATED
+    assert end.capture.record.violations & violations
+    assert violations is Violation.X0_UNALIGNED or end.capture.record.violations == violations
 
 
 def test_the_stub_s_account_agrees_with_what_was_loaded() -> None:

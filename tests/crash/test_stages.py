@@ -196,6 +196,42 @@ def test_one_that_stops_when_it_has_hashed_refuses_in_whatever_loop(words: list[
     assert kernel.panic().outcome is Outcome.DETECTED
 
 
+def test_one_that_goes_round_more_than_that_when_it_has_hashed_hangs(tmp_path: Path) -> None:
+    """A loop of three instructions: whatever it waits for, that is no stop."""
+    kernel, _ = loaded(purgatory=kexec_tools(tmp_path, [0xD503201F, BACK - 1], AT_STOP))
+    kernel.dma_write("initrd", b"a stray write")
+    end = kernel.panic()
+    assert (end.outcome, end.reason) == (Outcome.HUNG, "the purgatory got nowhere and gave no verdict")
+
+
+def test_one_that_was_led_to_a_loop_which_nobody_loaded_has_refused_nothing(tmp_path: Path) -> None:
+    """Behind what is of its file: the loop is of the stray write as well."""
+    kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
+    purgatory = image.purgatory
+    assert purgatory is not None
+    beyond = purgatory.segment.area.end - 16
+    assert beyond >= purgatory.segment.mem + len(purgatory.buf)
+    stop = purgatory.symbol_phys("purgatory") + AT_STOP
+    kernel.ram.write_u32(stop, B_SELF | (beyond - stop) // 4)
+    kernel.ram.write_u32(beyond, B_SELF)
+    kernel.dma_write("initrd", b"a stray write")
+    end = kernel.panic()
+    assert (end.outcome, kernel.board.boot_cpu.pc) == (Outcome.HUNG, beyond)
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [(0, B_SELF), (4, WFI)],  # the store before its loop is a loop; its loop is another
+    ids=["before", "in its place"],
+)
+def test_one_that_stops_in_a_loop_which_was_not_loaded_so_has_refused_nothing(more: int, word: int) -> None:
+    kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
+    assert image.purgatory is not None
+    kernel.ram.write_u32(image.purgatory.symbol_phys("purgatory") + AT_STOP + more, word)
+    kernel.dma_write("initrd", b"a stray write")
+    assert kernel.panic().outcome is Outcome.HUNG
+
+
 def test_regions_that_a_stray_write_made_empty_are_hashed_in_no_time_and_refused() -> None:
     kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
     for number in range(len(image.sha_regions)):

@@ -232,6 +232,19 @@ def test_one_that_stops_in_a_loop_which_was_not_loaded_so_has_refused_nothing(mo
     assert kernel.panic().outcome is Outcome.HUNG
 
 
+def test_one_that_stops_in_a_loop_of_another_function_than_its_own_purgatory_has_refused_nothing(
+    tmp_path: Path,
+) -> None:
+    """Loaded so, at purgatory_start()'s end, to where only one comes that found no mismatch, or was led astray."""
+    kernel, image = loaded(purgatory=kexec_tools(tmp_path, [B_SELF], -4))
+    assert image.purgatory is not None
+    end = image.purgatory.symbol_phys("purgatory")
+    stop = end + AT_STOP
+    kernel.ram.write_u32(stop, B_SELF | (end - 4 - stop) // 4 & 0x3FFFFFF)
+    kernel.dma_write("initrd", b"a stray write")
+    assert (kernel.panic().outcome, kernel.board.boot_cpu.pc) == (Outcome.HUNG, end - 4)
+
+
 def test_regions_that_a_stray_write_made_empty_are_hashed_in_no_time_and_refused() -> None:
     kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
     for number in range(len(image.sha_regions)):

@@ -86,3 +86,19 @@ def test_a_function_s_size_is_told_up_to_the_next_symbol_and_of_the_last_up_to_t
     last = inside[-1]
     assert vmlinux.describe(end - 1).split("+")[1] == f"{end - 1 - last:#x}/{end - last:#x}"
     assert vmlinux.describe(end) == f"{end:#x}" and vmlinux.describe(start - 1) == f"{start - 1:#x}"
+
+
+def test_a_task_s_stack_begins_below_the_registers_that_it_entered_the_kernel_with() -> None:
+    """task_pt_regs(): struct pt_regs lies at the stack's end, and nobody writes there, or behind it."""
+    kernel = small("6.1", protection="pte")
+    image = kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
+    assert image is not None
+    layout, size = kernel.guest.vmlinux, 16384
+    task = kernel.task_virt("task_kworker")
+    (stack,) = struct.unpack("<Q", kernel.guest.read_virt(task + layout.offsetof("task_struct", "stack"), 8))
+    top = stack + size - layout.sizeof("pt_regs")
+    behind = kernel.guest.read_virt(top, layout.sizeof("pt_regs") + 1024)
+    assert not kernel.stray_write_virt(kernel.space.linear_virt(image.segments[2].mem), b"\xa5" * 4, 4)
+    (sp,) = re.findall(r"\] sp : (\w{16})", kernel.board.uart.text)
+    assert stack < int(sp, 16) <= top
+    assert kernel.guest.read_virt(top, len(behind)) == behind

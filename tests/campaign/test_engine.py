@@ -252,6 +252,16 @@ def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
             both(checked, f"dma.bit-flip.0.crashkernel+{offset_of(checked, phys):x}.hashing-{step}")
 
 
+def test_what_the_capture_kernel_has_written_is_not_what_was_loaded_there(checked: FaultDecider) -> None:
+    """Zeros over what was loaded as zeros are no same value where the stub's record is by then."""
+    kernel = checked.image.segment("kernel")
+    assert kernel is not None
+    checked.run(fault("dma.byte.1.crashkernel-free+0.after-check"))
+    now = checked.kernel.ram.read(kernel.mem, 512)
+    offset = next(at for at, byte in enumerate(now) if byte & 1 and not kernel.buf[at])
+    assert both(checked, f"dma.stuck-at-0.0.kernel+{offset:x}.capture-128").how is How.RUN
+
+
 # -- any order -----------------------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,14 @@ def test_one_stratum_has_clopper_and_pearsons_interval() -> None:
     assert found.estimate == 81 / 263
 
 
+def test_the_interval_of_several_strata_is_the_sum_of_theirs_which_share_half_of_the_error() -> None:
+    strata = [Stratum(700, 100, 5), Stratum(200, 80, 9), Stratum(100, 100, 40)]  # the last is known
+    first, second = (clopper_pearson(one.count, one.sample, 1 - 0.05 / 2 / 2) for one in strata[:2])
+    found = stratified(strata)
+    assert found.low == pytest.approx(0.7 * first[0] + 0.2 * second[0] + 0.04)
+    assert found.high == pytest.approx(0.7 * first[1] + 0.2 * second[1] + 0.04)
+
+
 def test_what_was_tried_whole_is_known() -> None:
     assert stratified([Stratum(10, 10, 7)]) == Interval(0.7, 0.7, 0.7)
     assert upper_bound([Stratum(10, 10, 0)]) == 0.0

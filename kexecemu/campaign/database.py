@@ -185,11 +185,11 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     check_tables(connection, tables, path)
 
 
-def create(connection: sqlite3.Connection, header: Header, anew: bool = False) -> None:
-    """Write the tables and the header; with anew in place of those that are there."""
+def create(connection: sqlite3.Connection, header: Header) -> None:
+    """Write the tables and the header, in place of those that are there."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for name in (*_TABLES, *_CHUNKS) if anew else ():
+        for name in (*_TABLES, *_CHUNKS):
             connection.execute(f"DROP TABLE IF EXISTS {name}")
         for name, columns in _TABLES.items():
             connection.execute(f"CREATE TABLE {name} ({columns})")

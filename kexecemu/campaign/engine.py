@@ -195,7 +195,7 @@ class FaultDecider:
     def _conclude_before_check(self, hit: Hit, changed: list[PhysRange]) -> _Conclusion:
         purgatory = self.image.segment("purgatory")
         if purgatory is not None and any(one.overlaps(purgatory.area) for one in changed):
-            return self._conclude_in_purgatory(hit, changed)
+            return self._conclude_in_purgatory(changed)
         hashed = [one for one in changed if self._hash.place(one.start) is not None]
         others = [one for one in changed if one not in hashed]
         if self.golden.purgatory is not None and not all(map(self.golden.in_check.untouched, others)):
@@ -207,13 +207,13 @@ class FaultDecider:
             hashed = hashed if seen else []
         return self._conclude_by_hash(hit, hashed, changed) if hashed else self._conclude_in_capture(changed)
 
-    def _conclude_in_purgatory(self, hit: Hit, changed: list[PhysRange]) -> _Conclusion:
+    def _conclude_in_purgatory(self, changed: list[PhysRange]) -> _Conclusion:
         """What is rewritten before it is read is gone; in anything else of the purgatory lie the misses."""
         scratch, in_check = self.victim.page_tables, self.golden.in_check
         if scratch is None or not all(scratch.covers(one) for one in changed):
             return None
-        early = hit.fault.moment is not When.WHILE_HASHING
-        if early and all(in_check.of(one) == First.WRITTEN_FIRST for one in changed):
+        # While it hashes nothing comes here that the check has written: see Hits.is_known().
+        if all(in_check.of(one) == First.WRITTEN_FIRST for one in changed):
             return self._unnoticed(changed, How.OVERWRITTEN)
         # Every table is cleared before it is linked: a page that nobody came near is none, and the MMU, whose reads
         # nobody records, does not come there either.

@@ -185,7 +185,7 @@ def stratified(strata: Sequence[Stratum], confidence: float = CONFIDENCE) -> Int
         one.population / population * (one.count / one.sample if one.sample else 0.5) for one in unsure
     )
     low = high = known
-    parts = max(1, len(unsure))
+    parts = len(unsure)
     tail = (1.0 - confidence) / (2.0 if parts == 1 else 4.0)
     for one in unsure:
         ends = clopper_pearson(one.count, one.sample, 1.0 - 2.0 * tail / parts)

@@ -117,7 +117,7 @@ class Store:
                 if differences and results:
                     raise InputError(f"{folder}: holds another campaign: its {'; its '.join(differences)}")
                 if differences or not resume:
-                    create(connection, header, anew=True)
+                    create(connection, header)
                     found = header
                 return cls(path, connection, found)
         except BaseException:

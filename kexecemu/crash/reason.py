@@ -196,4 +196,4 @@ def _hit_of(facts: Facts) -> str:
 
 
 def _and(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -176,7 +176,7 @@ TARGETS = {
         "**/sbin/kexec",
         needs=["**/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"],
     ),
-    "dumptools": _dumptools(_BOOKWORM, "for dumps of kernels up to 6.4"),
+    "dumptools": _dumptools(_BOOKWORM, "for dumps of kernels up to 6.8"),
     "dumptools-trixie": _dumptools("trixie", "for those up to 6.12"),
     "dumptools-forky": _dumptools("forky", "for later ones"),
     "shim": FetchTarget(

@@ -92,6 +92,8 @@ def kernel_file(data: bytes) -> KernelFile | None:
         return _elf(data)
     if (packed := zboot(data)) is not None:
         way = "kexec-tools 2.0.27 or later unpacks it for kexec_load"
+        if packed.compression == "lzma":
+            way += ", if it is built with liblzma, which Debian's is not"
         if packed.compression not in ("gzip", "lzma"):
             way = f"{packed.size} bytes from offset {packed.offset} on are the compressed Image"
         return KernelFile(f"an EFI zboot kernel, {packed.compression} inside", way)

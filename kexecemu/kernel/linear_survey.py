@@ -31,7 +31,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage, Segment
 from kexecemu.kernel.image.protection import protect_crashkres
 from kexecemu.kernel.load.kexec_core import alloc_crash_control_pages, sanity_check_segment_list
-from kexecemu.kernel.memory.crashkernel import CrashReservation, why_nothing
+from kexecemu.kernel.memory.crashkernel import CrashReservation, tells_of_reservation, why_nothing
 from kexecemu.kernel.memory.linear_price import CountedTables, LinearMapPrice, measure_linear_map
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.kernel.memory.paging import granule_of
@@ -163,7 +163,7 @@ def _survey(
         mark_linear_data_alias(tables, space, config, cmdline, arch.plan)
     price = measure_linear_map(tables, space) if build else counted.price
     # Of what the kernel would say only what decides about the map is of interest here.
-    reserved_as = [line for line in said if "crashkernel" in line]
+    reserved_as = [line for line in said if tells_of_reservation(line)]
     load = None if loaded is None else _protect(loaded, config, arch, tables, space, cmdline, reserved_as)
     told = (*messages, *reserved_as)
     found = config, cmdline, text_alias(config, layout), arch.plan.reason, arch.reservation, told, price

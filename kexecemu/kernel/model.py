@@ -19,7 +19,7 @@ from kexecemu.formats.iomem import Iomem
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import guest_vmlinux
 from kexecemu.kernel.boot import firmware
-from kexecemu.kernel.boot.early_param import NR_CPUS
+from kexecemu.kernel.boot.cpus import NR_CPUS
 from kexecemu.kernel.boot.efi_init import first_cmdline, read_efi_map
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.iomem import read_iomem

@@ -107,16 +107,16 @@ _NOT_COUNTED = (
 
 # Messages of the boot that say where memory is, and what became of it.
 _MESSAGES = {
-    "crash memory": re.compile("crashkernel"),
+    "crash memory": re.compile("cra(sh|hs)kernel|^Memory value expected"),
     "memory left out": re.compile("^Memory limited|^OF: fdt: Ignoring memory"),
     "CMA": re.compile("^cma: "),
     "zones": re.compile("Zone ranges|^  (DMA|DMA32|Normal|Device) |Movable zone|^  Node [0-9]+: 0x"),
     "nodes": re.compile("^ +node +[0-9]|Initmem setup"),
     "reserved memory": re.compile("OF: reserved mem|Reserved memory|^Skipping dt|--0x.* overlaps with "),
-    "CPUs": re.compile("^Number of cores|^missing boot CPU"),
+    "CPUs": re.compile("^Number of cores|^missing boot CPU|^smp: Brought up"),
     "early parameters": re.compile("^Malformed early option"),
 }
-_ECHO = re.compile("ommand line|Unknown kernel")
+_ECHO = re.compile(r"ommand line|Unknown kernel|^memblock_|\+0x[0-9a-f]+/0x")  # and memblock=debug
 _TIME = re.compile(r"^\[ *[0-9]+\.[0-9]+\] ")
 
 

@@ -73,7 +73,7 @@ def load_object(
         "messages": [line.partition("] ")[2] for line in kernel.board.uart.text.splitlines()],
         "vmcoreinfo": kernel.vmcoreinfo().decode(errors="backslashreplace"),
         "warnings": [*kernel.not_modelled(), *warnings],
-        "config": dict(kernel.config.options),
+        "config": {**kernel.config.options, "ARM64_VA_BITS": str(kernel.config.va_bits)},
     }
 
 

@@ -177,7 +177,7 @@ class Setup:
     )
     dm_crypt_keys: int = _load(
         0,
-        "Number of dm-crypt's keys for the capture kernel, in a segment at a random place (kexec_file_load, 7.3).",
+        "Number of dm-crypt's keys for the capture kernel, in a segment at a random place (kexec_file_load, from 7.1).",
         "N",
         only="model",
         schema={"minimum": 0, "maximum": KEYS_MAX},

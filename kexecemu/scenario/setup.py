@@ -23,7 +23,7 @@ from kexecemu.kernel.boot.firmware import gic_version
 from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
-from kexecemu.kernel.memory.crashkernel import why_nothing
+from kexecemu.kernel.memory.crashkernel import tells_of_reservation, why_nothing
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
@@ -259,7 +259,7 @@ def _with_paths(error: KexecError, setup: Setup) -> KexecError:
 
 def no_reservation(kernel: Kernel) -> str:
     """Why a kernel has no crash memory, in its own words where it said any."""
-    said = [line for line in kernel.board.uart.text.splitlines() if "crashkernel" in line]
-    words = [line.split("] ", 1)[-1] for line in said if "Kernel command line" not in line]
+    said = [line.split("] ", 1)[-1] for line in kernel.board.uart.text.splitlines()]
+    words = [line for line in said if tells_of_reservation(line)]
     total = kernel.arch.memblock.phys_mem_size
     return why_nothing(kernel.config.release, kernel.boot_command_line, total, words)

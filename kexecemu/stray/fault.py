@@ -189,7 +189,8 @@ class Fault:
             return model.data(self.variant, before.ljust(model.length(self.variant), b"\0"))[: len(before)]
         if self.write is not None:
             return self.write[: len(before)]
-        return bytes([before[0] ^ (self.flip or 0)])
+        assert self.flip is not None  # one of the three is given
+        return bytes([before[0] ^ self.flip])
 
 
 @shown()

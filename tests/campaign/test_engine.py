@@ -231,6 +231,16 @@ def test_tables_that_an_early_check_has_built_are_built_again_alike(moment: str)
         engine.close()
 
 
+def test_tables_that_are_in_use_while_it_hashes_are_not_overwritten_any_more(checked: FaultDecider) -> None:
+    tables, ram = checked.victim.page_tables, checked.kernel.ram
+    assert tables is not None
+    checked.run(fault("dma.byte.1.crashkernel-free+0.after-check"))
+    live = [phys for phys in range(tables.start, tables.end - 7, 8) if ram.read_u64(phys) & 1]
+    for phys in (live[0], live[len(live) // 2], live[-1]):
+        decided = both(checked, f"dma.stuck-at-0.0.crashkernel+{offset_of(checked, phys):x}.hashing-16")
+        assert decided.how is How.RUN
+
+
 @pytest.mark.parametrize("step", [1, 8, 16, 64, 255])
 def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
     checked: FaultDecider, step: int
@@ -240,6 +250,16 @@ def test_a_write_while_hashing_is_seen_or_not_exactly_as_far_as_hashing_is(
         # Behind the Image's header lies the capture stub's record, which nobody reads but us.
         for phys in (region.start, region.start + 64, region.start + 256, middle, region.last):
             both(checked, f"dma.bit-flip.0.crashkernel+{offset_of(checked, phys):x}.hashing-{step}")
+
+
+def test_what_the_capture_kernel_has_written_is_not_what_was_loaded_there(checked: FaultDecider) -> None:
+    """Zeros over what was loaded as zeros are no same value where the stub's record is by then."""
+    kernel = checked.image.segment("kernel")
+    assert kernel is not None
+    checked.run(fault("dma.byte.1.crashkernel-free+0.after-check"))
+    now = checked.kernel.ram.read(kernel.mem, 512)
+    offset = next(at for at, byte in enumerate(now) if byte & 1 and not kernel.buf[at])
+    assert both(checked, f"dma.stuck-at-0.0.kernel+{offset:x}.capture-128").how is How.RUN
 
 
 # -- any order -----------------------------------------------------------------------------------------------------

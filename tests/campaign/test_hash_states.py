@@ -80,3 +80,31 @@ def test_one_bit_anywhere_near_a_checkpoint_is_a_change(start: int) -> None:
     states = HashStates([PhysRange.of(0, len(content))], [content])
     assert not states.differs(start, content[start : start + 1])
     assert all(states.differs(start, bytes([content[start] ^ 1 << bit])) for bit in range(8))
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "place"),
+    [
+        (0, 16, 0),
+        (0, 17, None),  # its last byte is none of the hash's
+        (-1, 2, None),  # nor its first
+        (-1, 18, None),
+        (15, 1, 15),
+        (0x20, 8, 24),
+        (0x24, 12, 28),  # into the region behind, which is hashed next
+        (0x28, 24, 32),
+        (0x20, 0x21, None),
+        (0, 0x28, None),  # over a gap
+        (0x50, 8, 16),
+        (0x58, 8, 56),
+        (0x54, 8, None),  # one behind the other in memory, and not in the hash
+    ],
+)
+def test_an_area_has_a_place_where_it_is_hashed_throughout_and_in_one_piece(
+    start: int, size: int, place: int | None
+) -> None:
+    base = 0x40000000
+    offsets = [(0, 16), (0x50, 8), (0x20, 8), (0x28, 24), (0x58, 8)]
+    areas = [PhysRange.of(base + at, length) for at, length in offsets]
+    states = HashStates(areas, [bytes(area.size) for area in areas])
+    assert states.place_of(PhysRange.of(base + start, size)) == place

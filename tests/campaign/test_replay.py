@@ -210,6 +210,12 @@ def test_a_trace_says_who_ran_from_when_on(engine: FaultDecider) -> None:
     assert "purgatory:" in last[-1]
 
 
+def test_a_trace_names_the_capture_kernel_and_whatever_else_of_the_image_runs(engine: FaultDecider) -> None:
+    lines = again(engine, "dma.word64.9.initrd+40.after-check", trace=True).trace
+    last = lines[lines.index("the last instructions:") + 1 :]
+    assert last and all(re.search(r" kernel\+0x[0-9a-f]+", line) for line in last)
+
+
 def test_a_long_trace_leaves_its_middle_out(engine: FaultDecider) -> None:
     lines = again(engine, STORED, trace=True).trace
     middle = [line for line in lines if "changes of function are left out" in line]

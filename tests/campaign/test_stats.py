@@ -119,6 +119,20 @@ def test_the_bound_of_several_strata_is_the_largest_share_that_is_likely_enough(
     assert upper_bound(strata) >= largest
 
 
+@pytest.mark.parametrize(
+    "strata", [((700, 20), (300, 50)), ((500, 10), (500, 400)), ((990, 9), (10, 9)), ((10, 9), (990, 300))]
+)
+def test_it_is_so_however_unlike_they_were_drawn(strata: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    (weight, sample), (other_weight, other) = strata
+    largest = 0.0
+    for step in range(20_001):  # of what there may be in the first, up to all that is likely enough
+        p = (1 - 0.05 ** (1 / sample)) * step / 20_000
+        q = 1 - min(1.0, 0.05 / (1 - p) ** sample) ** (1 / other)
+        largest = max(largest, (weight * p + other_weight * q) / (weight + other_weight))
+    found = upper_bound([Stratum(population, drawn, 0) for population, drawn in strata])
+    assert largest <= found + 1e-12 and found == pytest.approx(largest, rel=1e-6)
+
+
 def test_strata_that_are_drawn_alike_are_as_good_as_one() -> None:
     parts = [Stratum(HUGE, 100, 0), Stratum(2 * HUGE, 200, 0), Stratum(5 * HUGE, 500, 0)]
     assert upper_bound(parts) == pytest.approx(upper_bound([Stratum(8 * HUGE, 800, 0)]), rel=1e-9)
@@ -134,6 +148,14 @@ def test_one_stratum_has_clopper_and_pearsons_interval() -> None:
     found = stratified([Stratum(HUGE, 263, 81)])
     assert (found.low, found.high) == clopper_pearson(81, 263)
     assert found.estimate == 81 / 263
+
+
+def test_the_interval_of_several_strata_is_the_sum_of_theirs_which_share_half_of_the_error() -> None:
+    strata = [Stratum(700, 100, 5), Stratum(200, 80, 9), Stratum(100, 100, 40)]  # the last is known
+    first, second = (clopper_pearson(one.count, one.sample, 1 - 0.05 / 2 / 2) for one in strata[:2])
+    found = stratified(strata)
+    assert found.low == pytest.approx(0.7 * first[0] + 0.2 * second[0] + 0.04)
+    assert found.high == pytest.approx(0.7 * first[1] + 0.2 * second[1] + 0.04)
 
 
 def test_what_was_tried_whole_is_known() -> None:

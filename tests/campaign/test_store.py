@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -259,6 +260,75 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="some other SQLite file"):
             open_(tmp_path)
     assert path.read_bytes() == before
+
+
+def test_a_column_of_whatever_table_that_holds_another_kind_of_value_is_refused_by_its_name(
+    tmp_path: Path,
+) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+        store.db.execute("INSERT INTO begun VALUES (10, 5)")
+        store.db.execute("INSERT INTO audit VALUES (1, 'detected', '', 'none')")
+    wrong = {"INTEGER": 0.5, "TEXT": b"bytes", "REAL": "half a second"}
+    path, tried = tmp_path / "campaign.sqlite", 0
+    whole = path.read_bytes()
+    for table in ("header", "begun", "result", "audit", "clock"):
+        other = sqlite3.connect(path)
+        columns = [(name, kind) for _, name, kind, *_ in other.execute(f"PRAGMA table_info({table})")]
+        other.close()
+        for name, kind in columns:
+            if (kind, name) in (("INTEGER", "first"), ("INTEGER", "position")):
+                continue  # a primary key, of which SQLite sees to that itself
+            path.write_bytes(whole)
+            other = sqlite3.connect(path)
+            other.execute(f"UPDATE {table} SET {name} = ? WHERE rowid = 1", (wrong[kind],))
+            if table == "begun":
+                other.execute(f"UPDATE begun SET {name} = 1.5")
+            other.commit()
+            other.close()
+            with pytest.raises(InputError, match=rf"{table}\.{name} is not always {kind.lower()}\Z"):
+                Store.read(tmp_path)
+            tried += 1
+    assert tried == 2 + 1 + 10 + 3 + 2
+
+
+@pytest.mark.parametrize("open_", [Store.read, lambda folder: Store.begin(folder, HEADER, resume=True)])
+def test_a_campaign_that_was_cut_into_chunks_is_read_and_gone_on_with(
+    tmp_path: Path, open_: Callable[[Path], Store]
+) -> None:
+    """Format 2: chunks of a fixed size, and nothing of what was begun."""
+    with Store.begin(tmp_path, HEADER) as store:
+        add(store, 0)
+        store.db.execute("DROP TABLE begun")
+        store.db.execute("CREATE TABLE chunk (number INTEGER PRIMARY KEY, done INTEGER NOT NULL)")
+        store.db.execute("INSERT INTO chunk VALUES (0, 1)")
+        store.db.execute("PRAGMA user_version = 2")
+    with open_(tmp_path) as store:
+        assert [row.position for row in store.rows()] == list(range(10))
+
+
+@pytest.mark.parametrize("kind", ["-wal", "-journal"])
+def test_what_a_killed_process_left_in_a_journal_of_either_kind_is_put_right(
+    tmp_path: Path, kind: str
+) -> None:
+    with Store.begin(tmp_path / "left", HEADER) as store:
+        add(store, 0)
+    path = tmp_path / "left" / "campaign.sqlite"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute(f"PRAGMA journal_mode={'WAL' if kind == '-wal' else 'DELETE'}")
+    other.execute("PRAGMA cache_size=1")  # so that pages are in the file before the end of the transaction
+    other.execute("BEGIN")
+    other.execute("UPDATE result SET detail = ?", ("x" * 100_000,))
+    shutil.copytree(path.parent, tmp_path / "found")
+    other.execute("ROLLBACK")
+    other.close()
+    found = tmp_path / "found"
+    assert sorted(one.name for one in found.iterdir() if one.suffix != ".sqlite-shm") == [
+        path.name,
+        path.name + kind,
+    ]
+    with Store.read(found) as store:
+        assert {row.detail for row in store.rows()} == {f"the {n}th, über alles" for n in range(10)}
 
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:

@@ -281,6 +281,8 @@ def test_a_kernel_that_was_told_to_jump_elsewhere_misboots() -> None:
     kernel.guest.write("crash_kimage_storage", 0x40800000, start)
     end = kernel.panic()
     assert end.outcome is Outcome.MISBOOT
+    assert end.reason == "the first kernel did not jump to the image's entry"
+    assert end.timeline.of("misboot")[0].facts == {"pc_phys": 0x40800000}
 
 
 def test_a_deadline_ends_the_boot_cpu_where_it_stands() -> None:

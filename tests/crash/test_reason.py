@@ -173,3 +173,34 @@ def test_a_budget_is_spoken_of_only_where_it_was_used_up() -> None:
     assert stuck == "the capture kernel got nowhere"
     assert "its budget of instructions was used up" in why(Outcome.HUNG, capture=linux(LinuxEnd.BUDGET))
     assert why(Outcome.HUNG, purgatory=purgatory(PurgatoryEnd.HUNG)).startswith("the purgatory got nowhere")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["initrd"], "initrd"),
+        (["initrd", "kernel"], "initrd and kernel"),
+        (["kernel", "initrd", "kernel", "dtb"], "kernel, initrd and dtb"),
+    ],
+)
+def test_segments_that_were_harmed_are_named_once_each_in_their_order(names: list[str], words: str) -> None:
+    told = why(Outcome.SILENT, damage=[Damage(name, 0, 4) for name in names])
+    assert told == f"corrupt bytes of {words} reached the capture kernel and nobody noticed"
+
+
+@pytest.mark.parametrize(
+    ("end", "dump", "lost"),
+    [
+        (CaptureEnd.DONE, Dump.NONE, True),
+        (CaptureEnd.DONE, Dump.WRONG, False),
+        (CaptureEnd.DONE, Dump.TRUE, False),
+        (CaptureEnd.HEADERS, Dump.NONE, True),
+        (CaptureEnd.NO_DUMP, Dump.NONE, True),
+        (CaptureEnd.OFF, Dump.NONE, True),
+    ],
+)
+def test_that_no_dump_was_taken_is_said_of_those_that_took_none(
+    end: CaptureEnd, dump: Dump, lost: bool
+) -> None:
+    told = why(Outcome.SILENT, damage=[INITRD], capture=CaptureRun(end, 0, 1000, None), dump=dump)
+    assert told.endswith("though it took no dump") is lost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from image_header import build
 from kexecemu import Board, Kernel, KernelConfig, Outcome
 from kexecemu.crash.moments import Passed, crash, follow
 from kexecemu.crash.stages import CaptureEnd, PurgatoryEnd, purgatory_end
-from kexecemu.crash.stub import CaptureRecord, CaptureState, read_record
+from kexecemu.crash.stub import CaptureRecord, CaptureState, Violation, read_record
 from kexecemu.crash.verdict import Verdict, VerdictState, read_verdict
 from kexecemu.data import fixture_path
 from kexecemu.errors import FormatError
@@ -195,6 +196,55 @@ def test_one_that_stops_when_it_has_hashed_refuses_in_whatever_loop(words: list[
     assert kernel.panic().outcome is Outcome.DETECTED
 
 
+def test_one_that_goes_round_more_than_that_when_it_has_hashed_hangs(tmp_path: Path) -> None:
+    """A loop of three instructions: whatever it waits for, that is no stop."""
+    kernel, _ = loaded(purgatory=kexec_tools(tmp_path, [0xD503201F, BACK - 1], AT_STOP))
+    kernel.dma_write("initrd", b"a stray write")
+    end = kernel.panic()
+    assert (end.outcome, end.reason) == (Outcome.HUNG, "the purgatory got nowhere and gave no verdict")
+
+
+def test_one_that_was_led_to_a_loop_which_nobody_loaded_has_refused_nothing(tmp_path: Path) -> None:
+    """Behind what is of its file: the loop is of the stray write as well."""
+    kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
+    purgatory = image.purgatory
+    assert purgatory is not None
+    beyond = purgatory.segment.area.end - 16
+    assert beyond >= purgatory.segment.mem + len(purgatory.buf)
+    stop = purgatory.symbol_phys("purgatory") + AT_STOP
+    kernel.ram.write_u32(stop, B_SELF | (beyond - stop) // 4)
+    kernel.ram.write_u32(beyond, B_SELF)
+    kernel.dma_write("initrd", b"a stray write")
+    end = kernel.panic()
+    assert (end.outcome, kernel.board.boot_cpu.pc) == (Outcome.HUNG, beyond)
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [(0, B_SELF), (4, WFI)],  # the store before its loop is a loop; its loop is another
+    ids=["before", "in its place"],
+)
+def test_one_that_stops_in_a_loop_which_was_not_loaded_so_has_refused_nothing(more: int, word: int) -> None:
+    kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
+    assert image.purgatory is not None
+    kernel.ram.write_u32(image.purgatory.symbol_phys("purgatory") + AT_STOP + more, word)
+    kernel.dma_write("initrd", b"a stray write")
+    assert kernel.panic().outcome is Outcome.HUNG
+
+
+def test_one_that_stops_in_a_loop_of_another_function_than_its_own_purgatory_has_refused_nothing(
+    tmp_path: Path,
+) -> None:
+    """Loaded so, at purgatory_start()'s end, to where only one comes that found no mismatch, or was led astray."""
+    kernel, image = loaded(purgatory=kexec_tools(tmp_path, [B_SELF], -4))
+    assert image.purgatory is not None
+    end = image.purgatory.symbol_phys("purgatory")
+    stop = end + AT_STOP
+    kernel.ram.write_u32(stop, B_SELF | (end - 4 - stop) // 4 & 0x3FFFFFF)
+    kernel.dma_write("initrd", b"a stray write")
+    assert (kernel.panic().outcome, kernel.board.boot_cpu.pc) == (Outcome.HUNG, end - 4)
+
+
 def test_regions_that_a_stray_write_made_empty_are_hashed_in_no_time_and_refused() -> None:
     kernel, image = loaded(purgatory=fixture_path("guests/kexec-tools-purgatory.ro"))
     for number in range(len(image.sha_regions)):
@@ -253,6 +303,19 @@ def test_another_kernel_is_followed_to_its_first_instruction() -> None:
     assert end.vmcore is not None
 
 
+@pytest.mark.parametrize("linux", [False, True])
+def test_another_kernel_that_is_entered_wrongly_is_not_followed_and_has_no_dump(linux: bool) -> None:
+    kernel, image = loaded(OTHER_KERNEL, purgatory=None)
+    layout = kernel.guest.vmlinux
+    at = layout.offsetof("kimage", "arch") + layout.offsetof("kimage_arch", "dtb_mem")
+    kernel.dma_write(f"vmlinux:crash_kimage_storage+{at}", struct.pack("<Q", image.dtb_mem + 8))
+    end = kernel.panic(linux=linux)
+    assert end.capture is not None
+    assert (end.capture.end, end.capture.instructions) == (CaptureEnd.BAD_ENTRY, 0)
+    assert (end.capture.linux, end.vmcore) == (None, None)
+    assert kernel.board.boot_cpu.pc == image.kernel_entry
+
+
 def test_a_text_offset_is_where_the_kernel_is_entered() -> None:
     kernel, image = loaded(build(text_offset=0x80000, image_size=0x10000) + bytes(4096))
     end = kernel.panic()
@@ -260,6 +323,27 @@ def test_a_text_offset_is_where_the_kernel_is_entered() -> None:
     assert (
         end.capture is not None and end.capture.pc == kernel.crashk_res.start + 0x80000 == image.kernel_entry
     )
+
+
+def test_the_words_of_the_stub_s_record_are_those_of_its_source() -> None:
+    source = (fixture_path("guests/capture-Image").parents[1] / "capture/capture.h").read_text()
+    bits = {name: 1 << int(bit) for name, bit in re.findall(r"CAPTURE_(\w+) = 1 << (\d+),", source)}
+    assert bits == {one.name: one.value for one in Violation} and len(bits) == 7
+    numbers = {name: int(value) for name, value in re.findall(r"CAPTURE_(\w+) = (\d+),", source)}
+    assert numbers.items() >= {one.name: one.value for one in CaptureState}.items()
+
+
+@pytest.mark.parametrize(("more", "violations"), [(4, Violation.X0_UNALIGNED), (8, Violation.X0_NO_DTB)])
+def test_the_stub_says_what_is_wrong_with_its_entry(more: int, violations: Violation) -> None:
+    kernel, image = loaded(purgatory=None)
+    layout = kernel.guest.vmlinux
+    at = layout.offsetof("kimage", "arch") + layout.offsetof("kimage_arch", "dtb_mem")
+    kernel.dma_write(f"vmlinux:crash_kimage_storage+{at}", struct.pack("<Q", image.dtb_mem + more))
+    end = kernel.panic()
+    assert end.capture is not None and end.capture.record is not None
+    assert end.capture.record.state is CaptureState.CONTRACT_VIOLATED
+    assert end.capture.record.violations & violations
+    assert violations is Violation.X0_UNALIGNED or end.capture.record.violations == violations
 
 
 def test_the_stub_s_account_agrees_with_what_was_loaded() -> None:

@@ -87,7 +87,7 @@ def test_memory_is_split_where_the_affinity_table_says(era: str) -> None:
     with boot(f"{log}\n{nodes}", era=era) as kernel:
         assert kernel.arch.nodes == (0, 1)
         assert "40000000-7fffffff : System RAM\n" in proc_iomem(kernel)
-        assert kernel.not_modelled()[-1].startswith("NUMA: of the dump")
+        assert kernel.not_modelled()[-1].startswith("NUMA: in guest memory")
     with boot(f"{log}\n{nodes}", "crashkernel=256M numa=off", era) as kernel:
         assert kernel.arch.nodes == (0,)
     with boot(LOG + nodes, era=era) as kernel:

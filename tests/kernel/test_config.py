@@ -6,7 +6,8 @@ import pytest
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import Era, KernelConfig, Protection
-from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS, option_rows
+from kexecemu.scenario.setup import Setup
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,19 @@ def test_one_page_size_excludes_the_others(options: dict[str, str], page_size: i
 )
 def test_dma32_follows_dma_unless_it_is_given(options: dict[str, str], zones: bool) -> None:
     assert KernelConfig(options=options).has_dma_zones is zones
+
+
+def test_unless_told_otherwise_the_era_is_that_of_the_commands() -> None:
+    assert KernelConfig().release is KernelConfig(Setup().era).release is Era.V6_4
+
+
+def test_the_options_that_there_are_are_listed_by_their_names() -> None:
+    with pytest.raises(InputError) as refusal:
+        KernelConfig(options={"FOO": "y"})
+    names = str(refusal.value).partition("known are ")[2].split(", ")
+    assert (
+        names == sorted(names) == [row.name for row in option_rows()] and len(set(names)) == len(names) > 30
+    )
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,29 @@ def test_the_command_line_keeps_cpus_out(cmdline: str, possible: int, present: i
     assert said == ([clipped] if possible < 6 else [])
 
 
+@pytest.mark.parametrize(
+    ("words", "started"),
+    [
+        ("maxcpus=1", 1),
+        ("maxcpus=2", 2),
+        ("maxcpus=4", 4),
+        ("maxcpus=9", 4),
+        ("maxcpus=-1", 4),
+        ("maxcpus=2 nosmp", 1),
+    ],
+)
+def test_no_more_cpus_are_started_than_the_command_line_allows(words: str, started: int) -> None:
+    """A real 7.3.4 of four CPUs brings up two with maxcpus=2; all of them are present, and have notes."""
+    with Kernel.boot(Board("256M", 4), KernelConfig("7.3"), cmdline=f"crashkernel=64M {words}") as kernel:
+        cpus = f"{started} CPU{'s' if started > 1 else ''}"
+        assert f"smp: Brought up 1 node, {cpus}\n" in kernel.board.uart.text
+        assert sum(cpu.powered for cpu in kernel.board.cpus) == started
+        assert sum(name.endswith("/crash_notes") for name in sysfs(kernel)) == (1 if "nosmp" in words else 4)
+        kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
+        assert kernel.panic().outcome is Outcome.CAPTURED
+        assert len(kernel.board.timeline.of("cpu_off")) == started - 1
+
+
 def test_a_board_whose_boot_cpu_has_failed_runs_on_it_alone() -> None:
     dtb = Fdt(board_tree(3, 0, status=b"fail-hw\0"))
     said: list[str] = []

@@ -198,3 +198,16 @@ def test_the_crash_waits_ten_seconds_for_dma_into_the_areas(cma: str) -> None:
         assert board.idle == (10 * INSTRUCTIONS_PER_SECOND if cma else 0)
         waits = [one for one in board.timeline if one.kind == "crash_cma_clear_pending_dma"]
         assert [one.facts["seconds"] for one in waits] == ([10] if cma else [])
+        # The other CPUs have been stopped by then, and the registers saved: only "Bye!" comes after it.
+        lines = board.uart.text.splitlines()
+        stamps = [next(one[1:13] for one in lines if one.endswith(end)) for end in ("kernel...", "] Bye!")]
+        assert [float(one) >= 10 for one in stamps] == [False, bool(cma)]
+
+
+def test_a_reboot_waits_for_no_dma() -> None:
+    with Board("512M") as board:
+        kernel = boot(board, "crashkernel=128M crashkernel=32M,cma")
+        kernel.kexec_file_load(IMAGE, INITRD, "quiet")
+        kernel.kexec_file_load(IMAGE, INITRD, "quiet", flags=0)
+        kernel.reboot_by_kexec()
+        assert board.idle == 0

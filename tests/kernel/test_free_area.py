@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,14 @@ from kernel_bench import GIB, IMAGE, INITRD, MIB, boot
 
 from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.base.vmlinux import GuestKernel
+from kexecemu.kernel.boot import free_area
 from kexecemu.kernel.boot.free_area import BLOCKS_LIMIT
 from kexecemu.kernel.crash_size import crash_shrink_memory
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.load import environment
 from kexecemu.kernel.load.relocation import ImagePages
 from kexecemu.kernel.memory.buddy import FreeBlock, free_blocks
+from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.kernel.memory.sparsemem import vmemmap_base
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.ranges import PhysRange
@@ -132,6 +135,34 @@ def test_of_a_large_board_only_the_count_is_there() -> None:
     with boot(ram=[PhysRange.of(GIB, pages * 4096 + 2 * GIB)], cmdline="rodata=on") as kernel:
         assert not list(walked(kernel))
         assert free_count(kernel) == kernel.guest.read("_totalram_pages") > pages
+
+
+@pytest.mark.parametrize(("more", "listed"), [(0, True), (-1, False)])
+def test_lists_are_written_up_to_the_limit_and_not_beyond(
+    more: int, listed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with boot(ram="256M", cmdline="crashkernel=32M") as kernel:
+        managed = kernel.guest.read("_totalram_pages")
+        monkeypatch.setattr(free_area, "BLOCKS_LIMIT", (managed >> ORDERS - 1) + more)
+        kernel.free_memory.publish()
+        assert bool(list(walked(kernel))) is listed
+        assert free_count(kernel) == managed - listed  # without lists the tasks' page counts as free
+
+
+def test_struct_pages_of_reserved_memory_are_written_of_areas_up_to_64_mib() -> None:
+    class Pages:
+        seen: ClassVar[list[PhysRange]] = []
+
+        def set_reserved(self, area: PhysRange, page_size: int) -> None:
+            self.seen.append(area)
+
+    memory, crash = Memblock(), PhysRange.of(GIB, MIB)
+    memory.add(PhysRange(GIB, 2 * GIB))
+    areas = [PhysRange.of(GIB + 2 * MIB, 64 * MIB), PhysRange.of(GIB + 128 * MIB, 64 * MIB + 4096), crash]
+    for area in areas:
+        memory.reserve(area)
+    free_area.mark_reserved(Pages(), memory, [crash], 4096)  # type: ignore[arg-type]
+    assert Pages.seen == areas[:1]
 
 
 def test_an_ordinary_image_does_not_wait_in_the_tasks_page(monkeypatch: pytest.MonkeyPatch) -> None:

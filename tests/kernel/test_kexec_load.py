@@ -21,6 +21,7 @@ from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import KEXEC_ARCH_AARCH64, Kimage, Segment
 from kexecemu.kernel.load import environment
 from kexecemu.kernel.load.kexec_load import KEXEC_ON_CRASH, KexecLoadArguments, kexec_load
+from kexecemu.kernel.load.kexec_tools import core_header_size
 from kexecemu.kernel.procfs import proc_iomem, sysfs
 from kexecemu.kernel.signature.policy import KexecSignaturePolicy, Lockdown
 
@@ -461,3 +462,8 @@ def test_nothing_is_set_on_an_image_once_it_is_published(
     end = kernel.reboot_by_kexec() if syscall == "reboot" else kernel.panic()
     assert end is not None and loaded is not None and loaded.purgatory is not None
     assert [dict(vars(loaded))] == published
+
+
+@pytest.mark.parametrize(("headers", "size"), [(0, 1024), (17, 1024), (18, 2048), (72, 4096), (73, 5120)])
+def test_kexec_tools_core_headers_take_whole_kib_and_are_full_with_72(headers: int, size: int) -> None:
+    assert core_header_size(headers) == size

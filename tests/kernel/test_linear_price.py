@@ -305,6 +305,66 @@ def test_a_load_costs_entries_and_with_live_splitting_tables() -> None:
     assert load(KernelConfig("6.12", protection="bbml2")) == (1, 2 * 16 + 513 + 16 + 1 + 2)
 
 
+@pytest.mark.parametrize(("pages", "taken"), [(GIB // 2 // 4096, True), (GIB // 2 // 4096 + 1, False)])
+def test_a_load_of_half_the_ram_is_taken_and_one_of_more_is_none_of_a_kernel(pages: int, taken: bool) -> None:
+    banks, config, cmdline = [PhysRange.of(BASE, GIB)], KernelConfig("6.1"), "crashkernel=640M"
+    region = survey_linear_map(banks, config, cmdline).reservation.crashk_res
+    assert region is not None
+    segments = [Segment("kernel", b"", region.start + 2 * MIB, pages * 4096)]
+    if taken:
+        assert survey_linear_map(banks, config, cmdline, loaded=segments).load is not None
+        return
+    with pytest.raises(InputError, match="these segments cannot have been loaded"):
+        survey_linear_map(banks, config, cmdline, loaded=segments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (PhysRange(BASE + 2 * MIB, BASE + 4 * MIB), None),
+        (PhysRange(BASE + 2 * MIB - 1, BASE + 4 * MIB), "not made of whole pages"),
+        (PhysRange(BASE + 2 * MIB, BASE + 4 * MIB + 1), "not made of whole pages"),
+        (PhysRange(BASE + 2 * MIB, BASE + 2 * MIB), "not made of whole pages"),
+        (PhysRange(BASE + GIB - 2 * MIB, BASE + GIB), None),
+        (PhysRange(BASE + GIB - 2 * MIB, BASE + GIB + 4096), "is outside RAM"),
+        (PhysRange(BASE - 4096, BASE + 2 * MIB), "is outside RAM"),
+    ],
+)
+def test_a_kernel_s_text_is_whole_pages_of_ram(text: PhysRange, words: str | None) -> None:
+    config, banks = KernelConfig("6.4"), [PhysRange.of(BASE, GIB)]
+    if words is None:
+        assert survey_linear_map(banks, config, "", text=text, build=False).text == text
+        return
+    with pytest.raises(InputError, match=words):
+        survey_linear_map(banks, config, "", text=text, build=False)
+
+
+@each_granule
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_map_by_base_pages_is_built_up_to_512_mib_of_tables_and_not_one_page_more(
+    granule: Granule, more: int
+) -> None:
+    mapped: list[int] = []
+
+    class Tables(PageTables):
+        def map(self, virt: int, phys: int, size: int, *_: object, **__: object) -> None:
+            mapped.append(size)
+
+    paged = ((512 * MIB) // 8 + more) * granule.size
+    pieces = [(PhysRange(0, paged), False), (PhysRange.of(64 * TIB, TIB), True)]  # blocks do not count
+    plan = LinearMapPlan(
+        tuple(MapPiece(area, PAGE_KERNEL, blocks, False) for area, blocks in pieces), "asked for"
+    )
+    tables = Tables(Ram([PhysRange(0, MIB)]), TableFormat(granule), 0, lambda: 0)
+    if not more:
+        build_linear_map(tables, SPACE, plan)
+        assert mapped == [paged, TIB]
+        return
+    with pytest.raises(InputError, match=f"of {paged >> 30} GiB by base pages is more than is built here"):
+        build_linear_map(tables, SPACE, plan)
+    assert not mapped
+
+
 @pytest.mark.parametrize("build", [True, False])
 def test_ram_that_its_own_tables_fill_is_refused(build: bool) -> None:
     """mem= leaves a machine whose free memory is smaller than the tables of its map."""

@@ -112,6 +112,20 @@ def test_an_allocation_is_the_highest_aligned_place_that_fits(
     assert pages(memblock.reserved) == reserved | taken
 
 
+@pytest.mark.parametrize("bottom_up", [False, True])
+@pytest.mark.parametrize(
+    ("count", "end", "place"),
+    [(4, 0, 4), (5, 0, 0), (4, 8, 4), (4, 7, 0), (3, 7, 4), (1, 4, 0), (1, 5, 4)],
+)
+def test_an_allocation_may_take_an_area_to_its_last_byte_and_not_one_page_more(
+    bottom_up: bool, count: int, end: int, place: int
+) -> None:
+    memblock = Memblock()
+    memblock.add(PhysRange(4 * PAGE, 8 * PAGE))
+    alloc = memblock.phys_alloc_range_bottom_up if bottom_up else memblock.phys_alloc_range
+    assert alloc(count * PAGE, PAGE, 0, end * PAGE) == place * PAGE
+
+
 def test_the_same_allocation_again_gets_other_memory() -> None:
     memblock = Memblock()
     memblock.add(PhysRange(0x40000000, 0x40800000))

@@ -103,6 +103,23 @@ def test_every_section_with_memory_leads_to_its_struct_pages(page: int) -> None:
             assert not any(area.start <= walk.phys < area.end for area in kernel.arch.memblock.free_ranges())
 
 
+@pytest.mark.parametrize("page", GRANULES)
+def test_the_tables_of_the_array_are_the_pages_set_aside_for_them_upper_ones_first(page: int) -> None:
+    """No page more, none less: memblock gives the highest first, and an upper table is asked for before a lower."""
+    ram = [PhysRange.of(GIB, GIB), PhysRange.of(600 * GIB, 3 * MIB)]
+    kernel = boot(ram=ram, options={GRANULES[page]: "y"}, cmdline="rodata=on")
+    bits = SECTION_BITS[page]
+    tables: dict[int, None] = {}
+    for number in sections(kernel):
+        for at in (0, (1 << bits) // page * 64 - 8):
+            steps = kernel.tables.walk(page_virt(kernel, number << bits) + at).steps
+            tables |= dict.fromkeys(entry_phys & -page for _, entry_phys, _ in steps)
+    tables = {
+        phys: None for phys in tables if phys not in kernel.guest.area
+    }  # the root, and what is linked below it
+    assert list(tables) == kernel.arch.sparse.table_pages == sorted(tables, reverse=True)
+
+
 def test_the_array_has_holes_where_there_is_no_memory() -> None:
     kernel = boot(ram=[PhysRange.of(GIB, GIB), PhysRange.of(4 * GIB, GIB)])
     for phys, mapped in ((GIB, True), (2 * GIB, False), (4 * GIB, True), (5 * GIB, False)):
@@ -152,6 +169,19 @@ def test_where_no_piece_is_large_enough_the_map_is_allocated_section_by_section(
         10: GIB + 16 * MIB,
     }
     assert all(small.covers(one) for one in memblock.free_ranges())
+
+
+def test_with_larger_pages_a_section_s_part_of_the_map_is_aligned_to_a_page_alone() -> None:
+    """vmemmap_populate_basepages() has it page by page; with pages of 4 KiB it is a block, or pieces aligned alike."""
+    memblock = Memblock()
+    memblock.add(PhysRange.of(GIB, 128 * MIB))  # one section, of 512 KiB
+    memblock.reserve(PhysRange.of(GIB, 128 * MIB))
+    place, rest = PhysRange.of(GIB + 16 * MIB + 16384, 512 << 10), PhysRange.of(GIB + 64 * MIB, 256 << 10)
+    for one in (place, rest):
+        memblock.free(one)
+    space = AddressSpace(GIB, 0xFFFF800008000000, GIB, 32 * MIB)
+    config = KernelConfig("6.4", options={"ARM64_16K_PAGES": "y"})
+    assert sparse_init(memblock, space, config).memory_map == {8: place.start}
 
 
 def test_the_page_tables_of_the_map_are_no_part_of_the_linear_map_s_count() -> None:

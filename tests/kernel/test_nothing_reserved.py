@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kexecemu import Board, Kernel, KernelConfig
+from kexecemu import Board, InputError, Kernel, KernelConfig
 from kexecemu.kernel.base.era import Era
+from kexecemu.kernel.linear_survey import survey_linear_map
 from kexecemu.kernel.memory.crashkernel import why_nothing
+from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.options import Setup
+from kexecemu.scenario.setup import prepare
 
 GIB = 1 << 30
 
@@ -30,6 +34,24 @@ def test_a_line_that_asks_for_nothing_is_told_why(cmdline: str, why: str) -> Non
 def test_of_what_is_asked_for_the_kernel_speaks_itself(cmdline: str) -> None:
     assert why_nothing(Era("7.3"), cmdline, GIB, ["first", "said"]) == "said"
     assert why_nothing(Era("7.3"), cmdline, GIB, []) == "the kernel says nothing of it"
+
+
+@pytest.mark.parametrize(
+    ("era", "line", "said"),
+    [
+        ("6.1", "64M-:", "Memory value expected"),
+        ("6.12", "1G-2G:64M@", "crahskernel: Memory value expected after '@'"),
+        ("7.3", "1G-2G:64M@", "crashkernel: Memory value expected after '@'"),
+        ("7.3", "x", "crashkernel: memory value expected"),
+    ],
+)
+def test_the_kernel_s_words_are_told_however_they_are_spelt(era: str, line: str, said: str) -> None:
+    setup = Setup(cmdline=f"crashkernel={line}", era=era)
+    with pytest.raises(InputError) as error:
+        prepare(setup)
+    assert str(error.value) == f"no crashkernel memory is reserved: {said}"
+    survey = survey_linear_map([PhysRange.of(GIB, GIB)], KernelConfig(era), f"crashkernel={line}")
+    assert survey.messages[-1:] == (said,)
 
 
 def test_a_size_that_wraps_to_nothing_reserves_no_cma_and_a_bare_rodata_is_a_null() -> None:

@@ -20,6 +20,8 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.snapshot import Snapshots
 from kexecemu.stray.fault import By, Fault, When
 
+WFI = bytes.fromhex("7f2003d5")
+
 
 def crashing(cmdline: str, era: str = "7.3", cpus: int = 4, **config: object) -> Kernel:
     kernel = Kernel.boot(
@@ -106,7 +108,9 @@ def test_the_one_that_panicked_is_not_off() -> None:
         left = kernel.finish_crash(kernel.begin_crash())
         assert kernel.image is not None and left.pc == kernel.image.start
         first = kernel.board.cpus[0]
-        assert kernel.guest.vmlinux.describe(first.pc).startswith("cpu_park_loop")
+        # It has come to its wait, and is behind the instruction.
+        assert kernel.guest.vmlinux.describe(first.pc - 4).startswith("cpu_park_loop+")
+        assert kernel.guest.read_virt(first.pc - 4, 4) == WFI
         assert [cpu.powered for cpu in kernel.board.cpus] == [True, False, True, False]
         assert not first.deliver_irq()
 

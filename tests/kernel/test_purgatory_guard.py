@@ -16,6 +16,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import Vmlinux
 from kexecemu.kernel.crash.execution import REFUSALS
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.kernel.image.purgatory_guard import early_check_limit
 from kexecemu.kernel.model import KernelModel
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.stop import CpuStopKind
@@ -61,6 +62,13 @@ def test_the_kernel_keeps_the_digest_of_the_loaded_purgatory_in_its_kimage() -> 
     base = guest.phys("crash_kimage_storage") + guest.vmlinux.offsetof("kimage", "arch")
     kept = guest.ram.read(base + guest.vmlinux.offsetof("kimage_arch", "purgatory_digest"), 32)
     assert kept == hashlib.sha256(kernel.ram.read(purgatory.mem, purgatory.bufsz)).digest()
+
+
+@pytest.mark.parametrize("options", [{}, GUARD, EARLY, {**GUARD, **EARLY}])
+def test_only_an_early_check_takes_instructions_of_its_own(options: dict[str, str]) -> None:
+    _, image = loaded(options)
+    assert bool(early_check_limit(image)) is ("KEXEC_PURGATORY_EARLY_CHECK" in options)
+    assert early_check_limit(None) == 0
 
 
 @pytest.mark.parametrize("more", [{}, EARLY])

@@ -65,6 +65,8 @@ def test_the_new_kernel_is_entered_by_the_boot_protocol_with_every_page_in_place
     assert cpu.pstate & 0x3C0 == 0x3C0
     assert find_damage(kernel.ram, image, purgatory=False) == []
     assert find_damage(kernel.ram, image, purgatory=True) == []
+    (jump,) = kernel.board.timeline.of("jump")
+    assert jump.text == f"the relocation code jumps to {image.start:#x}, MMU off"
     assert not kernel.board.cpus[1].powered
 
 

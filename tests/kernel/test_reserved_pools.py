@@ -11,7 +11,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.reserved_memory import ReservedMemory
 from kexecemu.kernel.memory.memblock import Memblock
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.ranges import PhysRange, subtract
 
 POOL = {"compatible": b"shared-dma-pool\0"}
 CMA = {**POOL, "reusable": b""}
@@ -241,3 +241,28 @@ def test_a_console_has_both_lines_of_an_overlap_with_a_time_each(era: str) -> No
         at = lines.index("OF: reserved mem: OVERLAP DETECTED!")
         assert lines[at + 1].startswith("a (0x000000007b000000--0x000000007b002000) overlaps with b ")
         assert ram(kernel)[0] == "40000000-7fffffff"
+
+
+@pytest.mark.parametrize(("era", "size"), [("6.11", 0), ("6.12", 48), ("7.2", 48), ("7.3", 40)])
+@pytest.mark.parametrize("count", [1, 5])
+def test_from_6_12_on_there_is_an_array_with_room_for_every_region(era: str, size: int, count: int) -> None:
+    """alloc_reserved_mem_array(), in cache lines; before it was in the image."""
+    nodes = [(f"d@{at:x}", reg(at, MIB)) for at in range(0x50000000, 0x50000000 + count * 2 * MIB, 2 * MIB)]
+    dtb, config = Fdt(tree(*nodes)), KernelConfig(era)
+    memblock = early_init_dt_scan(dtb, config, print)
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=[].append)
+    reserved.scan(lambda: None)
+    before = list(memblock.reserved)
+    reserved.scan_late()
+    array = subtract(memblock.reserved, before)
+    assert array == ([PhysRange.of((BANK.end - count * size) & -64, count * size)] if size else [])
+
+
+@pytest.mark.parametrize(("size", "last"), [(0x1000, 0xFFFF_FFFF_FFFF_FFFF), (0x2000, 0xFFF)])
+def test_a_region_to_the_end_of_all_addresses_or_beyond_is_told_as_64_bits_have_it(
+    size: int, last: int
+) -> None:
+    base = (1 << 64) - 0x1000
+    memblock, lines = scan("6.12", ("end", {"reg": cells(base >> 32, base & 0xFFFF_FFFF, 0, size)}))
+    assert lines == [f"OF: reserved mem: {base:#018x}..{last:#018x} ({size >> 10} KiB) map non-reusable end"]
+    assert memblock.reserved[-1] == PhysRange(base, 1 << 64)

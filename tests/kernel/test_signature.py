@@ -21,10 +21,16 @@ from signing import CA, EC_SIGNER, SIGNER, STRANGER, der_of, good, pe_image, sig
 
 from kexecemu.errors import KexecError
 from kexecemu.formats import x509
-from kexecemu.formats.algorithms import LINUX_6_12
+from kexecemu.formats.algorithms import LINUX_6_12, SignatureAlgorithm
+from kexecemu.formats.x509 import PublicKey
 from kexecemu.kernel.load.kexec_image import image_probe
 from kexecemu.kernel.signature.keyring import Keyring
-from kexecemu.kernel.signature.public_key import CURVE_ORDERS, CryptoModules
+from kexecemu.kernel.signature.public_key import (
+    CURVE_ORDERS,
+    CryptoModules,
+    Signature,
+    public_key_verify_signature,
+)
 from kexecemu.kernel.signature.signature import VerifiedImage, verify_pefile_signature
 
 ENOTSUPP = 524
@@ -532,6 +538,18 @@ def test_an_rsa_value_that_is_not_below_the_modulus_is_invalid() -> None:
 def test_an_rsa_key_of_an_odd_length_cannot_be_used() -> None:
     odd = signing.certificate("odd", "odd", "kexecemu test CA", "ca", serial=15)
     assert refused(signed(pe_image(), odd, "odd"), EINVAL).step == "rsa_set_pub_key"
+
+
+@pytest.mark.parametrize(("size", "step"), [(0, "rsa_get_e"), (257, "pkcs1pad_verify"), (258, "rsa_get_e")])
+def test_an_rsa_exponent_may_be_as_long_as_the_modulus_and_no_longer(size: int, step: str) -> None:
+    public = signing.private_key("signer").public_key().public_numbers()
+    assert isinstance(public, rsa.RSAPublicNumbers)
+    modulus, exponent = b"\0" + public.n.to_bytes(256, "big"), public.e.to_bytes(size, "big") if size else b""
+    der = signing.der(0x30, signing.der(0x02, modulus), signing.der(0x02, exponent))
+    value = Signature(SignatureAlgorithm("rsa", "sha256"), bytes(32), bytes(255) + b"\2")
+    with pytest.raises(KexecError) as error:
+        public_key_verify_signature(PublicKey("rsa", der, b""), value, CryptoModules())
+    assert (error.value.errno, error.value.step) == (EINVAL, step)
 
 
 def test_an_rsa_value_of_another_length_is_invalid() -> None:

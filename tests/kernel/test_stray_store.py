@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from kernel_bench import IMAGE, INITRD
+from kernel_bench import IMAGE, INITRD, boot
 
 from kexecemu import Board, InputError, Kernel, KernelConfig
 from kexecemu.crash.end import End
 from kexecemu.crash.moments import Passed, crash, follow
+from kexecemu.kernel.crash.stray_store import patch_map
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.machine.cpu.stop import CpuStopKind
 
@@ -159,6 +160,16 @@ def test_an_alias_is_a_mapping_of_its_own_and_gone_afterwards(page: str) -> None
         assert kernel.early.spare and not any(
             any(kernel.ram.read(table, kernel.config.page_size)) for table in kernel.early.spare
         )
+
+
+@pytest.mark.parametrize(("era", "top"), [("6.7", 0xFFFF_FBFF_FE00_0000), ("6.9", 0xFFFF_FFFF_FF80_0000)])
+def test_an_alias_is_made_in_the_fixmap_below_its_era_s_top(era: str, top: int) -> None:
+    """FIXADDR_TOP: until 6.9 32 MiB below the memory map, of 4 TiB here; then 8 MiB below the end of all addresses."""
+    with boot(era, "crashkernel=64M", ram="256M") as kernel:
+        with patch_map(kernel, kernel.ram.banks[0].start + 0x123) as virt:
+            assert virt % 4096 == 0x123 and top - (8 << 20) < virt < top - (4 << 20)
+            assert kernel.tables.walk(virt).phys == kernel.ram.banks[0].start + 0x123
+        assert kernel.tables.walk(virt).phys is None
 
 
 def test_the_late_cpu_is_off_again_and_no_time_has_passed() -> None:

@@ -115,6 +115,9 @@ def test_seeds_have_the_shape_that_qemu_gives_them(qemu_tree: Tree) -> None:
     assert chosen["rng-seed"] == bytes(range(32))
     for seed in ("kaslr-seed", "rng-seed"):
         assert len(chosen[seed]) == len(qemu_tree["/chosen"][seed])
+    for value in (0, (1 << 64) - 1):  # the first and the last that there are
+        chosen = tree_of(virt_device_tree([BANK], 1, UART, kaslr_seed=value))["/chosen"]
+        assert chosen["kaslr-seed"] == value.to_bytes(8, "big")
 
 
 def test_the_virtio_transports_stand_in_the_order_of_their_addresses_as_in_qemu(qemu_tree: Tree) -> None:
@@ -123,6 +126,10 @@ def test_the_virtio_transports_stand_in_the_order_of_their_addresses_as_in_qemu(
     ours = [path for path in tree_of(blob) if path.startswith("/virtio_mmio")]
     assert ours == ["/virtio_mmio@a000400", "/virtio_mmio@a003c00", "/virtio_mmio@a003e00"]
     assert ours == [path for path in qemu_tree if path in ours]
+    # Numbers that a set would give in another order, and one that is named twice.
+    blob = virt_device_tree([BANK], 1, UART, virtio_slots=(8, 1, 16, 1))
+    ours = [path for path in tree_of(blob) if path.startswith("/virtio_mmio")]
+    assert ours == ["/virtio_mmio@a000200", "/virtio_mmio@a001000", "/virtio_mmio@a002000"]
 
 
 def test_an_initrd_is_named_by_its_first_byte_and_the_one_behind_its_last() -> None:

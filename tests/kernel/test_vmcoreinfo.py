@@ -22,7 +22,9 @@ DATA = Path(__file__).parents[1] / "data" / "vmcoreinfo"
 OWN = re.compile(
     r"SYMBOL|OSRELEASE|BUILD-ID|KERNELOFFSET|kimage_voffset|pglist_data|zone\b|free_area|printk_info"
 )
-NUMBERS = re.compile(r"NUMBER|SIZE\((page|mem_section|nodemask_t)\)|LENGTH\(mem_section\)|PAGESIZE")
+NUMBERS = re.compile(
+    r"NUMBER|SIZE\((page|mem_section|nodemask_t)\)|LENGTH\((mem_section|printk_info_\w+)\)|PAGESIZE"
+)
 
 
 class Real(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.memory.memblock import Memblock
-from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages
+from kexecemu.kernel.memory.zones import arm64_dma_phys_limit, zone_messages, zone_movable_start
 from kexecemu.machine.ranges import PhysRange
 
 GIB = 1 << 30
@@ -65,3 +65,16 @@ def test_a_zone_of_device_memory_is_told_as_real_kernels_have_it() -> None:
             "  Normal   empty",
         ]
         assert told[4].strip() == ("Device   empty" if value == "y" else "Movable zone start for each node")
+
+
+@pytest.mark.parametrize("hotplug", [[(4, 6)], [(3, 4), (5, 6)], [(5, 6), (3, 4)]])
+def test_zone_movable_begins_at_the_lowest_memory_that_can_be_taken_out(
+    hotplug: list[tuple[int, int]],
+) -> None:
+    memory = Memblock()
+    memory.add(PhysRange(GIB, 6 * GIB))
+    memory.hotplug = [PhysRange(start * GIB, end * GIB) for start, end in hotplug]
+    config = KernelConfig("6.12")
+    assert zone_movable_start(config, memory) == 0
+    memory.movable_node = True
+    assert zone_movable_start(config, memory) == min(start for start, _ in hotplug) * GIB

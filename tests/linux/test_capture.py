@@ -300,9 +300,10 @@ def test_the_account_says_how_it_ended_and_where(
     assert "budget" not in end.reason
     assert end.capture is not None and end.capture.linux is not None
     assert end.capture.linux.end is kind
+    assert (end.capture.fault is not None) is (kind is LinuxEnd.LOST)
     (event,) = end.timeline.of("captured")
     assert event.text.startswith(words)
-    assert where in event.text
+    assert where in event.text and "None" not in event.text
     assert event.text.endswith(f"{_printed(program)[-1]})")
 
 

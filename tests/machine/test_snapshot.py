@@ -16,7 +16,7 @@ from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.memory.ram import HOST_PAGE
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.machine.snapshot import Snapshots
+from kexecemu.machine.snapshot import Snapshots, written_pages
 
 LOW, HIGH = PhysRange.of(0x40000000, 1 << 20), PhysRange.of(0x80000000, 1 << 20)
 DATA = CODE + 0x10000
@@ -122,6 +122,20 @@ def test_a_snapshot_holds_no_page_that_is_as_it_was(board):
     assert snapshots.take().pages == {}
     board.ram.write(HIGH.start + HOST_PAGE - 1, b"\1\1")
     assert sorted(snapshots.take().pages) == [(1, 0), (1, HOST_PAGE)]
+
+
+def test_a_page_is_written_when_it_was_written_and_not_when_it_was_read_or_never_touched(board):
+    """What is taken costs what was written, not what there is."""
+    snapshots = Snapshots(board)
+    low, high = board.ram.mapped
+    assert written_pages(low) == written_pages(high) == []
+    board.ram.read(LOW.start, LOW.size // 2)
+    assert written_pages(low) == []
+    board.ram.write(LOW.start + HOST_PAGE - 1, b"\1\1")
+    board.ram.write(LOW.end - 1, b"\1")
+    assert written_pages(low) == [0, HOST_PAGE, LOW.size - HOST_PAGE]
+    assert written_pages(high) == []
+    snapshots.close()
 
 
 def test_ram_is_itself_while_there_are_snapshots(board):

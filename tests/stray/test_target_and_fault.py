@@ -98,6 +98,17 @@ def test_a_fault_is_bytes_or_bits(change: dict[str, object]) -> None:
         Fault("initrd", **change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("model", "variant", "right"), [("byte", 254, True), ("byte", 255, False), ("byt", 0, False)]
+)
+def test_a_fault_of_a_model_is_one_of_those_that_there_are(model: str, variant: int, right: bool) -> None:
+    if right:
+        assert Fault("initrd", model=model, variant=variant).variant == variant
+        return
+    with pytest.raises(InputError, match="byt"):
+        Fault("initrd", model=model, variant=variant)
+
+
 def test_a_store_has_a_width_that_exists() -> None:
     with pytest.raises(InputError, match="1, 2, 4 or 8"):
         Fault("initrd", write=b"abc", width=3)

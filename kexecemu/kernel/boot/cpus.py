@@ -12,18 +12,21 @@ from kexecemu.kernel.base.cmdline import get_option, parameters, words
 from kexecemu.machine import virt
 from kexecemu.shown import shown
 
-__all__ = ["CpuMasks", "cpu_affinities", "cpu_count", "smp_init_cpus"]
+__all__ = ["NR_CPUS", "CpuMasks", "cpu_affinities", "cpu_count", "smp_init_cpus"]
 
+NR_CPUS = 64
+"""The guest kernel's, and nr_cpu_ids while early parameters are read."""
 _BOOT_CPU = 0  # MPIDR affinity of the CPU that a board starts with
 
 
 @shown()
 @dataclass(frozen=True)
 class CpuMasks:
-    """cpu_logical_map of the possible CPUs (MPIDR affinities, by number), and how many of them are present."""
+    """cpu_logical_map of the possible CPUs (MPIDR affinities, by number); how many are present, and started at most."""
 
     affinities: tuple[int, ...]
     present: int
+    max_cpus: int = NR_CPUS
 
 
 def _cpu_nodes(tree: Fdt) -> Iterator[tuple[int, bool]]:
@@ -69,16 +72,21 @@ def smp_init_cpus(tree: Fdt | None, cmdline: str, powered: int, log: Callable[[s
         words = f"exceeds configured maximum of {nr_cpus} - clipping"
         log(f"Number of cores ({len(affinities)}) {words}")
         affinities = affinities[:nr_cpus]
-    return CpuMasks(tuple(affinities), 1 if _nosmp(cmdline) else len(affinities))
+    most = _setup_max_cpus(cmdline)
+    # With none to be started the secondary CPUs are not even present.
+    return CpuMasks(tuple(affinities), len(affinities) if most else 1, most or 1)
 
 
-def _nosmp(cmdline: str) -> bool:
-    """Whether "nosmp" or "maxcpus=0" leaves the secondary CPUs where they are: what is said last counts."""
-    most = -1
+def _setup_max_cpus(cmdline: str) -> int:
+    """setup_max_cpus: how many CPUs "nosmp" or "maxcpus=" leave to be started, the boot CPU among them, 0 for none.
+
+    What is said last counts.
+    """
+    most = NR_CPUS
     for name, value in words(cmdline):
         if name == "nosmp":
             most = 0
         elif name == "maxcpus":
             asked = get_option(value or "")
-            most = most if asked is None else asked
-    return most == 0
+            most = most if asked is None else min(asked % (1 << 32), NR_CPUS)
+    return most

@@ -9,14 +9,12 @@ from functools import partial
 
 from kexecemu.kernel.base.cmdline import kstrtoint, memparse, words
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.cpus import NR_CPUS
 from kexecemu.kernel.memory.kho import KhoEarly, kho_parameter
 from kexecemu.kernel.memory.linear_map import rodata_message
 from kexecemu.shown import shown
 
-__all__ = ["NR_CPUS", "CmaAsked", "EarlyParameters", "parse_early_param"]
-
-NR_CPUS = 64
-"""The guest kernel's, and nr_cpu_ids while early parameters are read."""
+__all__ = ["CmaAsked", "EarlyParameters", "parse_early_param"]
 
 _MIB = 1 << 20
 _PHYS_ADDR_MAX = (1 << 64) - 1

@@ -66,7 +66,7 @@ def _swiotlb(memblock: Memblock, page: int, cpus: int, dma_phys_limit: int) -> N
     while not memblock.phys_alloc_range(align_up(slabs * _SLAB, page), page, 0, dma_phys_limit - 1):
         if slabs <= _FEWEST_SLABS:
             return
-        slabs = align_up(slabs >> 1, _SEGMENT)
+        slabs >>= 1  # a power of two, and whole segments still
     memblock.phys_alloc_range(align_up(slabs * _SLOT, page), page)
     areas = min(roundup_pow_of_two(cpus), max(1, slabs // _SEGMENT))
     memblock.phys_alloc_range(areas * _AREA, _CACHE_LINE)

@@ -134,7 +134,7 @@ def alloc_size(
     """
     tree, rules = pools.tree, pools.rules
     address, size = root_cells(tree)
-    numbers = {"size": 0, "alignment": 0}
+    numbers = {}
     for name, width in (("size", size), ("alignment", address)):
         value = tree.getprop(node.offset, name)
         if value is not None and len(value) != 4 * width:

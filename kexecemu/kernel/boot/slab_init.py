@@ -55,7 +55,7 @@ def _move_tasks(guest: GuestKernel, slab: PhysRange) -> None:
 
 
 def _free_objects(guest: GuestKernel, start_phys: int, used: int, objects: int) -> int:
-    """Link the objects behind those in use; the first one's virtual address, 0 where there is none."""
+    """Link the objects behind those in use, of which there are some; the first one's virtual address."""
     layout, space, size = guest.vmlinux, guest.space, guest.vmlinux.sizeof("task_struct")
     cache_phys = guest.phys("task_struct_cache") + layout.offsetof("kmem_cache", "offset")
     pointer_at = guest.ram.read_u32(cache_phys)
@@ -63,7 +63,7 @@ def _free_objects(guest: GuestKernel, start_phys: int, used: int, objects: int) 
     virts = [space.linear_virt(phys) for phys in free]
     for phys, following in zip(free, [*virts[1:], 0], strict=True):
         guest.ram.write_u64(phys + pointer_at, following)
-    return virts[0] if virts else 0
+    return virts[0]
 
 
 def slab_init(guest: GuestKernel, pages: StructPages, slab: PhysRange, page_size: int) -> None:

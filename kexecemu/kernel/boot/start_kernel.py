@@ -130,6 +130,7 @@ def _publish_cpus(state: KernelState) -> None:
     guest.write("__cpu_present_mask", (1 << state.cpus.present) - 1)
     guest.write("__cpu_possible_mask", (1 << count) - 1)
     guest.write_u32("nr_cpu_ids", count)
+    guest.write_u32("setup_max_cpus", state.cpus.max_cpus)
     for index, affinity in enumerate(state.cpus.affinities):
         guest.write("cpu_logical_map", affinity, 8 * index)
 

@@ -241,7 +241,9 @@ class KernelState:
                     "iomem is of another command line: what firmware has taken of memory is not known from it"
                 )
         if len(self.arch.nodes) > 1:
-            found.append("NUMA: of the dump, zones and lists of free memory are those of a single node")
+            found.append(
+                "NUMA: in guest memory, and so in a dump, there is a single node with zones and lists of its own"
+            )
         return found
 
     @property

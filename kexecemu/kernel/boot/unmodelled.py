@@ -18,6 +18,7 @@ _PARAMETERS = {
     "crash_kexec_post_notifiers": "panic notifiers run before the crash kernel is started",
     "hugetlb_cma": "CMA areas for huge pages, which move the crash region",
     "kernelcore": "ZONE_MOVABLE",
+    "memblock": "each allocation of the boot printed",
     "memtest": "memory that fails a test",
     "movablecore": "ZONE_MOVABLE",
     "reserve_mem": "named memory, which moves the crash region",

@@ -16,7 +16,13 @@ from kexecemu.kernel.boot.timekeeping import ktime_get_real_seconds, update_wall
 from kexecemu.kernel.boot.vmcoreinfo import append_crashtime, write_note
 from kexecemu.kernel.crash import oops
 from kexecemu.kernel.crash.redirect import panic_dump_stack, panic_try_force_cpu
-from kexecemu.kernel.crash.smp import Run, crash_smp_send_stop, smp_send_stop, warn_of_stale_cpus
+from kexecemu.kernel.crash.smp import (
+    Run,
+    clear_pending_dma,
+    crash_smp_send_stop,
+    smp_send_stop,
+    warn_of_stale_cpus,
+)
 from kexecemu.machine.cpu.cpu import Cpu
 
 __all__ = ["host_functions"]
@@ -101,6 +107,12 @@ def wait_for_cpu(state: KernelState, run: Run, cpu: Cpu) -> None:
             run(other)
 
 
+def machine_kexec(state: KernelState, cpu: Cpu) -> None:
+    """What comes before the jump, and what is said there."""
+    clear_pending_dma(state, cpu)
+    warn_of_stale_cpus(state, cpu)
+
+
 _HOST_CALLS: dict[str, Callable[[KernelState, Cpu], object]] = {
     "__create_page_tables": lambda state, cpu: state.early.create(),
     "setup_arch": lambda state, cpu: start_kernel.setup_arch(state),
@@ -109,7 +121,7 @@ _HOST_CALLS: dict[str, Callable[[KernelState, Cpu], object]] = {
     "dump_stack": panic_dump_stack,
     "crash_save_vmcoreinfo": crash_save_vmcoreinfo,
     "crash_save_cpu": crash_save_cpu,
-    "machine_kexec": warn_of_stale_cpus,
+    "machine_kexec": machine_kexec,
     "machine_kexec_mask_interrupts": lambda state, cpu: None,  # no interrupt controller to mask
     "report_kernel_fault": report_kernel_fault,
     "report_die": report_die,

@@ -17,7 +17,7 @@ from kexecemu.machine.cpu.exceptions import Pstate
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.cpu.system_cpu import SystemCpu
 
-__all__ = ["Run", "crash_smp_send_stop", "smp_send_stop", "warn_of_stale_cpus"]
+__all__ = ["Run", "clear_pending_dma", "crash_smp_send_stop", "smp_send_stop", "warn_of_stale_cpus"]
 
 Run = Callable[..., CpuStop]
 """Lets a CPU of the kernel run until something other than a host function stops it: Execution.run()."""
@@ -37,7 +37,12 @@ def crash_smp_send_stop(state: KernelState, run: Run, cpu: Cpu) -> None:
         return
     state.guest.write_u32("cpus_stopped", 1)
     _stop_others(state, run, cpu)
-    if state.crashk_cma_ranges:
+
+
+def clear_pending_dma(state: KernelState, cpu: Cpu) -> None:
+    """crash_cma_clear_pending_dma(), between machine_crash_shutdown() and machine_kexec() of a crash image."""
+    image = state.guest.read("kexec_crash_image")
+    if state.crashk_cma_ranges and cpu.x(0) == image:
         seconds = _CMA_DMA_TIMEOUT
         words = (
             f"{seconds} s for DMA into CMA memory that is still under way: the capture kernel will live there"

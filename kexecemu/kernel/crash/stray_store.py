@@ -14,7 +14,7 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.crash.execution import CALL_LIMIT, Execution
 from kexecemu.kernel.crash.stray_write import in_stray_write, stray_pieces
 from kexecemu.kernel.memory.linear_map import PAGE_KERNEL
-from kexecemu.kernel.memory.sparsemem import vmemmap_base
+from kexecemu.kernel.memory.sparsemem import vmemmap_range
 from kexecemu.machine.cpu.cpu import Cpu
 from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.cpu.stop import CpuStopKind
@@ -62,7 +62,9 @@ def _fix_text_poke0(state: KernelState) -> int:
     FIXADDR_TOP is 32 MiB below the memory map as long as that is at the end, then 8 MiB below the end of all addresses.
     """
     page, space = state.config.page_size, state.space
-    fixaddr_top = (1 << 64) - (8 << 20) if space.vmemmap_at_end else vmemmap_base(space, page) - (32 << 20)
+    fixaddr_top = (
+        (1 << 64) - (8 << 20) if space.vmemmap_at_end else vmemmap_range(space, page)[0] - (32 << 20)
+    )
     return fixaddr_top - ((4 << 20) // page + 2) * page
 
 

@@ -35,7 +35,7 @@ def find_hole(
     align: int,
     *,
     top_down: bool,
-    era: Era,
+    era: Era | None = None,
     page_size: int = 4096,
     buf_min: int = 0,
     buf_max: int = _ULONG_MAX,
@@ -44,6 +44,7 @@ def find_hole(
     """Find room for one segment inside a region, as kexec_locate_mem_hole() does.
 
     size and align are in bytes and whole pages; buf_min and buf_max (inclusive) bound the physical addresses.
+    era is the kernel's that searches: None for another program, which has none of its quirks.
     With random the search begins that far ahead, from above too, where it may begin with the region's end behind it.
     Returns the segment's first physical address, or None when no hole is large enough.
     """
@@ -53,7 +54,7 @@ def find_hole(
         # Before the fix the start is end - size with an inclusive end, so the region's last page is never used;
         # later kernels add the 1. A real 6.1.192 put its purgatory at 6fffc000-6fffefff of a region to 6fffffff.
         last = min(region.last, buf_max)
-        start = last - size + (0 if era.rules.top_down_skips_last_page else 1)
+        start = last - size + (0 if era is not None and era.rules.top_down_skips_last_page else 1)
         start = _random_range_start(start, last, random)
         while True:
             start &= ~(align - 1)

@@ -37,8 +37,6 @@ from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["add_control_pages", "exchange", "load"]
 
-_KEXEC_CONTROL_PAGE_SIZE = 4096
-
 Prepare = Callable[[], Kimage]
 
 
@@ -233,9 +231,9 @@ def add_control_pages(state: KernelState, image: Kimage) -> None:
     """The pages of the crash region that are no segments: for the control code, and for the copy of vmcoreinfo."""
     crashk_res = state.crashk_res
     assert crashk_res is not None  # no segment could have been placed otherwise
-    size = max(_KEXEC_CONTROL_PAGE_SIZE, state.config.page_size)
+    size = state.config.page_size  # KEXEC_CONTROL_PAGE_SIZE, 4 KiB, is no more in any
     image.control_code_page = alloc_crash_control_pages(image, crashk_res, size, "control_code_buffer").start
-    safecopy = alloc_crash_control_pages(image, crashk_res, state.config.page_size, "vmcoreinfo copy buffer")
+    safecopy = alloc_crash_control_pages(image, crashk_res, size, "vmcoreinfo copy buffer")
     image.vmcoreinfo_safecopy = safecopy.start
     image.vmcoreinfo = environment.copy_vmcoreinfo(state, safecopy)
 

@@ -24,7 +24,6 @@ from kexecemu.formats.kernel_file import (
 )
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
-from kexecemu.kernel.base.config import Era
 from kexecemu.kernel.boot.firmware import MAX_FDT_SIZE, chosen_node
 from kexecemu.kernel.image.digests import calculate_digest
 from kexecemu.kernel.image.kimage import Segment
@@ -103,7 +102,6 @@ class _Segments:
             size,
             self.page,
             top_down=top_down,
-            era=Era.V6_12,
             page_size=self.page,
             buf_min=hole_min,
         )

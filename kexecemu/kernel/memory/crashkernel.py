@@ -3,6 +3,7 @@
 Followed: arch/arm64/mm/init.c of 6.1 to 6.6, kernel/crash_reserve.c of 6.12 and 7.3.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import ENOENT
@@ -19,7 +20,9 @@ from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["CRASH_ALIGN", "DEFAULT_LOW_SIZE", "CrashReservation", "reserve_crashkernel"]
-__all__ += ["reserve_crashkernel_cma", "told_reservation", "why_nothing"]
+__all__ += ["reserve_crashkernel_cma", "tells_of_reservation", "told_reservation", "why_nothing"]
+
+_ABOUT = re.compile("cra(sh|hs)kernel|^[Mm]emory value expected")
 
 CRASH_ALIGN = 2 << 20
 DEFAULT_LOW_SIZE = 128 << 20
@@ -84,6 +87,11 @@ def _parse(era: Era, cmdline: str, total: int, log: Print) -> _Asked | None:
     if option.error or not option.size or (rules.refuses_all_of_ram and option.size >= total):
         return None
     return _Asked(option, high, low_size, cma_size)
+
+
+def tells_of_reservation(line: str) -> bool:
+    """Whether a line of the log, without its time, is about crashkernel=; some releases misspell it or leave it out."""
+    return bool(_ABOUT.search(line)) and "ommand line" not in line
 
 
 def why_nothing(era: Era, cmdline: str, total: int, said: Sequence[str]) -> str:

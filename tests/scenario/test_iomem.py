@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kexecemu import Board, Kernel, KernelConfig
 from kexecemu.cli import main
+from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.boot.efi_init import first_cmdline
 
@@ -107,3 +109,12 @@ def _small(match: re.Match[str]) -> str:
     start = int(match[1], 16)
     pages = [f"{start + at:08x}-{start + at + 0xFFFF:08x}" for at in (0, 0x10000)]
     return f"{pages[0]} : Kernel code\n  {pages[1]} : Kernel data"
+
+
+@pytest.mark.parametrize("key", ["efi_map", "iomem"])
+def test_a_board_with_less_ram_is_refused(key: str, tmp_path: Path) -> None:
+    name = DATA / "efi-2G-6.12.118.txt.gz"
+    _, iomem = files(tmp_path, name)
+    given = iomem.encode() if key == "iomem" else gzip.decompress(name.read_bytes())
+    with pytest.raises(InputError, match="the board has no RAM at"):
+        Kernel.boot(Board("1G", 2), KernelConfig("6.12"), dtb=tmp_path / "fdt", **{key: given})

@@ -23,7 +23,7 @@ from kexecemu.shown import shown
 __all__ = ["RunningMachine", "iomem_ram", "read_iomem"]
 
 _SEGMENT_ALIGN = 64 << 10  # of the image's parts, and of what UEFI allocates for a tree
-_PAGE = 4096
+_PAGE, _INITRD_LEAST = 4096, 1 << 20
 
 
 def read_iomem(file: Iomem | bytes | str | Path) -> Iomem:
@@ -80,6 +80,19 @@ class RunningMachine:
             memblock.mark_nomap(area)
         for area in self.iomem.crash if self.same else ():
             memblock.reserve(area)
+
+    @property
+    def initrd(self) -> PhysRange | None:
+        """What looks like an initrd that UEFI was asked for: it begins as that allocates, and ends anywhere."""
+        found = [
+            area
+            for area in self.iomem.reserved
+            if area.size >= _INITRD_LEAST
+            and not area.start % _SEGMENT_ALIGN
+            and area.end % _SEGMENT_ALIGN
+            and self.places.dtb_phys not in area
+        ]
+        return max(found, key=lambda area: area.size, default=None)
 
     @property
     def reservation(self) -> CrashReservation | None:

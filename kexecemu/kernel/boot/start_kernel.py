@@ -54,9 +54,10 @@ def setup_arch(state: KernelState) -> None:
     layout = state.layout
     if state.efi is not None:
         efi_init(memblock, tree, state.efi, state.config, bootargs, state.log)
+    initrd = state.efi.initrd if state.efi is not None else None
     if state.running is not None:
         state.running.apply(memblock)
-    initrd = state.efi.initrd if state.efi is not None else None
+        initrd = state.running.initrd
     reserved = arm64_memblock_init(
         memblock, tree, state.dtb_phys, bootargs, early, state.space, layout, state.config, state.log, initrd
     )

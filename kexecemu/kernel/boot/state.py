@@ -76,6 +76,13 @@ class KexecState:
     reboot_image: Kimage | None = None
 
 
+def _check_ram(board: Board, *areas: PhysRange) -> None:
+    """InputError where what is said of a machine is of one with other RAM: these have to be in it."""
+    for area in areas:
+        if not any(bank.covers(area) for bank in board.ram.banks):
+            raise InputError(f"the board has no RAM at {area}, where the machine has kernel and device tree")
+
+
 class KernelState:
     """A first kernel on a board: in guest memory from the start, booted once setup_arch() has run."""
 
@@ -115,6 +122,9 @@ class KernelState:
         else:
             places = firmware.choose_places(board.ram, vmlinux.size, tree)
         self.dtb_phys = places.dtb_phys
+        _check_ram(
+            board, PhysRange.of(places.kernel_phys, vmlinux.size), PhysRange.of(self.dtb_phys, len(dtb))
+        )
         if self.running is not None:
             memory = Memblock()
             self.running.apply(memory)

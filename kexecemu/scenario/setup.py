@@ -1,7 +1,8 @@
 """From options to a kernel with a crash image loaded: the part that scenarios and the command line share."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from kexecemu.formats.kernel_file import truncated
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_count
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
-from kexecemu.kernel.boot.firmware import gic_version
+from kexecemu.kernel.boot.fill_memory import fill_memory
+from kexecemu.kernel.boot.tree_board import console_of, gic_phys, psci_conduit, uart_of
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.crashkernel import tells_of_reservation, why_nothing
@@ -41,6 +43,8 @@ __all__ = [
     "settle",
 ]
 
+_GRAIN = 2 << 20
+
 # Hears each chunk of the console as it is sent.
 Listener = Callable[[bytes], object]
 
@@ -57,23 +61,50 @@ def _board(setup: Setup, dtb: bytes | None) -> Board:
     cpus_are: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
     if dtb is None:
         return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **cpus_are)
-    try:
+    with _about(setup):
         tree = Fdt(dtb)
-        banks, count = memory_ranges(tree), cpu_count(tree)
-    except FormatError as error:
+        banks, real = memory_ranges(tree), setup.capture == "linux"
+        cpus = cpu_count(tree) if setup.cpus is None else setup.cpus
+        version, places = gic_phys(tree)
+        gic = setup.gic if setup.gic is not None else version if real else None
+        return Board(
+            banks,
+            cpus,
+            absent=real,
+            gic=gic,
+            gic_phys=places if gic == version else None,
+            uart=uart_of(console_of(tree), banks),
+            conduit=psci_conduit(tree) or "hvc",
+            **cpus_are,
+        )
+
+
+@contextmanager
+def _about(setup: Setup) -> Iterator[None]:
+    """Errors about the device tree, with its name."""
+    try:
+        yield
+    except (FormatError, MachineError) as error:
         words = str(error).removeprefix("device tree: ")
         raise InputError(f"device tree {setup.dtb}: {words}") from error
-    if setup.ram is not None:
-        raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
-    if not banks:
-        raise InputError(f"device tree {setup.dtb}: no memory node")
-    try:
-        cpus = count if setup.cpus is None else setup.cpus
-        real = setup.capture == "linux"
-        gic = setup.gic if setup.gic is not None else gic_version(tree) if real else None
-        return Board(banks, cpus, absent=real, gic=gic, **cpus_are)
-    except MachineError as error:
-        raise InputError(f"device tree {setup.dtb}: {error}") from error
+
+
+def _filled(setup: Setup, dtb: bytes) -> bytes:
+    """The tree with RAM in it: its own, or as much as was asked for where firmware is to fill that in."""
+    with _about(setup):
+        if memory_ranges(Fdt(dtb)):
+            if setup.ram is not None:
+                raise InputError(
+                    "give the size of RAM or a device tree, not both: the tree says how much there is"
+                )
+            return dtb
+        if setup.ram is None:
+            fill = "firmware fills it in: give a size of RAM"
+            raise InputError(f"device tree {setup.dtb}: no memory in it; {fill}")
+        size = parse_size(setup.ram)
+        if size % _GRAIN:
+            raise InputError(f"RAM of {setup.ram!r} is not made of whole pieces of {_GRAIN:#x} bytes")
+        return fill_memory(dtb, size)
 
 
 def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes:
@@ -155,6 +186,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     if setup.linux is not None:
         raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)
+    dtb = dtb if dtb is None else _filled(setup, dtb)
     cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
     board = _board(setup, dtb)
     if setup.initrd_size is not None:

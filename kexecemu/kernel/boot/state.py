@@ -26,6 +26,7 @@ from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import IMAGE_MARKS, ArchSetup, TextLayout
 from kexecemu.kernel.boot.slab_init import task_virt
+from kexecemu.kernel.boot.tree_board import console_of
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
@@ -35,6 +36,7 @@ from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.system_cpu import SystemCpu
+from kexecemu.machine.devices.uart import KINDS
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -104,11 +106,17 @@ class KernelState:
             # A real 7.3.4 says nothing at all.
             outside = "the first kernel lies outside of the memory that its tree leaves it"
             raise InputError(f"{outside}: it does not boot")
+        initrd = firmware.initrd_range(tree)
+        backed = initrd is None or any(bank.covers(initrd) for bank in board.ram.banks)
+        if not backed and initrd is not None and initrd.start >= memory.start_of_dram:
+            # Nor does a real 6.1 or 6.12: it is added to memory, and allocated from.
+            outside = f"the first kernel's initrd at {initrd} is no RAM, but taken for some"
+            raise InputError(f"{outside}: it does not boot")
         self.space = AddressSpace.of(
             config, memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size
         )
         self.guest = GuestKernel(vmlinux, board.ram, self.space)
-        self.guest.load(config.release)
+        self.guest.load(config.release, board.conduit)
         self.layout = layout or TextLayout(*map(self.guest.phys, IMAGE_MARKS))
         board.ram.write(self.dtb_phys, dtb)
         self.printk = Printk(self.guest, board.uart)
@@ -117,8 +125,8 @@ class KernelState:
         self.cpus = CpuMasks((0,), 1)
         """Possible and present CPUs."""
         self.machine_model = (tree.get_strings(0, "model") or ["unknown"])[0]
-        self.console_phys = firmware.console_phys(tree)
-        """Physical address of the console's PL011 (0: none)."""
+        self.console = console_of(tree)
+        """The console that its tree names, None for none of a known kind."""
         self.panic_force_cpu: int | None = None
         """The CPU that panic_force_cpu= names, in an era that has it."""
         self.kho_early = KhoEarly()
@@ -186,6 +194,18 @@ class KernelState:
     def image(self) -> Kimage | None:
         """kexec_crash_image."""
         return self.kexec.crash_image
+
+    @property
+    def console_phys(self) -> int:
+        """Physical address of the console if that is a PL011 (else 0)."""
+        return self.console.phys if self.console is not None and self.console.kind == "pl011" else 0
+
+    @property
+    def sink_phys(self) -> int:
+        """Physical address of the console if a character that is stored there is printed (else 0)."""
+        console = self.console
+        known = console is not None and (console.kind == "pl011" or not KINDS[console.kind].data)
+        return console.phys if console is not None and known else 0
 
     @property
     def initial_boot_params(self) -> bytes:

@@ -5,6 +5,7 @@ from kexecemu.kernel.base.cmdline import parameter
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.early_param import parse_early_param
+from kexecemu.kernel.boot.tree_board import console_of, stdout_node
 
 __all__ = ["not_modelled"]
 
@@ -37,10 +38,20 @@ def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt) -> list[str]:
     nodes = {tree.get_u32(one.offset, "numa-node-id") for one in tree.nodes()} - {None}
     if len(nodes) > 1:
         found.append(f"nodes are not modelled: the {len(nodes)} of the device tree are taken for one")
+    if console_of(tree) is None:
+        found.append(f"no console: {_unknown_console(tree)}; the capture kernel's lines are not seen")
     chosen = tree.path_offset("/chosen")
     if chosen is not None and tree.getprop(chosen, "linux,uefi-system-table") is not None:
         found.append("EFI is not modelled: memory is what the device tree's memory nodes say")
     return found
+
+
+def _unknown_console(tree: Fdt) -> str:
+    node = stdout_node(tree)
+    if node is None:
+        return "the device tree names none that it has"
+    kinds = tree.get_strings(node, "compatible") or ["a node without compatible"]
+    return f"the device tree's is no UART that is emulated ({kinds[0]})"
 
 
 def _handover(config: KernelConfig, cmdline: str) -> list[str]:

@@ -183,7 +183,7 @@ def _prepare(
     if image.purgatory is not None:
         safe = state.kho is not None or all(one.cma for one in image.segments)
         unchecked = safe and not crash and config.release.rules.skips_checksum
-        set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys, unchecked=unchecked)
+        set_up_purgatory(image, image.purgatory, config, sink_phys=state.sink_phys, unchecked=unchecked)
         cost = tables_text(image)
         if crash:
             image.guard = make_guard(image, image.purgatory, config)

@@ -20,7 +20,7 @@ EXAMPLES = """\
 kexecemu compare-linux
 Debian's kernel (kexecemu fetch kernel busybox kexec-tools) and its model.
 kexecemu compare-linux --ram 1G --cmdline crashkernel=256M --all
-Another board; lines that are equal are printed too.
+Another board; lines that are equal, or do not count, are printed too.
 """
 
 _KERNEL = "A real arm64 Image, or fetched:NAME."
@@ -39,7 +39,7 @@ def compare_linux_command(
         str | None, flag("syscall", text=_SYSCALL, panel="The crash kernel", default="kexec_load")
     ] = None,
     seed: Annotated[int, flag("seed")] = 0,
-    every: Annotated[bool, option("--all", "Print equal lines too.")] = False,
+    every: Annotated[bool, option("--all", "Print equal lines too, and those that do not count.")] = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     raw_console: RawConsoleOption = False,

@@ -81,10 +81,13 @@ def check_board(board: Board) -> None:
         raise InputError(
             f"handoff: QEMU's RAM comes in pieces of {virt.RAM_GRAIN:#x} bytes, this board has {board.ram.size:#x}"
         )
-    if board.uart.phys.start != virt.UART.start:
+    if board.uart.base_phys != virt.UART.start:
         raise InputError(
-            f"handoff: QEMU's virt has its UART at {virt.UART.start:#x}, this board at {board.uart.phys.start:#x}"
+            f"handoff: QEMU's virt has its UART at {virt.UART.start:#x}, this board at {board.uart.base_phys:#x}"
         )
+    if board.uart.kind != "pl011" or board.conduit != "hvc":
+        it = f"{board.uart.kind or 'none'}, and PSCI by {board.conduit}"
+        raise InputError(f"handoff: QEMU's virt has a pl011, and PSCI by hvc, this board: {it}")
 
 
 def write_handoff(

@@ -18,9 +18,7 @@ from kexecemu.crash.end import End
 from kexecemu.crash.moments import SYSRQ, crash, follow, injecting
 from kexecemu.crash.running import capture_stage, run_purgatory
 from kexecemu.crash.stages import CaptureRun, PurgatoryEnd, PurgatoryRun
-from kexecemu.crash.stub import CaptureRecord
 from kexecemu.crash.words import tell_capture, tell_purgatory
-from kexecemu.errors import InputError
 from kexecemu.kernel import model
 from kexecemu.kernel.crash.stray_store import late_cpu_number
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
@@ -101,18 +99,6 @@ class Kernel(model.KernelModel):
         """Invert the bits of `mask` in the byte at a target."""
         return self.inject(Fault(at, flip=mask, by=by))
 
-    def check_capture(self) -> None:
-        """InputError where the loaded capture kernel could not find out what machine it is on.
-
-        The stub looks for memory in the device tree, which has none where ACPI describes the machine.
-        """
-        segment = self.image.segment("kernel") if self.image is not None else None
-        if self.acpi is not None and segment is not None and CaptureRecord.magic_in(segment.buf):
-            what = "the capture stub finds memory and console in a device tree, which is empty where there is ACPI"
-            raise InputError(
-                f"{what}: load tells what is loaded, and other kernels are followed to their entry"
-            )
-
     def panic(self, message: str = SYSRQ, *, linux: bool = False, progress: Progress | None = None) -> End:
         """Panic, and follow the machine through purgatory and capture kernel to the end.
 
@@ -120,7 +106,6 @@ class Kernel(model.KernelModel):
         is called now and then while the purgatory hashes and while a Linux runs. Raises MachineError when the engine
         fails.
         """
-        self.check_capture()
         acts = injecting(self, self._pending)
         return follow(crash(self, message, acts, linux=linux, progress=progress), acts)
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from kexecemu.errors import FetchError
@@ -68,19 +69,20 @@ def _dumptools(release: str, what: str) -> FetchTarget:
     )
 
 
+def _download_kernel(package: str, apt: Apt, folder: Path) -> None:
+    """The kernel that a meta package stands for, in all its parts."""
+    # The meta package depends on the newest kernel, whose name carries its version.
+    images = [name for name in apt.dependencies(package) if name.startswith("linux-image-")]
+    if not images:
+        raise FetchError(f"{package} depends on no kernel")
+    # Since 7.x the image is split: it depends on linux-base-R (configuration), -binary-R (vmlinuz), -modules-R.
+    version = images[0].removeprefix("linux-image-")
+    parts = re.compile(rf"linux-(?:.*-)?{re.escape(version)}").fullmatch
+    apt.download([images[0], *filter(parts, apt.dependencies(images[0]))], folder)
+
+
 def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> FetchTarget:
     """The kernel that a meta package of a release stands for, with its configuration and the modules of a disk."""
-
-    def download(apt: Apt, folder: Path) -> None:
-        # The meta package depends on the newest kernel, whose name carries its version.
-        images = [name for name in apt.dependencies(package) if name.startswith("linux-image-")]
-        if not images:
-            raise FetchError(f"{package} depends on no kernel")
-        # Since 7.x the image is split: it depends on linux-base-R (configuration), -binary-R (vmlinuz), -modules-R.
-        version = images[0].removeprefix("linux-image-")
-        parts = re.compile(rf"linux-(?:.*-)?{re.escape(version)}").fullmatch
-        apt.download([images[0], *filter(parts, apt.dependencies(images[0]))], folder)
-
     # Which modules need which is said in the modules: modules.dep is made where a package is installed. They may be
     # compressed, and one that is missing is built in.
     folder = "**/lib/modules/*"
@@ -89,12 +91,23 @@ def _kernel(summary: str, package: str, release: str = _BOOKWORM) -> FetchTarget
     split = [f"usr/lib/modules/*/{name}" for name in ("vmlinuz", "config")]
     return FetchTarget(
         summary,
-        download,
+        partial(_download_kernel, package),
         keep=["boot/vmlinuz-*", "boot/config-*", *split, *modules, builtin],
         file="boot/vmlinuz-*",
         needs=["boot/config-*", builtin],
         release=release,
         finish=_one_layout,
+    )
+
+
+def _trees(summary: str, release: str) -> FetchTarget:
+    """The device trees of all boards that a kernel of a release is built for."""
+    return FetchTarget(
+        summary,
+        partial(_download_kernel, "linux-image-arm64"),
+        keep=["usr/lib/linux-*/**/*.dtb", "usr/lib/modules/*/**/*.dtb"],
+        needs=["usr/lib/**/*.dtb"],
+        release=release,
     )
 
 
@@ -161,6 +174,8 @@ TARGETS = {
         "trixie-backports",
     ),
     "kernel-16k": _kernel("Debian 13's for pages of 16 KiB", "linux-image-arm64-16k", "trixie"),
+    "trees": _trees("the device trees of Debian 13's kernel, Linux 6.12: over 1,000 boards", "trixie"),
+    "trees-backports": _trees("those of the newest kernel that Debian 13 offers", "trixie-backports"),
     # /usr/bin in releases with a merged /usr, /bin before.
     "busybox": FetchTarget(
         "busybox, linked statically, for arm64",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from kexecemu.arguments import contents
 from kexecemu.errors import FormatError
@@ -42,6 +43,20 @@ class MemReserve(NamedTuple):
 
     phys: int
     size: int
+
+
+@dataclass
+class _Sound:
+    """What is known of a blob that has been checked: a boot reads the same one a dozen times."""
+
+    size_dt_struct: int
+    last_string_end: int
+    nodes: list[Any] | None = None
+    """Each as Fdt.nodes() gives it from the root on, once somebody has walked them all."""
+
+
+_SOUND: dict[bytes, _Sound] = {}
+_SOUND_MAX = 8
 
 
 class _HeaderField:
@@ -87,8 +102,17 @@ class FdtBlob:
         self._last_string_end = -1
         self._check_header()
         self.data = self.data[: self.totalsize]
-        self.mem_reservations()
-        self._check_structure()
+        sound = _SOUND.get(self.data) if isinstance(self.data, bytes) else None
+        if sound is None:
+            self.mem_reservations()
+            self._check_structure()
+            sound = _Sound(self.size_dt_struct, self._last_string_end)
+            if isinstance(self.data, bytes):
+                while len(_SOUND) >= _SOUND_MAX:
+                    del _SOUND[next(iter(_SOUND))]
+                _SOUND[self.data] = sound
+        self.size_dt_struct, self._last_string_end = sound.size_dt_struct, sound.last_string_end
+        self._sound = sound
 
     # Checks, on which every reader below relies.
 

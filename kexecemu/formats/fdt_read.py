@@ -1,7 +1,10 @@
 """Reading a flattened device tree: nodes, properties and their values."""
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError
@@ -41,6 +44,24 @@ class Fdt(FdtBlob):
 
     def nodes(self, top: int = 0) -> Iterator[Node]:
         """The node at `top`, whose depth counts as 0, and all below it, in the order of the blob."""
+        if isinstance(self.data, bytearray):
+            yield from self._walk(top)
+            return
+        if self._sound.nodes is None:
+            self._sound.nodes = list(self._walk(0))
+        known = self._sound.nodes
+        at = bisect_left(known, top, key=itemgetter(0))
+        if at == len(known) or known[at][0] != top:
+            self.first_tag(top)  # says what is wrong with it
+        base = known[at][1]
+        yield Node(top, 0, known[at][2])
+        for offset, depth, name in islice(known, at + 1, None):
+            if depth <= base:
+                return
+            yield Node(offset, depth - base, name)
+
+    def _walk(self, top: int) -> Iterator[Node]:
+        """nodes(), tag by tag."""
         depth = 0
         offset = top
         self.first_tag(top)

@@ -18,7 +18,7 @@ from kexecemu.errors import InputError, MachineError
 from kexecemu.fetch.cache import cached
 from kexecemu.folders import temporary_folder
 from kexecemu.kbuild.gdbstub import GdbStub
-from kexecemu.machine.devices.pl011 import CONSOLE_LIMIT, kept_of
+from kexecemu.machine.devices.uart import CONSOLE_LIMIT, kept_of
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown

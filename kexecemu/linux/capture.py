@@ -18,7 +18,7 @@ from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
 from kexecemu.machine.board import Board
 from kexecemu.machine.devices.disk import Disk
-from kexecemu.machine.devices.pl011 import ConsoleLines
+from kexecemu.machine.devices.uart import ConsoleLines
 from kexecemu.machine.devices.virtio_block import VirtioBlock
 from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange

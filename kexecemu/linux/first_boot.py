@@ -12,10 +12,11 @@ from kexecemu.kernel.base.cmdline import kaslr_disabled
 from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.firmware import choose_places
 from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.kernel.load.kexec_image import CORTEX_A57_MMFR0, has_granule
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.initramfs import CAPTURE_CMDLINE, first_kernel_initramfs
 from kexecemu.machine.board import Board
-from kexecemu.machine.devices.pl011 import ConsoleLines
+from kexecemu.machine.devices.uart import ConsoleLines
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
@@ -83,8 +84,12 @@ class ConsoleWatch(ConsoleLines):
 def boot_linux(board: Board, setup: LinuxSetup) -> bytes:
     """Everything into RAM, and the boot CPU at the kernel's entry; returns the device tree.
 
-    InputError when RAM is too small for it, and what first_kernel_initramfs() raises.
+    InputError when RAM is too small for it or the CPU lacks its pages, and what first_kernel_initramfs() raises.
     """
+    page = first_page_size(setup.image)
+    if not has_granule(CORTEX_A57_MMFR0, page):
+        pages = f"pages of {page >> 10} KiB, which the board's Cortex-A57 has not"
+        raise InputError(f"the first Linux has {pages}: it would stop at its first instructions")
     initrd = first_initrd(setup)
     bank = board.ram.banks[0]
     place = PhysRange.of(bank.start + min(bank.size // 2, _INITRD_OFFSET) // _PAGE * _PAGE, len(initrd))

@@ -14,10 +14,11 @@ from kexecemu.machine.devices.gic import Gic2
 from kexecemu.machine.devices.gic3 import CpuInterface3, Gic3
 from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.machine.devices.pl031 import Pl031
+from kexecemu.machine.devices.uart import Uart
 from kexecemu.machine.devices.virtio_mmio import VirtioBus, VirtioDevice
 from kexecemu.machine.memory.mmio import AbsentDevice, MmioDevice
 from kexecemu.machine.memory.ram import HOST_PAGE, DmaMaster, Ram
-from kexecemu.machine.psci import Psci
+from kexecemu.machine.psci import AFFINITY_MASK, Psci
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.timeline import Timeline
 from kexecemu.shown import brief, shown
@@ -80,7 +81,7 @@ def _banks(ram: str | int | Sequence[PhysRange], base_phys: int) -> Sequence[Phy
     instructions=lambda board: board.instructions,
 )
 class Board:
-    """A machine like QEMU's virt: RAM from ram_base on, a PL011 below it, PSCI by HVC.
+    """A machine like QEMU's virt: RAM from ram_base on, a PL011 below it, PSCI by HVC; or with these elsewhere.
 
     ram is a size for one bank from ram_base ("1G", bytes), or the banks themselves. All CPUs are off at
     first; board.boot_cpu.reset(entry_phys, dtb_phys) does what firmware does.
@@ -97,6 +98,10 @@ class Board:
         gic: int | None = None,
         bbm: int = 0,
         stuck_cpus: Iterable[int] = (),
+        uart: Uart | None = None,
+        conduit: str = "hvc",
+        gic_phys: tuple[PhysRange, PhysRange] | None = None,
+        affinities: Sequence[int] | None = None,
     ) -> None:
         """gic is the interrupt controller's architecture, 2 or 3; None is 2, which is for up to 8 CPUs, and else 3.
 
@@ -104,6 +109,11 @@ class Board:
 
         A Cortex-A57 has none: with others the model kernel may build another linear map, and no code finds it in a
         register. stuck_cpus hear no interrupt once the model kernel crashes; the one that crashes is not asked.
+
+        uart is the console in place of a PL011 at uart_base, conduit the instruction that calls PSCI, "hvc" or "smc",
+        and gic_phys where the interrupt controller's registers are: the distributor's and, of a GICv2, the CPU
+        interface's, of a GICv3 the redistributors'. affinities are the CPUs', as MPIDR_EL1 has them, the boot CPU's
+        first.
 
         absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault: for a kernel that
         was given QEMU's device tree and looks for those.
@@ -120,10 +130,14 @@ class Board:
                 raise InputError(f"{what}: {base:#x} is not the start of a page of {HOST_PAGE:#x} bytes")
         banks = _banks(ram, ram_base)
         self.gic: Gic2 | Gic3 = (Gic2 if gic == 2 else Gic3)(cpus, self._interrupt)
-        self.uart = Pl011(uart_base, irq=self.gic.line(virt.UART_SPI))
+        if gic_phys is not None:
+            self.gic.place(*gic_phys)
+        self.uart: Uart = uart or Pl011(uart_base, irq=self.gic.line(virt.UART_SPI))
+        self.conduit = conduit
+        """The instruction that calls PSCI: hvc or smc."""
         for bank in banks:
             if bank.overlaps(self.uart.phys):
-                raise InputError(f"RAM {bank} covers the UART at {uart_base:#x}")
+                raise InputError(f"RAM {bank} covers the UART at {self.uart.base_phys:#x}")
             if bank.end > PHYS_LIMIT:
                 raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
         self.ram = Ram(banks)
@@ -141,6 +155,10 @@ class Board:
         self.timeline = Timeline(lambda: self.time)
         self.accounts: list[list[Any]] = []
         """Lists of what has happened on the board, kept by whoever put them here: a snapshot puts them back, too."""
+        for cpu, affinity in zip(self.cpus, affinities or (), strict=False):
+            cpu.mpidr = 1 << 31 | affinity & AFFINITY_MASK
+            if isinstance(self.gic, Gic3):
+                self.gic.interfaces[cpu.index].affinity = affinity >> 32 << 24 | affinity & 0xFFFFFF
         self._psci = Psci(self.cpus)
 
     def close(self) -> None:
@@ -170,9 +188,13 @@ class Board:
         return SystemCpu(
             index,
             self.ram,
-            [self.uart, *(one for one in devices if not any(map(one.phys.overlaps, taken)))],
+            [
+                *([self.uart] if self.uart.phys.size else []),
+                *(one for one in devices if not any(map(one.phys.overlaps, taken))),
+            ],
             clock=lambda: self.time,
             hypercall=lambda cpu: self._psci.call(cpu),
+            conduit=self.conduit,
             physical=physical,
             virtual=virtual,
             work_end=lambda: self.work.end,

@@ -1,4 +1,4 @@
-"""PSCI 1.0 by HVC, the firmware of the board: switching CPUs and the system on and off (Arm DEN 0022)."""
+"""PSCI 1.0 by HVC or SMC, the firmware of the board: switching CPUs and the system on and off (Arm DEN 0022)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ AFFINITY_MASK: Final = 0xFF00FFFFFF
 
 @shown()
 class Psci:
-    """Answers the hypercalls of all CPUs of one board. Anything unknown gets NOT_SUPPORTED."""
+    """Answers the calls of all CPUs of one board. Anything unknown gets NOT_SUPPORTED."""
 
     def __init__(self, cpus: Sequence[Cpu]) -> None:
         self._cpus = cpus

@@ -12,7 +12,6 @@ import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
@@ -120,16 +119,12 @@ class Snapshots:
             account[:] = then  # type: ignore[index]
         if _devices(board) != snapshot.devices:
             uart, gic = snapshot.devices
-            for name, value in uart.items():
-                setattr(board.uart, name, copy(value))
+            board.uart.restore(uart)
             board.gic.restore(gic)
 
 
-_UART: Final = ("_registers", "_received", "_raw_interrupts", "_level")
-
-
 def _devices(board: Board) -> tuple[dict[str, Any], Any]:
-    return {name: copy(getattr(board.uart, name)) for name in _UART}, board.gic.snapshot()
+    return board.uart.save(), board.gic.snapshot()
 
 
 def written_pages(bank: Bank) -> list[int]:

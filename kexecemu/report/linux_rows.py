@@ -24,9 +24,9 @@ def rows_object(release: str, rows: list[FactRow], warnings: Sequence[str]) -> d
 
 
 def print_rows(rows: list[FactRow], every: bool) -> str:
-    """A table by groups: what differs with both values, what is equal by its number alone unless every is set."""
+    """A table by groups: what differs with both values, all else by its number alone unless every is set."""
     lines = []
-    shown = [row for row in rows if every or row.same is not Same.EQUAL]
+    shown = [row for row in rows if every or row.same is Same.DIFFERENT]
     wide = max((len(row.name) for row in shown), default=0)
     for group in dict.fromkeys(row.group for row in rows):
         counts = Counter(row.same for row in rows if row.group == group)

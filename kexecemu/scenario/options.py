@@ -48,7 +48,10 @@ class Setup:
     """
 
     ram: str | int | None = _machine(
-        None, 'RAM, in bytes or as "1G". Not together with dtb, which says it.', "SIZE", otherwise="1G"
+        None,
+        'RAM, in bytes or as "1G". With dtb: what the tree leaves to firmware to fill in.',
+        "SIZE",
+        otherwise="1G",
     )
     cpus: int | None = _machine(
         None, "Number of CPUs. With dtb: as many as it has.", "N", otherwise=1, schema={"minimum": 1}

@@ -3,24 +3,14 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
 from kexecemu.data import PURGATORIES, fixture_path
-from kexecemu.errors import FormatError, InputError, KexecError, MachineError
-from kexecemu.formats.efi_map import EfiMap
-from kexecemu.formats.fdt import Fdt
+from kexecemu.errors import InputError, KexecError
 from kexecemu.formats.image import has_magic
-from kexecemu.formats.iomem import Iomem
 from kexecemu.formats.kernel_file import truncated
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
-from kexecemu.kernel.boot.cpus import cpu_count
-from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, first_cmdline, read_efi_map
-from kexecemu.kernel.boot.fdt_memory import memory_ranges
-from kexecemu.kernel.boot.firmware import gic_version
-from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.crashkernel import tells_of_reservation, why_nothing
@@ -28,6 +18,7 @@ from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.board import board_of, efi_map_of, filled_tree, iomem_of
 from kexecemu.scenario.options import Setup, check_keys, check_way
 from kexecemu.scenario.padding import padded_initrd
 from kexecemu.shown import shown
@@ -56,62 +47,6 @@ def _own_tree(setup: Setup, board: Board) -> bytes | None:
         return None
     places = board.ram.banks, len(board.cpus), board.uart.base_phys
     return virt_device_tree(*places, virtio_slots=(DUMP_SLOT,), rtc=True, gic=board.gic.version)
-
-
-def _board(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None, iomem: Iomem | None) -> Board:
-    cpus_are: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
-    if dtb is None:
-        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **cpus_are)
-    try:
-        tree = Fdt(dtb)
-        banks, count = memory_ranges(tree), cpu_count(tree)
-        if iomem is not None:
-            banks = iomem_ram(iomem)
-        elif efi_map is not None:
-            banks = efi_ram(efi_map)
-        by_log = efi_map is not None and uses_acpi(tree, setup.cmdline or first_cmdline(tree), efi_map)
-        if efi_map is not None and by_log:
-            count = efi_map.acpi.cpus or count
-        by_acpi = by_log or (iomem is not None and dt_is_stub(tree))
-    except FormatError as error:
-        words = str(error).removeprefix("device tree: ")
-        raise InputError(f"device tree {setup.dtb}: {words}") from error
-    if by_acpi and setup.capture == "linux":
-        raise InputError(
-            "a real capture kernel wants ACPI's tables, and only what a kernel said of them is here"
-        )
-    if setup.ram is not None:
-        raise InputError("give the size of RAM or a device tree, not both: the tree says how much there is")
-    if not banks and efi_parameters(tree) is not None:
-        words = "UEFI starts this machine, and memory is in its map alone: give that (efi_map), or iomem"
-        raise InputError(f"device tree {setup.dtb}: {words}")
-    if not banks:
-        raise InputError(f"device tree {setup.dtb}: no memory node")
-    try:
-        cpus = count if setup.cpus is None else setup.cpus
-        real = setup.capture == "linux"
-        gic = setup.gic if setup.gic is not None else gic_version(tree) if real else None
-        return Board(banks, cpus, absent=real, gic=gic, **cpus_are)
-    except MachineError as error:
-        raise InputError(f"device tree {setup.dtb}: {error}") from error
-
-
-def _efi_map(setup: Setup) -> EfiMap | None:
-    if setup.efi_map is None:
-        return None
-    if setup.dtb is None:
-        raise InputError("efi_map is of a machine that dtb describes, and there is none")
-    if setup.iomem is not None:
-        raise InputError("give efi_map or iomem, not both: each says what memory there is")
-    return read_efi_map(setup.efi_map)
-
-
-def _iomem(setup: Setup) -> Iomem | None:
-    if setup.iomem is None:
-        return None
-    if setup.dtb is None:
-        raise InputError("iomem is of a machine that dtb describes, and there is none")
-    return read_iomem(setup.iomem)
 
 
 def _padded(initrd: bytes | None, initrd_size: str | int, board: Board) -> bytes:
@@ -193,10 +128,10 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     if setup.linux is not None:
         raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)
+    efi_map, iomem = efi_map_of(setup), iomem_of(setup)
+    dtb = dtb if dtb is None else filled_tree(setup, dtb)
     cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
-    efi_map = _efi_map(setup)
-    iomem = _iomem(setup)
-    board = _board(setup, dtb, efi_map, iomem)
+    board = board_of(setup, dtb, efi_map, iomem)
     if setup.initrd_size is not None:
         initrd = _padded(initrd, setup.initrd_size, board)
     if console is not None:
@@ -213,9 +148,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
 
 def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kimage]:
     """boot(), and load the crash image. Raises InputError as that, KexecError when the load is refused."""
-    kernel, image = boot(setup, console).load()
-    kernel.check_capture()
-    return kernel, image
+    return boot(setup, console).load()
 
 
 def load_disturbed(

@@ -158,16 +158,18 @@ def _x509_seeds() -> list[bytes]:
 def _device_tree() -> Callable[[bytes], object]:
     from kexecemu.formats.fdt_edit import FdtEditor
     from kexecemu.formats.fdt_read import Fdt
-    from kexecemu.kernel.boot import cpus, fdt_memory, firmware
+    from kexecemu.kernel.boot import cpus, fdt_memory, fill_memory, firmware, tree_board
 
-    asked = (fdt_memory.memory_ranges, firmware.initrd_range, cpus.cpu_affinities, firmware.gic_version)
+    asked = (fdt_memory.memory_ranges, firmware.initrd_range, cpus.cpu_affinities)
+    board = (tree_board.gic_phys, tree_board.console_of, tree_board.psci_conduit)
 
     def run(data: bytes) -> None:
         tree = Fdt(data)
         _refusable(tree.mem_reservations)
-        for ask in (*asked, firmware.console_phys):
+        for ask in (*asked, *board):
             _refusable(ask, tree)
         _refusable(firmware.set_bootargs, data, "crashkernel=256M console=ttyAMA0")
+        _refusable(fill_memory.fill_memory, data, 2 << 30)
         editor = FdtEditor(data, len(data) + 512)
         chosen = tree.path_offset("/chosen") or 0
         _refusable(editor.delprop, chosen, "bootargs")

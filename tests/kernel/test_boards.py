@@ -17,13 +17,8 @@ from kexecemu.formats.fdt import Fdt, FdtEditor, cells
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_affinities
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
-from kexecemu.kernel.boot.firmware import (
-    choose_places,
-    console_phys,
-    gic_version,
-    initrd_range,
-    set_bootargs,
-)
+from kexecemu.kernel.boot.firmware import choose_places, initrd_range, set_bootargs
+from kexecemu.kernel.boot.tree_board import Console, console_of, gic_phys
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.load.kexec_file import load
 from kexecemu.kernel.procfs import sysfs
@@ -179,11 +174,88 @@ def test_kernel_and_device_tree_lie_where_qemu_puts_them() -> None:
     assert choose_places(small, 0x550000, tree_with()).dtb_phys == GIB + 32 * MIB
 
 
-@pytest.mark.parametrize("initrd", [(0x4FF00000, 0x50000000), (0x30000000, 0x30001000)])
-def test_a_tree_that_cannot_be_put_into_ram_is_refused(initrd: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("initrd", "dtb_phys"), [((0x4FF00000, 0x50000000), 0x40000000), ((0x30000000, 0x30001000), 0x48000000)]
+)
+def test_a_tree_goes_where_there_is_room_for_it(initrd: tuple[int, int], dtb_phys: int) -> None:
+    """An initrd at the end of RAM leaves it no room behind; one outside of RAM is no matter."""
     tree = tree_with(linux_initrd_start=cells(initrd[0]), linux_initrd_end=cells(initrd[1]))
+    places = choose_places(Ram([BANK]), 0x550000, tree)
+    assert (places.kernel_phys, places.dtb_phys) == (0x40200000, dtb_phys)
+
+
+@pytest.mark.parametrize(
+    ("initrd", "said"),
+    [
+        ((0x30000000, 0x30100000), True),
+        ((0x3FFFF000, 0x40001000), True),
+        ((0x40200000, 0x40300000), False),
+        ((0x48000000, 0x48100000), False),
+    ],
+)
+def test_an_initrd_below_ram_is_told_of_and_left_out(initrd: tuple[int, int], said: bool) -> None:
+    """As Debian's 6.1 and 6.12 have it in QEMU, down to the one that lies on the kernel."""
+    tree = tree_with(linux_initrd_start=cells(initrd[0]), linux_initrd_end=cells(initrd[1]))
+    with boot("6.12", "crashkernel=64M", ram=[BANK], dtb=tree.data) as kernel:
+        text = kernel.board.uart.text
+        assert ("initrd not fully accessible via the linear mapping -- please check" in text) is said
+        area = PhysRange(*initrd)
+        assert any(one.covers(area) for one in kernel.arch.memblock.reserved) is not said
+        assert kernel.crashk_res is not None
+        assert kernel.arch.memblock.memory == [BANK]
+
+
+@pytest.mark.parametrize(
+    "initrd", [(0x50000000, 0x50100000), (0x4FFFF000, 0x50001000), (0xF0000000, 0xF0100000)]
+)
+def test_an_initrd_above_ram_is_taken_for_ram_and_nothing_boots(initrd: tuple[int, int]) -> None:
+    """Debian's 6.1 and 6.12 print nothing at all."""
+    tree = tree_with(linux_initrd_start=cells(initrd[0]), linux_initrd_end=cells(initrd[1]))
+    with pytest.raises(InputError, match="no RAM, but taken for some: it does not boot"):
+        boot("6.12", "crashkernel=64M", ram=[BANK], dtb=tree.data)
+
+
+def test_what_does_not_fit_into_ram_is_refused() -> None:
     with pytest.raises(InputError, match="too small to boot"):
-        choose_places(Ram([BANK]), 0x550000, tree)
+        choose_places(Ram([PhysRange.of(GIB, 4 * MIB)]), 0x550000, tree_with())
+
+
+def reserving(*areas: tuple[int, int], no_map: bool = True) -> Fdt:
+    editor = FdtEditor(virt_device_tree([BANK], 1, UART), 8192)
+    parent = editor.add_subnode(0, "reserved-memory")
+    for name, value in (("#address-cells", cells(2)), ("#size-cells", cells(2)), ("ranges", b"")):
+        editor.setprop(parent, name, value)
+    for start, size in areas:
+        node = editor.add_subnode(parent, f"area@{start:x}")
+        editor.setprop(node, "reg", cells(0, start, 0, size))
+        if no_map:
+            editor.setprop(node, "no-map", b"")
+    editor.pack()
+    return Fdt(bytes(editor.data))
+
+
+@pytest.mark.parametrize("no_map", [True, False])
+@pytest.mark.parametrize(
+    ("areas", "kernel_phys", "dtb_phys"),
+    [
+        ([(0x40000000, 0x200000)], 0x40200000, 0x48000000),
+        ([(0x40200000, 0x1000)], 0x40400000, 0x48000000),
+        ([(0x40700000, 0x1000)], 0x40800000, 0x48000000),
+        ([(0x40000000, 0x7F00000)], 0x48000000, 0x48600000),
+        ([(0x48000000, 0x8000000)], 0x40200000, 0x40000000),
+        ([(0x40200000, 0xFE00000)], None, None),
+    ],
+)
+def test_memory_that_the_tree_reserves_gets_neither_kernel_nor_tree(
+    areas: list[tuple[int, int]], kernel_phys: int | None, dtb_phys: int | None, no_map: bool
+) -> None:
+    tree = reserving(*areas, no_map=no_map)
+    if kernel_phys is None:
+        with pytest.raises(InputError, match="too small to boot"):
+            choose_places(Ram([BANK]), 0x550000, tree)
+        return
+    places = choose_places(Ram([BANK]), 0x550000, tree)
+    assert (places.kernel_phys, places.dtb_phys) == (kernel_phys, dtb_phys)
 
 
 def test_what_the_model_reads_from_its_own_tree_is_what_it_wrote() -> None:
@@ -191,7 +263,7 @@ def test_what_the_model_reads_from_its_own_tree_is_what_it_wrote() -> None:
     tree = Fdt(set_bootargs(virt_device_tree(banks, 18, UART), "crashkernel=1G quiet"))
     assert memory_ranges(tree) == banks
     assert cpu_affinities(tree) == [*range(16), 0x100, 0x101]
-    assert console_phys(tree) == UART
+    assert console_of(tree) == Console("pl011", UART)
     assert initrd_range(tree) is None
     chosen = tree.path_offset("/chosen")
     assert chosen is not None and tree.get_strings(chosen, "bootargs") == ["crashkernel=1G quiet"]
@@ -199,7 +271,10 @@ def test_what_the_model_reads_from_its_own_tree_is_what_it_wrote() -> None:
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_the_interrupt_controller_is_told_from_its_node(version: int) -> None:
-    assert gic_version(Fdt(virt_device_tree([BANK], 1, UART, gic=version))) == version
+    found, places = gic_phys(Fdt(virt_device_tree([BANK], 1, UART, gic=version)))
+    assert found == version and places is not None
+    with Board("4M", 1, gic=version) as board, Board("4M", 1, gic=version, gic_phys=places) as other:
+        assert repr(other.gic) == repr(board.gic)
 
 
 def test_a_command_line_in_the_device_tree_counts_when_none_is_given() -> None:

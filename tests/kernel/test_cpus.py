@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EBUSY
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,11 +11,12 @@ from kernel_bench import IMAGE, INITRD
 
 from kexecemu.crash.kernel import Kernel
 from kexecemu.crash.outcome import Outcome
+from kexecemu.errors import KexecError
 from kexecemu.formats.elf import PT_NOTE
 from kexecemu.formats.elfcore import parse_core_header
-from kexecemu.formats.fdt import Fdt, FdtEditor, build, cells
+from kexecemu.formats.fdt import Fdt, FdtEditor, NodeSpec, build, cells
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.boot.cpus import cpu_affinities, cpu_count, smp_init_cpus
+from kexecemu.kernel.boot.cpus import board_affinities, cpu_affinities, cpu_count, smp_init_cpus
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.procfs import sysfs
 from kexecemu.machine.board import Board
@@ -169,3 +172,92 @@ def test_a_cpu_is_what_is_called_so_or_of_that_type_and_has_not_failed(
             expected.append(number)
     tree = build({"cpus": {"#address-cells": 1, "#size-cells": 0, **children}})  # type: ignore[dict-item]
     assert cpu_affinities(Fdt(tree)) == expected
+
+
+# -- boards whose CPUs are in clusters ------------------------------------------------------------------------------
+
+
+def clusters(
+    *affinities: int, method: str | None = "psci", boot_method: str | None = "psci", wide: bool = False
+) -> bytes:
+    """A board with CPUs of these affinities, the first of which is started by firmware."""
+    nodes: NodeSpec = {"#address-cells": cells(2 if wide else 1), "#size-cells": cells(0)}
+    for number, affinity in enumerate(affinities):
+        reg = cells(affinity >> 32, affinity & 0xFFFFFFFF) if wide else cells(affinity)
+        how = method if number else boot_method
+        said: NodeSpec = {} if how is None else {"enable-method": [how]}
+        nodes[f"cpu@{affinity:x}"] = {"device_type": ["cpu"], "reg": reg, **said}
+    return build(
+        {
+            "#address-cells": cells(2),
+            "#size-cells": cells(2),
+            "chosen": {"stdout-path": ["/serial@9000000"]},
+            "memory@40000000": {"device_type": ["memory"], "reg": cells(0, BANK.start, 0, BANK.size)},
+            "psci": {"compatible": ["arm,psci-1.0"], "method": ["hvc"]},
+            "serial@9000000": {"compatible": ["arm,pl011"], "reg": cells(0, 0x9000000, 0, 0x1000)},
+            "cpus": nodes,
+        }
+    )
+
+
+@pytest.mark.parametrize("gic", [2, 3])
+@pytest.mark.parametrize(
+    ("affinities", "wide"),
+    [
+        ((0, 1, 0x100, 0x101), False),
+        ((0x100, 0x200, 0x300), False),
+        ((0x200, 0, 0x100), False),
+        ((0x80000, 0x80100), False),
+        ((0x100000000, 0x100000001, 0x200000000), True),
+    ],
+)
+def test_cpus_have_the_affinities_of_the_tree_and_come_up(
+    affinities: tuple[int, ...], wide: bool, gic: int
+) -> None:
+    dtb = clusters(*affinities, wide=wide)
+    tree, count = Fdt(dtb), len(affinities)
+    known = board_affinities(tree, count)
+    assert sorted(known) == sorted(affinities) and known[0] == (0 if 0 in affinities else affinities[0])
+    with Board([BANK], count, gic=gic, affinities=known) as board:
+        kernel = Kernel.boot(board, KernelConfig("6.12"), cmdline="crashkernel=64M", dtb=dtb)
+        assert f"smp: Brought up 1 node, {count} CPUs" in board.uart.text
+        kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
+        assert kernel.panic().outcome is Outcome.CAPTURED
+        assert len(board.timeline.of("cpu_off")) == count - 1
+
+
+def test_a_board_has_as_many_affinities_as_it_is_asked_for() -> None:
+    tree = Fdt(clusters(0x100, 0x200))
+    assert board_affinities(tree, 1) == [0x100]
+    assert board_affinities(tree, 4) == [0x100, 0x200, 0, 1]
+    assert board_affinities(Fdt(build({"compatible": "x"})), 2) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (None, "/cpus/cpu@1: missing enable-method property"),
+        ("acme,smp", "Unsupported enable-method: acme,smp"),
+    ],
+)
+def test_a_cpu_that_nobody_knows_how_to_start_is_none(method: str | None, said: str) -> None:
+    log: list[str] = []
+    assert smp_init_cpus(Fdt(clusters(0, 1, method=method)), "", 2, log.append).affinities == (0,)
+    assert log == [said]
+
+
+def test_cpus_of_spin_tables_are_stale_in_a_dump_and_forbid_a_reboot() -> None:
+    dtb = clusters(0, 1, method="spin-table", boot_method="spin-table")
+    with Board([BANK], 2) as board:
+        kernel = Kernel.boot(board, KernelConfig("6.12"), cmdline="crashkernel=64M", dtb=dtb)
+        assert any("spin-table" in words for words in kernel.not_modelled())
+        with pytest.raises(KexecError) as error:
+            kernel.kexec_file_load(IMAGE, INITRD, "panic=5", flags=0)
+        assert error.value.errno == EBUSY
+        assert "Can't kexec: CPUs are stuck in the kernel." in board.uart.text
+        kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
+        assert kernel.panic().outcome is Outcome.CAPTURED
+        assert "Some CPUs may be stale, kdump will be unreliable." in board.uart.text
+    # With PSCI for the boot CPU there is a way off, and one CPU has nobody that could be stuck.
+    for tree in (clusters(0, 1), clusters(0, boot_method=None)):
+        assert not smp_init_cpus(Fdt(tree), "", 2, print).spin_tables

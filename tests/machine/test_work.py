@@ -17,7 +17,8 @@ from kexecemu.machine.cpu import cpu as cpu_module
 from kexecemu.machine.cpu import work
 from kexecemu.machine.cpu.stop import CpuStopKind
 from kexecemu.machine.devices.disk import Disk
-from kexecemu.machine.devices.pl011 import CONSOLE_LIMIT, ConsoleLines, Pl011
+from kexecemu.machine.devices.pl011 import Pl011
+from kexecemu.machine.devices.uart import CONSOLE_LIMIT, ConsoleLines
 from kexecemu.machine.devices.virtio_block import VirtioBlock
 from kexecemu.machine.system import System, SystemEndKind
 

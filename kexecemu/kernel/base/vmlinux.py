@@ -19,6 +19,7 @@ from kexecemu.shown import shown
 __all__ = ["GuestKernel", "Vmlinux", "guest_vmlinux", "load_vmlinux"]
 
 _UTS_LENGTH = 65  # __NEW_UTS_LEN and its end
+_HVC, _SMC = (0xD4000002).to_bytes(4, "little"), (0xD4000003).to_bytes(4, "little")  # hvc #0, smc #0
 
 
 @shown()
@@ -112,10 +113,11 @@ class GuestKernel:
         self.ram = ram
         self.space = space
 
-    def load(self, era: Era) -> None:
+    def load(self, era: Era, conduit: str = "hvc") -> None:
         """Copy the ELF segments to their physical places, bss cleared (what a boot loader and head.S do).
 
-        What is linked says that it is the release whose structures it has: here it gets the era's.
+        What is linked says that it is the release whose structures it has: here it gets the era's. Its calls of PSCI
+        are those of the board, "hvc" or "smc", patched as Linux patches its SMCCC conduit.
         """
         base = self.vmlinux.virt("_text")
         for segment in self.vmlinux.elf.segments:
@@ -123,6 +125,8 @@ class GuestKernel:
             self.ram.write(phys, segment.data)
             if segment.memsz > segment.filesz:
                 self.ram.fill(phys + segment.filesz, segment.memsz - segment.filesz)
+        if conduit == "smc":
+            self._call_by_smc()
         release_phys = self.phys("init_uts_ns") + self.vmlinux.offsetof("new_utsname", "release")
         linked = self.ram.read_cstring(release_phys, _UTS_LENGTH)
         release = f"{era.value}.0-kexecemu".encode()
@@ -130,6 +134,13 @@ class GuestKernel:
         banner_phys, size = self.phys("linux_banner"), self.vmlinux.elf.symbol_table["linux_banner"].size
         banner = self.ram.read_cstring(banner_phys, size).replace(linked, release)
         self.ram.write(banner_phys, banner.ljust(size, b"\0"))
+
+    def _call_by_smc(self) -> None:
+        start, end = self.phys("_stext"), self.phys("_etext")
+        text = self.ram.read(start, end - start)
+        for at in range(0, len(text), 4):
+            if text[at : at + 4] == _HVC:
+                self.ram.write(start + at, _SMC)
 
     @property
     def area(self) -> PhysRange:

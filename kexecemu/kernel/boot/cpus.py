@@ -6,31 +6,51 @@ and the parameters of kernel/smp.c.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import get_option, parameters, words
 from kexecemu.machine import virt
 from kexecemu.shown import shown
 
-__all__ = ["NR_CPUS", "CpuMasks", "cpu_affinities", "cpu_count", "smp_init_cpus"]
+__all__ = ["NR_CPUS", "CpuMasks", "board_affinities", "cpu_affinities", "cpu_count", "smp_init_cpus"]
 
 NR_CPUS = 64
 """The guest kernel's, and nr_cpu_ids while early parameters are read."""
 _BOOT_CPU = 0  # MPIDR affinity of the CPU that a board starts with
 
 
+_METHODS = ("psci", "spin-table")
+_HWID = 0xFF00FFFFFF  # MPIDR_HWID_BITMASK
+
+Print = Callable[[str], None]
+
+
 @shown()
 @dataclass(frozen=True)
 class CpuMasks:
-    """cpu_logical_map of the possible CPUs (MPIDR affinities, by number); how many are present, and started at most."""
+    """cpu_logical_map of the possible CPUs (MPIDR affinities, by number); how many are present, and started at most.
+
+    spin_tables is smp_spin_tables: there are secondary CPUs which, once in the kernel, cannot be put out of it.
+    """
 
     affinities: tuple[int, ...]
     present: int
     max_cpus: int = NR_CPUS
+    spin_tables: bool = False
 
 
-def _cpu_nodes(tree: Fdt) -> Iterator[tuple[int, bool]]:
-    """(MPIDR affinity, whether the node says that the CPU has failed), in the order of their nodes."""
+class _Node(NamedTuple):
+    """A CPU's node: its MPIDR affinity, whether it says that the CPU has failed, its name and its enable-method."""
+
+    affinity: int
+    failed: bool
+    name: str
+    method: str | None
+
+
+def _cpu_nodes(tree: Fdt) -> Iterator[_Node]:
+    """In the order of their nodes."""
     cpus = tree.path_offset("/cpus")
     if cpus is None:
         return
@@ -40,7 +60,9 @@ def _cpu_nodes(tree: Fdt) -> Iterator[tuple[int, bool]]:
             status = (tree.getprop(node.offset, "status") or b"").split(b"\0")[0]
             failed = status == b"fail" or status.startswith(b"fail-")
             reg = tree.getprop(node.offset, "reg") or b""
-            yield int.from_bytes(reg[: len(reg) & -4], "big") % (1 << 64), failed
+            affinity = int.from_bytes(reg[: len(reg) & -4], "big") % (1 << 64)
+            method = tree.get_strings(node.offset, "enable-method")
+            yield _Node(affinity, failed, node.name, method[0] if method else None)
 
 
 def cpu_count(tree: Fdt) -> int:
@@ -48,23 +70,39 @@ def cpu_count(tree: Fdt) -> int:
     return sum(1 for _ in _cpu_nodes(tree)) or 1
 
 
-def cpu_affinities(tree: Fdt) -> list[int]:
+def board_affinities(tree: Fdt, count: int) -> list[int]:
+    """The MPIDR affinities of so many CPUs of a board, first the one that firmware starts: 0.0.0.0, or the first."""
+    nodes = list(_cpu_nodes(tree))
+    known = [one.affinity for one in nodes if one.affinity & ~_HWID == 0]
+    boot = _BOOT_CPU if _BOOT_CPU in known or not known else known[0]
+    good = [one.affinity for one in nodes if not one.failed and one.affinity in known]
+    # What no node tells of is somewhere else.
+    return list(dict.fromkeys([boot, *good, *known, *range(count)]))[:count]
+
+
+def cpu_affinities(tree: Fdt, boot: int = _BOOT_CPU) -> list[int]:
     """of_parse_and_init_cpus(): what becomes of cpu_logical_map, the boot CPU first; only that one if it has failed."""
     nodes = list(_cpu_nodes(tree))
-    good = list(dict.fromkeys(affinity for affinity, failed in nodes if not failed))
-    if _BOOT_CPU in good:
-        return [_BOOT_CPU, *(one for one in good if one != _BOOT_CPU)]
-    return [_BOOT_CPU] if not good or (_BOOT_CPU, True) in nodes else good
+    good = list(dict.fromkeys(one.affinity for one in nodes if not one.failed))
+    if boot in good:
+        return [boot, *(one for one in good if one != boot)]
+    failed = any(one.affinity == boot and one.failed for one in nodes)
+    return [boot] if not good or failed else good
 
 
-def smp_init_cpus(tree: Fdt | None, cmdline: str, powered: int, log: Callable[[str], None]) -> CpuMasks:
+def smp_init_cpus(
+    tree: Fdt | None, cmdline: str, powered: int, log: Print, boot: int = _BOOT_CPU
+) -> CpuMasks:
     """Possible and present CPUs by tree and command line, of the `powered` that there are; log gets what is said.
 
-    Without a tree they are those of ACPI's MADT, which are all that there are.
+    Without a tree they are those of ACPI's MADT, which are all that there are. boot is the boot CPU's affinity.
     """
-    described = [virt.affinity(index) for index in range(powered)] if tree is None else cpu_affinities(tree)
+    described = (
+        [virt.affinity(index) for index in range(powered)] if tree is None else cpu_affinities(tree, boot)
+    )
     affinities = described[:powered]
-    if tree is not None and (_BOOT_CPU, True) in _cpu_nodes(tree):
+    nodes = {} if tree is None else {one.affinity: one for one in reversed(list(_cpu_nodes(tree)))}
+    if boot in nodes and nodes[boot].failed:
         log("missing boot CPU MPIDR, not enabling secondaries")
     limits = (get_option(asked) for asked in parameters(cmdline, "nr_cpus"))
     nr_cpus = min((one for one in limits if one is not None and one > 0), default=len(affinities))
@@ -72,9 +110,25 @@ def smp_init_cpus(tree: Fdt | None, cmdline: str, powered: int, log: Callable[[s
         words = f"exceeds configured maximum of {nr_cpus} - clipping"
         log(f"Number of cores ({len(affinities)}) {words}")
         affinities = affinities[:nr_cpus]
+    affinities = [one for one in affinities if one == boot or _is_enabled(nodes.get(one), log)]
     most = _setup_max_cpus(cmdline)
+    spin = len(affinities) > 1 and nodes.get(boot, _NOBODY).method != "psci"
     # With none to be started the secondary CPUs are not even present.
-    return CpuMasks(tuple(affinities), len(affinities) if most else 1, most or 1)
+    return CpuMasks(tuple(affinities), len(affinities) if most else 1, most or 1, spin and tree is not None)
+
+
+_NOBODY = _Node(0, failed=False, name="", method=None)
+
+
+def _is_enabled(node: _Node | None, log: Print) -> bool:
+    """init_cpu_ops(): whether the kernel knows how to start a secondary CPU."""
+    if node is None or node.method in _METHODS:
+        return True
+    if node.method is None:
+        log(f"/cpus/{node.name}: missing enable-method property")
+    else:
+        log(f"Unsupported enable-method: {node.method}")
+    return False
 
 
 def _setup_max_cpus(cmdline: str) -> int:

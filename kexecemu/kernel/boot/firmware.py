@@ -2,21 +2,23 @@
 
 Places are those that QEMU's arm boot loader chooses, so that addresses can be compared with real runs: the kernel
 2 MiB above the start of RAM, the device tree 128 MiB above it (or at half of a small RAM), behind an initrd that the
-device tree names.
+device tree names. What the tree reserves is left alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor, join_cells
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
+from kexecemu.kernel.boot.fdt_memory import is_available, pairs
 from kexecemu.machine.memory.ram import Ram
-from kexecemu.machine.ranges import PhysRange
+from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
-__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node", "console_phys"]
-__all__ += ["gic_version", "initrd_range", "reg_ranges", "set_bootargs"]
+__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node"]
+__all__ += ["initrd_range", "reg_ranges", "set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
@@ -34,26 +36,53 @@ class BootPlaces:
 
 
 def choose_places(ram: Ram, kernel_size: int, dtb: Fdt) -> BootPlaces:
-    """Where things go in the first bank; InputError when it is too small for a kernel of kernel_size bytes.
+    """Where things go; InputError where a kernel of kernel_size bytes and the tree have no room.
 
-    And for a device tree that no kernel boots with (fixmap_remap_fdt()).
+    And for a device tree that no kernel boots with (fixmap_remap_fdt()). As QEMU's loader where nothing else is there;
+    where the tree reserves that memory, at the next free place: a board's own firmware knows of it.
     """
     if dtb.totalsize > MAX_FDT_SIZE:
         size = f"the device tree has {dtb.totalsize:#x} bytes, and a kernel takes {MAX_FDT_SIZE:#x} at most"
         raise InputError(f"{size}: the first kernel does not boot")
-    bank = ram.banks[0]
-    kernel = PhysRange.of(bank.start + _KERNEL_OFFSET, kernel_size)
-    initrd = initrd_range(dtb)
-    if initrd is not None:
-        dtb_phys = align_up(initrd.end, _DTB_ALIGN)
-    else:
-        dtb_phys = align_up(bank.start + min(bank.size // 2, _INITRD_OFFSET), _DTB_ALIGN)
-    tree = PhysRange.of(dtb_phys, dtb.totalsize)
-    if not bank.covers(kernel) or not bank.covers(tree) or kernel.overlaps(tree):
-        raise InputError(
-            f"RAM of {bank.size:#x} bytes at {bank.start:#x} is too small to boot the first kernel"
-        )
-    return BootPlaces(kernel.start, dtb_phys)
+    bank, initrd = ram.banks[0], initrd_range(dtb)
+    free = subtract(list(ram.banks), _reserved(dtb))
+    usual = bank.start + _KERNEL_OFFSET
+    kernel_phys = _free_place(free, usual, kernel_size)
+    if kernel_phys != align_up(usual, _DTB_ALIGN) and initrd is not None:
+        kernel_phys = _free_place(subtract(free, [initrd]), usual, kernel_size)
+    if kernel_phys is not None:
+        kernel = PhysRange.of(kernel_phys, kernel_size)
+        free = subtract(free, [kernel] if initrd is None else [kernel, initrd])
+        wanted = bank.start + min(bank.size // 2, _INITRD_OFFSET)
+        if initrd is not None and any(one.covers(initrd) for one in ram.banks):
+            wanted = initrd.end
+        dtb_phys = _free_place(free, align_up(wanted, _DTB_ALIGN), dtb.totalsize)
+        if dtb_phys is not None:
+            return BootPlaces(kernel_phys, dtb_phys)
+    reserved = ", less what the tree reserves," if len(free) != len(ram.banks) else ""
+    size = f"RAM of {bank.size:#x} bytes at {bank.start:#x}{reserved}"
+    raise InputError(f"{size} is too small to boot the first kernel")
+
+
+def _reserved(dtb: Fdt) -> list[PhysRange]:
+    """Memory that the tree reserves at fixed places."""
+    areas = [PhysRange.of(one.phys, one.size) for one in dtb.mem_reservations()]
+    parent = dtb.path_offset("/reserved-memory")
+    for node in dtb.subnodes(parent) if parent is not None else ():
+        if is_available(dtb, node.offset):
+            found = pairs(dtb, node.offset, "reg", whole=False) or []
+            areas += [PhysRange.of(base, size) for base, size in found if base + size <= 1 << 64]
+    return areas
+
+
+def _free_place(free: Sequence[PhysRange], wanted: int, size: int) -> int | None:
+    """A multiple of 2 MiB with so much room: the first one from `wanted` on, else the first one of all; or None."""
+    for least in (wanted, 0):
+        for area in free:
+            start = align_up(max(area.start, least), _DTB_ALIGN)
+            if start + size <= area.end:
+                return start
+    return None
 
 
 def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
@@ -99,21 +128,3 @@ def initrd_range(dtb: Fdt) -> PhysRange | None:
         return None
     start, end = join_cells(start_cells[:2]), join_cells(end_cells[:2])
     return PhysRange(start, end) if start < end else None
-
-
-def gic_version(dtb: Fdt) -> int:
-    """The architecture of the board's interrupt controller, a child of the root: 3 for a GICv3, else 2."""
-    kinds = (dtb.get_strings(node.offset, "compatible") or [] for node in dtb.subnodes(0))
-    return 3 if any("arm,gic-v3" in kind for kind in kinds) else 2
-
-
-def console_phys(dtb: Fdt) -> int:
-    """Physical address of the PL011 that /chosen/stdout-path names, else of the first one; 0 without any."""
-    chosen = dtb.path_offset("/chosen")
-    path = dtb.get_strings(chosen, "stdout-path") if chosen is not None else None
-    wanted = dtb.path_offset(path[0].split(":", 1)[0]) if path else None
-    for node in (wanted, *(one.offset for one in dtb.subnodes(0))):
-        if node is not None and "arm,pl011" in (dtb.get_strings(node, "compatible") or []):
-            ranges = reg_ranges(dtb, node, 0)
-            return ranges[0].start if ranges else 0
-    return 0

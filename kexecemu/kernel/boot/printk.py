@@ -6,7 +6,7 @@ from contextlib import suppress
 from kexecemu.errors import BusError
 from kexecemu.kernel.base.vmlinux import GuestKernel
 from kexecemu.kernel.boot.loglevel import LogLevel
-from kexecemu.machine.devices.pl011 import Pl011
+from kexecemu.machine.devices.uart import Uart
 from kexecemu.shown import shown
 
 __all__ = ["Printk"]
@@ -29,7 +29,7 @@ class Printk:
     modulo 2^62 and positions in the text modulo 2^64; both begin one lap below zero, so they wrap early.
     """
 
-    def __init__(self, guest: GuestKernel, uart: Pl011) -> None:
+    def __init__(self, guest: GuestKernel, uart: Uart) -> None:
         self._ram = guest.ram
         self._uart = uart
         layout = guest.vmlinux

@@ -55,6 +55,7 @@ __all__ += ["text_alias"]
 
 IMAGE_MARKS = ("_text", "_stext", "__init_begin", "_end", "__init_end", "__bss_stop")
 """The symbols behind TextLayout's fields."""
+_FAR_INITRD = "initrd not fully accessible via the linear mapping -- please check your bootloader ..."
 TOO_SMALL = "RAM is too small for the page tables of its own linear map"
 
 
@@ -136,9 +137,15 @@ def arm64_memblock_init(
         _cap_memory(memblock, early.memory_limit)
         memblock.add(PhysRange(layout.text, layout.end))
     initrd = initrd or initrd_range(dtb)
-    if initrd is not None and initrd.start >= memblock.start_of_dram:
-        # mem= must not make it inaccessible, so it is added back.
+    pages = PhysRange(0, 0)
+    if initrd is not None:
         pages = PhysRange(initrd.start // page * page, -(-initrd.end // page) * page)
+        start = memblock.start_of_dram
+        if not PhysRange.of(start, space.linear_region_size).covers(pages):
+            log(_FAR_INITRD)
+            pages = PhysRange(0, 0)
+    if pages.size:
+        # mem= must not make it inaccessible, so it is added back.
         memblock.add(pages)
         memblock.clear_nomap(pages)
         memblock.reserve(pages)

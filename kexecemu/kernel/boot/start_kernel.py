@@ -23,6 +23,7 @@ from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
 from kexecemu.kernel.memory.kho import reserve_scratch
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
+from kexecemu.machine.psci import AFFINITY_MASK
 
 __all__ = ["kernel_init_freeable", "setup_arch"]
 
@@ -86,9 +87,9 @@ def setup_arch(state: KernelState) -> None:
     for area in state.running.iomem.reserved if state.running is not None else ():
         memblock.reserve(area)
     alloc_resources(state)
-    state.cpus = smp_init_cpus(
-        tree if state.acpi is None else None, bootargs, len(state.board.cpus), state.log
-    )
+    described = tree if state.acpi is None else None
+    boot = state.board.boot_cpu.mpidr & AFFINITY_MASK
+    state.cpus = smp_init_cpus(described, bootargs, len(state.board.cpus), state.log, boot)
     _publish_cpus(state)
     _setup_command_line(state, boot_command_line)
     _alloc_vmcoreinfo_note(state)

@@ -30,6 +30,7 @@ from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import IMAGE_MARKS, ArchSetup, TextLayout
 from kexecemu.kernel.boot.slab_init import task_virt
+from kexecemu.kernel.boot.tree_board import Console, console_of
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
@@ -39,6 +40,7 @@ from kexecemu.kernel.memory.paging import EarlyTables
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.system_cpu import SystemCpu
+from kexecemu.machine.devices.uart import KINDS
 from kexecemu.machine.memory.mmu import PageTables
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
@@ -136,11 +138,17 @@ class KernelState:
             # A real 7.3.4 says nothing at all.
             outside = "the first kernel lies outside of the memory that its tree leaves it"
             raise InputError(f"{outside}: it does not boot")
+        initrd = firmware.initrd_range(tree)
+        backed = initrd is None or any(bank.covers(initrd) for bank in board.ram.banks)
+        if not backed and initrd is not None and initrd.start >= memory.start_of_dram:
+            # Nor does a real 6.1 or 6.12: it is added to memory, and allocated from.
+            outside = f"the first kernel's initrd at {initrd} is no RAM, but taken for some"
+            raise InputError(f"{outside}: it does not boot")
         self.space = AddressSpace.of(
             config, memstart, vmlinux.virt("_text"), places.kernel_phys, vmlinux.size
         )
         self.guest = GuestKernel(vmlinux, board.ram, self.space)
-        self.guest.load(config.release)
+        self.guest.load(config.release, board.conduit)
         self.layout = layout or TextLayout(*map(self.guest.phys, IMAGE_MARKS))
         board.ram.write(self.dtb_phys, dtb)
         by_uefi = efi_parameters(tree)
@@ -159,8 +167,12 @@ class KernelState:
             self.acpi = AcpiLog(console=iomem.acpi_console)
         names = tree.get_strings(0, "model") or tree.get_strings(0, "compatible") or [""]
         self.machine_model = names[0]
-        self.console_phys = firmware.console_phys(tree) if self.acpi is None else self.acpi.console
-        """Physical address of the console's PL011 (0: none)."""
+        self.console = console_of(tree)
+        """The console that its tree or ACPI names, None for none of a known kind."""
+        if self.acpi is not None:
+            self.console = Console("pl011", self.acpi.console) if self.acpi.console else None
+        if not board.uart.kind:
+            self.console = None  # where it is said to be, nobody can reach it
         self.panic_force_cpu: int | None = None
         """The CPU that panic_force_cpu= names, in an era that has it."""
         self.kho_early = KhoEarly()
@@ -230,6 +242,18 @@ class KernelState:
         return self.kexec.crash_image
 
     @property
+    def console_phys(self) -> int:
+        """Physical address of the console if that is a PL011 (else 0)."""
+        return self.console.phys if self.console is not None and self.console.kind == "pl011" else 0
+
+    @property
+    def sink_phys(self) -> int:
+        """Physical address of the console if a character that is stored there is printed (else 0)."""
+        console = self.console
+        known = console is not None and (console.kind == "pl011" or not KINDS[console.kind].data)
+        return console.phys if console is not None and known else 0
+
+    @property
     def initial_boot_params(self) -> bytes:
         """The device tree that this kernel was booted with, as it is in memory now."""
         size = struct.unpack(">I", self.ram.read(self.dtb_phys + 4, 4))[0]
@@ -244,6 +268,8 @@ class KernelState:
         """What of this machine and command line a real kernel acts on, each in one line."""
         tree, efi_map = Fdt(self.initial_boot_params), self.efi.map if self.efi is not None else None
         found = not_modelled(self.config, self.boot_command_line, tree, efi_map)
+        if not self.board.uart.kind and self.acpi is None and console_of(tree) is not None:
+            found.append("no console: the device tree has it in RAM, or where no CPU here reaches it")
         if self.running is not None:
             found = [one for one in found if "--efi-map" not in one]
             if not self.running.same:

@@ -5,9 +5,11 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import parameter, parameters
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import Era
-from kexecemu.kernel.boot.acpi import uses_acpi
+from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
+from kexecemu.kernel.boot.cpus import NR_CPUS, smp_init_cpus
 from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.efi_init import efi_parameters
+from kexecemu.kernel.boot.tree_board import console_of, stdout_node
 
 __all__ = ["not_modelled"]
 
@@ -48,6 +50,12 @@ def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt, efi_map: EfiMap 
     acpi = efi_map.acpi if efi_map is not None and uses_acpi(tree, cmdline, efi_map) else None
     if acpi is not None and not acpi.console:
         found.append("ACPI: the log has no line about a PL011 in SPCR, and so there is no console")
+    if smp_init_cpus(tree, cmdline, NR_CPUS, lambda text: None).spin_tables and not dt_is_stub(tree):
+        found.append(
+            "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
+        )
+    if not dt_is_stub(tree) and console_of(tree) is None:
+        found.append(f"no console: {_unknown_console(tree)}; the capture kernel's lines are not seen")
     return found + _efi(tree, efi_map)
 
 
@@ -74,6 +82,14 @@ def _efi(tree: Fdt, efi_map: EfiMap | None) -> list[str]:
     if taken:
         found.append(f"what these tables of UEFI reserve is not modelled: {', '.join(taken)}")
     return found
+
+
+def _unknown_console(tree: Fdt) -> str:
+    node = stdout_node(tree)
+    if node is None:
+        return "the device tree names none that it has"
+    kinds = tree.get_strings(node, "compatible") or ["a node without compatible"]
+    return f"the device tree's is no UART that is emulated ({kinds[0]})"
 
 
 def _handover(config: KernelConfig, cmdline: str) -> list[str]:

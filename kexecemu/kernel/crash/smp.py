@@ -116,8 +116,11 @@ def _cpu_list(cpus: list[int]) -> str:
 
 
 def warn_of_stale_cpus(state: KernelState, cpu: Cpu) -> None:
-    """machine_kexec()'s WARN() where smp_crash_stop_failed(), but for the registers."""
-    if not state.board.timeline.of(_FAILED):
+    """machine_kexec()'s WARN() of a crash where cpus_are_stuck_in_kernel() or smp_crash_stop_failed().
+
+    But for the registers.
+    """
+    if not state.board.timeline.of(_FAILED) and not state.cpus.spin_tables:
         return
     rules = state.config.release.rules
     state.log("------------[ cut here ]------------", LogLevel.WARNING)

@@ -119,10 +119,19 @@ def _protect(state: KernelState) -> None:
         raise
 
 
+def _machine_kexec_prepare(state: KernelState) -> None:
+    """machine_kexec_prepare() of an ordinary image: EBUSY where CPUs cannot be put out of this kernel."""
+    if state.cpus.spin_tables:
+        state.log("Can't kexec: CPUs are stuck in the kernel.")
+        raise KexecError(EBUSY, "machine_kexec_prepare", "CPUs are stuck in the kernel: they have no way off")
+
+
 def _exchange_reboot(state: KernelState, prepare: Prepare | None) -> Kimage | None:
     """The common part for an ordinary image: the old one stays until the new one is complete."""
     with _locked(state):
         image = prepare() if prepare is not None else None
+        if image is not None:
+            _machine_kexec_prepare(state)
         relocation = environment.load_normal(state, image) if image is not None else None
         state.kexec.reboot_image = image
         environment.publish_reboot(state, image, relocation)
@@ -183,7 +192,7 @@ def _prepare(
     if image.purgatory is not None:
         safe = state.kho is not None or all(one.cma for one in image.segments)
         unchecked = safe and not crash and config.release.rules.skips_checksum
-        set_up_purgatory(image, image.purgatory, config, sink_phys=state.console_phys, unchecked=unchecked)
+        set_up_purgatory(image, image.purgatory, config, sink_phys=state.sink_phys, unchecked=unchecked)
         cost = tables_text(image)
         if crash:
             image.guard = make_guard(image, image.purgatory, config)

@@ -20,7 +20,7 @@ from kexecemu.kernel.load.kexec_core import Random, add_buffer
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["CrashFiles", "LoadContext", "image_load", "image_probe"]
+__all__ = ["CORTEX_A57_MMFR0", "CrashFiles", "LoadContext", "has_granule", "image_load", "image_probe"]
 
 _MIN_KIMG_ALIGN = 2 << 20
 _ELFCOREHDR_ALIGN = 64 << 10
@@ -32,6 +32,12 @@ _INITRD_WINDOW = 32 << 30
 _BIG_END = 8
 _GRANULES = {4096: (28, range(8)), 16384: (20, range(1, 8)), 65536: (24, range(8))}
 CORTEX_A57_MMFR0 = 0x1124
+
+
+def has_granule(mmfr0: int, size: int) -> bool:
+    """Whether a CPU with this ID_AA64MMFR0_EL1 has pages of `size` bytes."""
+    at, supported = _GRANULES[size]
+    return mmfr0 >> at & 15 in supported
 
 
 @shown()
@@ -65,8 +71,7 @@ class LoadContext:
 
     def supports_granule(self, size: int) -> bool:
         """Whether the CPU has pages of `size` bytes: by its register, and those that the running kernel has."""
-        at, supported = _GRANULES[size]
-        return size == self.page_size or self.mmfr0 >> at & 15 in supported
+        return size == self.page_size or has_granule(self.mmfr0, size)
 
     def supports_mixed_endian(self) -> bool:
         """system_supports_mixed_endian()."""

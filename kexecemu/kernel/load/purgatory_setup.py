@@ -13,6 +13,7 @@ from kexecemu.errors import FormatError, InputError, KexecError
 from kexecemu.formats import elfrel
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.boot.tree_board import psci_conduit as conduit_of
 from kexecemu.kernel.image.digests import (
     calculate_digest,
     described_segments,
@@ -54,14 +55,11 @@ def check_demands(obj: elfrel.RelocatableObject, config: KernelConfig) -> None:
 
 
 def psci_conduit(dtb: bytes) -> int:
-    """enum purgatory_conduit from the device tree's /psci: hvc 1, smc 2; 0 when it says neither."""
+    """enum purgatory_conduit from the device tree's PSCI node: hvc 1, smc 2; 0 when it says neither."""
     try:
-        tree = Fdt(dtb)
-        node = tree.path_offset("/psci")
-        method = None if node is None else tree.getprop(node, "method")
+        return _CONDUITS.get(conduit_of(Fdt(dtb)) or "", 0)
     except FormatError:
         return 0
-    return 0 if method is None else _CONDUITS.get(method.rstrip(b"\0").decode("latin-1"), 0)
 
 
 def set_kexec_tools_places(

@@ -107,7 +107,7 @@ def kexec_tools_load(
         crash_kernel=region,
         device_tree=state.initial_boot_params,
         core_header=core_header[: core_header_size(headers)],
-        sink_phys=state.console_phys,
+        sink_phys=state.sink_phys,
         page_size=state.config.page_size,
         crash_kernel_low=state.crashk_low_res,
         getrandom=(lambda: state.random.getrandbits(64)) if state.config.rng_ready else None,

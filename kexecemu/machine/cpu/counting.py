@@ -21,7 +21,7 @@ from unicorn.unicorn_const import (
 from unicorn.unicorn_py3.unicorn import Uc
 
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_TICK, NO_DEADLINE, TLB, BlockStop
-from kexecemu.machine.cpu.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SWI
+from kexecemu.machine.cpu.cpu import EXCP_HVC, EXCP_PREFETCH_ABORT, EXCP_SMC, EXCP_SWI
 from kexecemu.machine.cpu.engine import CpuEngine
 from kexecemu.machine.cpu.engine_internals import Internals
 from kexecemu.machine.cpu.exceptions import Pstate
@@ -186,7 +186,7 @@ class CountingStepper:
                     state.total -= 1
                 return StepEnd.ERROR
             if state.why == BlockStop.INTERRUPT:
-                if state.interrupt not in (EXCP_SWI, EXCP_HVC, EXCP_PREFETCH_ABORT):
+                if state.interrupt not in (EXCP_SWI, EXCP_HVC, EXCP_SMC, EXCP_PREFETCH_ABORT):
                     state.total -= 1
                 if self._pc & 3:
                     state.why = BlockStop.MISALIGNED  # which the engine takes for an undefined instruction

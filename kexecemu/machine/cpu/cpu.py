@@ -32,6 +32,8 @@ SLICE: Final = 50_000_000
 
 # Unicorn's exception numbers (QEMU's EXCP_*).
 EXCP_UDEF, EXCP_SWI, EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT, EXCP_HVC, EXCP_SMC = 1, 2, 3, 4, 11, 13
+CONDUITS = {"hvc": EXCP_HVC, "smc": EXCP_SMC}
+"""Instructions that call firmware, and what the engine takes them for."""
 
 _MOST_EXCEPTIONS: Final = 1 << 16
 PSCI_NOT_SUPPORTED: Final = (1 << 64) - 1
@@ -67,8 +69,9 @@ _LIVE = {name: _register(name) for name in ("pc", "sp", "pstate")}
 class Cpu(Registers):
     """A CPU of a board, off until reset() is called (by the board's owner, or by PSCI CPU_ON).
 
-    clock() gives the board's time for the faults recorded; hypercall(cpu) answers an HVC whose arguments are
-    in x0 to x7 and returns what power event it was, if any.
+    clock() gives the board's time for the faults recorded; hypercall(cpu) answers a call of firmware whose arguments
+    are in x0 to x7 and returns what power event it was, if any. conduit is the instruction that calls it, "hvc" or
+    "smc"; the other one is undefined.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class Cpu(Registers):
         *,
         clock: Callable[[], int] | None = None,
         hypercall: Callable[[Cpu], str | None] | None = None,
+        conduit: str = "hvc",
     ) -> None:
         super().__init__(index, ram, devices)
+        self._firmware = CONDUITS[conduit]
         self.powered = False
         self.exceptions: list[GuestException] = []
         """Every exception taken or reported, in order, without supervisor calls; of a flood the first, and the last."""
@@ -209,7 +214,7 @@ class Cpu(Registers):
     def _serve(self, error: int, begin: int, deliver: bool) -> CpuStop | None:
         """An error, a call to firmware or an exception, in a run since `begin`; None if it goes on."""
         counter = self._engine.counter
-        if not error and counter.why is BlockStop.INTERRUPT and counter.state.interrupt == EXCP_HVC:
+        if not error and counter.why is BlockStop.INTERRUPT and counter.state.interrupt == self._firmware:
             self.charge(EXIT)
             power = self._call_firmware()
             if power is None:
@@ -263,9 +268,11 @@ class Cpu(Registers):
     def _exception(self, number: int) -> GuestException:
         """The synchronous exception that the engine just met, with the instruction count put right."""
         esr, far = self._engine.syndrome()
-        if number == EXCP_SMC:
-            # No EL3 firmware on this board (PSCI is by HVC): SMC is undefined. Unicorn leaves PC behind it.
+        if number in CONDUITS.values():
+            # Nobody is behind the other conduit: it is undefined. Unicorn leaves PC behind it, and a stepper, which
+            # keeps no block, has counted it.
             self.pc -= 4
+            self._engine.counter.state.total -= not self._engine.counter.state.block_size
             esr = exceptions.EC_UNKNOWN << 26
         # A fetch that fails has started no block, and the last one is complete.
         if number != EXCP_PREFETCH_ABORT:

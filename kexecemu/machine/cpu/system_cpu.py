@@ -48,13 +48,14 @@ class SystemCpu(Cpu):
         *,
         clock: Callable[[], int],
         hypercall: Callable[[Cpu], str | None],
+        conduit: str = "hvc",
         physical: Line,
         virtual: Line,
         work_end: Callable[[], int] = lambda: NO_DEADLINE,
         gic_registers: CpuInterface3 | None = None,
     ) -> None:
         """work_end() is HostWork.end of its board."""
-        super().__init__(index, ram, devices, clock=clock, hypercall=hypercall)
+        super().__init__(index, ram, devices, clock=clock, hypercall=hypercall, conduit=conduit)
         self.timer = GenericTimer(self._ticks, physical, virtual)
         self.irq = False
         self._gic_registers = gic_registers

@@ -13,6 +13,7 @@ from kexecemu.machine import virt
 from kexecemu.machine.devices import gic_bank
 from kexecemu.machine.devices.gic_base import SPURIOUS, GicBase
 from kexecemu.machine.devices.gic_cpu_interface import GICC_CTLR, CpuInterface
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import FIRST_SPI
 from kexecemu.shown import shown
 
@@ -141,6 +142,13 @@ class Gic2(GicBase):
         self.typer = spis // 32 | cpus - 1 << 5
         self.interfaces = tuple(CpuInterface(self, cpu) for cpu in range(cpus))
         self._distributors = tuple(Distributor(self, interface) for interface in self.interfaces)
+
+    def place(self, distributor: PhysRange, cpu_interface: PhysRange) -> None:
+        """Put its registers to these physical addresses."""
+        for one in self._distributors:
+            one.phys = distributor
+        for interface in self.interfaces:
+            interface.phys = cpu_interface
 
     def distributor(self, cpu: int) -> Distributor:
         """The distributor for this CPU's list of devices."""

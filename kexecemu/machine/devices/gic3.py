@@ -182,6 +182,11 @@ class Gic3(GicBase):
         self.distributor = Distributor3(self)
         self.redistributors = Redistributors(self)
 
+    def place(self, distributor: PhysRange, redistributors: PhysRange) -> None:
+        """Put its registers to these physical addresses."""
+        self.distributor.phys = distributor
+        self.redistributors.phys = PhysRange.of(redistributors.start, self.redistributors.phys.size)
+
     def cpu_interface(self, cpu: int) -> CpuInterface3:
         """The system registers of this CPU."""
         return self.interfaces[cpu]

@@ -5,15 +5,16 @@ it: nothing typed is ever overrun. Both receive interrupts are raised with the f
 long a timeout is: IFLS is but stored.
 """
 
-import re
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 
 from kexecemu.machine import virt
+from kexecemu.machine.devices.uart import Uart
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["CONSOLE_LIMIT", "ConsoleLines", "Pl011", "kept_of"]
+__all__ = ["Pl011"]
 
 DR = 0x000
 FR = 0x018
@@ -38,51 +39,25 @@ IDENTITY = bytes((0x11, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
 # values.
 STORED = {0x024: 0, 0x028: 0, LCR_H: 0, 0x030: 0x300, 0x034: 0x12, IMSC: 0, 0x048: 0}
 
-CONSOLE_LIMIT = 16 << 20
-"""Bytes of a console that are kept: some hundred times what a boot prints."""
-_FULL = f"\n[kexecemu: the console has printed {CONSOLE_LIMIT >> 20} MiB, and what follows is not kept]\n".encode()
-
-_LINE_LIMIT = 64 << 10
-_LINE_END = re.compile(r"\r\n|\n\r")
+_STATE = ("_registers", "_received", "_raw_interrupts", "_level")
 
 
 @shown("phys", "output")
-class Pl011:
-    """The UART at base_phys. Everything sent is kept in `output`; listeners hear of each chunk as it is sent.
+class Pl011(Uart):
+    """The UART at base_phys. irq is its interrupt line.
 
-    A listener is called while a CPU runs: it must neither touch the CPU nor write guest RAM. irq is the interrupt line:
-    it is called with its level whenever that changes, the first time when it rises.
+    It is called with its level whenever that changes, the first time when it rises.
     """
 
+    kind = "pl011"
+
     def __init__(self, base_phys: int = virt.UART.start, irq: Callable[[bool], object] | None = None) -> None:
-        self.base_phys = base_phys
-        self.phys = PhysRange.of(base_phys, virt.UART.size)
-        self.output = bytearray()
-        """All bytes sent so far, up to CONSOLE_LIMIT."""
-        self.listeners: list[Callable[[bytes], object]] = []
+        super().__init__(base_phys, PhysRange.of(base_phys, virt.UART.size))
         self._registers = dict(STORED)
         self._received: deque[int] = deque()
         self._raw_interrupts = 0
         self._irq = irq
         self._level = False
-
-    @property
-    def text(self) -> str:
-        """The output as text, with lines that end in a line feed alone; what is not UTF-8 shows as U+FFFD.
-
-        The carriage return that goes with a line feed may stand on either side of it: kexec-tools' purgatory sends it
-        after.
-        """
-        return _LINE_END.sub("\n", self.output.decode("utf-8", errors="replace"))
-
-    def transmit(self, data: bytes) -> None:
-        """Send bytes: what a store to DR does, for those who write to the console from the host.
-
-        Listeners hear all of it. Of a flood no more than CONSOLE_LIMIT bytes are kept, and a line that says so.
-        """
-        self.output += kept_of(len(self.output), data)
-        for listener in self.listeners:
-            listener(data)
 
     def feed(self, data: bytes) -> None:
         """Bytes typed at the console: the guest receives them, 16 at most in its FIFO at a time.
@@ -148,29 +123,10 @@ class Pl011:
             if offset == IMSC:
                 self._drive()
 
+    def save(self) -> dict[str, object]:
+        """See Uart."""
+        return {name: copy(getattr(self, name)) for name in _STATE}
 
-def kept_of(length: int, data: bytes) -> bytes:
-    """What is kept of data behind so many bytes of a console: all, or what has room and a line that says so."""
-    room = CONSOLE_LIMIT - length
-    if len(data) <= room:
-        return data
-    return data[:room] + _FULL if room >= 0 else b""
-
-
-class ConsoleLines:
-    """A listener of a UART that calls on_line(line) at each line feed, with the first 64 KiB of what came before it.
-
-    Called while a CPU runs, as every listener.
-    """
-
-    def __init__(self, on_line: Callable[[bytes], object]) -> None:
-        self._on_line = on_line
-        self._line = bytearray()
-
-    def __call__(self, data: bytes) -> None:
-        *lines, rest = data.split(b"\n")
-        for end in lines:
-            line = (bytes(self._line) + end)[:_LINE_LIMIT]
-            self._line.clear()
-            self._on_line(line)
-        self._line += rest[: _LINE_LIMIT - len(self._line)]
+    def restore(self, state: dict[str, object]) -> None:
+        """See Uart."""
+        self.__dict__.update({name: copy(value) for name, value in state.items()})

@@ -1,0 +1,103 @@
+"""What firmware does to a device tree that leaves the size of RAM to it: the memory node gets its banks."""
+
+from collections.abc import Iterator
+
+from kexecemu.errors import FormatError, InputError
+from kexecemu.formats.fdt import Fdt, FdtEditor
+from kexecemu.kernel.base.address_space import align_up
+from kexecemu.kernel.boot.fdt_memory import is_available, pairs, root_cells
+from kexecemu.kernel.boot.of_address import reg_phys, with_parents
+from kexecemu.kernel.memory.memblock import merge
+from kexecemu.machine import virt
+from kexecemu.machine.ranges import PhysRange, subtract
+
+__all__ = ["fill_memory"]
+
+_GRAIN = 2 << 20
+_TOP = 1 << 44
+_USUAL = (virt.RAM_BASE, 0x80000000, 0, 1 << 32)  # where boards have it that say nothing of it
+_SCATTERED = 64 << 20  # a smaller hole between devices is none that a board has RAM in
+
+
+def fill_memory(dtb: bytes, size: int) -> bytes:
+    """The tree with so many bytes of RAM, in as many banks as its devices leave room for; FormatError as Fdt's.
+
+    RAM begins where the memory node's name or an empty entry of it says, else where reserved memory is, else where most
+    boards have it. InputError for a size that does not fit.
+    """
+    tree = Fdt(dtb)
+    nodes = (one.offset for one in tree.subnodes(0) if _is_memory(tree, one.offset))
+    node = next((one for one in nodes if is_available(tree, one)), None)
+    address_cells, size_cells = root_cells(tree)
+    base = _base(tree, node)
+    free = subtract([PhysRange(base, min(_TOP, 1 << 32 * address_cells))], _devices(tree))
+    banks, left = list[PhysRange](), size
+    for area in free:
+        start, end = align_up(area.start, _GRAIN), area.end // _GRAIN * _GRAIN
+        if end - start < min(_SCATTERED, left) or not left:
+            continue
+        banks.append(PhysRange(start, min(end, start + left)))
+        left -= banks[-1].size
+    if left or any(bank.size >= 1 << 32 * size_cells for bank in banks):
+        raise InputError(f"device tree: RAM of {size:#x} bytes does not fit among its devices")
+    reg = b"".join(
+        bank.start.to_bytes(4 * address_cells, "big") + bank.size.to_bytes(4 * size_cells, "big")
+        for bank in banks
+    )
+    editor = FdtEditor(dtb, len(dtb) + len(reg) + 256)
+    at = editor.add_subnode(0, f"memory@{base:x}") if node is None else node
+    editor.setprop(at, "device_type", b"memory\0")
+    editor.setprop(at, "reg", reg)
+    editor.pack()
+    return bytes(editor.data)
+
+
+def _is_memory(tree: Fdt, node: int) -> bool:
+    """A memory node, or one that is to become one."""
+    kind = tree.getprop(node, "device_type")
+    return kind == b"memory\0" or (kind is None and tree.name(node).partition("@")[0] == "memory")
+
+
+def _base(tree: Fdt, node: int | None) -> int:
+    if node is not None:
+        found = pairs(tree, node, "reg", whole=False)
+        if found:
+            return found[0][0]
+        unit = tree.name(node).partition("@")[2]
+        try:
+            return int(unit.replace(",", ""), 16) if unit else _guess(tree)
+        except ValueError:
+            pass
+    return _guess(tree)
+
+
+def _guess(tree: Fdt) -> int:
+    """The highest usual place that no reserved memory lies below."""
+    reserved = tree.path_offset("/reserved-memory")
+    nodes = tree.subnodes(reserved) if reserved is not None else ()
+    fixed = [pair[0] for one in nodes for pair in pairs(tree, one.offset, "reg", whole=False) or []]
+    fixed += [one.phys for one in tree.mem_reservations()]
+    bases = [base for base in _USUAL if base <= min(fixed, default=_USUAL[0])]
+    return max(bases) if fixed else bases[0]
+
+
+def _devices(tree: Fdt) -> list[PhysRange]:
+    """Where devices have registers: whole grains, merged."""
+    whole = [PhysRange(one.start // _GRAIN * _GRAIN, align_up(one.end, _GRAIN)) for one in _regs(tree)]
+    return merge(whole)
+
+
+def _regs(tree: Fdt) -> Iterator[PhysRange]:
+    reserved, cpus = tree.path_offset("/reserved-memory"), tree.path_offset("/cpus")
+    for path in with_parents(tree):
+        if len(path) > 1 and (path[1] in (reserved, cpus) or _is_memory(tree, path[1])):
+            continue
+        for index in range(64):
+            try:
+                area = reg_phys(tree, path, index)
+            except FormatError:
+                break
+            if area is None:
+                break
+            if area.size:
+                yield area

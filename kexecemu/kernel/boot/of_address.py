@@ -1,0 +1,71 @@
+"""Where a device of a device tree lies in physical memory, through the buses above it.
+
+Followed: of_address_to_resource() of drivers/of/address.c, for buses without flags in their addresses.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from kexecemu.formats.fdt import Fdt, join_cells
+from kexecemu.machine.ranges import PhysRange
+
+__all__ = ["reg_phys", "with_parents"]
+
+_MOST_CELLS = 2  # three have flags, as PCI's
+_U64 = 1 << 64
+
+
+def with_parents(tree: Fdt) -> Iterator[tuple[int, ...]]:
+    """Each node as its path of offsets from the root on, in the order of the tree."""
+    path: list[int] = []
+    for node in tree.nodes():
+        path[node.depth :] = [node.offset]
+        yield tuple(path)
+
+
+def reg_phys(tree: Fdt, path: tuple[int, ...], index: int = 0) -> PhysRange | None:
+    """Entry `index` of the reg of the last node of a path, translated; None where the tree does not lead to RAM's bus.
+
+    FormatError for properties that are no cells.
+    """
+    if len(path) < 2:
+        return None
+    bus = path[-2]
+    address, size = tree.address_cells(bus), tree.size_cells(bus)
+    cells = tree.get_cells(path[-1], "reg") or []
+    width = address + size
+    if not 0 < address <= _MOST_CELLS or size > _MOST_CELLS or len(cells) < (index + 1) * width:
+        return None
+    cells = cells[index * width :][:width]
+    phys: int | None = join_cells(cells[:address])
+    for child, parent in pairwise(reversed(path[:-1])):
+        if phys is None:
+            return None
+        phys = _through(tree, child, parent, phys)
+    length = join_cells(cells[address:])
+    return None if phys is None or phys + length > _U64 else PhysRange.of(phys, length)
+
+
+def _through(tree: Fdt, bus: int, parent: int, address: int) -> int | None:
+    """An address on a bus as one of its parent's; None where its ranges do not have it."""
+    ranges = tree.get_cells(bus, "ranges")
+    if ranges is None:
+        return None
+    if not ranges:
+        return address
+    own, above, size = tree.address_cells(bus), tree.address_cells(parent), tree.size_cells(bus)
+    if not 0 < own <= _MOST_CELLS or not 0 < above <= _MOST_CELLS or not 0 < size <= _MOST_CELLS:
+        return None
+    width = own + above + size
+    for at in range(0, len(ranges) - width + 1, width):
+        start, to, length = (
+            join_cells(ranges[first:last])
+            for first, last in (
+                (at, at + own),
+                (at + own, at + own + above),
+                (at + own + above, at + width),
+            )
+        )
+        if start <= address < start + length:
+            return to + address - start
+    return None

@@ -119,7 +119,7 @@ def test_a_bad_target_is_refused(target: str, reason: str) -> None:
         (["--config", "ZONE_DMA=maybe"], "is y or n"),
         (["--config", "ARM64_16K_PAGES=y", "--config", "ARM64_64K_PAGES=y"], "exclude each other"),
         (["--ram", "1X"], "not a size"),
-        (["--ram", "8M"], "too small"),
+        (["--ram", "4M"], "too small"),
         (["--ram", "3T"], "3072 GiB by base pages"),
         (["--cpus", "0"], "not 0"),
         (["--cpus", "65"], "at most 64 CPUs"),

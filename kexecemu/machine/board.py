@@ -26,7 +26,6 @@ from kexecemu.shown import brief, shown
 __all__ = ["Board", "parse_size"]
 
 MAX_CPUS = virt.GICV3_CPUS
-PHYS_LIMIT = 1 << 44  # Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits
 
 
 _SIZE = re.compile(r"\s*(0[xX][0-9a-fA-F]+|[0-9]+)\s*(?:([KMGT])(?:iB)?)?\s*", re.IGNORECASE | re.ASCII)
@@ -138,7 +137,7 @@ class Board:
         for bank in banks:
             if bank.overlaps(self.uart.phys):
                 raise InputError(f"RAM {bank} covers the UART at {self.uart.base_phys:#x}")
-            if bank.end > PHYS_LIMIT:
+            if bank.end > virt.PHYS_LIMIT:
                 raise InputError(f"RAM {bank} is beyond the CPU's 44 bits of physical addresses")
         self.ram = Ram(banks)
         self.work = HostWork(lambda: sum(cpu.work for cpu in self.cpus))

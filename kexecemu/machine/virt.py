@@ -13,6 +13,8 @@ from kexecemu.machine.ranges import PhysRange
 __all__ = ["affinity", "virtio_slot"]
 
 RAM_BASE: Final = 0x40000000
+PHYS_LIMIT: Final = 1 << 44
+"""Cortex-A57: ID_AA64MMFR0_EL1.PARange is 44 bits."""
 RAM_GRAIN: Final = 0x2000
 """QEMU rounds RAM up to whole pieces of this."""
 

@@ -14,7 +14,7 @@ from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, first_cmdline
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.fill_memory import fill_memory
 from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
-from kexecemu.kernel.boot.tree_board import Console, console_of, gic_phys, psci_conduit, uart_of
+from kexecemu.kernel.boot.tree_board import TreeConsole, console_of, gic_phys, psci_conduit, uart_of
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.options import Setup
@@ -67,8 +67,8 @@ def board_of(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None, iomem: Iom
         )
 
 
-def _pl011(phys: int) -> Console | None:
-    return Console("pl011", phys) if phys else None
+def _pl011(phys: int) -> TreeConsole | None:
+    return TreeConsole("pl011", phys) if phys else None
 
 
 def _banks(tree: Fdt, efi_map: EfiMap | None, iomem: Iomem | None) -> Sequence[PhysRange]:

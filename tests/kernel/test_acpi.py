@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kexecemu.cli import main
+from kexecemu.data import fixture_path
 from kexecemu.formats.efi_map import EfiMap, parse_efi_map
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.kernel.base.config import KernelConfig
@@ -128,7 +129,9 @@ def test_the_cpus_are_those_of_the_log_or_of_the_command_line(
 def test_a_real_linux_as_capture_kernel_would_find_no_tables_and_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    linux = ["--capture", "linux", "--kernel", "fetched:kernel"]
+    (tmp_path / "initrd").write_bytes(b"x")
+    image = str(fixture_path("guests/capture-Image"))
+    linux = ["--capture", "linux", "--kernel", image, "--initrd", str(tmp_path / "initrd")]
     assert main(["crash", *files(tmp_path, LOG), *linux]) == 2
     said = capsys.readouterr().err
     assert "a real capture kernel wants ACPI's tables" in said and said.count("\n") == 1

@@ -18,7 +18,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.cpus import cpu_affinities
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.firmware import choose_places, initrd_range, set_bootargs
-from kexecemu.kernel.boot.tree_board import Console, console_of, gic_phys
+from kexecemu.kernel.boot.tree_board import TreeConsole, console_of, gic_phys
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.load.kexec_file import load
 from kexecemu.kernel.procfs import sysfs
@@ -263,7 +263,7 @@ def test_what_the_model_reads_from_its_own_tree_is_what_it_wrote() -> None:
     tree = Fdt(set_bootargs(virt_device_tree(banks, 18, UART), "crashkernel=1G quiet"))
     assert memory_ranges(tree) == banks
     assert cpu_affinities(tree) == [*range(16), 0x100, 0x101]
-    assert console_of(tree) == Console("pl011", UART)
+    assert console_of(tree) == TreeConsole("pl011", UART)
     assert initrd_range(tree) is None
     chosen = tree.path_offset("/chosen")
     assert chosen is not None and tree.get_strings(chosen, "bootargs") == ["crashkernel=1G quiet"]

@@ -163,7 +163,7 @@ def test_psci_is_called_as_the_device_tree_says(method: bytes | None, conduit: i
 
 def test_no_psci_node_and_no_device_tree_at_all_mean_no_psci() -> None:
     dtb = real("main.dtb")
-    assert (psci_conduit(dtb), psci_conduit(dtb.replace(b"psci\0", b"pscj\0", 1)), psci_conduit(b"")) == (
+    assert (psci_conduit(dtb), psci_conduit(dtb.replace(b"arm,psci", b"acme,psc")), psci_conduit(b"")) == (
         1,
         0,
         0,

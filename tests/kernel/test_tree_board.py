@@ -12,7 +12,14 @@ from kexecemu.formats.fdt import Fdt, FdtEditor, NodeSpec, build, cells
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.fill_memory import fill_memory
 from kexecemu.kernel.boot.of_address import reg_phys, with_parents
-from kexecemu.kernel.boot.tree_board import Console, console_of, gic_phys, psci_conduit, stdout_node, uart_of
+from kexecemu.kernel.boot.tree_board import (
+    TreeConsole,
+    console_of,
+    gic_phys,
+    psci_conduit,
+    stdout_node,
+    uart_of,
+)
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.machine.devices.uart import KINDS
@@ -84,7 +91,7 @@ def test_a_clean_crash_is_captured_and_printed_on_any_console_behind_a_bus(
     """Its registers are at 0x7e205040, in the middle of a page but for a PL011."""
     at = 0x16000 if kind == "pl011" else 0x15040
     dtb = board([f"vendor,{kind}", compatible], reg=cells(at, 0x40))
-    assert console_of(Fdt(dtb)) == Console(kind, 0x7E200000 + at - 0x10000)
+    assert console_of(Fdt(dtb)) == TreeConsole(kind, 0x7E200000 + at - 0x10000)
     text, outcome = crashed(dtb)
     assert outcome is Outcome.CAPTURED
     assert "smp: Brought up 1 node, 2 CPUs" in text
@@ -94,7 +101,7 @@ def test_a_clean_crash_is_captured_and_printed_on_any_console_behind_a_bus(
 @pytest.mark.parametrize("shift", [0, 1, 2])
 def test_the_registers_of_an_8250_are_as_far_apart_as_the_tree_says(shift: int) -> None:
     dtb = board(["snps,dw-apb-uart"], **{"reg-shift": cells(shift)})
-    assert console_of(Fdt(dtb)) == Console("8250", 0x7E205040, shift)
+    assert console_of(Fdt(dtb)) == TreeConsole("8250", 0x7E205040, shift)
     assert "capture: done\n" in crashed(dtb)[0]
 
 

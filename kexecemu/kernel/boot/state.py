@@ -30,7 +30,7 @@ from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import IMAGE_MARKS, ArchSetup, TextLayout
 from kexecemu.kernel.boot.slab_init import task_virt
-from kexecemu.kernel.boot.tree_board import Console, console_of
+from kexecemu.kernel.boot.tree_board import TreeConsole, console_of
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
@@ -170,7 +170,7 @@ class KernelState:
         self.console = console_of(tree)
         """The console that its tree or ACPI names, None for none of a known kind."""
         if self.acpi is not None:
-            self.console = Console("pl011", self.acpi.console) if self.acpi.console else None
+            self.console = TreeConsole("pl011", self.acpi.console) if self.acpi.console else None
         if not board.uart.kind:
             self.console = None  # where it is said to be, nobody can reach it
         self.panic_force_cpu: int | None = None

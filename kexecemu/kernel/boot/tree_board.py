@@ -12,12 +12,11 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.boot.fdt_memory import is_available
 from kexecemu.kernel.boot.of_address import reg_phys, with_parents
 from kexecemu.machine import virt
-from kexecemu.machine.board import PHYS_LIMIT
 from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.machine.devices.uart import KINDS, PrintingUart, Uart
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["Console", "console_of", "gic_phys", "psci_conduit", "stdout_node", "uart_of"]
+__all__ = ["TreeConsole", "console_of", "gic_phys", "psci_conduit", "stdout_node", "uart_of"]
 
 _PL011 = ("arm,pl011", "arm,sbsa-uart")
 _PAGE = 4096
@@ -29,7 +28,7 @@ _GICS = {
 _GIC_SECOND = {2: virt.GIC_CPU_INTERFACE, 3: virt.GIC_REDISTRIBUTORS}
 
 
-class Console(NamedTuple):
+class TreeConsole(NamedTuple):
     """A console of a known kind: its physical address, and its registers' distance as a power of two of bytes."""
 
     kind: str
@@ -54,7 +53,7 @@ def _is_any(tree: Fdt, node: int, compatible: tuple[str, ...]) -> bool:
     return any(one in compatible for one in found)
 
 
-def _console_at(tree: Fdt, path: tuple[int, ...]) -> Console | None:
+def _console_at(tree: Fdt, path: tuple[int, ...]) -> TreeConsole | None:
     """What a node is as a console."""
     node = path[-1]
     kind = next((name for name, how in KINDS.items() if _is_any(tree, node, how.compatible)), None)
@@ -68,10 +67,10 @@ def _console_at(tree: Fdt, path: tuple[int, ...]) -> Console | None:
     if area is None or area.start % 4 or (shift or 0) > 4 or not is_available(tree, node):
         return None
     # Drivers whose registers are words apart do not ask.
-    return Console(kind, area.start, None if kind != "pl011" and KINDS[kind].shift else shift)
+    return TreeConsole(kind, area.start, None if kind != "pl011" and KINDS[kind].shift else shift)
 
 
-def console_of(tree: Fdt) -> Console | None:
+def console_of(tree: Fdt) -> TreeConsole | None:
     """The console: what /chosen names, if it is of a known kind; else, where it names nothing, the first PL011."""
     wanted = stdout_node(tree)
     for path in with_parents(tree):
@@ -84,7 +83,7 @@ def console_of(tree: Fdt) -> Console | None:
     return None
 
 
-def uart_of(console: Console | None, banks: Sequence[PhysRange]) -> Uart:
+def uart_of(console: TreeConsole | None, banks: Sequence[PhysRange]) -> Uart:
     """A board's UART for it; one that guest code does not reach for none, and for one in RAM or beyond 44 bits."""
     if console is None:
         return Uart()
@@ -92,7 +91,7 @@ def uart_of(console: Console | None, banks: Sequence[PhysRange]) -> Uart:
         uart: Uart = Pl011(console.phys) if console.phys % _PAGE == 0 else Uart()
     else:
         uart = PrintingUart(console.kind, console.phys, console.shift)
-    out_of_reach = uart.phys.end > PHYS_LIMIT or any(bank.overlaps(uart.phys) for bank in banks)
+    out_of_reach = uart.phys.end > virt.PHYS_LIMIT or any(bank.overlaps(uart.phys) for bank in banks)
     return Uart() if out_of_reach else uart
 
 

@@ -119,7 +119,7 @@ def tree(**changes: dict[str, bytes] | None) -> dict[str, dict[str, bytes]]:
             },
         ),
         "memory": ("/memory@40000000", {"device_type": b"memory\0", "reg": cells(RAM, RAM_SIZE)}),
-        "psci": ("/psci", {"method": b"hvc\0"}),
+        "psci": ("/psci", {"compatible": b"arm,psci-1.0\0", "method": b"hvc\0"}),
         "aliases": ("/aliases", {"serial0": b"/serial@9000000\0"}),
         "uart": (
             "/serial@9000000",

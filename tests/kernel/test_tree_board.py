@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kernel_bench import GIB, IMAGE, INITRD, MIB
 
-from kexecemu import Board, Kernel, KernelConfig, Outcome
+from kexecemu import Board, InputError, Kernel, KernelConfig, Outcome
 from kexecemu.formats.fdt import Fdt, FdtEditor, NodeSpec, build, cells
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.fill_memory import fill_memory
@@ -238,6 +238,23 @@ def test_ram_is_filled_in_where_the_tree_leaves_room(
 ) -> None:
     found = memory_ranges(Fdt(fill_memory(dtb, size)))
     assert [(one.start, one.size) for one in found] == banks
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("#address-cells", cells(0), "other cells"),
+        ("#address-cells", cells(0xFFFFFFFF), "other cells"),
+        ("#size-cells", cells(0), "other cells"),
+        ("#size-cells", cells(3), "other cells"),
+    ],
+)
+def test_what_firmware_cannot_write_is_refused(name: str, value: bytes, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        fill_memory(edited(without_memory("memory@0", b""), "/", name, value), GIB)
+    far = without_memory("memory@800000000000", b"")
+    with pytest.raises(InputError, match="is beyond"):
+        fill_memory(far, GIB)
 
 
 # -- what a breaker's trees showed ---------------------------------------------------------------------------------

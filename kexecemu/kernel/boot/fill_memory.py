@@ -29,8 +29,12 @@ def fill_memory(dtb: bytes, size: int) -> bytes:
     nodes = (one.offset for one in tree.subnodes(0) if _is_memory(tree, one.offset))
     node = next((one for one in nodes if is_available(tree, one)), None)
     address_cells, size_cells = root_cells(tree)
-    base = _base(tree, node)
-    free = subtract([PhysRange(base, min(_TOP, 1 << 32 * address_cells))], _devices(tree))
+    if address_cells not in (1, 2) or size_cells not in (1, 2):
+        raise InputError("device tree: its root has other cells than firmware writes memory with")
+    base, top = _base(tree, node), min(_TOP, 1 << 32 * address_cells)
+    if base >= top:
+        raise InputError(f"device tree: RAM at {base:#x} is beyond {top:#x}")
+    free = subtract([PhysRange(base, top)], _devices(tree))
     banks, left = list[PhysRange](), size
     for area in free:
         start, end = align_up(area.start, _GRAIN), area.end // _GRAIN * _GRAIN

@@ -70,7 +70,7 @@ class Handoff:
         return self.folder / "run-qemu.sh"
 
 
-def check_board(board: Board) -> None:
+def check_board(board: Board, el: int = 1) -> None:
     """Raise InputError when QEMU's virt has no board like this one."""
     if len(board.ram.banks) != 1 or board.ram.banks[0].start != virt.RAM_BASE:
         banks = ", ".join(map(str, board.ram.banks))
@@ -85,9 +85,10 @@ def check_board(board: Board) -> None:
         raise InputError(
             f"handoff: QEMU's virt has its UART at {virt.UART.start:#x}, this board at {board.uart.base_phys:#x}"
         )
-    if board.uart.kind != "pl011" or board.conduit != "hvc":
+    if board.uart.kind != "pl011" or (board.conduit == "smc" and el == 1):
+        # With EL2 it is SMC there.
         it = f"{board.uart.kind or 'none'}, and PSCI by {board.conduit}"
-        raise InputError(f"handoff: QEMU's virt has a pl011, and PSCI by hvc, this board: {it}")
+        raise InputError(f"handoff: QEMU's virt has a pl011, and at EL1 PSCI by hvc, this board: {it}")
 
 
 def write_handoff(
@@ -111,7 +112,7 @@ def write_handoff(
     if el not in (1, 2):
         raise InputError(f"handoff: the exception level is 1 or 2, not {el}")
     board = kernel.board
-    check_board(board)
+    check_board(board, el)
     cpu = kernel.crashing_cpu
     if cpu.pc == image.start and image.table_pages:
         raise InputError("handoff: QEMU goes on with the MMU off, and way purgatory-trans-pgd leaves it on")

@@ -8,20 +8,18 @@ from kexecemu.errors import FormatError, InputError, MachineError
 from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.iomem import Iomem
-from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
+from kexecemu.kernel.boot.acpi import acpi_of
 from kexecemu.kernel.boot.cpus import board_affinities, cpu_count
 from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, first_cmdline, read_efi_map
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
-from kexecemu.kernel.boot.fill_memory import fill_memory
+from kexecemu.kernel.boot.fill_memory import GRAIN, fill_memory
 from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
-from kexecemu.kernel.boot.tree_board import TreeConsole, console_of, gic_phys, psci_conduit, uart_of
+from kexecemu.kernel.boot.tree_board import console_of, gic_phys, psci_conduit, uart_of
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.options import Setup
 
 __all__ = ["board_of", "efi_map_of", "filled_tree", "iomem_of"]
-
-_GRAIN = 2 << 20
 
 
 @contextmanager
@@ -41,14 +39,10 @@ def board_of(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None, iomem: Iom
         return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **cpus_are)
     with _about(setup):
         tree = Fdt(dtb)
-        real, count, by_acpi = setup.capture == "linux", cpu_count(tree), False
-        console, banks = console_of(tree), _banks(tree, efi_map, iomem)
-        if efi_map is not None and uses_acpi(tree, setup.cmdline or first_cmdline(tree), efi_map):
-            by_acpi, count = True, efi_map.acpi.cpus or count
-            console = _pl011(efi_map.acpi.console)
-        elif iomem is not None and dt_is_stub(tree):
-            by_acpi, console = True, _pl011(iomem.acpi_console)
-        if by_acpi and real:
+        real, banks = setup.capture == "linux", _banks(tree, efi_map, iomem)
+        acpi = acpi_of(tree, setup.cmdline or first_cmdline(tree), efi_map, iomem)
+        count = (acpi.cpus if acpi is not None else 0) or cpu_count(tree)
+        if acpi is not None and real:
             words = "and only what a kernel said of them is here"
             raise InputError(f"a real capture kernel wants ACPI's tables, {words}")
         version, places = gic_phys(tree)
@@ -57,18 +51,14 @@ def board_of(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None, iomem: Iom
         return Board(
             banks,
             cpus,
-            affinities=None if by_acpi else board_affinities(tree, cpus),
+            affinities=board_affinities(tree, cpus) if acpi is None else None,
             absent=real,
             gic=gic,
             gic_phys=places if gic == version else None,
-            uart=uart_of(console, banks),
+            uart=uart_of(console_of(tree, acpi), banks),
             conduit=psci_conduit(tree) or "hvc",
             **cpus_are,
         )
-
-
-def _pl011(phys: int) -> TreeConsole | None:
-    return TreeConsole("pl011", phys) if phys else None
 
 
 def _banks(tree: Fdt, efi_map: EfiMap | None, iomem: Iomem | None) -> Sequence[PhysRange]:
@@ -94,8 +84,8 @@ def filled_tree(setup: Setup, dtb: bytes) -> bytes:
             fill = "firmware fills it in: give a size of RAM"
             raise InputError(f"device tree {setup.dtb}: no memory in it; {fill}")
         size = parse_size(setup.ram)
-        if size % _GRAIN:
-            raise InputError(f"RAM of {setup.ram!r} is not made of whole pieces of {_GRAIN:#x} bytes")
+        if size % GRAIN:
+            raise InputError(f"RAM of {setup.ram!r} is not made of whole pieces of {GRAIN:#x} bytes")
         return fill_memory(dtb, size)
 
 

@@ -17,6 +17,7 @@ from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.elfnote import iterate_notes
 from kexecemu.kernel.base.config import Era, KernelConfig
 from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
+from kexecemu.kernel.boot.iomem import image_layout
 from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.procfs import proc_iomem, sysfs
@@ -38,7 +39,6 @@ from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["boot_model", "compare", "config_options"]
 
-_MIN_KIMG_ALIGN = 2 << 20
 _OVER_SEED = "over a device tree with a random number"
 
 
@@ -83,14 +83,14 @@ def _layout(linux: FirstLinux) -> TextLayout | None:
     A 2 MiB block of its text takes no table in the linear map, and that moves what is reserved behind the map. Before
     6.9 map_kernel() takes tables for the image itself, in Debian's 6.1 just as many as are spared.
     """
-    if Era.of_release(linux.release) < Era.V6_9:
+    era = Era.of_release(linux.release)
+    if era < Era.V6_9:
         return None
     found = {name: area for _, area, name in iomem(linux.records["iomem.txt"])}
     code, data = found.get("Kernel code"), found.get("Kernel data")
     if code is None or data is None:
         return None
-    text = code.start // _MIN_KIMG_ALIGN * _MIN_KIMG_ALIGN
-    return TextLayout(text, code.start, code.end, data.end, data.start, data.end)
+    return image_layout(era, code, data)
 
 
 def compare(linux: FirstLinux, kernel: Kernel) -> list[FactRow]:

@@ -4,11 +4,12 @@ Followed: acpi_boot_table_init() of arch/arm64/kernel/acpi.c. The tables themsel
 the console are what a log says of MADT, SRAT and SPCR.
 """
 
-from kexecemu.formats.efi_map import EfiMap
+from kexecemu.formats.efi_map import AcpiLog, EfiMap
 from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.iomem import Iomem
 from kexecemu.kernel.base.cmdline import parameters
 
-__all__ = ["dt_is_stub", "uses_acpi"]
+__all__ = ["acpi_of", "dt_is_stub", "uses_acpi"]
 
 
 def dt_is_stub(tree: Fdt) -> bool:
@@ -28,3 +29,12 @@ def uses_acpi(tree: Fdt, cmdline: str, efi_map: EfiMap | None) -> bool:
     if "off" in asked:
         return False
     return dt_is_stub(tree) or any(value in ("on", "force") for value in asked)
+
+
+def acpi_of(tree: Fdt, cmdline: str, efi_map: EfiMap | None, iomem: Iomem | None) -> AcpiLog | None:
+    """What is known of ACPI's tables, by the boot log or /proc/iomem; None where the tree describes the machine."""
+    if efi_map is not None and uses_acpi(tree, cmdline, efi_map):
+        return efi_map.acpi
+    if iomem is not None and dt_is_stub(tree):
+        return AcpiLog(console=iomem.acpi_console)
+    return None

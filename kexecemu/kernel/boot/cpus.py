@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.cmdline import get_option, parameters, words
 from kexecemu.machine import virt
+from kexecemu.machine.psci import AFFINITY_MASK
 from kexecemu.shown import shown
 
 __all__ = ["NR_CPUS", "CpuMasks", "board_affinities", "cpu_affinities", "cpu_count", "smp_init_cpus"]
@@ -21,7 +22,6 @@ _BOOT_CPU = 0  # MPIDR affinity of the CPU that a board starts with
 
 
 _METHODS = ("psci", "spin-table")
-_HWID = 0xFF00FFFFFF  # MPIDR_HWID_BITMASK
 
 Print = Callable[[str], None]
 
@@ -73,7 +73,7 @@ def cpu_count(tree: Fdt) -> int:
 def board_affinities(tree: Fdt, count: int) -> list[int]:
     """The MPIDR affinities of so many CPUs of a board, first the one that firmware starts: 0.0.0.0, or the first."""
     nodes = list(_cpu_nodes(tree))
-    known = [one.affinity for one in nodes if one.affinity & ~_HWID == 0]
+    known = [one.affinity for one in nodes if one.affinity & ~AFFINITY_MASK == 0]
     boot = _BOOT_CPU if _BOOT_CPU in known or not known else known[0]
     good = [one.affinity for one in nodes if not one.failed and one.affinity in known]
     # What no node tells of is somewhere else.

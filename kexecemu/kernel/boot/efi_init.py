@@ -22,7 +22,7 @@ from kexecemu.kernel.boot.fdt_memory import (
     check_for_usable_mem_range,
     early_init_dt_scan,
 )
-from kexecemu.kernel.boot.firmware import BootPlaces
+from kexecemu.kernel.boot.firmware import BootPlaces, bootargs_of
 from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.memory.memblock import Memblock, merge, within_pages
 from kexecemu.machine.memory.ram import Ram
@@ -194,9 +194,7 @@ def first_memory(tree: Fdt, config: KernelConfig, efi: EfiBoot | None) -> Memblo
 
 def first_cmdline(tree: Fdt) -> str:
     """The command line in /chosen, "" without one."""
-    chosen = tree.path_offset("/chosen")
-    given = (tree.getprop(chosen, "bootargs") if chosen is not None else None) or b""
-    return given.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return bootargs_of(tree).decode("utf-8", "backslashreplace")
 
 
 def efi_init(

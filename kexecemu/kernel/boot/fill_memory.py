@@ -11,10 +11,10 @@ from kexecemu.kernel.memory.memblock import merge
 from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange, subtract
 
-__all__ = ["fill_memory"]
+__all__ = ["GRAIN", "fill_memory"]
 
-_GRAIN = 2 << 20
-_TOP = 1 << 44
+GRAIN = 2 << 20
+"""RAM is filled in in whole pieces of so many bytes."""
 _USUAL = (virt.RAM_BASE, 0x80000000, 0, 1 << 32)  # where boards have it that say nothing of it
 _SCATTERED = 64 << 20  # a smaller hole between devices is none that a board has RAM in
 
@@ -31,13 +31,13 @@ def fill_memory(dtb: bytes, size: int) -> bytes:
     address_cells, size_cells = root_cells(tree)
     if address_cells not in (1, 2) or size_cells not in (1, 2):
         raise InputError("device tree: its root has other cells than firmware writes memory with")
-    base, top = _base(tree, node), min(_TOP, 1 << 32 * address_cells)
+    base, top = _base(tree, node), min(virt.PHYS_LIMIT, 1 << 32 * address_cells)
     if base >= top:
         raise InputError(f"device tree: RAM at {base:#x} is beyond {top:#x}")
     free = subtract([PhysRange(base, top)], _devices(tree))
     banks, left = list[PhysRange](), size
     for area in free:
-        start, end = align_up(area.start, _GRAIN), area.end // _GRAIN * _GRAIN
+        start, end = align_up(area.start, GRAIN), area.end // GRAIN * GRAIN
         if end - start < min(_SCATTERED, left) or not left:
             continue
         banks.append(PhysRange(start, min(end, start + left)))
@@ -87,7 +87,7 @@ def _guess(tree: Fdt) -> int:
 
 def _devices(tree: Fdt) -> list[PhysRange]:
     """Where devices have registers: whole grains, merged."""
-    whole = [PhysRange(one.start // _GRAIN * _GRAIN, align_up(one.end, _GRAIN)) for one in _regs(tree)]
+    whole = [PhysRange(one.start // GRAIN * GRAIN, align_up(one.end, GRAIN)) for one in _regs(tree)]
     return merge(whole)
 
 

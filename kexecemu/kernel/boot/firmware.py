@@ -8,7 +8,7 @@ device tree names. What the tree reserves is left alone.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kexecemu.errors import FormatError, InputError
+from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor, join_cells
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import to_bytes
@@ -17,8 +17,8 @@ from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
-__all__ = ["MAX_FDT_SIZE", "BootPlaces", "choose_places", "chosen_node"]
-__all__ += ["initrd_range", "reg_ranges", "set_bootargs"]
+__all__ = ["MAX_FDT_SIZE", "BootPlaces", "bootargs_of", "choose_places", "chosen_node", "initrd_range"]
+__all__ += ["set_bootargs"]
 
 _KERNEL_OFFSET = 2 << 20
 _INITRD_OFFSET = 128 << 20
@@ -94,27 +94,17 @@ def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
     return bytes(editor.data)
 
 
+def bootargs_of(tree: Fdt) -> bytes:
+    """The command line in /chosen, without its end; b"" where there is none."""
+    chosen = tree.path_offset("/chosen")
+    given = tree.getprop(chosen, "bootargs") if chosen is not None else None
+    return (given or b"").split(b"\0", 1)[0]
+
+
 def chosen_node(tree: FdtEditor) -> int:
     """The offset of /chosen, which is made where there is none."""
     found = tree.path_offset("/chosen")
     return tree.add_subnode(0, "chosen") if found is None else found
-
-
-def reg_ranges(dtb: Fdt, node: int, parent: int) -> list[PhysRange]:
-    """The reg property of a node as physical ranges, by its parent's #address-cells and #size-cells."""
-    cells = dtb.get_cells(node, "reg") or []
-    address_cells, size_cells = dtb.address_cells(parent), dtb.size_cells(parent)
-    width = address_cells + size_cells
-    if not width or address_cells > 2 or size_cells > 2 or len(cells) % width:
-        raise FormatError(f"device tree: reg of node {dtb.name(node) or '/'} does not fit its parent's cells")
-    ranges = []
-    for at in range(0, len(cells), width):
-        start = join_cells(cells[at : at + address_cells])
-        size = join_cells(cells[at + address_cells : at + width])
-        if start + size > 1 << 64:
-            raise FormatError(f"device tree: reg of node {dtb.name(node)} wraps around")
-        ranges.append(PhysRange.of(start, size))
-    return ranges
 
 
 def initrd_range(dtb: Fdt) -> PhysRange | None:

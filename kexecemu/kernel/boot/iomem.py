@@ -13,6 +13,7 @@ from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.iomem import Iomem, parse_iomem
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.config import KernelConfig
+from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.firmware import BootPlaces
 from kexecemu.kernel.boot.setup_memory import TextLayout
 from kexecemu.kernel.memory.crashkernel import CrashReservation
@@ -20,7 +21,7 @@ from kexecemu.kernel.memory.memblock import Memblock, merge
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
-__all__ = ["RunningMachine", "iomem_ram", "read_iomem"]
+__all__ = ["RunningMachine", "image_layout", "iomem_ram", "read_iomem"]
 
 _SEGMENT_ALIGN = 64 << 10  # of the image's parts, and of what UEFI allocates for a tree
 _PAGE, _INITRD_LEAST = 4096, 1 << 20
@@ -46,6 +47,12 @@ def iomem_ram(iomem: Iomem) -> list[PhysRange]:
     return merge([*iomem.system_ram, *near])
 
 
+def image_layout(era: Era, code: PhysRange, data: PhysRange) -> TextLayout:
+    """Where a real image has its parts, by "Kernel code" and "Kernel data": those begin with _stext in earlier eras."""
+    text = code.start - (0 if era.rules.text_alias_starts_at_text else _SEGMENT_ALIGN)
+    return TextLayout(text, text + _SEGMENT_ALIGN, code.end, data.end, data.start, data.end)
+
+
 @shown()
 @dataclass(frozen=True)
 class RunningMachine:
@@ -59,10 +66,8 @@ class RunningMachine:
     @classmethod
     def of(cls, iomem: Iomem, config: KernelConfig, tree: Fdt, size: int, *, same: bool) -> "RunningMachine":
         """InputError where a kernel of `size` bytes is not what was running, or the tree lies nowhere."""
-        code, data = iomem.code, iomem.data
-        early = not config.release.rules.text_alias_starts_at_text
-        text = code.start - _SEGMENT_ALIGN if early else code.start
-        layout = TextLayout(text, text + _SEGMENT_ALIGN, code.end, data.end, data.start, data.end)
+        layout = image_layout(config.release, iomem.code, iomem.data)
+        text = layout.text
         if text < 0 or layout.end - text < size:
             raise InputError(
                 f"iomem: a kernel at {text:#x}-{layout.end - 1:#x} is smaller than the model's, of {size:#x}"

@@ -14,6 +14,7 @@ from kexecemu.kernel.boot.cpus import smp_init_cpus
 from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.efi_init import efi_init
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
+from kexecemu.kernel.boot.firmware import bootargs_of
 from kexecemu.kernel.boot.late_memblock import allocate_late
 from kexecemu.kernel.boot.mm_init import mm_init
 from kexecemu.kernel.boot.resources import alloc_resources, publish_resources
@@ -34,9 +35,7 @@ def setup_arch(state: KernelState) -> None:
     """setup_arch(): device tree, memblock, reservation and linear map; the boot messages of that part."""
     guest = state.guest
     tree = Fdt(state.initial_boot_params)
-    chosen = tree.path_offset("/chosen")
-    given = (tree.getprop(chosen, "bootargs") if chosen is not None else None) or b""
-    boot_command_line = given.split(b"\0", 1)[0][: COMMAND_LINE_SIZE - 1]
+    boot_command_line = bootargs_of(tree)[: COMMAND_LINE_SIZE - 1]
     bootargs = boot_command_line.decode("utf-8", "backslashreplace")
     _take_seeds(state, bootargs)
     memblock = early_init_dt_scan(

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from kexecemu.errors import InputError, MachineError
 from kexecemu.formats import elfrel
-from kexecemu.formats.efi_map import AcpiLog, EfiMap
+from kexecemu.formats.efi_map import EfiMap
 from kexecemu.formats.fdt import Fdt
 from kexecemu.formats.iomem import Iomem
 from kexecemu.kernel.base.address_space import AddressSpace, memstart_addr
@@ -21,7 +21,7 @@ from kexecemu.kernel.base.cmdline import COMMAND_LINE_SIZE
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.vmlinux import GuestKernel, Vmlinux
 from kexecemu.kernel.boot import firmware
-from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
+from kexecemu.kernel.boot.acpi import acpi_of
 from kexecemu.kernel.boot.cpus import CpuMasks
 from kexecemu.kernel.boot.efi_init import efi_boot, efi_parameters, first_cmdline, first_memory, write_tables
 from kexecemu.kernel.boot.free_area import FreeMemory
@@ -30,7 +30,7 @@ from kexecemu.kernel.boot.loglevel import LogLevel, level_of
 from kexecemu.kernel.boot.printk import Printk
 from kexecemu.kernel.boot.setup_memory import IMAGE_MARKS, ArchSetup, TextLayout
 from kexecemu.kernel.boot.slab_init import task_virt
-from kexecemu.kernel.boot.tree_board import TreeConsole, console_of
+from kexecemu.kernel.boot.tree_board import console_of
 from kexecemu.kernel.boot.unmodelled import not_modelled
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import Kimage
@@ -159,20 +159,12 @@ class KernelState:
         self.kexec = KexecState(purgatory)
         self.cpus = CpuMasks((0,), 1)
         """Possible and present CPUs."""
-        self.acpi: AcpiLog | None = None
+        self.acpi = acpi_of(tree, first_cmdline(tree), efi_map, iomem)
         """What ACPI's tables say, None where the device tree describes the machine."""
-        if efi_map is not None and uses_acpi(tree, first_cmdline(tree), efi_map):
-            self.acpi = efi_map.acpi
-        elif iomem is not None and dt_is_stub(tree):
-            self.acpi = AcpiLog(console=iomem.acpi_console)
         names = tree.get_strings(0, "model") or tree.get_strings(0, "compatible") or [""]
         self.machine_model = names[0]
-        self.console = console_of(tree)
-        """The console that its tree or ACPI names, None for none of a known kind."""
-        if self.acpi is not None:
-            self.console = TreeConsole("pl011", self.acpi.console) if self.acpi.console else None
-        if not board.uart.kind:
-            self.console = None  # where it is said to be, nobody can reach it
+        self.console = console_of(tree, self.acpi) if board.uart.kind else None
+        """The console that its tree or ACPI names, None for none of a known kind, or none that can be reached."""
         self.panic_force_cpu: int | None = None
         """The CPU that panic_force_cpu= names, in an era that has it."""
         self.kho_early = KhoEarly()
@@ -267,15 +259,18 @@ class KernelState:
     def not_modelled(self) -> list[str]:
         """What of this machine and command line a real kernel acts on, each in one line."""
         tree, efi_map = Fdt(self.initial_boot_params), self.efi.map if self.efi is not None else None
-        found = not_modelled(self.config, self.boot_command_line, tree, efi_map)
+        known = self.running is not None
+        found = not_modelled(self.config, self.boot_command_line, tree, efi_map, memory_known=known)
+        if self.cpus.spin_tables:
+            found.append(
+                "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
+            )
         if not self.board.uart.kind and self.acpi is None and console_of(tree) is not None:
             found.append("no console: the device tree has it in RAM, or where no CPU here reaches it")
-        if self.running is not None:
-            found = [one for one in found if "--efi-map" not in one]
-            if not self.running.same:
-                found.append(
-                    "iomem is of another command line: what firmware has taken of memory is not known from it"
-                )
+        if self.running is not None and not self.running.same:
+            found.append(
+                "iomem is of another command line: what firmware has taken of memory is not known from it"
+            )
         if len(self.arch.nodes) > 1:
             found.append(
                 "NUMA: in guest memory, and so in a dump, there is a single node with zones and lists of its own"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError
+from kexecemu.formats.efi_map import AcpiLog
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.boot.fdt_memory import is_available
 from kexecemu.kernel.boot.of_address import reg_phys, with_parents
@@ -70,8 +71,13 @@ def _console_at(tree: Fdt, path: tuple[int, ...]) -> TreeConsole | None:
     return TreeConsole(kind, area.start, None if kind != "pl011" and KINDS[kind].shift else shift)
 
 
-def console_of(tree: Fdt) -> TreeConsole | None:
-    """The console: what /chosen names, if it is of a known kind; else, where it names nothing, the first PL011."""
+def console_of(tree: Fdt, acpi: AcpiLog | None = None) -> TreeConsole | None:
+    """The console: what /chosen names, if it is of a known kind; else, where it names nothing, the first PL011.
+
+    Where ACPI describes the machine it is SPCR's.
+    """
+    if acpi is not None:
+        return TreeConsole("pl011", acpi.console) if acpi.console else None
     wanted = stdout_node(tree)
     for path in with_parents(tree):
         if wanted is None and not (_is_any(tree, path[-1], _PL011) and is_available(tree, path[-1])):

@@ -6,7 +6,6 @@ from kexecemu.kernel.base.cmdline import parameter, parameters
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
-from kexecemu.kernel.boot.cpus import NR_CPUS, smp_init_cpus
 from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.efi_init import efi_parameters
 from kexecemu.kernel.boot.tree_board import console_of, stdout_node
@@ -30,10 +29,17 @@ _TABLES = ("ESRT", "MOKvar", "TPMEventLog", "TPMFinalLog", "Unaccepted")
 _PROTECTED = "memory for the hypervisor moves the crash region, but where kernels are started at EL1, as here"
 
 
-def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt, efi_map: EfiMap | None = None) -> list[str]:
+def not_modelled(
+    config: KernelConfig,
+    cmdline: str,
+    tree: Fdt,
+    efi_map: EfiMap | None = None,
+    *,
+    memory_known: bool = False,
+) -> list[str]:
     """What there is of it for a kernel with this command line on the board of this device tree, each in one line.
 
-    efi_map is what UEFI says of its memory, where that is known.
+    efi_map is what UEFI says of its memory, where that is known; memory_known: from elsewhere.
     """
     found = [
         f"{name}= is not modelled: {what}"
@@ -50,13 +56,9 @@ def not_modelled(config: KernelConfig, cmdline: str, tree: Fdt, efi_map: EfiMap 
     acpi = efi_map.acpi if efi_map is not None and uses_acpi(tree, cmdline, efi_map) else None
     if acpi is not None and not acpi.console:
         found.append("ACPI: the log has no line about a PL011 in SPCR, and so there is no console")
-    if smp_init_cpus(tree, cmdline, NR_CPUS, lambda text: None).spin_tables and not dt_is_stub(tree):
-        found.append(
-            "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
-        )
     if not dt_is_stub(tree) and console_of(tree) is None:
         found.append(f"no console: {_unknown_console(tree)}; the capture kernel's lines are not seen")
-    return found + _efi(tree, efi_map)
+    return found if memory_known else found + _efi(tree, efi_map)
 
 
 def _efi(tree: Fdt, efi_map: EfiMap | None) -> list[str]:

@@ -7,7 +7,6 @@ long a timeout is: IFLS is but stored.
 
 from collections import deque
 from collections.abc import Callable
-from copy import copy
 
 from kexecemu.machine import virt
 from kexecemu.machine.devices.uart import Uart
@@ -39,8 +38,6 @@ IDENTITY = bytes((0x11, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
 # values.
 STORED = {0x024: 0, 0x028: 0, LCR_H: 0, 0x030: 0x300, 0x034: 0x12, IMSC: 0, 0x048: 0}
 
-_STATE = ("_registers", "_received", "_raw_interrupts", "_level")
-
 
 @shown("phys", "output")
 class Pl011(Uart):
@@ -50,6 +47,7 @@ class Pl011(Uart):
     """
 
     kind = "pl011"
+    _state = ("_registers", "_received", "_raw_interrupts", "_level")
 
     def __init__(self, base_phys: int = virt.UART.start, irq: Callable[[bool], object] | None = None) -> None:
         super().__init__(base_phys, PhysRange.of(base_phys, virt.UART.size))
@@ -122,11 +120,3 @@ class Pl011(Uart):
             self._registers[offset] = value & 0xFFFF
             if offset == IMSC:
                 self._drive()
-
-    def save(self) -> dict[str, object]:
-        """See Uart."""
-        return {name: copy(getattr(self, name)) for name in _STATE}
-
-    def restore(self, state: dict[str, object]) -> None:
-        """See Uart."""
-        self.__dict__.update({name: copy(value) for name, value in state.items()})

@@ -31,6 +31,7 @@ class Uart:
 
     kind = ""
     """What sort of UART it is; empty for one that guest code cannot reach."""
+    _state: tuple[str, ...] = ()  # the attributes that change as it runs
 
     def __init__(self, base_phys: int = 0, phys: PhysRange | None = None) -> None:
         self.base_phys = base_phys
@@ -69,10 +70,11 @@ class Uart:
 
     def save(self) -> dict[str, object]:
         """What a snapshot holds of it besides its output."""
-        return {}
+        return {name: copy(getattr(self, name)) for name in self._state}
 
     def restore(self, state: dict[str, object]) -> None:
         """Back to what save() gave."""
+        self.__dict__.update({name: copy(value) for name, value in state.items()})
 
 
 class UartKind(NamedTuple):
@@ -151,6 +153,8 @@ KINDS: Final = {
 class PrintingUart(Uart):
     """A UART of one of the KINDS: it sends at once, is never full, and receives nothing."""
 
+    _state = ("_registers",)
+
     def __init__(self, kind: str, base_phys: int, shift: int | None = None) -> None:
         """shift is the device tree's reg-shift. KeyError for a kind that there is not."""
         self.kind = kind
@@ -175,14 +179,6 @@ class PrintingUart(Uart):
             self.transmit(bytes((value & 0xFF,)))
         else:
             self._registers[at] = value
-
-    def save(self) -> dict[str, object]:
-        """See Uart."""
-        return {"_registers": dict(self._registers)}
-
-    def restore(self, state: dict[str, object]) -> None:
-        """See Uart."""
-        self.__dict__.update({name: copy(value) for name, value in state.items()})
 
 
 def kept_of(length: int, data: bytes) -> bytes:

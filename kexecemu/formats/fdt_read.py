@@ -2,7 +2,7 @@
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
@@ -122,7 +122,15 @@ class Fdt(FdtBlob):
         """The properties of a node, in the order of the blob."""
         return (self.property_at(offset) for offset in self._property_offsets(node))
 
-    def _property_offsets(self, node: int) -> Iterator[int]:
+    def _property_offsets(self, node: int) -> Iterable[int]:
+        if isinstance(self.data, bytearray):
+            return self._walk_properties(node)
+        known = self._sound.properties
+        if node not in known:
+            known[node] = list(self._walk_properties(node))
+        return known[node]
+
+    def _walk_properties(self, node: int) -> Iterator[int]:
         offset = self.first_tag(node)
         while True:
             tag, following = self.next_tag(offset)

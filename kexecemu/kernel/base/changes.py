@@ -64,6 +64,7 @@ class Rules:
     node_cpumasks              the masks of the nodes' CPUs are allocated: Debian has 512 CPUs from then on
     cma_for_each_node          each node has a CMA area as large as the default one (CMA_SIZE_PERNUMA)
     pglist_data_size           sizeof(pg_data_t) of a kernel with NUMA
+    zone_dma_limit             where ZONE_DMA ends is an address, not a number of bits
     section_usage_bits         bits for a pageblock in a section's usage map
     memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
     tells_reserved_mem         each region of /reserved-memory has a line in the log
@@ -132,6 +133,7 @@ class Rules:
     node_cpumasks: bool = False
     cma_for_each_node: bool = False
     pglist_data_size: int = 11392
+    zone_dma_limit: bool = False
     section_usage_bits: int = 4
     memreserve_first: bool = True
     tells_reserved_mem: bool = False
@@ -213,6 +215,7 @@ CHANGES = (
     Change((6, 12), "maps_whole_pages", True, "seen in 6.12.118 and 7.3.4; not in 6.1.192's map_mem()"),
     Change((6, 12), "reserved_mem_late", True, "fdt_scan_reserved_mem_reg_nodes() of 6.12.118"),
     Change((6, 12), "vmcore_note_align", 4, "seen in 6.12.117, not in 6.1.176"),
+    Change((6, 12), "zone_dma_limit", True, "ba0fb44aed47: an address in place of a number of bits"),
     Change((6, 12), "pglist_data_size", 14144, "6.12.118's BTF"),
     Change((6, 12), "reserved_mem_size", 48, "alloc_reserved_mem_array(), as 6.12.118 has it"),
     Change((6, 12), "stop_retries", True, "seen in 6.12.117, not in 6.1.192"),

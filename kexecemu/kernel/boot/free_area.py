@@ -68,7 +68,7 @@ def zone_sizes(
     movable = (zone_movable_start(config, memblock) if movable_phys is None else movable_phys) // page
     limits = (
         dma_phys_limit // page if config.enabled("ZONE_DMA") else 0,
-        max_zone_phys(32, memblock) // page if config.enabled("ZONE_DMA32") else 0,
+        max_zone_phys(config, (1 << 32) - 1, memblock) // page if config.enabled("ZONE_DMA32") else 0,
         last,
         last if movable else 0,  # nobody asked for kernelcore= or movablecore=
     )

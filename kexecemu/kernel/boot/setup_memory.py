@@ -20,6 +20,7 @@ from kexecemu.kernel.boot.early_param import CmaAsked, EarlyParameters
 from kexecemu.kernel.boot.firmware import initrd_range
 from kexecemu.kernel.boot.late_memblock import nr_kernel_pages
 from kexecemu.kernel.boot.numa import arch_numa_init
+from kexecemu.kernel.boot.of_dma import PHYS_ADDR_MAX, dma_max_cpu_address
 from kexecemu.kernel.boot.reserved_memory import ReservedMemory
 from kexecemu.kernel.memory.cma import cma_declare_contiguous
 from kexecemu.kernel.memory.crashkernel import (
@@ -192,10 +193,13 @@ def setup_memory(
     what there is in ACPI, None where the tree describes the machine. reserved_as is the reservation where it is known.
     """
 
+    # ACPI's way, IORT, is not known.
+    reach = PHYS_ADDR_MAX if acpi is not None else dma_max_cpu_address(tree)
+
     def reserve() -> CrashReservation:
         if reserved_as is not None:
             return told_reservation(reserved_as, log)
-        limit = arm64_dma_phys_limit(config, memblock)
+        limit = arm64_dma_phys_limit(config, memblock, reach)
         found = reserve_crashkernel(config.release, cmdline, memblock, limit, config.page_size, log)
         return replace(found, cma=reserve_crashkernel_cma(config, cmdline, memblock, log))
 
@@ -209,7 +213,7 @@ def setup_memory(
         reserved.scan_late()
         unflatten_device_tree(config, tree, memblock)
     nodes = arch_numa_init(config, tree, memblock, cmdline, log, acpi)
-    dma_limit = arm64_dma_phys_limit(config, memblock)
+    dma_limit = arm64_dma_phys_limit(config, memblock, reach)
 
     before = config.release.rules.reserves_before_memmap
 

@@ -17,9 +17,14 @@ MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}
 _U32_MAX = (1 << 32) - 1
 
 
-def max_zone_phys(bits: int, memblock: Memblock) -> int:
-    """max_zone_phys(): one past the last physical address that a zone of `bits` address bits reaches."""
-    zone_mask = (1 << bits) - 1
+def max_zone_phys(config: KernelConfig, limit: int, memblock: Memblock) -> int:
+    """max_zone_phys(): one past the last physical address of a zone that reaches as far as `limit`, inclusive.
+
+    Before 6.12 a zone is one of so many address bits, and where RAM begins above them it has more.
+    """
+    if config.release.rules.zone_dma_limit:
+        return min(limit, memblock.end_of_dram - 1) + 1
+    zone_mask = (1 << min(limit.bit_length(), 32)) - 1
     if memblock.start_of_dram > _U32_MAX:
         zone_mask = (1 << 64) - 1
     elif memblock.start_of_dram > zone_mask:
@@ -36,9 +41,10 @@ def arm64_dma_phys_limit(
     Without DMA zones it is PHYS_MASK + 1 (before 6.4 by definition, after by zone_sizes_init()).
     """
     if config.enabled("ZONE_DMA"):
-        return max_zone_phys(min(32, max_cpu_address.bit_length()), memblock)
+        low = memblock.start_of_dram < _U32_MAX
+        return max_zone_phys(config, min(max_cpu_address, _U32_MAX) if low else max_cpu_address, memblock)
     if config.enabled("ZONE_DMA32"):
-        return max_zone_phys(32, memblock)
+        return max_zone_phys(config, _U32_MAX, memblock)
     return PHYS_MASK_LIMIT
 
 
@@ -61,7 +67,7 @@ def zone_messages(
     page = config.page_size
     limits = {
         "DMA": dma_phys_limit if config.enabled("ZONE_DMA") else None,
-        "DMA32": max_zone_phys(32, memblock) if config.enabled("ZONE_DMA32") else None,
+        "DMA32": max_zone_phys(config, _U32_MAX, memblock) if config.enabled("ZONE_DMA32") else None,
         "Normal": memblock.end_of_dram,
     }
     yield "Zone ranges:"

@@ -16,6 +16,7 @@ from kexecemu.errors import BusError, FormatError, MachineError
 from kexecemu.formats.elf import PT_LOAD, ProgramHeader
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
+from kexecemu.machine import virt
 from kexecemu.machine.board import Board
 from kexecemu.machine.devices.disk import Disk
 from kexecemu.machine.devices.uart import ConsoleLines
@@ -28,8 +29,8 @@ from kexecemu.shown import shown
 __all__ = ["DUMP_SLOT", "DiskVmcore", "LinuxCapture", "LinuxEnd", "LoadDigest", "linux_stage"]
 __all__ += ["load_digests"]
 
-DUMP_SLOT = 31
-"""The virtio slot of the dump's disk: the last, which QEMU fills first and Linux calls vda."""
+DUMP_SLOT = virt.VIRTIO_SLOTS - 1
+"""The virtio slot of the dump's disk on QEMU's virt: the last, which QEMU fills first and Linux calls vda."""
 
 BUDGET = 20_000_000_000
 """Instructions of a boot that copies a dump: some ten times what Debian's take for 768 MiB."""
@@ -37,6 +38,9 @@ BUDGET = 20_000_000_000
 _CHUNK = 4 << 20
 _HEAD = 1 << 16  # bytes of a core within which its program headers are
 _SECTOR = 512
+_STAMP = re.compile(
+    rb"^\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? (?=kdump: )"
+)  # of the kernel's log, through which init may speak
 _PANIC = b"Kernel panic - not syncing"
 _PANIC_END = b"---[ end Kernel panic"  # not printed with panic=SECONDS
 _RESTART = b"reboot: Restarting system"  # asked for by a program
@@ -174,6 +178,7 @@ class _Console(ConsoleLines):
         self._stop = stop
 
     def _hear(self, line: bytes) -> None:
+        line = _STAMP.sub(b"", line, count=1)
         if line.startswith(b"kdump: "):
             self.last = line.decode(errors="replace").rstrip("\r")
             if not self.release and (up := _RELEASE.match(self.last)):
@@ -185,6 +190,12 @@ class _Console(ConsoleLines):
             self.restarts = True
         elif _PANIC in line:
             self.panics = True
+
+    def read_from(self, disk: Disk) -> None:
+        """Where it was not heard: what it has left in the disk's last sector, for want of a console."""
+        if not self.last:
+            for line in disk.read(disk.size - _SECTOR, _SECTOR).split(b"\n"):
+                self._hear(line)
 
 
 @contextmanager
@@ -212,7 +223,7 @@ def linux_stage(
     the crash has left them, and a capture kernel does not wake them.
     """
     disk = Disk((board.ram.size + (64 << 20)) // _SECTOR * _SECTOR)
-    board.attach(DUMP_SLOT, VirtioBlock(disk, "vmcore"))
+    board.attach(board.disk_slot, VirtioBlock(disk, "vmcore"))
     try:
         crashed = load_digests(board.ram, areas)
     except BusError:
@@ -232,6 +243,7 @@ def linux_stage(
             yield step
         if end is None:
             end = system.run(budget - (board.time - begin), progress=tell)
+    console.read_from(disk)
     said, time = board.uart.text[printed:], board.time - begin
     return _account(_kind(end, console), _where(end, said), time, said, console, disk, crashed)
 
@@ -268,7 +280,9 @@ def _kind(end: SystemEnd, console: _Console) -> LinuxEnd:
     reset = end.kind is SystemEndKind.RESET
     if console.panicked or (reset and console.panics and not console.restarts):
         return LinuxEnd.PANIC
-    if end.kind in (SystemEndKind.OFF, SystemEndKind.RESET):
+    # A machine that nobody can switch off is halted, or waits, once init has said how it ends.
+    halted = console.last.startswith(_END) and end.kind is not SystemEndKind.FAULT
+    if halted or end.kind in (SystemEndKind.OFF, SystemEndKind.RESET):
         return next((kind for word, kind in _LAST_WORDS if console.last.startswith(word)), LinuxEnd.OFF)
     if end.kind is SystemEndKind.FAULT:
         return LinuxEnd.LOST

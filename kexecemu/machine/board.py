@@ -93,7 +93,7 @@ class Board:
         *,
         ram_base: int = virt.RAM_BASE,
         uart_base: int = virt.UART.start,
-        absent: bool = False,
+        absent: bool | Sequence[AbsentDevice] = False,
         gic: int | None = None,
         bbm: int = 0,
         stuck_cpus: Iterable[int] = (),
@@ -101,6 +101,9 @@ class Board:
         conduit: str = "hvc",
         gic_phys: tuple[PhysRange, PhysRange] | None = None,
         affinities: Sequence[int] | None = None,
+        virtio_phys: PhysRange = virt.VIRTIO,
+        disk_slot: int = virt.VIRTIO_SLOTS - 1,
+        timer_ppis: tuple[int, int] = (virt.TIMER_PHYSICAL_PPI, virt.TIMER_VIRTUAL_PPI),
     ) -> None:
         """gic is the interrupt controller's architecture, 2 or 3; None is 2, which is for up to 8 CPUs, and else 3.
 
@@ -115,7 +118,10 @@ class Board:
         first.
 
         absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault: for a kernel that
-        was given QEMU's device tree and looks for those.
+        was given QEMU's device tree and looks for those. Or it is what another board has in their place.
+
+        virtio_phys is where the 32 virtio transports are, and disk_slot the one of a capture kernel's disk. timer_ppis
+        are the interrupts of the CPUs' physical and virtual timer.
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it.
         """
@@ -142,10 +148,15 @@ class Board:
         self.ram = Ram(banks)
         self.work = HostWork(lambda: sum(cpu.work for cpu in self.cpus))
         """What the host has done for the guest, and how much it will do."""
-        self.virtio = VirtioBus(self.ram, self.work)
+        self.virtio = VirtioBus(self.ram, self.work, virtio_phys)
+        self.disk_slot = disk_slot
+        """The virtio slot of the disk that a real Linux writes its dump to."""
         self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(virt.RTC_SPI))
-        missing = virt.ABSENT + (virt.ABSENT_GICV3 if gic == 3 else ())
-        self._absent = [AbsentDevice(phys, value) for phys, value in missing] if absent else []
+        if isinstance(absent, bool):
+            missing = virt.ABSENT + (virt.ABSENT_GICV3 if gic == 3 else ())
+            absent = [AbsentDevice(phys, value) for phys, value in missing] if absent else []
+        self._absent = absent
+        self._timer_ppis = timer_ppis
         self._noted = 0
         self.idle = 0
         """Instructions of time in which all CPUs were waiting: run by none of them."""
@@ -180,17 +191,21 @@ class Board:
             registers = self.gic.cpu_interface(index)
         else:
             devices += [self.gic.distributor(index), self.gic.cpu_interface(index)]
-        physical = self._timer_line(index, self.gic.line(virt.TIMER_PHYSICAL_PPI, index))
-        virtual = self._timer_line(index, self.gic.line(virt.TIMER_VIRTUAL_PPI, index))
-        devices += [self.virtio, self.rtc, *self._absent]
-        taken = [*self.ram.banks, self.uart.phys]
+        physical = self._timer_line(index, self.gic.line(self._timer_ppis[0], index))
+        virtual = self._timer_line(index, self.gic.line(self._timer_ppis[1], index))
+        devices += [self.virtio, self.rtc]
+        mapped: list[MmioDevice] = [self.uart] if self.uart.phys.size else []
+        for device in devices:
+            if not any(map(device.phys.overlaps, [*self.ram.banks, *(one.phys for one in mapped)])):
+                mapped.append(device)
+        # What is left between them.
+        taken = [*self.ram.banks, *(one.phys for one in mapped)]
+        for absent in self._absent:
+            mapped += absent.outside_of(taken)
         return SystemCpu(
             index,
             self.ram,
-            [
-                *([self.uart] if self.uart.phys.size else []),
-                *(one for one in devices if not any(map(one.phys.overlaps, taken))),
-            ],
+            mapped,
             clock=lambda: self.time,
             hypercall=lambda cpu: self._psci.call(cpu),
             conduit=self.conduit,

@@ -14,12 +14,13 @@ from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, first_cmdline
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.fill_memory import GRAIN, fill_memory
 from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
-from kexecemu.kernel.boot.tree_board import console_of, gic_phys, psci_conduit, uart_of
+from kexecemu.kernel.boot.tree_board import console_of, gic_phys, psci_conduit, timer_ppis, uart_of
+from kexecemu.linux.other_board import DiskPlace, disk_place, other_devices, with_disk
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.options import Setup
 
-__all__ = ["board_of", "efi_map_of", "filled_tree", "iomem_of"]
+__all__ = ["board_of", "efi_map_of", "filled_tree", "iomem_of", "tree_with_disk"]
 
 
 @contextmanager
@@ -32,11 +33,17 @@ def _about(setup: Setup) -> Iterator[None]:
         raise InputError(f"device tree {setup.dtb}: {words}") from error
 
 
-def board_of(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None, iomem: Iomem | None) -> Board:
-    """The board; InputError where what is said of it makes none."""
-    cpus_are: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
+def board_of(
+    setup: Setup,
+    dtb: bytes | None,
+    efi_map: EfiMap | None,
+    iomem: Iomem | None,
+    disk: DiskPlace | None = None,
+) -> Board:
+    """The board; InputError where what is said of it makes none. disk is where a real Linux finds one for its dump."""
+    more: dict[str, Any] = {"bbm": setup.bbm, "stuck_cpus": setup.stuck_cpus}
     if dtb is None:
-        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **cpus_are)
+        return Board(setup.value("ram"), setup.value("cpus"), gic=setup.gic, **more)
     with _about(setup):
         tree = Fdt(dtb)
         real, banks = setup.capture == "linux", _banks(tree, efi_map, iomem)
@@ -48,17 +55,32 @@ def board_of(setup: Setup, dtb: bytes | None, efi_map: EfiMap | None, iomem: Iom
         version, places = gic_phys(tree)
         gic = setup.gic if setup.gic is not None else version if real else None
         cpus = count if setup.cpus is None else setup.cpus
+        uart = uart_of(console_of(tree, acpi), banks)
+        if disk is not None:
+            more |= {"virtio_phys": disk.phys, "disk_slot": disk.slot}
+            more["absent"] = disk.in_tree or other_devices(tree)
+            if ppis := timer_ppis(tree):
+                more["timer_ppis"] = ppis
         return Board(
             banks,
             cpus,
             affinities=board_affinities(tree, cpus) if acpi is None else None,
-            absent=real,
             gic=gic,
             gic_phys=places if gic == version else None,
-            uart=uart_of(console_of(tree, acpi), banks),
+            uart=uart,
             conduit=psci_conduit(tree) or "hvc",
-            **cpus_are,
+            **more,
         )
+
+
+def tree_with_disk(
+    setup: Setup, dtb: bytes, efi_map: EfiMap | None, iomem: Iomem | None
+) -> tuple[bytes, DiskPlace]:
+    """The tree with the disk that a real Linux writes its dump to, and where that is."""
+    with _about(setup):
+        tree = Fdt(dtb)
+        place = disk_place(tree, _banks(tree, efi_map, iomem))
+        return with_disk(dtb, place), place
 
 
 def _banks(tree: Fdt, efi_map: EfiMap | None, iomem: Iomem | None) -> Sequence[PhysRange]:

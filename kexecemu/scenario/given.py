@@ -40,7 +40,7 @@ class SetupChanges(TypedDict, total=False):
     kernel: Path | str | None
     initrd: Path | str | None
     initrd_size: str | int | None
-    append: str
+    append: str | None
     dm_crypt_keys: int
     syscall: str | None
     way: str

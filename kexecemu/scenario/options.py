@@ -175,8 +175,11 @@ class Setup:
         without="as it is",
         only="model",
     )
-    append: str = _load(
-        "console=ttyAMA0 nr_cpus=1 reset_devices irqpoll", "The crash kernel's command line.", "TEXT"
+    append: str | None = _load(
+        None,
+        "The crash kernel's command line. With dtb and a real Linux, earlycon and cpuidle.off come first.",
+        "TEXT",
+        otherwise="console=ttyAMA0 nr_cpus=1 reset_devices irqpoll",
     )
     dm_crypt_keys: int = _load(
         0,

@@ -16,9 +16,10 @@ from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.crashkernel import tells_of_reservation, why_nothing
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
+from kexecemu.linux.other_board import board_parameters
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
-from kexecemu.scenario.board import board_of, efi_map_of, filled_tree, iomem_of
+from kexecemu.scenario.board import board_of, efi_map_of, filled_tree, iomem_of, tree_with_disk
 from kexecemu.scenario.options import Setup, check_keys, check_way
 from kexecemu.scenario.padding import padded_initrd
 from kexecemu.shown import shown
@@ -36,6 +37,11 @@ __all__ = [
     "prepare",
     "settle",
 ]
+
+_OTHER_BOARD = (
+    "a real Linux finds the board's devices with registers that read as zero, but for those that are emulated; and a "
+    "disk for its dump, which is added to the tree"
+)
 
 # Hears each chunk of the console as it is sent.
 Listener = Callable[[bytes], object]
@@ -91,6 +97,7 @@ class Booted:
     kernel: Kernel
     image: bytes
     initrd: bytes | None
+    append: str
 
     def load(self) -> tuple[Kernel, Kimage]:
         """Load the crash image; KexecError when the load is refused."""
@@ -99,7 +106,7 @@ class Booted:
             raise InputError(f"no crashkernel memory is reserved: {no_reservation(kernel)}")
         load = kernel.kexec_tools_load if setup.call == "kexec_load" else kernel.kexec_file_load
         try:
-            loaded = load(self.image, self.initrd, setup.append)
+            loaded = load(self.image, self.initrd, self.append)
         except KexecError as error:
             raise _with_paths(error, setup) from error
         assert loaded is not None
@@ -131,7 +138,10 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     efi_map, iomem = efi_map_of(setup), iomem_of(setup)
     dtb = dtb if dtb is None else filled_tree(setup, dtb)
     cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
-    board = board_of(setup, dtb, efi_map, iomem)
+    disk = None
+    if dtb is not None and setup.capture == "linux":
+        dtb, disk = tree_with_disk(setup, dtb, efi_map, iomem)
+    board = board_of(setup, dtb, efi_map, iomem, disk)
     if setup.initrd_size is not None:
         initrd = _padded(initrd, setup.initrd_size, board)
     if console is not None:
@@ -141,9 +151,13 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
         board, config, cmdline=cmdline, dtb=tree, seed=setup.seed, efi_map=efi_map, iomem=iomem
     )
     kernel.dm_crypt_keys = setup.dm_crypt_keys
-    for words in kernel.not_modelled():
+    other = disk is not None and not disk.in_tree
+    for words in [*kernel.not_modelled(), *([_OTHER_BOARD] if other else [])]:
         warnings.warn(words, NotModelled, stacklevel=2)
-    return Booted(setup, kernel, image, initrd)
+    append = setup.value("append")
+    if other and setup.append is None:
+        append = f"{board_parameters(board.uart)} {append}"
+    return Booted(setup, kernel, image, initrd, append)
 
 
 def prepare(setup: Setup, console: Listener | None = None) -> tuple[Kernel, Kimage]:

@@ -190,6 +190,22 @@ ENDS: dict[str, tuple[list[Words], LinuxEnd, str]] = {
         LinuxEnd.OFF,
         "status 1",
     ),
+    "halted, by firmware that cannot switch it off": (
+        [
+            says(UP, HEADERS_READ, "[   17.0] reboot: Power off not available: System halted instead"),
+            DAIFSET_I,
+            LOOP,
+        ],
+        LinuxEnd.HEADERS,
+        "stuck in an endless loop",
+    ),
+    "waiting, as firmware did not switch it off": (
+        [says(UP, HEADERS_READ), NOP, b(-1)],
+        LinuxEnd.HEADERS,
+        "used up the budget",
+    ),
+    "lost after its last word": ([says(UP, HEADERS_READ), UDF], LinuxEnd.LOST, "lost: "),
+    "stuck before its init has said how it ends": ([says(UP), DAIFSET_I, LOOP], LinuxEnd.STUCK, UP),
     "panic": ([says(PANIC, PANIC_END), LOOP], LinuxEnd.PANIC, "Attempted to kill init"),
     "panic that resets": (
         [says(PANIC, "[    1.3] Rebooting in 1 seconds.."), RESET],
@@ -211,6 +227,50 @@ ENDS: dict[str, tuple[list[Words], LinuxEnd, str]] = {
     "no vectors": ([says("[    0.5] falls"), mov(1, 0x90000000), br(1)], LinuxEnd.LOST, "lost: "),
     "undefined": ([says("[    0.5] falls"), UDF], LinuxEnd.LOST, "lost: "),
 }
+
+
+@pytest.mark.parametrize("stamp", ["[    1.500000] ", "[   85.082145][    T1] ", "[12345.678901][  C3] "])
+def test_what_init_says_through_the_kernels_log_is_heard(stamp: str, board: Board) -> None:
+    """Where a kernel has no driver for the console, and an early one prints."""
+    lines = [
+        f"{stamp}kdump: {words}" for words in ("Linux 6.12-log is up", "end: headers read, nothing copied")
+    ]
+    ended = run(board, says(*lines), OFF, budget=5_000_000)
+    assert (ended.release, ended.end, ended.last_word) == (
+        "6.12-log",
+        LinuxEnd.HEADERS,
+        "headers read, nothing copied",
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["[    1.5] bash: kdump: end: status 0", "a kdump: end: status 0", "[ x] kdump: end"]
+)
+def test_what_somebody_else_says_of_it_is_not(line: str, board: Board) -> None:
+    assert run(board, says(line), OFF).end is LinuxEnd.OFF
+
+
+def test_where_the_console_is_mute_the_disks_last_sector_has_the_last_word(
+    board: Board, disks: list[Disk]
+) -> None:
+    data = core(memory(board))
+
+    def write(said: bytes) -> None:
+        last = f"{UP}\n{done(len(data))}\n".encode()
+        disks[0].write(0, data)
+        disks[0].write(disks[0].size - 512, last.ljust(512, b"\0"))
+
+    board.uart.listeners.append(write)
+    mute = run(board, says("x"), OFF)
+    assert (mute.end, mute.release, mute.true_dump) == (LinuxEnd.DONE, "6.1.0-test", True)
+
+
+def test_what_the_console_has_told_is_believed_before_the_disk(board: Board, disks: list[Disk]) -> None:
+    def write(said: bytes) -> None:
+        disks[0].write(disks[0].size - 512, f"{done(4096)}\n".encode().ljust(512, b"\0"))
+
+    board.uart.listeners.append(write)
+    assert run(board, says(UP, NO_VMCORE), OFF).end is LinuxEnd.NO_DUMP
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -27,3 +27,21 @@ def test_stores_are_lost():
 def test_a_constant_that_is_no_byte_is_refused(value):
     with pytest.raises(ValueError, match="not a byte"):
         AbsentDevice(PHYS, value)
+
+
+def test_a_register_may_have_a_value_of_its_own():
+    device = AbsentDevice(PHYS, words={PHYS.start + 0x40: 0x12345678})
+    assert [device.read(0x40, size) for size in (1, 2, 4)] == [0x78, 0x5678, 0x12345678]
+    assert (device.read(0x3C, 4), device.read(0x44, 4)) == (0, 0)
+
+
+def test_what_is_left_between_other_devices_keeps_its_registers_where_they_are():
+    device = AbsentDevice(PHYS, 0x22, {PHYS.start + 0x2010: 7})
+    taken = [PhysRange.of(PHYS.start + 0x1000, 0x1000), PhysRange.of(0x40000000, 0x1000)]
+    first, second = device.outside_of(taken)
+    assert (first.phys, second.phys) == (
+        PhysRange.of(PHYS.start, 0x1000),
+        PhysRange(PHYS.start + 0x2000, PHYS.end),
+    )
+    assert (first.read(0x10, 4), second.read(0x10, 4), second.read(0, 4)) == (0x22222222, 7, 0x22222222)
+    assert device.outside_of([PHYS]) == []

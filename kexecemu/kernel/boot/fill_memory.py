@@ -1,12 +1,10 @@
 """What firmware does to a device tree that leaves the size of RAM to it: the memory node gets its banks."""
 
-from collections.abc import Iterator
-
-from kexecemu.errors import FormatError, InputError
+from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.boot.fdt_memory import is_available, pairs, root_cells
-from kexecemu.kernel.boot.of_address import reg_phys, with_parents
+from kexecemu.kernel.boot.of_address import device_areas, is_memory, with_parents
 from kexecemu.kernel.memory.memblock import merge
 from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange, subtract
@@ -26,7 +24,7 @@ def fill_memory(dtb: bytes, size: int) -> bytes:
     boards have it. InputError for a size that does not fit.
     """
     tree = Fdt(dtb)
-    nodes = (one.offset for one in tree.subnodes(0) if _is_memory(tree, one.offset))
+    nodes = (one.offset for one in tree.subnodes(0) if is_memory(tree, one.offset))
     node = next((one for one in nodes if is_available(tree, one)), None)
     address_cells, size_cells = root_cells(tree)
     if address_cells not in (1, 2) or size_cells not in (1, 2):
@@ -56,12 +54,6 @@ def fill_memory(dtb: bytes, size: int) -> bytes:
     return bytes(editor.data)
 
 
-def _is_memory(tree: Fdt, node: int) -> bool:
-    """A memory node, or one that is to become one."""
-    kind = tree.getprop(node, "device_type")
-    return kind == b"memory\0" or (kind is None and tree.name(node).partition("@")[0] == "memory")
-
-
 def _base(tree: Fdt, node: int | None) -> int:
     if node is not None:
         found = pairs(tree, node, "reg", whole=False)
@@ -87,21 +79,6 @@ def _guess(tree: Fdt) -> int:
 
 def _devices(tree: Fdt) -> list[PhysRange]:
     """Where devices have registers: whole grains, merged."""
-    whole = [PhysRange(one.start // GRAIN * GRAIN, align_up(one.end, GRAIN)) for one in _regs(tree)]
+    regs = (area for path in with_parents(tree) for area in device_areas(tree, path))
+    whole = [PhysRange(one.start // GRAIN * GRAIN, align_up(one.end, GRAIN)) for one in regs]
     return merge(whole)
-
-
-def _regs(tree: Fdt) -> Iterator[PhysRange]:
-    reserved, cpus = tree.path_offset("/reserved-memory"), tree.path_offset("/cpus")
-    for path in with_parents(tree):
-        if len(path) > 1 and (path[1] in (reserved, cpus) or _is_memory(tree, path[1])):
-            continue
-        for index in range(64):
-            try:
-                area = reg_phys(tree, path, index)
-            except FormatError:
-                break
-            if area is None:
-                break
-            if area.size:
-                yield area

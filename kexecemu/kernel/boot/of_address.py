@@ -6,13 +6,15 @@ Followed: of_address_to_resource() of drivers/of/address.c, for buses without fl
 from collections.abc import Iterator
 from itertools import pairwise
 
+from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import Fdt, join_cells
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["reg_phys", "with_parents"]
+__all__ = ["device_areas", "is_memory", "reg_phys", "with_parents"]
 
 _MOST_CELLS = 2  # three have flags, as PCI's
 _U64 = 1 << 64
+_MOST_AREAS = 64
 
 
 def with_parents(tree: Fdt) -> Iterator[tuple[int, ...]]:
@@ -44,6 +46,29 @@ def reg_phys(tree: Fdt, path: tuple[int, ...], index: int = 0) -> PhysRange | No
         phys = _through(tree, child, parent, phys)
     length = join_cells(cells[address:])
     return None if phys is None or phys + length > _U64 else PhysRange.of(phys, length)
+
+
+def is_memory(tree: Fdt, node: int) -> bool:
+    """A memory node, or one that firmware is to make one of."""
+    kind = tree.getprop(node, "device_type")
+    return kind == b"memory\0" or (kind is None and tree.name(node).partition("@")[0] == "memory")
+
+
+def device_areas(tree: Fdt, path: tuple[int, ...]) -> Iterator[PhysRange]:
+    """Where the device at the end of a path has registers, as far as that can be told; nothing of RAM and of CPUs."""
+    if len(path) < 2:
+        return
+    if tree.name(path[1]) in ("reserved-memory", "cpus") or is_memory(tree, path[1]):
+        return
+    for index in range(_MOST_AREAS):
+        try:
+            area = reg_phys(tree, path, index)
+        except FormatError:
+            return
+        if area is None:
+            return
+        if area.size:
+            yield area
 
 
 def _through(tree: Fdt, bus: int, parent: int, address: int) -> int | None:

@@ -17,10 +17,12 @@ from kexecemu.machine.devices.pl011 import Pl011
 from kexecemu.machine.devices.uart import KINDS, PrintingUart, Uart
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["TreeConsole", "console_of", "gic_phys", "psci_conduit", "stdout_node", "uart_of"]
+__all__ = ["TreeConsole", "console_of", "gic_node", "gic_phys", "psci_conduit", "stdout_node"]
+__all__ += ["timer_ppis", "uart_of"]
 
 _PL011 = ("arm,pl011", "arm,sbsa-uart")
 _PAGE = 4096
+_TIMER = ("arm,armv8-timer", "arm,armv7-timer")
 _PSCI = ("arm,psci-1.0", "arm,psci-0.2", "arm,psci")
 _GICS = {
     2: ("arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a7-gic", "arm,cortex-a9-gic", "qcom,msm-qgic2"),
@@ -115,6 +117,37 @@ def _controllers(tree: Fdt) -> Iterator[tuple[int, tuple[int, ...]]]:
         for version, compatible in _GICS.items():
             if _is_any(tree, path[-1], compatible) and is_available(tree, path[-1]):
                 yield version, path
+
+
+def timer_ppis(tree: Fdt) -> tuple[int, int] | None:
+    """The interrupts of the CPUs' physical (non-secure) and virtual timer; None where the tree has not both as PPIs.
+
+    Followed: arch_timer_of_init() of drivers/clocksource/arm_arch_timer.c.
+    """
+    gic, node = (
+        gic_node(tree),
+        next((one.offset for one in tree.nodes() if _is_any(tree, one.offset, _TIMER)), None),
+    )
+    if gic is None or node is None:
+        return None
+    try:
+        width, found = tree.get_u32(gic, "#interrupt-cells"), tree.get_cells(node, "interrupts") or []
+    except FormatError:
+        return None
+    if width is None or not 3 <= width <= 4:
+        return None
+    names = tree.get_strings(node, "interrupt-names") or ["sec-phys", "phys", "virt"]
+    each = {name: found[at * width : at * width + 2] for at, name in enumerate(names)}
+    (kind, first), (other, second) = (each.get(name) or [0, 0] for name in ("phys", "virt"))
+    most = virt.FIRST_SPI - virt.FIRST_PPI
+    if (kind, other) != (1, 1) or first >= most or second >= most or first == second:
+        return None
+    return virt.FIRST_PPI + first, virt.FIRST_PPI + second
+
+
+def gic_node(tree: Fdt) -> int | None:
+    """The node of the board's interrupt controller, of a kind that is emulated."""
+    return next((path[-1] for _, path in _controllers(tree)), None)
 
 
 def gic_phys(tree: Fdt) -> tuple[int, tuple[PhysRange, PhysRange] | None]:

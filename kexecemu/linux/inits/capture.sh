@@ -7,6 +7,16 @@
 name=kdump
 . /common.sh
 
+# Powers off; what nobody may have heard is in the disk's last sector as well.
+finish() {
+	if [ -n "$silent" ] && [ -b "$disk" ]; then
+		read -r sectors <"/sys/class/block/${disk#/dev/}/size"
+		printf '%s: Linux %s is up\n%s: %s\n' $name "$release" $name "$*" |
+			dd of="$disk" bs=512 seek=$((sectors - 1)) conv=sync oflag=direct
+	fi
+	power_off "$@"
+}
+
 if [ ! -e /proc/vmcore ]; then
 	power_off "end: no /proc/vmcore, this kernel was not started by a crash"
 fi
@@ -21,8 +31,8 @@ load_modules
 disk=$(parameter disk /dev/vda)
 how=$(parameter copy vmcopy)
 if [ ! -b "$disk" ] || [ "$how" = no ]; then
-	head -c 4096 /proc/vmcore >/dev/null || power_off "end: /proc/vmcore cannot be read"
-	power_off "end: headers read, nothing copied"
+	head -c 4096 /proc/vmcore >/dev/null || finish "end: /proc/vmcore cannot be read"
+	finish "end: headers read, nothing copied"
 fi
 
 status=1
@@ -40,4 +50,4 @@ if [ $status != 0 ]; then
 		say "$line"
 	done
 fi
-power_off "end: status $status, $size bytes to $disk"
+finish "end: status $status, $size bytes to $disk"

@@ -39,6 +39,15 @@ load_modules() {
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+# Without a driver for the console the kernel's log may get through, by an early one.
+silent=
+consoles=
+[ -e /sys/class/tty/console/active ] && read -r consoles </sys/class/tty/console/active
+if [ "${consoles:-tty0}" = tty0 ]; then
+	silent=yes
+	echo on >/proc/sys/kernel/printk_devkmsg
+	exec >/dev/kmsg 2>&1
+fi
 read -r cmdline </proc/cmdline
 read -r release </proc/sys/kernel/osrelease
 say "Linux $release is up"

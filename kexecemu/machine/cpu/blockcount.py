@@ -21,7 +21,9 @@ LINE_SIZE = 64
 """Of the instruction cache, in bytes: what one IC IVAU is about (CTR_EL0.IminLine of a Cortex-A57)."""
 INSTRUCTIONS_PER_TICK = 2
 """Of CNTPCT_EL0 and CNTVCT_EL0; CNTFRQ_EL0 says 62.5 MHz, so a CPU does 125 million instructions a second."""
-INSTRUCTIONS_PER_SECOND = 62_500_000 * INSTRUCTIONS_PER_TICK
+TICKS_PER_SECOND = 62_500_000
+"""What CNTFRQ_EL0 says."""
+INSTRUCTIONS_PER_SECOND = TICKS_PER_SECOND * INSTRUCTIONS_PER_TICK
 NO_DEADLINE = (1 << 64) - 1
 
 

@@ -81,7 +81,9 @@ class UartKind(NamedTuple):
     """How a UART prints: a character goes to the register at `data` once the one at `status` says that there is room.
 
     Offsets are in bytes, with reg-shift 0; ready is what `status` reads as here. shift is the reg-shift of device trees
-    that do not say one.
+    that do not say one. others are more registers that a driver looks at before it prints, and what they read as.
+    length is a register that says how many characters follow, four of them in each store to `data`; without it there is
+    one.
     """
 
     compatible: tuple[str, ...]
@@ -89,6 +91,8 @@ class UartKind(NamedTuple):
     status: int
     ready: int
     shift: int = 0
+    others: tuple[tuple[int, int], ...] = ()
+    length: int | None = None
 
 
 KINDS: Final = {
@@ -125,7 +129,14 @@ KINDS: Final = {
     ),
     "imx": UartKind(("fsl,imx6q-uart", "fsl,imx21-uart"), data=0x40, status=0xB4, ready=1 << 6),
     "lpuart": UartKind(("fsl,imx7ulp-lpuart", "fsl,imx8qxp-lpuart"), data=0x1C, status=0x14, ready=3 << 22),
-    "geni": UartKind(("qcom,geni-debug-uart", "qcom,geni-uart"), data=0x700, status=0x610, ready=1 << 30 | 1),
+    "geni": UartKind(
+        ("qcom,geni-debug-uart", "qcom,geni-uart"),
+        data=0x700,
+        status=0x610,
+        ready=1 << 30 | 1,
+        others=((0x68, 2 << 8),),  # what firmware has made of the engine: a UART
+        length=0x270,
+    ),
     "samsung": UartKind(
         (
             "samsung,exynos4210-uart",
@@ -159,11 +170,12 @@ class PrintingUart(Uart):
         """shift is the device tree's reg-shift. KeyError for a kind that there is not."""
         self.kind = kind
         how = KINDS[kind]
-        shift = how.shift if shift is None else shift
+        self.shift = shift = how.shift if shift is None else shift
         self._data, self._status, self._ready = how.data << shift, how.status << shift, how.ready
+        self._length = -1 if how.length is None else how.length
         self._offset = base_phys % _PAGE
-        self._registers: dict[int, int] = {}
-        end = base_phys + max(self._data, self._status) + 4
+        self._registers: dict[int, int] = dict(how.others)
+        end = base_phys + max(self._data, self._status, *(at for at, _ in how.others)) + 4
         super().__init__(base_phys, PhysRange(base_phys - self._offset, -(-end // _PAGE) * _PAGE))
 
     def read(self, offset: int, size: int) -> int:
@@ -176,7 +188,10 @@ class PrintingUart(Uart):
         """A store to a register; one to the data register prints its lowest byte."""
         at = offset - self._offset
         if at == self._data:
-            self.transmit(bytes((value & 0xFF,)))
+            left = self._registers.get(self._length, 0)
+            count = min(left, size) or 1
+            self._registers[self._length] = max(left - count, 0)
+            self.transmit(value.to_bytes(size, "little")[:count])
         else:
             self._registers[at] = value
 

@@ -19,6 +19,7 @@ from kexecemu.machine.devices.virtqueue import (
     Virtqueue,
 )
 from kexecemu.machine.memory.ram import Ram
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.machine.virt import VIRTIO_SLOT_SIZE
 from kexecemu.shown import shown
 
@@ -269,9 +270,8 @@ class VirtioBus:
     An empty slot shows a transport without a device, as QEMU's do, so that a device tree may name them all.
     """
 
-    phys = virt.VIRTIO
-
-    def __init__(self, ram: Ram, work: HostWork | None = None) -> None:
+    def __init__(self, ram: Ram, work: HostWork | None = None, phys: PhysRange = virt.VIRTIO) -> None:
+        self.phys = phys
         self._ram = ram
         self._work = work or HostWork(lambda: 0)
         self.slots: list[VirtioMmio | None] = [None] * virt.VIRTIO_SLOTS

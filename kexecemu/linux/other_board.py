@@ -1,0 +1,140 @@
+"""A real Linux as capture kernel on a board that is none of QEMU's: what it finds there besides what is emulated.
+
+It is given a disk for its dump, one more device of the tree, as virtio-mmio. The registers of all others read as zero.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from kexecemu.errors import FormatError, InputError
+from kexecemu.formats.fdt import Fdt, FdtEditor, cells
+from kexecemu.kernel.boot.of_address import device_areas, with_parents
+from kexecemu.kernel.boot.tree_board import gic_node
+from kexecemu.kernel.memory.memblock import merge
+from kexecemu.machine import virt
+from kexecemu.machine.cpu.blockcount import TICKS_PER_SECOND
+from kexecemu.machine.devices.uart import PrintingUart, Uart
+from kexecemu.machine.memory.mmio import AbsentDevice
+from kexecemu.machine.ranges import PhysRange, subtract
+
+__all__ = ["DiskPlace", "board_parameters", "disk_place", "other_devices", "with_disk"]
+
+_CNTACR, _CNTFRQ = 0x40, 0x10  # of a memory-mapped timer, and of a frame of it
+_CNTACR_ALL = 0x3F
+_TIMER_FRAMES = 8
+_EDGE = 1
+_PAGE = 4096
+_LOWEST, _TOP = (
+    0x1000000,
+    1 << 32,
+)  # 0 is no place that a driver expects, and cells of any root can name these
+_STEP = 0x10000
+_SPIS = [virt.VIRTIO_SPI - virt.FIRST_SPI + slot for slot in range(virt.VIRTIO_SLOTS)]
+_USUAL_SLOT = virt.VIRTIO_SLOTS - 1
+_8250_WIDTHS = {0: "mmio", 1: "mmio16", 2: "mmio32"}  # by reg-shift
+
+
+class DiskPlace(NamedTuple):
+    """Where a board's virtio transports are (physical), the slot of the disk, and whether the tree has that already."""
+
+    phys: PhysRange
+    slot: int
+    in_tree: bool
+
+
+def _devices(tree: Fdt) -> Iterator[tuple[int, PhysRange]]:
+    for path in with_parents(tree):
+        for area in device_areas(tree, path):
+            yield path[-1], area
+
+
+def other_devices(tree: Fdt) -> list[AbsentDevice]:
+    """What there is of a tree's devices: registers of zeros, and a timer's that say that it may be used."""
+    words = dict[int, int]()
+    for path in with_parents(tree):
+        area = next(device_areas(tree, path), None)
+        if area is None:
+            continue
+        if "arm,armv7-timer-mem" in (tree.get_strings(path[-1], "compatible") or []):
+            # Without a frame that it may use Linux leaves the CPUs' timers alone as well, and time stands still.
+            words |= {area.start + _CNTACR + 4 * frame: _CNTACR_ALL for frame in range(_TIMER_FRAMES)}
+        elif tree.getprop(path[-1], "frame-number") is not None:
+            words[area.start + _CNTFRQ] = TICKS_PER_SECOND
+    return [AbsentDevice(area, words=words) for area in _pages(tree)]
+
+
+def _pages(tree: Fdt) -> list[PhysRange]:
+    """The pages in which a tree's devices have registers, merged."""
+    areas = (area for _, area in _devices(tree))
+    return merge([PhysRange(area.start // _PAGE * _PAGE, -(-area.end // _PAGE) * _PAGE) for area in areas])
+
+
+def _has_usual(tree: Fdt) -> bool:
+    usual = virt.virtio_slot(_USUAL_SLOT).start
+    return any(
+        area.start == usual and "virtio,mmio" in (tree.get_strings(node, "compatible") or [])
+        for node, area in _devices(tree)
+    )
+
+
+def disk_place(tree: Fdt, banks: Sequence[PhysRange]) -> DiskPlace:
+    """The place of the transport: QEMU's where the tree names that one, else one that nothing of the tree has.
+
+    The same goes for its interrupt. InputError where there is no such place.
+    """
+    if _has_usual(tree):
+        return DiskPlace(virt.VIRTIO, _USUAL_SLOT, in_tree=True)
+    free = subtract([PhysRange(_LOWEST, _TOP)], [*_pages(tree), *banks])
+    starts = (-(-max(gap.start, low) // _STEP) * _STEP for low in (virt.VIRTIO.start, 0) for gap in free)
+    places = (PhysRange.of(start, virt.VIRTIO.size) for start in starts)
+    place = next((one for one in places if any(gap.covers(one) for gap in free)), None)
+    taken = {spi for node in tree.nodes() for spi in _interrupts(tree, node.offset)}
+    slot = next((one for one in reversed(range(virt.VIRTIO_SLOTS)) if _SPIS[one] not in taken), _USUAL_SLOT)
+    if place is None:
+        raise InputError("device tree: it leaves no place for the disk that a real Linux writes its dump to")
+    return DiskPlace(place, slot, in_tree=False)
+
+
+def board_parameters(uart: Uart) -> str:
+    """What a command line has on such a board: this UART prints from the start, whatever drivers a kernel has for it.
+
+    And CPUs do not sleep so deep that another timer than their own has to wake them.
+    """
+    earlycon = "earlycon"
+    if isinstance(uart, PrintingUart) and uart.kind.startswith("8250") and uart.shift in _8250_WIDTHS:
+        earlycon += f"=uart8250,{_8250_WIDTHS[uart.shift]},{uart.base_phys:#x}"
+    return f"{earlycon} cpuidle.off=1"
+
+
+def _interrupts(tree: Fdt, node: int) -> list[int]:
+    """Every cell that may be the number of a node's interrupt, whatever its parent."""
+    try:
+        names = ("interrupts", "interrupts-extended")
+        return [cell for name in names for cell in tree.get_cells(node, name) or []]
+    except FormatError:
+        return []
+
+
+def with_disk(dtb: bytes, place: DiskPlace) -> bytes:
+    """The tree with a node for the disk. InputError where its interrupt controller is none that is emulated."""
+    if place.in_tree:
+        return dtb
+    tree = Fdt(dtb)
+    gic = gic_node(tree)
+    phandle = None if gic is None else tree.get_u32(gic, "phandle")
+    width = None if gic is None else tree.get_u32(gic, "#interrupt-cells")
+    if phandle is None or width is None or not 3 <= width <= 4:
+        words = "no interrupt controller that is emulated, and the disk of a real Linux's dump needs one"
+        raise InputError(f"device tree: {words}")
+    at = place.phys.start + place.slot * virt.VIRTIO_SLOT_SIZE
+    reg = at.to_bytes(4 * tree.address_cells(0), "big")
+    reg += virt.VIRTIO_SLOT_SIZE.to_bytes(4 * tree.size_cells(0), "big")
+    editor = FdtEditor(dtb, len(dtb) + 512)
+    node = editor.add_subnode(0, f"virtio_mmio@{at:x}")
+    editor.setprop(node, "dma-coherent", b"")
+    editor.setprop(node, "interrupt-parent", cells(phandle))
+    editor.setprop(node, "interrupts", cells(0, _SPIS[place.slot], _EDGE, *[0] * (width - 3)))
+    editor.setprop(node, "reg", reg)
+    editor.setprop(node, "compatible", b"virtio,mmio\0")
+    editor.pack()
+    return bytes(editor.data)

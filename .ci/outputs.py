@@ -214,6 +214,13 @@ def _value(value: object) -> str:
     return f"{value:#x}" if isinstance(value, int) and value in (0x7, 0xF, 0x3F) else str(value)
 
 
+def _limits() -> str:
+    from kexecemu.limits import LIMITS
+
+    rows = [[one.name, one.meaning, "a warning" if one.asked else ""] for one in LIMITS]
+    return _table(["what", "of it", "asked for"], rows)
+
+
 _TABLES: dict[str, Callable[[], str]] = {
     "eras": _eras,
     "purgatories": _purgatories,
@@ -222,6 +229,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "fetch": _fetch,
     "outcomes": _outcomes,
     "board": _board,
+    "limits": _limits,
 }
 
 

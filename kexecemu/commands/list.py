@@ -66,12 +66,19 @@ def _outcomes() -> Rows:
     return [{"name": outcome.value, "meaning": outcome.meaning} for outcome in Outcome]
 
 
+def _limits() -> Rows:
+    from kexecemu.limits import LIMITS
+
+    return [{"name": one.name, "warned": one.asked, "meaning": one.meaning} for one in LIMITS]
+
+
 LISTS: Mapping[str, Callable[[], Rows]] = {
     "scenarios": _scenarios,
     "models": _models,
     "configs": _configs,
     "eras": _eras,
     "outcomes": _outcomes,
+    "limits": _limits,
 }
 
 
@@ -81,6 +88,7 @@ _COLUMNS = {
     "configs": {"name": 30, "default": 7},
     "eras": {"name": 5, "protection": 8},
     "outcomes": {"name": 10},
+    "limits": {"name": 17},
 }
 
 
@@ -90,7 +98,7 @@ def list_command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List scenarios, fault models, Kconfig options, eras or outcomes, with what each is."""
+    """List scenarios, fault models, Kconfig options, eras, outcomes or what is not modelled, with what each is."""
     if what is None:
         raise InputError(f"list what? There are {', '.join(LISTS)}")
     if what not in LISTS:

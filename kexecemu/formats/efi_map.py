@@ -69,6 +69,7 @@ _CPUS = re.compile(r"^(?:rcu: )?\s*RCU restricting CPUs from NR_CPUS=\d+ to nr_c
 _SPCR = re.compile(r"^ACPI: SPCR: console: pl011,mmio(?:32)?,0x([0-9a-f]{1,16}),")
 _DMI = re.compile(r"^DMI: (.+)$")
 _SRAT = re.compile(r"^ACPI: SRAT: Node (\d{1,6}) PXM \d+ \[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]")
+_IORT = re.compile(r"^ACPI: IORT 0x")
 _SLIT = re.compile(r"^ACPI: SLIT 0x")
 _FREED = re.compile(r"^Freeing initrd memory: (\d{1,9})K$")
 _NOT_MAPPED = (1 << 64) - 1
@@ -113,7 +114,8 @@ class AcpiLog:
     """What a boot log says of ACPI's tables.
 
     cpus is nr_cpu_ids, of MADT's CPUs (0: not said); console SPCR's UART, physical (0: none, or none that is a PL011);
-    machine the line about DMI; nodes SRAT's memory with the numbers of its nodes; distances whether there is a SLIT.
+    machine the line about DMI; nodes SRAT's memory with the numbers of its nodes; distances whether there is a SLIT;
+    iort whether there is an IORT.
     """
 
     cpus: int = 0
@@ -121,6 +123,7 @@ class AcpiLog:
     machine: str = ""
     nodes: tuple[tuple[int, PhysRange], ...] = ()
     distances: bool = False
+    iort: bool = False
 
 
 @shown()
@@ -195,6 +198,7 @@ def _acpi(said: list[str]) -> AcpiLog:
         machine=first(_DMI),
         nodes=tuple((node, PhysRange(start, end)) for node, start, end in nodes if start < end),
         distances=any(_SLIT.search(line) for line in said),
+        iort=any(_IORT.search(line) for line in said),
     )
 
 

@@ -27,7 +27,7 @@ _PAGE = 4096
 _LOWEST, _TOP = (
     0x1000000,
     1 << 32,
-)  # 0 is no place that a driver expects, and cells of any root can name these
+)  # 0 is no place that a driver expects; what one cell can name
 _STEP = 0x10000
 _SPIS = [virt.VIRTIO_SPI - virt.FIRST_SPI + slot for slot in range(virt.VIRTIO_SLOTS)]
 _USUAL_SLOT = virt.VIRTIO_SLOTS - 1
@@ -84,7 +84,8 @@ def disk_place(tree: Fdt, banks: Sequence[PhysRange]) -> DiskPlace:
     """
     if _has_usual(tree):
         return DiskPlace(virt.VIRTIO, _USUAL_SLOT, in_tree=True)
-    free = subtract([PhysRange(_LOWEST, _TOP)], [*_pages(tree), *banks])
+    top = virt.PHYS_LIMIT if tree.address_cells(0) > 1 else _TOP
+    free = subtract([PhysRange(_LOWEST, top)], [*_pages(tree), *banks])
     starts = (-(-max(gap.start, low) // _STEP) * _STEP for low in (virt.VIRTIO.start, 0) for gap in free)
     places = (PhysRange.of(start, virt.VIRTIO.size) for start in starts)
     place = next((one for one in places if any(gap.covers(one) for gap in free)), None)

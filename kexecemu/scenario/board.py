@@ -49,9 +49,6 @@ def board_of(
         real, banks = setup.capture == "linux", _banks(tree, efi_map, iomem)
         acpi = acpi_of(tree, setup.cmdline or first_cmdline(tree), efi_map, iomem)
         count = (acpi.cpus if acpi is not None else 0) or cpu_count(tree)
-        if acpi is not None and real:
-            words = "and only what a kernel said of them is here"
-            raise InputError(f"a real capture kernel wants ACPI's tables, {words}")
         version, places = gic_phys(tree)
         gic = setup.gic if setup.gic is not None else version if real else None
         cpus = count if setup.cpus is None else setup.cpus
@@ -79,6 +76,9 @@ def tree_with_disk(
     """The tree with the disk that a real Linux writes its dump to, and where that is."""
     with _about(setup):
         tree = Fdt(dtb)
+        if acpi_of(tree, setup.cmdline or first_cmdline(tree), efi_map, iomem) is not None:
+            words = "and only what a kernel said of them is here"
+            raise InputError(f"a real capture kernel wants ACPI's tables, {words}")
         place = disk_place(tree, _banks(tree, efi_map, iomem))
         return with_disk(dtb, place), place
 

@@ -14,6 +14,7 @@ from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.crashkernel import tells_of_reservation, why_nothing
+from kexecemu.limits import told
 from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, is_fetched
 from kexecemu.linux.other_board import board_parameters
@@ -152,7 +153,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     )
     kernel.dm_crypt_keys = setup.dm_crypt_keys
     other = disk is not None and not disk.in_tree
-    for words in [*kernel.not_modelled(), *([_OTHER_BOARD] if other else [])]:
+    for words in [*kernel.not_modelled(), *([told("other-devices", _OTHER_BOARD)] if other else [])]:
         warnings.warn(words, NotModelled, stacklevel=2)
     append = setup.value("append")
     if other and setup.append is None:

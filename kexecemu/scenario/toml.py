@@ -75,8 +75,13 @@ def scenario_of(
 
 
 def changed(scenario: Scenario, given: Mapping[str, Any]) -> Scenario:
-    """The scenario with other options. Paths start where we are; a config's are put to those that are there."""
+    """The scenario with other options. Paths start where we are; a config's are put to those that are there.
+
+    A device tree in place of the usual board has RAM, CPUs and interrupt controller of its own.
+    """
     new: dict[str, Any] = {}
+    if given.get("dtb") is not None and scenario.machine.dtb is None:
+        given = {"ram": None, "cpus": None, "gic": None, **given}
     for table, values in scenario_values(merged(scenario.kernel.config, given), Path.cwd()).items():
         if table:
             new[table] = msgspec.structs.replace(getattr(scenario, table), **values)

@@ -13,6 +13,7 @@ from kexecemu.crash.outcome import Outcome
 from kexecemu.data import shipped_scenarios
 from kexecemu.kernel.base.config import Era, KernelConfig
 from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS
+from kexecemu.limits import LIMITS
 from kexecemu.scenario.read import find_scenario, read_scenario
 from kexecemu.stray.models import MODELS
 
@@ -22,6 +23,7 @@ NAMES = {
     "configs": sorted(KNOWN_OPTIONS),
     "eras": [era.value for era in Era],
     "outcomes": [outcome.value for outcome in Outcome],
+    "limits": [one.name for one in LIMITS],
 }
 
 

@@ -74,6 +74,10 @@ def test_it_is_where_neither_a_device_nor_ram_is(what: PhysRange, start: int) ->
     assert disk_place(board(), [what]).phys == PhysRange.of(start, virt.VIRTIO.size)
 
 
+def test_where_ram_fills_4_gib_it_is_above_if_the_root_has_cells_for_that() -> None:
+    assert disk_place(board(address=2), [PhysRange(0, 5 << 30)]).phys.start == 5 << 30
+
+
 def test_a_tree_without_room_is_refused() -> None:
     with pytest.raises(InputError, match="no place for the disk"):
         disk_place(board(), [PhysRange(0, 1 << 32)])

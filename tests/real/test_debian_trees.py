@@ -15,8 +15,12 @@ from kexecemu.formats.elf import PT_LOAD
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
+from kexecemu.kernel.boot.tree_board import gic_node
 from kexecemu.kernel.image.kimage import Kimage
+from kexecemu.linux.capture import LinuxEnd
+from kexecemu.linux.other_board import disk_place, other_devices, with_disk
 from kexecemu.scenario.options import Setup
+from kexecemu.scenario.runner import crash
 from kexecemu.scenario.setup import NotModelled, prepare
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore::kexecemu.scenario.setup.NotModelled")]
@@ -109,3 +113,55 @@ def test_what_is_not_modelled_of_a_board_is_a_warning(fetched: Callable[[str], P
     path = next(one for one in trees_of(fetched, "trees-backports") if one.name == "tegra194-p2972-0000.dtb")
     with pytest.warns(NotModelled, match=r"no console: .* \(nvidia,tegra194-tcu\)"), loaded(path, "7.3"):
         pass
+
+
+# A board for each thing that they differ in, for a real Linux.
+BOARDS = {
+    "bcm2711-rpi-4-b": "RAM at 0, spin tables, no PSCI to switch it off",
+    "cn9132-clearfog": "frames of MSIs in the midst of the interrupt controller",
+    "exynos7-espresso": "no PSCI, no driver for the console",
+    "hi3660-hikey960": "a PL011 whose clocks no driver is for",
+    "imx8mm-verdin-wifi-mallow": "no driver for the console, and no early one",
+    "imx8qxp-colibri-iris": "LPUART",
+    "meson-sm1-s905d3-libretech-cc": "no early console, a GIC-400",
+    "mt8192-evb": "an 8250 whose registers are words apart; a GICv3 where QEMU's PCIe is",
+    "sc7180-trogdor-pompom-r3": "GENI, interrupts of the timers that are not QEMU's, a memory-mapped timer",
+    "zynqmp-zcu102-rev1.0": "Cadence",
+}
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_real_linux_takes_the_dump_of_a_board(fetched: Callable[[str], Path], name: str) -> None:
+    path = next(one for one in trees_of(fetched, "trees") if one.stem == name)
+    setup = Setup(
+        dtb=path,
+        ram=None if memory_ranges(Fdt(path.read_bytes())) else "1G",
+        era="6.12",
+        cmdline="crashkernel=256M",
+        kernel=fetched("kernel-trixie"),
+        capture="linux",
+    )
+    result = crash(name, setup, [])
+    with result.kernel:
+        capture = result.end.capture
+        assert capture is not None and capture.linux is not None
+        linux = capture.linux
+        assert (result.end.outcome, linux.end, linux.true_dump) == ("captured", LinuxEnd.DONE, True), linux
+        assert linux.release.startswith("6.12.")
+
+
+@pytest.mark.parametrize("target", RELEASES)
+def test_a_disk_for_its_dump_lies_where_nothing_of_the_board_is(
+    fetched: Callable[[str], Path], target: str
+) -> None:
+    for path in trees_of(fetched, target):
+        dtb = path.read_bytes()
+        tree = Fdt(dtb)
+        banks = memory_ranges(tree)
+        place = disk_place(tree, banks)
+        assert not any(
+            place.phys.overlaps(one) for one in [*banks, *(one.phys for one in other_devices(tree))]
+        )
+        if gic_node(tree) is not None:
+            added = Fdt(with_disk(dtb, place))
+            assert added.path_offset(f"/virtio_mmio@{place.phys.start + place.slot * 0x200:x}"), path.name

@@ -158,6 +158,15 @@ def test_a_config_is_put_to_the_one_that_is_there_and_all_else_takes_its_place()
     assert read(changed(scenario_of("x", setup, [], "boom"), new)) == wanted
 
 
+def test_a_board_by_its_tree_takes_the_place_of_a_scenarios_ram_and_cpus() -> None:
+    usual = scenario_of("x", Setup(ram="1G", cpus=2, gic=3), [], "boom")
+    tree = {"dtb": Path("/board.dtb")}
+    assert read(changed(usual, tree)) == Setup(**tree)
+    assert read(changed(usual, {**tree, "ram": "2G", "cpus": 1})) == Setup(**tree, ram="2G", cpus=1)
+    other = scenario_of("x", Setup(ram="1G", cpus=2, dtb=Path("/rk3399.dtb")), [], "boom")
+    assert read(changed(other, tree)) == Setup(**tree, ram="1G", cpus=2)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -37,6 +37,7 @@ from kexecemu.kernel.image.kimage import Kimage
 from kexecemu.kernel.memory.kho import KhoEarly, KhoScratch
 from kexecemu.kernel.memory.memblock import Memblock, within_pages
 from kexecemu.kernel.memory.paging import EarlyTables
+from kexecemu.limits import told
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
 from kexecemu.machine.cpu.system_cpu import SystemCpu
@@ -262,19 +263,17 @@ class KernelState:
         known = self.running is not None
         found = not_modelled(self.config, self.boot_command_line, tree, efi_map, memory_known=known)
         if self.cpus.spin_tables:
-            found.append(
-                "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
-            )
+            words = "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
+            found.append(told("spin-tables", words))
         if not self.board.uart.kind and self.acpi is None and console_of(tree) is not None:
-            found.append("no console: the device tree has it in RAM, or where no CPU here reaches it")
+            words = "no console: the device tree has it in RAM, or where no CPU here reaches it"
+            found.append(told("console", words))
         if self.running is not None and not self.running.same:
-            found.append(
-                "iomem is of another command line: what firmware has taken of memory is not known from it"
-            )
+            words = "iomem is of another command line: what firmware has taken of memory is not known from it"
+            found.append(told("iomem", words))
         if len(self.arch.nodes) > 1:
-            found.append(
-                "NUMA: in guest memory, and so in a dump, there is a single node with zones and lists of its own"
-            )
+            words = "NUMA: in guest memory, and so in a dump, there is a single node with zones and lists of its own"
+            found.append(told("NUMA", words))
         return found
 
     @property

@@ -9,6 +9,7 @@ from kexecemu.kernel.boot.acpi import dt_is_stub, uses_acpi
 from kexecemu.kernel.boot.early_param import parse_early_param
 from kexecemu.kernel.boot.efi_init import efi_parameters
 from kexecemu.kernel.boot.tree_board import console_of, stdout_node
+from kexecemu.limits import told
 
 __all__ = ["not_modelled"]
 
@@ -42,22 +43,26 @@ def not_modelled(
     efi_map is what UEFI says of its memory, where that is known; memory_known: from elsewhere.
     """
     found = [
-        f"{name}= is not modelled: {what}"
+        told("parameters", f"{name}= is not modelled: {what}")
         for name, what in _PARAMETERS.items()
         if parameter(cmdline, name) is not None
     ]
     if parameter(cmdline, "kvm-arm.mode") == "protected":
-        found.append(f"kvm-arm.mode=protected is not modelled: {_PROTECTED}")
+        found.append(told("parameters", f"kvm-arm.mode=protected is not modelled: {_PROTECTED}"))
     found += _handover(config, cmdline)
     if any("fake=" in (value or "") for value in parameters(cmdline, "numa")):
-        found.append(
-            "numa=fake= is not modelled: nodes that are none (Debian's kernels have none of it either)"
-        )
+        words = "numa=fake= is not modelled: nodes that are none (Debian's kernels have none of it either)"
+        found.append(told("NUMA", words))
     acpi = efi_map.acpi if efi_map is not None and uses_acpi(tree, cmdline, efi_map) else None
     if acpi is not None and not acpi.console:
-        found.append("ACPI: the log has no line about a PL011 in SPCR, and so there is no console")
+        words = "ACPI: the log has no line about a PL011 in SPCR, and so there is no console"
+        found.append(told("console", words))
+    if acpi is not None and acpi.iort:
+        found.append(told("ACPI", "ACPI: what IORT says of how far devices reach is not known: all memory"))
     if not dt_is_stub(tree) and console_of(tree) is None:
-        found.append(f"no console: {_unknown_console(tree)}; the capture kernel's lines are not seen")
+        words = f"no console: {_unknown_console(tree)}; the capture kernel's lines are not seen"
+        found.append(told("console", words))
+    found += _firmware(config, tree)
     return found if memory_known else found + _efi(tree, efi_map)
 
 
@@ -67,23 +72,32 @@ def _efi(tree: Fdt, efi_map: EfiMap | None) -> list[str]:
     if numbers is None:
         return []
     if efi_map is None:
-        return [
+        words = (
             "UEFI starts this machine: its memory map is not known (--efi-map), memory nodes are taken for it"
-        ]
+        )
+        return [told("UEFI", words)]
     found = []
-    told, there = (
+    said, there = (
         numbers["linux,uefi-mmap-size"] // numbers["linux,uefi-mmap-desc-size"],
         len(efi_map.descriptors),
     )
-    if told != there:
+    if said != there:
         words = "lines are missing, or it is of another boot"
-        found.append(f"the EFI memory map has {there} lines, and the device tree says {told}: {words}")
+        found.append(f"the EFI memory map has {there} lines, and the device tree says {said}: {words}")
     if not efi_map.tables:
         found.append("what UEFI's tables reserve is not known: the log has no line with their addresses")
     taken = [name for name in _TABLES if name in efi_map.tables]
     if taken:
         found.append(f"what these tables of UEFI reserve is not modelled: {', '.join(taken)}")
-    return found
+    return [told("UEFI", words) for words in found]
+
+
+def _firmware(config: KernelConfig, tree: Fdt) -> list[str]:
+    """What firmware says in the tree, but memory."""
+    sdei = tree.path_offset("/firmware/sdei")
+    if sdei is None or not config.release.rules.stop_retries:
+        return []
+    return [told("SDEI", "SDEI is not modelled: a CPU that cannot be stopped is not stopped by it either")]
 
 
 def _unknown_console(tree: Fdt) -> str:
@@ -98,7 +112,8 @@ def _handover(config: KernelConfig, cmdline: str) -> list[str]:
     """What is only nearly so of kexec handover."""
     if not config.enabled("KEXEC_HANDOVER"):
         asked = parameter(cmdline, "kho") is not None
-        return ["kho= says nothing to a kernel without KEXEC_HANDOVER=y (--config)"] if asked else []
+        words = "kho= says nothing to a kernel without KEXEC_HANDOVER=y (--config)"
+        return [told("KHO", words)] if asked else []
     early = parse_early_param(config, cmdline).kho
     if not early.enable:
         return []
@@ -109,4 +124,4 @@ def _handover(config: KernelConfig, cmdline: str) -> list[str]:
         )
     if config.release <= Era.V6_18:
         found.append("KHO: whether debugfs has finalized it is not modelled: it is taken as done")
-    return found
+    return [told("KHO", words) for words in found]

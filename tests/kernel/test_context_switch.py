@@ -90,3 +90,7 @@ def test_jiffies_and_the_timekeeper_go_with_virtual_time(
         at = base + layout.offsetof("timekeeper", "xtime_sec")
         now = kernel.guest.read("timekeeper_data" if modern else "tk_core", at)
         assert now == BOOT_TIME + 3
+        # Monotonic time begins at power on, so what is put to the wall's is minus that.
+        offset = base + layout.offsetof("timekeeper", "wall_to_monotonic")
+        back = kernel.guest.read("timekeeper_data" if modern else "tk_core", offset)
+        assert back == (1 << 64) - BOOT_TIME

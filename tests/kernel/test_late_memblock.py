@@ -11,6 +11,18 @@ from kexecemu.machine.ranges import PhysRange, subtract
 MIB, GIB = 1 << 20, 1 << 30
 
 
+def test_what_a_kernel_takes_last_has_the_sizes_of_a_real_one_s() -> None:
+    """A 6.12.118 with memblock=debug: per-CPU areas and what goes with them, hash tables, bounce buffer."""
+    memblock, ram = Memblock(), PhysRange.of(GIB, GIB)
+    memblock.add(ram)
+    allocate_late(memblock, page=4096, cpus=2, dma_phys_limit=2 * GIB, pages=GIB // 4096)
+    taken = ram.size - sum(area.size for area in memblock.free_ranges())
+    small = 2764  # struct pcpu_chunk, its maps and slots
+    dentries, inodes = 1 << 20, 512 << 10
+    slabs, slots, areas = MIB, 12288, 32
+    assert taken == 2 * (64 << 10) + small + dentries + inodes + slabs + slots + areas
+
+
 @pytest.mark.parametrize(
     ("room", "taken"),
     [

@@ -122,6 +122,16 @@ def test_a_store_in_panic_comes_behind_the_guard_that_would_have_seen_it() -> No
         assert kernel.finish_crash(stop).kind is CpuStopKind.LEFT and kernel.refusal is None
 
 
+def test_a_store_in_panic_says_whether_all_of_it_was_stored() -> None:
+    kernel, image = loaded(protection="pte")
+    with kernel.board:
+        kernel.begin_crash()
+        linear, store = kernel.space.linear_virt, kernel._execution.store_in_panic
+        assert store(linear(0x44000FFC), b"12345678", 4) is True
+        assert kernel.ram.read(0x44000FFC, 8) == b"12345678"
+        assert store(linear(initrd_phys(image)), b"1234", 4) is False
+
+
 def test_without_an_image_a_crash_is_over_where_it_begins() -> None:
     with Board("256M") as board:
         kernel = Kernel.boot(board, KernelConfig("6.4"), cmdline="crashkernel=64M")

@@ -11,7 +11,7 @@ from kexecemu import Board, InputError, Kernel, KernelConfig, Outcome
 from kexecemu.formats.fdt import Fdt, FdtEditor, NodeSpec, build, cells
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.fill_memory import fill_memory
-from kexecemu.kernel.boot.of_address import reg_phys, with_parents
+from kexecemu.kernel.boot.of_address import is_memory, reg_phys, with_parents
 from kexecemu.kernel.boot.tree_board import (
     TreeConsole,
     console_of,
@@ -339,3 +339,32 @@ def test_a_dump_of_many_banks_is_whole() -> None:
         kernel = Kernel.boot(machine, KernelConfig("6.12"), cmdline="crashkernel=64M", dtb=tree.to_bytes())
         kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
         assert kernel.panic().outcome is Outcome.CAPTURED
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "pl011"])
+def test_stores_for_whoever_has_no_driver_go_to_a_console_that_prints_them(kind: str) -> None:
+    """The guest's own putchar stores at the start of the registers: of most kinds that is another register."""
+    compatible = "arm,pl011" if kind == "pl011" else KINDS[kind].compatible[0]
+    dtb = board([compatible], reg=cells(0x16000, 0x1000))
+    uart = uart_of(console_of(Fdt(dtb)), [RAM])
+    with Board([RAM], 1, uart=uart, conduit="smc") as machine:
+        kernel = Kernel.boot(machine, KernelConfig("6.12"), cmdline="", dtb=dtb)
+        prints = kind == "pl011" or KINDS[kind].data == 0
+        assert kernel.sink_phys == (0x7E206000 if prints else 0)
+        assert kernel.console_phys == (0x7E206000 if kind == "pl011" else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "memory"),
+    [
+        ("memory", None, True),
+        ("memory@80000000", None, True),
+        ("memory-controller@1000", None, False),
+        ("ddr@80000000", b"memory\0", True),
+        ("memory@0", b"memory-controller\0", False),
+        ("ddr@memory", None, False),
+    ],
+)
+def test_memory_is_what_is_called_so_or_of_that_type(name: str, kind: bytes | None, memory: bool) -> None:
+    tree = Fdt(build({name: {} if kind is None else {"device_type": kind}}))
+    assert is_memory(tree, tree.path_offset(f"/{name}") or 0) is memory

@@ -113,6 +113,22 @@ def test_an_authority_named_by_issuer_and_serial_number_is_found() -> None:
     assert trusted_by(signed(pe_image(), made, "signer"), CA) == "kexecemu test CA"
 
 
+def test_an_authority_named_so_is_climbed_to_in_the_message() -> None:
+    """Only the root is trusted: the leaf's authority has to be found among the certificates that come along."""
+    names = [reference.DirectoryName(INTERMEDIATE.issuer)]
+    leaf = signing.certificate(
+        "kexecemu test leaf",
+        "signer",
+        "kexecemu test intermediate",
+        "intermediate",
+        serial=0x5001,
+        akid=reference.AuthorityKeyIdentifier(None, names, INTERMEDIATE.serial_number),
+    )
+    carried = [der_of(leaf), der_of(INTERMEDIATE)]
+    assert trusted_by(signed(pe_image(), leaf, "signer", certificates=carried), CA) == "kexecemu test CA"
+    refused(signed(pe_image(), leaf, "signer"), ENOKEY, CA)
+
+
 def test_an_authority_with_two_names_must_be_one_key() -> None:
     names = [reference.DirectoryName(CA.subject)]
     akid = reference.AuthorityKeyIdentifier(b"x" * 20, names, 0x1000)

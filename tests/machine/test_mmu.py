@@ -308,6 +308,15 @@ def test_a_live_entry_is_not_replaced_without_a_break(kwargs, change):
     assert tables.ram.read(TABLE_MEMORY.start, TABLE_MEMORY.size) == before
 
 
+@pytest.mark.parametrize("gap", [0, 1])
+def test_a_live_entry_between_empty_ones_is_not_replaced_either(gap):
+    tables = new_tables(TableFormat(Granule.K4))
+    live = 0x40000000 + gap * 4 * K
+    tables.map(live, live, 4 * K, ATTRIBUTES, blocks=False, contiguous=False)
+    with pytest.raises(MachineError, match=f"live entry .* at {live:#x}"):
+        tables.map(0x40000000, 0x80000000, 8 * K, ATTRIBUTES, blocks=False, contiguous=False)
+
+
 def test_attributes_of_a_live_entry_may_change():
     tables = mapped()
     tables.map(0x40000000, 0x40000000, 2 * M, ATTRIBUTES | AP_RO, blocks=True, contiguous=False)

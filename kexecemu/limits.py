@@ -133,6 +133,12 @@ LIMITS: Final = (
         asked=True,
     ),
     Limit(
+        "cpu-numbers",
+        "CPUs are numbered one after the other, where a real kernel leaves out the numbers of nodes behind "
+        "which others come and that it makes nothing of: of a method that it does not know, or told twice.",
+        asked=True,
+    ),
+    Limit(
         "parameters",
         "Parameters of the command line that move the crash region or change a panic and are not known here: "
         "areas for nodes (cma_pernuma, numa_cma), huge pages (hugetlb_cma), named memory (reserve_mem), "

@@ -144,6 +144,9 @@ def test_a_board_whose_boot_cpu_has_failed_runs_on_it_alone() -> None:
 def test_a_tree_without_cpus_has_the_one_that_reads_it() -> None:
     tree = Fdt(build({"compatible": "x"}))
     assert (cpu_affinities(tree), cpu_count(tree)) == ([0], 1)
+    said: list[str] = []
+    assert smp_init_cpus(tree, "", 1, said.append).affinities == (0,)
+    assert said == ["missing boot CPU MPIDR, not enabling secondaries"]
 
 
 @given(
@@ -244,6 +247,53 @@ def test_a_cpu_that_nobody_knows_how_to_start_is_none(method: str | None, said: 
     log: list[str] = []
     assert smp_init_cpus(Fdt(clusters(0, 1, method=method)), "", 2, log.append).affinities == (0,)
     assert log == [said]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gaps"),
+    [
+        ([(0, "psci"), (1, "psci"), (2, "psci")], False),
+        ([(2, "psci"), (0, "psci"), (1, "psci")], False),
+        ([(0, "psci"), (1, "acme,smp"), (2, "psci")], True),
+        ([(0, "psci"), (1, "psci"), (2, "acme,smp")], False),  # the last of all
+        ([(0, "psci"), (1, "psci"), (1, "psci"), (2, "psci")], True),
+        ([(0, "psci"), (0, "psci"), (2, "psci")], True),
+        ([(0, "psci"), (1, "fail"), (2, "psci")], False),  # no CPU at all
+        ([(1 << 25, "psci"), (0, "psci"), (1, "psci")], True),
+    ],
+)
+def test_numbers_that_a_real_kernel_leaves_out_are_told_of(
+    nodes: list[tuple[int, str]], gaps: bool
+) -> None:
+    cpus: NodeSpec = {"#address-cells": cells(1), "#size-cells": cells(0)}
+    for number, (affinity, method) in enumerate(nodes):
+        said: NodeSpec = {"status": ["fail"]} if method == "fail" else {"enable-method": [method]}
+        cpus[f"cpu@{number}"] = {"device_type": ["cpu"], "reg": cells(affinity), **said}
+    found = smp_init_cpus(Fdt(build({"cpus": cpus})), "", 8, list[str]().append)
+    assert found.gaps is gaps
+
+
+def test_a_reg_is_read_in_the_cells_of_its_parent_and_what_is_no_affinity_is_none() -> None:
+    """of_get_cpu_hwid(), MPIDR_HWID_BITMASK; a second thread in reg is not asked for."""
+
+    def read(width: int, *regs: bytes | None) -> tuple[list[int], list[str]]:
+        nodes: NodeSpec = {"#address-cells": cells(width), "#size-cells": cells(0)}
+        for number, reg in enumerate(regs):
+            usual: NodeSpec = {"device_type": ["cpu"], "enable-method": ["psci"]}
+            nodes[f"cpu@{number}"] = usual if reg is None else {**usual, "reg": reg}
+        said: list[str] = []
+        masks = smp_init_cpus(Fdt(build({"cpus": nodes})), "", 8, said.append)
+        return list(masks.affinities), said
+
+    assert read(1, cells(0), cells(0x100, 0x101)) == ([0, 0x100], [])
+    assert read(2, cells(0, 0), cells(1, 0x10000)) == ([0, 0x100010000], [])
+    assert read(1, cells(0), cells(0x1000000), cells(1)) == ([0, 1], [])
+    assert read(1, cells(0), None, cells(1)) == ([0, 1], [])
+    assert read(2, cells(0, 0), cells(1), cells(0, 1)) == ([0, 1], [])
+    duplicate = "duplicate cpu reg properties in the DT"
+    assert read(1, cells(0), cells(1), cells(1)) == ([0, 1], [f"/cpus/cpu@2: {duplicate}"])
+    boot = "duplicate boot cpu reg property in DT"
+    assert read(1, cells(0), cells(0), cells(1)) == ([0, 1], [f"/cpus/cpu@1: {boot}"])
 
 
 def test_cpus_of_spin_tables_are_stale_in_a_dump_and_forbid_a_reboot() -> None:

@@ -21,6 +21,8 @@ NR_CPUS = 64
 _BOOT_CPU = 0  # MPIDR affinity of the CPU that a board starts with
 
 
+_U64 = 1 << 64
+
 _METHODS = ("psci", "spin-table")
 
 Print = Callable[[str], None]
@@ -32,12 +34,14 @@ class CpuMasks:
     """cpu_logical_map of the possible CPUs (MPIDR affinities, by number); how many are present, and started at most.
 
     spin_tables is smp_spin_tables: there are secondary CPUs which, once in the kernel, cannot be put out of it.
+    gaps: a real kernel leaves out numbers, of CPUs whose nodes are of no use, where here there is none left out.
     """
 
     affinities: tuple[int, ...]
     present: int
     max_cpus: int = NR_CPUS
     spin_tables: bool = False
+    gaps: bool = False
 
 
 class _Node(NamedTuple):
@@ -54,15 +58,17 @@ def _cpu_nodes(tree: Fdt) -> Iterator[_Node]:
     cpus = tree.path_offset("/cpus")
     if cpus is None:
         return
+    counts = (tree.get_u32(node, "#address-cells") for node in (cpus, 0))
+    width = 4 * next((one for one in counts if one is not None), 1)
     for node in tree.subnodes(cpus):
         kind = tree.getprop(node.offset, "device_type") or b""
         if node.name.partition("@")[0] == "cpu" or kind.split(b"\0")[0] == b"cpu":
             status = (tree.getprop(node.offset, "status") or b"").split(b"\0")[0]
             failed = status == b"fail" or status.startswith(b"fail-")
             reg = tree.getprop(node.offset, "reg") or b""
-            affinity = int.from_bytes(reg[: len(reg) & -4], "big") % (1 << 64)
+            hwid = int.from_bytes(reg[:width], "big") % _U64 if 0 < width <= len(reg) else _U64 - 1
             method = tree.get_strings(node.offset, "enable-method")
-            yield _Node(affinity, failed, node.name, method[0] if method else None)
+            yield _Node(hwid, failed, node.name, method[0] if method else None)
 
 
 def cpu_count(tree: Fdt) -> int:
@@ -80,14 +86,35 @@ def board_affinities(tree: Fdt, count: int) -> list[int]:
     return list(dict.fromkeys([boot, *good, *known, *range(count)]))[:count]
 
 
+def _logical_map(tree: Fdt, boot: int, log: Print) -> tuple[list[int | None], bool]:
+    """of_parse_and_init_cpus(): affinities by number, and bootcpu_valid.
+
+    None is a number that a node was counted for of which nothing is made.
+    """
+    found: list[int | None] = [boot]
+    valid = False
+    for one in _cpu_nodes(tree):
+        if one.failed:
+            continue
+        if one.affinity & ~AFFINITY_MASK:
+            found.append(None)
+        elif one.affinity in found[1:]:
+            log(f"/cpus/{one.name}: duplicate cpu reg properties in the DT")
+            found.append(None)
+        elif one.affinity == boot and valid:
+            log(f"/cpus/{one.name}: duplicate boot cpu reg property in DT")
+            found.append(None)
+        elif one.affinity == boot:
+            valid = True
+        else:
+            found.append(one.affinity)
+    return found, valid
+
+
 def cpu_affinities(tree: Fdt, boot: int = _BOOT_CPU) -> list[int]:
-    """of_parse_and_init_cpus(): what becomes of cpu_logical_map, the boot CPU first; only that one if it has failed."""
-    nodes = list(_cpu_nodes(tree))
-    good = list(dict.fromkeys(one.affinity for one in nodes if not one.failed))
-    if boot in good:
-        return [boot, *(one for one in good if one != boot)]
-    failed = any(one.affinity == boot and one.failed for one in nodes)
-    return [boot] if not good or failed else good
+    """cpu_logical_map as the tree has it, the boot CPU first; only that one where the tree has it not."""
+    found, valid = _logical_map(tree, boot, lambda words: None)
+    return [one for one in found if one is not None] if valid else [boot]
 
 
 def smp_init_cpus(
@@ -97,24 +124,29 @@ def smp_init_cpus(
 
     Without a tree they are those of ACPI's MADT, which are all that there are. boot is the boot CPU's affinity.
     """
-    described = (
-        [virt.affinity(index) for index in range(powered)] if tree is None else cpu_affinities(tree, boot)
-    )
-    affinities = described[:powered]
-    nodes = {} if tree is None else {one.affinity: one for one in reversed(list(_cpu_nodes(tree)))}
-    if boot in nodes and nodes[boot].failed:
-        log("missing boot CPU MPIDR, not enabling secondaries")
+    described: list[int | None] = [virt.affinity(index) for index in range(powered)]
+    nodes, valid = dict[int, _Node](), True
+    if tree is not None:
+        described, valid = _logical_map(tree, boot, log)
+        nodes = {one.affinity: one for one in reversed(list(_cpu_nodes(tree)))}
     limits = (get_option(asked) for asked in parameters(cmdline, "nr_cpus"))
-    nr_cpus = min((one for one in limits if one is not None and one > 0), default=len(affinities))
-    if len(affinities) > nr_cpus:
+    nr_cpus = min((one for one in limits if one is not None and one > 0), default=len(described))
+    if len(described) > nr_cpus:
         words = f"exceeds configured maximum of {nr_cpus} - clipping"
-        log(f"Number of cores ({len(affinities)}) {words}")
-        affinities = affinities[:nr_cpus]
-    affinities = [one for one in affinities if one == boot or _is_enabled(nodes.get(one), log)]
+        log(f"Number of cores ({len(described)}) {words}")
+    if not valid:
+        log("missing boot CPU MPIDR, not enabling secondaries")
+    there = [
+        None if one is not None and one != boot and not _is_enabled(nodes.get(one), log) else one
+        for one in (described[:nr_cpus] if valid else [boot])
+    ]
+    affinities = [one for one in there if one is not None][:powered]
+    gaps = None in there[: len(affinities)]
     most = _setup_max_cpus(cmdline)
     spin = len(affinities) > 1 and nodes.get(boot, _NOBODY).method != "psci"
     # With none to be started the secondary CPUs are not even present.
-    return CpuMasks(tuple(affinities), len(affinities) if most else 1, most or 1, spin and tree is not None)
+    present, spin = len(affinities) if most else 1, spin and tree is not None
+    return CpuMasks(tuple(affinities), present, most or 1, spin, gaps)
 
 
 _NOBODY = _Node(0, failed=False, name="", method=None)

@@ -265,6 +265,9 @@ class KernelState:
         if self.cpus.spin_tables:
             words = "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
             found.append(told("spin-tables", words))
+        if self.cpus.gaps:
+            words = "CPUs: a real kernel leaves out the numbers of nodes that it makes nothing of; here none is left out"
+            found.append(told("cpu-numbers", words))
         if not self.board.uart.kind and self.acpi is None and console_of(tree) is not None:
             words = "no console: the device tree has it in RAM, or where no CPU here reaches it"
             found.append(told("console", words))

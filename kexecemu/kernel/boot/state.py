@@ -266,7 +266,7 @@ class KernelState:
             words = "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
             found.append(told("spin-tables", words))
         if self.cpus.gaps:
-            words = "CPUs: a real kernel leaves out the numbers of nodes that it makes nothing of; here none is left out"
+            words = "CPUs: a real kernel leaves out the numbers of nodes that it makes nothing of, and this does not"
             found.append(told("cpu-numbers", words))
         if not self.board.uart.kind and self.acpi is None and console_of(tree) is not None:
             words = "no console: the device tree has it in RAM, or where no CPU here reaches it"

@@ -262,9 +262,7 @@ def test_a_cpu_that_nobody_knows_how_to_start_is_none(method: str | None, said: 
         ([(1 << 25, "psci"), (0, "psci"), (1, "psci")], True),
     ],
 )
-def test_numbers_that_a_real_kernel_leaves_out_are_told_of(
-    nodes: list[tuple[int, str]], gaps: bool
-) -> None:
+def test_numbers_that_a_real_kernel_leaves_out_are_told_of(nodes: list[tuple[int, str]], gaps: bool) -> None:
     cpus: NodeSpec = {"#address-cells": cells(1), "#size-cells": cells(0)}
     for number, (affinity, method) in enumerate(nodes):
         said: NodeSpec = {"status": ["fail"]} if method == "fail" else {"enable-method": [method]}

@@ -17,7 +17,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, _at_once)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, lambda which, _: _terminated(parent, which))
+            signal.signal(number, lambda which, frame: _terminated(parent, which, frame))
     from kexecemu.cli import main as command_line
     from kexecemu.commands.streams import open_closed
     from kexecemu.interrupt import INTERRUPTED, guarded, leave, on_ctrl_c
@@ -42,11 +42,14 @@ def main() -> int:
         leave()
 
 
-def _terminated(parent: int, number: int) -> None:
+def _terminated(parent: int, number: int, frame: object) -> None:
     """End as shells count signals, and take what is temporary along; a child has nothing that is its own."""
     if os.getpid() != parent:
         os._exit(128 + number)
-    raise SystemExit(128 + number)
+    interrupt = sys.modules.get("kexecemu.interrupt")
+    if interrupt is None or not hasattr(interrupt, "raise_in"):
+        raise SystemExit(128 + number)
+    interrupt.raise_in(frame, SystemExit(128 + number))
 
 
 def _at_once(*_: object) -> None:

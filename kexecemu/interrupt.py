@@ -27,6 +27,7 @@ __all__ = [
     "leave",
     "on_ctrl_c",
     "patience",
+    "raise_in",
     "runs_guest",
     "undoing",
 ]
@@ -48,14 +49,15 @@ _undo: dict[int, Callable[[], object]] = {}
 """What is to be done when the process is ended from here, the newest first."""
 
 
-_guests: dict[CodeType, Callable[[Any], object]] = {}
-"""Methods that run guest code, and what has one raise KeyboardInterrupt as soon as it is back."""
+_Stop = Callable[[Any, BaseException], object]
+_guests: dict[CodeType, _Stop] = {}
+"""Methods that run guest code, and what has one raise an exception as soon as it is back."""
 
 
-def runs_guest(stop: Callable[[Any], object]) -> Callable[[_Method], _Method]:
-    """Mark a method in which the engine calls back into Python; stop(self) ends it by KeyboardInterrupt.
+def runs_guest(stop: _Stop) -> Callable[[_Method], _Method]:
+    """Mark a method in which the engine calls back into Python; stop(self, error) ends it by that exception.
 
-    An exception that Ctrl-C raises at the entry of a function that C has called goes nowhere: it is printed, and the
+    One that a signal's handler raises at the entry of a function that C has called goes nowhere: it is printed, and the
     guest runs on.
     """
 
@@ -68,12 +70,17 @@ def runs_guest(stop: Callable[[Any], object]) -> Callable[[_Method], _Method]:
 
 def on_ctrl_c(number: int, frame: FrameType | None) -> None:
     """The handler that raises KeyboardInterrupt, as Python's own does, but never where C would swallow it."""
+    raise_in(frame, KeyboardInterrupt())
+
+
+def raise_in(frame: FrameType | None, error: BaseException) -> None:
+    """Raise an exception in a signal's handler, or where a guest runs, as soon as that is back."""
     inner = frame
     while inner is not None and inner.f_code not in _guests:
         inner = inner.f_back
     if inner is None or inner is frame:
-        raise KeyboardInterrupt
-    _guests[inner.f_code](inner.f_locals["self"])
+        raise error
+    _guests[inner.f_code](inner.f_locals["self"], error)
 
 
 @contextmanager
@@ -98,14 +105,14 @@ def patience(*seconds: float) -> Iterator[None]:
         _patience = before
 
 
-def leave(line: bytes = _LINE) -> NoReturn:
-    """End the process at once after Ctrl-C, with a line of its own if there was none yet."""
+def leave(line: bytes = _LINE, status: int = INTERRUPTED) -> NoReturn:
+    """End the process at once after Ctrl-C, with a line of its own if there was none yet, or after another signal."""
     for key in sorted(_undo, reverse=True):
         with suppress(OSError, KeyError):
             _undo[key]()
     with suppress(OSError):
         os.write(2, line)
-    os._exit(INTERRUPTED)
+    os._exit(status)
 
 
 def again_in(seconds: float) -> Callable[[], object]:
@@ -145,23 +152,28 @@ def guarded() -> Iterator[None]:
 
 
 def _once_more(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Ctrl-C that came while an object was taken down goes nowhere: it comes once more, a moment later."""
+    """What came while an object was taken down goes nowhere: Ctrl-C comes once more, a moment later."""
     if unraisable.exc_type is KeyboardInterrupt:
         again_in(0.05)
+    elif isinstance(unraisable.exc_value, SystemExit):
+        leave(b"", int(unraisable.exc_value.code or 0))
     else:
         sys.__unraisablehook__(unraisable)
 
 
 def _watch(heard: int) -> None:
     """Hear signals' numbers until the other end is closed, or until the process has to be ended."""
-    count, late = 0, None
+    count, late, how = 0, None, (_LINE, INTERRUPTED)
     while True:
         left = None if late is None else max(0.0, late - time.monotonic())
         if not select.select([heard], [], [], left)[0]:
-            leave()
+            leave(*how)
         numbers = os.read(heard, 64)
         if not numbers:
             return
+        for number in numbers:
+            if number in (signal.SIGTERM, signal.SIGHUP) and late is None:
+                late, how = time.monotonic() + _patience[0], (b"", 128 + number)
         for _ in range(numbers.count(signal.SIGINT)):
             end = time.monotonic() + _patience[min(count, len(_patience) - 1)]
             late = end if late is None else min(late, end)

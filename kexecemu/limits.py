@@ -49,6 +49,16 @@ LIMITS: Final = (
         asked=True,
     ),
     Limit(
+        "firmware-ram",
+        "Where firmware puts the RAM that a tree leaves to it: here it is where the memory node or what is "
+        "reserved says that it begins, around registers and buses. /sys/firmware/fdt of a machine has it.",
+        asked=True,
+    ),
+    Limit(
+        "mute-purgatory",
+        "A purgatory that reports on another console than a PL011: its verdict is read from memory, as ever.",
+    ),
+    Limit(
         "console",
         "Consoles that a board's tree may name but PL011, print and take nothing typed; of kinds that are not "
         "known nothing is seen.",

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker
@@ -106,6 +107,7 @@ def _unheard() -> Iterator[None]:
 def _work(pipe: connection.Connection, config: CampaignConfig, parent: int) -> None:
     """The worker: tasks in, results out, until the other end is gone."""
     _die_with(parent)
+    warnings.simplefilter("ignore", UserWarning)  # whoever has planned the campaign has said it
     try:
         while True:
             indices, audit = pipe.recv()

@@ -36,7 +36,7 @@ class Iomem:
 def parse_iomem(text: str) -> Iomem:
     """FormatError for a line that is none of it, by its number, and for a file without RAM or without a kernel."""
     found: dict[tuple[bool, str], list[PhysRange]] = {}
-    some = False
+    some, within = False, list[PhysRange]()
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.match(line)
         if match is None:
@@ -47,6 +47,12 @@ def parse_iomem(text: str) -> Iomem:
         if last < start:
             raise FormatError(f"line {number} ends before it begins: {brief(line, room=80)}")
         some = some or last > 0
+        depth = len(match[1]) // 2
+        within[depth:] = [PhysRange(start, last + 1)]
+        if depth and not (len(within) > depth and within[depth - 1].covers(within[depth])):
+            raise FormatError(
+                f"line {number} is not inside of the one that it is below: {brief(line, room=80)}"
+            )
         found.setdefault((not match[1], match[4]), []).append(PhysRange(start, last + 1))
     if found and not some:
         raise FormatError("all addresses are 0: /proc/iomem shows them to root alone")

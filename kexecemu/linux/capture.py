@@ -271,7 +271,9 @@ def _account(
 def _where(end: SystemEnd, said: str) -> str:
     """Where the machine stood; the last line that means anything to people is the console's."""
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-    nothing = "it has printed nothing (with earlycon on its command line it might)"
+    nothing = (
+        "it has printed nothing: it has no driver for the console, or has not come so far (earlycon helps)"
+    )
     return f"{end}; the last line on the console: {last}" if last else f"{end}; {nothing}"
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kexecemu.errors import FormatError, InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor, cells
+from kexecemu.kernel.boot.fdt_memory import is_available
 from kexecemu.kernel.boot.of_address import device_areas, with_parents
 from kexecemu.kernel.boot.tree_board import gic_node
 from kexecemu.kernel.memory.memblock import merge
@@ -17,7 +18,7 @@ from kexecemu.machine.devices.uart import PrintingUart, Uart
 from kexecemu.machine.memory.mmio import AbsentDevice
 from kexecemu.machine.ranges import PhysRange, subtract
 
-__all__ = ["DiskPlace", "board_parameters", "disk_place", "other_devices", "with_disk"]
+__all__ = ["DiskPlace", "board_parameters", "check_controller", "disk_place", "other_devices", "with_disk"]
 
 _CNTACR, _CNTFRQ = 0x40, 0x10  # of a memory-mapped timer, and of a frame of it
 _CNTACR_ALL = 0x3F
@@ -70,9 +71,13 @@ def _pages(tree: Fdt) -> list[PhysRange]:
 
 
 def _has_usual(tree: Fdt) -> bool:
+    """Whether it has QEMU's last transport, and that is to be used, with the interrupt that it has there."""
     usual = virt.virtio_slot(_USUAL_SLOT).start
     return any(
-        area.start == usual and "virtio,mmio" in (tree.get_strings(node, "compatible") or [])
+        area.start == usual
+        and "virtio,mmio" in (tree.get_strings(node, "compatible") or [])
+        and is_available(tree, node)
+        and _interrupts(tree, node)[:2] == [0, _SPIS[_USUAL_SLOT]]
         for node, area in _devices(tree)
     )
 
@@ -90,9 +95,12 @@ def disk_place(tree: Fdt, banks: Sequence[PhysRange]) -> DiskPlace:
     places = (PhysRange.of(start, virt.VIRTIO.size) for start in starts)
     place = next((one for one in places if any(gap.covers(one) for gap in free)), None)
     taken = {spi for node in tree.nodes() for spi in _interrupts(tree, node.offset)}
-    slot = next((one for one in reversed(range(virt.VIRTIO_SLOTS)) if _SPIS[one] not in taken), _USUAL_SLOT)
-    if place is None:
-        raise InputError("device tree: it leaves no place for the disk that a real Linux writes its dump to")
+    slot = next((one for one in reversed(range(virt.VIRTIO_SLOTS)) if _SPIS[one] not in taken), None)
+    if place is None or slot is None:
+        what = "place" if place is None else "interrupt"
+        raise InputError(
+            f"device tree: it leaves no {what} for the disk that a real Linux writes its dump to"
+        )
     return DiskPlace(place, slot, in_tree=False)
 
 
@@ -107,6 +115,15 @@ def board_parameters(uart: Uart) -> str:
     return f"{earlycon} cpuidle.off=1"
 
 
+def check_controller(places: Sequence[PhysRange], taken: Sequence[PhysRange]) -> None:
+    """InputError for an interrupt controller that lies where something else is, or no CPU reaches it."""
+    for place in places:
+        if place.end > virt.PHYS_LIMIT or any(place.overlaps(one) for one in taken if one.size):
+            raise InputError(
+                f"device tree: the interrupt controller at {place} is in RAM, on a device or out of reach"
+            )
+
+
 def _interrupts(tree: Fdt, node: int) -> list[int]:
     """Every cell that may be the number of a node's interrupt, whatever its parent."""
     try:
@@ -118,8 +135,6 @@ def _interrupts(tree: Fdt, node: int) -> list[int]:
 
 def with_disk(dtb: bytes, place: DiskPlace) -> bytes:
     """The tree with a node for the disk. InputError where its interrupt controller is none that is emulated."""
-    if place.in_tree:
-        return dtb
     tree = Fdt(dtb)
     gic = gic_node(tree)
     phandle = None if gic is None else tree.get_u32(gic, "phandle")
@@ -127,6 +142,8 @@ def with_disk(dtb: bytes, place: DiskPlace) -> bytes:
     if phandle is None or width is None or not 3 <= width <= 4:
         words = "no interrupt controller that is emulated, and the disk of a real Linux's dump needs one"
         raise InputError(f"device tree: {words}")
+    if place.in_tree:
+        return dtb
     at = place.phys.start + place.slot * virt.VIRTIO_SLOT_SIZE
     reg = at.to_bytes(4 * tree.address_cells(0), "big")
     reg += virt.VIRTIO_SLOT_SIZE.to_bytes(4 * tree.size_cells(0), "big")

@@ -14,8 +14,8 @@ from kexecemu.kernel.boot.efi_init import efi_parameters, efi_ram, first_cmdline
 from kexecemu.kernel.boot.fdt_memory import memory_ranges
 from kexecemu.kernel.boot.fill_memory import GRAIN, fill_memory
 from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
-from kexecemu.kernel.boot.tree_board import console_of, gic_phys, psci_conduit, timer_ppis, uart_of
-from kexecemu.linux.other_board import DiskPlace, disk_place, other_devices, with_disk
+from kexecemu.kernel.boot.tree_board import console_of, gic_node, gic_phys, psci_conduit, timer_ppis, uart_of
+from kexecemu.linux.other_board import DiskPlace, check_controller, disk_place, other_devices, with_disk
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.options import Setup
@@ -52,8 +52,13 @@ def board_of(
         version, places = gic_phys(tree)
         gic = setup.gic if setup.gic is not None else version if real else None
         cpus = count if setup.cpus is None else setup.cpus
+        if acpi is None and cpus > count:
+            raise InputError(f"device tree {setup.dtb}: it has {count} CPUs, not {cpus}")
         uart = uart_of(console_of(tree, acpi), banks)
+        if setup.gic not in (None, version) and gic_node(tree) is not None:
+            raise InputError(f"device tree {setup.dtb}: it has a GICv{version}, not a GICv{setup.gic}")
         if disk is not None:
+            check_controller(places or (), [*banks, uart.phys, disk.phys])
             more |= {"virtio_phys": disk.phys, "disk_slot": disk.slot}
             more["absent"] = disk.in_tree or other_devices(tree)
             if ppis := timer_ppis(tree):

@@ -39,9 +39,10 @@ __all__ = [
     "settle",
 ]
 
+_FILLED = "RAM is put where the device tree leaves room for it: the board's firmware may put it elsewhere"
 _OTHER_BOARD = (
-    "a real Linux finds the board's devices with registers that read as zero, but for those that are emulated; and a "
-    "disk for its dump, which is added to the tree"
+    "devices of the board that are not emulated have registers that read as zero; a disk for the dump is added to its "
+    "tree"
 )
 
 # Hears each chunk of the console as it is sent.
@@ -137,7 +138,10 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
         raise InputError("the first kernel is a real Linux: run and crash have those, this needs the model")
     image, initrd, dtb = _files(setup)
     efi_map, iomem = efi_map_of(setup), iomem_of(setup)
-    dtb = dtb if dtb is None else filled_tree(setup, dtb)
+    says: list[str] = []
+    if dtb is not None:
+        given, dtb = dtb, filled_tree(setup, dtb)
+        says += [told("firmware-ram", _FILLED)] if dtb is not given else []
     cmdline = setup.value("cmdline") if dtb is None else setup.cmdline
     disk = None
     if dtb is not None and setup.capture == "linux":
@@ -153,7 +157,8 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     )
     kernel.dm_crypt_keys = setup.dm_crypt_keys
     other = disk is not None and not disk.in_tree
-    for words in [*kernel.not_modelled(), *([told("other-devices", _OTHER_BOARD)] if other else [])]:
+    says += [told("other-devices", _OTHER_BOARD)] if other else []
+    for words in [*kernel.not_modelled(), *says]:
         warnings.warn(words, NotModelled, stacklevel=2)
     append = setup.value("append")
     if other and setup.append is None:

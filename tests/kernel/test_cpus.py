@@ -189,6 +189,8 @@ def clusters(
         reg = cells(affinity >> 32, affinity & 0xFFFFFFFF) if wide else cells(affinity)
         how = method if number else boot_method
         said: NodeSpec = {} if how is None else {"enable-method": [how]}
+        if how == "spin-table":
+            said["cpu-release-addr"] = cells(0, 0xD8 + 8 * number)
         nodes[f"cpu@{affinity:x}"] = {"device_type": ["cpu"], "reg": reg, **said}
     return build(
         {
@@ -241,6 +243,7 @@ def test_a_board_has_as_many_affinities_as_it_is_asked_for() -> None:
     [
         (None, "/cpus/cpu@1: missing enable-method property"),
         ("acme,smp", "Unsupported enable-method: acme,smp"),
+        ("spin-tables", "Unsupported enable-method: spin-tables"),
     ],
 )
 def test_a_cpu_that_nobody_knows_how_to_start_is_none(method: str | None, said: str) -> None:
@@ -292,6 +295,19 @@ def test_a_reg_is_read_in_the_cells_of_its_parent_and_what_is_no_affinity_is_non
     assert read(1, cells(0), cells(1), cells(1)) == ([0, 1], [f"/cpus/cpu@2: {duplicate}"])
     boot = "duplicate boot cpu reg property in DT"
     assert read(1, cells(0), cells(0), cells(1)) == ([0, 1], [f"/cpus/cpu@1: {boot}"])
+
+
+@pytest.mark.parametrize("address", [None, cells(0xD8)])
+def test_a_cpu_of_a_spin_table_that_nobody_knows_where_it_waits_is_none(address: bytes | None) -> None:
+    cpus: NodeSpec = {"#address-cells": cells(1), "#size-cells": cells(0)}
+    for number in range(3):
+        at = cells(0, 0xD8) if number == 1 else address
+        said: NodeSpec = {} if at is None else {"cpu-release-addr": at}
+        usual: NodeSpec = {"device_type": ["cpu"], "reg": cells(number), "enable-method": ["spin-table"]}
+        cpus[f"cpu@{number}"] = {**usual, **said}
+    log: list[str] = []
+    assert smp_init_cpus(Fdt(build({"cpus": cpus})), "", 3, log.append).affinities == (0, 1)
+    assert log == ["CPU 2: missing or invalid cpu-release-addr property"]
 
 
 def test_cpus_of_spin_tables_are_stale_in_a_dump_and_forbid_a_reboot() -> None:

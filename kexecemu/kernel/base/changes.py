@@ -65,6 +65,8 @@ class Rules:
     cma_for_each_node          each node has a CMA area as large as the default one (CMA_SIZE_PERNUMA)
     pglist_data_size           sizeof(pg_data_t) of a kernel with NUMA
     zone_dma_limit             where ZONE_DMA ends is an address, not a number of bits
+    bus_has_cells              a node without #address-cells of its own is no bus
+    checks_dma_ranges          of_pci_range_parser refuses cells that are none
     section_usage_bits         bits for a pageblock in a section's usage map
     memreserve_first           /memreserve/ is looked at before /reserved-memory, which then may fail
     tells_reserved_mem         each region of /reserved-memory has a line in the log
@@ -134,6 +136,8 @@ class Rules:
     cma_for_each_node: bool = False
     pglist_data_size: int = 11392
     zone_dma_limit: bool = False
+    bus_has_cells: bool = False
+    checks_dma_ranges: bool = False
     section_usage_bits: int = 4
     memreserve_first: bool = True
     tells_reserved_mem: bool = False
@@ -246,6 +250,7 @@ CHANGES = (
     Change((6, 18), "garbage_in_kexec_buf", (), "struct kexec_buf kbuf = {}: seen in 7.3.4"),
     Change((6, 18), "rodata_noalias", True, "arch_parse_debug_rodata() of asm/setup.h; seen in 7.3.4"),
     Change((6, 18), "splits_live", (2,), "a166563e7ec3; level 2 by a list of CPUs"),
+    Change((6, 18), "bus_has_cells", True, "of_bus_default_match(): seen in 6.18.15, not in 6.12.118"),
     Change((6, 18), "cma_limit_is_asked", True, "seen in 6.18.15 and 7.3.4, not in 6.12.118"),
     Change((6, 19), "sysfs_kexec", True, "deprecated the files beside it; seen in 7.3.4"),
     Change(
@@ -254,6 +259,7 @@ CHANGES = (
         True,
         "nodes, zones and memory map initialized in one place",
     ),
+    Change((7, 0), "checks_dma_ranges", True, "parser_init(): seen in 7.3.4, not in 6.18.15"),
     Change((7, 0), "panic_force_cpu", True, "d815a1fe40ca"),
     Change((7, 0), "guest", "vmlinux-7.3", "page.compound_info, printk_info.comm; 7.3.4's BTF"),
     Change((7, 0), "of_property_size", 112, "7.3.4's BTF"),

@@ -45,12 +45,16 @@ class CpuMasks:
 
 
 class _Node(NamedTuple):
-    """A CPU's node: its MPIDR affinity, whether it says that the CPU has failed, its name and its enable-method."""
+    """A CPU's node: its MPIDR affinity, whether it says that the CPU has failed, its name and its enable-method.
+
+    parked: it says where a CPU of a spin table waits.
+    """
 
     affinity: int
     failed: bool
     name: str
     method: str | None
+    parked: bool = False
 
 
 def _cpu_nodes(tree: Fdt) -> Iterator[_Node]:
@@ -68,7 +72,8 @@ def _cpu_nodes(tree: Fdt) -> Iterator[_Node]:
             reg = tree.getprop(node.offset, "reg") or b""
             hwid = int.from_bytes(reg[:width], "big") % _U64 if 0 < width <= len(reg) else _U64 - 1
             method = tree.get_strings(node.offset, "enable-method")
-            yield _Node(hwid, failed, node.name, method[0] if method else None)
+            parked = len(tree.getprop(node.offset, "cpu-release-addr") or b"") >= 8
+            yield _Node(hwid, failed, node.name, method[0] if method else None, parked)
 
 
 def cpu_count(tree: Fdt) -> int:
@@ -137,8 +142,8 @@ def smp_init_cpus(
     if not valid:
         log("missing boot CPU MPIDR, not enabling secondaries")
     there = [
-        None if one is not None and one != boot and not _is_enabled(nodes.get(one), log) else one
-        for one in (described[:nr_cpus] if valid else [boot])
+        None if one is not None and one != boot and not _is_enabled(nodes.get(one), number, log) else one
+        for number, one in enumerate(described[:nr_cpus] if valid else [boot])
     ]
     affinities = [one for one in there if one is not None][:powered]
     gaps = None in there[: len(affinities)]
@@ -152,8 +157,11 @@ def smp_init_cpus(
 _NOBODY = _Node(0, failed=False, name="", method=None)
 
 
-def _is_enabled(node: _Node | None, log: Print) -> bool:
-    """init_cpu_ops(): whether the kernel knows how to start a secondary CPU."""
+def _is_enabled(node: _Node | None, number: int, log: Print) -> bool:
+    """smp_cpu_setup(): whether the kernel knows how to start a secondary CPU."""
+    if node is not None and node.method == "spin-table" and not node.parked:
+        log(f"CPU {number}: missing or invalid cpu-release-addr property")
+        return False
     if node is None or node.method in _METHODS:
         return True
     if node.method is None:

@@ -4,7 +4,7 @@ from kexecemu.errors import InputError
 from kexecemu.formats.fdt import Fdt, FdtEditor
 from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.boot.fdt_memory import is_available, pairs, root_cells
-from kexecemu.kernel.boot.of_address import device_areas, is_memory, with_parents
+from kexecemu.kernel.boot.of_address import bus_windows, device_areas, is_memory, with_parents
 from kexecemu.kernel.memory.memblock import merge
 from kexecemu.machine import virt
 from kexecemu.machine.ranges import PhysRange, subtract
@@ -14,6 +14,8 @@ __all__ = ["GRAIN", "fill_memory"]
 GRAIN = 2 << 20
 """RAM is filled in in whole pieces of so many bytes."""
 _USUAL = (virt.RAM_BASE, 0x80000000, 0, 1 << 32)  # where boards have it that say nothing of it
+_MOST = 2 << 30  # of a bank: what one cell can say
+_ALL = 1 << 30  # a window as large is no room for devices alone
 _SCATTERED = 64 << 20  # a smaller hole between devices is none that a board has RAM in
 
 
@@ -32,16 +34,19 @@ def fill_memory(dtb: bytes, size: int) -> bytes:
     base, top = _base(tree, node), min(virt.PHYS_LIMIT, 1 << 32 * address_cells)
     if base >= top:
         raise InputError(f"device tree: RAM at {base:#x} is beyond {top:#x}")
-    free = subtract([PhysRange(base, top)], _devices(tree))
+    free = subtract([PhysRange(base, top)], _devices(tree, base))
     banks, left = list[PhysRange](), size
     for area in free:
         start, end = align_up(area.start, GRAIN), area.end // GRAIN * GRAIN
         if end - start < min(_SCATTERED, left) or not left:
             continue
-        banks.append(PhysRange(start, min(end, start + left)))
-        left -= banks[-1].size
-    if left or any(bank.size >= 1 << 32 * size_cells for bank in banks):
-        raise InputError(f"device tree: RAM of {size:#x} bytes does not fit among its devices")
+        end = min(end, start + left)
+        left -= end - start
+        banks += [PhysRange(one, min(one + _MOST, end)) for one in range(start, end, _MOST)]
+    if left:
+        raise InputError(
+            f"device tree: RAM of {size:#x} bytes does not fit among its devices: {size - left:#x} do"
+        )
     reg = b"".join(
         bank.start.to_bytes(4 * address_cells, "big") + bank.size.to_bytes(4 * size_cells, "big")
         for bank in banks
@@ -77,8 +82,16 @@ def _guess(tree: Fdt) -> int:
     return max(bases) if fixed else bases[0]
 
 
-def _devices(tree: Fdt) -> list[PhysRange]:
-    """Where devices have registers: whole grains, merged."""
-    regs = (area for path in with_parents(tree) for area in device_areas(tree, path))
-    whole = [PhysRange(one.start // GRAIN * GRAIN, align_up(one.end, GRAIN)) for one in regs]
+def _devices(tree: Fdt, base: int) -> list[PhysRange]:
+    """Where devices have registers, or a bus has room for them: whole grains, merged."""
+    areas = list[PhysRange]()
+    for path in with_parents(tree):
+        areas += device_areas(tree, path)
+        # A bus that has all there is, RAM and devices, says nothing.
+        areas += (
+            one
+            for one in bus_windows(tree, path)
+            if one.size < _ALL and base not in range(one.start, one.end)
+        )
+    whole = [PhysRange(one.start // GRAIN * GRAIN, align_up(one.end, GRAIN)) for one in areas]
     return merge(whole)

@@ -10,7 +10,7 @@ from kexecemu.errors import FormatError
 from kexecemu.formats.fdt import Fdt, join_cells
 from kexecemu.machine.ranges import PhysRange
 
-__all__ = ["device_areas", "is_memory", "reg_phys", "with_parents"]
+__all__ = ["bus_windows", "device_areas", "is_memory", "reg_phys", "with_parents"]
 
 _MOST_CELLS = 2  # three have flags, as PCI's
 _U64 = 1 << 64
@@ -69,6 +69,29 @@ def device_areas(tree: Fdt, path: tuple[int, ...]) -> Iterator[PhysRange]:
             return
         if area.size:
             yield area
+
+
+def bus_windows(tree: Fdt, path: tuple[int, ...]) -> Iterator[PhysRange]:
+    """What the bus at the end of a path takes of the addresses of those above it, by its ranges; PCI's as well."""
+    if len(path) < 2:
+        return
+    try:
+        ranges = tree.get_cells(path[-1], "ranges") or []
+        own, above, size = (
+            tree.address_cells(path[-1]),
+            tree.address_cells(path[-2]),
+            tree.size_cells(path[-1]),
+        )
+    except FormatError:
+        return
+    width = own + above + size
+    for at in range(0, len(ranges) - width + 1, width):
+        phys: int | None = join_cells(ranges[at + own : at + own + above])
+        for child, parent in pairwise(reversed(path[:-1])):
+            phys = None if phys is None else _through(tree, child, parent, phys)
+        length = join_cells(ranges[at + own + above : at + width])
+        if phys is not None and length and phys + length <= _U64:
+            yield PhysRange.of(phys, length)
 
 
 def _through(tree: Fdt, bus: int, parent: int, address: int) -> int | None:

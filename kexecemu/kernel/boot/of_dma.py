@@ -1,131 +1,259 @@
 """How far the devices of a tree reach into memory: what decides where ZONE_DMA ends, and low crash memory with it.
 
-Followed: of_dma_get_max_cpu_address(), of_translate_dma_address() and __of_get_dma_parent() of drivers/of.
+Followed: of_dma_get_max_cpu_address(), the parser of ranges and of_translate_dma_address() of drivers/of/address.c, and
+__of_get_dma_parent(). What they make of odd trees is what real kernels made of them in QEMU.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
 
-from kexecemu.errors import FormatError
-from kexecemu.formats.fdt import Fdt, cells
+from kexecemu.errors import InputError
+from kexecemu.formats.fdt import Fdt
+from kexecemu.kernel.base.era import Era
 from kexecemu.kernel.boot.fdt_memory import is_available
 from kexecemu.kernel.boot.of_address import with_parents
 
 __all__ = ["PHYS_ADDR_MAX", "dma_max_cpu_address"]
 
-PHYS_ADDR_MAX = (1 << 64) - 1
-_OF_BAD_ADDR = PHYS_ADDR_MAX
-_U64 = 1 << 64
-_MOST_CELLS = 4  # OF_MAX_ADDR_CELLS
-_MOST_STEPS = 64
-_PCI = ("pci", "pciex", "vci", "ht")
+PHYS_ADDR_MAX: Final = (1 << 64) - 1
+_OF_BAD_ADDR: Final = PHYS_ADDR_MAX
+_U64: Final = 1 << 64
+_MOST_CELLS: Final = 4  # OF_MAX_ADDR_CELLS
+_MOST_STEPS: Final = 64
+_PCI: Final = ("pci", "pciex", "vci", "ht")
 
 Path = tuple[int, ...]
 
 
-def dma_max_cpu_address(tree: Fdt) -> int:
-    """The highest physical address that all DMA masters reach, as dma-ranges tell it; all ones where none does."""
-    highest = PHYS_ADDR_MAX
-    paths = {path[-1]: path for path in with_parents(tree)}
-    for node, path in paths.items():
-        try:
-            ranges = tree.get_cells(node, "dma-ranges")
-            if ranges and all(is_available(tree, one) for one in path[1:]):
-                highest = min(highest, _end(tree, paths, path, ranges))
-        except FormatError:
-            continue  # no cells at all, which a real kernel reads in its own way
-    return highest
+class _Bus(StrEnum):
+    """struct of_bus."""
+
+    PCI = "pci"
+    ISA = "isa"
+    FLAGS = "default-flags"
+    DEFAULT = "default"
+
+    @property
+    def flag_cells(self) -> int:
+        return 0 if self is _Bus.DEFAULT else 1
+
+    def flags(self, cell: int) -> int:
+        """get_flags(): what has to be alike for entries that are one."""
+        return cell if self is _Bus.PCI else cell & 1 if self is _Bus.ISA else 0
+
+    def matches(self, address: int, entry: int) -> bool:
+        """Whether the flags of an address are those of an entry of ranges."""
+        if self is _Bus.PCI:
+            return _pci_space(address) == _pci_space(entry)
+        return (address ^ entry) & (1 if self is _Bus.ISA else 0xFFFFFFFF) == 0
 
 
-def _end(tree: Fdt, paths: dict[int, Path], path: Path, ranges: list[int]) -> int:
-    above, own = _count(tree, path[:-1], "#address-cells"), _count(tree, path, "#address-cells")
-    size = _count(tree, path, "#size-cells")
-    end = 0
-    for entry in _entries(ranges, own + above + size):
-        cpu = _translate(tree, paths, path, entry[own : own + above])
-        length = _number(entry[own + above :])
-        # What cannot be translated wraps around: so it is in a kernel.
-        if (cpu + length) % _U64 > end:
-            end = (cpu + length - 1) % _U64
-    return end
+def _pci_space(cell: int) -> int:
+    """IORESOURCE_IO or IORESOURCE_MEM, which memory of 64 bits is as well."""
+    return min(cell >> 24 & 3, 2)
 
 
-def _entries(cells: list[int], width: int) -> Iterator[list[int]]:
-    return (cells[at : at + width] for at in range(0, len(cells) - width + 1, width))
-
-
-def _number(cells: list[int]) -> int:
+def _number(cells_of: list[int]) -> int:
     """of_read_number(): of more than two cells the last two."""
     number = 0
-    for cell in cells:
+    for cell in cells_of:
         number = (number << 32 | cell) % _U64
     return number
 
 
-def _count(tree: Fdt, path: Path, name: str) -> int:
-    """#address-cells or #size-cells that hold on the bus at the end of a path: the nearest one above, or 1.
+@dataclass(frozen=True)
+class _Range:
+    flags: int
+    bus: int
+    cpu: int
+    size: int
 
-    A PCI or ISA bus has its own, whatever it says.
+
+def dma_max_cpu_address(tree: Fdt, era: Era) -> int:
+    """The highest physical address that all DMA masters reach, as dma-ranges tell it; all ones where none does.
+
+    InputError for a tree on which a kernel of the era oopses.
     """
-    if name == "#address-cells" and path and _is_pci(tree, path[-1]):
-        return 3
-    for node in reversed(path):
-        value = tree.get_u32(node, name)
-        if value is not None:
-            if value > _MOST_CELLS:
-                raise FormatError(f"device tree: {name} is {value}")
-            return value
-    return 1
+    return _Dma(tree, era).highest()
 
 
-def _is_pci(tree: Fdt, node: int) -> bool:
-    kind = tree.get_strings(node, "device_type") or [""]
-    return kind[0] in _PCI or tree.name(node).partition("@")[0] == "pcie"
+class _Dma:
+    """One walk of a tree."""
 
+    def __init__(self, tree: Fdt, era: Era) -> None:
+        self.tree, self.rules = tree, era.rules
+        self.paths = {path[-1]: path for path in with_parents(tree)}
 
-def _dma_parent(tree: Fdt, paths: dict[int, Path], path: Path) -> Path:
-    """What a node's DMA goes through: the interconnect that it names so, or its parent; nothing for the root."""
-    node = path[-1]
-    names, links = (
-        tree.get_strings(node, "interconnect-names") or [],
-        tree.get_cells(node, "interconnects") or [],
-    )
-    if "dma-mem" in names:
-        at, index = 0, names.index("dma-mem")
-        while at < len(links):
-            to = next((one for one in paths if tree.getprop(one, "phandle") == cells(links[at])), None)
-            if to is None:
-                break
-            if index == 0:
-                return paths[to]
-            index, at = index - 1, at + 1 + (tree.get_u32(to, "#interconnect-cells") or 0)
-    return path[:-1]
+    def highest(self) -> int:
+        """of_dma_get_max_cpu_address()."""
+        found = PHYS_ADDR_MAX
+        for node, path in self.paths.items():
+            if self.tree.getprop(node, "dma-ranges") and all(
+                is_available(self.tree, one) for one in path[1:]
+            ):
+                found = min(found, self._end(node))
+        return found
 
+    def _end(self, node: int) -> int:
+        bus, own, above = (
+            self._match(node),
+            self._bus_cells(node, "#address-cells"),
+            self._cells(node, "#address-cells"),
+        )
+        size = self._bus_cells(node, "#size-cells")
+        if self.rules.checks_dma_ranges and (
+            bus is None or not 0 < own <= _MOST_CELLS or not size or not 0 < above <= _MOST_CELLS
+        ):
+            return PHYS_ADDR_MAX
+        if bus is None:
+            words = f"{self.tree.name(node)} has dma-ranges and no #address-cells"
+            raise InputError(f"device tree: {words}: this kernel's of_pci_range_parser_one() oopses")
+        end, last = 0, None
+        for one in self._ranges(node, bus, own, above, size):
+            if last is not None and (one.flags, one.bus, one.cpu) == (
+                last.flags,
+                (last.bus + last.size) % _U64,
+                (last.cpu + last.size) % _U64,
+            ):
+                last = _Range(last.flags, last.bus, last.cpu, (last.size + one.size) % _U64)
+                continue
+            end, last = _later(end, last), one
+        return _later(end, last)
 
-def _translate(tree: Fdt, paths: dict[int, Path], path: Path, address: list[int]) -> int:
-    """of_translate_dma_address() of an address as the parent of a bus has it."""
-    bus = _dma_parent(tree, paths, path)
-    for _ in range(_MOST_STEPS):
-        width, size = _count(tree, bus, "#address-cells"), _count(tree, bus, "#size-cells")
-        if not bus or not 0 < width <= _MOST_CELLS or (len(bus) > 1 and not size):
+    def _ranges(self, node: int, bus: _Bus, own: int, above: int, size: int) -> list[_Range]:
+        ranges, width = self._raw(node), own + above + size
+        found = []
+        for at in range(0, len(ranges) - width + 1, width) if width else ():
+            cpu = self._translate(node, ranges[at + own :])
+            address = _number(ranges[at + bus.flag_cells : at + own])
+            length = _number(ranges[at + own + above : at + width])
+            found.append(_Range(bus.flags(ranges[at]), address, cpu, length))
+        return found
+
+    def _raw(self, node: int) -> list[int]:
+        """dma-ranges in whole cells."""
+        value = self.tree.getprop(node, "dma-ranges") or b""
+        return [int.from_bytes(value[at : at + 4], "big") for at in range(0, len(value) & -4, 4)]
+
+    def _bus_cells(self, node: int, name: str) -> int:
+        """of_bus_n_addr_cells(), of_bus_n_size_cells(): the nearest from a node on upwards, or 1."""
+        for one in reversed(self.paths[node]):
+            value = self.tree.getprop(one, name) or b""
+            if len(value) >= 4:
+                return int.from_bytes(value[:4], "big")
+        return 1
+
+    def _cells(self, node: int, name: str) -> int:
+        """of_n_addr_cells(), of_n_size_cells(): of the bus that a node is on."""
+        path = self.paths[node]
+        return self._bus_cells(path[-2] if len(path) > 1 else node, name)
+
+    def _match(self, node: int) -> _Bus | None:
+        """of_match_bus()."""
+        tree, name = self.tree, self.tree.name(node).partition("@")[0]
+        if (tree.get_strings(node, "device_type") or [""])[0] in _PCI or name == "pcie":
+            return _Bus.PCI
+        if name == "isa":
+            return _Bus.ISA
+        has = tree.getprop(node, "#address-cells") is not None
+        if not has and self.rules.bus_has_cells:
+            return None
+        return _Bus.FLAGS if self._bus_cells(node, "#address-cells") == 3 else _Bus.DEFAULT
+
+    def _count(self, bus: _Bus, child: int) -> tuple[int, int] | None:
+        """count_cells(), None for what OF_CHECK_COUNTS() refuses."""
+        if bus in (_Bus.PCI, _Bus.ISA):
+            return (3, 2) if bus is _Bus.PCI else (2, 1)
+        address, size = self._cells(child, "#address-cells"), self._cells(child, "#size-cells")
+        return (address, size) if 0 < address <= _MOST_CELLS and size > 0 else None
+
+    def _parent(self, node: int) -> int | None:
+        """__of_get_dma_parent(): the interconnect that a node names for DMA, or its parent; None for the root."""
+        path = self.paths[node]
+        above = path[-2] if len(path) > 1 else None
+        names = self.tree.get_strings(node, "interconnect-names") or []
+        if "dma-mem" not in names:
+            return above
+        value, left, at = self.tree.getprop(node, "interconnects") or b"", names.index("dma-mem"), 0
+        while at + 4 <= len(value):
+            phandle, at = value[at : at + 4], at + 4
+            if any(phandle):
+                to = next((one for one in self.paths if self.tree.getprop(one, "phandle") == phandle), None)
+                count = None if to is None else self.tree.getprop(to, "#interconnect-cells")
+                if to is None or not count or len(count) < 4:
+                    return above
+                if left == 0:
+                    return to
+                at += 4 * int.from_bytes(count[:4], "big")
+            elif left == 0:
+                return above
+            left -= 1
+        return above
+
+    def _translate(self, node: int, address: list[int]) -> int:
+        """of_translate_dma_address() of an address as the parent of a bus has it, and of what comes behind it."""
+        at = self._parent(node)
+        bus = None if at is None else self._match(at)
+        counts = None if bus is None else self._count(bus, node)
+        if at is None or bus is None or counts is None:
             return _OF_BAD_ADDR
-        above = _dma_parent(tree, paths, bus)
-        if not above:
-            return _number(address)
-        next_cells = _count(tree, above, "#address-cells")
-        ranges = tree.get_cells(bus[-1], "dma-ranges") or []
-        found = _through(ranges, address, width, next_cells, size) if ranges else _number(address)
-        if found is None:
-            return _OF_BAD_ADDR
-        address = [0, 0, found >> 32, found & 0xFFFFFFFF][-next_cells:]
-        bus = above
-    return _OF_BAD_ADDR
+        address = (address + [0] * _MOST_CELLS)[: counts[0]]
+        for _ in range(_MOST_STEPS):
+            above = self._parent(at)
+            if above is None:
+                return _number(address)
+            next_bus = self._match(above)
+            next_counts = None if next_bus is None else self._count(next_bus, at)
+            if next_bus is None or next_counts is None:
+                return _OF_BAD_ADDR
+            found = self._through(self._raw(at), bus, next_bus, address, counts, next_counts[0])
+            if found is None:
+                return _OF_BAD_ADDR
+            address, at, bus, counts = found, above, next_bus, next_counts
+        return _OF_BAD_ADDR
+
+    def _through(
+        self,
+        ranges: list[int],
+        bus: _Bus,
+        next_bus: _Bus,
+        address: list[int],
+        counts: tuple[int, int],
+        above: int,
+    ) -> list[int] | None:
+        """of_translate_one()."""
+        (own, size), flags = counts, bus.flag_cells
+        width = own + above + size
+        if not ranges:
+            kept = next_bus.flag_cells
+            start, offset = (
+                (address[:kept] + [0] * _MOST_CELLS)[:kept] + [0] * (above - kept),
+                _number(address),
+            )
+            return _translated(next_bus, start, offset)
+        wanted = _number(address[flags:])
+        for at in range(0, len(ranges) - width + 1, width):
+            first, length = (
+                _number(ranges[at + flags : at + own]),
+                _number(ranges[at + own + above : at + width]),
+            )
+            same = not flags or bus.matches(address[0], ranges[at])
+            if same and first <= wanted < (first + length) % _U64:
+                return _translated(next_bus, ranges[at + own : at + own + above], wanted - first)
+        return None
 
 
-def _through(ranges: list[int], address: list[int], own: int, above: int, size: int) -> int | None:
-    flags = 1 if own == 3 else 0
-    wanted = _number(address[flags:])
-    for entry in _entries(ranges, own + above + size):
-        start, length = _number(entry[flags:own]), _number(entry[own + above :])
-        if start <= wanted < start + length and entry[:flags] == address[:flags]:
-            return (_number(entry[own : own + above]) + wanted - start) % _U64
-    return None
+def _later(end: int, one: _Range | None) -> int:
+    """The end with one more range; what cannot be translated wraps around: so it is in a kernel."""
+    if one is None or (one.cpu + one.size) % _U64 <= end:
+        return end
+    return (one.cpu + one.size - 1) % _U64
+
+
+def _translated(bus: _Bus, start: list[int], offset: int) -> list[int]:
+    """translate() of a bus: an address and an offset, with the flags left as they are."""
+    kept = bus.flag_cells
+    value = (_number(start[kept:]) + offset) % _U64
+    room = len(start) - kept
+    return start[:kept] + ([0] * _MOST_CELLS + [value >> 32, value & 0xFFFFFFFF])[_MOST_CELLS + 2 - room :]

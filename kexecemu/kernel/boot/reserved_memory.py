@@ -119,7 +119,8 @@ class ReservedMemory:
         given = tuple(first_cell(self._tree, self._parent, name) for name in names)
         right = given == root_cells(self._tree) and self._tree.getprop(self._parent, "ranges") is not None
         if not right:
-            self._log("Reserved memory: unsupported node format, ignoring")
+            where = "OF: reserved mem" if self._rules.reserved_mem_late else "OF: fdt"
+            self._print(f"{where}: Reserved memory: unsupported node format, ignoring")
         return right
 
     # -- the first pass ------------------------------------------------------------------------------------------

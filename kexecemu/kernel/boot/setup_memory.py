@@ -194,7 +194,7 @@ def setup_memory(
     """
 
     # ACPI's way, IORT, is not known.
-    reach = PHYS_ADDR_MAX if acpi is not None else dma_max_cpu_address(tree)
+    reach = PHYS_ADDR_MAX if acpi is not None else dma_max_cpu_address(tree, config.release)
 
     def reserve() -> CrashReservation:
         if reserved_as is not None:

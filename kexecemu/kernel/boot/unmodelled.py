@@ -58,7 +58,9 @@ def not_modelled(
         words = "ACPI: the log has no line about a PL011 in SPCR, and so there is no console"
         found.append(told("console", words))
     if acpi is not None and acpi.iort:
-        found.append(told("ACPI", "ACPI: what IORT says of how far devices reach is not known: all memory"))
+        found.append(
+            told("ACPI", "ACPI: what IORT says of how far devices reach is not known: all memory is assumed")
+        )
     if not dt_is_stub(tree) and console_of(tree) is None:
         words = f"no console: {_unknown_console(tree)}; the capture kernel's lines are not seen"
         found.append(told("console", words))
@@ -103,7 +105,7 @@ def _firmware(config: KernelConfig, tree: Fdt) -> list[str]:
 def _unknown_console(tree: Fdt) -> str:
     node = stdout_node(tree)
     if node is None:
-        return "the device tree names none that it has"
+        return "/chosen names none that is there (stdout-path)"
     kinds = tree.get_strings(node, "compatible") or ["a node without compatible"]
     return f"the device tree's is no UART that is emulated ({kinds[0]})"
 

@@ -111,7 +111,7 @@ def _why_nothing_asked(era: Era, cmdline: str, total: int) -> str:
         if option.error == ENOENT:
             others = [suffix for suffix in (",low", ",cma") if parsed(suffix).error != ENOENT]
             if not others:
-                return "the first kernel's command line has no crashkernel="
+                return "the first kernel's command line has no crashkernel= (--cmdline gives it one)"
             return f"crashkernel=X{others[0]} by itself reserves no crash region"
     if option.error:
         return ""

@@ -6,6 +6,7 @@ from kexecemu.shown import shown
 
 __all__ = ["Memblock", "across_pages", "merge", "within_pages"]
 
+_NOLEAKTRACE = 1  # MEMBLOCK_ALLOC_NOLEAKTRACE: a limit of one byte is taken for a word that means none
 _ANYWHERE = 1 << 64
 _FIRST_PAGE = 4096  # memblock never hands out page 0: its address means failure
 
@@ -188,7 +189,7 @@ class Memblock:
             on_it = self.phys_alloc_range(size, align, start, end, node=node, exact=True)
             return on_it or self.phys_alloc_range(size, align, start, end)
         start = max(start, _FIRST_PAGE)
-        end = end or _ANYWHERE
+        end = end if end > _NOLEAKTRACE else _ANYWHERE
         for area in reversed(self.free_ranges(node)):
             low, high = max(area.start, start), min(area.end, end)
             if high < low or high - low < size:
@@ -203,7 +204,7 @@ class Memblock:
         self, size: int, align: int, start: int, end: int, node: int | None = None
     ) -> int:
         """As phys_alloc_range(), the lowest that fit; on the node if one is given."""
-        start, end = max(start, _FIRST_PAGE), end or _ANYWHERE
+        start, end = max(start, _FIRST_PAGE), end if end > _NOLEAKTRACE else _ANYWHERE
         for area in self.free_ranges(node):
             candidate = align_up(max(area.start, start), align)
             if candidate < min(area.end, end) and candidate + size <= min(area.end, end):

@@ -75,7 +75,7 @@ def zone_messages(
     for name, limit in limits.items():
         if limit is None:
             continue
-        end = max(limit, start)
+        end = max(limit // page * page, start)
         yield f"  {name:<8} " + (f"[mem {start:#018x}-{end - 1:#018x}]" if end > start else "empty")
         start = end
     if config.enabled("ZONE_DEVICE"):

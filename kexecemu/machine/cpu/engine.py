@@ -215,9 +215,9 @@ class CpuEngine:
         uclib.uc_reg_read_batch(self._handle, _WHERE, self._where_pointers, 2)
         return self._where[0], self._where[1] & 0xFFFFFFFF
 
-    def _interrupt(self) -> None:
-        """Ctrl-C while Python code runs that the engine has called."""
-        self.uc._hook_exception = KeyboardInterrupt()  # type: ignore[assignment]
+    def _interrupt(self, error: BaseException) -> None:
+        """Ctrl-C, or another signal, while Python code runs that the engine has called."""
+        self.uc._hook_exception = error  # type: ignore[assignment]
         self.uc.emu_stop()
 
     @runs_guest(_interrupt)

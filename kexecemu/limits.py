@@ -180,7 +180,8 @@ LIMITS: Final = (
     Limit(
         "early-allocations",
         "They are modelled as far as they move a crashkernel reservation: page tables, the unflattened device "
-        "tree, a node's data, the memory map, CMA (CMA_SIZE_MBYTES=64), with sizes as in Debian's kernels. "
+        "tree, a node's data, the memory map, CMA (CMA_SIZE_MBYTES, 64 in Debian's and 0 here), with sizes "
+        "as in Debian's kernels. "
         "Per-CPU areas and the like are not. The model's image is a small one: a real kernel's text takes "
         "blocks where the rest is pages, some 16 tables less, and where that decides, a crash region is 2 MiB "
         "off (992M on 6.12). compare-linux gives the model the real one's size.",

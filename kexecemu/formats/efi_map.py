@@ -69,6 +69,7 @@ _CPUS = re.compile(r"^(?:rcu: )?\s*RCU restricting CPUs from NR_CPUS=\d+ to nr_c
 _SPCR = re.compile(r"^ACPI: SPCR: console: pl011,mmio(?:32)?,0x([0-9a-f]{1,16}),")
 _DMI = re.compile(r"^DMI: (.+)$")
 _SRAT = re.compile(r"^ACPI: SRAT: Node (\d{1,6}) PXM \d+ \[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\]")
+_CMA = re.compile(r"^cma: Reserved (\d{1,6}) MiB at ")
 _IORT = re.compile(r"^ACPI: IORT 0x")
 _SLIT = re.compile(r"^ACPI: SLIT 0x")
 _FREED = re.compile(r"^Freeing initrd memory: (\d{1,9})K$")
@@ -133,7 +134,8 @@ class EfiMap:
 
     tables are physical addresses by name, in their order; banner is who made the firmware, "" where the log does not
     say it; memattr is how many entries the memory attributes table has, as far as the log has them. initrd_size is in
-    bytes, in whole pages, 0 where the log does not say that it is freed. acpi is what it says of ACPI.
+    bytes, in whole pages, 0 where the log does not say that it is freed, and so is cma, the size of the
+    CMA area. acpi is what it says of ACPI.
     """
 
     descriptors: tuple[EfiDescriptor, ...]
@@ -141,6 +143,7 @@ class EfiMap:
     banner: str = ""
     memattr: int = 0
     initrd_size: int = 0
+    cma: int = 0
     acpi: AcpiLog = field(default_factory=AcpiLog)
 
     def of(self, *kinds: str) -> list[EfiDescriptor]:
@@ -181,7 +184,8 @@ def parse_efi_map(text: str) -> EfiMap:
         raise FormatError(
             "no line of an EFI memory map: a kernel prints it where its command line has efi=debug"
         )
-    return EfiMap(tuple(found), tables, banner, memattr, initrd_size, _acpi(said))
+    cma = next((int(match[1]) for line in said if (match := _CMA.search(line))), 0) << 20
+    return EfiMap(tuple(found), tables, banner, memattr, initrd_size, cma, _acpi(said))
 
 
 def _acpi(said: list[str]) -> AcpiLog:

@@ -72,7 +72,7 @@ def load_object(
         "sysfs": sysfs(kernel),
         "messages": [line.partition("] ")[2] for line in kernel.board.uart.text.splitlines()],
         "vmcoreinfo": kernel.vmcoreinfo().decode(errors="backslashreplace"),
-        "warnings": [*kernel.not_modelled(), *warnings],
+        "warnings": [*kernel.warned, *warnings],
         "config": {**kernel.config.options, "ARM64_VA_BITS": str(kernel.config.va_bits)},
     }
 
@@ -120,6 +120,7 @@ def result_object(result: Result, vmcore: Path | None, scenario: str | None = No
         "linux": _linux(end),
         **({"first_linux": kernel.release} if isinstance(kernel, FirstLinux) else {}),
         "reason": end.reason,
+        "warnings": list(model.warned) if model is not None else [],
         "name": result.name,
         "scenario": scenario,
         **_made_by(model),

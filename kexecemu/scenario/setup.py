@@ -158,7 +158,8 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     kernel.dm_crypt_keys = setup.dm_crypt_keys
     other = disk is not None and not disk.in_tree
     says += [told("other-devices", _OTHER_BOARD)] if other else []
-    for words in [*kernel.not_modelled(), *says]:
+    kernel.warned = (*kernel.not_modelled(), *says)
+    for words in kernel.warned:
         warnings.warn(words, NotModelled, stacklevel=2)
     append = setup.value("append")
     if other and setup.append is None:

@@ -101,11 +101,14 @@ def test_without_a_line_about_the_console_there_is_none_and_that_is_said() -> No
     with boot(log) as kernel:
         assert kernel.console_phys == 0
         assert "ARMH0011" not in proc_iomem(kernel)
-        words, iort = kernel.not_modelled()
+        words, iort, cma = kernel.not_modelled()
         assert words.startswith("ACPI: the log has no line about a PL011 in SPCR")
         assert iort.startswith("ACPI: what IORT says")
+        assert cma.startswith("the log has a CMA area of 64 MiB") and cma.endswith("CMA_SIZE_MBYTES=64)")
     with boot("\n".join(line for line in LOG.splitlines() if "IORT" not in line)) as kernel:
-        assert kernel.not_modelled() == []
+        assert kernel.not_modelled() == [cma]
+    with boot(LOG, "crashkernel=256M cma=64M") as kernel:
+        assert kernel.not_modelled() == [iort]
     with boot(LOG) as kernel:
         assert (
             "09000000-09000fff : ARMH0011:00\n  09000000-09000fff : ARMH0011:00 ARMH0011:00\n"

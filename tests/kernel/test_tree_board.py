@@ -368,3 +368,39 @@ def test_stores_for_whoever_has_no_driver_go_to_a_console_that_prints_them(kind:
 def test_memory_is_what_is_called_so_or_of_that_type(name: str, kind: bytes | None, memory: bool) -> None:
     tree = Fdt(build({name: {} if kind is None else {"device_type": kind}}))
     assert is_memory(tree, tree.path_offset(f"/{name}") or 0) is memory
+
+
+def on_buses(size_cells: int, **root: NodeSpec) -> bytes:
+    """A board whose RAM firmware fills in, from 0 on."""
+    cell_counts = {"#address-cells": cells(2), "#size-cells": cells(size_cells)}
+    return build({**cell_counts, "memory@0": {"device_type": ["memory"]}, **root})
+
+
+def test_ram_is_not_put_where_a_bus_has_room_for_devices() -> None:
+    """As on a Raspberry Pi 4, whose peripherals have 64 MiB below 4 GiB, and on a board with PCI there."""
+    soc: NodeSpec = {
+        "#address-cells": cells(1),
+        "#size-cells": cells(1),
+        "ranges": cells(0x7E000000, 0, 0xFE000000, 0x2000000, 0x7C000000, 0, 0xFC000000, 0x2000000),
+    }
+    low, *high = memory_ranges(Fdt(fill_memory(on_buses(1, soc=soc), 8 * GIB)))
+    assert (low.start, sum(one.size for one in [low, *high])) == (0, 8 * GIB)
+    assert low.end == 0xFC000000 and high[0].start == 4 * GIB
+    pci: NodeSpec = {
+        "device_type": ["pci"],
+        "#address-cells": cells(3),
+        "#size-cells": cells(2),
+        "ranges": cells(0x2000000, 0, 0xF0000000, 0, 0xF0000000, 0, 0x10000000),
+    }
+    assert memory_ranges(Fdt(fill_memory(on_buses(2, pcie=pci), 4 * GIB)))[0].end == 0xF0000000
+    # All there is, RAM and devices, is no room for devices; nor is what RAM begins in.
+    for start, size in ((0, 0xFFFFFFFF), (0, 0x20000000)):
+        wide: NodeSpec = {**soc, "ranges": cells(0, 0, start, size)}
+        (bank,) = memory_ranges(Fdt(fill_memory(on_buses(1, soc=wide), GIB)))
+        assert (bank.start, bank.size) == (0, GIB)
+
+
+def test_a_bank_is_no_larger_than_a_cell_can_say() -> None:
+    tree = Fdt(fill_memory(on_buses(1), 9 * GIB))
+    sizes = (tree.get_cells(tree.path_offset("/memory@0") or 0, "reg") or [])[2::3]
+    assert sum(sizes) == 9 * GIB and max(sizes) == 2 * GIB

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from kexecemu import Board, InputError
-from kexecemu.formats.fdt import Fdt, NodeSpec, build, cells
+from kexecemu.formats.fdt import Fdt, FdtEditor, NodeSpec, build, cells
 from kexecemu.kernel.boot.of_address import device_areas, with_parents
 from kexecemu.kernel.boot.tree_board import timer_ppis
 from kexecemu.kernel.boot.virt_board import virt_device_tree
 from kexecemu.kernel.memory.memblock import merge
-from kexecemu.linux.other_board import board_parameters, disk_place, other_devices, with_disk
+from kexecemu.linux.other_board import (
+    board_parameters,
+    check_controller,
+    disk_place,
+    other_devices,
+    with_disk,
+)
 from kexecemu.machine import virt
 from kexecemu.machine.devices.uart import KINDS, PrintingUart, Uart
 from kexecemu.machine.ranges import PhysRange
+from kexecemu.scenario.options import Setup
+from kexecemu.scenario.setup import boot
 
 RAM = [PhysRange.of(0x80000000, 1 << 30)]
 
@@ -208,3 +217,52 @@ def test_no_timer_no_controller_or_no_cells_are_none() -> None:
     assert timer_ppis(timer(interrupts=b"abc")) is None
     root: NodeSpec = {"timer": {"compatible": ["arm,armv8-timer"], "interrupts": interrupts(*PPIS)}}
     assert timer_ppis(Fdt(build(root))) is None
+
+
+@pytest.mark.parametrize(
+    "change", [("status", b"disabled\0"), ("interrupts", cells(0, 63, 1)), ("compatible", b"x\0")]
+)
+def test_a_transport_of_qemus_that_is_not_as_qemus_is_left_alone(change: tuple[str, bytes]) -> None:
+    dtb = virt_device_tree(RAM, 1, virt.UART.start, virtio_slots=range(32))
+    editor = FdtEditor(dtb, len(dtb) + 256)
+    node = editor.path_offset(f"/virtio_mmio@{virt.virtio_slot(31).start:x}")
+    assert node is not None
+    editor.setprop(node, *change)
+    place = disk_place(Fdt(bytes(editor.data)), RAM)
+    assert not place.in_tree and not place.phys.overlaps(virt.VIRTIO)
+
+
+def test_a_tree_without_an_interrupt_to_spare_is_refused() -> None:
+    tree = board(uart={"interrupts": cells(*(cell for spi in range(16, 48) for cell in (0, spi, 4)))})
+    with pytest.raises(InputError, match="no interrupt for the disk"):
+        disk_place(tree, RAM)
+
+
+@pytest.mark.parametrize(
+    ("start", "good"), [(0x8000000, True), (0x80000000, False), (0x9000000, False), (1 << 44, False)]
+)
+def test_an_interrupt_controller_where_something_else_is_is_refused(start: int, good: bool) -> None:
+    places, taken = [PhysRange.of(start, 0x10000)], [*RAM, virt.UART, PhysRange(0, 0)]
+    if good:
+        check_controller(places, taken)
+    else:
+        with pytest.raises(
+            InputError, match="the interrupt controller at .* is in RAM, on a device or out of reach"
+        ):
+            check_controller(places, taken)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gic": 2}, "it has a GICv3, not a GICv2"),
+        ({"cpus": 3}, "it has 2 CPUs, not 3"),
+        ({"ram": "1G"}, "not both"),
+    ],
+)
+def test_what_contradicts_the_tree_is_refused(options: dict[str, object], words: str, tmp_path: Path) -> None:
+    dtb = tmp_path / "board.dtb"
+    dtb.write_bytes(virt_device_tree(RAM, 2, virt.UART.start, gic=3))
+    setup = Setup(dtb=dtb, cmdline="crashkernel=64M", **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=words):
+        boot(setup)

@@ -80,7 +80,7 @@ def test_the_dump_of_such_a_machine_is_true(tmp_path: Path, capsys: pytest.Captu
         ("zeros", "all addresses are 0: /proc/iomem shows them to root alone"),
         ("no place", "nothing that is reserved has a place for the device tree"),
         ("small", "is smaller than the model's"),
-        ("outside", "is outside of System RAM"),
+        ("outside", "is not inside of the one that it is below"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(

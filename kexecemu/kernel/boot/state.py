@@ -158,6 +158,8 @@ class KernelState:
         self.printk = Printk(self.guest, board.uart)
         self.early = EarlyTables(self.guest, config.page_size)
         self.kexec = KexecState(purgatory)
+        self.warned: tuple[str, ...] = ()
+        """What was said of it when it was set up: what is not modelled of the machine, and of how it came about."""
         self.cpus = CpuMasks((0,), 1)
         """Possible and present CPUs."""
         self.acpi = acpi_of(tree, first_cmdline(tree), efi_map, iomem)

@@ -65,7 +65,17 @@ def not_modelled(
         words = f"no console: {_unknown_console(tree)}; the capture kernel's lines are not seen"
         found.append(told("console", words))
     found += _firmware(config, tree)
+    if efi_map is not None and efi_map.cma and not _has_cma(config, cmdline):
+        size = efi_map.cma >> 20
+        words = (
+            f"the log has a CMA area of {size} MiB, which moves the crash region, and this kernel has none"
+        )
+        found.append(told("UEFI", f"{words} (--config CMA_SIZE_MBYTES={size})"))
     return found if memory_known else found + _efi(tree, efi_map)
+
+
+def _has_cma(config: KernelConfig, cmdline: str) -> bool:
+    return config.number("CMA_SIZE_MBYTES") > 0 or parameter(cmdline, "cma") is not None
 
 
 def _efi(tree: Fdt, efi_map: EfiMap | None) -> list[str]:

@@ -77,7 +77,8 @@ def linux_words(run: LinuxCapture) -> str:
         if not run.true_dump:
             return f"{who} has copied a dump of {size} that is not what memory held: {run.wrong_text} differ"
         loads = f"all {len(run.read)} loads are as memory was"
-        return f"{who} has copied the dump, {size}, and powers off; {loads}"
+        mute = "" if run.console.strip() else "; it has printed nothing, for want of a driver for the console"
+        return f"{who} has copied the dump, {size}, and powers off; {loads}{mute}"
     words = {
         LinuxEnd.NO_DUMP: "finds no dump, and powers off",
         LinuxEnd.HEADERS: "reads the dump's headers, and powers off without copying it",

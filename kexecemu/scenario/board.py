@@ -121,7 +121,7 @@ def efi_map_of(setup: Setup) -> EfiMap | None:
     if setup.efi_map is None:
         return None
     if setup.dtb is None:
-        raise InputError("efi_map is of a machine that dtb describes, and there is none")
+        raise InputError("efi_map goes with the machine's device tree (dtb), and none is given")
     if setup.iomem is not None:
         raise InputError("give efi_map or iomem, not both: each says what memory there is")
     return read_efi_map(setup.efi_map)
@@ -132,5 +132,5 @@ def iomem_of(setup: Setup) -> Iomem | None:
     if setup.iomem is None:
         return None
     if setup.dtb is None:
-        raise InputError("iomem is of a machine that dtb describes, and there is none")
+        raise InputError("iomem goes with the machine's device tree (dtb), and none is given")
     return read_iomem(setup.iomem)

@@ -187,6 +187,29 @@ def test_the_first_usable_range_is_kept_and_more_are_added_up_to_an_empty_one(
     assert early_init_dt_scan(dtb, KernelConfig("6.12"), print).memory == kept
 
 
+@pytest.mark.parametrize(
+    ("length", "old", "new"),
+    [
+        (20, None, [BANK]),  # a range and a cell: a real 6.1 and 6.12 never print a line
+        (17, [BANK], [BANK]),
+        (36, [PhysRange.of(GIB, 0x2000000)], [BANK]),  # two ranges and a cell, which is not come to
+        (32, [PhysRange.of(GIB, 0x2000000)], [PhysRange.of(GIB, 0x2000000)]),
+    ],
+)
+def test_a_ragged_usable_range_is_read_past_its_end_until_7_3_takes_it_for_none(
+    length: int, old: list[PhysRange] | None, new: list[PhysRange]
+) -> None:
+    value = cells(0, GIB, 0, 0x1000000, 0, GIB + 0x1000000, 0, 0x1000000, 0)[:length]
+    dtb = Fdt(memory_tree(("memory@0", ALL), chosen={"linux,usable-memory-range": value}))
+    for era in ("6.1", "6.12"):
+        if old is None:
+            with pytest.raises(InputError, match="ends in the middle of a range"):
+                early_init_dt_scan(dtb, KernelConfig(era), print)
+        else:
+            assert early_init_dt_scan(dtb, KernelConfig(era), print).memory == old
+    assert early_init_dt_scan(dtb, KernelConfig("7.3"), print).memory == new
+
+
 def test_two_usable_ranges_count_and_from_7_3_on_six() -> None:
     starts = range(0x50000000, 0x70000000, 0x4000000)
     numbers = [one for start in starts for one in (0, start, 0, MIB)]

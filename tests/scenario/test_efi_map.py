@@ -76,7 +76,7 @@ def test_a_map_with_fewer_lines_than_the_tree_says_is_warned_of(
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("no tree", "efi_map is of a machine that dtb describes, and there is none"),
+        ("no tree", r"efi_map goes with the machine's device tree \(dtb\), and none is given"),
         ("no file", "No such file or directory"),
         ("no map", "no line of an EFI memory map"),
         ("no loader", "no Loader Code, and so no place of the first kernel"),

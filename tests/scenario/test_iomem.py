@@ -60,7 +60,7 @@ def test_another_command_line_is_looked_for_anew_and_that_is_said(
         assert main(["load", "--json", *options, "--cmdline", cmdline]) == 0
         value = json.loads(capsys.readouterr().out)
         assert value["crashkernel"]["end"] + 1 - value["crashkernel"]["start"] == size
-        assert any("of another command line" in words for words in value["warnings"]) is (cmdline != same)
+        assert any("with another command line" in words for words in value["warnings"]) is (cmdline != same)
 
 
 def test_the_dump_of_such_a_machine_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,7 @@ def test_the_dump_of_such_a_machine_is_true(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("no tree", "iomem is of a machine that dtb describes, and there is none"),
+        ("no tree", "iomem goes with the machine's device tree (dtb), and none is given"),
         ("both", "give efi_map or iomem, not both"),
         ("no file", "No such file or directory"),
         ("zeros", "all addresses are 0: /proc/iomem shows them to root alone"),

@@ -121,8 +121,16 @@ def add_memory(memblock: Memblock, base: int, size: int, page: int, log: Print) 
 def check_for_usable_mem_range(tree: Fdt, config: KernelConfig, memblock: Memblock) -> None:
     """What a kdump kernel may use; the first range is what is kept, the others are added."""
     chosen = tree.path_offset("/chosen")
-    given = pairs(tree, chosen, "linux,usable-memory-range") if chosen is not None else None
-    ranges = (given or [])[: config.release.rules.usable_ranges]
+    if chosen is None:
+        return
+    rules, name = config.release.rules, "linux,usable-memory-range"
+    length, width = len(tree.getprop(chosen, name) or b""), sum(root_cells(tree))
+    # Before 7.3 bytes are counted by cells: what is left over may be the beginning of a range.
+    whole = rules.ragged_is_none or not width or length % width != 0
+    if not whole and length % (4 * width) and length // 4 < rules.usable_ranges * width:
+        words = f"{name} ends in the middle of a range"
+        raise InputError(f"device tree: {words}: this kernel reads on behind it, and does not boot")
+    ranges = (pairs(tree, chosen, name, whole=whole) or [])[: rules.usable_ranges]
     for number, (base, size) in enumerate(ranges):
         area = PhysRange(base, min(base + size, _U64))
         if number:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from kexecemu.errors import InputError
 from kexecemu.formats.efi_map import AcpiLog
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.address_space import align_up
@@ -72,6 +73,7 @@ class _NumaInit:
         self.config, self.tree, self.memblock, self.log, self.acpi = config, tree, memblock, log, acpi
         self.rules = config.release.rules
         self.found = _Found()
+        self.homeless = False  # whether a CPU has no node
 
     def dummy(self) -> tuple[int, ...]:
         """dummy_numa_init(): one node has all of it, which needs no borders."""
@@ -95,6 +97,9 @@ class _NumaInit:
         """With what the tree says; () where that is refused."""
         self._begin()
         nodes = self._nodes()
+        if nodes and self.homeless and 0 not in self.found.nodes:
+            words = "a CPU without a numa-node-id is on node 0, which is not there"
+            raise InputError(f"device tree: {words}: a kernel oopses on it")
         if not nodes and self.table is not None:
             self.memblock.free(self.table)
         return nodes
@@ -142,6 +147,8 @@ class _NumaInit:
                 self.log(f"OF: NUMA: Node id {number} exceeds maximum value")
             elif number is not None:
                 self.found.nodes.add(number)
+                continue
+            self.homeless = True
 
     def _memory(self) -> bool:
         """of_numa_parse_memory_nodes(): from 6.12 on it is the last node that decides whether there are any."""

@@ -265,7 +265,7 @@ class KernelState:
         known = self.running is not None
         found = not_modelled(self.config, self.boot_command_line, tree, efi_map, memory_known=known)
         if self.cpus.spin_tables:
-            words = "spin-table: here firmware takes stopped CPUs off, where real ones stay in the old kernel"
+            words = "spin-table: stopped CPUs are off here, where real ones go on in the old kernel's memory"
             found.append(told("spin-tables", words))
         if self.cpus.gaps:
             words = "CPUs: a real kernel leaves out the numbers of nodes that it makes nothing of, and this does not"
@@ -274,7 +274,7 @@ class KernelState:
             words = "no console: the device tree has it in RAM, or where no CPU here reaches it"
             found.append(told("console", words))
         if self.running is not None and not self.running.same:
-            words = "iomem is of another command line: what firmware has taken of memory is not known from it"
+            words = "iomem is of a boot with another command line: the crash region is looked for in what that has left"
             found.append(told("iomem", words))
         if len(self.arch.nodes) > 1:
             words = "NUMA: in guest memory, and so in a dump, there is a single node with zones and lists of its own"

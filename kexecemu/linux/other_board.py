@@ -4,6 +4,7 @@ It is given a disk for its dump, one more device of the tree, as virtio-mmio. Th
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from kexecemu.errors import FormatError, InputError
@@ -12,6 +13,7 @@ from kexecemu.kernel.boot.fdt_memory import is_available
 from kexecemu.kernel.boot.of_address import device_areas, with_parents
 from kexecemu.kernel.boot.tree_board import gic_node
 from kexecemu.kernel.memory.memblock import merge
+from kexecemu.linux.capture import DUMP_SLOT
 from kexecemu.machine import virt
 from kexecemu.machine.cpu.blockcount import TICKS_PER_SECOND
 from kexecemu.machine.devices.uart import PrintingUart, Uart
@@ -25,13 +27,10 @@ _CNTACR_ALL = 0x3F
 _TIMER_FRAMES = 8
 _EDGE = 1
 _PAGE = 4096
-_LOWEST, _TOP = (
-    0x1000000,
-    1 << 32,
-)  # 0 is no place that a driver expects; what one cell can name
+_LOWEST = 0x1000000  # 0 is no place that a driver expects
+_TOP = 1 << 32  # what one cell can name
 _STEP = 0x10000
 _SPIS = [virt.VIRTIO_SPI - virt.FIRST_SPI + slot for slot in range(virt.VIRTIO_SLOTS)]
-_USUAL_SLOT = virt.VIRTIO_SLOTS - 1
 _8250_WIDTHS = {0: "mmio", 1: "mmio16", 2: "mmio32"}  # by reg-shift
 
 
@@ -72,12 +71,12 @@ def _pages(tree: Fdt) -> list[PhysRange]:
 
 def _has_usual(tree: Fdt) -> bool:
     """Whether it has QEMU's last transport, and that is to be used, with the interrupt that it has there."""
-    usual = virt.virtio_slot(_USUAL_SLOT).start
+    usual = virt.virtio_slot(DUMP_SLOT).start
     return any(
         area.start == usual
         and "virtio,mmio" in (tree.get_strings(node, "compatible") or [])
         and is_available(tree, node)
-        and _interrupts(tree, node)[:2] == [0, _SPIS[_USUAL_SLOT]]
+        and _interrupts(tree, node)[:2] == [0, _SPIS[DUMP_SLOT]]
         for node, area in _devices(tree)
     )
 
@@ -88,20 +87,28 @@ def disk_place(tree: Fdt, banks: Sequence[PhysRange]) -> DiskPlace:
     The same goes for its interrupt. InputError where there is no such place.
     """
     if _has_usual(tree):
-        return DiskPlace(virt.VIRTIO, _USUAL_SLOT, in_tree=True)
+        return DiskPlace(virt.VIRTIO, DUMP_SLOT, in_tree=True)
     top = virt.PHYS_LIMIT if tree.address_cells(0) > 1 else _TOP
     free = subtract([PhysRange(_LOWEST, top)], [*_pages(tree), *banks])
     starts = (-(-max(gap.start, low) // _STEP) * _STEP for low in (virt.VIRTIO.start, 0) for gap in free)
     places = (PhysRange.of(start, virt.VIRTIO.size) for start in starts)
     place = next((one for one in places if any(gap.covers(one) for gap in free)), None)
-    taken = {spi for node in tree.nodes() for spi in _interrupts(tree, node.offset)}
-    slot = next((one for one in reversed(range(virt.VIRTIO_SLOTS)) if _SPIS[one] not in taken), None)
+    slot = _free_slot([_interrupts(tree, node.offset) for node in tree.nodes()])
     if place is None or slot is None:
         what = "place" if place is None else "interrupt"
         raise InputError(
             f"device tree: it leaves no {what} for the disk that a real Linux writes its dump to"
         )
     return DiskPlace(place, slot, in_tree=False)
+
+
+def _free_slot(interrupts: list[list[int]]) -> int | None:
+    """The last slot whose SPI no cell could be, or, where a board has many, none that says it is an SPI."""
+    any_cell = {cell for one in interrupts for cell in one}
+    spis = {number for one in interrupts for kind, number in pairwise(one) if kind == 0}
+    slots = reversed(range(virt.VIRTIO_SLOTS))
+    free = [slot for slot in slots if _SPIS[slot] not in spis]
+    return next((slot for slot in free if _SPIS[slot] not in any_cell), next(iter(free), None))
 
 
 def board_parameters(uart: Uart) -> str:

@@ -156,14 +156,22 @@ def test_a_real_linux_takes_the_dump_of_a_board(fetched: Callable[[str], Path], 
 def test_a_disk_for_its_dump_lies_where_nothing_of_the_board_is(
     fetched: Callable[[str], Path], target: str
 ) -> None:
+    refused = set()
     for path in trees_of(fetched, target):
         dtb = path.read_bytes()
         tree = Fdt(dtb)
         banks = memory_ranges(tree)
-        place = disk_place(tree, banks)
+        try:
+            place = disk_place(tree, banks)
+        except InputError as error:
+            assert "leaves no interrupt" in str(error)
+            refused.add(path.stem)
+            continue
         assert not any(
             place.phys.overlaps(one) for one in [*banks, *(one.phys for one in other_devices(tree))]
         )
         if gic_node(tree) is not None:
             added = Fdt(with_disk(dtb, place))
             assert added.path_offset(f"/virtio_mmio@{place.phys.start + place.slot * 0x200:x}"), path.name
+    # Their devices have all of the 32 interrupts that a transport may have here.
+    assert refused <= {"gs101-oriole", "gs101-raven", "imx8ulp-9x9-evk", "imx8ulp-evk"}

@@ -39,11 +39,7 @@ def reg_phys(tree: Fdt, path: tuple[int, ...], index: int = 0) -> PhysRange | No
     if not 0 < address <= _MOST_CELLS or size > _MOST_CELLS or len(cells) < (index + 1) * width:
         return None
     cells = cells[index * width :][:width]
-    phys: int | None = join_cells(cells[:address])
-    for child, parent in pairwise(reversed(path[:-1])):
-        if phys is None:
-            return None
-        phys = _through(tree, child, parent, phys)
+    phys = _seen_by_cpus(tree, path, join_cells(cells[:address]))
     length = join_cells(cells[address:])
     return None if phys is None or phys + length > _U64 else PhysRange.of(phys, length)
 
@@ -86,12 +82,19 @@ def bus_windows(tree: Fdt, path: tuple[int, ...]) -> Iterator[PhysRange]:
         return
     width = own + above + size
     for at in range(0, len(ranges) - width + 1, width):
-        phys: int | None = join_cells(ranges[at + own : at + own + above])
-        for child, parent in pairwise(reversed(path[:-1])):
-            phys = None if phys is None else _through(tree, child, parent, phys)
+        phys = _seen_by_cpus(tree, path, join_cells(ranges[at + own : at + own + above]))
         length = join_cells(ranges[at + own + above : at + width])
         if phys is not None and length and phys + length <= _U64:
             yield PhysRange.of(phys, length)
+
+
+def _seen_by_cpus(tree: Fdt, path: tuple[int, ...], address: int) -> int | None:
+    """An address on the bus that the last node of a path is on, through all buses above; None where one has it not."""
+    found: int | None = address
+    for child, parent in pairwise(reversed(path[:-1])):
+        if found is not None:
+            found = _through(tree, child, parent, found)
+    return found
 
 
 def _through(tree: Fdt, bus: int, parent: int, address: int) -> int | None:

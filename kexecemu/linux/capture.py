@@ -223,7 +223,7 @@ def linux_stage(
     the crash has left them, and a capture kernel does not wake them.
     """
     disk = Disk((board.ram.size + (64 << 20)) // _SECTOR * _SECTOR)
-    board.attach(board.disk_slot, VirtioBlock(disk, "vmcore"))
+    board.attach(DUMP_SLOT, VirtioBlock(disk, "vmcore"))
     try:
         crashed = load_digests(board.ram, areas)
     except BusError:

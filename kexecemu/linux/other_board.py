@@ -30,15 +30,16 @@ _PAGE = 4096
 _LOWEST = 0x1000000  # 0 is no place that a driver expects
 _TOP = 1 << 32  # what one cell can name
 _STEP = 0x10000
-_SPIS = [virt.VIRTIO_SPI - virt.FIRST_SPI + slot for slot in range(virt.VIRTIO_SLOTS)]
+_FIRST_SPI = virt.VIRTIO_SPI - virt.FIRST_SPI
+_USUAL_SPI = _FIRST_SPI + DUMP_SLOT
 _8250_WIDTHS = {0: "mmio", 1: "mmio16", 2: "mmio32"}  # by reg-shift
 
 
 class DiskPlace(NamedTuple):
-    """Where a board's virtio transports are (physical), the slot of the disk, and whether the tree has that already."""
+    """Where a board's virtio transports are (physical); the last is the disk's, with this SPI, or the tree has it."""
 
     phys: PhysRange
-    slot: int
+    spi: int
     in_tree: bool
 
 
@@ -76,7 +77,7 @@ def _has_usual(tree: Fdt) -> bool:
         area.start == usual
         and "virtio,mmio" in (tree.get_strings(node, "compatible") or [])
         and is_available(tree, node)
-        and _interrupts(tree, node)[:2] == [0, _SPIS[DUMP_SLOT]]
+        and _interrupts(tree, node)[:2] == [0, _USUAL_SPI]
         for node, area in _devices(tree)
     )
 
@@ -87,28 +88,28 @@ def disk_place(tree: Fdt, banks: Sequence[PhysRange]) -> DiskPlace:
     The same goes for its interrupt. InputError where there is no such place.
     """
     if _has_usual(tree):
-        return DiskPlace(virt.VIRTIO, DUMP_SLOT, in_tree=True)
+        return DiskPlace(virt.VIRTIO, _USUAL_SPI, in_tree=True)
     top = virt.PHYS_LIMIT if tree.address_cells(0) > 1 else _TOP
     free = subtract([PhysRange(_LOWEST, top)], [*_pages(tree), *banks])
     starts = (-(-max(gap.start, low) // _STEP) * _STEP for low in (virt.VIRTIO.start, 0) for gap in free)
     places = (PhysRange.of(start, virt.VIRTIO.size) for start in starts)
     place = next((one for one in places if any(gap.covers(one) for gap in free)), None)
-    slot = _free_slot([_interrupts(tree, node.offset) for node in tree.nodes()])
-    if place is None or slot is None:
+    spi = _free_spi([_interrupts(tree, node.offset) for node in tree.nodes()])
+    if place is None or spi is None:
         what = "place" if place is None else "interrupt"
         raise InputError(
             f"device tree: it leaves no {what} for the disk that a real Linux writes its dump to"
         )
-    return DiskPlace(place, slot, in_tree=False)
+    return DiskPlace(place, spi, in_tree=False)
 
 
-def _free_slot(interrupts: list[list[int]]) -> int | None:
-    """The last slot whose SPI no cell could be, or, where a board has many, none that says it is an SPI."""
+def _free_spi(interrupts: list[list[int]]) -> int | None:
+    """One of the SPIs, those of QEMU's transports first, that is in no cell; else in none that says it is an SPI."""
     any_cell = {cell for one in interrupts for cell in one}
     spis = {number for one in interrupts for kind, number in pairwise(one) if kind == 0}
-    slots = reversed(range(virt.VIRTIO_SLOTS))
-    free = [slot for slot in slots if _SPIS[slot] not in spis]
-    return next((slot for slot in free if _SPIS[slot] not in any_cell), next(iter(free), None))
+    order = (*range(_USUAL_SPI, _FIRST_SPI - 1, -1), *range(_USUAL_SPI + 1, virt.SPIS))
+    free = [spi for spi in order if spi not in spis]
+    return next((spi for spi in free if spi not in any_cell), next(iter(free), None))
 
 
 def board_parameters(uart: Uart) -> str:
@@ -151,14 +152,14 @@ def with_disk(dtb: bytes, place: DiskPlace) -> bytes:
         raise InputError(f"device tree: {words}")
     if place.in_tree:
         return dtb
-    at = place.phys.start + place.slot * virt.VIRTIO_SLOT_SIZE
+    at = place.phys.start + DUMP_SLOT * virt.VIRTIO_SLOT_SIZE
     reg = at.to_bytes(4 * tree.address_cells(0), "big")
     reg += virt.VIRTIO_SLOT_SIZE.to_bytes(4 * tree.size_cells(0), "big")
     editor = FdtEditor(dtb, len(dtb) + 512)
     node = editor.add_subnode(0, f"virtio_mmio@{at:x}")
     editor.setprop(node, "dma-coherent", b"")
     editor.setprop(node, "interrupt-parent", cells(phandle))
-    editor.setprop(node, "interrupts", cells(0, _SPIS[place.slot], _EDGE, *[0] * (width - 3)))
+    editor.setprop(node, "interrupts", cells(0, place.spi, _EDGE, *[0] * (width - 3)))
     editor.setprop(node, "reg", reg)
     editor.setprop(node, "compatible", b"virtio,mmio\0")
     editor.pack()

@@ -102,7 +102,7 @@ class Board:
         gic_phys: tuple[PhysRange, PhysRange] | None = None,
         affinities: Sequence[int] | None = None,
         virtio_phys: PhysRange = virt.VIRTIO,
-        disk_slot: int = virt.VIRTIO_SLOTS - 1,
+        disk_intid: int = virt.VIRTIO_SPI + virt.VIRTIO_SLOTS - 1,
         timer_ppis: tuple[int, int] = (virt.TIMER_PHYSICAL_PPI, virt.TIMER_VIRTUAL_PPI),
     ) -> None:
         """gic is the interrupt controller's architecture, 2 or 3; None is 2, which is for up to 8 CPUs, and else 3.
@@ -120,8 +120,8 @@ class Board:
         absent lets accesses pass to the devices that QEMU's virt has besides, where they would fault: for a kernel that
         was given QEMU's device tree and looks for those. Or it is what another board has in their place.
 
-        virtio_phys is where the 32 virtio transports are, and disk_slot the one of a capture kernel's disk. timer_ppis
-        are the interrupts of the CPUs' physical and virtual timer.
+        virtio_phys is where the 32 virtio transports are, and disk_intid the interrupt of the last, which a capture
+        kernel's disk has. timer_ppis are the interrupts of the CPUs' physical and virtual timer.
 
         Raises InputError when the numbers make no board, MachineError when the host cannot provide it.
         """
@@ -149,8 +149,7 @@ class Board:
         self.work = HostWork(lambda: sum(cpu.work for cpu in self.cpus))
         """What the host has done for the guest, and how much it will do."""
         self.virtio = VirtioBus(self.ram, self.work, virtio_phys)
-        self.disk_slot = disk_slot
-        """The virtio slot of the disk that a real Linux writes its dump to."""
+        self._disk_intid = disk_intid
         self.rtc = Pl031(now=lambda: self._noted // INSTRUCTIONS_PER_SECOND, irq=self.gic.line(virt.RTC_SPI))
         if isinstance(absent, bool):
             missing = virt.ABSENT + (virt.ABSENT_GICV3 if gic == 3 else ())
@@ -220,7 +219,8 @@ class Board:
 
     def attach(self, slot: int, device: VirtioDevice) -> None:
         """Put a virtio device into one of the 32 slots; QEMU fills them from the last one down."""
-        self.virtio.attach(slot, device, self.gic.line(virt.VIRTIO_SPI + slot))
+        intid = self._disk_intid if slot == virt.VIRTIO_SLOTS - 1 else virt.VIRTIO_SPI + slot
+        self.virtio.attach(slot, device, self.gic.line(intid))
 
     @property
     def boot_cpu(self) -> SystemCpu:

@@ -16,6 +16,7 @@ from kexecemu.kernel.boot.fill_memory import GRAIN, fill_memory
 from kexecemu.kernel.boot.iomem import iomem_ram, read_iomem
 from kexecemu.kernel.boot.tree_board import console_of, gic_node, gic_phys, psci_conduit, timer_ppis, uart_of
 from kexecemu.linux.other_board import DiskPlace, check_controller, disk_place, other_devices, with_disk
+from kexecemu.machine import virt
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.options import Setup
@@ -59,7 +60,7 @@ def board_of(
             raise InputError(f"device tree {setup.dtb}: it has a GICv{version}, not a GICv{setup.gic}")
         if disk is not None:
             check_controller(places or (), [*banks, uart.phys, disk.phys])
-            more |= {"virtio_phys": disk.phys, "disk_slot": disk.slot}
+            more |= {"virtio_phys": disk.phys, "disk_intid": virt.FIRST_SPI + disk.spi}
             more["absent"] = disk.in_tree or other_devices(tree)
             if ppis := timer_ppis(tree):
                 more["timer_ppis"] = ppis

@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Sequence
 from typing import Self
 
@@ -33,6 +34,8 @@ class _File:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        # A disk that nobody closed gives its memory back with its last user.
+        self._let_go = weakref.finalize(self, os.close, fd)
 
     def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset)
@@ -69,7 +72,7 @@ class _File:
             return None if error.errno == errno.ENXIO else offset
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._let_go()
 
 
 class _PrivateFile(_File):

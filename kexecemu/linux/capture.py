@@ -34,6 +34,7 @@ DUMP_SLOT = virt.VIRTIO_SLOTS - 1
 
 BUDGET = 20_000_000_000
 """Instructions of a boot that copies a dump: some ten times what Debian's take for 768 MiB."""
+_BUDGET_PER_BYTE = 3  # of a dump beyond: 1 to move it, and some 0.4 for the program that copies
 
 _CHUNK = 4 << 20
 _HEAD = 1 << 16  # bytes of a core within which its program headers are
@@ -213,14 +214,15 @@ def linux_stage(
     *,
     areas: list[PhysRange],
     steps: Sequence[int] = (),
-    budget: int = BUDGET,
+    budget: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Generator[int, None, LinuxCapture]:
     """Run the Linux at whose entry the boot CPU stands to its end; it finds an empty disk for the dump.
 
     areas are the PT_LOADs that the dump should have (physical). progress(instructions) is called now and then. It stops
-    after each number of instructions in steps, ascending, that it comes to. Only the boot CPU runs: the others are as
-    the crash has left them, and a capture kernel does not wake them.
+    after each number of instructions in steps, ascending, that it comes to, and gives up after budget of them and of
+    the host's work; None is enough for a dump of all RAM. Only the boot CPU runs: the others are as the crash has left
+    them, and a capture kernel does not wake them.
     """
     disk = Disk((board.ram.size + (64 << 20)) // _SECTOR * _SECTOR)
     board.attach(DUMP_SLOT, VirtioBlock(disk, "vmcore"))
@@ -229,6 +231,8 @@ def linux_stage(
     except BusError:
         crashed = []  # a damaged header: nothing that could be compared
     system = System(board)
+    if budget is None:
+        budget = BUDGET + _BUDGET_PER_BYTE * board.ram.size
     begin, printed = board.time, len(board.uart.text)
     board.work.allow(begin, budget)
     tell = None if progress is None else lambda time: progress(time - begin)

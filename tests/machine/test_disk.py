@@ -48,6 +48,17 @@ def test_a_disk_that_nobody_closes_gives_its_memory_back():
         os.fstat(fd)
 
 
+def test_zeros_that_are_written_take_no_memory_and_are_zeros():
+    with Disk(1 << 20) as disk:
+        disk.write(0, bytes([7]) * (1 << 20))
+        full = os.fstat(disk._store._fd).st_blocks
+        disk.write_parts(4096, [b"a" * 4096, bytes(8192), memoryview(b"b" * 512), bytes(512), bytes(1 << 19)])
+        expected = b"a" * 4096 + bytes(8192) + b"b" * 512 + bytes(512) + bytes(1 << 19)
+        assert disk.read(4096, len(expected)) == expected
+        assert disk.read(4096 + len(expected), 512) == bytes([7]) * 512 == disk.read(0, 512)
+        assert os.fstat(disk._store._fd).st_blocks <= full - 1000  # of 512 bytes
+
+
 def test_what_was_written_is_read_back(disk):
     disk.write(1000, b"crash")
     disk.write(4094, memoryview(b"over a page's end"))

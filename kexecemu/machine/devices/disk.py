@@ -75,6 +75,25 @@ class _File:
         self._let_go()
 
 
+class _Memory(_File):
+    """Sectors in memory: whole pages of zeros take none, and most of a dump is that."""
+
+    def write(self, offset: int, parts: Sequence[Buffer]) -> None:
+        kept = list[memoryview]()
+        for part in parts:
+            data = memoryview(part).cast("B")
+            if data.nbytes < mmap.PAGESIZE or data[0] or data[-1] or bytearray(data.nbytes) != data:
+                kept.append(data)
+                continue
+            super().write(offset, kept)
+            offset += sum(one.nbytes for one in kept)
+            kept.clear()
+            if not self.punch(offset, data.nbytes):
+                super().write(offset, [data])
+            offset += data.nbytes
+        super().write(offset, kept)
+
+
 class _PrivateFile(_File):
     """The file stays as it is: the host's kernel keeps a copy of each page that is written."""
 
@@ -117,7 +136,7 @@ class Disk:
         except OSError as error:
             os.close(fd)
             raise MachineError(f"the host cannot hold a disk of {size:#x} bytes: {error}") from error
-        self._set_up(_File(fd), size, read_only=False)
+        self._set_up(_Memory(fd), size, read_only=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool = False, private: bool = False) -> Self:

@@ -168,7 +168,13 @@ def capture_stage(
         wrong = entry_violations(cpu, image)
         if linux and not wrong:
             tell = None if progress is None else lambda done: progress(done, max(done, _USUAL_LINUX))
-            run = yield from linux_stage(board, areas=list(loads), steps=steps, progress=tell)
+            run = yield from linux_stage(
+                board,
+                areas=list(loads),
+                image=PhysRange.of(segment.mem, segment.memsz),
+                steps=steps,
+                progress=tell,
+            )
             fault = cpu.exceptions[-1] if run.end is LinuxEnd.LOST and cpu.exceptions[before:] else None
             return CaptureRun(LINUX_ENDS[run.end], cpu.pc, run.instructions, None, fault, linux=run)
         if 0 in steps:

@@ -16,6 +16,7 @@ from kexecemu.errors import BusError, FormatError, MachineError
 from kexecemu.formats.elf import PT_LOAD, ProgramHeader
 from kexecemu.formats.elfcore import parse_core_header
 from kexecemu.linux.initramfs import CAPTURE_DONE, HEADERS_READ, NO_VMCORE
+from kexecemu.linux.printk_ring import kernel_log
 from kexecemu.machine import virt
 from kexecemu.machine.board import Board
 from kexecemu.machine.devices.disk import Disk
@@ -36,12 +37,14 @@ BUDGET = 20_000_000_000
 """Instructions of a boot that copies a dump: some ten times what Debian's take for 768 MiB."""
 _BUDGET_PER_BYTE = 3  # of a dump beyond: 1 to move it, and some 0.4 for the program that copies
 
+_LOOK = 1_000_000_000  # instructions without a word after which the kernel's log is looked at
 _CHUNK = 4 << 20
 _HEAD = 1 << 16  # bytes of a core within which its program headers are
 _SECTOR = 512
 _STAMP = re.compile(
     rb"^\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? (?=kdump: )"
 )  # of the kernel's log, through which init may speak
+_STAMPS = re.compile(r"^(\[ *\d+\.\d+\]|\[ *[CT]\d+\])+ ?")
 _PANIC = b"Kernel panic - not syncing"
 _PANIC_END = b"---[ end Kernel panic"  # not printed with panic=SECONDS
 _RESTART = b"reboot: Restarting system"  # asked for by a program
@@ -120,8 +123,9 @@ class LinuxCapture:
 
     where says in words where it stood at the end, and what it printed last. release is what it calls itself, empty if
     it said nothing; console is all that it printed. vmcore is None without a dump. read and crashed are its PT_LOADs,
-    as they were read and as memory was at the crash. last_word is what its init said of the dump in the end, and panic
-    the message of its panic; each is empty where there was none.
+    as they were read and as memory was at the crash. last_word is what its init said of the dump in the end, panic the
+    message of its panic, and unshown the lines that its log in memory has and its console has not shown; each is empty
+    where there was none.
     """
 
     end: LinuxEnd
@@ -134,6 +138,7 @@ class LinuxCapture:
     crashed: list[LoadDigest] = field(default_factory=list)
     last_word: str = ""
     panic: str = ""
+    unshown: str = field(default="", repr=False)
 
     @property
     def wrong_loads(self) -> list[LoadDigest]:
@@ -213,13 +218,15 @@ def linux_stage(
     board: Board,
     *,
     areas: list[PhysRange],
+    image: PhysRange | None = None,
     steps: Sequence[int] = (),
     budget: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Generator[int, None, LinuxCapture]:
     """Run the Linux at whose entry the boot CPU stands to its end; it finds an empty disk for the dump.
 
-    areas are the PT_LOADs that the dump should have (physical). progress(instructions) is called now and then. It stops
+    areas are the PT_LOADs that the dump should have, image is where the kernel lies with its bss (physical): its log is
+    looked for there where its console has not shown the end. progress(instructions) is called now and then. It stops
     after each number of instructions in steps, ascending, that it comes to, and gives up after budget of them and of
     the host's work; None is enough for a dump of all RAM. Only the boot CPU runs: the others are as the crash has left
     them, and a capture kernel does not wake them.
@@ -245,11 +252,30 @@ def linux_stage(
                     break
                 end = None
             yield step
-        if end is None:
-            end = system.run(budget - (board.time - begin), progress=tell)
+        while end is None:
+            heard = len(board.uart.output)
+            end = system.run(min(budget - (board.time - begin), _LOOK), progress=tell)
+            over = board.time - begin >= budget or board.work.end <= board.time
+            mute = len(board.uart.output) == heard and _PANIC_END in _unshown(board, image, printed).encode()
+            if end.kind is SystemEndKind.BUDGET and not over and not mute:
+                end = None
     console.read_from(disk)
     said, time = board.uart.text[printed:], board.time - begin
-    return _account(_kind(end, console), _where(end, said), time, said, console, disk, crashed)
+    unshown = "" if _kind(end, console) is LinuxEnd.DONE else _unshown(board, image, printed)
+    console.panicked |= _PANIC_END in unshown.encode()
+    return _account(
+        _kind(end, console), _where(end, said, unshown), time, said, console, disk, crashed, unshown
+    )
+
+
+def _unshown(board: Board, image: PhysRange | None, printed: int) -> str:
+    """The end of the log in the kernel's memory, from where its console has stopped; each line has its line feed."""
+    records = [] if image is None else kernel_log(board.ram, image, board.boot_cpu.translate)
+    shown = {_STAMPS.sub("", line.rstrip()) for line in board.uart.text[printed:].splitlines()}
+    first = len(records)
+    while first and records[first - 1].text.split("\n")[-1].rstrip() not in shown:
+        first -= 1
+    return "".join(f"{line}\n" for one in records[first:] for line in one.lines)
 
 
 def _account(
@@ -260,20 +286,25 @@ def _account(
     console: _Console,
     disk: Disk,
     crashed: list[LoadDigest],
+    unshown: str,
 ) -> LinuxCapture:
     vmcore = _dump(disk, console) if kind is LinuxEnd.DONE else None
     try:
         read = vmcore.loads() if vmcore is not None else []
     except (FormatError, MachineError):
         read = []
-    panics = _PANIC_TEXT.findall(said) if kind is LinuxEnd.PANIC else []
+    panics = _PANIC_TEXT.findall(said + unshown) if kind is LinuxEnd.PANIC else []
     panic = panics[-1].strip() if panics else ""
     word = console.last.removeprefix(_END) if console.last.startswith(_END) else ""
-    return LinuxCapture(kind, where, instructions, console.release, said, vmcore, read, crashed, word, panic)
+    return LinuxCapture(
+        kind, where, instructions, console.release, said, vmcore, read, crashed, word, panic, unshown
+    )
 
 
-def _where(end: SystemEnd, said: str) -> str:
-    """Where the machine stood; the last line that means anything to people is the console's."""
+def _where(end: SystemEnd, said: str, unshown: str) -> str:
+    """Where the machine stood; the last line that means anything to people is the console's, or its log's."""
+    if unshown:
+        return f"{end}; its console has not shown the end of its log: {unshown.splitlines()[-1].strip()}"
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
     nothing = (
         "it has printed nothing: it has no driver for the console, or has not come so far (earlycon helps)"

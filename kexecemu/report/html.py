@@ -16,7 +16,7 @@ from kexecemu.report.campaign_words import tone_of
 from kexecemu.report.page import render_page
 from kexecemu.report.picture import Picture, draw, effect_of, size_text
 from kexecemu.report.steps import steps_of, verdict_text
-from kexecemu.report.text import console_parts, purgatory_word
+from kexecemu.report.text import console_parts, purgatory_word, unshown_log
 from kexecemu.scenario.runner import Result
 from kexecemu.stray.fault import Injection
 
@@ -195,4 +195,7 @@ def _console(result: Result) -> list[tuple[str, str]]:
     for line in before:
         who = "capture" if line.startswith("capture:") else "first" if line.startswith("[") else "purgatory"
         told.append((who, line))
-    return told + [("capture", line) for line in own]
+    told += [("capture", line) for line in own]
+    if unshown := unshown_log(result.end):
+        told.append(("", "-- what its log in memory has besides, which the console has not shown:"))
+    return told + [("capture", line) for line in unshown]

@@ -155,6 +155,7 @@ def _linux(end: End) -> dict[str, Any] | None:
         "where": run.where,
         "release": run.release,
         "instructions": run.instructions,
+        "unshown": run.unshown,
         "vmcore_bytes": run.vmcore.size if run.vmcore is not None else None,
         "loads": [
             {**(range_object(one.phys) or {}), "sha256": one.sha256, "same": one in run.crashed}

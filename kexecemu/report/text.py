@@ -20,7 +20,15 @@ from kexecemu.report.terminal import print_table, say
 from kexecemu.scenario.runner import Result
 from kexecemu.scenario.setup import no_reservation
 
-__all__ = ["console_parts", "print_events", "print_layout", "print_result", "purgatory_word", "ram_and_cpus"]
+__all__ = [
+    "console_parts",
+    "print_events",
+    "print_layout",
+    "print_result",
+    "purgatory_word",
+    "ram_and_cpus",
+    "unshown_log",
+]
 
 _STYLES = {"good": "bold green", "caught": "bold yellow", "quiet": "bold cyan"}
 _DUMP_STYLES = {Dump.TRUE: "green", Dump.WRONG: "bold red", Dump.NONE: "bold yellow"}
@@ -105,6 +113,10 @@ def print_result(console: Console, result: Result) -> None:
     before, own = console_parts(end)
     for line in _since_panic(before) + _folded(own):
         say(console, "  ", escape(line))
+    if unshown := unshown_log(end):
+        say(console, "[dim]what its log in memory has besides, which the console has not shown[/]")
+        for line in _folded(unshown):
+            say(console, "  ", escape(line))
     say(console)
     for damage in end.damage:
         say(console, "[bold]damage[/]       ", escape(str(damage)))
@@ -128,6 +140,12 @@ def console_parts(end: End) -> tuple[list[str], list[str]]:
     linux = end.capture.linux if end.capture is not None else None
     before = len(lines) - (len(linux.console.splitlines()) if linux is not None else 0)
     return lines[:before], lines[before:]
+
+
+def unshown_log(end: End) -> list[str]:
+    """What a real capture kernel's log has, and its console has not."""
+    linux = end.capture.linux if end.capture is not None else None
+    return linux.unshown.splitlines() if linux is not None else []
 
 
 def _since_panic(lines: list[str]) -> list[str]:

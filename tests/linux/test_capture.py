@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from image_header import build
+from linux.test_printk_ring import BASE as LOG_BASE
+from linux.test_printk_ring import FIRST, ring
 from machine.system_guest import DAIFSET_I, NOP, OFF, RESET, UDF, WFI, Words, b, br, flat, mov
 
 from kexecemu import Board, Dump, Kernel, KernelConfig, Outcome
@@ -30,6 +32,7 @@ AREAS = [PhysRange.of(0x40100000, 0x5000), PhysRange.of(0x40200000, 0x3000)]
 UP = "kdump: Linux 6.1.0-test is up"
 COPYING = "copying"
 LOOP = b(0)
+LOG = PhysRange.of(0x40300000, 0x80000)
 
 
 def says(*lines: str) -> list[int]:
@@ -40,6 +43,11 @@ def says(*lines: str) -> list[int]:
             words += [*mov(10, byte), 0x39000000 | 9 << 5 | 10]  # strb w10, [x9]
         words.append(b(1))
     return words
+
+
+def put_log(board: Board, lines: Sequence[str]) -> None:
+    """A kernel's log in memory, where it lies by its first words: the MMU is off."""
+    board.ram.write(LOG.start, ring(lines).read(LOG_BASE, LOG.size))
 
 
 def done(size: int) -> str:
@@ -102,6 +110,42 @@ def dump(board: Board, disks: list[Disk], data: bytes) -> LinuxCapture:
 
     board.uart.listeners.append(write)
     return run(board, says(UP, COPYING, done(len(data))), OFF)
+
+
+def test_a_kernel_that_dies_without_a_word_is_found_out_by_its_log(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's 6.1 in 100 MiB: its console comes up later than it runs out of memory."""
+    monkeypatch.setattr(linux, "_LOOK", 10_000)
+    log = [
+        FIRST,
+        "Kernel panic - not syncing: deadlock",
+        "---[ end Kernel panic - not syncing: deadlock ]---",
+    ]
+    put_log(board, log)
+    start(board, LOOP)
+    ended = through(linux_stage(board, areas=AREAS, image=LOG, budget=1_000_000))
+    assert (ended.end, ended.panic, ended.instructions) == (LinuxEnd.PANIC, "deadlock", 10_000)
+    assert ended.unshown.splitlines() == [f"[    0.00{number}000] {line}" for number, line in enumerate(log)]
+    assert "its console has not shown the end of its log: [    0.002000] ---[ end" in ended.where
+
+
+def test_of_a_log_that_was_shown_in_part_the_rest_is_told(board: Board) -> None:
+    put_log(board, [FIRST, "second", "third\nof two lines", "last"])
+    start(board, says(f"[    0.000000] {FIRST}", "[    0.001000][    T0] second"), OFF)
+    ended = through(linux_stage(board, areas=AREAS, image=LOG, budget=1_000_000))
+    assert ended.end is LinuxEnd.OFF
+    assert ended.unshown == "[    0.002000] third\n[    0.002000] of two lines\n[    0.003000] last\n"
+
+
+def test_without_a_log_a_silent_kernel_has_its_whole_budget(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux, "_LOOK", 10_000)
+    start(board, LOOP)
+    ended = through(linux_stage(board, areas=AREAS, image=LOG, budget=100_000))
+    assert (ended.end, ended.unshown) == (LinuxEnd.BUDGET, "")
+    assert 100_000 <= ended.instructions < 100_100
 
 
 def memory(board: Board) -> list[tuple[int, bytes]]:

@@ -35,7 +35,7 @@ class FormatError(InputError):
 
 
 class NothingReserved(InputError):
-    """A real first kernel has reserved no crash memory, so that nothing can be loaded; what it printed is there."""
+    """The first kernel has reserved no crash memory, so that nothing can be loaded: why, in its own words."""
 
 
 class NotFetched(InputError):

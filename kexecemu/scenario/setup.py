@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from kexecemu.arguments import contents, instance
 from kexecemu.crash.kernel import Kernel
 from kexecemu.data import PURGATORIES, fixture_path
-from kexecemu.errors import InputError, KexecError
+from kexecemu.errors import InputError, KexecError, NothingReserved
 from kexecemu.formats.image import has_magic
 from kexecemu.formats.kernel_file import truncated
 from kexecemu.kernel.base.config import KernelConfig
@@ -105,7 +105,7 @@ class Booted:
         """Load the crash image; KexecError when the load is refused."""
         kernel, setup = self.kernel, self.setup
         if kernel.crashk_res is None:
-            raise InputError(f"no crashkernel memory is reserved: {no_reservation(kernel)}")
+            raise NothingReserved(f"no crashkernel memory is reserved: {no_reservation(kernel)}")
         load = kernel.kexec_tools_load if setup.call == "kexec_load" else kernel.kexec_file_load
         try:
             loaded = load(self.image, self.initrd, self.append)

@@ -58,13 +58,18 @@ def _mib(size: int | None) -> str:
     return _UNTOLD if size is None else f"{size / (1 << 20):.1f}M"
 
 
-def _bar(row: Row) -> str:
-    """The region: # was touched, c lies in CMA and was not, . was never touched."""
+def _bar(row: Row, largest: int) -> str:
+    """The region, as long as it is large: # was touched, c lies in CMA and was not, . was never touched."""
     memory, size = row.memory, row.asked.size
     if memory is None:
         return ""
-    unused, cma = (round(_BAR * part / size) for part in (memory.unused, memory.cma_unused))
-    return "#" * (_BAR - unused - cma) + "c" * cma + "." * unused
+    length = max(round(_BAR * size / largest), 1)
+    unused, cma = (round(length * part / size) for part in (memory.unused, memory.cma_unused))
+    return "#" * (length - unused - cma) + "c" * cma + "." * unused
+
+
+def _largest(rows: Sequence[Row]) -> int:
+    return max((row.asked.size for row in rows if row.memory is not None), default=1)
 
 
 def print_sizes(
@@ -75,6 +80,7 @@ def print_sizes(
         say(console, f"[bold]{name:<13}[/]", escape(value))
     say(console)
     table: list[list[Cell]] = []
+    largest = _largest(rows)
     for row in rows:
         memory = row.memory
         name = size_word(row.asked.size) + (f" {row.asked.more}" if row.asked.more else "")
@@ -86,7 +92,13 @@ def print_sizes(
         style = "green" if row.works else "red"
         cells = [(name, ""), (end_word(row), style)]
         cells += [(_mib(number), "") for number in numbers]
-        table.append([*cells, (_bar(row), "dim"), ("" if row.works else row_words(row), "")])
+        table.append(
+            [
+                *cells,
+                (_bar(row, largest).ljust(_BAR if largest > 1 else 0), "dim"),
+                ("" if row.works else row_words(row), ""),
+            ]
+        )
     print_table(console, ("crashkernel", "", "free at boot", "CMA", "never used", "memory", ""), table)
     say(
         console,
@@ -99,7 +111,7 @@ def print_sizes(
 
 def sizes_page(rows: Sequence[Row], advice: Advice, setting: Sequence[tuple[str, str]]) -> str:
     """The account as one HTML file."""
-    drawn = []
+    drawn, largest = [], _largest(rows)
     for row in rows:
         memory, size = row.memory, row.asked.size
         parts = []
@@ -113,7 +125,8 @@ def sizes_page(rows: Sequence[Row], advice: Advice, setting: Sequence[tuple[str,
                 "more": row.asked.more,
                 "works": row.works,
                 "end": end_word(row),
-                "words": row_words(row),
+                "words": "" if row.works else row_words(row),
+                "width": round(100 * size / largest, 2),
                 "parts": parts,
                 "available": _mib(memory.available if memory else None),
                 "cma": _mib(memory.cma or None if memory else None),

@@ -38,10 +38,11 @@ def size_word(size: int) -> str:
 
 def advice_of(rows: Sequence[Row], margin: int = MARGIN) -> Advice:
     """The advice; margin in bytes."""
-    plain = sorted((row for row in rows if not row.asked.more), key=lambda row: row.asked)
+    every = sorted((row for row in rows if not row.asked.more), key=lambda row: row.asked)
+    plain = [row for row in every if row.outcome != NOT_RESERVED]
     good = [row for row in plain if row.works]
     if not good:
-        return Advice(None, None, None, tuple(_nothing(plain)))
+        return Advice(None, None, None, tuple(_nothing(every)))
     smallest = good[0].asked.size
     bad = [row.asked.size for row in plain if not row.works]
     steady = [row for row in good if row.asked.size > max(bad, default=0)]
@@ -54,6 +55,7 @@ def advice_of(rows: Sequence[Row], margin: int = MARGIN) -> Advice:
     else:
         words.append("the largest size that was tried does not work: try larger ones (--to)")
     words += _holes(plain, smallest, all_from)
+    words += _too_large(every)
     words += _what_ifs(rows)
     if take is not None and take.memory is not None:
         left = take.memory.unused >> 20
@@ -62,6 +64,8 @@ def advice_of(rows: Sequence[Row], margin: int = MARGIN) -> Advice:
             "what a run on this board does not have: the drivers of the machine's own devices and what they set aside, "
             f"and more work at the dump; that is what at least {size_word(margin)} are left for (--margin)"
         )
+    elif steady and steady[0].memory is None:
+        words.append("how much of them was used is not known: this capture kernel is no Linux")
     elif steady:
         words.append(
             f"none of them leaves {size_word(margin)} for the drivers of a real machine: try larger ones (--to)"
@@ -71,9 +75,14 @@ def advice_of(rows: Sequence[Row], margin: int = MARGIN) -> Advice:
 
 def _nothing(plain: Sequence[Row]) -> list[str]:
     words = ["no size that was tried works"]
-    if all(row.outcome in (NOT_RESERVED, NOT_LOADED) for row in plain):
-        words.append(f"the largest is {plain[-1].outcome}: {plain[-1].reason}" if plain else "none was tried")
+    if plain and all(row.outcome in (NOT_RESERVED, NOT_LOADED) for row in plain):
+        words.append(f"the largest is {plain[-1].outcome}: {plain[-1].reason}")
     return words
+
+
+def _too_large(every: Sequence[Row]) -> list[str]:
+    refused = [row for row in every if row.outcome == NOT_RESERVED]
+    return [f"{size_word(refused[0].asked.size)}: {refused[0].reason}"] if refused else []
 
 
 def _holes(plain: Sequence[Row], smallest: int, all_from: int | None) -> list[str]:

@@ -18,7 +18,8 @@ _MEMORY = re.compile(
     r"Memory: (?P<available>\d+)K/(?P<total>\d+)K available \((?P<code>\d+)K kernel code, (?P<rwdata>\d+)K rwdata, "
     r"(?P<rodata>\d+)K rodata, (?P<init>\d+)K init, (?P<bss>\d+)K bss, (?P<reserved>\d+)K reserved"
 )
-_CMA = re.compile(r"cma: Reserved (\d+) (MiB|KiB) (?:at|in|on) (?:node \S+ at )?(0x[0-9a-f]+)")
+_CMA = re.compile(r"cma: Reserved (\d+) (MiB|KiB) at (0x[0-9a-f]+)")
+# Its end is no part of it.
 _SWIOTLB = re.compile(r"software IO TLB: mapped \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\]")
 _INITRD = re.compile(r"Freeing initrd memory: (\d+)K")
 _SLAB = re.compile(r"slab_reclaimable:(\d+) slab_unreclaimable:(\d+)")
@@ -70,7 +71,7 @@ def memory_of(log: str, ram: Ram, areas: Iterable[PhysRange], page_size: int = 4
         found |= {name: sizes[name] for name in ("total", "available", "reserved")}
         found["kernel"] = sum(sizes[name] for name in ("code", "rwdata", "rodata", "init", "bss"))
     if said := _last(_SWIOTLB, log):
-        found["swiotlb"] = max(int(said[2], 16) + 1 - int(said[1], 16), 0)
+        found["swiotlb"] = max(int(said[2], 16) - int(said[1], 16), 0)
     if said := _last(_INITRD, log):
         found["initrd"] = int(said[1]) << 10
     if said := _last(_SLAB, log):

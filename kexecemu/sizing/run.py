@@ -51,7 +51,7 @@ class Row:
 
     @property
     def works(self) -> bool:
-        """The capture kernel came up, and had the dump: copied as memory was, or its headers read where it copies none."""
+        """It came up and had the dump: copied as memory was, or its headers read by an init that copies none."""
         copied = self.outcome == Outcome.CAPTURED and self.dump == Dump.TRUE
         return copied or self.end == LinuxEnd.HEADERS
 
@@ -71,7 +71,8 @@ def run_size(setup: Setup, asked: Asked) -> Row:
         return Row(asked, NOT_RESERVED, Dump.NONE.value, str(error))
     except KexecError as error:
         return Row(asked, NOT_LOADED, Dump.NONE.value, str(error))
-    assert (kernel := result.model) is not None
+    kernel = result.model
+    assert kernel is not None
     with kernel:
         return _row(asked, result, kernel)
 

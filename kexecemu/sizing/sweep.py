@@ -20,7 +20,7 @@ from kexecemu.errors import InputError
 from kexecemu.files import read_file, replace_file
 from kexecemu.scenario.options import OPTIONS, Setup
 from kexecemu.scenario.setup import boot
-from kexecemu.sizing.run import Asked, Row, run_size, setup_for
+from kexecemu.sizing.run import NOT_RESERVED, Asked, Row, run_size, setup_for
 
 __all__ = ["Plan", "RowFile", "check_setup", "setting_of", "sweep"]
 
@@ -102,7 +102,7 @@ def _wanted(plan: Plan, rows: dict[Asked, Row]) -> list[Asked]:
     sizes = set(plan.sizes)
     while True:
         done = [rows[one] for one in map(Asked, sorted(sizes)) if one in rows]
-        more = {_middle(low, high, plan.fine) for low, high in pairwise(done) if low.works != high.works}
+        more = {_middle(low, high, plan.fine) for low, high in pairwise(done) if _differ(low, high)}
         if not more - {None} - sizes:
             break
         sizes |= {size for size in more if size is not None}
@@ -114,6 +114,11 @@ def _wanted(plan: Plan, rows: dict[Asked, Row]) -> list[Asked]:
                 Asked(row.asked.size, word) for what, word in _FORBIDS.items() if getattr(row.memory, what)
             }
     return sorted(wanted)
+
+
+def _differ(low: Row, high: Row) -> bool:
+    """Whether what is between two sizes is of interest: one works, and the other is loaded at least."""
+    return low.works != high.works and NOT_RESERVED not in (low.outcome, high.outcome)
 
 
 def _middle(low: Row, high: Row, fine: int) -> int | None:

@@ -24,7 +24,9 @@ def test_a_kernel_that_dies_without_a_word_says_why_in_its_log(
     setup = Setup(era=era, cmdline=f"crashkernel={size}", kernel=fetched(target), capture="linux")
     result = crash("silent", setup, [])
     with result.kernel:
-        assert result.end.capture is not None and (linux := result.end.capture.linux) is not None
+        assert result.end.capture is not None
+        linux = result.end.capture.linux
+        assert linux is not None
         assert linux.console == ""
         assert (linux.end, linux.panic) == (LinuxEnd.PANIC, "System is deadlocked on memory")
         lines = linux.unshown.splitlines()

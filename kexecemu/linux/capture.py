@@ -286,7 +286,7 @@ def _account(
     console: _Console,
     disk: Disk,
     crashed: list[LoadDigest],
-    unshown: str,
+    unshown: str = "",
 ) -> LinuxCapture:
     vmcore = _dump(disk, console) if kind is LinuxEnd.DONE else None
     try:

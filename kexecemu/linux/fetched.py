@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kexecemu.arguments import contents
 from kexecemu.errors import InputError
 from kexecemu.fetch.cache import cached, fetched, fetched_folder, kernel_modules
 from kexecemu.fetch.targets import TARGETS
 from kexecemu.linux.initramfs import capture_initramfs
+from kexecemu.linux.module_folder import module_folder
 from kexecemu.suggest import there_are
 
 __all__ = ["FETCHED", "Programs", "fetchable_kernels", "fetched_initrd", "fetched_kernel"]
@@ -62,9 +64,15 @@ def fetched_kernel(path: Path | None) -> Path:
     return fetched(name)
 
 
-def fetched_initrd(kernel: Path) -> bytes:
-    """The initramfs that copies a dump to a disk, with the modules of this kernel if it was fetched."""
+def fetched_initrd(kernel: Path, modules: Path | None = None) -> bytes:
+    """The initramfs that copies a dump to a disk, with the modules of this kernel: those given, or if it was fetched.
+
+    Raises InputError for modules of another kernel.
+    """
     busybox = fetched("busybox")
+    if modules is not None:
+        folder = module_folder(modules, contents(kernel, "kernel"))
+        return capture_initramfs(busybox=busybox, modules_folder=folder)
     for name in fetchable_kernels():
         if cached(name) == kernel:
             return capture_initramfs(busybox=busybox, modules_folder=kernel_modules(name))

@@ -18,7 +18,26 @@ __all__ = ["DISK_MODULES", "module_order", "read_module"]
 DISK_MODULES = ("virtio_mmio", "virtio_blk")
 """What a virtio disk behind virtio-mmio needs, apart from what these depend on."""
 
-_COMPRESSED = {".xz": lzma.decompress, ".gz": gzip.decompress}
+
+def _zstd(data: bytes) -> bytes:
+    """Zstandard, by a package that only kernels of distributions need which compress so."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise InputError(
+            "modules compressed by zstd need the package zstandard (pip install zstandard)"
+        ) from error
+    whole = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        plain = whole.decompress(data)
+    except zstandard.ZstdError as error:
+        raise OSError(str(error)) from error
+    if not whole.eof:
+        raise EOFError("it ends before its end")
+    return plain
+
+
+_COMPRESSED = {".xz": lzma.decompress, ".gz": gzip.decompress, ".zst": _zstd}
 
 
 def module_order(modules_folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
@@ -55,9 +74,9 @@ def module_order(modules_folder: Path, names: Sequence[str]) -> tuple[Path, ...]
 
 
 def read_module(path: Path) -> bytes:
-    """A module's ELF file, decompressed when its name ends in .xz or .gz: what insmod hands to the kernel.
+    """A module's ELF file, decompressed when its name ends in .xz, .gz or .zst: what insmod hands to the kernel.
 
-    Raises FormatError when it cannot be decompressed, InputError for another compression.
+    Raises FormatError when it cannot be decompressed, InputError for another compression, or for want of a package.
     """
     data = path.read_bytes()
     if path.suffix == ".ko":

@@ -39,6 +39,7 @@ class SetupChanges(TypedDict, total=False):
     linux: Path | str | None
     kernel: Path | str | None
     initrd: Path | str | None
+    modules: Path | str | None
     initrd_size: str | int | None
     append: str | None
     dm_crypt_keys: int

@@ -11,7 +11,7 @@ from kexecemu.linux.fetched import fetched_initrd, fetched_kernel, fetched_progr
 from kexecemu.linux.first_boot import LinuxSetup
 from kexecemu.machine.virt import check_stuck
 from kexecemu.scenario.checks import check_real
-from kexecemu.scenario.options import Setup, check_first, given_options
+from kexecemu.scenario.options import Setup, check_first, check_modules, given_options
 from kexecemu.scenario.setup import Truncated
 
 __all__ = ["linux_setup", "read_kernel"]
@@ -42,6 +42,7 @@ def linux_setup(setup: Setup) -> LinuxSetup:
     given = given_options(setup)
     check_first(given)
     check_real(str(setup.initrd), setup.cmdline)
+    check_modules(setup.modules, setup.initrd, linux=True)
     cpus = setup.value("cpus")
     check_stuck(setup.stuck_cpus, cpus)
     first = fetched_kernel(setup.linux)
@@ -51,7 +52,9 @@ def linux_setup(setup: Setup) -> LinuxSetup:
     return LinuxSetup(
         image=image,
         crash_image=image if second == first else read_kernel(second, by_kexec=True),
-        crash_initrd=fetched_initrd(second) if setup.initrd is None else contents(setup.initrd, "initrd"),
+        crash_initrd=fetched_initrd(second, setup.modules)
+        if setup.initrd is None
+        else contents(setup.initrd, "initrd"),
         **vars(programs),
         cpus=cpus,
         gic=setup.gic,

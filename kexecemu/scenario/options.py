@@ -23,7 +23,8 @@ from kexecemu.kernel.load.dm_crypt import KEYS_MAX
 from kexecemu.scenario.option import Option
 from kexecemu.shown import shown
 
-__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "check_keys", "check_way", "given_options"]
+__all__ = ["MODEL_ALONE", "OPTIONS", "Setup", "check_first", "check_keys", "check_modules", "check_way"]
+__all__ += ["given_options"]
 
 
 def _option(table: str, default: Any, help: str, metavar: str = "", **more: Any) -> Any:
@@ -168,6 +169,13 @@ class Setup:
         without="a small one; one that copies the dump to a disk where capture is linux",
         names=("none",),
     )
+    modules: Path | None = _load(
+        None,
+        "The crash kernel's modules, for the initrd that copies the dump: its lib/modules/RELEASE, or what has that "
+        "below it.",
+        "DIR",
+        without="those of a kernel that was fetched",
+    )
     initrd_size: str | int | None = _load(
         None,
         'Make the initrd this large, in bytes or as "16M", by a second archive.',
@@ -257,6 +265,18 @@ def check_keys(keys: int, syscall: str | None) -> None:
     """InputError for keys that the system call has no place for."""
     if keys and syscall == "kexec_load":
         raise InputError("load.dm_crypt_keys: kexec_load takes what user space brings, and knows no keys")
+
+
+def check_modules(modules: Path | None, initrd: Path | None, linux: bool) -> None:
+    """InputError for modules that nothing takes; linux: the capture kernel is a real one."""
+    if modules is not None and initrd is not None:
+        raise InputError(
+            "load.modules goes into the initrd that copies the dump, and another initrd is given"
+        )
+    if modules is not None and not linux:
+        raise InputError(
+            "load.modules means nothing where the capture kernel is the stub (load.capture is linux)"
+        )
 
 
 def check_way(way: str, syscall: str | None) -> None:

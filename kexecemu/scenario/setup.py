@@ -21,7 +21,7 @@ from kexecemu.linux.other_board import board_parameters
 from kexecemu.machine.board import Board, parse_size
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.board import board_of, efi_map_of, filled_tree, iomem_of, tree_with_disk
-from kexecemu.scenario.options import Setup, check_keys, check_way
+from kexecemu.scenario.options import Setup, check_keys, check_modules, check_way
 from kexecemu.scenario.padding import padded_initrd
 from kexecemu.shown import shown
 from kexecemu.stray.fault import Fault
@@ -76,7 +76,7 @@ def _files(setup: Setup) -> tuple[bytes, bytes | None, bytes | None]:
     path = path or fixture_path("guests/capture-Image")
     image, initrd = contents(path, "kernel"), None
     if linux and setup.initrd is None:
-        initrd = fetched_initrd(path)
+        initrd = fetched_initrd(path, setup.modules)
     elif str(setup.initrd) != "none":
         initrd = contents(setup.initrd or fixture_path("guests/initrd.cpio"), "initrd")
     return image, initrd, contents(setup.dtb, "device tree") if setup.dtb else None
@@ -132,6 +132,7 @@ def boot(setup: Setup, console: Listener | None = None) -> Booted:
     instance(setup, Setup, "setup")
     check_way(setup.way, setup.syscall)
     check_keys(setup.dm_crypt_keys, setup.syscall)
+    check_modules(setup.modules, setup.initrd, setup.capture == "linux")
     taken = {name: getattr(setup, name) for name in ("protection", "purgatory", "rng_ready")}
     config = KernelConfig(setup.era, options=setup.config, check_way=setup.way, **taken)
     if setup.linux is not None:

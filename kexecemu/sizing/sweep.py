@@ -18,6 +18,7 @@ from kexecemu.arguments import contents
 from kexecemu.campaign.process import Worker, ready
 from kexecemu.errors import InputError
 from kexecemu.files import read_file, replace_file
+from kexecemu.linux.fetched import fetched_kernel
 from kexecemu.scenario.options import OPTIONS, Setup
 from kexecemu.scenario.setup import boot
 from kexecemu.sizing.run import NOT_RESERVED, Asked, Row, run_size, setup_for
@@ -198,6 +199,8 @@ def _identity(setup: Setup, version: str) -> str:
     for name, option in OPTIONS.items():
         value = getattr(setup, name)
         digest.update(f"\0{name}={value!r}\0".encode())
+        if name == "kernel":
+            value = fetched_kernel(value)
         if option.is_path and isinstance(value, Path) and value.is_file():
             digest.update(hashlib.sha256(contents(value, name)).digest())
     return digest.hexdigest()

@@ -6,10 +6,12 @@ import gzip
 import lzma
 import stat
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from kexecemu.errors import FormatError, InputError
 from kexecemu.linux.initramfs import (
@@ -20,6 +22,7 @@ from kexecemu.linux.initramfs import (
     first_kernel_initramfs,
 )
 from kexecemu.linux.kernel_modules import module_order, read_module
+from kexecemu.linux.module_folder import module_folder
 from kexecemu.linux.shared_libraries import program_files
 
 ET_REL, ET_DYN = 1, 3
@@ -195,14 +198,20 @@ def test_modules_are_decompressed_to_be_read_and_in_the_archive(
 ) -> None:
     plain = module()
     folder = tree(
-        {"a.ko.xz": lzma.compress(module("b")), "b.ko.gz": gzip.compress(module("c")), "c.ko": plain}
+        {
+            "a.ko.xz": lzma.compress(module("b")),
+            "b.ko.gz": gzip.compress(module("c")),
+            "c.ko": plain,
+            "d.ko.zst": zstandard.compress(module("a")),
+        }
     )
-    order = module_order(folder, ["a"])
-    assert [path.name for path in order] == ["c.ko", "b.ko.gz", "a.ko.xz"]
+    order = module_order(folder, ["d"])
+    assert [path.name for path in order] == ["c.ko", "b.ko.gz", "a.ko.xz", "d.ko.zst"]
     members = newc(build_initramfs(b"", busybox=busybox, modules=order))
     assert members["modules/00-c.ko"][1] == plain
     assert members["modules/01-b.ko"][1] == module("c")
     assert members["modules/02-a.ko"][1] == module("b")
+    assert members["modules/03-d.ko"][1] == module("a")
 
 
 def test_a_module_that_cannot_be_had_is_named_with_what_wants_it(tree: Callable[..., Path]) -> None:
@@ -221,17 +230,58 @@ def test_modules_that_depend_on_each_other_are_refused(tree: Callable[..., Path]
         module_order(folder, ["a"])
 
 
-@pytest.mark.parametrize("name", ["a.ko.xz", "a.ko.gz"])
+PACK = {".xz": lzma.compress, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("name", [f"a.ko{suffix}" for suffix in PACK])
 def test_a_damaged_compressed_module_is_a_format_error(name: str, tree: Callable[..., Path]) -> None:
-    packed = lzma.compress(module()) if name.endswith("xz") else gzip.compress(module())
+    packed = PACK[Path(name).suffix](module())
     for data in (b"no such thing", packed[:-9], packed[:20] + b"\xff\xff\xff" + packed[23:]):
         with pytest.raises(FormatError, match="cannot be decompressed"):
             read_module(tree({name: data}) / name)
 
 
 def test_other_compressions_are_refused_by_name(tree: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match=r"compressed as \.zst"):
-        read_module(tree({"a.ko.zst": b""}) / "a.ko.zst")
+    with pytest.raises(InputError, match=r"compressed as \.lz4"):
+        read_module(tree({"a.ko.lz4": b""}) / "a.ko.lz4")
+
+
+def test_without_the_package_for_zstd_it_is_named(
+    tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(InputError, match="need the package zstandard"):
+        read_module(tree({"a.ko.zst": zstandard.compress(module())}) / "a.ko.zst")
+
+
+BANNER = b"junk Linux version %s (gcc is no release)\0 Linux version 9 without a bracket"
+
+
+@pytest.mark.parametrize(
+    "below", ["lib/modules/6.12.1-arm64", "usr/lib/modules/6.12.1-arm64", "6.12.1-arm64"]
+)
+def test_the_modules_of_a_kernel_are_found_below_any_usual_place(tmp_path: Path, below: str) -> None:
+    for name in (below, str(Path(below).with_name("6.12.1-other"))):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "modules.builtin").write_text("")
+    image = BANNER % b"6.12.1-arm64"
+    assert module_folder(tmp_path, image) == tmp_path / below
+    assert module_folder(tmp_path / below, image) == tmp_path / below
+    with pytest.raises(InputError, match=r"kernel's own, 7\.0; there are: 6\.12\.1-arm64, 6\.12\.1-other$"):
+        module_folder(tmp_path, BANNER % b"7.0")
+    with pytest.raises(InputError, match=r"kernel's own, 7\.0; there are: 6\.12\.1-arm64$"):
+        module_folder(tmp_path / below, BANNER % b"7.0")
+    with pytest.raises(InputError, match="kernel's own, None; there are"):
+        module_folder(tmp_path, b"says nothing")
+    assert module_folder(tmp_path / below, b"says nothing") == tmp_path / below
+
+
+def test_what_has_no_modules_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "package.deb").write_bytes(b"")
+    with pytest.raises(InputError, match="is no folder: unpack a package first"):
+        module_folder(tmp_path / "package.deb", BANNER % b"7.0")
+    with pytest.raises(InputError, match="there are: none"):
+        module_folder(tmp_path, BANNER % b"7.0")
 
 
 LOADER = "ld-linux-aarch64.so.1"

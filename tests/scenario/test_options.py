@@ -69,6 +69,7 @@ EXAMPLES: Mapping[str, Any] = {
     "linux": "/there/Image",
     "kernel": "fetched:kernel",
     "initrd": "none",
+    "modules": "/there/lib/modules/6.12",
     "initrd_size": "16M",
     "append": "a b",
     "dm_crypt_keys": 2,

@@ -19,6 +19,7 @@ import typer
 from kexecemu.commands import (
     campaign,
     campaign_compare,
+    collect,
     compare_linux,
     crash,
     fetch,
@@ -64,6 +65,7 @@ add_command(app, "campaign-compare", campaign_compare.compare_command, MANY, cam
 add_command(app, "replay", replay.replay_command, MANY, replay.EXAMPLES)
 app.add_typer(purgatory.app, name="purgatory", rich_help_panel=LOOK)
 app.add_typer(kernel.app, name="kernel", rich_help_panel=LOOK)
+add_command(app, "collect", collect.collect_command, LOOK, collect.EXAMPLES)
 add_command(app, "size", size.size_command, LOOK, size.EXAMPLES)
 add_command(app, "load", load.load_command, LOOK, load.EXAMPLES)
 add_command(app, "linear-map", linear_map.linear_map_command, LOOK, linear_map.EXAMPLES)

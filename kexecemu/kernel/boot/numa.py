@@ -15,12 +15,11 @@ from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import parameters
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.fdt_memory import first_cell, pairs
-from kexecemu.kernel.memory.memblock import Memblock, within_pages
+from kexecemu.kernel.memory.memblock import SMP_CACHE_BYTES, Memblock, within_pages
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["arch_numa_init"]
 
-_CACHE_LINE = 64
 _MAX_NUMNODES = 16
 _LOCAL_DISTANCE = 10
 
@@ -34,11 +33,10 @@ def _tree_has_nodes(tree: Fdt) -> bool:
 
 @dataclass
 class _Found:
-    """numa_nodes_parsed, numa_meminfo, and the nodes that have a distance."""
+    """numa_nodes_parsed and numa_meminfo."""
 
     nodes: set[int] = field(default_factory=set)
     blocks: list[tuple[int, PhysRange]] = field(default_factory=list)
-    distances: bool = False
 
 
 def arch_numa_init(
@@ -51,12 +49,12 @@ def arch_numa_init(
     """
     if not config.enabled("NUMA"):
         return (0,)
-    off = any((value or "").startswith("off") for value in parameters(cmdline, "numa"))
+    off = any(value.startswith("off") for value in parameters(cmdline, "numa"))
     known = bool(acpi.nodes) if acpi is not None else _tree_has_nodes(tree)
     told = log if known else lambda text: None
     if known and not off:
         nodes = _NumaInit(config, tree, memblock, log, acpi).run()
-        if nodes:
+        if nodes is not None:
             return nodes
     if off:
         told("NUMA: NUMA disabled")
@@ -78,7 +76,6 @@ class _NumaInit:
     def dummy(self) -> tuple[int, ...]:
         """dummy_numa_init(): one node has all of it, which needs no borders."""
         self._begin()
-        self.found.nodes = {0}
         self._node_data(0)
         return (0,)
 
@@ -93,36 +90,36 @@ class _NumaInit:
         size = nodes * nodes
         return PhysRange.of(self.memblock.phys_alloc_range(size, self.config.page_size), size)
 
-    def run(self) -> tuple[int, ...]:
-        """With what the tree says; () where that is refused."""
+    def run(self) -> tuple[int, ...] | None:
+        """With what the tree says; None where that is refused."""
         self._begin()
         nodes = self._nodes()
-        if nodes and self.homeless and 0 not in self.found.nodes:
+        if nodes is not None and self.homeless and 0 not in self.found.nodes:
             words = "a CPU without a numa-node-id is on node 0, which is not there"
             raise InputError(f"device tree: {words}: a kernel oopses on it")
-        if not nodes and self.table is not None:
+        if nodes is None and self.table is not None:
             self.memblock.free(self.table)
         return nodes
 
-    def _nodes(self) -> tuple[int, ...]:
+    def _nodes(self) -> tuple[int, ...] | None:
         if not (self._of_numa_init() if self.acpi is None else self._acpi_numa_init(self.acpi)):
-            return ()
+            return None
         early = self.rules.numa_distances
         if early and not self.found.nodes:
             self.log("NUMA: No NUMA configuration found")
-            return ()
+            return None
         if not early and not self._cleanup_meminfo():
-            return ()
+            return None
         for node, area in self.found.blocks:
             self.memblock.set_node(area, node)
         if not self._covered():
-            return ()
+            return None
         nodes = sorted(self.found.nodes)
         for node in nodes:
             self._node_data(node)
         if self.rules.node_cpumasks:
             for _ in range(nodes[-1] + 1):
-                self.memblock.phys_alloc_range(_CACHE_LINE, _CACHE_LINE)
+                self.memblock.phys_alloc_range(SMP_CACHE_BYTES, SMP_CACHE_BYTES)
         return tuple(nodes)
 
     def _acpi_numa_init(self, acpi: AcpiLog) -> bool:
@@ -230,11 +227,11 @@ class _NumaInit:
     def _node_data(self, node: int) -> None:
         """setup_node_data(): on the node itself where there is room."""
         memblock = self.memblock
-        size = align_up(self.rules.pglist_data_size, _CACHE_LINE)
+        size = align_up(self.rules.pglist_data_size, SMP_CACHE_BYTES)
         own = [one for one in memblock.regions() if memblock.node_of(one.start) == node]
         if memblock.nodes and not own:
             self.log(f"NUMA: Initmem setup node {node} [<memory-less node>]")
-        phys = memblock.phys_alloc_range(size, _CACHE_LINE, node=node if memblock.nodes else None)
+        phys = memblock.phys_alloc_range(size, SMP_CACHE_BYTES, node=node if memblock.nodes else None)
         area = f"[mem {phys:#010x}-{phys + size - 1:#010x}]"
         early = self.rules.numa_distances
         self.log(f"NUMA: NODE_DATA {area}" if early else f"NODE_DATA({node}) allocated {area}")

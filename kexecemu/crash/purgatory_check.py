@@ -174,9 +174,7 @@ def more_cases(ram: Ram, image: Kimage, loaded: LoadedPurgatory, interface: str)
     assert kernel is not None and initrd is not None and tree is not None and core is not None
     stray_initrd, stray_kernel = _invert(ram, initrd.mem + 0x1000), _invert(ram, kernel.mem + 0x2000)
     table = _SYMBOLS["regions"][_INTERFACES.index(interface)]
-    first = (
-        ram.read(loaded.symbol_phys(table), 2 * _REGION) if loaded.has_symbol(table) else bytes(2 * _REGION)
-    )
+    first = ram.read(loaded.symbol_phys(table), 2 * _REGION) if loaded.has_symbol(table) else b""
     rows = [
         _one("kernel, its magic number", _invert(ram, kernel.mem + 56)),
         Case("kernel, behind its file", ((_dma(kernel.mem + kernel.memsz - 8, b"\xa5" * 8),),))

@@ -139,14 +139,14 @@ def test_of_several_the_first_in_the_order_of_the_file_is_told() -> None:
         (Note("VMCOREINFO", 0, TEXT[1:]), False),
         (Note("VMCOREINFO", 0, b"\0" + TEXT), False),
         (Note("CORE", 1, TEXT), False),
-        (Note("VMCOREINFO", 0, TEXT + bytes(1000)), True),  # the zeros at its end may be padding of the file
+        (Note("VMCOREINFO", 0, TEXT + bytes(0x1000 - len(TEXT))), True),  # zeros may be padding of the file
+        (Note("VMCOREINFO", 0, bytes(0x1800)), False),
     ],
 )
 def test_vmcoreinfo_is_what_it_was_at_the_load_and_perhaps_more(note: Note, right: bool) -> None:
     machine = Machine()
-    machine.ram.write(NOTES, note.pack().ljust(0x400, b"\0")[:0x400] if len(note.desc) < 900 else note.pack())
-    if len(note.desc) > 900:
-        machine.ram.write(HDR + NOTE + FILESZ, struct.pack("<QQ", 0x800, 0x800))
+    machine.ram.write(NOTES, note.pack() + bytes(0x100))
+    machine.ram.write(HDR + NOTE + FILESZ, struct.pack("<QQ", 0x1C00, 0x1C00))
     core = machine.ram.read(HDR, 0x1000)
     image = replace(machine.image, segments=[Segment("elfcorehdr", core, HDR, 0x1000)])
     machine.crashed = CrashedMemory.of(machine.ram, image)

@@ -6,6 +6,7 @@ function. A sample is drawn without replacement from a finite fault space, which
 that they assume.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
     )
     upper, lower, value = 1.0, 0.0, 1.0
     # The fraction needs about the square root of the larger parameter in terms.
-    for term in range(200 + 20 * math.isqrt(int(a + b) + 1)):
+    for term in itertools.count():
         step = term // 2
         if term == 0:
             numerator = 1.0

@@ -215,8 +215,7 @@ def _symbol_case(
     name = _SYMBOLS[kind][_INTERFACES.index(interface)]
     if not loaded.has_symbol(name):
         return Case(row, (), f"it has no symbol {name}")
-    at = f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}"
-    return Case(row, ((_dma(at, data), *more),))
+    return Case(row, ((_dma(f"purgatory:{name}+{offset}", data), *more),))
 
 
 def judge_reply(

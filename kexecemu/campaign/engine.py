@@ -82,7 +82,6 @@ class FaultDecider:
 
     def close(self) -> None:
         """Give the machine back."""
-        self.victim.snapshots.close()
         self.kernel.board.close()
 
     def _config_hash(self, scenario: Scenario, seed: int) -> str:

@@ -105,7 +105,7 @@ def test_each_fault_has_its_result_in_order_by_an_engine_that_is_kept(made: list
     given: list[Any] = [0]
     assert chunk(config(), [2], False, results=given) is given == [0, 2]
     (engine,) = made
-    assert engine.asked == ["decide 7", "decide 1", "decide 4", "run 8", "decide 2"] and not engine.closed
+    assert (engine.asked, engine.closed) == (["decide 7", "decide 1", "decide 4", "run 8", "decide 2"], 0)
     chunk(config(config_hash=HASH, folder=Path("there"), version=own_version()), [], False)
     assert len(made) == 1
     discard_engine()

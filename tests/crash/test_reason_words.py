@@ -27,7 +27,7 @@ IMAGE = Kimage(
     SEGMENTS,
     sha_regions=[PhysRange(0x1000, 0x2000)],
     digest=DIGEST,
-    table_pages=[PhysRange(0x7000, 0x8000)],
+    table_pages=[PhysRange(0x7000, 0x8000), PhysRange(0xE000, 0xF000)],
 )
 # Names of the purgatory's, one of them without a size.
 TABLE = {"here": (0x3000, 8), "there": (0x3008, 8), "label": (0x3000, 0)}

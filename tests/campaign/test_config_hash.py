@@ -43,5 +43,5 @@ def test_every_part_of_what_was_loaded_and_its_place_counts() -> None:
 
 
 def test_an_option_that_is_no_text_is_refused() -> None:
-    with pytest.raises(InputError, match="a campaign's options are text: .* is no UTF-8"):
+    with pytest.raises(InputError, match=r"a campaign's options are text: .* is no UTF-8"):
         hashed(msgspec.structs.replace(SCENARIO, name="caf\udce9"))

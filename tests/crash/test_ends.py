@@ -13,6 +13,7 @@ from kexecemu.crash.dump import Dump
 from kexecemu.crash.end import End
 from kexecemu.crash.outcome import Outcome
 from kexecemu.crash.stages import (
+    LINUX_ENDS,
     CaptureEnd,
     PurgatoryEnd,
     PurgatoryRun,
@@ -26,6 +27,7 @@ from kexecemu.crash.stages import (
 from kexecemu.crash.stub import CaptureRecord, CaptureState, Violation
 from kexecemu.crash.verdict import Verdict, VerdictFlags, VerdictState
 from kexecemu.kernel.image.kimage import Kimage, Segment
+from kexecemu.linux.capture import LinuxEnd
 from kexecemu.machine.cpu.exceptions import GuestException, Pstate
 from kexecemu.machine.cpu.stop import CpuStop, CpuStopKind
 from kexecemu.machine.memory.ram import Ram
@@ -47,7 +49,7 @@ class Foreign:
         self.segment = Segment("purgatory", self.buf, BASE, 0x400)
         self.entry = BASE + 0x40
         self.symbols = {name: (BASE + at, size) for name, (at, size) in symbols.items()}
-        self.ram = Ram([PhysRange.of(BASE, 0x10000)])
+        self.ram = Ram([PhysRange(BASE - 0x1000, BASE + 0x10000)])
         self.spins = True
 
     def load(self, **words: int) -> Foreign:
@@ -167,6 +169,13 @@ def test_a_foreign_one_refuses_in_a_loop_that_it_was_loaded_with(
     assert busy.ends(stop) is (end if stop.kind is CpuStopKind.IDLE else HUNG)
 
 
+def test_a_loop_before_its_first_word_is_none_that_it_was_loaded_with() -> None:
+    own = Foreign().load(_1f8=WFI, _1fc=WFI)
+    for at in (-4, -8):
+        own.ram.write_u32(BASE + at, WFI)
+        assert own.ends(idle(at)) is HUNG
+
+
 @pytest.mark.parametrize(
     ("symbols", "refused"),
     [
@@ -278,6 +287,12 @@ BY_STATE = {
     CaptureState.CONTRACT_VIOLATED: CaptureEnd.BAD_ENTRY,
     CaptureState.TRAPPED: CaptureEnd.TRAPPED,
 }
+
+
+def test_each_end_of_a_linux_is_one_of_a_capture_kernel() -> None:
+    names = "DONE DONE, NO_DUMP NO_DUMP, HEADERS HEADERS, OFF OFF, PANIC PANIC, LOST TRAPPED, STUCK HUNG, BUDGET HUNG"
+    pairs = [one.split() for one in names.split(", ")]
+    assert {LinuxEnd[linux]: CaptureEnd[end] for linux, end in pairs} == LINUX_ENDS
 
 
 @pytest.mark.parametrize("met", [None, fault(KERNEL).fault])

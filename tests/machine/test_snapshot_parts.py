@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from random import Random
@@ -91,6 +92,37 @@ def test_areas_are_kept_once_each_byte_and_no_byte_beyond(board: Board) -> None:
             board.ram.write(BASE + at, b"\1")
         if snapshots is not None:
             snapshots.close()
+
+
+def test_time_that_all_cpus_were_idle_is_put_back(board: Board) -> None:
+    snapshots, board.idle = Snapshots(board), 5
+    taken = snapshots.take()
+    board.idle = 77
+    snapshots.restore(taken)
+    assert board.idle == 5
+    snapshots.close()
+
+
+def test_of_several_banks_each_has_its_own_base() -> None:
+    low, high = PhysRange.of(BASE, M), PhysRange.of(2 * BASE, M)
+    with Board([low, high]) as two:
+        for area in (low, high):
+            two.ram.write(area.start + 0x5000, b"base")
+        snapshots = Snapshots(two)
+        mark = MemoryDigest(two.ram, [low, high])
+        for area in (high, low):
+            two.ram.write(area.start + 0x5000, b"else")
+            assert mark.changed() == [PhysRange.of(area.start + 0x5000, HOST_PAGE)]
+            two.ram.write(area.start + 0x5000, b"base")
+        assert mark.changed() == []
+        snapshots.close()
+
+
+def test_why_the_host_maps_nothing_is_what_it_says(board: Board) -> None:
+    (bank,) = board.ram.mapped
+    other: Any = SimpleNamespace(host_address=bank.host_address, phys=bank.phys, fd=-1)
+    with pytest.raises(MachineError, match=f"the host cannot map RAM anew: {os.strerror(errno.EBADF)}"):
+        Snapshots._map(other, mmap.MAP_PRIVATE)
 
 
 @pytest.mark.parametrize("what", ["mmap", "madvise"])

@@ -51,6 +51,19 @@ def test_free_crash_memory_is_used_by_nothing(kernel: Kernel) -> None:
     assert kernel.image.segment_at(phys) is None
     assert not any(phys in page for page in kernel.image.control_pages)
     assert place(kernel, "crashkernel", 1) == kernel.crashk_res.start
+    # Of all that is free it is the largest piece, from its first byte to its last.
+    used = sorted([*(one.area for one in kernel.image.segments), *kernel.image.control_pages])
+    edges = [
+        kernel.crashk_res.start,
+        *(edge for one in used for edge in (one.start, one.end)),
+        kernel.crashk_res.end,
+    ]
+    gaps = [(end - start, start) for start, end in zip(edges[::2], edges[1::2], strict=True) if end > start]
+    size, start = max(gaps)
+    assert len({size for size, _ in gaps}) > 1 and phys == start + 0x1000
+    assert place(kernel, f"crashkernel-free+{size - 1:#x}", 1) == start + size - 1
+    with pytest.raises(InputError, match=f"do not fit in the {size:#x} bytes of crashkernel-free"):
+        place(kernel, f"crashkernel-free+{size - 1:#x}", 2)
 
 
 def test_physical_addresses_in_hex_and_decimal(kernel: Kernel) -> None:
@@ -139,7 +152,7 @@ def test_hex_digits(text: str, data: bytes) -> None:
 
 
 def test_a_fault_is_a_byte_after_the_load_by_a_cpu_unless_it_says_otherwise() -> None:
-    fault = Fault("initrd", bytearray(b"ab"))
+    fault = Fault("initrd", bytearray(b"ab"))  # type: ignore[arg-type]
     assert fault == Fault("initrd", b"ab", None, By.CPU, When.AFTER_LOAD, 1, 0, None, 0)
     assert type(fault.write) is bytes and (fault.moment, fault.when_word) == (
         (When.AFTER_LOAD, 0),
@@ -247,7 +260,8 @@ def test_an_injection_is_told_with_the_exception_that_it_met_and_what_is_left_of
         ("vmlinux:linux_bannr", "target vmlinux:linux_bannr: the first kernel has no symbol linux_bannr (did you mean "
          "linux_banner?)"),
         ("initr", "target initr: no such segment or symbol (did you mean initrd?); there are kernel, elfcorehdr, "
-         "initrd, dtb, purgatory, crashkernel, crashkernel-free, purgatory:SYMBOL, vmlinux:SYMBOL and physical addresses"),
+         "initrd, dtb, purgatory, crashkernel, crashkernel-free, purgatory:SYMBOL, vmlinux:SYMBOL and physical "
+         "addresses"),
     ],
 )  # fmt: skip
 def test_a_target_that_is_none_is_refused_with_what_there_is(kernel: Kernel, target: str, said: str) -> None:

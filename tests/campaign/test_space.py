@@ -102,6 +102,7 @@ def test_the_free_part_is_the_largest_that_nothing_uses() -> None:
 def test_edges_are_a_word_on_either_side_of_each_segment_and_of_the_region() -> None:
     areas = Places(REGION, usual(), [BANK]).areas(["edges"])
     assert {one.kind for one in areas} == {Kind.EDGE}
+    assert EDGE == 8  # bytes of a word
     wanted: set[int] = set()
     for area in [REGION, *(one.area for one in usual().segments)]:
         wanted |= set(range(area.start - EDGE, area.start)) | set(range(area.end, area.end + EDGE))

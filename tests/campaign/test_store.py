@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kexecemu.campaign.database import plainly
 from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.store import Store
@@ -362,3 +363,24 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         Store.begin(tmp_path / "file" / "out", HEADER)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (sqlite3.OperationalError("database is locked"), "here: another process uses it"),
+        (sqlite3.DatabaseError("file is not a database"), "here: is no campaign: not an SQLite file"),
+        (sqlite3.DatabaseError("disk I/O error"), "here: disk I/O error"),
+        (OverflowError("int too large"), "here: int too large"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+            "here: is damaged: 'utf-8' codec can't decode byte 0xff",
+        ),
+    ],
+)
+def test_what_sqlite_says_is_said_in_words_with_the_file_s_name(error: Exception, said: str) -> None:
+    with pytest.raises(InputError) as refusal, plainly(Path("here")):
+        raise error
+    assert str(refusal.value).startswith(said)
+    with pytest.raises(KeyError), plainly(Path("here")):
+        raise KeyError("not SQLite's")

@@ -60,7 +60,7 @@ class Places:
         """region is crashk_res, banks the RAM; checked says that sha_regions are hashed before it starts."""
         self.region = region
         self._image = image
-        self._banks = sorted(banks)
+        self._banks = banks
         self._hashed = image.sha_regions if checked else []
         used = [segment.area for segment in image.segments] + image.control_pages
         self._unused = subtract([region], used)

@@ -53,7 +53,9 @@ def covered(areas: list[Area]) -> set[int]:
 
 
 def test_the_segments_are_all_of_them_and_nothing_else() -> None:
-    areas = Places(REGION, usual(), [BANK]).areas(["segments"])
+    places = Places(REGION, usual(), [BANK])
+    areas = places.areas(["segments"])
+    assert places.region == REGION
     assert [(one.name, one.kind) for one in areas] == [
         ("kernel", Kind.HASHED),
         ("initrd", Kind.HASHED),

@@ -165,6 +165,23 @@ def test_a_fault_ends_where_ram_does() -> None:
     assert places.reach(fault("crashkernel", REGION.size - 5)) == PhysRange(REGION.end - 5, REGION.end)
 
 
+def test_a_fault_ends_with_its_own_bank_whichever_comes_first() -> None:
+    banks = [PhysRange(0, 0x4_2000), PhysRange(0x4_2000, 0x4_2010), PhysRange(0x10_0000, 0x20_0000)]
+    for some in (banks, banks[::-1]):
+        places = Places(REGION, usual(), some)
+        assert places.reach(fault("kernel", 0x1FF8)) == PhysRange.of(0x4_1FF8, 8)
+        assert places.reach(fault("kernel", 0x2000)) == PhysRange.of(0x4_2000, 16)
+
+
+def test_where_everything_is_in_use_there_is_no_free_part() -> None:
+    full = image(("kernel", REGION.start, REGION.size))
+    places = Places(REGION, full, [BANK])
+    assert "crashkernel-free" not in places.names
+    assert [one.phys for one in places.areas(["crashkernel", "crashkernel-free"])] == [REGION]
+    with pytest.raises(InputError, match="no place 'crashkernel-free'"):
+        places.area("crashkernel-free")
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

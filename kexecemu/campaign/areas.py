@@ -147,8 +147,8 @@ class Places:
         area = self.area(name)
         if name == "purgatory":
             yield area, Kind.PURGATORY
-            return
-        unhashed = subtract([area], self._hashed)
-        pieces = [(one, Kind.UNHASHED) for one in unhashed]
-        pieces += [(one, Kind.HASHED) for one in subtract([area], unhashed)]
-        yield from sorted(pieces)
+        else:
+            unhashed = subtract([area], self._hashed)
+            pieces = [(one, Kind.UNHASHED) for one in unhashed]
+            pieces += [(one, Kind.HASHED) for one in subtract([area], unhashed)]
+            yield from sorted(pieces)

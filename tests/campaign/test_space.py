@@ -83,6 +83,12 @@ def test_a_segment_is_cut_where_hashing_ends() -> None:
 def test_the_whole_region_is_every_byte_of_it_once() -> None:
     areas = Places(REGION, usual(), [BANK]).areas(["crashkernel"])
     assert covered(areas) == set(range(REGION.start, REGION.end))
+    assert [(one.name, one.phys, one.base_phys) for one in areas][2:] == [
+        ("purgatory", PhysRange(0x6_0000, 0x6_2000), 0x6_0000),
+        ("crashkernel-free", PhysRange(0x6_2000, 0x7_F000), 0x6_2000),
+        ("crashkernel", PhysRange(0x7_F000, 0x8_0000), REGION.start),
+        ("crashkernel", PhysRange(0x4_8000, 0x6_0000), REGION.start),
+    ]
     sizes = {kind: sum(one.phys.size for one in areas if one.kind is kind) for kind in Kind}
     assert sizes == {
         Kind.HASHED: 0x8000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from kexecemu.campaign.areas import Area, Kind
 from kexecemu.campaign.fault import How
 from kexecemu.campaign.job import discard_engine
 from kexecemu.campaign.store import Store, StoredRow
-from kexecemu.campaign.summary import Example, Summary
+from kexecemu.campaign.summary import AreaHits, Disagreement, Example, Summary
 from kexecemu.campaign.work import plan_campaign, run_campaign
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome
@@ -41,6 +41,14 @@ def campaign(
     discard_engine()
     with Store.read(folder) as store:
         yield summary, list(store.rows()), store.header
+
+
+def test_what_is_not_said_is_nothing() -> None:
+    assert Example("a", "b", "c", "d", 5) == Example("a", "b", "c", "d", 5, "", "", "", False)
+    assert Disagreement("a", "b", "c", "d") == Disagreement("a", "b", "c", "d", "", "", "")
+    assert AreaHits("a", 1, 2, "b", ()).dumps == ()
+    left = {one.name: one.default for one in fields(Summary) if one.default is not MISSING}
+    assert left == {"options": "", "reported": 0}
 
 
 def counted(words: Any, among: Any) -> dict[str, int]:

@@ -74,10 +74,10 @@ class _Rows(sqlite3.Cursor):
                 raise error
 
 
-def _open(name: str | Path, path: Path, *, uri: bool = False) -> _Database:
-    """A connection to a file by its name, which is called `path` to users."""
+def _open(name: str | Path, path: Path) -> _Database:
+    """A connection to a file, by an absolute name or an address (file:...), which is called `path` to users."""
     with plainly(path):
-        given: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "uri": uri}
+        given: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "uri": True}
         connection: _Database = sqlite3.connect(name, timeout=1.0, factory=_Database, **given)
     connection.path = path
     return connection
@@ -98,7 +98,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
                 return _copied(path, file.fileno())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    connection = _open(f"{path.absolute().as_uri()}?mode=ro", path, uri=True)
+    connection = _open(f"{path.absolute().as_uri()}?mode=ro", path)
     try:
         _check_is_ours(connection, path)
     except BaseException:
@@ -130,7 +130,7 @@ def connect(file: Path, path: Path | None = None) -> _Database:
     path = path or file
     if file.exists() and not file.is_file():
         raise InputError(f"{path}: is no regular file")  # some never end
-    connection = _open(file, path)
+    connection = _open(file.absolute(), path)
     try:
         with plainly(path):
             # In this order: with an exclusive lock from the start there is no shared memory.

@@ -1,0 +1,149 @@
+"""The file of a campaign by itself: what marks it, how it is opened, and what is left behind when it is closed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kexecemu.campaign import database
+from kexecemu.campaign.header import Header
+from kexecemu.campaign.store import Store
+from kexecemu.errors import InputError
+
+HEADER = Header(
+    "1", "c" * 64, "none", "default", 7, 25, 100, "shuffle uniform", strata=(("a", "b", "c", "d", "e", 100),)
+)
+
+
+def test_the_file_is_marked_as_a_campaign_s_and_by_its_format(tmp_path: Path) -> None:
+    Store.begin(tmp_path, HEADER).close()
+    plain = sqlite3.connect(tmp_path / "campaign.sqlite")
+    (mark,), (form,) = (
+        plain.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+    )
+    names = {name for (name,) in plain.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    plain.close()
+    assert (mark.to_bytes(4, "big"), form) == (b"kexe", 3)
+    assert names == {"header", "begun", "result", "audit", "clock"}
+
+
+def test_a_folder_s_name_is_a_name_and_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("file:there", "50%25 #1?mode=memory"):
+        Store.begin(Path(name), HEADER).close()
+        assert (tmp_path / name / "campaign.sqlite").is_file()
+        with Store.read(Path(name)) as store:
+            assert store.header == HEADER
+
+
+def test_whoever_meets_an_error_is_told_the_file(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        path = tmp_path / "campaign.sqlite"
+        for run in (store.db.execute, store.db.cursor().execute):
+            with pytest.raises(InputError, match=f"{path}: no such table: nowhere"):
+                run("SELECT * FROM nowhere")
+        with pytest.raises(InputError, match=f"{path}: "):
+            store.db.executemany("INSERT INTO begun VALUES (?, ?)", [(1, None)])
+        # What is no UTF-8 is met as it is read.
+        with pytest.raises(InputError, match=f"{path}: "):
+            store.db.execute("SELECT CAST(x'ff' AS TEXT)").fetchone()
+        assert store.db.execute("SELECT 1 WHERE 0").fetchone() is None
+
+
+def test_a_store_may_be_used_by_another_thread_than_the_one_that_opened_it(tmp_path: Path) -> None:
+    found: list[int] = []
+    with Store.begin(tmp_path, HEADER) as store:
+        thread = threading.Thread(target=lambda: found.append(store.count()))
+        thread.start()
+        thread.join()
+    assert found == [0]
+
+
+def test_a_campaign_that_is_done_is_looked_at_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store.begin(tmp_path, HEADER).close()
+    path = tmp_path / "campaign.sqlite"
+    before = path.read_bytes()
+
+    def no_folder(*_: object, **__: object) -> None:
+        raise AssertionError("it is copied")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", no_folder)
+    with Store.read(tmp_path) as store:
+        assert store.count() == 0
+        with pytest.raises(InputError, match="readonly"):
+            store.mark_begun(range(3))
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("left", ["wal", "journal"])
+def test_what_a_killed_process_left_is_put_right_in_a_copy_where_nobody_may_write(
+    left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "begun"
+    store = Store.begin(begun, HEADER)
+    store.mark_begun(range(4))
+    found = tmp_path / "found"
+    shutil.copytree(begun, found)
+    store.close()
+    if left == "journal":
+        for one in found.glob("*-wal"):
+            one.unlink()
+        shutil.copy(begun / "campaign.sqlite", found / "campaign.sqlite")
+        (found / "campaign.sqlite-journal").write_bytes(b"")
+    before = {one.name: one.read_bytes() for one in found.iterdir()}
+    made: list[Path] = []
+    folder = tempfile.TemporaryDirectory
+
+    class Folder(folder[str]):  # type: ignore[valid-type, misc]
+        def __init__(self, **options: str) -> None:
+            super().__init__(**options)
+            made.append(Path(self.name))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with Store.read(found) as copy:
+        assert copy.begun() == [range(4)]
+        (own,) = made
+        assert own.is_dir() and own.name.startswith("kexecemu-store-")
+    assert not own.exists()
+    assert {one.name: one.read_bytes() for one in found.iterdir()} == before
+
+
+def test_a_copy_that_cannot_be_opened_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store.begin(tmp_path, HEADER).close()
+    (tmp_path / "campaign.sqlite-wal").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    made: list[str] = []
+
+    def connect(file: Path, path: Path) -> None:
+        made.append(str(file.parent))
+        assert path == tmp_path / "campaign.sqlite"
+        raise InputError("no")
+
+    monkeypatch.setattr(database, "connect", connect)
+    with pytest.raises(InputError, match="no"):
+        Store.read(tmp_path)
+    assert made and not Path(made[0]).exists()
+
+
+def test_a_header_that_was_not_written_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and header are there at once, or what was there before."""
+    with Store.begin(tmp_path, HEADER) as store:
+        other = replace(HEADER, seed=8)
+        monkeypatch.setattr(Header, "as_items", lambda self: [("seed", None)])
+        with pytest.raises(InputError):
+            database.create(store.db, other)
+        assert store.count() == 0
+        assert database.read_header(store.db, store.path) == HEADER
+        assert not store.db.in_transaction

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 from dataclasses import replace
@@ -147,3 +149,30 @@ def test_a_header_that_was_not_written_whole_is_none(tmp_path: Path, monkeypatch
         assert store.count() == 0
         assert database.read_header(store.db, store.path) == HEADER
         assert not store.db.in_transaction
+
+
+def test_while_another_process_writes_no_copy_is_made(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom kexecemu.campaign import database\n"
+        "from kexecemu.errors import InputError\n"
+        "os.access = lambda *_: False\n"
+        "database.tempfile.TemporaryDirectory = lambda **_: sys.exit('it is copied')\n"
+        "try:\n    database.connect_to_read(Path(sys.argv[1]))\nexcept InputError as error:\n    sys.exit(str(error))\n"
+    )
+    path = tmp_path / "campaign.sqlite"
+    command = [sys.executable, "-c", script, str(path)]
+    with Store.begin(tmp_path, HEADER) as store:
+        store.mark_begun(range(3))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, f"{path}: another process uses it\n")
+
+
+def test_a_file_that_cannot_be_opened_is_told_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refusal:
+        database.connect_to_read(tmp_path / "nowhere")
+    assert str(refusal.value) == f"{tmp_path}/nowhere: No such file or directory"
+    with pytest.raises(InputError, match=f"{tmp_path}: is no regular file"):
+        database.connect(tmp_path)
+    (tmp_path / "other").write_bytes(b"a diary" * 1000)
+    with pytest.raises(InputError, match="what it is called: is no campaign: not an SQLite file"):
+        database.connect(tmp_path / "other", Path("what it is called"))

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from kexecemu.campaign import database
+from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.store import Store
 from kexecemu.errors import InputError
+from kexecemu.stray.fault import By, When
 
 HEADER = Header(
     "1", "c" * 64, "none", "default", 7, 25, 100, "shuffle uniform", strata=(("a", "b", "c", "d", "e", 100),)
@@ -176,3 +178,50 @@ def test_a_file_that_cannot_be_opened_is_told_with_the_reason(tmp_path: Path) ->
     (tmp_path / "other").write_bytes(b"a diary" * 1000)
     with pytest.raises(InputError, match="what it is called: is no campaign: not an SQLite file"):
         database.connect(tmp_path / "other", Path("what it is called"))
+
+
+def test_a_store_is_written_to_with_a_log_by_one_process_alone(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        names = ("journal_mode", "synchronous", "locking_mode")
+        modes = [store.db.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+        assert modes == ["wal", 1, "exclusive"]
+        assert store.db.isolation_level is None
+
+
+def test_a_connection_that_comes_to_nothing_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    with Store.begin(ours, HEADER) as store:
+        fault = CampaignFault(By.DMA, "byte", 0, "initrd", 0, When.AFTER_LOAD)
+        store.add_results(0, [Decided(fault, "hung", How.RUN, "", 0)], [0])
+    other.mkdir()
+    plain = sqlite3.connect(other / "campaign.sqlite")
+    plain.execute("CREATE TABLE diary (day TEXT)")
+    plain.close()
+    closed: list[bool] = []
+    close = database._Database.close
+
+    def noted(self: database._Database) -> None:
+        closed.append(True)
+        close(self)
+
+    monkeypatch.setattr(database._Database, "close", noted)
+    for open_ in (
+        lambda: Store.read(other),
+        lambda: Store.begin(other, HEADER),
+        lambda: Store.begin(ours, HEADER),
+        lambda: Store.begin(ours, replace(HEADER, seed=9), resume=True),
+    ):
+        closed.clear()
+        with pytest.raises(InputError):
+            open_()
+        assert closed == [True]
+    damaged = sqlite3.connect(ours / "campaign.sqlite")
+    damaged.execute("UPDATE header SET value = 'x'")
+    damaged.commit()
+    damaged.close()
+    closed.clear()
+    with pytest.raises(InputError, match="is damaged: its header: "):
+        Store.read(ours)
+    assert closed == [True]

@@ -136,8 +136,8 @@ ONE = "QEMU's virt has one bank of RAM from 0x40000000, this board has"
         ({"ram_size": 64 * M + 4096}, 1, "QEMU's RAM comes in pieces of 0x2000 bytes, this board has 0x4001000"),
         ({"ram_banks": []}, 1, f"{ONE} "),
         ({"ram_banks": [PhysRange(BASE + 8, BASE + 16)]}, 1, f"{ONE} 0x40000008-0x4000000f"),
-        ({"ram_banks": [PhysRange(BASE, BASE + 8), PhysRange(BASE + 16, BASE + 24)]}, 1, f"{ONE} 0x40000000-0x40000007, "
-         "0x40000010-0x40000017"),
+        ({"ram_banks": [PhysRange(BASE, BASE + 8), PhysRange(BASE + 16, BASE + 24)]}, 1,
+         f"{ONE} 0x40000000-0x40000007, 0x40000010-0x40000017"),
     ],
 )  # fmt: skip
 def test_a_board_is_one_of_qemu_s_or_refused_by_what_is_not(more: dict[str, Any], el: int, said: str) -> None:

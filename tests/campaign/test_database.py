@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,12 +208,13 @@ def test_a_connection_that_comes_to_nothing_is_closed(
         close(self)
 
     monkeypatch.setattr(database._Database, "close", noted)
-    for open_ in (
+    attempts: list[Callable[[], Store]] = [
         lambda: Store.read(other),
         lambda: Store.begin(other, HEADER),
         lambda: Store.begin(ours, HEADER),
         lambda: Store.begin(ours, replace(HEADER, seed=9), resume=True),
-    ):
+    ]
+    for open_ in attempts:
         closed.clear()
         with pytest.raises(InputError):
             open_()

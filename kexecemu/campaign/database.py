@@ -172,8 +172,8 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     """Before anything is changed in it."""
     if is_empty(connection):
         return
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    form = connection.execute("PRAGMA user_version").fetchone()[0]
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (form,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
         raise InputError(f"{path}: is no campaign, but some other SQLite file")
     if form not in (_IN_CHUNKS, _FORMAT):
@@ -211,6 +211,6 @@ def read_header(connection: sqlite3.Connection, path: Path) -> Header:
     except (ValueError, RecursionError) as error:  # no JSON, or none of a header
         raise InputError(f"{path}: is damaged: its header: {str(error)[:200]}") from error
     check_header(header, path)
-    form = connection.execute("PRAGMA user_version").fetchone()[0]
+    (form,) = connection.execute("PRAGMA user_version").fetchone()
     check_results(connection, header, path, begun=form == _FORMAT)
     return header

@@ -151,7 +151,7 @@ def cases(
         one("device tree, a word", _invert(ram, tree.mem + 0x40)),
         one("elfcorehdr, a word", _invert(ram, core.mem + 0x40)),
         Case(CODE, code),
-        symbol("stored digest, a byte", "digest", bytes([digest[0] ^ 0xFF])),
+        symbol("stored digest, a byte", "digest", bytes(one ^ 0xFF for one in digest)),
         symbol("regions[0].len = 0", "regions", bytes(8), 8),
         symbol("regions[0].start = 0xdeadbeef", "regions", _u64(_STRAY)),
         symbol("regions[0].len = 0xdeadbeef", "regions", _u64(_STRAY), 8),

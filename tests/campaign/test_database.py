@@ -227,3 +227,11 @@ def test_a_connection_that_comes_to_nothing_is_closed(
     with pytest.raises(InputError, match="is damaged: its header: "):
         Store.read(ours)
     assert closed == [True]
+
+
+def test_a_file_with_nothing_in_it_is_no_campaign_yet_and_one_can_begin_there(tmp_path: Path) -> None:
+    (tmp_path / "campaign.sqlite").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no campaign there \(it was not even begun\)"):
+        Store.read(tmp_path)
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.header == HEADER and store.pending() == [range(25)]

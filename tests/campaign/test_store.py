@@ -132,6 +132,14 @@ def test_a_chunk_that_cannot_be_stored_whole_is_not_stored(tmp_path: Path) -> No
         assert store.count() == 10
 
 
+def test_results_and_strata_are_as_many(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        for strata in ([0] * 9, [0] * 11):
+            with pytest.raises(ValueError, match="argument 2"):
+                store.add_results(0, chunk(0), strata)
+        assert store.count() == 0
+
+
 def test_what_was_begun_is_pending_until_it_is_done(tmp_path: Path) -> None:
     with Store.begin(tmp_path, HEADER) as store:
         store.mark_begun(range(3))

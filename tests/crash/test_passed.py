@@ -27,10 +27,8 @@ from kexecemu.stray.first import Left
 from kexecemu.testing import run
 
 WANTED = [
-    (When.WHILE_HASHING, 200),
-    (When.WHILE_HASHING, 0),
-    (When.IN_CAPTURE, 1000),
-    (When.WHILE_HASHING, 31),
+    *((When.WHILE_HASHING, step) for step in (200, 0, 31)),
+    *((When.IN_CAPTURE, step) for step in (2000, 0, 1000)),
 ]
 
 
@@ -104,6 +102,8 @@ def test_a_crash_goes_on_from_each_of_its_moments_to_the_same_end(purgatory: str
         assert again == (every[begin:] if gone or at[0] is When.AT_JUMP else every)
     assert whole.timeline.of("missed") == [] and whole.outcome is Outcome.CAPTURED
     moments_seen = [at for at, *_ in seen]
+    assert moments_seen == sorted(moments_seen, key=lambda at: (list(When).index(at[0]), at[1]))
+    assert {at for at in WANTED if at[0] is When.IN_CAPTURE} <= {*moments_seen}
     hashed = [at for at in moments_seen if at[0] is When.WHILE_HASHING]
     assert hashed == (
         [] if purgatory == "none" else sorted(at for at in WANTED if at[0] is When.WHILE_HASHING)

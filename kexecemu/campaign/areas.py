@@ -60,7 +60,7 @@ class Places:
         """region is crashk_res, banks the RAM; checked says that sha_regions are hashed before it starts."""
         self.region = region
         self._image = image
-        self._banks = sorted(banks)
+        self._banks = banks
         self._hashed = image.sha_regions if checked else []
         used = [segment.area for segment in image.segments] + image.control_pages
         self._unused = subtract([region], used)
@@ -147,8 +147,8 @@ class Places:
         area = self.area(name)
         if name == "purgatory":
             yield area, Kind.PURGATORY
-            return
-        unhashed = subtract([area], self._hashed)
-        pieces = [(one, Kind.UNHASHED) for one in unhashed]
-        pieces += [(one, Kind.HASHED) for one in subtract([area], unhashed)]
-        yield from sorted(pieces)
+        else:
+            unhashed = subtract([area], self._hashed)
+            pieces = [(one, Kind.UNHASHED) for one in unhashed]
+            pieces += [(one, Kind.HASHED) for one in subtract([area], unhashed)]
+            yield from sorted(pieces)

@@ -74,10 +74,10 @@ class _Rows(sqlite3.Cursor):
                 raise error
 
 
-def _open(name: str | Path, path: Path, *, uri: bool = False) -> _Database:
-    """A connection to a file by its name, which is called `path` to users."""
+def _open(name: str | Path, path: Path) -> _Database:
+    """A connection to a file, by an absolute name or an address (file:...), which is called `path` to users."""
     with plainly(path):
-        given: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "uri": uri}
+        given: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "uri": True}
         connection: _Database = sqlite3.connect(name, timeout=1.0, factory=_Database, **given)
     connection.path = path
     return connection
@@ -98,7 +98,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
                 return _copied(path, file.fileno())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    connection = _open(f"{path.absolute().as_uri()}?mode=ro", path, uri=True)
+    connection = _open(f"{path.absolute().as_uri()}?mode=ro", path)
     try:
         _check_is_ours(connection, path)
     except BaseException:
@@ -130,7 +130,7 @@ def connect(file: Path, path: Path | None = None) -> _Database:
     path = path or file
     if file.exists() and not file.is_file():
         raise InputError(f"{path}: is no regular file")  # some never end
-    connection = _open(file, path)
+    connection = _open(file.absolute(), path)
     try:
         with plainly(path):
             # In this order: with an exclusive lock from the start there is no shared memory.
@@ -172,8 +172,8 @@ def _check_is_ours(connection: sqlite3.Connection, path: Path) -> None:
     """Before anything is changed in it."""
     if is_empty(connection):
         return
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    form = connection.execute("PRAGMA user_version").fetchone()[0]
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (form,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
         raise InputError(f"{path}: is no campaign, but some other SQLite file")
     if form not in (_IN_CHUNKS, _FORMAT):
@@ -211,6 +211,6 @@ def read_header(connection: sqlite3.Connection, path: Path) -> Header:
     except (ValueError, RecursionError) as error:  # no JSON, or none of a header
         raise InputError(f"{path}: is damaged: its header: {str(error)[:200]}") from error
     check_header(header, path)
-    form = connection.execute("PRAGMA user_version").fetchone()[0]
+    (form,) = connection.execute("PRAGMA user_version").fetchone()
     check_results(connection, header, path, begun=form == _FORMAT)
     return header

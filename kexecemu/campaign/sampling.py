@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from kexecemu.campaign.space import Space
 from kexecemu.errors import InputError
-
-if TYPE_CHECKING:
-    from kexecemu.campaign.space import Space
 
 __all__ = ["SAMPLER", "draw", "sample_stratified", "sample_uniform"]
 

@@ -18,7 +18,6 @@ __all__ += ["mcnemar", "stratified", "upper_bound"]
 
 CONFIDENCE = 0.95
 _TINY = 1e-300
-_STEPS = 200  # of a bisection: far more than a double has bits, so it ends where low and high are neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +133,6 @@ def clopper_pearson(count: int, sample: int, confidence: float = CONFIDENCE) -> 
     """
     if not 0 <= count <= sample:
         raise InputError(f"{count} of a sample of {sample}")
-    if sample == 0:
-        return 0.0, 1.0
     tail = (1.0 - confidence) / 2.0
     # The ends where a closed form is exact; elsewhere quantiles of beta distributions.
     if count == 0:
@@ -155,15 +152,13 @@ def clopper_pearson(count: int, sample: int, confidence: float = CONFIDENCE) -> 
 
 def _beta_quantile(probability: float, a: float, b: float) -> float:
     low, high = 0.0, 1.0
-    for _ in range(_STEPS):
-        middle = (low + high) / 2.0
-        if middle in (low, high):
-            break
+    # Until they are neighbours.
+    while low < (middle := (low + high) / 2.0) < high:
         if incomplete_beta(a, b, middle) < probability:
             low = middle
         else:
             high = middle
-    return (low + high) / 2.0
+    return middle
 
 
 def stratified(strata: Sequence[Stratum], confidence: float = CONFIDENCE) -> Interval:
@@ -229,10 +224,7 @@ def _largest_unseen(strata: Sequence[Stratum], population: int, likely: float) -
 
     low = math.log(min(ratios))  # all of them 0
     high = low - math.log(likely)  # the least ratio's is log(likely) alone, so that the sum is beyond it
-    for _ in range(_STEPS):
-        middle = (low + high) / 2.0
-        if middle in (low, high):
-            break
+    while low < (middle := (low + high) / 2.0) < high:
         total = sum(one.sample * value for one, value in zip(strata, logarithms(middle), strict=True))
         low, high = (middle, high) if total > math.log(likely) else (low, middle)
     return sum(weight * -math.expm1(value) for weight, value in zip(weights, logarithms(high), strict=True))

@@ -107,7 +107,7 @@ class Store:
                     create(connection, header)
                     return cls(path, connection, header)
                 found = read_header(connection, path)
-                results = connection.execute("SELECT count(*) FROM result").fetchone()[0]
+                (results,) = connection.execute("SELECT count(*) FROM result").fetchone()
                 if not resume and results:
                     raise InputError(
                         f"{folder}: there are {results} results of a campaign already: go on with --resume, or choose "
@@ -229,7 +229,8 @@ class Store:
 
     def count(self) -> int:
         """How many faults have a result."""
-        return int(self.db.execute("SELECT count(*) FROM result").fetchone()[0])
+        (count,) = self.db.execute("SELECT count(*) FROM result").fetchone()
+        return int(count)
 
     def _select(self, which: str, *values: str | int) -> Iterator[StoredRow]:
         query = f"SELECT {', '.join(StoredRow._fields)} FROM result {which}"
@@ -275,8 +276,8 @@ class Store:
 
     def seconds(self, what: str) -> float:
         """The host's time that "decide" or "audit" took so far."""
-        row = self.db.execute("SELECT seconds FROM clock WHERE what = ?", (what,)).fetchone()
-        return float(row[0]) if row else 0.0
+        (seconds,) = self.db.execute("SELECT total(seconds) FROM clock WHERE what = ?", (what,)).fetchone()
+        return float(seconds)
 
     def table_sha256(self) -> str:
         """Over all results in the order of the sample: one line each, fields parted by tabs."""

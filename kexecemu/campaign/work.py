@@ -233,8 +233,9 @@ def _audit(
     agreed = Counter[str]()
     clock = _Clock()
     for number, (task, results) in enumerate(runner.results(queue, stop), 1):
-        store.add_audits([(task.positions.start, results[0])], clock.lap())
-        agreed[str(results[0].outcome)] += 1
+        (found,) = results
+        store.add_audits([(task.positions.start, found)], clock.lap())
+        agreed[str(found.outcome)] += 1
         if progress is not None:
             progress("audit", len(chosen) - len(left) + number, len(chosen), agreed)
 

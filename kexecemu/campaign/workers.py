@@ -58,7 +58,8 @@ class TaskRunner:
                     deaths += 1
                     if deaths < 2:
                         continue
-                    fault = self.space.fault(part.indices[0])
+                    (index,) = part.indices
+                    fault = self.space.fault(index)
                     results = [error_of(self.space, fault, "the process that tried it died, twice")]
                 deaths = 0
                 yield part.part(0, len(results)), results

@@ -18,6 +18,7 @@ from kexecemu.errors import FormatError, MachineError
 from kexecemu.formats.elf import EHDR_SIZE, PT_LOAD, PT_NOTE, ProgramHeader
 from kexecemu.formats.elfcore import LoadRange, VmcoreLayout
 from kexecemu.formats.elfnote import iterate_notes
+from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_BYTES
 from kexecemu.kernel.image.kimage import COPY, PAGE_DIGESTS, Kimage
 from kexecemu.linux.capture import DiskVmcore
 from kexecemu.machine.memory.ram import Ram
@@ -30,7 +31,6 @@ __all__ = ["ONLY_FOR_THE_PURGATORY", "CrashedMemory", "Dump", "judge_dump", "tak
 ONLY_FOR_THE_PURGATORY = ("purgatory", PAGE_DIGESTS, COPY)
 """Segments that no capture kernel ever looks at: damage there harms nobody after the check."""
 
-_NOTE_PADDING = 4096  # what a descriptor may have lost with the zeros at its end
 _NOT_RUN = "the capture kernel was not run past its first instruction"
 
 
@@ -237,9 +237,9 @@ def _in_words(header: ProgramHeader) -> str:
 
 
 def _text_of(notes: bytes) -> bytes:
-    """The text of the VMCOREINFO note; b"" where there is none."""
+    """The text of the VMCOREINFO note; b"" where there is none. It may have lost zeros at its end."""
     try:
-        found = iterate_notes(notes + bytes(_NOTE_PADDING))
+        found = iterate_notes(notes + bytes(VMCOREINFO_BYTES))
         return next((note.desc for note in found if note.name == "VMCOREINFO"), b"")
     except FormatError:
         return b""

@@ -72,7 +72,7 @@ class Handoff:
 
 def check_board(board: Board, el: int = 1) -> None:
     """Raise InputError when QEMU's virt has no board like this one."""
-    if len(board.ram.banks) != 1 or board.ram.banks[0].start != virt.RAM_BASE:
+    if [bank.start for bank in board.ram.banks] != [virt.RAM_BASE]:
         banks = ", ".join(map(str, board.ram.banks))
         raise InputError(
             f"handoff: QEMU's virt has one bank of RAM from {virt.RAM_BASE:#x}, this board has {banks}"
@@ -139,7 +139,8 @@ def write_handoff(
 
 def _write_memory(folder: Path, ram: Ram, low: PhysRange) -> tuple[list[_Piece], int]:
     """What is not zero of RAM as files; and how many bytes of `low` the start-up code has to copy there."""
-    stretches = list(_nonzero(ram, ram.banks[0]))
+    (bank,) = ram.banks
+    stretches = list(_nonzero(ram, bank))
     rest = subtract(stretches, [low])
     pieces = [_write_piece(folder, f"ram-{area.start:x}.bin", area.start, ram, area) for area in rest]
     lowest = [area for area in stretches if area.overlaps(low)]

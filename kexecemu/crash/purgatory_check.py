@@ -151,7 +151,7 @@ def cases(
         one("device tree, a word", _invert(ram, tree.mem + 0x40)),
         one("elfcorehdr, a word", _invert(ram, core.mem + 0x40)),
         Case(CODE, code),
-        symbol("stored digest, a byte", "digest", bytes([digest[0] ^ 0xFF])),
+        symbol("stored digest, a byte", "digest", bytes(one ^ 0xFF for one in digest)),
         symbol("regions[0].len = 0", "regions", bytes(8), 8),
         symbol("regions[0].start = 0xdeadbeef", "regions", _u64(_STRAY)),
         symbol("regions[0].len = 0xdeadbeef", "regions", _u64(_STRAY), 8),
@@ -174,9 +174,7 @@ def more_cases(ram: Ram, image: Kimage, loaded: LoadedPurgatory, interface: str)
     assert kernel is not None and initrd is not None and tree is not None and core is not None
     stray_initrd, stray_kernel = _invert(ram, initrd.mem + 0x1000), _invert(ram, kernel.mem + 0x2000)
     table = _SYMBOLS["regions"][_INTERFACES.index(interface)]
-    first = (
-        ram.read(loaded.symbol_phys(table), 2 * _REGION) if loaded.has_symbol(table) else bytes(2 * _REGION)
-    )
+    first = ram.read(loaded.symbol_phys(table), 2 * _REGION) if loaded.has_symbol(table) else b""
     rows = [
         _one("kernel, its magic number", _invert(ram, kernel.mem + 56)),
         Case("kernel, behind its file", ((_dma(kernel.mem + kernel.memsz - 8, b"\xa5" * 8),),))
@@ -217,8 +215,7 @@ def _symbol_case(
     name = _SYMBOLS[kind][_INTERFACES.index(interface)]
     if not loaded.has_symbol(name):
         return Case(row, (), f"it has no symbol {name}")
-    at = f"purgatory:{name}+{offset}" if offset else f"purgatory:{name}"
-    return Case(row, ((_dma(at, data), *more),))
+    return Case(row, ((_dma(f"purgatory:{name}+{offset}", data), *more),))
 
 
 def judge_reply(

@@ -172,18 +172,18 @@ def _latent(facts: Facts) -> str:
     return "bytes changed that nobody checks or reads"
 
 
-def _switched_off(facts: Facts) -> str:
-    """That a purgatory which had something to hash did not, "" for one that did, or is none."""
+def _switched_off(facts: Facts) -> str | None:
+    """That a purgatory which had something to hash did not, None for one that did, or is none."""
     run = facts.purgatory
     if run is None or run.end is not PurgatoryEnd.KERNEL:
-        return ""
+        return None
     if not facts.checks:
         return "the purgatory was loaded to check nothing"
     if run.verdict is not None:
         off = run.verdict.state in (VerdictState.NOT_RUN, VerdictState.CHECKING)
     else:
         off = run.instructions < hashing_takes(sum(area.size for area in facts.image.sha_regions))
-    return f"the purgatory's check was switched off ({_hit_of(facts)} changed)" if off else ""
+    return f"the purgatory's check was switched off ({_hit_of(facts)} changed)" if off else None
 
 
 def _hit_of(facts: Facts) -> str:

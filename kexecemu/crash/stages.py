@@ -162,15 +162,15 @@ def _refuses(cpu: Cpu, purgatory: LoadedPurgatory, stop: CpuStop) -> bool:
             return False
         if cpu.word_at(where) not in (BRANCH_TO_SELF, WFE):
             where -= 4  # the loop begins with the WFE before
-    offset = where - purgatory.segment.mem
-    if not 0 <= offset <= len(purgatory.buf) - 4:
+    if where not in purgatory.segment.area:
         return False
+    offset = where - purgatory.segment.mem
     word = int.from_bytes(purgatory.buf[offset : offset + 4], "little")
     if word not in (BRANCH_TO_SELF, WFI, WFE) or cpu.ram.read_u32(where) != word:
         return False
     symbols = purgatory.symbol_table()
-    phys, size = symbols.get("purgatory_stop") or symbols.get("purgatory", (0, 0))
-    return not size or where in PhysRange.of(phys, size)
+    stops = symbols.get("purgatory_stop") or symbols.get("purgatory")
+    return stops is None or not stops[1] or where in PhysRange.of(*stops)
 
 
 class CaptureEnd(enum.StrEnum):

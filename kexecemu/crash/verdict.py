@@ -35,7 +35,7 @@ class VerdictState(enum.IntEnum):
 class VerdictFlags(enum.IntFlag):
     """How the check was done, and by whom."""
 
-    MMU_ON = 1 << 0
+    MMU_ON = 1
     CRYPTO = 1 << 1
     SELF_CHECKED = 1 << 2
     AT_EL2 = 1 << 3

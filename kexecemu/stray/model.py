@@ -41,7 +41,9 @@ class Model:
         that is there already. Raises InputError when there is no such variant.
         """
         self._check(variant)
-        return self._write(variant, before)[: len(before)]
+        data = self._write(variant, before)
+        assert len(data) in (self._length(variant), len(before))
+        return data[: len(before)]
 
     def _check(self, variant: int) -> None:
         if not 0 <= variant < self.variants:

@@ -82,13 +82,13 @@ def _hash(label: str, variant: int, length: int) -> bytes:
 )
 def bit_flip(variant: int, before: bytes) -> bytes:
     """One bit of a byte is inverted."""
-    return bytes([before[0] ^ (1 << variant)])
+    return bytes(one ^ (1 << variant) for one in before)
 
 
 @model(255, 1, width=1, source=f"{_SULLIVAN}; Sangchoolie and others, One bit is (not) enough, DSN 2017")
 def byte(variant: int, before: bytes) -> bytes:
     """A byte becomes any of the 255 others."""
-    return bytes([before[0] ^ (variant + 1)])
+    return bytes(one ^ (variant + 1) for one in before)
 
 
 @model(

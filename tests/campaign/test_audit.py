@@ -108,3 +108,15 @@ def test_fewer_are_the_first_ones_of_more(tmp_path: Path) -> None:
     every = audited(tmp_path / "all", kinds, 30)
     for asked in (1, 2, 7, 29):
         assert audited(tmp_path / str(asked), kinds, asked) == every[:asked]
+
+
+def test_the_first_kind_to_have_its_turn_is_the_first_by_its_words_and_not_of_the_sample(
+    tmp_path: Path,
+) -> None:
+    kinds: list[dict[str, object]] = [dict(KIND if at % 2 else OTHER) for at in range(10)]
+    first = min(
+        (KIND, OTHER), key=lambda one: [str(one[part]) for part in ("how", "outcome", "dump", "moment")]
+    )
+    for turned in (kinds, kinds[1:] + kinds[:1]):
+        (chosen,) = audited(tmp_path / str(turned is kinds), turned, 1)
+        assert turned[chosen] == first

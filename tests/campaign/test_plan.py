@@ -118,7 +118,15 @@ def test_dma_writes_whenever_it_likes_and_somebody_always_can() -> None:
         ('moments = ["after-check"]', "campaign.by: cpu cannot write at after-check: it has stopped then"),
         ('by = ["alias"]\nmoments = ["hashing"]', "campaign.by: alias cannot write at hashing"),
         ('by = ["dma", "cpu"]\nmoments = ["capture-1"]', "campaign.by: cpu cannot write at capture"),
-        ('by = ["late-cpu"]', "campaign.by: late-cpu cannot write at after-load"),
+        (
+            'by = ["late-cpu"]',
+            "campaign.by: late-cpu cannot write at after-load: it does not stop at the crash and is one of many until "
+            "then",
+        ),
+        (
+            'by = ["cpu"]\nmoments = ["after-check", "hashing"]',
+            "campaign.by: cpu cannot write at after-check, hashing: it has stopped then",
+        ),
         (
             'by = ["cpu"]\nmoments = ["after-load", "after-check"]',
             "campaign.moments: at after-check none of cpu can write",

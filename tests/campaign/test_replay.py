@@ -14,6 +14,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from stray_faults import fault, scenario, start
 
+from kexecemu.campaign import replay
 from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.replay import Culprit, Replay, replay_in
 from kexecemu.errors import InputError
@@ -216,11 +217,40 @@ def test_a_trace_names_the_capture_kernel_and_whatever_else_of_the_image_runs(en
     assert last and all(re.search(r" kernel\+0x[0-9a-f]+", line) for line in last)
 
 
-def test_a_long_trace_leaves_its_middle_out(engine: FaultDecider) -> None:
+def test_a_long_trace_leaves_its_middle_out(engine: FaultDecider, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changes() -> list[str]:
+        lines = again(engine, STORED, trace=True).trace
+        return lines[: lines.index("the last instructions:")]
+
+    short = changes()
+    monkeypatch.setattr(replay, "_LINES", 10**6)
+    whole = changes()
+    assert len(whole) > 1000 and not any("left out" in line for line in whole)
+    left = f"{'':14}  ... {len(whole) - 800:,} changes of function are left out ..."
+    assert short == [*whole[:400], left, *whole[-400:]]
+    monkeypatch.setattr(replay, "_LINES", (len(whole) + 1) // 2)  # both halves and nothing between
+    assert changes() == whole
+    monkeypatch.setattr(replay, "_LINES", (len(whole) - 1) // 2)
+    assert sum("left out" in line for line in changes()) == 1
+
+
+def test_the_last_eight_blocks_are_shown_instruction_by_instruction(
+    engine: FaultDecider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[tuple[bytes, int]] = []
+
+    class Cs(capstone.Cs):  # type: ignore[misc]
+        def disasm(self, code: bytes, offset: int, count: int = 0) -> object:
+            blocks.append((code, offset))
+            return super().disasm(code, offset, count)
+
+    monkeypatch.setattr(capstone, "Cs", Cs)
     lines = again(engine, STORED, trace=True).trace
-    middle = [line for line in lines if "changes of function are left out" in line]
-    assert len(middle) == 1 and len(lines) < 1000
-    assert int(re.sub(r"\D", "", middle[0])) > 0
+    last = lines[lines.index("the last instructions:") + 1 :]
+    assert len(blocks) == 8 and len(last) == sum(len(code) // 4 for code, _ in blocks)
+    expected = [at + offset for code, at in blocks for offset in range(0, len(code), 4)]
+    assert [int(line.split()[0], 16) for line in last] == expected
+    assert all(code == engine.kernel.ram.read(at, len(code)) for code, at in blocks)
 
 
 def test_replaying_leaves_no_hook_behind(engine: FaultDecider) -> None:

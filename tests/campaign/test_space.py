@@ -53,7 +53,9 @@ def covered(areas: list[Area]) -> set[int]:
 
 
 def test_the_segments_are_all_of_them_and_nothing_else() -> None:
-    areas = Places(REGION, usual(), [BANK]).areas(["segments"])
+    places = Places(REGION, usual(), [BANK])
+    areas = places.areas(["segments"])
+    assert places.region == REGION
     assert [(one.name, one.kind) for one in areas] == [
         ("kernel", Kind.HASHED),
         ("initrd", Kind.HASHED),
@@ -81,6 +83,12 @@ def test_a_segment_is_cut_where_hashing_ends() -> None:
 def test_the_whole_region_is_every_byte_of_it_once() -> None:
     areas = Places(REGION, usual(), [BANK]).areas(["crashkernel"])
     assert covered(areas) == set(range(REGION.start, REGION.end))
+    assert [(one.name, one.phys, one.base_phys) for one in areas][2:] == [
+        ("purgatory", PhysRange(0x6_0000, 0x6_2000), 0x6_0000),
+        ("crashkernel-free", PhysRange(0x6_2000, 0x7_F000), 0x6_2000),
+        ("crashkernel", PhysRange(0x7_F000, 0x8_0000), REGION.start),
+        ("crashkernel", PhysRange(0x4_8000, 0x6_0000), REGION.start),
+    ]
     sizes = {kind: sum(one.phys.size for one in areas if one.kind is kind) for kind in Kind}
     assert sizes == {
         Kind.HASHED: 0x8000,
@@ -102,6 +110,7 @@ def test_the_free_part_is_the_largest_that_nothing_uses() -> None:
 def test_edges_are_a_word_on_either_side_of_each_segment_and_of_the_region() -> None:
     areas = Places(REGION, usual(), [BANK]).areas(["edges"])
     assert {one.kind for one in areas} == {Kind.EDGE}
+    assert EDGE == 8  # bytes of a word
     wanted: set[int] = set()
     for area in [REGION, *(one.area for one in usual().segments)]:
         wanted |= set(range(area.start - EDGE, area.start)) | set(range(area.end, area.end + EDGE))
@@ -160,6 +169,23 @@ def test_a_fault_runs_over_the_end_of_its_area_into_the_next() -> None:
 def test_a_fault_ends_where_ram_does() -> None:
     places = Places(REGION, usual(), [PhysRange(0, REGION.end)])
     assert places.reach(fault("crashkernel", REGION.size - 5)) == PhysRange(REGION.end - 5, REGION.end)
+
+
+def test_a_fault_ends_with_its_own_bank_whichever_comes_first() -> None:
+    banks = [PhysRange(0, 0x4_2000), PhysRange(0x4_2000, 0x4_2010), PhysRange(0x10_0000, 0x20_0000)]
+    for some in (banks, banks[::-1]):
+        places = Places(REGION, usual(), some)
+        assert places.reach(fault("kernel", 0x1FF8)) == PhysRange.of(0x4_1FF8, 8)
+        assert places.reach(fault("kernel", 0x2000)) == PhysRange.of(0x4_2000, 16)
+
+
+def test_where_everything_is_in_use_there_is_no_free_part() -> None:
+    full = image(("kernel", REGION.start, REGION.size))
+    places = Places(REGION, full, [BANK])
+    assert "crashkernel-free" not in places.names
+    assert [one.phys for one in places.areas(["crashkernel", "crashkernel-free"])] == [REGION]
+    with pytest.raises(InputError, match="no place 'crashkernel-free'"):
+        places.area("crashkernel-free")
 
 
 @pytest.mark.parametrize(

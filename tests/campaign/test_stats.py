@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
 
+from kexecemu.campaign import stats
 from kexecemu.campaign.stats import (
     Basis,
     Figure,
@@ -57,6 +60,36 @@ def test_the_tails_beyond_the_interval_are_what_they_should_be(sample: int) -> N
             assert float(at_most(count, sample, Fraction(high))) == pytest.approx(0.05, rel=1e-9)
     assert clopper_pearson(0, sample)[0] == 0.0
     assert clopper_pearson(sample, sample)[1] == 1.0
+
+
+@pytest.mark.parametrize("sample", [1, 7, 300, 10**4, 10**6, 10**12])
+def test_the_ends_at_none_and_all_are_exact_to_the_last_bits(sample: int) -> None:
+    with localcontext(prec=60):
+        tail = Decimal((1 - 0.95) / 2)
+        root = (tail.ln() / sample).exp()
+        high, low = clopper_pearson(0, sample)[1], clopper_pearson(sample, sample)[0]
+        assert abs(Decimal(high) / (1 - root) - 1) < Decimal("3e-16")
+        assert abs(Decimal(low) / root - 1) < Decimal("3e-16")
+    assert stratified([Stratum(HUGE, sample, 0)]) == Interval(0.0, 0.0, high)
+    assert stratified([Stratum(HUGE, sample, sample)]) == Interval(low, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "x"), [(3, 4, 0.3), (1, 5, 0.01), (1e4, 2e4, 0.33), (1e6, 1e6, 0.4999), (2, 1e8, 1e-8)]
+)
+def test_the_fraction_ends_when_more_of_it_makes_no_difference(
+    a: float, b: float, x: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    whole = stats._nonzero
+
+    def nonzero(value: float) -> float:
+        seen.append(value)
+        return whole(value)
+
+    monkeypatch.setattr(stats, "_nonzero", nonzero)
+    incomplete_beta(a, b, x)
+    assert 4 < len(seen) / 2 < 30 + 10 * math.sqrt(max(a, b))
 
 
 def test_intervals_mirror_each_other() -> None:
@@ -158,6 +191,41 @@ def test_the_interval_of_several_strata_is_the_sum_of_theirs_which_share_half_of
     assert found.high == pytest.approx(0.7 * first[1] + 0.2 * second[1] + 0.04)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_where_none_or_all_of_several_are_counted_the_largest_share_that_is_likely_is_left_out(
+    parts: int,
+) -> None:
+    sizes = ((700, 100), (200, 80), (100, 60))[:parts]
+    known = [Stratum(1000, 1000, 250)]
+    whole = sum(size for size, _ in sizes) + 1000
+    # Half of the error for each way, and of that half for each end.
+    none = [Stratum(size, sample, 0) for size, sample in sizes]
+    unseen = upper_bound([*none, Stratum(1000, 1000, 0)], 1 - 0.05 / 4)
+    found = stratified(none + known)
+    assert found.low == 250 / whole
+    assert found.high == pytest.approx(250 / whole + unseen, rel=1e-12)
+    every = [Stratum(size, sample, sample) for size, sample in sizes]
+    found = stratified(every + known)
+    assert found.high == pytest.approx(1 - 750 / whole, rel=1e-12)
+    assert found.low == pytest.approx(1 - 750 / whole - unseen, rel=1e-12)
+    # One that is not like the others, and it is the sum of their own intervals.
+    for strata in ([Stratum(*sizes[0], 1), *none[1:]], [Stratum(*sizes[0], 99), *every[1:]]):
+        ends = [clopper_pearson(one.count, one.sample, 1 - 0.05 / 2 / parts) for one in strata]
+        weights = [one.population / whole for one in strata]
+        low, high = (
+            250 / whole + sum(weight * pair[end] for weight, pair in zip(weights, ends, strict=True))
+            for end in (0, 1)
+        )
+        found = stratified(strata + known)
+        assert [found.low, found.high] == pytest.approx([low, high], rel=1e-12)
+
+
+def test_of_nothing_nothing_is_known_and_a_stratum_without_a_sample_counts_half() -> None:
+    assert stratified([]) == stratified([Stratum(0, 0, 0)]) == Interval(0.0, 0.0, 1.0)
+    assert stratified([Stratum(9, 0, 0)]) == Interval(0.0, 0.5, 1.0)
+    assert upper_bound([Stratum(9, 0, 0), Stratum(1, 0, 0)]) == pytest.approx(1.0)
+
+
 def test_what_was_tried_whole_is_known() -> None:
     assert stratified([Stratum(10, 10, 7)]) == Interval(0.7, 0.7, 0.7)
     assert upper_bound([Stratum(10, 10, 0)]) == 0.0
@@ -221,6 +289,12 @@ def test_a_figure_is_not_printed_without_what_it_rests_on() -> None:
             "Clopper-Pearson",
         ):
             assert part in text
+    basis = (
+        "(300 faults of a population of 1,000, uniform, seed 7, kexecemu 1.2+abc, configuration 0123456789ab, "
+        "Clopper-Pearson, 95%)"
+    )
+    assert re.fullmatch(r"silent: 3, 0\.\d{6} to 0\.\d{6} of the population " + re.escape(basis), str(figure))
+    assert str(none) == f"hung: none, at most {none.at_most:.3g} of the population {basis}"
     assert "silent: 3, 0.002" in str(figure)
     assert "hung: none, at most 0.00994" in str(none)
 

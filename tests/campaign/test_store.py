@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kexecemu.campaign.database import plainly
 from kexecemu.campaign.fault import CampaignFault, Decided, How
 from kexecemu.campaign.header import Header
 from kexecemu.campaign.store import Store
@@ -129,6 +130,14 @@ def test_a_chunk_that_cannot_be_stored_whole_is_not_stored(tmp_path: Path) -> No
         assert store.count() == 0 and store.pending() == [range(25)]
         add(store, 0)
         assert store.count() == 10
+
+
+def test_results_and_strata_are_as_many(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        for strata in ([0] * 9, [0] * 11):
+            with pytest.raises(ValueError, match="argument 2"):
+                store.add_results(0, chunk(0), strata)
+        assert store.count() == 0
 
 
 def test_what_was_begun_is_pending_until_it_is_done(tmp_path: Path) -> None:
@@ -362,3 +371,24 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         Store.begin(tmp_path / "file" / "out", HEADER)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (sqlite3.OperationalError("database is locked"), "here: another process uses it"),
+        (sqlite3.DatabaseError("file is not a database"), "here: is no campaign: not an SQLite file"),
+        (sqlite3.DatabaseError("disk I/O error"), "here: disk I/O error"),
+        (OverflowError("int too large"), "here: int too large"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+            "here: is damaged: 'utf-8' codec can't decode byte 0xff",
+        ),
+    ],
+)
+def test_what_sqlite_says_is_said_in_words_with_the_file_s_name(error: Exception, said: str) -> None:
+    with pytest.raises(InputError) as refusal, plainly(Path("here")):
+        raise error
+    assert str(refusal.value).startswith(said)
+    with pytest.raises(KeyError), plainly(Path("here")):
+        raise KeyError("not SQLite's")

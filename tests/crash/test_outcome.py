@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kexecemu.crash.damage import Damage
 from kexecemu.crash.dump import Dump
 from kexecemu.crash.outcome import Outcome, judge, written_bytes_differ
 from kexecemu.crash.stages import LINUX_ENDS, CaptureEnd, CaptureRun, PurgatoryEnd, PurgatoryRun
-from kexecemu.crash.verdict import Verdict, VerdictState
+from kexecemu.crash.verdict import Verdict, VerdictFlags, VerdictState
 from kexecemu.linux.capture import LinuxCapture, LinuxEnd, LoadDigest
 from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.memory.ram import Ram
@@ -115,6 +117,7 @@ def test_overlapping_writes_are_compared_with_what_was_there_first() -> None:
     ("end", "expected"),
     [
         (PurgatoryEnd.MISMATCH, Outcome.DETECTED),
+        (PurgatoryEnd.RETURNED, Outcome.DETECTED),
         (PurgatoryEnd.ELSEWHERE, Outcome.MISBOOT),
         (PurgatoryEnd.TRAPPED, Outcome.TRAPPED),
         (PurgatoryEnd.HUNG, Outcome.HUNG),
@@ -124,25 +127,37 @@ def test_overlapping_writes_are_compared_with_what_was_there_first() -> None:
 def test_a_purgatory_that_did_not_boot_the_kernel_decides_alone(
     end: PurgatoryEnd, expected: Outcome, damage: tuple[Damage, ...]
 ) -> None:
-    assert outcome(CHANGED, damage=damage, purgatory=purgatory(end)) is expected
+    for verdict in (None, MATCH, MISMATCH):
+        assert outcome(CHANGED, damage=damage, purgatory=purgatory(end, verdict)) is expected
 
 
-def test_a_purgatory_that_reports_and_boots_all_the_same_has_detected() -> None:
-    ran = purgatory(PurgatoryEnd.KERNEL, MISMATCH)
-    assert outcome(CHANGED, damage=(INITRD,), purgatory=ran, capture=capture()) is Outcome.DETECTED
+@pytest.mark.parametrize("end", CaptureEnd)
+@pytest.mark.parametrize("state", VerdictState)
+def test_a_purgatory_that_reports_and_boots_all_the_same_has_detected(
+    state: VerdictState, end: CaptureEnd
+) -> None:
+    plain = outcome(CHANGED, damage=(INITRD,), capture=capture(end))
+    for flags in (VerdictFlags(0), VerdictFlags.REPAIRED, ~VerdictFlags.REPAIRED):
+        ran = purgatory(PurgatoryEnd.KERNEL, replace(MATCH, state=state, flags=flags))
+        objects = state in (VerdictState.MISMATCH, VerdictState.TRAPPED) or flags is VerdictFlags.REPAIRED
+        found = outcome(CHANGED, damage=(INITRD,), purgatory=ran, capture=capture(end))
+        assert found is (Outcome.DETECTED if objects else plain)
 
 
 @pytest.mark.parametrize(
     ("end", "expected"),
     [
         (CaptureEnd.TRAPPED, Outcome.TRAPPED),
+        (CaptureEnd.PANIC, Outcome.TRAPPED),
         (CaptureEnd.ELSEWHERE, Outcome.MISBOOT),
         (CaptureEnd.BAD_ENTRY, Outcome.MISBOOT),
         (CaptureEnd.HUNG, Outcome.HUNG),
     ],
 )
 def test_a_capture_kernel_that_came_to_grief_is_judged_by_how(end: CaptureEnd, expected: Outcome) -> None:
-    assert outcome(CHANGED, damage=(KERNEL,), capture=capture(end)) is expected
+    for damage in ((), (KERNEL,)):
+        for dump in Dump:
+            assert outcome(CHANGED, damage=damage, capture=capture(end), dump=dump) is expected
 
 
 def test_a_capture_kernel_without_a_dump_is_silent_corruption_if_there_is_damage_and_hung_if_there_is_none() -> (
@@ -154,7 +169,7 @@ def test_a_capture_kernel_without_a_dump_is_silent_corruption_if_there_is_damage
 
 
 def test_a_crash_that_never_reached_a_capture_kernel_hung() -> None:
-    assert outcome(purgatory=purgatory()) is Outcome.HUNG
+    assert outcome(purgatory=purgatory()) is outcome() is Outcome.HUNG
 
 
 def test_every_outcome_has_the_promised_string_and_a_sentence_for_people() -> None:
@@ -192,6 +207,7 @@ def test_a_dump_that_is_not_what_memory_held_is_no_capture() -> None:
     assert outcome(TRAPPED, capture=run, dump=Dump.WRONG) is Outcome.SILENT
     # It believed that it had one:
     assert outcome(CHANGED, capture=capture(), dump=Dump.NONE) is Outcome.SILENT
+    assert outcome(CHANGED, capture=capture(CaptureEnd.ENTERED), dump=Dump.NONE) is Outcome.LATENT
     # Whatever the capture kernel is: the stub's is asked as well.
     assert outcome(CHANGED, capture=capture(), dump=Dump.WRONG) is Outcome.SILENT
 
@@ -228,3 +244,4 @@ def test_what_memory_was_at_the_jump_counts_where_the_capture_kernel_has_used_it
     ram.write(PHYS, b"x")
     assert judge(ram, [CHANGED], [], None, done, differ=False) is Outcome.MASKED
     assert judge(ram, [CHANGED], [], None, done) is Outcome.LATENT
+    assert judge(ram, [CHANGED], [PURGATORY], None, done, differ=False) is Outcome.LATENT

@@ -109,6 +109,10 @@ def test_the_list_of_models_has_a_line_for_each() -> None:
     assert (by_name["bit-flip"].variants, by_name["byte"].variants) == (8, 255)
     assert (by_name["memset"].shortest, by_name["memset"].longest) == (8, 4096)
     assert (by_name["memcpy"].shortest, by_name["memcpy"].longest) == (16, 4096)
+    assert max(row.longest for row in rows) == MAX_LENGTH
+    assert all(
+        (row.summary, row.source) == (MODELS[row.name].summary, MODELS[row.name].source) for row in rows
+    )
 
 
 def test_what_is_written_by_a_hash_never_changes() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kexecemu import Board, By, InputError, When
+from kexecemu.errors import MachineError
+from kexecemu.machine.cpu.exceptions import GuestException
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import (
     NUMBERED,
@@ -119,13 +122,51 @@ def test_a_dying_kernel_s_own_cpus_store_nothing_and_others_do(by: By, dying: bo
         stored.append(phys)
         board.ram.write(phys, data)
 
-    first = SimpleNamespace(board=board, dying=dying, injections=injections, storing=lambda _: 0, store=store)
+    first: Any = SimpleNamespace(
+        board=board, dying=dying, injections=injections, storing=lambda _: 0, store=store
+    )
     area = PhysRange.of(0x40001000, 1)
     fault = Fault("0x40001000", b"\1", by=by, when=When.DURING_PANIC)
-    found = inject(first, fault, area)  # type: ignore[arg-type]
+    found = inject(first, fault, area)
     happens = not dying or by in (By.DMA, By.LATE_CPU)
     assert found.changed is happens and board.ram.read(area.start, 1) == bytes([happens])
     assert injections == [found] and bool(stored) is (happens and by is not By.DMA)
     (event,) = board.timeline.of("fault")
-    assert ("no CPU stores any more" in event.text) is not happens
+    assert event.text == (
+        account(found, b"\1") if happens else "0x40001000: no CPU stores any more, the kernel is dying"
+    )
+    assert event.facts == {
+        "by": by.value, "cpu": 0 if stored else None, "at": "0x40001000", "phys": 0x40001000, "length": 1,
+        "changed": happens, "trapped": False,
+    }  # fmt: skip
+    board.close()
+
+
+def test_a_store_that_is_refused_is_told_as_trapped_and_a_place_without_ram_is_none() -> None:
+    board = Board("16M")
+    abort = GuestException(0, 5, "sync", 0x96000047, 0xFFFF000000000000, 0xFFFF800008000000, 1, 0x3C5)
+    places: list[Fault] = []
+
+    def place(fault: Fault) -> PhysRange:
+        places.append(fault)
+        return PhysRange.of(0x40001000, 1)
+
+    first: Any = SimpleNamespace(
+        board=board,
+        dying=False,
+        injections=[],
+        storing=lambda by: 3,
+        store=lambda *_, **__: abort,
+        place=place,
+    )
+    fault = Fault("initrd", b"\1")
+    found = inject(first, fault)
+    assert (found.exception, found.cpu, found.changed, places) == (abort, 3, False, [fault])
+    (event,) = board.timeline.of("fault")
+    assert (event.facts["trapped"], event.facts["changed"], event.facts["cpu"]) == (True, False, 3)
+    with pytest.raises(MachineError, match="no RAM at 0x0-0x7"):
+        inject(first, fault, PhysRange.of(0, 8))
+    with pytest.raises(InputError, match="fault"):
+        inject(first, "a fault")  # type: ignore[arg-type]
+    assert len(first.injections) == 1
     board.close()

@@ -54,19 +54,18 @@ def size_command(
 ) -> None:
     """Find how large crashkernel= must be: a capture kernel is run in many sizes of it."""
     from kexecemu.campaign.version import own_version
-    from kexecemu.machine.board import parse_size
     from kexecemu.report.sizes import print_sizes, sizes_object, sizes_page
     from kexecemu.report.terminal import account
     from kexecemu.sizing.advice import advice_of
     from kexecemu.sizing.sweep import Plan, RowFile, check_setup, setting_of, sweep
 
     chosen = (
-        tuple(parse_size(one) for one in sizes.split(","))
+        tuple(_size("--sizes", one) for one in sizes.split(","))
         if sizes is not None
-        else _steps(parse_size(first), parse_size(last), parse_size(step))
+        else _steps(_size("--from", first), _size("--to", last), _size("--step", step))
     )
-    plan = Plan(chosen, parse_size(fine), tuple(what_if or ()))
-    least = parse_size(margin)
+    plan = Plan(chosen, _size("--fine", fine), tuple(what_if or ()))
+    least = _size("--margin", margin)
     check_outputs({"--rows": rows, "--html": html}, input_files(setup))
     check_setup(setup, plan)
     kept = RowFile(rows, setup, own_version()) if rows is not None else None
@@ -91,6 +90,15 @@ def size_command(
         print_sizes(account(), found, advice, setting)
         print_written(written.files)
     written.exit(0 if advice.smallest is not None else 1)
+
+
+def _size(option: str, text: str) -> int:
+    from kexecemu.machine.board import parse_size
+
+    try:
+        return parse_size(text)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
 
 
 def _steps(first: int, last: int, step: int) -> tuple[int, ...]:

@@ -69,9 +69,9 @@ def fetched_initrd(kernel: Path, modules: Path | None = None) -> bytes:
 
     Raises InputError for modules of another kernel.
     """
+    folder = None if modules is None else module_folder(modules, contents(kernel, "kernel"))
     busybox = fetched("busybox")
-    if modules is not None:
-        folder = module_folder(modules, contents(kernel, "kernel"))
+    if folder is not None:
         return capture_initramfs(busybox=busybox, modules_folder=folder)
     for name in fetchable_kernels():
         if cached(name) == kernel:

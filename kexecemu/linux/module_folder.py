@@ -25,9 +25,8 @@ def module_folder(given: Path, image: bytes) -> Path:
     one that there is.
     """
     if not given.is_dir():
-        raise InputError(
-            f"modules {given}: is no folder: unpack a package first (dpkg -x, rpm2cpio | cpio -id)"
-        )
+        words = "is no folder: unpack a package first (dpkg -x, rpm2cpio | cpio -id)"
+        raise InputError(f"modules {given}: {words if given.exists() else 'there is no such folder'}")
     release = kernel_release(image)
     if (given / "modules.builtin").is_file():
         found = {given.resolve().name: given}
@@ -39,6 +38,9 @@ def module_folder(given: Path, image: bytes) -> Path:
     there = visible_line(", ".join(sorted(found))) or "none"
     if release is None and len(found) == 1:
         return next(iter(found.values()))
-    raise InputError(
-        f"modules {given}: none of the kernel's own, {visible_line(str(release))}; there are: {there}"
+    own = (
+        f"none of the kernel's own, {visible_line(release)}"
+        if release
+        else "the kernel does not say its release"
     )
+    raise InputError(f"modules {given}: {own}; there are: {there}")

@@ -47,7 +47,7 @@ class Plan:
         if not self.sizes or len(self.sizes) > _MOST:
             raise InputError(f"1 to {_MOST} sizes can be tried, not {len(self.sizes)}")
         if self.fine < 1 << 20:
-            raise InputError("sizes are tried down to steps of 1 MiB, and no finer")
+            raise InputError("--fine: sizes are tried down to steps of 1 MiB, and no finer")
 
 
 def check_setup(setup: Setup, plan: Plan) -> None:

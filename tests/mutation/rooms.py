@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,18 +151,25 @@ def far(path: str) -> list[str]:
 def in_order(mutant: PythonMutant, maps: Sequence[dict[str, Any]], likely: Sequence[str]) -> dict[str, float]:
     """The tests that reach it, with their seconds: likely ones; those that call the function; the rest of their files.
 
-    The rest, since what one test calls is kept for others at times. Those of cheap files come first. All of them where
+    The rest, since what one test calls is kept for others at times. Files that are named after the module come first,
+    then those that mention it, then cheap ones: a budget does not last for all that boot a kernel. All of them where
     none is known to reach it: in a module without functions, or in another process.
     """
-    place = f"{mutant.path}::{mutant.function}"
+    place, module = f"{mutant.path}::{mutant.function}", Path(mutant.path).stem
 
     def hit(
         called: str,
     ) -> bool:  # what is done as a module is imported matters to all that call something of it
         return called == place if mutant.function else called.startswith(place)
 
-    first: list[tuple[float, dict[str, float]]] = []
-    rest: list[tuple[float, dict[str, float]]] = []
+    def distance(times: dict[str, float]) -> int:
+        file = ROOT / next(iter(times)).split("::")[0]
+        if file.stem.removeprefix("test_") == module:
+            return 0
+        return 2 - (file.is_file() and re.search(rf"\b{module}\b", file.read_text()) is not None)
+
+    first: list[tuple[int, float, dict[str, float]]] = []
+    rest: list[tuple[int, float, dict[str, float]]] = []
     for one in maps:
         times: dict[str, float] = one["times"]
         reaches = {name: any(map(hit, called)) for name, called in one["reaches"].items()}
@@ -174,13 +182,13 @@ def in_order(mutant: PythonMutant, maps: Sequence[dict[str, Any]], likely: Seque
                 for name, took in sorted(times.items(), key=lambda pair: pair[1])
                 if name not in exact
             }
-            first.append((sum(exact.values()), exact))
-            rest.append((sum(others.values()), others))
+            first.append((distance(times), sum(exact.values()), exact))
+            rest.append((distance(times), sum(others.values()), others))
     if not first:
         taken = [sorted(one["times"].items(), key=lambda pair: pair[1]) for one in maps]
-        rest = [(sum(took for _, took in some), dict(some)) for some in taken]
+        rest = [(distance(dict(some)), sum(took for _, took in some), dict(some)) for some in taken if some]
     known: dict[str, float] = {}
-    for _, group in [*sorted(first, key=lambda one: one[0]), *sorted(rest, key=lambda one: one[0])]:
+    for *_, group in [*sorted(first, key=lambda one: one[:2]), *sorted(rest, key=lambda one: one[:2])]:
         known |= group
     return {name: known[name] for name in likely if name in known} | known
 

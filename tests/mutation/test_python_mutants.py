@@ -131,6 +131,20 @@ def test_tests_are_ordered_by_what_killed_before_and_by_what_calls_the_function(
     assert list(rooms.in_order(nowhere, [there, away], [])) == ["v::1", "u::3", "u::2", "u::1"]
 
 
+def test_files_named_after_the_module_are_tried_before_those_that_mention_it_and_cheap_ones() -> None:
+    mutant = PythonMutant("kexecemu/kernel/boot/free_area.py", "f", 1, "compare", "", "", "")
+    files = [
+        "t",
+        "tests/kernel/test_mm_init.py",
+        "tests/kernel/test_free_area.py",
+    ]  # the second one imports it
+    maps = [
+        {"times": {f"{file}::1": cost}, "reaches": {f"{file}::1": [f"{mutant.path}::f"]}}
+        for cost, file in enumerate(files)
+    ]
+    assert list(rooms.in_order(mutant, maps, [])) == [f"{file}::1" for file in reversed(files)]
+
+
 def test_the_rooms_that_are_tried_are_there_with_tests_of_their_own() -> None:
     for path in sources(rooms.ROOMS.split(",")):
         assert rooms.near(path), path

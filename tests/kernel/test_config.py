@@ -6,7 +6,7 @@ import pytest
 
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.config import Era, KernelConfig, Protection
-from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS, option_rows
+from kexecemu.kernel.base.kconfig import KNOWN_OPTIONS, check_option, option_rows
 from kexecemu.scenario.setup import Setup
 
 
@@ -91,6 +91,26 @@ def test_what_makes_no_kernel_is_refused_in_one_clear_line(arguments: dict[str, 
     with pytest.raises(InputError) as refusal:
         KernelConfig(**arguments)  # type: ignore[arg-type]
     assert words in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("IMA_KEXEC_EXTRA_MEMORY_KB", 0, 40),  # security/integrity/ima/Kconfig
+        ("KFENCE_NUM_OBJECTS", 1, 65535),  # lib/Kconfig.kfence
+        ("KFENCE_SAMPLE_INTERVAL", 0, 10**9 - 1),
+        ("CMA_SIZE_MBYTES", 0, 10**9 - 1),
+    ],
+)
+def test_a_number_is_one_that_kconfig_takes(name: str, least: int, most: int) -> None:
+    for value in (least, most):
+        assert check_option(f"CONFIG_{name}", str(value)) == name
+    for value, words in ((least - 1, f"is {least} at least"), (most + 1, f"is {most} at most")):
+        short = "takes a number below 10^9" if value < 0 or value >= 10**9 else words
+        with pytest.raises(InputError) as refusal:
+            check_option(name, str(value))
+        end = repr(str(value)) if short != words else value
+        assert str(refusal.value) == f"config option {name} {short}, not {end}"
 
 
 def test_an_unknown_option_is_answered_with_all_known_ones() -> None:

@@ -291,6 +291,8 @@ def test_a_reg_is_read_in_the_cells_of_its_parent_and_what_is_no_affinity_is_non
     assert read(1, cells(0), cells(0x1000000), cells(1)) == ([0, 1], [])
     assert read(1, cells(0), None, cells(1)) == ([0, 1], [])
     assert read(2, cells(0, 0), cells(1), cells(0, 1)) == ([0, 1], [])
+    missing = "missing boot CPU MPIDR, not enabling secondaries"
+    assert read(0, cells(0), cells(1)) == ([0], [missing])
     duplicate = "duplicate cpu reg properties in the DT"
     assert read(1, cells(0), cells(1), cells(1)) == ([0, 1], [f"/cpus/cpu@2: {duplicate}"])
     boot = "duplicate boot cpu reg property in DT"

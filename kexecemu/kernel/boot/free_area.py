@@ -70,7 +70,7 @@ def zone_sizes(
         dma_phys_limit // page if config.enabled("ZONE_DMA") else 0,
         max_zone_phys(config, (1 << 32) - 1, memblock) // page if config.enabled("ZONE_DMA32") else 0,
         last,
-        last if movable else 0,  # nobody asked for kernelcore= or movablecore=
+        last,
     )
     regions, free = memblock.regions(), subtract(memblock.mappable(), memblock.reserved)
     zones = []

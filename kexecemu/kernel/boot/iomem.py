@@ -78,7 +78,7 @@ class RunningMachine:
 
     def apply(self, memblock: Memblock) -> None:
         """Its memory in place of what memblock had, and the crash region taken, where that is known."""
-        memblock.remove(PhysRange(0, 1 << 64))
+        memblock.memory = []
         for area in (*self.iomem.system_ram, *self.iomem.nomap):
             memblock.add(area)
         for area in self.iomem.nomap:
@@ -117,4 +117,4 @@ def _tree_phys(iomem: Iomem, size: int) -> int:
         raise InputError(
             f"iomem: nothing that is reserved has a place for the device tree of {size:#x} bytes"
         )
-    return min(fit, key=lambda area: (area.size - pages, -area.start)).end - pages
+    return min(fit, key=lambda area: (area.size, -area.start)).end - pages

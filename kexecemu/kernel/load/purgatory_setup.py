@@ -131,7 +131,9 @@ def _fill_tables(image: Kimage) -> None:
 def _values(image: Kimage, config: KernelConfig, hashed: Sequence[Segment]) -> dict[str, bytes]:
     """The optional symbols of purgatory.h and what to set them to, the digest of itself apart; hashed: the regions."""
     table, copy, dtb = image.segment(PAGE_DIGESTS), image.segment(COPY), image.segment("dtb")
-    tree = bytes(dtb.buf) if dtb is not None else b""
+    assert dtb is not None
+    tree = bytes(dtb.buf)
+    image.verdict_record = _chosen_record(tree, dtb.mem)
     numbers = {
         "purgatory_dtb": image.dtb_mem,
         "purgatory_policy": config.choice("KEXEC_PURGATORY_POLICY"),
@@ -140,13 +142,11 @@ def _values(image: Kimage, config: KernelConfig, hashed: Sequence[Segment]) -> d
         "purgatory_no_crypto": int(not config.enabled("KEXEC_PURGATORY_CRYPTO")),
         "purgatory_page_digests": table.mem if table is not None else 0,
         "purgatory_copy": copy.mem if copy is not None else 0,
+        "purgatory_chosen": image.verdict_record.start if image.verdict_record else 0,
         # system_supports_gcs() and system_supports_sme(): the engine's CPUs have neither.
         "purgatory_gcs": 0,
         "purgatory_sme": 0,
     }
-    if config.enabled("KEXEC_PURGATORY_CHOSEN") and dtb is not None:
-        image.verdict_record = _chosen_record(tree, dtb.mem)
-        numbers["purgatory_chosen"] = image.verdict_record.start if image.verdict_record else 0
     values = {name: _U64.pack(number) for name, number in numbers.items()}
     values["purgatory_region_digests"] = region_digests(hashed)
     return values

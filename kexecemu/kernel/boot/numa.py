@@ -56,7 +56,7 @@ def arch_numa_init(
     told = log if known else lambda text: None
     if known and not off:
         nodes = _NumaInit(config, tree, memblock, log, acpi).run()
-        if nodes:
+        if nodes is not None:
             return nodes
     if off:
         told("NUMA: NUMA disabled")
@@ -78,7 +78,6 @@ class _NumaInit:
     def dummy(self) -> tuple[int, ...]:
         """dummy_numa_init(): one node has all of it, which needs no borders."""
         self._begin()
-        self.found.nodes = {0}
         self._node_data(0)
         return (0,)
 
@@ -93,30 +92,30 @@ class _NumaInit:
         size = nodes * nodes
         return PhysRange.of(self.memblock.phys_alloc_range(size, self.config.page_size), size)
 
-    def run(self) -> tuple[int, ...]:
-        """With what the tree says; () where that is refused."""
+    def run(self) -> tuple[int, ...] | None:
+        """With what the tree says; None where that is refused."""
         self._begin()
         nodes = self._nodes()
-        if nodes and self.homeless and 0 not in self.found.nodes:
+        if nodes is not None and self.homeless and 0 not in self.found.nodes:
             words = "a CPU without a numa-node-id is on node 0, which is not there"
             raise InputError(f"device tree: {words}: a kernel oopses on it")
-        if not nodes and self.table is not None:
+        if nodes is None and self.table is not None:
             self.memblock.free(self.table)
         return nodes
 
-    def _nodes(self) -> tuple[int, ...]:
+    def _nodes(self) -> tuple[int, ...] | None:
         if not (self._of_numa_init() if self.acpi is None else self._acpi_numa_init(self.acpi)):
-            return ()
+            return None
         early = self.rules.numa_distances
         if early and not self.found.nodes:
             self.log("NUMA: No NUMA configuration found")
-            return ()
+            return None
         if not early and not self._cleanup_meminfo():
-            return ()
+            return None
         for node, area in self.found.blocks:
             self.memblock.set_node(area, node)
         if not self._covered():
-            return ()
+            return None
         nodes = sorted(self.found.nodes)
         for node in nodes:
             self._node_data(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from memblock_bench import Asked, Recorder
 
 from kexecemu import KernelConfig
 from kexecemu.formats.efi_map import AcpiLog
@@ -18,34 +19,6 @@ ALL = (EARLY, LATER, NEWEST)
 # sizeof(pg_data_t) by SIZE(pglist_data) of Debian's kernels, in whole cache lines.
 NODE_DATA = {EARLY: 11392, LATER: 14144, NEWEST: 14400}
 FAKE = "NUMA: Faking a node at [mem 0x0000000040000000-0x00000000bfffffff]"
-Asked = tuple[int, int, int | None]
-
-
-class Recorder(Memblock):
-    """Remembers what it is asked for, whether that is had or not: bytes, alignment, node."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[Asked] = []
-
-    def phys_alloc_range(
-        self,
-        size: int,
-        align: int,
-        start: int = 0,
-        end: int = 0,
-        *,
-        node: int | None = None,
-        exact: bool = False,
-    ) -> int:
-        if not exact:
-            self.asked.append((size, align, node))
-            if node is not None:  # what is fallen back to is no other question
-                asked = list(self.asked)
-                phys = super().phys_alloc_range(size, align, start, end, node=node)
-                self.asked = asked
-                return phys
-        return super().phys_alloc_range(size, align, start, end, node=node, exact=exact)
 
 
 def reg(*areas: tuple[int, int]) -> bytes:

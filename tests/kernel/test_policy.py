@@ -9,11 +9,11 @@ from errno import EACCES, EKEYREJECTED, ENODATA, ENOKEY, EPERM
 import pytest
 import signing
 
-from kexecemu.errors import KexecError
+from kexecemu.errors import InputError, KexecError
 from kexecemu.formats import x509
 from kexecemu.kernel.signature.keyring import Keyring, SystemKeyrings
 from kexecemu.kernel.signature.policy import KexecSignaturePolicy, Lockdown
-from kexecemu.kernel.signature.policy_options import policy_of
+from kexecemu.kernel.signature.policy_options import SIGNATURE_OPTIONS, policy_of
 
 KEYRINGS = SystemKeyrings(Keyring.of(".builtin_trusted_keys", [x509.parse(signing.der_of(signing.CA))]))
 GOOD, UNSIGNED = signing.good().data, signing.pe_image()
@@ -155,3 +155,10 @@ def test_a_key_that_is_not_there_any_more_refuses_what_was_loaded_before() -> No
 def test_secure_boot_is_what_the_firmware_says_and_off_where_nobody_says_it() -> None:
     assert not policy_of({}, "").secure_boot
     assert policy_of({}, "", secure_boot=True).secure_boot
+
+
+def test_an_option_that_decides_nothing_is_answered_with_the_nearest_one_that_does() -> None:
+    with pytest.raises(InputError) as refusal:
+        policy_of({"CONFIG_KEXEC_SIGN": "y"}, "")
+    words = "config option CONFIG_KEXEC_SIGN decides nothing about signatures (did you mean KEXEC_SIG?); known are "
+    assert str(refusal.value) == words + ", ".join(SIGNATURE_OPTIONS)

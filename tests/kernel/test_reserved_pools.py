@@ -62,6 +62,18 @@ def test_a_cma_region_that_is_not_aligned_is_given_back(era: str) -> None:
 
 
 @pytest.mark.parametrize("era", EVERY)
+@pytest.mark.parametrize(("asked", "huge"), [(0x1000, "y"), (0x1000000, "y"), (0x1000, "n")])
+def test_a_cma_region_without_a_place_is_aligned_as_it_asks_and_to_a_pageblock_at_least(
+    era: str, asked: int, huge: str
+) -> None:
+    window = {"alloc-ranges": cells(0, 0x70000000, 0, 0x3FFF000), "alignment": cells(0, asked)}
+    _, lines = scan(era, ("c", {**CMA, **size(0x800000), **window}), options={"HUGETLB_PAGE": huge})
+    align = max(asked, 2 * MIB if huge == "y" else 4 * MIB)
+    start = (0x73FFF000 - 0x800000) // align * align
+    assert f"Reserved memory: created CMA memory pool at {start:#018x}, size 8 MiB" in lines
+
+
+@pytest.mark.parametrize("era", EVERY)
 @pytest.mark.parametrize("place", [reg(EVEN.start, EVEN.size), size(EVEN.size)])
 def test_no_driver_wants_what_is_no_map_and_reusable_and_from_7_3_on_that_is_no_fault(
     era: str, place: dict[str, bytes]
@@ -207,7 +219,7 @@ def test_a_place_is_found_beside_memreserve_before_6_12_and_before_it_is_read_si
     top = PhysRange.of(BANK.end - MIB, MIB)
     dtb, config = Fdt(tree(("d", size(MIB)))), KernelConfig(era)
     memblock = early_init_dt_scan(dtb, config, print)
-    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=[].append)
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=list[str]().append)
     reserved.scan(lambda: memblock.reserve(top))
     assert reserved.regions[0].base == top.start - (MIB if below else 0)
 
@@ -250,7 +262,7 @@ def test_from_6_12_on_there_is_an_array_with_room_for_every_region(era: str, siz
     nodes = [(f"d@{at:x}", reg(at, MIB)) for at in range(0x50000000, 0x50000000 + count * 2 * MIB, 2 * MIB)]
     dtb, config = Fdt(tree(*nodes)), KernelConfig(era)
     memblock = early_init_dt_scan(dtb, config, print)
-    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=[].append)
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=list[str]().append)
     reserved.scan(lambda: None)
     before = list(memblock.reserved)
     reserved.scan_late()

@@ -34,11 +34,10 @@ def _tree_has_nodes(tree: Fdt) -> bool:
 
 @dataclass
 class _Found:
-    """numa_nodes_parsed, numa_meminfo, and the nodes that have a distance."""
+    """numa_nodes_parsed and numa_meminfo."""
 
     nodes: set[int] = field(default_factory=set)
     blocks: list[tuple[int, PhysRange]] = field(default_factory=list)
-    distances: bool = False
 
 
 def arch_numa_init(

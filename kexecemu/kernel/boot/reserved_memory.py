@@ -32,30 +32,27 @@ def heapsort(
     if not top:
         return
 
-    def swap(one: int, other: int) -> None:
-        found[one], found[other] = found[other], found[one]
-
     while True:
         if top:
             top -= 1 << shift
         elif double_pop and end > 3:
             end -= 1
-            swap(0, end)
+            found[0], found[end] = found[end], found[0]
             shift = int(key(found[1]) <= key(found[2]))
             top = 1 << shift
             end -= 1
-            swap(top, end)
+            found[top], found[end] = found[end], found[top]
         elif not double_pop and end > 1:
             end -= 1
-            swap(0, end)
+            found[0], found[end] = found[end], found[0]
         else:
             break
         _sift(found, key, top, end, strict=double_pop)
     if double_pop:
         end -= 1
-        swap(0, end)
+        found[0], found[end] = found[end], found[0]
         if end == 2 and key(found[0]) > key(found[1]):
-            swap(0, 1)
+            found[0], found[1] = found[1], found[0]
 
 
 def _sift(
@@ -202,20 +199,18 @@ class ReservedMemory:
             memblock.mark_nomap(area)
         return True
 
-    def _save(self, node: Node, base: int = 0, size: int = 0) -> bool:
-        """fdt_reserved_mem_save_node(): an element of the array, if there is room."""
-        if len(self.regions) >= self._room:
-            which = f", skip '{node.name}'" if self._rules.reserves_first_reg else "."
-            self._log(f"not enough space for all defined regions{which}")
-            return False
-        self.regions.append(Region(node, base, size))
-        return True
+    def _save(self, node: Node, base: int = 0, size: int = 0) -> None:
+        """fdt_reserved_mem_save_node(): an element of the array, if there is room: from 6.12 on there always is."""
+        if len(self.regions) < self._room:
+            self.regions.append(Region(node, base, size))
+        else:
+            self._log("not enough space for all defined regions.")
 
     def scan_late(self) -> None:
         """fdt_scan_reserved_mem_reg_nodes(), later fdt_scan_reserved_mem_late(): the array, and what has a reg."""
         rules = self._rules
         if self._parent is None:
-            if rules.tells_reserved_mem and rules.reserved_mem_late:
+            if rules.reserved_mem_late:
                 self._log("Reserved memory: No reserved-memory node in the DT")
             return
         if not rules.reserved_mem_late:
@@ -251,8 +246,7 @@ class ReservedMemory:
             self._init_node(one)
 
     def _init_saved(self, node: Node, base: int, size: int) -> None:
-        if not self._save(node, base, size):
-            return
+        self._save(node, base, size)
         good = self._init_node(self.regions[-1])
         if not good and self._rules.reserves_first_reg:
             self.regions.pop()  # its element is used for the next one

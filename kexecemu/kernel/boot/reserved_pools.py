@@ -32,8 +32,8 @@ class Region:
     """struct reserved_mem: a node, and its region, physical; no size before it has a place."""
 
     node: Node
-    base: int = 0
-    size: int = 0
+    base: int
+    size: int
 
     @property
     def key(self) -> tuple[int, int]:
@@ -107,7 +107,7 @@ class Pools:
         if (one.base | one.size) % self.cma_align:
             self._log("Reserved memory: incorrect alignment of CMA region")
             return Setup.FAILED
-        if not one.size or not memblock.is_region_reserved(PhysRange.of(one.base, one.size)):
+        if not memblock.is_region_reserved(PhysRange.of(one.base, one.size)):
             self._log("Reserved memory: unable to setup CMA region")
             return Setup.FAILED
         if default:

@@ -9,13 +9,14 @@ from kernel_bench import MIB
 from test_reserved_pools import CMA, EVERY, ODD, reg, size
 from tree_bench import BANK, Node, tree
 
-from kexecemu.formats.fdt import Fdt
+from kexecemu.formats.fdt import Fdt, cells
 from kexecemu.formats.fdt_read import Node as FdtNode
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.fdt_memory import early_init_dt_scan
 from kexecemu.kernel.boot.reserved_memory import ReservedMemory, heapsort
 from kexecemu.kernel.boot.reserved_pools import Region
 from kexecemu.kernel.boot.virt_board import virt_device_tree
+from kexecemu.machine.ranges import PhysRange
 
 
 def scanned(era: str, dtb: bytes) -> tuple[list[Region], list[str]]:
@@ -98,3 +99,111 @@ def test_what_is_equal_is_left_in_the_order_that_two_at_a_time_leave_it_in(keys:
     heapsort(ours, lambda one: one.key, double_pop=True)
     lib_sort_since_6_11(theirs)
     assert [(one.base, one.node.offset) for one in ours] == theirs
+
+
+MISALIGNED = "Reserved memory: incorrect alignment of CMA region"
+
+
+@pytest.mark.parametrize("era", EVERY)
+@pytest.mark.parametrize(
+    ("base", "length"), [(0x50000000, MIB), (0x50100000, 2 * MIB), (0x50000000, 2 * MIB)]
+)
+def test_both_place_and_size_of_a_cma_region_are_in_whole_pageblocks(
+    era: str, base: int, length: int
+) -> None:
+    _, said = scanned(era, tree(("c", {**CMA, **reg(base, length)})))
+    assert (said[0] == MISALIGNED) is (base % (2 * MIB) > 0 or length % (2 * MIB) > 0)
+
+
+@pytest.mark.parametrize("era", EVERY)
+def test_what_lay_in_a_region_that_was_given_back_is_given_back_too(era: str) -> None:
+    outer: Node = ("outer", {**CMA, **reg(0x50000000, 4 * MIB + 4096)})
+    inner: Node = ("inner", {**CMA, **reg(0x50200000, 2 * MIB)})
+    _, said = scanned(era, tree(outer, inner))
+    fail = "OF: reserved mem: node {} compatible matching fail"
+    lines = [line for line in said if "OVERLAP" not in line]
+    unable = "Reserved memory: unable to setup CMA region"
+    assert lines == [MISALIGNED, fail.format("outer"), unable, fail.format("inner")]
+
+
+@pytest.mark.parametrize("era", EVERY)
+@pytest.mark.parametrize("sizes", [(0, MIB), (MIB, 0)])
+def test_a_first_area_of_no_bytes_is_told_of_and_from_6_12_on_has_no_element(
+    era: str, sizes: tuple[int, int]
+) -> None:
+    areas = reg(0x50000000, sizes[0], 0x60000000, sizes[1])
+    regions, said = scanned(era, tree(("z", {**areas})))
+    late = era in ("6.12", "7.3")
+    assert [(one.base, one.size) for one in regions if one.base] == (
+        [(0x50000000, sizes[0])] if sizes[0] or not late else []
+    )
+    at = 0x60000000 if sizes[0] else 0x50000000
+    where = "OF: reserved mem" if late else "OF: fdt"
+    words = f"{where}: Reserved memory: failed to reserve memory for node 'z': base {at:#018x}, size 0 MiB"
+    assert (words in said) is (era != "7.3" or not sizes[0])
+
+
+@pytest.mark.parametrize("era", EVERY)
+def test_a_parent_in_another_format_has_an_array_of_64_in_6_12_alone(era: str) -> None:
+    dtb, config = Fdt(tree(("x", reg(0x50000000, MIB)), parent={"ranges": b""})), KernelConfig(era)
+    memblock, said = early_init_dt_scan(dtb, config, print), list[str]()
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=said.append)
+    reserved.scan(lambda: None)
+    reserved.scan_late()
+    array = 64 * 48 if era == "6.12" else 0
+    assert sum(one.size for one in memblock.reserved) == array and not reserved.regions
+    assert len(said) == (2 if era in ("6.12", "7.3") else 1)
+
+
+@pytest.mark.parametrize("era", EVERY)
+def test_no_map_memory_that_is_taken_is_refused_in_whichever_bank_it_lies(era: str) -> None:
+    regions = [(name, reg(start, MIB)) for name, start in (("a", 0x50000000), ("b", 0xC0000000))]
+    nomap: list[Node] = [(f"n{name}", {**where, "no-map": b""}) for name, where in regions]
+    dtb, config = Fdt(tree(*regions, *nomap)), KernelConfig(era)
+    memblock, said = early_init_dt_scan(dtb, config, print), list[str]()
+    memblock.add(PhysRange.of(0xC0000000, 2 * MIB))
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=said.append)
+    reserved.scan(lambda: None)
+    assert memblock.nomap == []
+    assert sum("failed to reserve memory for node 'n" in line for line in said) == 2
+
+
+@pytest.mark.parametrize("era", EVERY)
+def test_of_several_windows_the_first_with_room_is_taken_from(era: str) -> None:
+    windows = cells(0, 0x10000000, 0, 0x1000000, 0, 0x50000000, 0, 0x1000000, 0, 0x60000000, 0, 0x1000000)
+    dtb, config = Fdt(tree(("w", {**size(MIB), "alloc-ranges": windows}))), KernelConfig(era)
+    memblock = early_init_dt_scan(dtb, config, print)
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=print)
+    reserved.scan(lambda: None)
+    assert [one.base for one in reserved.regions] == [0x50F00000]
+    assert memblock.reserved == [PhysRange.of(0x50F00000, MIB)]
+
+
+# A window, what lies somewhere already, and whether a place in the window is looked for from below.
+BESIDE = [
+    (0x60000000, [], False),
+    (0x60000000, [(0x5F000000, 0x1000000)], True),
+    (0x60000000, [(0x5FF00000, 0x200000)], True),  # it begins inside
+    (0x60000000, [(0x60000000, MIB)], True),
+    (0x60000000, [(0x5F000000, 0x0FFF000)], False),
+    (0x60000000, [(0x61000000, MIB)], False),
+    (0x60000000, [(0x5F000000, 0x1000000), (0x61000000, MIB)], False),  # at both ends
+    (0x60000000, [(0x5F000000, 0x1000000), (0x60F00000, MIB)], False),
+    (0x60000000, [(0x5F000000, 0x1000000), (0x60E00000, MIB)], True),
+    (0x60000000, [(0x5F000000, 0x1000000), (0x61100000, MIB)], True),
+]
+
+
+@pytest.mark.parametrize("era", ["6.4", "6.5", "6.11"])
+@pytest.mark.parametrize(("start", "others", "below"), BESIDE)
+def test_a_window_is_filled_from_below_where_it_begins_at_a_region_and_ends_at_none(
+    era: str, start: int, others: list[tuple[int, int]], below: bool
+) -> None:
+    """__reserved_mem_alloc_in_range(); before 6.12 all that has a reg lies somewhere already."""
+    window = {**size(4096), "alloc-ranges": cells(0, start, 0, 0x1000000)}
+    fixed = [(f"r{at:x}", reg(at, length)) for at, length in others]
+    regions, _ = scanned(era, tree(*fixed, ("w", window)))
+    (found,) = (one.base for one in regions if one.node.name == "w")
+    taken = [PhysRange.of(*one) for one in others]
+    pages = [at for at in range(start, start + 0x1000000, 4096) if not any(at in one for one in taken)]
+    assert found == (pages[0] if below and era != "6.4" else pages[-1])

@@ -6,12 +6,11 @@ each; a larger one has twice or thrice as much, which moves the areas where it g
 """
 
 from kexecemu.kernel.base.address_space import align_up, roundup_pow_of_two
-from kexecemu.kernel.memory.memblock import Memblock, within_pages
+from kexecemu.kernel.memory.memblock import SMP_CACHE_BYTES, Memblock, within_pages
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["allocate_late", "nr_kernel_pages"]
 
-_CACHE_LINE = 64
 _PERCPU_UNIT = 64 << 10
 _SMALL = (8, 8, 4, 8, 288, 136, 1024, 1032, 256)  # struct pcpu_chunk, its maps and slots
 # Of dentries and of inodes: bytes for each, and 2^this many bytes of memory for one.
@@ -43,10 +42,10 @@ def _hash_size(pages: int, page: int, entry: int, scale: int) -> int:
 def _percpu(memblock: Memblock, page: int, cpus: int) -> None:
     """setup_per_cpu_areas(): two pages are given back."""
     info = memblock.phys_alloc_range(4096, page)
-    areas = memblock.phys_alloc_range(4096, _CACHE_LINE)
+    areas = memblock.phys_alloc_range(4096, SMP_CACHE_BYTES)
     memblock.phys_alloc_range(cpus * align_up(_PERCPU_UNIT, page), page)
     for size in _SMALL:
-        memblock.phys_alloc_range(size, _CACHE_LINE)
+        memblock.phys_alloc_range(size, SMP_CACHE_BYTES)
     for place in (info, areas):
         memblock.free(PhysRange.of(place, 4096))
 
@@ -69,12 +68,12 @@ def _swiotlb(memblock: Memblock, page: int, cpus: int, dma_phys_limit: int) -> N
         slabs >>= 1  # a power of two, and whole segments still
     memblock.phys_alloc_range(align_up(slabs * _SLOT, page), page)
     areas = min(roundup_pow_of_two(cpus), max(1, slabs // _SEGMENT))
-    memblock.phys_alloc_range(areas * _AREA, _CACHE_LINE)
+    memblock.phys_alloc_range(areas * _AREA, SMP_CACHE_BYTES)
 
 
 def allocate_late(memblock: Memblock, *, page: int, cpus: int, dma_phys_limit: int, pages: int) -> None:
     """All of it, in the kernel's order. page is PAGE_SIZE, pages what nr_kernel_pages() was for the zones."""
     _percpu(memblock, page, cpus)
     for entry, scale in _HASHES:
-        memblock.phys_alloc_range(_hash_size(pages, page, entry, scale), _CACHE_LINE)
+        memblock.phys_alloc_range(_hash_size(pages, page, entry, scale), SMP_CACHE_BYTES)
     _swiotlb(memblock, page, cpus, dma_phys_limit)

@@ -15,12 +15,11 @@ from kexecemu.kernel.base.address_space import align_up
 from kexecemu.kernel.base.cmdline import parameters
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.fdt_memory import first_cell, pairs
-from kexecemu.kernel.memory.memblock import Memblock, within_pages
+from kexecemu.kernel.memory.memblock import SMP_CACHE_BYTES, Memblock, within_pages
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["arch_numa_init"]
 
-_CACHE_LINE = 64
 _MAX_NUMNODES = 16
 _LOCAL_DISTANCE = 10
 
@@ -120,7 +119,7 @@ class _NumaInit:
             self._node_data(node)
         if self.rules.node_cpumasks:
             for _ in range(nodes[-1] + 1):
-                self.memblock.phys_alloc_range(_CACHE_LINE, _CACHE_LINE)
+                self.memblock.phys_alloc_range(SMP_CACHE_BYTES, SMP_CACHE_BYTES)
         return tuple(nodes)
 
     def _acpi_numa_init(self, acpi: AcpiLog) -> bool:
@@ -228,11 +227,11 @@ class _NumaInit:
     def _node_data(self, node: int) -> None:
         """setup_node_data(): on the node itself where there is room."""
         memblock = self.memblock
-        size = align_up(self.rules.pglist_data_size, _CACHE_LINE)
+        size = align_up(self.rules.pglist_data_size, SMP_CACHE_BYTES)
         own = [one for one in memblock.regions() if memblock.node_of(one.start) == node]
         if memblock.nodes and not own:
             self.log(f"NUMA: Initmem setup node {node} [<memory-less node>]")
-        phys = memblock.phys_alloc_range(size, _CACHE_LINE, node=node if memblock.nodes else None)
+        phys = memblock.phys_alloc_range(size, SMP_CACHE_BYTES, node=node if memblock.nodes else None)
         area = f"[mem {phys:#010x}-{phys + size - 1:#010x}]"
         early = self.rules.numa_distances
         self.log(f"NUMA: NODE_DATA {area}" if early else f"NODE_DATA({node}) allocated {area}")

@@ -12,13 +12,12 @@ from kexecemu.formats.fdt_read import Node
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.fdt_memory import first_cell, is_available, pairs, root_cells
 from kexecemu.kernel.boot.reserved_pools import Pools, Region, Setup, alloc_size
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import SMP_CACHE_BYTES, Memblock
 from kexecemu.machine.ranges import PhysRange
 
 __all__ = ["ReservedMemory", "heapsort"]
 
 _MAX_REGIONS = 64  # MAX_RESERVED_REGIONS
-_CACHE_LINE = 64
 _U64 = 1 << 64
 
 Print = Callable[[str], None]
@@ -216,7 +215,7 @@ class ReservedMemory:
         if not rules.reserved_mem_late:
             return
         if self._room:
-            self._memblock.phys_alloc_range(self._room * rules.reserved_mem_size, _CACHE_LINE)
+            self._memblock.phys_alloc_range(self._room * rules.reserved_mem_size, SMP_CACHE_BYTES)
         if not self._root_is_right():
             return
         for node in self._available():

@@ -13,13 +13,12 @@ from kexecemu.formats.fdt_read import Node
 from kexecemu.kernel.base.config import KernelConfig
 from kexecemu.kernel.boot.fdt_memory import pairs, root_cells
 from kexecemu.kernel.memory.cma import cma_min_alignment
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import SMP_CACHE_BYTES, Memblock
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
 __all__ = ["Pools", "Region", "Setup", "alloc_size"]
 
-_ALIGN = 64  # SMP_CACHE_BYTES
 _U64 = 1 << 64
 _ANYWHERE = (0, 0)
 
@@ -159,7 +158,7 @@ def alloc_size(
             given is not None and rules.reserved_mem_sorted_by_node and _next_to(start, length, others)
         )
         alloc = memblock.phys_alloc_range_bottom_up if bottom_up else memblock.phys_alloc_range
-        base = alloc(wanted, align or _ALIGN, start, (start + length) % _U64)
+        base = alloc(wanted, align or SMP_CACHE_BYTES, start, (start + length) % _U64)
         if base:
             break
     if not base:

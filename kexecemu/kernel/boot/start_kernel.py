@@ -23,12 +23,11 @@ from kexecemu.kernel.boot.state import KernelState
 from kexecemu.kernel.boot.timekeeping import timekeeping_init
 from kexecemu.kernel.boot.vmcoreinfo import VMCOREINFO_NOTE_SIZE, note_size, vmcoreinfo_text, write_note
 from kexecemu.kernel.memory.kho import reserve_scratch
+from kexecemu.kernel.memory.memblock import SMP_CACHE_BYTES
 from kexecemu.kernel.memory.pageattr import mark_linear_data_alias
 from kexecemu.machine.psci import AFFINITY_MASK
 
 __all__ = ["kernel_init_freeable", "setup_arch"]
-
-_CACHE_LINE = 64  # SMP_CACHE_BYTES
 
 
 def setup_arch(state: KernelState) -> None:
@@ -112,7 +111,7 @@ def _alloc(state: KernelState, size: int, align: int, what: str) -> int:
 def _setup_command_line(state: KernelState, boot_command_line: bytes) -> None:
     """setup_command_line(): copies in the linear map, one to keep and one that parameters point into."""
     size = len(boot_command_line) + 1
-    saved, _static = (_alloc(state, size, _CACHE_LINE, "its command line") for _ in range(2))
+    saved, _static = (_alloc(state, size, SMP_CACHE_BYTES, "its command line") for _ in range(2))
     state.ram.write(saved, boot_command_line)
     state.guest.write("saved_command_line", state.space.linear_virt(saved))
 

@@ -4,7 +4,9 @@ from kexecemu.kernel.base.address_space import align_up
 from kexecemu.machine.ranges import PhysRange, subtract
 from kexecemu.shown import shown
 
-__all__ = ["Memblock", "across_pages", "merge", "within_pages"]
+__all__ = ["SMP_CACHE_BYTES", "Memblock", "across_pages", "merge", "within_pages"]
+
+SMP_CACHE_BYTES = 64
 
 _NOLEAKTRACE = 1  # MEMBLOCK_ALLOC_NOLEAKTRACE: a limit of one byte is taken for a word that means none
 _ANYWHERE = 1 << 64

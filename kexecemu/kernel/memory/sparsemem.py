@@ -11,7 +11,7 @@ from itertools import groupby
 from kexecemu.errors import InputError
 from kexecemu.kernel.base.address_space import AddressSpace, align_up
 from kexecemu.kernel.base.config import KernelConfig
-from kexecemu.kernel.memory.memblock import Memblock
+from kexecemu.kernel.memory.memblock import SMP_CACHE_BYTES, Memblock
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.shown import shown
 
@@ -23,7 +23,6 @@ MAX_PHYSMEM_BITS = 48
 _MEM_SECTION_SIZE = 16
 _SECTION_SIZE_BITS = {4096: 27, 16384: 27, 65536: 29}
 _U64 = 1 << 64
-_CACHE_LINE = 64
 _4K = 4096
 _USAGE_HEAD = 24  # struct mem_section_usage before its last member
 
@@ -86,12 +85,12 @@ def sparse_init(memblock: Memblock, space: AddressSpace, config: KernelConfig) -
         for number in range(area.start // section, -(-area.end // section)):
             of_section.setdefault(number, memblock.node_of(area.start))
     sections = sorted(of_section)
-    memblock.phys_alloc_range(8 * nr_section_roots(page), _CACHE_LINE)
+    memblock.phys_alloc_range(8 * nr_section_roots(page), SMP_CACHE_BYTES)
     roots: dict[int, int] = {}
     for number in sections:
         root = number // sections_per_root(page)
         if root not in roots:
-            roots[root] = memblock.phys_alloc_range(page, _CACHE_LINE, node=of_section[number])
+            roots[root] = memblock.phys_alloc_range(page, SMP_CACHE_BYTES, node=of_section[number])
     if not all(roots.values()):
         raise InputError("RAM is too small for its own memory map")
     memory_map: MemoryMap = {}
@@ -114,7 +113,7 @@ def _sparse_init_nid(
     section = 1 << section_size_bits(page)
     huge = page // 8 * page  # a block of the last level but one, and a pageblock
     usage = _USAGE_HEAD + align_up(section // huge * rules.section_usage_bits, 64) // 8
-    memblock.phys_alloc_range(usage * len(sections), _CACHE_LINE, node=node)
+    memblock.phys_alloc_range(usage * len(sections), SMP_CACHE_BYTES, node=node)
     size = section // page * STRUCT_PAGE_SIZE
     whole, buffer = align_up(size, huge) * len(sections), 0
     if rules.memmap_at_once:

@@ -39,14 +39,18 @@ class _Bus(StrEnum):
         return 0 if self is _Bus.DEFAULT else 1
 
     def flags(self, cell: int) -> int:
-        """get_flags(): what has to be alike for entries that are one."""
-        return cell if self is _Bus.PCI else cell & 1 if self is _Bus.ISA else 0
+        """get_flags(), or as many bits that say as much: what has to be alike for entries that are one."""
+        return cell & _FLAGS[self]
 
     def matches(self, address: int, entry: int) -> bool:
         """Whether the flags of an address are those of an entry of ranges."""
         if self is _Bus.PCI:
             return _pci_space(address) == _pci_space(entry)
-        return (address ^ entry) & (1 if self is _Bus.ISA else 0xFFFFFFFF) == 0
+        return self.flags(address) == self.flags(entry)
+
+
+# Of PCI the kind of space, and whether it may be prefetched.
+_FLAGS = {_Bus.PCI: 0x43000000, _Bus.ISA: 1, _Bus.FLAGS: 0xFFFFFFFF, _Bus.DEFAULT: 0}
 
 
 def _pci_space(cell: int) -> int:

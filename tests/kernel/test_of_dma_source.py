@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.formats.fdt import Fdt, NodeSpec, build, cells
@@ -16,6 +16,10 @@ BAD = U64_MAX = (1 << 64) - 1
 IO, MEM, PREFETCH, MEM_64 = 0x100, 0x200, 0x2000, 0x100000  # IORESOURCE_*
 FLAG_CELLS = {"pci": 1, "isa": 1, "default-flags": 1, "default": 0}
 CELL = st.sampled_from([0, 0, 0, 0, 1, 0x2000000, 0x43000000, 0x10000000, 0x40000000, 0x80000000, 0xFFFFFFFF])
+
+
+class ReadForEver(Exception):
+    """What cells of no number end in, before somebody looks at them."""
 
 
 @dataclass
@@ -167,8 +171,8 @@ def max_cpu_address(np: Device, newest: bool) -> int:
         if not (newest and refused):
             assert bus is not None
             fna, step, end = FLAG_CELLS[bus], na + pna + ns, 0
-            # Such cells are read for ever, before somebody looks at them.
-            assume(na >= fna and step)
+            if na < fna or not step:
+                raise ReadForEver
             found: list[tuple[int, int, int, int]] = []
             for at in range(0, len(np.ranges) - step + 1, step):
                 entry = np.ranges[at : at + step]
@@ -227,7 +231,10 @@ def devices(draw: st.DrawFn, depth: int = 3, parent: Device | None = None) -> De
 @settings(max_examples=120)
 @given(root=devices())
 def test_devices_reach_what_the_kernel_s_own_functions_find(era: Era, root: Device) -> None:
-    expected = max_cpu_address(root, era is Era.V7_3)
+    try:
+        expected = max_cpu_address(root, era is Era.V7_3)
+    except ReadForEver:
+        return
     assert hex(dma_max_cpu_address(Fdt(build(root.spec())), era)) == hex(expected)
 
 

@@ -62,6 +62,9 @@ def test_the_tasks_are_objects_of_a_slab(release: str, page: str) -> None:
         partial = layout.offsetof("kmem_cache_node", "partial")
         entry = virt + layout.offsetof("slab", "slab_list")
         assert [kernel.guest.read("task_struct_node", partial + at) for at in (0, 8)] == [entry, entry]
+        members = layout.members("slab")
+        assert struct.unpack_from("<Q", slab, members["slab_cache"]) == (layout.virt("task_struct_cache"),)
+        assert struct.unpack_from("<I", slab, members["__page_refcount"]) == (1,)
         head = layout.virt("task_struct_node") + partial
         assert struct.unpack_from("<QQ", slab, layout.offsetof("slab", "slab_list")) == (head, head)
 

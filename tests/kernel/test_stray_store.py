@@ -66,6 +66,15 @@ def test_a_store_to_the_very_buffer_that_it_takes_its_bytes_from_stays(offset: i
 
 
 @pytest.mark.parametrize("by", WRITERS)
+def test_a_store_of_more_than_the_guest_s_buffer_arrives_as_a_whole(by: str) -> None:
+    kernel, image = loaded(cmdline="crashkernel=64M rodata=off")
+    with kernel.board:
+        data = bytes(range(251)) * 40  # two buffers and a half
+        assert kernel.store(initrd_phys(image) + 8, data, 8, by=by) is None
+        assert kernel.ram.read(initrd_phys(image) + 8, len(data)) == data
+
+
+@pytest.mark.parametrize("by", WRITERS)
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.parametrize("moment", ["alive", "in panic"])
 def test_a_store_gets_through_and_the_digest_finds_it(by: str, width: int, moment: str) -> None:

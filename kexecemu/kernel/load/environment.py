@@ -167,13 +167,13 @@ def _write_kimage(
         guest.write(pointer, 0)
         return
     guest.ram.fill(guest.phys(storage), layout.sizeof("kimage"))
-    code_page, safecopy = image.control_code_page, image.vmcoreinfo_safecopy
+    safecopy = image.vmcoreinfo_safecopy
     members = {
         "head": image.head,
         "start": image.start,
         "nr_segments": len(image.segments),
         "control_page": image.control_page,
-        "control_code_page": state.free_memory.page_virt(code_page) if code_page else 0,
+        "control_code_page": state.free_memory.page_virt(image.control_code_page),
         "vmcoreinfo_data_copy": state.space.linear_virt(safecopy) if safecopy else 0,
         "type": image.crash | image.file_mode << layout.bitfield_shift("kimage", "file_mode"),
     }

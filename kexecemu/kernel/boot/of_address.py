@@ -36,7 +36,7 @@ def reg_phys(tree: Fdt, path: tuple[int, ...], index: int = 0) -> PhysRange | No
     address, size = tree.address_cells(bus), tree.size_cells(bus)
     cells = tree.get_cells(path[-1], "reg") or []
     width = address + size
-    if not 0 < address <= _MOST_CELLS or size > _MOST_CELLS or len(cells) < (index + 1) * width:
+    if address > _MOST_CELLS or size > _MOST_CELLS or len(cells) < (index + 1) * width:
         return None
     cells = cells[index * width :][:width]
     phys = _seen_by_cpus(tree, path, join_cells(cells[:address]))
@@ -105,7 +105,7 @@ def _through(tree: Fdt, bus: int, parent: int, address: int) -> int | None:
     if not ranges:
         return address
     own, above, size = tree.address_cells(bus), tree.address_cells(parent), tree.size_cells(bus)
-    if not 0 < own <= _MOST_CELLS or not 0 < above <= _MOST_CELLS or not 0 < size <= _MOST_CELLS:
+    if own > _MOST_CELLS or above > _MOST_CELLS or not 0 < size <= _MOST_CELLS:
         return None
     width = own + above + size
     for at in range(0, len(ranges) - width + 1, width):

@@ -11,9 +11,12 @@ from kernel_bench import IMAGE, INITRD
 from kexecemu.crash.kernel import Kernel
 from kexecemu.formats.fdt import Fdt
 from kexecemu.kernel.base.config import Era, KernelConfig
+from kexecemu.kernel.memory.crashkernel import reserve_crashkernel_cma
+from kexecemu.kernel.memory.memblock import Memblock
 from kexecemu.kernel.procfs import sysfs
 from kexecemu.machine.board import Board
 from kexecemu.machine.cpu.blockcount import INSTRUCTIONS_PER_SECOND
+from kexecemu.machine.ranges import PhysRange
 
 
 def said(board: Board) -> list[str]:
@@ -211,3 +214,37 @@ def test_a_reboot_waits_for_no_dma() -> None:
         kernel.kexec_file_load(IMAGE, INITRD, "quiet", flags=0)
         kernel.reboot_by_kexec()
         assert board.idle == 0
+
+
+@pytest.mark.parametrize(
+    ("holes", "asked", "found", "last"),
+    [
+        ([64], 64, [64], "reserved: 64 MB in 1 ranges"),
+        ([32, 32], 64, [32, 32], "reserved: 64 MB in 2 ranges"),
+        ([40, 20, 20], 64, [32, 16, 16], "reserved: 64 MB in 3 ranges"),
+        ([16] * 4, 64, [16] * 4, "reserved: 64 MB in 4 ranges"),
+        ([16] * 5, 96, [12] * 4, "reservation failed: 96 MB requested, 48 MB reserved in 4 ranges"),
+        ([8] * 6, 64, [8] * 4, "reservation failed: 64 MB requested, 32 MB reserved in 4 ranges"),
+        ([], 64, [], "reservation failed: 64 MB requested, 0 MB reserved in 0 ranges"),
+        # As much again as is wanted, so that more is reserved than was asked for.
+        ([40, 40], 50, [26, 26], "reserved: 50 MB in 2 ranges"),
+    ],
+)
+def test_areas_half_as_large_are_tried_until_there_are_as_many_bytes_or_four(
+    holes: list[int], asked: int, found: list[int], last: str
+) -> None:
+    memory, at = Memblock(), 1 << 30
+    memory.add(PhysRange.of(1 << 30, 1 << 30))
+    memory.reserve(PhysRange.of(1 << 30, 1 << 30))
+    for size in holes:
+        memory.free(PhysRange.of(at, size << 20))
+        at += (size + 2) << 20
+    lines = list[str]()
+    cmdline = f"crashkernel=128M crashkernel={asked}M,cma"
+    areas = reserve_crashkernel_cma(KernelConfig("7.3"), cmdline, memory, lines.append)
+    assert [one.size >> 20 for one in areas] == found
+    assert lines[-1] == f"crashkernel CMA {last}"
+    assert reserve_crashkernel_cma(KernelConfig("7.3"), "crashkernel=128M", memory, lines.append) == ()
+    none = KernelConfig("7.3", options={"CMA": "n"})
+    assert reserve_crashkernel_cma(none, cmdline, memory, lines.append) == ()
+    assert lines[-1] == "crashkernel CMA reservation not supported"

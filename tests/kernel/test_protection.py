@@ -7,9 +7,16 @@ import re
 import pytest
 from kernel_bench import DATA, IMAGE, INITRD, MIB, arm64_image, boot, small
 
+from kexecemu.kernel.base.address_space import AddressSpace
 from kexecemu.kernel.base.config import Protection
 from kexecemu.kernel.image.kimage import KEXEC_FILE_ON_CRASH, KEXEC_FILE_UNLOAD, Kimage
+from kexecemu.kernel.image.protection import protected_areas
+from kexecemu.kernel.image.segment import Segment
+from kexecemu.kernel.memory.linear_map import PAGE_KERNEL, PAGE_KERNEL_RO
 from kexecemu.kernel.model import KernelModel
+from kexecemu.machine.memory.descriptors import Granule, TableFormat
+from kexecemu.machine.memory.mmu import PageTables
+from kexecemu.machine.memory.ram import Ram
 from kexecemu.machine.ranges import PhysRange
 
 
@@ -187,3 +194,25 @@ def test_only_the_blocks_that_hold_segments_are_split() -> None:
         block = PhysRange.of(at, 2 * MIB)
         has_segment = any(block.overlaps(one.area) for one in image.segments)
         assert kernel.tables.walk(kernel.space.linear_virt(at + 0x1FF000)).level == (3 if has_segment else 2)
+
+
+def test_pages_that_keep_stores_out_are_one_area_where_they_touch() -> None:
+    """Page by page: what is no part of the map, read-only or writable, in areas that begin and end anywhere."""
+    kinds = "rr-wr--wwrw-r"  # read-only, none at all, writable
+    ram = Ram([PhysRange.of(1 << 30, 1 << 20)])
+    taken = iter(range((1 << 30) + 65536, (1 << 30) + (1 << 20), 4096))
+    tables = PageTables(ram, TableFormat(Granule.K4, 48), 1 << 30, lambda: next(taken))
+    space = AddressSpace(1 << 30, 0xFFFF800008000000, 1 << 30, 4096)
+    region = PhysRange.of(0x60000000, len(kinds) * 4096)
+    for index, kind in enumerate(kinds):
+        if kind != "-":
+            phys = region.start + index * 4096
+            attributes = PAGE_KERNEL_RO if kind == "r" else PAGE_KERNEL
+            virt = space.linear_virt(phys)
+            tables.map(virt, phys, 4096, attributes, blocks=False, contiguous=False)
+    image = Kimage(control_page=0, segments=[Segment("x", b"", region.start, region.size)])
+    found = protected_areas(Protection.PTE, tables, space, image, region)
+    pages = [(one.start - region.start) // 4096 for one in found], [one.size // 4096 for one in found]
+    assert pages == ([0, 4, 9, 11], [3, 3, 1, 2])
+    assert protected_areas(Protection.NONE, tables, space, image, region) == []
+    ram.close()

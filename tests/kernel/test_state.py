@@ -6,7 +6,7 @@ import pytest
 from kernel_bench import IMAGE, INITRD, MIB, small
 from test_purgatory_guard import DAMAGED, address_of
 
-from kexecemu import Board, Kernel, KernelConfig
+from kexecemu import Board, InputError, Kernel, KernelConfig
 from kexecemu.crash.outcome import Outcome
 from kexecemu.formats.fdt import FdtEditor
 from kexecemu.kernel.base.config import Way
@@ -89,3 +89,21 @@ def test_a_board_that_prints_nowhere_is_captured_all_the_same(way: Way) -> None:
         kernel = Kernel.boot(board, KernelConfig("6.4", check_way=way), cmdline="crashkernel=64M")
         kernel.kexec_file_load(IMAGE, INITRD, "panic=5")
         assert kernel.panic().outcome is Outcome.CAPTURED
+
+
+def test_a_board_on_which_something_runs_or_ran_gets_no_other_kernel() -> None:
+    words = "^a kernel runs on this board already: each needs a board of its own$"
+    with Board([BANK], 2) as board:
+        board.cpus[1].powered = True
+        with pytest.raises(InputError, match=words):
+            Kernel.boot(board, KernelConfig("6.4"))
+    with Board([BANK]) as board:
+        Kernel.boot(board, KernelConfig("6.4"), cmdline="crashkernel=64M").panic()
+        for cpu in board.cpus:
+            cpu.powered = False
+        with pytest.raises(InputError, match=words):
+            Kernel.boot(board, KernelConfig("6.4"))
+    board = Board([BANK])
+    board.close()
+    with pytest.raises(InputError, match=r"^the board is closed: a kernel needs another one$"):
+        Kernel.boot(board, KernelConfig("6.4"))

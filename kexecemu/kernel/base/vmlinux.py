@@ -75,10 +75,9 @@ class Vmlinux:
         backtrace is %pSb: a return address belongs to the call before it, which may be a function's last instruction.
         """
         names = _sorted_symbols(self.path)
-        at = bisect_right(names, (virt - backtrace, "\uffff")) - 1
-        if at < 0 or not self.virt("_text") <= virt - backtrace < self.virt("_end"):
+        if not self.virt("_text") <= virt - backtrace < self.virt("_end"):
             return f"{virt:#x}"
-        address, name = names[at]
+        address, name = names[bisect_right(names, (virt - backtrace, "\uffff")) - 1]
         after = bisect_right(names, (address, "\uffff"))
         end = names[after][0] if after < len(names) else self.virt("_end")
         return f"{name}+{virt - address:#x}/{end - address:#x}"

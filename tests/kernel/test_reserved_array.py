@@ -179,6 +179,21 @@ def test_of_several_windows_the_first_with_room_is_taken_from(era: str) -> None:
     assert memblock.reserved == [PhysRange.of(0x50F00000, MIB)]
 
 
+@pytest.mark.parametrize("era", EVERY)
+def test_sizes_and_windows_have_64_bits(era: str) -> None:
+    half = 1 << 31, 0  # cells of 2^63
+    _, said = scanned(era, tree(("w", {"size": cells(*half)})))
+    words = f"failed to allocate memory for node 'w': size {1 << 43} MiB"
+    assert f"OF: reserved mem: {words}" in said
+    regions, _ = scanned(era, tree(("w", {**size(MIB), "alloc-ranges": cells(0, 0x50000000, *half)})))
+    assert [one.base for one in regions] == [BANK.end - MIB]
+    # An end of all addresses is 0, which is none.
+    regions, _ = scanned(
+        era, tree(("w", {**size(MIB), "alloc-ranges": cells(0, 4096, (1 << 32) - 1, 0xFFFFF000)}))
+    )
+    assert [one.base for one in regions] == [BANK.end - MIB]
+
+
 # A window, what lies somewhere already, and whether a place in the window is looked for from below.
 BESIDE = [
     (0x60000000, [], False),

@@ -84,7 +84,7 @@ def sparse_init(memblock: Memblock, space: AddressSpace, config: KernelConfig) -
     for area in memblock.regions():
         for number in range(area.start // section, -(-area.end // section)):
             of_section.setdefault(number, memblock.node_of(area.start))
-    sections = sorted(of_section)
+    sections = list(of_section)  # regions ascend
     memblock.phys_alloc_range(8 * nr_section_roots(page), SMP_CACHE_BYTES)
     roots: dict[int, int] = {}
     for number in sections:

@@ -127,6 +127,28 @@ def test_what_lay_in_a_region_that_was_given_back_is_given_back_too(era: str) ->
 
 
 @pytest.mark.parametrize("era", EVERY)
+@pytest.mark.parametrize("nomap", [False, True])
+def test_what_is_given_back_is_the_region_and_nothing_behind_it(era: str, nomap: bool) -> None:
+    kept: dict[str, bytes] = {"no-map": b""} if nomap else {}
+    nodes: list[Node] = [
+        ("below", {**kept, **reg(0x4FF00000, MIB)}),
+        ("odd", {**CMA, **kept, **reg(ODD.start, ODD.size)}),
+        ("above", {**kept, **reg(ODD.end, MIB)}),
+        ("far", {**kept, **reg(0x7F000000, MIB)}),
+    ]
+    dtb, config = Fdt(tree(*nodes)), KernelConfig(era)
+    memblock = early_init_dt_scan(dtb, config, print)
+    reserved = ReservedMemory(config, dtb, memblock, cma_asked=False, log=print)
+    reserved.scan(lambda: None)
+    reserved.scan_late()
+    left = memblock.nomap if nomap else memblock.reserved
+    places = [PhysRange.of(one, MIB) for one in (0x4FF00000, ODD.end, 0x7F000000)]
+    assert all(any(one.covers(place) for one in left) for place in places)
+    # From 7.3 on what is no-map as well is no CMA area, and stays.
+    assert any(one.overlaps(ODD) for one in left) is (nomap and era == "7.3")
+
+
+@pytest.mark.parametrize("era", EVERY)
 @pytest.mark.parametrize("sizes", [(0, MIB), (MIB, 0)])
 def test_a_first_area_of_no_bytes_is_told_of_and_from_6_12_on_has_no_element(
     era: str, sizes: tuple[int, int]

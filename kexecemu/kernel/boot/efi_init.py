@@ -201,7 +201,7 @@ def efi_init(
     memblock: Memblock, tree: Fdt, efi: EfiBoot, config: KernelConfig, cmdline: str, log: Print
 ) -> None:
     """efi_init(): the map in place of what memblock had, and what UEFI's tables take; log gets the kernel's words."""
-    asked = {word for value in parameters(cmdline, "efi") for word in (value or "").split(",")}
+    asked = {word for value in parameters(cmdline, "efi") for word in value.split(",")}
     debug, efi_map = "debug" in asked, efi.map
     if debug:
         log("efi: Getting UEFI parameters from /chosen in DT:")

@@ -49,7 +49,7 @@ def arch_numa_init(
     """
     if not config.enabled("NUMA"):
         return (0,)
-    off = any((value or "").startswith("off") for value in parameters(cmdline, "numa"))
+    off = any(value.startswith("off") for value in parameters(cmdline, "numa"))
     known = bool(acpi.nodes) if acpi is not None else _tree_has_nodes(tree)
     told = log if known else lambda text: None
     if known and not off:

@@ -50,7 +50,7 @@ def not_modelled(
     if parameter(cmdline, "kvm-arm.mode") == "protected":
         found.append(told("parameters", f"kvm-arm.mode=protected is not modelled: {_PROTECTED}"))
     found += _handover(config, cmdline)
-    if any("fake=" in (value or "") for value in parameters(cmdline, "numa")):
+    if any("fake=" in value for value in parameters(cmdline, "numa")):
         words = "numa=fake= is not modelled: nodes that are none (Debian's kernels have none of it either)"
         found.append(told("NUMA", words))
     acpi = efi_map.acpi if efi_map is not None and uses_acpi(tree, cmdline, efi_map) else None

@@ -91,7 +91,7 @@ def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
     editor = FdtEditor(dtb, len(dtb) + len(bootargs) + 256)
     editor.setprop(chosen_node(editor), "bootargs", bootargs)
     editor.pack()
-    return bytes(editor.data)
+    return editor.to_bytes()
 
 
 def bootargs_of(tree: Fdt) -> bytes:

@@ -14,6 +14,7 @@ from kexecemu.errors import KexecError
 from kexecemu.formats.elf import Section, Symbol
 from kexecemu.formats.elfrel import RelocatableObject
 from kexecemu.kernel.image.purgatory import LoadedPurgatory, link_at, parse_purgatory
+from kexecemu.machine.ranges import PhysRange
 
 PROGBITS, NOBITS, ALLOC, EXEC, WRITE = 1, 8, 2, 4, 1
 BASE = 0x60000000
@@ -143,3 +144,24 @@ def test_it_starts_at_purgatory_start_or_where_the_header_says_in_executable_cod
         return
     with pytest.raises(KexecError, match="no purgatory_start in executable code"):
         link_at(obj, BASE)
+
+
+def test_the_table_has_every_named_symbol_of_what_is_loaded_but_marks_files_and_sections() -> None:
+    kinds = [(PROGBITS, ALLOC | EXEC, 8, 4), (PROGBITS, 0, 8, 4)]
+    start = symbol("purgatory_start", 1, 2, 3)
+    others = (
+        replace(start, name="local", binding=0, value=5, size=1),
+        replace(start, name="$x"),
+        replace(start, name=""),
+        replace(start, name="file.c", type=4),
+        replace(start, name=".text", type=3),
+        replace(start, name="elsewhere", shndx=2),
+        replace(start, name="undefined", shndx=0),
+    )
+    found = link_at(made(kinds, (start, *others)), BASE)
+    assert found.symbol_table() == {"purgatory_start": (BASE + 2, 3), "local": (BASE + 5, 1)}
+    assert found.has_symbol("purgatory_start") and not found.has_symbol("undefined")
+    assert not found.has_symbol("local") and found.symbol_size("local") == 0
+    assert (found.symbol_size("purgatory_start"), found.symbol_offset("purgatory_start")) == (3, 2)
+    assert (found.section_offset("purgatory_start"), found.symbol_phys("purgatory_start")) == (0, BASE + 2)
+    assert found.target("purgatory:local") == PhysRange(BASE + 5, BASE + 4096)

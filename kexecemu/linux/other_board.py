@@ -163,4 +163,4 @@ def with_disk(dtb: bytes, place: DiskPlace) -> bytes:
     editor.setprop(node, "reg", reg)
     editor.setprop(node, "compatible", b"virtio,mmio\0")
     editor.pack()
-    return bytes(editor.data)
+    return editor.to_bytes()

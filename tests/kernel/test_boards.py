@@ -284,6 +284,12 @@ def test_a_command_line_in_the_device_tree_counts_when_none_is_given() -> None:
     assert boot(cmdline="quiet", ram=[BANK], dtb=dtb).crashk_res is None
 
 
+def test_a_tree_with_a_command_line_set_is_no_longer_than_it_says() -> None:
+    for cmdline in ("", "quiet", "x" * 999):
+        dtb = set_bootargs(virt_device_tree([BANK], 1, UART), cmdline)
+        assert len(dtb) == Fdt(dtb).totalsize
+
+
 def test_a_command_line_is_cut_at_the_kernel_s_2048_bytes() -> None:
     """COMMAND_LINE_SIZE: what lies behind it is never seen."""
     kernel = boot(cmdline="x" * 2045 + " crashkernel=64M", ram="256M")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kexecemu.errors import InputError
-from kexecemu.formats.fdt import Fdt, NodeSpec, build, cells
+from kexecemu.formats.fdt import Fdt, FdtEditor, NodeSpec, build, cells
 from kexecemu.kernel.boot.fill_memory import GRAIN, fill_memory
 from kexecemu.machine import virt
 
@@ -190,6 +190,13 @@ def test_what_does_not_fit_is_refused(
     named = {} if base is None else {f"memory@{base:x}": {"device_type": ["memory"]}}
     with pytest.raises(InputError, match=f"^device tree: {re.escape(words)}$"):
         fill_memory(build({**root, **named}), wanted)
+
+
+def test_the_tree_is_no_longer_than_it_has_to_be() -> None:
+    found = fill_memory(tree(None, []), 64 * MIB)
+    again = FdtEditor(found)
+    again.pack()
+    assert again.to_bytes() == found
 
 
 def test_with_one_cell_each_a_bank_is_as_large_as_that_can_say() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kernel_bench import boot, small
 
 from kexecemu.kernel.boot.loglevel import LogLevel, level_of, split_level
+from kexecemu.kernel.crash.host_calls import printk
 from kexecemu.kernel.model import KernelModel
 
 FINALIZED = 2
@@ -255,3 +256,19 @@ def test_a_line_has_the_level_at_which_the_kernel_says_it(line: str, level: LogL
 )
 def test_a_level_before_a_text_is_no_part_of_it(text: str, split: tuple[LogLevel, str]) -> None:
     assert split_level(text) == split
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0xFFFFFFFF, "-1"), (0x7FFFFFFF, "2147483647"), (5 << 32 | 1 << 31, "-2147483648")]
+)
+def test_a_format_takes_its_arguments_in_order_and_two_percent_signs_none(number: int, text: str) -> None:
+    with small() as kernel:
+        guest, cpu = kernel.guest, kernel.board.boot_cpu
+        virt = guest.vmlinux.virt("stray_buffer")
+        guest.ram.write(guest.phys("stray_buffer"), b"\x013%d %% %lx %s%%.\n\0")
+        guest.ram.write(guest.phys("stray_buffer") + 64, b"some words\0")
+        for index, value in enumerate((virt, number, 0xABC, virt + 64)):
+            cpu.set_x(index, value)
+        printk(kernel, cpu)
+        assert records(kernel)[-1][2] == f"{text} % abc some words%."
+        assert console_lines(kernel)[-1] == f"{text} % abc some words%."

@@ -240,8 +240,9 @@ def test_a_misaligned_value_is_refused_where_the_field_drops_its_low_bits(kind: 
 def test_a_word_that_is_not_wholly_inside_its_section_is_refused(kind: Kind) -> None:
     case = _case(kind, 0, TEXT)
     for offset in (-4, 12 - kind.size + 1, 1 << 40):
-        with pytest.raises(KexecError, match="is outside its section"):
+        with pytest.raises(KexecError, match="is outside its section") as caught:
             relocate(kind.number, bytearray(12), offset, TEXT, case.symbol, case.addend)
+        assert caught.value.errno == ENOEXEC
 
 
 def test_every_supported_type_is_tested_here() -> None:

@@ -588,10 +588,12 @@ def test_an_ecdsa_value_gives_the_errno_of_the_step_that_it_fails() -> None:
     refused(ec_image(lambda old: signing.flip(old, -1)), EKEYREJECTED)
     refused(ec_image(lambda _: b"no integers"), EBADMSG)
     zero, one = signing.der(0x02, b"\0"), signing.der(0x02, b"\1")
-    refused(ec_image(lambda _: signing.der(0x30, zero, one)), EBADMSG)
+    for pair in ((zero, one), (one, zero)):
+        refused(ec_image(lambda _, pair=pair: signing.der(0x30, *pair)), EBADMSG)
     for order, errno in ((CURVE_ORDERS[256], EBADMSG), (CURVE_ORDERS[256] - 1, EKEYREJECTED)):
         octets = signing.der(0x02, b"\0" + order.to_bytes(32, "big"))
-        refused(ec_image(lambda _, octets=octets: signing.der(0x30, one, octets)), errno)
+        for pair in ((one, octets), (octets, one)):
+            refused(ec_image(lambda _, pair=pair: signing.der(0x30, *pair)), errno)
     refused(ec_image(lambda _: signing.der(0x30, one, signing.der(0x02, b"\1" + bytes(32)))), EINVAL)
     refused(ec_image(lambda _: signing.der(0x30, one, signing.der(0x02))), EINVAL)
 

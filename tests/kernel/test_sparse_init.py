@@ -102,3 +102,16 @@ def test_a_piece_of_mem_section_is_on_the_node_of_its_first_section() -> None:
     found, asked, _ = init("6.12", 4, (border - GIB, border + GIB), nodes=nodes)
     assert asked[1:3] == [(4096, 64, 0), (4096, 64, 1)]
     assert list(found.roots) == [0, 1]
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_without_room_for_every_piece_of_mem_section_there_is_no_boot(room: int) -> None:
+    """Memory on both sides of a piece's last section, and room for as many pieces as are said."""
+    memory = Recorder()
+    for start in (31 * GIB, 32 * GIB):
+        memory.add(PhysRange.of(start, GIB))
+    memory.reserve(PhysRange(0, 64 * GIB))
+    memory.free(PhysRange.of(31 * GIB, (8 << 13) + room * 4096))
+    with pytest.raises(InputError, match=r"^RAM is too small for its own memory map$"):
+        sparse_init(memory, AddressSpace(GIB, 0xFFFF800008000000, GIB, 32 * MIB), KernelConfig("6.12"))
+    assert memory.asked == [(8 << 13, 64, None), (4096, 64, None), (4096, 64, None)]

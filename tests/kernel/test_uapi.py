@@ -33,3 +33,11 @@ def test_struct_kexec_segment_is_two_pairs_of_an_address_and_a_size() -> None:
     some = [Segment("a", b"abc", 0x1000, 0x2000), Segment("b", b"", 0x5000, 0x1000)]
     words = list(struct.iter_unpack("<QQQQ", pack_segments(some)))
     assert [one[1:] for one in words] == [(3, 0x1000, 0x2000), (0, 0x5000, 0x1000)]
+
+
+def test_a_segment_is_found_by_its_name_and_by_any_address_in_it() -> None:
+    one, two = Segment("a", b"abc", 0x1000, 0x2000), Segment("b", b"", 0x5000, 0x1000)
+    image = kimage.Kimage(control_page=0, segments=[one, two])
+    assert (image.segment("a"), image.segment("b"), image.segment("c")) == (one, two, None)
+    found = [image.segment_at(phys) for phys in (0xFFF, 0x1000, 0x2FFF, 0x3000, 0x5000, 0x5FFF, 0x6000)]
+    assert found == [None, one, one, None, two, two, None]

@@ -162,6 +162,17 @@ def pages(area: PhysRange) -> range:
     return range(area.start, area.end, 4096)
 
 
+def test_what_is_large_is_mapped_by_blocks() -> None:
+    kernel, image = loaded(Way.TRANS_PGD, initrd=bytes(8 * MIB))
+    initrd = image.segment("initrd")
+    assert initrd is not None
+    leaves = list(TableReader(kernel.ram, kernel.tables.fmt, image.table_pages[0].start).leaves(0, 1 << 48))
+    sizes = {one.size for one in leaves if one.valid and initrd.area.start <= one.virt < initrd.area.end}
+    assert 2 * MIB in sizes
+    # Level by level one table, and those of the last level where blocks do not fit.
+    assert len(image.table_pages) <= 8
+
+
 def test_it_is_entered_with_the_mmu_on_and_leaves_with_it_off() -> None:
     kernel, image = loaded(Way.TRANS_PGD)
     cpu = kernel.board.boot_cpu

@@ -14,10 +14,16 @@ ALL = (1 << 64) - 1
 PHYS_MASK_END = 1 << 48
 
 
-def limit(start: int, end: int, options: dict[str, str] | None = None, max_cpu_address: int = ALL) -> int:
+def limit(
+    start: int,
+    end: int,
+    options: dict[str, str] | None = None,
+    max_cpu_address: int = ALL,
+    era: str = "6.1",
+) -> int:
     memblock = Memblock()
     memblock.add(PhysRange(start, end))
-    return arm64_dma_phys_limit(KernelConfig("6.1", options=options or {}), memblock, max_cpu_address)
+    return arm64_dma_phys_limit(KernelConfig(era, options=options or {}), memblock, max_cpu_address)
 
 
 @pytest.mark.parametrize(
@@ -33,10 +39,30 @@ def limit(start: int, end: int, options: dict[str, str] | None = None, max_cpu_a
 def test_with_zones_the_limit_is_4_gib_or_the_end_of_ram(start: int, end: int, expected: int) -> None:
     assert limit(start, end) == expected
     assert limit(start, end, {"ZONE_DMA": "n", "ZONE_DMA32": "y"}) == expected
+    assert limit(start, end, era="6.12") == expected
 
 
 def test_a_raspberry_pi_4_s_devices_reach_30_bits_only() -> None:
     assert limit(0, 8 * GIB, max_cpu_address=0x3FFFFFFF) == GIB
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "reach", "by_bits", "by_address"),
+    [
+        (0, 8 * GIB, 0x5FFFFFFF, 2 * GIB, 0x60000000),  # no power of two
+        (0, 8 * GIB, 1 << 40, 4 * GIB, 4 * GIB),
+        ((1 << 32) - 2, 8 * GIB, ALL, 4 * GIB, 4 * GIB),
+        ((1 << 32) - 1, 8 * GIB, ALL, 4 * GIB, 8 * GIB),  # the last byte below 4 GiB counts as above
+        (1 << 32, 8 * GIB, ALL, 8 * GIB, 8 * GIB),
+        (1 << 32, 64 * GIB, (1 << 35) - 1, 64 * GIB, 32 * GIB),
+    ],
+)
+def test_a_zone_s_end_was_so_many_bits_and_is_an_address_from_6_12_on(
+    start: int, end: int, reach: int, by_bits: int, by_address: int
+) -> None:
+    """zone_sizes_init() and max_zone_phys(), before ba0fb44aed47 and since."""
+    assert limit(start, end, max_cpu_address=reach) == by_bits
+    assert limit(start, end, max_cpu_address=reach, era="6.12") == by_address
 
 
 def test_dma32_alone_does_not_care_what_the_devices_reach() -> None:

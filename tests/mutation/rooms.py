@@ -182,8 +182,11 @@ def in_order(mutant: PythonMutant, maps: Sequence[dict[str, Any]], likely: Seque
                 for name, took in sorted(times.items(), key=lambda pair: pair[1])
                 if name not in exact
             }
-            first.append((distance(times), sum(exact.values()), exact))
-            rest.append((distance(times), sum(others.values()), others))
+            if far_off := distance(times):
+                rest.append((far_off, sum(others.values()), others))
+            else:
+                exact |= others  # what its fixtures call is looked at by all of them
+            first.append((far_off, sum(exact.values()), exact))
     if not first:
         taken = [sorted(one["times"].items(), key=lambda pair: pair[1]) for one in maps]
         rest = [(distance(dict(some)), sum(took for _, took in some), dict(some)) for some in taken if some]

@@ -142,7 +142,13 @@ def test_files_named_after_the_module_are_tried_before_those_that_mention_it_and
         {"times": {f"{file}::1": cost}, "reaches": {f"{file}::1": [f"{mutant.path}::f"]}}
         for cost, file in enumerate(files)
     ]
-    assert list(rooms.in_order(mutant, maps, [])) == [f"{file}::1" for file in reversed(files)]
+    named = f"{files[-1]}::by a fixture"
+    maps[-1]["times"][named] = 0.5
+    assert list(rooms.in_order(mutant, maps, [])) == [
+        f"{files[2]}::1",
+        named,
+        *(f"{file}::1" for file in reversed(files[:2])),
+    ]
 
 
 def test_the_rooms_that_are_tried_are_there_with_tests_of_their_own() -> None:

@@ -56,7 +56,7 @@ def fill_memory(dtb: bytes, size: int) -> bytes:
     editor.setprop(at, "device_type", b"memory\0")
     editor.setprop(at, "reg", reg)
     editor.pack()
-    return bytes(editor.data)
+    return editor.to_bytes()
 
 
 def _base(tree: Fdt, node: int | None) -> int:

@@ -91,7 +91,7 @@ def set_bootargs(dtb: bytes, cmdline: str) -> bytes:
     editor = FdtEditor(dtb, len(dtb) + len(bootargs) + 256)
     editor.setprop(chosen_node(editor), "bootargs", bootargs)
     editor.pack()
-    return bytes(editor.data)
+    return editor.to_bytes()
 
 
 def bootargs_of(tree: Fdt) -> bytes:
@@ -116,5 +116,5 @@ def initrd_range(dtb: Fdt) -> PhysRange | None:
     end_cells = dtb.get_cells(chosen, "linux,initrd-end")
     if not start_cells or not end_cells:
         return None
-    start, end = join_cells(start_cells[:2]), join_cells(end_cells[:2])
+    start, end = join_cells(start_cells[-2:]), join_cells(end_cells[-2:])  # as of_read_number() has them
     return PhysRange(start, end) if start < end else None

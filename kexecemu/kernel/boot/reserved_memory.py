@@ -254,7 +254,7 @@ class ReservedMemory:
         """fdt_init_reserved_mem_node(): the driver has its say; a region that it does not want is given back."""
         nomap = self._has(one.node, "no-map")
         area = PhysRange(one.base, min(one.base + one.size, _U64))
-        if self._pools.setup(one, self._memblock) is Setup.FAILED:
+        if not self._pools.setup(one, self._memblock):
             self._log(f"node {one.node.name} compatible matching fail")
             if nomap:
                 self._memblock.clear_nomap(area)

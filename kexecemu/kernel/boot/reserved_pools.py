@@ -80,16 +80,19 @@ class Pools:
             return Setup.FAILED
         return Setup.DONE
 
-    def setup(self, one: Region, memblock: Memblock) -> Setup:
-        """__reserved_mem_init_node(): the driver for CMA areas has the first say, then the one for DMA pools."""
+    def setup(self, one: Region, memblock: Memblock) -> bool:
+        """__reserved_mem_init_node(): the driver for CMA areas has the first say, then the one for DMA pools.
+
+        False for a region that is not to be.
+        """
         if not self.is_pool(one.node):
-            return Setup.NOBODY
+            return True
         found = self._setup_cma(one, memblock) if self.cma_align else Setup.NOBODY
         if found is not Setup.DONE and not (found is Setup.FAILED and self.rules.reserves_first_reg):
             found = self._setup_dma(one)
         if found is Setup.DONE:
             self._log(f"OF: reserved mem: initialized node {one.node.name}, compatible id shared-dma-pool")
-        return found
+        return found is not Setup.FAILED
 
     def _setup_cma(self, one: Region, memblock: Memblock) -> Setup:
         default = self.has(one.node, "linux,cma-default")

@@ -39,6 +39,11 @@ def test_the_file_is_marked_as_a_campaign_s_and_by_its_format(tmp_path: Path) ->
     assert names == {"header", "begun", "result", "audit", "clock"}
 
 
+def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
+    Store.begin(tmp_path / "a" / "b" / "c", HEADER).close()
+    assert (tmp_path / "a/b/c/campaign.sqlite").is_file()
+
+
 def test_a_folder_s_name_is_a_name_and_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("file:there", "50%25 #1?mode=memory"):

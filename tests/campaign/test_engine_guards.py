@@ -87,7 +87,7 @@ def test_what_the_load_writes_over_whole_is_gone_and_over_a_part_is_run(
 @pytest.mark.parametrize("page", [TABLES.start, TABLES.start + 0x1000])
 @pytest.mark.parametrize(
     ("touched", "untouched"),
-    [(0, False), (0xFFF, False), (0x7F8, False), (-1, True), (0x1000, True)],
+    [(0, False), (0xFF8, False), (0x7F8, False), (-1, True), (0x1000, True)],
 )
 def test_of_a_table_s_page_nothing_may_have_been_touched(page: int, touched: int, untouched: bool) -> None:
     for at in (0x10, 0xFF0):

@@ -240,3 +240,15 @@ def test_a_file_with_nothing_in_it_is_no_campaign_yet_and_one_can_begin_there(tm
         Store.read(tmp_path)
     with Store.begin(tmp_path, HEADER, resume=True) as store:
         assert store.header == HEADER and store.pending() == [range(25)]
+
+
+def test_a_campaign_that_begins_anew_has_nothing_of_the_same_one_before_it(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        store.mark_begun(range(3))
+    named = replace(HEADER, name="by another name")
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.begun() == [range(3)]
+    with Store.begin(tmp_path, named) as store:
+        assert (store.begun(), store.header) == ([], named)
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.header == named

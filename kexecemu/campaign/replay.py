@@ -32,6 +32,9 @@ _LINES: Final = 400
 _LAST_BLOCKS: Final = 8
 """Blocks at the end of a trace that are shown instruction by instruction."""
 
+_WIDEST: Final = 64
+"""Bytes: no store is as wide."""
+
 _UNTRACED: Final = "nobody is traced: a write before the load has a machine of its own, which nothing watches"
 
 
@@ -147,7 +150,7 @@ class _Names:
 
     def function(self, pc: int) -> str:
         """The symbol alone."""
-        return self.name(pc).split("+", 1)[0]
+        return self.name(pc).partition("+")[0]
 
     def source(self, pc: int) -> str:
         """file:line of the first kernel's code, "" of anything else."""
@@ -219,11 +222,13 @@ class _Culprits:
     def watching(self) -> Iterator[None]:
         """Hook the stores of every CPU to the area, and nothing else: the rest runs as ever."""
         with ExitStack() as stack:
+            # A store is heard where it begins: it may reach in from before.
+            begins = PhysRange(max(self._area.start - _WIDEST, 0), self._area.end)
             # Whether they are off now says nothing: the run before this one may have ended so.
             for index, state in enumerate(self._engine.golden.loaded.cpus):
                 if state is not None:
                     cpu = self._engine.kernel.board.cpus[index]
-                    stack.enter_context(hooked(cpu, UC_HOOK_MEM_WRITE, self._on_write(cpu), self._area))
+                    stack.enter_context(hooked(cpu, UC_HOOK_MEM_WRITE, self._on_write(cpu), begins))
             yield
 
     def _on_write(self, cpu: Cpu) -> Callable[..., None]:
@@ -231,6 +236,8 @@ class _Culprits:
         disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
 
         def on_write(uc: Uc, kind: int, phys: int, size: int, value: int, _: object) -> None:
+            if not PhysRange.of(phys, size).overlaps(self._area):
+                return
             pc = int(uc.reg_read(UC_ARM64_REG_PC))
             code = cpu.translate(pc)
             word = cpu.ram.read(code, 4) if code is not None and code in cpu.ram else b""

@@ -86,7 +86,7 @@ def sample_stratified(space: Space, n: int, seed: int) -> list[tuple[int, float]
 
 def _shares(sizes: list[int], n: int) -> list[int]:
     """n given out as evenly as can be, none more than its size."""
-    shares = [0] * len(sizes)
+    shares = list(sizes)
     left = n
     # From the smallest on: what it cannot take is shared by those behind it, which can take more.
     for done, number in enumerate(sorted(range(len(sizes)), key=lambda one: (sizes[one], one))):

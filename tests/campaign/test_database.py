@@ -39,6 +39,11 @@ def test_the_file_is_marked_as_a_campaign_s_and_by_its_format(tmp_path: Path) ->
     assert names == {"header", "begun", "result", "audit", "clock"}
 
 
+def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
+    Store.begin(tmp_path / "a" / "b" / "c", HEADER).close()
+    assert (tmp_path / "a/b/c/campaign.sqlite").is_file()
+
+
 def test_a_folder_s_name_is_a_name_and_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("file:there", "50%25 #1?mode=memory"):
@@ -235,3 +240,15 @@ def test_a_file_with_nothing_in_it_is_no_campaign_yet_and_one_can_begin_there(tm
         Store.read(tmp_path)
     with Store.begin(tmp_path, HEADER, resume=True) as store:
         assert store.header == HEADER and store.pending() == [range(25)]
+
+
+def test_a_campaign_that_begins_anew_has_nothing_of_the_same_one_before_it(tmp_path: Path) -> None:
+    with Store.begin(tmp_path, HEADER) as store:
+        store.mark_begun(range(3))
+    named = replace(HEADER, name="by another name")
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.begun() == [range(3)]
+    with Store.begin(tmp_path, named) as store:
+        assert (store.begun(), store.header) == ([], named)
+    with Store.begin(tmp_path, HEADER, resume=True) as store:
+        assert store.header == named

@@ -14,7 +14,7 @@ import stray_faults
 from stray_faults import fault, scenario, start
 
 from kexecemu.campaign.engine import FaultDecider
-from kexecemu.campaign.fault import How
+from kexecemu.campaign.fault import MOMENTS, How
 from kexecemu.machine.ranges import PhysRange
 from kexecemu.stray.fault import By, Fault, When
 
@@ -285,3 +285,25 @@ def test_an_engine_that_is_closed_holds_no_memory_of_the_host() -> None:
     before = Path("/proc/self/maps").read_text().count(host)
     engine.close()
     assert ram.closed and Path("/proc/self/maps").read_text().count(host) < before
+
+
+def test_what_a_write_finds_is_the_memory_of_its_moment(machine: Callable[[str], FaultDecider]) -> None:
+    engine = machine("checked")
+    golden, victim, memory = engine.golden, engine.victim, engine._hits._memory
+    purgatory = engine.image.segment("purgatory")
+    assert purgatory is not None
+    copy = PhysRange.of(engine.image.vmcoreinfo_safecopy, 4096)
+    outside = PhysRange.of(0x41000000, 4096)
+    seen = set()
+    for area in (copy, purgatory.area, outside, PhysRange(golden.region.start - 8, golden.region.start + 8)):
+        inside = golden.region.covers(area)
+        base, unloaded = victim.base_memory(area), victim.unloaded_memory(area)
+        jump = golden.held(area) if inside else base
+        entry = golden.held(area, at_entry=True) if inside else base
+        seen.add((base != jump, jump != entry, base != unloaded))
+        found = {when: memory(when, area) for when in MOMENTS}
+        assert found == {
+            When.DURING_LOAD: unloaded, When.AFTER_LOAD: base, When.DURING_PANIC: jump, When.WHILE_HASHING: jump,
+            When.AFTER_CHECK: entry, When.IN_CAPTURE: entry,
+        }  # fmt: skip
+    assert all(any(one[number] for one in seen) for number in range(3))  # it is not the same everywhere

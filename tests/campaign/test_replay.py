@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,11 +14,14 @@ import capstone
 import pytest
 from elftools.elf.elffile import ELFFile
 from stray_faults import fault, scenario, start
+from unicorn.unicorn_const import UC_HOOK_BLOCK, UC_HOOK_MEM_WRITE
 
 from kexecemu.campaign import replay
 from kexecemu.campaign.engine import FaultDecider
 from kexecemu.campaign.replay import Culprit, Replay, replay_in
 from kexecemu.errors import InputError
+from kexecemu.machine.board import Board
+from kexecemu.machine.ranges import PhysRange
 from kexecemu.scenario.read import read_scenario
 
 STORED = "cpu.byte.5.initrd+100.after-load"
@@ -189,6 +193,20 @@ def test_the_purgatory_is_a_culprit_where_it_writes_over_the_damage(engine: Faul
     assert any(one.symbol.startswith("purgatory:") and one.instruction.startswith("st") for one in found[1:])
 
 
+@pytest.mark.parametrize("byte", [0, 3, 7])
+def test_a_store_that_begins_before_the_damage_and_reaches_into_it_is_caught(
+    engine: FaultDecider, byte: int
+) -> None:
+    purgatory, checker = engine.image.segment("purgatory"), engine.image.purgatory
+    assert purgatory is not None and checker is not None
+    stack, size = checker.symbol_table()["purgatory_stack"]
+    at = stack + size - 8 + byte
+    found = again(engine, f"dma.byte.5.purgatory+{at - purgatory.mem:x}.after-load", culprit=True).culprits
+    stores = [one for one in found if one.instruction]
+    assert {one.phys for one in stores} == {stack + size - 8}
+    assert all(one.symbol.startswith("purgatory:") for one in stores)
+
+
 def test_a_trace_says_who_ran_from_when_on(engine: FaultDecider) -> None:
     lines = again(engine, STORED, trace=True).trace
     entries = [re.match(r" *([\d,]+)  (\S+) +0x([0-9a-f]+)\Z", line) for line in lines]
@@ -276,3 +294,55 @@ def test_a_scenario_file_and_a_token_are_enough(tmp_path: Path) -> None:
 def test_a_culprit_without_a_source_line_is_told_without() -> None:
     one = Culprit("cpu1", 5, 0x1000, 0x2000, "str x0, [x1]", "memcpy+0x4")
     assert str(one) == "cpu1 stored at 0x1000 by `str x0, [x1]` at 0x2000, memcpy+0x4"
+
+
+def test_a_culprit_is_told_by_what_is_known_of_it() -> None:
+    assert Culprit("cpu0", 5, 0x10) == Culprit("cpu0", 5, 0x10, 0, "", "", "")
+    assert (
+        str(Culprit("cpu0", 5, 0x10))
+        == "cpu0 stored at 0x10 before the load, where no instruction is watched"
+    )
+    assert (
+        str(Culprit("a bus master", 5, 0x10))
+        == "a bus master wrote at 0x10, past every CPU: no instruction did"
+    )
+    known = Culprit("cpu1", 5, 0x10, 0x20, "str x0, [x1]", "memcpy+0x4", "memcpy.S:9")
+    assert str(known) == "cpu1 stored at 0x10 by `str x0, [x1]` at 0x20, memcpy+0x4 (memcpy.S:9)"
+
+
+def test_code_of_the_first_kernel_has_one_name_with_its_mmu_on_and_off(engine: FaultDecider) -> None:
+    names, guest = replay._Names(engine), engine.kernel.guest
+    for symbol in ("_text", "panic", "stray_write"):
+        virt, phys = guest.vmlinux.virt(symbol), guest.phys(symbol)
+        assert names._virt(virt) == names._virt(phys) == virt
+        assert names.name(phys + 4) == names.name(virt + 4) and names.name(virt + 4).endswith("+0x4")
+        assert names.function(phys + 4) == names.function(virt) == names.name(virt).partition("+")[0]
+        assert names.source(phys) == names.source(virt)
+    assert names._virt(guest.area.end) == 0 and names.name(0x10) == "0x10" and names.source(0x10) == ""
+
+
+def test_a_hook_hears_code_that_was_translated_before_and_nothing_behind_its_end() -> None:
+    board = Board("16M")
+    cpu, heard = board.boot_cpu, list[int]()
+    board.ram.write(
+        0x40000000, struct.pack("<3I", 0xD2800020, 0xF9000041, 0xD503207F)
+    )  # mov x0, #1; str x1, [x2]; wfi
+    cpu.reset(0x40000000)
+
+    def once() -> int:
+        before = len(heard)
+        cpu.pc = 0x40000000
+        cpu.set_x(2, 0x40001000)
+        cpu.run(limit=100)
+        return len(heard) - before
+
+    assert once() == 0
+    with replay.hooked(cpu, UC_HOOK_BLOCK, lambda uc, virt, size, _: heard.append(virt)):
+        assert once() > 0
+    assert once() == 0
+    for at, times in ((0x40001000, 1), (0x40000FF8, 0), (0x40001008, 0)):
+        area = PhysRange.of(at, 8)
+        with replay.hooked(cpu, UC_HOOK_MEM_WRITE, lambda *words: heard.append(words[2]), area):
+            assert once() == times
+    assert once() == 0
+    board.close()

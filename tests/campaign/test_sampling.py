@@ -148,6 +148,12 @@ def test_any_beginning_of_a_stratified_sample_has_all_strata() -> None:
     assert sample_stratified(made, 300, 4) != drawn
 
 
+def test_all_that_there_are_can_be_drawn_of_strata_too() -> None:
+    made = space(1, 2, 4)
+    assert sorted(sample_stratified(made, 56, 1)) == [(index, 1.0) for index in range(56)]
+    assert len(sample_stratified(made, 3, 1)) == 3  # one of each
+
+
 def test_strata_of_one_size_are_not_drawn_alike() -> None:
     made = space(1000, 1000)
     numbers = {index - made.stratum(index).first for index, _ in sample_stratified(made, 40, 3)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -234,3 +235,13 @@ def test_an_image_that_is_jumped_to_elsewhere_than_at_its_start_is_none() -> Non
             assert stop.value.outcome is Outcome.MISBOOT
             break
     assert seen == [(When.AFTER_LOAD, 0), (When.BEFORE_PANIC, 0), (When.DURING_PANIC, 0)]
+
+
+@pytest.mark.parametrize("call", [crash, Kernel.panic])
+def test_no_linux_is_followed_and_nobody_hears_of_progress_unless_it_is_asked_for(call: Any) -> None:
+    defaults = {name: one.default for name, one in inspect.signature(call).parameters.items()}
+    assert (defaults["linux"], defaults["progress"], defaults["message"]) == (
+        False,
+        None,
+        "sysrq triggered crash",
+    )

@@ -299,12 +299,15 @@ def test_a_linux_is_followed_to_its_end_and_what_it_met_is_told_where_that_ended
 ) -> None:
     machine.x, machine.pstate = lambda number: 0x1230 if number == 0 else 0, 0x3C5
     found, told = LinuxCapture(end, "there", 99), list[Any]()
+    loaded = image(dtb_mem=0x1230)
     late = replace(ABORT, when=9)
 
     def linux_stage(
-        board: Any, *, areas: Any, steps: Any, progress: Any
+        board: Any, *, areas: Any, image: Any, steps: Any, progress: Any
     ) -> Generator[int, None, LinuxCapture]:
         assert (board, areas, steps) == ("a board", [PhysRange(0, 1)], (3,))
+        kernel = loaded.segment("kernel")
+        assert kernel is not None and image == kernel.area
         machine.exceptions += [late] * met
         progress(7)
         progress(1_100_000_001)
@@ -314,7 +317,7 @@ def test_a_linux_is_followed_to_its_end_and_what_it_met_is_told_where_that_ended
     monkeypatch.setattr(running, "linux_stage", linux_stage)
     run: Any = through(
         capture_stage(
-            machine, "a board", image(dtb_mem=0x1230), steps=(3,), linux=True, loads=(PhysRange(0, 1),),  # type: ignore[arg-type]
+            machine, "a board", loaded, steps=(3,), linux=True, loads=(PhysRange(0, 1),),  # type: ignore[arg-type]
             progress=lambda done, expected: told.append((done, expected)),
         )
     )  # fmt: skip

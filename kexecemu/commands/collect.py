@@ -6,10 +6,8 @@ from importlib.resources import files
 __all__ = ["EXAMPLES", "collect_command"]
 
 EXAMPLES = """\
-kexecemu collect > collect.sh
-The script; take it to the machine, read it, and run it there: sh collect.sh -o facts.tar
-kexecemu collect | ssh root@machine sh -s -- -o facts.tar
-The same at once, on a machine elsewhere.
+kexecemu collect
+The script: keep it in a file, read it, and run it on the machine (sh collect.sh -o facts.tar).
 """
 
 

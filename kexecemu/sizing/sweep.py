@@ -21,6 +21,7 @@ from kexecemu.files import read_file, replace_file
 from kexecemu.linux.fetched import fetched_kernel
 from kexecemu.scenario.options import OPTIONS, Setup
 from kexecemu.scenario.setup import boot
+from kexecemu.shown import shown
 from kexecemu.sizing.run import NOT_RESERVED, Asked, Row, run_size, setup_for
 
 __all__ = ["Plan", "RowFile", "check_setup", "setting_of", "sweep"]
@@ -31,6 +32,7 @@ _MOST = 4096
 _FORBIDS = {"cma": "cma=0", "swiotlb": "swiotlb=noforce"}
 
 
+@shown()
 @dataclass(frozen=True)
 class Plan:
     """Which sizes are tried, in bytes.

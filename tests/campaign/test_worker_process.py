@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_a_worker_answers_each_task_with_results_or_an_exception_that_can_be_sen
     monkeypatch.setattr(process, "_die_with", parents.append)
     pipe: Any = Pipe(4, room)
     with warnings.catch_warnings(record=True) as heard:
-        process._work(pipe, CONFIG, 77)
+        process._work(pipe, partial(process._chunk, CONFIG), 77)
     assert parents == [77] and heard == []
     found = [one if isinstance(one, list) else f"{type(one).__name__}: {one}" for one in pipe.answers]
     assert found == [[0], "MachineError: no machine", "MachineError: KeyError: 'odd'", [3]][:answered]
@@ -146,9 +147,10 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> WorkerProcess:
 
 def test_a_worker_is_a_daemon_that_hears_no_ctrl_c_and_holds_its_end_of_the_pipe_alone(worker: Any) -> None:
     made = worker._process
-    theirs, config, parent = made.options["args"]
+    theirs, work, parent = made.options["args"]
     assert (made.options["target"], made.options["daemon"]) == (process._work, True)
-    assert (config, parent, theirs.closed, worker.pid) == (CONFIG, os.getpid(), True, 1234)
+    assert (work.func, work.args) == (process._chunk, (CONFIG,))
+    assert (parent, theirs.closed, worker.pid) == (os.getpid(), True, 1234)
     assert signal.SIGINT in made.blocked
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     # The other end is gone: it has something to say, that it is dead.

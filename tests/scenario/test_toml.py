@@ -69,7 +69,9 @@ FULL = Setup(
     way="machine-kexec",
     capture="linux",
 )
-REAL = Setup(linux=Path("/there/Linux"), stuck_cpus=(1, 3), cpus=4, purgatory="kexec-tools")
+REAL = Setup(
+    linux=Path("/there/Linux"), stuck_cpus=(1, 3), cpus=4, purgatory="kexec-tools", modules=Path("/there")
+)
 
 
 def test_a_setup_becomes_the_scenario_that_gives_it_again(tmp_path: Path) -> None:

@@ -2,15 +2,32 @@
 
 import sys
 from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+from kexecemu.commands.options import output
+from kexecemu.commands.outputs import Written, check_outputs, print_written
 
 __all__ = ["EXAMPLES", "collect_command"]
 
 EXAMPLES = """\
 kexecemu collect
-The script: keep it in a file, read it, and run it on the machine (sh collect.sh -o facts.tar).
+The script, to be read, or piped to a shell on the machine: ssh root@machine sh -s
+kexecemu collect --out collect.sh
+The same as a file; run it there: sh collect.sh -o facts.tar
 """
 
 
-def collect_command() -> None:
+def collect_command(
+    out: Annotated[Path | None, output("--out", "Write the script there, and not to stdout.")] = None,
+) -> None:
     """Print the shell script that gathers what there is to know of a machine's kdump, into one tar."""
-    sys.stdout.write((files("kexecemu.doctor") / "collect.sh").read_text(encoding="utf-8"))
+    script = (files("kexecemu.doctor") / "collect.sh").read_text(encoding="utf-8")
+    if out is None:
+        sys.stdout.write(script)
+        return
+    check_outputs({"--out": out})
+    written = Written()
+    written.write("--out", out, lambda: script)
+    print_written(written.files)
+    written.exit()

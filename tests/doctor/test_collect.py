@@ -171,6 +171,11 @@ def test_shellcheck_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_command_prints_the_script(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_script_or_writes_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["collect"]) == 0
     assert capsys.readouterr().out == SCRIPT.read_text()
+    assert main(["collect", "--out", str(tmp_path / "collect.sh")]) == 0
+    assert (tmp_path / "collect.sh").read_text() == SCRIPT.read_text()
+    assert "written" in capsys.readouterr().out

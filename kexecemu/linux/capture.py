@@ -263,6 +263,7 @@ def linux_stage(
     said, time = board.uart.text[printed:], board.time - begin
     unshown = "" if _kind(end, console) is LinuxEnd.DONE else _unshown(board, image, printed)
     console.panicked |= _PANIC_END in unshown.encode()
+    console.panics |= _PANIC in unshown.encode()
     return _account(
         _kind(end, console), _where(end, said, unshown), time, said, console, disk, crashed, unshown
     )

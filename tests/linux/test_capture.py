@@ -130,6 +130,14 @@ def test_a_kernel_that_dies_without_a_word_is_found_out_by_its_log(
     assert "its console has not shown the end of its log: [    0.002000] ---[ end" in ended.where
 
 
+def test_a_silent_panic_that_ends_in_a_reset_is_a_panic(board: Board) -> None:
+    """With panic=1 its end is not printed."""
+    put_log(board, [FIRST, "Kernel panic - not syncing: deadlock"])
+    start(board, RESET)
+    ended = through(linux_stage(board, areas=AREAS, image=LOG, budget=1_000_000))
+    assert (ended.end, ended.panic) == (LinuxEnd.PANIC, "deadlock")
+
+
 def test_of_a_log_that_was_shown_in_part_the_rest_is_told(board: Board) -> None:
     put_log(board, [FIRST, "second", "third\nof two lines", "last"])
     start(board, says(f"[    0.000000] {FIRST}", "[    0.001000][    T0] second"), OFF)

@@ -1,12 +1,11 @@
 """kexecemu collect: the script that gathers, on a machine of its own, what there is to know of its kdump."""
 
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 from kexecemu.commands.options import output
-from kexecemu.commands.outputs import Written, check_outputs, print_written
+from kexecemu.commands.outputs import print_or_write
 
 __all__ = ["EXAMPLES", "collect_command"]
 
@@ -23,11 +22,4 @@ def collect_command(
 ) -> None:
     """Print the shell script that gathers what there is to know of a machine's kdump, into one tar."""
     script = (files("kexecemu.doctor") / "collect.sh").read_text(encoding="utf-8")
-    if out is None:
-        sys.stdout.write(script)
-        return
-    check_outputs({"--out": out})
-    written = Written()
-    written.write("--out", out, lambda: script)
-    print_written(written.files)
-    written.exit()
+    print_or_write(script, out)

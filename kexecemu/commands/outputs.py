@@ -20,7 +20,8 @@ from kexecemu.visible import json_text, visible_line
 if TYPE_CHECKING:
     from kexecemu.scenario.options import Setup
 
-__all__ = ["Written", "check_folder", "check_outputs", "input_files", "print_json", "print_written"]
+__all__ = ["Written", "check_folder", "check_outputs", "input_files", "print_json", "print_or_write"]
+__all__ += ["print_written"]
 
 _BAD_INPUT = 2
 
@@ -117,6 +118,18 @@ class Written:
         for line in self.failed:
             say_line(line)
         raise typer.Exit(_BAD_INPUT if self.failed else status)
+
+
+def print_or_write(text: str, out: Path | None) -> None:
+    """A text on stdout, or in the file that --out asks for."""
+    if out is None:
+        sys.stdout.write(text)
+        return
+    check_outputs({"--out": out})
+    written = Written()
+    written.write("--out", out, lambda: text)
+    print_written(written.files)
+    written.exit()
 
 
 def print_json(value: Mapping[str, Any], files: Sequence[Path] | None = None) -> None:

@@ -1,12 +1,11 @@
 """kexecemu schema: the form of a scenario file as JSON Schema, for editors and for the documentation."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from kexecemu.commands.options import option
-from kexecemu.commands.outputs import Written, check_outputs, print_written
+from kexecemu.commands.outputs import print_or_write
 
 __all__ = ["EXAMPLES", "scenario_schema", "schema_command"]
 
@@ -24,14 +23,7 @@ def schema_command(out: Annotated[Path | None, option("--out", "Write it to FILE
     A scenario names it in its first line: #:schema scenario.schema.json
     """
     text = json.dumps(scenario_schema(), indent=2, ensure_ascii=False) + "\n"
-    if out is None:
-        sys.stdout.write(text)
-        return
-    check_outputs({"--out": out})
-    written = Written()
-    written.write("--out", out, lambda: text)
-    print_written(written.files)
-    written.exit()
+    print_or_write(text, out)
 
 
 def scenario_schema() -> dict[str, Any]:

@@ -31,27 +31,30 @@ def heapsort(
     if not top:
         return
 
+    def swap(one: int, other: int) -> None:
+        found[one], found[other] = found[other], found[one]
+
     while True:
         if top:
             top -= 1 << shift
         elif double_pop and end > 3:
             end -= 1
-            found[0], found[end] = found[end], found[0]
+            swap(0, end)
             shift = int(key(found[1]) <= key(found[2]))
             top = 1 << shift
             end -= 1
-            found[top], found[end] = found[end], found[top]
+            swap(top, end)
         elif not double_pop and end > 1:
             end -= 1
-            found[0], found[end] = found[end], found[0]
+            swap(0, end)
         else:
             break
         _sift(found, key, top, end, strict=double_pop)
     if double_pop:
         end -= 1
-        found[0], found[end] = found[end], found[0]
+        swap(0, end)
         if end == 2 and key(found[0]) > key(found[1]):
-            found[0], found[1] = found[1], found[0]
+            swap(0, 1)
 
 
 def _sift(
